@@ -94,19 +94,16 @@ def serve(
 
         source = Source(model.location, model.data, VersionOptions(model.metadata, model.index_from))
         refresher = Refresher(source, Versions(work))
-        refresher.refresh(reporter)
+        refresher.write_first(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)
         os.environ[AGENT_VARIABLE] = str(os.getpid())
         config = Config("deploy.serving.app:make_app", **_process_options(options.processes))
-        stop = refresher.start(options.refresh_seconds) if options.refresh_seconds else lambda: None
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
         on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
-        try:
-            supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Multiprocess(config, sockets=[listener])
+        with refresher.running(options.refresh_seconds):
             supervisor.run()
-        finally:
-            stop()
         if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
             raise CrossfadeError("a process of the server could not start; its error is above")
 

@@ -13,20 +13,26 @@ The version before the current one is kept, since a process may be opening it.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+from deploy.cluster.role_variables import die_with_agent
 from deploy.serving.metrics import record_refresh
 from kvstore.errors import CrossfadeError
-from trainer.data.background import yield_to_computation
 from trainer.data.reporter import NullReporter, ProgressReporter
 from trainer.recommend.trained_model import source_fingerprint, with_trained_model
-from trainer.serving.version_folder import VersionCard, VersionOptions, write_version
+from trainer.serving.version_folder import VersionOptions, write_version
 
 _CURRENT = "current"
+_NICENESS = 19
+_POLL_SECONDS = 0.2
 _logger = logging.getLogger(__name__)
 
 
@@ -73,7 +79,11 @@ class Source:
 
 
 class Refresher:
-    """Writes a version whenever the source has other vectors."""
+    """Writes a version whenever the source has other vectors.
+
+    The first is written in this process, later ones in another one with the lowest priority, so that they take only the
+    time that requests leave.
+    """
 
     def __init__(self, source: Source, versions: Versions) -> None:
         """Write versions of ``source`` to ``versions``."""
@@ -82,35 +92,40 @@ class Refresher:
         self._fingerprint: str | None = None
         self._stop = threading.Event()
 
-    def refresh(self, reporter: ProgressReporter) -> VersionCard | None:
-        """Write and publish a version if the source has changed since the last; otherwise, return None.
+    def write_first(self, reporter: ProgressReporter) -> None:
+        """Write and publish the first version.
 
         Raises:
             CrossfadeError: the source cannot be read, or the version not be written.
             OSError: the version cannot be written.
         """
-        fingerprint = source_fingerprint(self._source.location)
-        if fingerprint == self._fingerprint:
-            return None
+        self._fingerprint = source_fingerprint(self._source.location)
         path = self._versions.next_path()
-        card = with_trained_model(
-            self._source.location,
-            self._source.data,
-            _logger.info,
-            lambda model: write_version(model, _emptied(path), self._source.options, reporter),
-        )
+        _write(self._source, path, reporter)
         self._versions.publish(path)
-        self._fingerprint = fingerprint
         record_refresh("success")
-        return card
 
-    def run(self, seconds: float) -> None:
-        """Refresh every ``seconds`` until ``stop``; a failure is logged, and the current version stays."""
-        yield_to_computation()
+    @contextmanager
+    def running(self, seconds: float) -> Iterator[None]:
+        """Look for other vectors every ``seconds`` while the context lasts; 0: never.
+
+        A failure is logged, and the current version stays.
+        """
+        thread = threading.Thread(target=self._run, args=[seconds], name="refresh")
+        if seconds:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            if seconds:
+                thread.join()
+
+    def _run(self, seconds: float) -> None:
         reported: str | None = None
         while not self._stop.wait(seconds):
             try:
-                card = self.refresh(NullReporter())
+                is_new = self._refresh()
             except (CrossfadeError, OSError) as error:
                 record_refresh("failure")
                 if str(error) != reported:
@@ -118,14 +133,72 @@ class Refresher:
                 reported = str(error)
             else:
                 reported = None
-                if card is not None:
-                    _logger.info(f"serving a new version of {card.model}")
+                if is_new:
+                    _logger.info(f"serving a new version of {self._source.location}")
 
-    def start(self, seconds: float) -> Callable[[], None]:
-        """Run in a thread; return what stops it."""
-        thread = threading.Thread(target=self.run, args=[seconds], name="refresh", daemon=True)
-        thread.start()
-        return self._stop.set
+    def _refresh(self) -> bool:
+        """Write and publish a version if the source has changed since the last; return whether it was published.
+
+        Raises:
+            CrossfadeError: the source cannot be read, or the version not be written.
+        """
+        fingerprint = source_fingerprint(self._source.location)
+        if fingerprint == self._fingerprint:
+            return False
+        path = self._versions.next_path()
+        if not self._write_in_process(path):
+            return False
+        self._versions.publish(path)
+        self._fingerprint = fingerprint
+        record_refresh("success")
+        return True
+
+    def _write_in_process(self, path: Path) -> bool:
+        """Write a version to ``path``; return whether it is complete, False if the server is being stopped.
+
+        Raises:
+            CrossfadeError: it cannot be written.
+        """
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_write_and_report, args=(self._source, path, sender), name="refresh")
+        with closing(receiver):
+            process.start()
+            sender.close()
+            while not receiver.poll(_POLL_SECONDS):
+                if self._stop.is_set():
+                    process.kill()
+                    process.join()
+                    return False
+            try:
+                problem: str = receiver.recv()
+            except EOFError:
+                problem = "the process that writes it was killed"
+            process.join()
+        if problem:
+            raise CrossfadeError(problem)
+        return True
+
+
+def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
+    """Write a version in a process of its own, and send what is wrong, an empty text if nothing is."""
+    die_with_agent()
+    os.nice(_NICENESS)
+    problem = ""
+    try:
+        _write(source, path, NullReporter())
+    except (CrossfadeError, OSError) as error:
+        problem = str(error)
+    sender.send(problem)
+
+
+def _write(source: Source, path: Path, reporter: ProgressReporter) -> None:
+    with_trained_model(
+        source.location,
+        source.data,
+        _logger.info,
+        lambda model: write_version(model, _emptied(path), source.options, reporter),
+    )
 
 
 def _emptied(path: Path) -> Path:

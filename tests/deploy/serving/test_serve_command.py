@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -216,10 +217,14 @@ def work_folder(server: RunningServer) -> Path:
 
 
 def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_path: Path) -> None:
-    with running_server("run", "--work-dir", tmp_path / "work", cwd=workspace) as server:
+    run = shutil.copytree(workspace / "run", tmp_path / "run")
+    with running_server(run, "--refresh", 0.05, "--work-dir", tmp_path / "work", cwd=workspace) as server:
+        (run / "embeddings" / "track" / "rows-000000000000.parquet").touch()
+        wait_until(lambda: list((tmp_path / "work").glob("*/000002")), 30, "a newer version being written")
         server.command.process.send_signal(signal.SIGTERM)
         result = server.command.finish()
         assert (result.returncode, result.stdout) == (0, "")
+        assert "Error" not in result.stderr
         assert server.command.mark.processes() == []
     assert list((tmp_path / "work").iterdir()) == []
 
