@@ -123,7 +123,7 @@ def swapping(run: Path, runs: list[Path], swaps: int, seconds: int) -> Iterator[
 
     def swap() -> None:
         for number in range(swaps):
-            if ended.wait(seconds / (swaps + 1)):
+            if ended.wait(seconds / (swaps + 2)):
                 return
             use(run, runs[(number + 1) % 2])
 
