@@ -18,6 +18,8 @@ from deploy.dashboard.app import make_app
 from deploy.dashboard.explored_models import ExploredModels
 from deploy.dashboard.runs import Runs
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60.0
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 

@@ -23,6 +23,8 @@ from trainer.recommend.trained_model import with_trained_model
 from trainer.serving.copies_folder import CopiesFolder
 from trainer.serving.served_model import RankingOptions, ServedModel
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60.0
 
 

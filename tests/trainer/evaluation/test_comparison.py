@@ -24,6 +24,8 @@ from trainer.evaluation.metric_kernels import METRICS, hit_metrics_per_query, su
 from trainer.evaluation.ranking import evaluate
 from trainer.model.spec import ModelSpec, Score
 
+pytestmark = pytest.mark.slow
+
 QUERIES, ITEMS = 2_500, 60
 """Queries of more than two blocks of sums."""
 

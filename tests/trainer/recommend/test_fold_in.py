@@ -17,6 +17,8 @@ from trainer.recommend.history import Histories
 from trainer.recommend.recommender import Recommender, RecommendOptions
 from trainer.recommend.trained_model import TrainedModel, with_trained_model
 
+pytestmark = pytest.mark.slow
+
 
 def run_of(folder: Path, score: ScoreKind) -> Path:
     """Train on planted data with the given score."""

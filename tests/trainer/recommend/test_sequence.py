@@ -17,6 +17,8 @@ from running_command import succeeded
 from trainer.evaluation.top_k import unit_rows
 from trainer.recommend.sequence import Arc
 
+pytestmark = pytest.mark.slow
+
 A, B = 5000, 5001
 """Tracks of the first and the second genre."""
 

@@ -21,6 +21,8 @@ from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, Feature
 from trainer.data.parquet import file_entry
 
+pytestmark = pytest.mark.slow
+
 UNLABELED = range(3, TRACKS, 7)
 RARE = 12
 
