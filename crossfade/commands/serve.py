@@ -25,8 +25,8 @@ _EXAMPLES = (
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
 used if it has written any, otherwise its newest complete checkpoint. The model, its IDs and the items that customers
-know are first copied to the working folder; requests need nothing else. With many items, an index is built, which takes
-about half a minute for a million.
+know are first copied to the working folder; requests need nothing else. From 50,000 items on, an index is built, which
+takes about a minute for a million.
 
 Every --refresh seconds FROM is checked for newer embeddings or a newer checkpoint, which replaces the model while
 requests are being answered. A model that cannot be read is reported, and the last one is served on.
