@@ -1,7 +1,7 @@
 """Measure `crossfade serve` with wrk on loopback: latency at a fixed rate, the highest rate, and swaps under load.
 
     .venv/bin/python benchmarks/serving.py                              # a million items of 64 columns, one core
-    .venv/bin/python benchmarks/serving.py --seconds 600 --swaps 3      # ten minutes, with three newer models
+    .venv/bin/python benchmarks/serving.py --seconds 720 --swaps 3      # twelve minutes, with three newer models
     .venv/bin/python benchmarks/serving.py --schemathesis 500           # examples for each operation
 
 The model is trained on synthetic data, which is kept in build/serving/ for the next time. The server with all that it
