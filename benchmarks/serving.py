@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/serving.py                              # a million items of 64 columns, one core
     .venv/bin/python benchmarks/serving.py --seconds 720 --swaps 3      # twelve minutes, with three newer models
-    .venv/bin/python benchmarks/serving.py --schemathesis 500           # examples for each operation
+    .venv/bin/python benchmarks/serving.py --schemathesis 150           # examples for each operation
 
 The model is trained on synthetic data, which is kept in build/serving/ for the next time. The server with all that it
 starts runs on the first core, wrk on the second. Each of 64 connections sends a request for ten recommendations to a
