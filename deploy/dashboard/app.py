@@ -49,7 +49,7 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
     app = Dash(
         "crossfade",
         assets_folder=str(Path(__file__).with_name("assets")),
-        assets_ignore=r"^explore",  # of a page of its own
+        assets_ignore=r"^explore",  # those of the Explore page, which loads them itself
         title="Crossfade",
         update_title="",
         index_string=_INDEX,

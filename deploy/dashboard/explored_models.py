@@ -147,7 +147,7 @@ class ExploredModels:
         return preparation
 
     def _open_model(self, preparation: _Preparation) -> None:
-        """Open the model, in a thread of its own; keep the error if that fails."""
+        """Open the model, in a background thread; keep the error if that fails."""
         run = preparation.run
         try:
             with self._turn:
@@ -193,7 +193,7 @@ def _fingerprint(run: Path) -> str:
     try:
         return source_fingerprint(str(run))
     except InputError as error:
-        RunFolder(run).job()  # an invalid job has an error of its own
+        RunFolder(run).job()  # an invalid job raises another error
         raise InputError("it has neither embeddings nor a complete checkpoint yet") from error
 
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from deploy.cluster.role_variables import die_with_agent
 from deploy.serving.answers import UnknownRowError
 from deploy.serving.current import CurrentVersion, OverloadedError
-from deploy.serving.metrics import exposition, forget_dead_processes
+from deploy.serving.metrics import exposition
 from deploy.serving.middleware import LimitedBodies, RecordedRequests
 from deploy.serving.schemas import (
     PROBLEMS,
@@ -65,7 +65,6 @@ def make_app() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        forget_dead_processes()
         await current.load()
         following = asyncio.create_task(current.follow())
         yield

@@ -2,7 +2,7 @@
 
     current = CurrentVersion(versions)
     await current.load()
-    results = await current.answer(lambda answers: answers.similar(request), quick=True)
+    results = await current.answer(lambda answers: answers.similar(request), is_quick)
 
 Requests that take about a millisecond are answered in the event loop. Others wait for one thread, so that they delay
 neither these nor the health check, and that what they use is not used by two at once. A request keeps the version that

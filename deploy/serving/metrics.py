@@ -6,12 +6,9 @@ them adds them up. The variable must be set before this module is imported.
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Literal
 
-import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 _BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -28,7 +25,7 @@ _LOADED = Gauge(
 _VERSION = Gauge(
     "crossfade_serve_version",
     "Number of the version that a process loaded last.",
-    multiprocess_mode="livemostrecent",
+    multiprocess_mode="mostrecent",
 )
 _REFRESHES = Counter(
     "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
@@ -57,11 +54,3 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
-
-
-def forget_dead_processes() -> None:
-    """Drop the gauges of processes that have ended, whose place this one takes."""
-    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
-        pid = int(path.stem.rpartition("_")[2])
-        if not psutil.pid_exists(pid):
-            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -181,7 +181,7 @@ class Refresher:
 
 
 def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
-    """Write a version in a process of its own, and send what is wrong, an empty text if nothing is."""
+    """Write a version in this child process, and send the error message, which is empty on success."""
     die_with_agent()
     os.nice(_NICENESS)
     problem = ""

@@ -13,5 +13,5 @@ def write_script(path: Path, text: str) -> None:
 
 
 def export_suffix(date: datetime) -> str:
-    """Return the end of the names that tell the exports of different times apart, such as 20261127t143000."""
+    """Return a suffix for names that differs between exports: their time, such as 20261127t143000."""
     return date.astimezone(UTC).strftime("%Y%m%dt%H%M%S")

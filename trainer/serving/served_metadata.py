@@ -3,7 +3,7 @@
     metadata = ServedMetadata(folder / "metadata.duckdb", data, manifest, "track", has_file=True)
     kept_R = metadata.rows_where("year > 1990")
 
-The file is one of ``write_metadata``. A condition comes from whoever can reach the server: it is evaluated with one
+The file is one of ``write_metadata``. Conditions come from unauthenticated clients: each is evaluated with one
 thread, bounded memory, no access to files, and is interrupted after some seconds.
 
 Shapes: R rows.
