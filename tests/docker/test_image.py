@@ -13,7 +13,7 @@ from kvstore import __version__
 
 pytestmark = pytest.mark.docker
 
-MAX_BYTES = 1_400_000_000
+MAX_BYTES = 1_300_000_000
 HEAD_BYTES = 1 << 20
 FORBIDDEN = (
     *("var/lib/apt/lists", "var/cache/apt", "root/.cache", "home/crossfade/.cache", "tmp", "run", "src"),
