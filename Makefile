@@ -9,7 +9,7 @@ JOBS ?= 4
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-ALL_EXTRAS = --extra mxnet --extra aws --extra tune --extra dashboard --extra export --extra index --extra map --extra serve --extra tag --extra dev
+ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help

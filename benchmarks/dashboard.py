@@ -11,16 +11,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy.cluster.process_metrics import process_metrics
-from deploy.cluster.state_writer import StateWriter
-from deploy.dashboard import charts, run_reader
-from deploy.dashboard.charts import COLORS, RunView
-from deploy.dashboard.run_reader import RunReader
-from deploy.dashboard.summary import summarize
-from kvstore.store import TableSpec
-from trainer.config.loading import check_job
-from trainer.runs.folder import RunFolder
-from trainer.training.metrics import TrainingMetrics
+from crossfade.deploy.cluster.process_metrics import process_metrics
+from crossfade.deploy.cluster.state_writer import StateWriter
+from crossfade.deploy.dashboard import charts, run_reader
+from crossfade.deploy.dashboard.charts import COLORS, RunView
+from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.summary import summarize
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.metrics import TrainingMetrics
 
 LINES = 400_000
 REPEATS = 200

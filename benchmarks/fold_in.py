@@ -26,18 +26,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.arrays import FloatArray
-from kvstore.io.folder import Folder
-from trainer.config.loading import load_job
-from trainer.data.manifest import DataFile, DatasetManifest, Split, read_manifest
-from trainer.data.parquet import file_entry, write_options
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import NullReporter
-from trainer.evaluation.held_out import HeldOut, load_held_out
-from trainer.evaluation.ranking import evaluate
-from trainer.recommend.fold_in import FoldIn
-from trainer.recommend.history import load_histories
-from trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
+from crossfade.trainer.evaluation.ranking import evaluate
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.history import load_histories
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 EVERY = 5
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")

@@ -25,9 +25,9 @@ import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.faiss_lists import (
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
     Codes,
     ListOptions,
@@ -35,7 +35,7 @@ from trainer.recommend.faiss_lists import (
     bytes_per_row,
     num_lists,
 )
-from trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 _DEPTH = 100
 _QUERIES = 1000

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.capacity.step_time import SERVER, WORKER, WorkerStep, step_seconds
-from deploy.capacity.traffic import WIRE_REQUEST_BYTES, WIRE_ROW_BYTES
-from deploy.topology import Role
-from kvstore.layout import MAX_KEY_BYTES, make_layout
-from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
+from crossfade.deploy.capacity.step_time import SERVER, WORKER, WorkerStep, step_seconds
+from crossfade.deploy.capacity.traffic import WIRE_REQUEST_BYTES, WIRE_ROW_BYTES
+from crossfade.deploy.topology import Role
+from crossfade.kvstore.layout import MAX_KEY_BYTES, make_layout
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 
 DIM = 64
 STATE_BYTES = 4

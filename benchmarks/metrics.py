@@ -29,17 +29,17 @@ from typing import Any
 import yaml
 from suite.training import bpr_job
 
-from kvstore.stats import UpdateStats
-from trainer.config.loading import check_job
-from trainer.monitoring.http import serve_metrics
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.prepare.synthetic import write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
-from trainer.runs.events import Event, StepEvent
-from trainer.runs.folder import RunFolder
-from trainer.training.hooks import TrainingHooks
-from trainer.training.metrics import TrainingMetrics
-from trainer.training.run import run_in_process
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.monitoring.http import serve_metrics
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.trainer.runs.events import Event, StepEvent
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.training.run import run_in_process
 
 TURN_STEPS = 2
 WARM_UP_STEPS = 40

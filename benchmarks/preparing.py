@@ -23,11 +23,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from kvstore.io.folder import Folder
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.synthetic_draws import SyntheticSpec
-from trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
 _POLL_SECONDS = 0.1

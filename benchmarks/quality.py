@@ -26,9 +26,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kvstore.errors import CrossfadeError, InputError
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")

@@ -20,13 +20,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
-from trainer.data.schedule import BatchSchedule
-from trainer.data.stopwatch import Stopwatch
-from trainer.prepare.synthetic import write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 

@@ -25,12 +25,12 @@ from suite.processes import ROOT
 from suite.training import bpr_job, train
 from suite.work import Distribution, Draw, make_work
 
-from deploy.capacity import step_time
-from deploy.capacity.step_time import Costs, WorkerStep, step_seconds
-from deploy.topology import Role
-from kvstore.arrays import FloatArray
-from kvstore.layout import DEFAULT_KEY_BYTES, make_layout
-from kvstore.store import TableSpec
+from crossfade.deploy.capacity import step_time
+from crossfade.deploy.capacity.step_time import Costs, WorkerStep, step_seconds
+from crossfade.deploy.topology import Role
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, make_layout
+from crossfade.kvstore.store import TableSpec
 
 FOLDER = ROOT / "build" / "bench"
 TABLE_ROWS = 1_000_000, 100_000

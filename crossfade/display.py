@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from crossfade import logs
 from crossfade.signals import stopper
-from trainer.runs.events import (
+from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
     CheckpointPruneFailed,

@@ -15,10 +15,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
-    from deploy.aws.ec2.follower import RunFollower, RunResult
-    from deploy.aws.ec2.resources import Resources
-    from deploy.aws.ec2.spec import RunSpec
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.ec2.follower import RunFollower, RunResult
+    from crossfade.deploy.aws.ec2.resources import Resources
+    from crossfade.deploy.aws.ec2.spec import RunSpec
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def follow(aws: Aws, spec: RunSpec, signals: list[int]) -> int:
 
     The first signal stops the run after a checkpoint, the second one at once.
     """
-    from deploy.aws.ec2.follower import RunFollower
+    from crossfade.deploy.aws.ec2.follower import RunFollower
 
     follower = RunFollower(aws, spec, _logger.info, _print_log)
     stopping = False
@@ -74,10 +74,10 @@ def follow_existing(aws: Aws, run: str) -> int:
     Raises:
         InputError: there is no such run.
     """
-    from deploy.aws.ec2.follower import RunFollower
-    from deploy.aws.ec2.spec import RunSpec, check_run_name
-    from deploy.aws.ec2.storage import SPEC_FILE, RunStorage
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.ec2.follower import RunFollower
+    from crossfade.deploy.aws.ec2.spec import RunSpec, check_run_name
+    from crossfade.deploy.aws.ec2.storage import SPEC_FILE, RunStorage
+    from crossfade.kvstore.errors import InputError
 
     resources = _find(aws, check_run_name(run))
     values = RunStorage(aws, resources.storage).read(SPEC_FILE) if resources.storage else None
@@ -99,7 +99,7 @@ def follow_existing(aws: Aws, run: str) -> int:
 
 def list_runs(aws: Aws) -> int:
     """Print the runs that have instances or leftovers."""
-    from deploy.aws.ec2.resources import find_resources
+    from crossfade.deploy.aws.ec2.resources import find_resources
 
     rows = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
     for resources in find_resources(aws):
@@ -120,9 +120,9 @@ def clean_up(aws: Aws, run: str) -> int:
     Raises:
         InputError: there is no such run.
     """
+    from crossfade.deploy.aws.ec2.resources import find_resources, remove
+    from crossfade.deploy.aws.ec2.spec import check_run_name
     from crossfade.options.ec2 import identify_caller
-    from deploy.aws.ec2.resources import find_resources, remove
-    from deploy.aws.ec2.spec import check_run_name
 
     if run:
         remove(aws, _find(aws, check_run_name(run)), _logger.info)
@@ -143,7 +143,7 @@ def clean_up(aws: Aws, run: str) -> int:
 
 def take_down(aws: Aws, run: str) -> None:
     """Delete all resources of ``run``, including those that another user created."""
-    from deploy.aws.ec2.resources import find_resources, remove
+    from crossfade.deploy.aws.ec2.resources import find_resources, remove
 
     _logger.info("deleting the cluster")
     for resources in find_resources(aws, run):
@@ -151,8 +151,8 @@ def take_down(aws: Aws, run: str) -> None:
 
 
 def _find(aws: Aws, run: str) -> Resources:
-    from deploy.aws.ec2.resources import find_resources
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.ec2.resources import find_resources
+    from crossfade.kvstore.errors import InputError
 
     found = find_resources(aws, run)
     if not found:
@@ -165,7 +165,7 @@ def _find(aws: Aws, run: str) -> Resources:
 
 def _poll(follower: RunFollower) -> RunResult | None:
     """Poll the run once. AWS may be unreachable for a while without ending the run."""
-    from kvstore.errors import CloudError
+    from crossfade.kvstore.errors import CloudError
 
     try:
         return follower.poll()

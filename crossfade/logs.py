@@ -20,11 +20,10 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from kvstore.errors import escape_unprintable
+from crossfade.kvstore.errors import escape_unprintable
 
 FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
-_PACKAGES = ("crossfade", "deploy", "trainer", "kvstore")
 _CONTEXT = ("role", "generation", "step")
 
 
@@ -170,5 +169,4 @@ def _install(formatter: logging.Formatter, log_level: str) -> None:
     for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    for package in _PACKAGES:
-        logging.getLogger(package).setLevel(log_level.upper())
+    logging.getLogger("crossfade").setLevel(log_level.upper())

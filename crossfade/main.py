@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 
 from crossfade import logs
+from crossfade.kvstore import __version__
+from crossfade.kvstore.errors import CrossfadeError
 from crossfade.signals import SpotInterruption, StopSignal, stopper
-from kvstore import __version__
-from kvstore.errors import CrossfadeError
 
 _logger = logging.getLogger(__name__)
 _EPILOG = """\
@@ -102,7 +102,7 @@ def _exit_code(error: BaseException) -> int | None:
         return 128 + stopper.number
     match error:
         case SpotInterruption():
-            from deploy.aws.spot import INTERRUPTED_EXIT_CODE
+            from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
 
             _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossfade.deploy.aws.spot import SpotMonitor
+    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
-    from deploy.aws.spot import SpotMonitor
-    from deploy.capacity.inputs import PlanInputs
-    from deploy.cluster.state_writer import StateWriter
-    from trainer.config.schema import JobConfig
-    from trainer.monitoring.http import MetricsEndpoint
-    from trainer.runs.events import Event
-    from trainer.runs.folder import RunFolder
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.monitoring.http import MetricsEndpoint
+    from crossfade.trainer.runs.events import Event
+    from crossfade.trainer.runs.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class RunContext:
 @contextmanager
 def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
     """Serve the metrics of this process while the context lasts."""
-    from deploy.cluster.process_metrics import process_metrics
-    from trainer.monitoring.http import serve_metrics
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.trainer.monitoring.http import serve_metrics
 
     role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
     metrics = process_metrics(job.name, role, stall)
@@ -51,7 +51,7 @@ def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManag
         return nullcontext()
     from tqdm import tqdm
 
-    from deploy.dashboard.sidecar import serve_sidecar
+    from crossfade.deploy.dashboard.sidecar import serve_sidecar
 
     return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
 
@@ -77,9 +77,9 @@ def run_in_folder(
         CrossfadeError: the run failed.
     """
     from crossfade.signals import SpotInterruption, StopSignal
-    from trainer.data.manifest import data_fingerprint
-    from trainer.monitoring.final import merge_final_metrics
-    from trainer.runs.ownership import claim
+    from crossfade.trainer.data.manifest import data_fingerprint
+    from crossfade.trainer.monitoring.final import merge_final_metrics
+    from crossfade.trainer.runs.ownership import claim
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
     claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=context.resume)
@@ -99,7 +99,7 @@ def run_in_folder(
 
 
 def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
-    from trainer.embeddings.staged import StagedEmbeddings
+    from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
     train = _train_on_servers if job.cluster.servers else _train_in_process
     report = train(job, folder, display, context)
@@ -110,10 +110,10 @@ def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: Ru
 
 def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
     from crossfade.signals import SpotInterruption, stopper
-    from trainer.runs.events import PhaseEvent
-    from trainer.training.checkpointing import StopResult
-    from trainer.training.hooks import TrainingHooks
-    from trainer.training.run import run_in_process
+    from crossfade.trainer.runs.events import PhaseEvent
+    from crossfade.trainer.training.checkpointing import StopResult
+    from crossfade.trainer.training.hooks import TrainingHooks
+    from crossfade.trainer.training.run import run_in_process
 
     spot = context.spot
     _describe_process(job, context)
@@ -142,7 +142,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
 
 def _describe_process(job: JobConfig, context: RunContext) -> None:
     """Publish this process, the only one of its run, as scrape target and in the state file."""
-    from deploy.cluster.metrics import target
+    from crossfade.deploy.cluster.metrics import target
 
     listener = context.listener
     address, host = listener.address, socket.gethostname()
@@ -156,8 +156,8 @@ def _describe_process(job: JobConfig, context: RunContext) -> None:
 
 
 def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+    from crossfade.deploy.cluster import supervision
     from crossfade.signals import SpotInterruption, stopper
-    from deploy.cluster import supervision
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     _print(f"starting {roles} (logs: {folder.logs})")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvstore.errors import CrossfadeError
+from crossfade.kvstore.errors import CrossfadeError
 
 if TYPE_CHECKING:
-    from deploy.aws.sagemaker.container import Hosts, Paths
+    from crossfade.deploy.aws.sagemaker.container import Hosts, Paths
 
 _logger = logging.getLogger(__name__)
 Command = Callable[[list[str]], argparse.Namespace]
@@ -25,7 +25,7 @@ def run(base: Path, parse: Command) -> int:
     Raises:
         CrossfadeError: the run failed.
     """
-    from deploy.aws.sagemaker.container import Paths, write_failure
+    from crossfade.deploy.aws.sagemaker.container import Paths, write_failure
 
     paths = Paths(base)
     try:
@@ -37,8 +37,8 @@ def run(base: Path, parse: Command) -> int:
 
 
 def _run(paths: Paths, parse: Command) -> int:
-    from deploy.aws.sagemaker.container import Hosts, export_logs, run_dir
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.aws.sagemaker.container import Hosts, export_logs, run_dir
+    from crossfade.trainer.runs.folder import RunFolder
 
     hosts = Hosts.read(paths)
     folder = RunFolder(run_dir(paths, hosts))
@@ -54,8 +54,8 @@ def _run(paths: Paths, parse: Command) -> int:
 
 
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> int:
-    from deploy.aws.sagemaker.container import export_model, read_job, restore_run
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.aws.sagemaker.container import export_model, read_job, restore_run
+    from crossfade.trainer.runs.folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")
     job_file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,12 @@ def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> in
 
 def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
     """Run this host's agent. SIGTERM reaches the coordinator as well, which ends this agent after its checkpoint."""
-    from deploy.aws.sagemaker.container import COORDINATOR_TIMEOUT_SECONDS, STOP_SECONDS, run_dir, write_failure
+    from crossfade.deploy.aws.sagemaker.container import (
+        COORDINATOR_TIMEOUT_SECONDS,
+        STOP_SECONDS,
+        run_dir,
+        write_failure,
+    )
 
     arguments = parse(
         [

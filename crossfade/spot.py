@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.aws.spot import SpotMonitor
+    from crossfade.deploy.aws.spot import SpotMonitor
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def spot_monitor(enabled: bool) -> Iterator[SpotMonitor | None]:
     if not enabled:
         yield None
         return
-    from deploy.aws.spot import monitor_spot
+    from crossfade.deploy.aws.spot import monitor_spot
 
     with monitor_spot(_logger.info) as monitor:
         yield monitor

@@ -10,7 +10,7 @@ CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 venv=.venv
 stamp=$venv/setup-done
 log=$venv/setup.log
-needed_mb=2500
+needed_mb=3500
 
 report() { printf 'setup: %s\n' "$*"; }
 
@@ -176,9 +176,11 @@ check_disk
 rm -f "$stamp"
 : >"$log"
 remove_incomplete_packages
-report "installing the packages of requirements.lock into $venv (about 2 GB; the first time usually 1 to 3 minutes)"
+report "installing the packages of requirements.lock into $venv (about 3 GB; the first time usually 1 to 3 minutes)"
 pip_install --require-hashes --only-binary :all: --requirement requirements.lock
 report "installing the project itself"
 pip_install --no-deps --no-build-isolation --editable .
+# Kernels that Numba compiled for other packages, or under other module names, fail to load.
+find . -name '*.nb[ci]' -path './[kt]*/__pycache__/*' -exec rm -f {} +
 inputs >"$stamp"
 report "done in $(($(date +%s) - started)) s"

@@ -20,9 +20,9 @@ from typing import Literal, cast
 
 import psutil
 
-from kvstore.errors import ClusterError, InputError
-from trainer.config.run_sections import ClusterConfig
-from trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 
 RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]

@@ -12,7 +12,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 
-from kvstore.jit import intrinsic
+from crossfade.kvstore.jit import intrinsic
 
 AHEAD = 4
 """Iterations to look ahead: with a few rows in each, about as many cache misses as a core can have in flight."""

@@ -14,7 +14,7 @@ from typing import Any
 from numba import types
 from numba.core.errors import TypingError
 
-from kvstore.jit import intrinsic
+from crossfade.kvstore.jit import intrinsic
 
 
 def _check(array: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import njit
+from crossfade.kvstore.jit import njit
 
 
 @njit(cache=True, error_model="numpy")

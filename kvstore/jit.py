@@ -1,6 +1,6 @@
 """Numba's decorators for the kernels of this project, with a cache that follows the kernels that a file imports.
 
-    from kvstore.jit import inner_kernel, intrinsic, njit, prange
+    from crossfade.kvstore.jit import inner_kernel, intrinsic, njit, prange
 
 Numba compiles the functions that a kernel calls into it, and caches the result until the kernel's own file changes.
 Importing this module makes numba add the files that a kernel's file imports kernels from, directly or not.
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from kvstore.hidden_modules import hidden
+from crossfade.kvstore.hidden_modules import hidden
 
 with hidden("scipy"):
     import numba

@@ -17,9 +17,9 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import models, register_model
 
-from kvstore import vector_ir as vectors
-from kvstore.jit import intrinsic, njit
-from kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
+from crossfade.kvstore import vector_ir as vectors
+from crossfade.kvstore.jit import intrinsic, njit
+from crossfade.kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
 
 
 class _LanesType(types.Type):

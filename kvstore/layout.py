@@ -19,8 +19,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.store import VALUE_BYTES, TableSpec
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.store import VALUE_BYTES, TableSpec
 
 DEFAULT_KEY_BYTES = 2**30
 MAX_KEY_BYTES = 2**31 - 2**20
@@ -73,7 +73,7 @@ class TableLayout:
 
     def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
         """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
-        from kvstore.grouping import group_by_shard  # imports numba, which only processes that move rows need
+        from crossfade.kvstore.grouping import group_by_shard  # imports numba, which only processes that move rows need
 
         order_A, positions_A, starts_P = group_by_shard(rows_A, self.num_shards)
         for key, (begin, end) in zip(self.key_numbers, pairwise(starts_P), strict=True):

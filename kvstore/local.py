@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint.files import WEIGHTS
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from kvstore.errors import CheckpointError
-from kvstore.memory import empty_rows
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.optimizers import LazyOptimizer, make_optimizer
-from kvstore.philox import init_rows, init_rows_at
-from kvstore.stats import UpdateStats
-from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec, check_rows
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.files import WEIGHTS
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.memory import empty_rows
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.philox import init_rows, init_rows_at
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec, check_rows
 
 _CHUNK_ROWS = 1 << 16
 """Rows initialized at a time, so that their numbers take little memory."""

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.cache_prefetch import AHEAD, prefetch_row
-from kvstore.elements import get, put
-from kvstore.errors import DivergedError
-from kvstore.jit import inner_kernel, njit, prange
-from kvstore.memory import advise_huge_pages
-from kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
-from kvstore.row_kernels import descend, dot, square_of_sum
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
+from crossfade.kvstore.elements import get, put
+from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.memory import advise_huge_pages
+from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
+from crossfade.kvstore.row_kernels import descend, dot, square_of_sum
 
 _MAX_MAGNITUDE = np.float32(1e18)
 _MAX_SQUARE = np.float32(1e36)

@@ -15,8 +15,8 @@ import zlib
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.jit import njit, prange
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.jit import njit, prange
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)

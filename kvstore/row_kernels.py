@@ -23,9 +23,9 @@ from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 
-from kvstore import vector_ir as vectors
-from kvstore.jit import intrinsic
-from kvstore.vector_ir import INT64, LANES
+from crossfade.kvstore import vector_ir as vectors
+from crossfade.kvstore.jit import intrinsic
+from crossfade.kvstore.vector_ir import INT64, LANES
 
 _USUAL_COLUMNS = 64
 """Rows of this length take instructions without a loop, which is a tenth faster."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import StoreError
-from kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import StoreError
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROW_ID_BYTES = 8
 VALUE_BYTES = 4

@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import types
 
-from kvstore.jit import inner_kernel, intrinsic
+from crossfade.kvstore.jit import inner_kernel, intrinsic
 
 _LARGEST_CHUNK = 256
 """Long enough that what a thread prefetches ahead in its own chunk covers almost all of it."""

@@ -11,13 +11,13 @@ import sys
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import TableSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_items
+from crossfade.trainer.model.spec import ModelSpec, Score
 from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_items
-from trainer.model.spec import ModelSpec, Score
 
 EXCLUDED_PER_QUERY = 20
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.store import TableSpec
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.spec import ModelSpec, Score
 from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
 from suite.work import draw_rows
-from trainer.config.model_sections import NegativesConfig
-from trainer.data.reader import Interactions
-from trainer.data.schedule import BatchSlice
-from trainer.model.batches import Batch, make_batch
-from trainer.model.engines.cpu import CpuEngine
-from trainer.model.losses import LossSpec
-from trainer.model.negatives import NegativeSampler
-from trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE = 0.17
 

@@ -19,11 +19,11 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import IntArray
-from trainer.data.manifest import VOCABULARY, WEIGHT, DatasetManifest, Entity, Split
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.vocabulary_tables import vocabulary_schema
+from crossfade.kvstore.arrays import IntArray
+from crossfade.trainer.data.manifest import VOCABULARY, WEIGHT, DatasetManifest, Entity, Split
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 ZIPF_EXPONENT = 1.1
 SEED = 1

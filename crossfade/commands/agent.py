@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade import logs
+from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.options.command import add_command
 from crossfade.options.parsing import port_or_none
-from kvstore.errors import ClusterError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deploy.cluster.agent import Agent
-    from deploy.cluster.messages import DesiredState
-    from deploy.topology import Address
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.cluster.agent import Agent
+    from crossfade.deploy.cluster.messages import DesiredState
+    from crossfade.deploy.topology import Address
+    from crossfade.trainer.runs.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -132,16 +132,16 @@ def _add_timeout_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run this host's agent until the job ends or a signal arrives; return the exit code of the job."""
+    from crossfade.deploy.cluster.agent import Agent
+    from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, read_token
+    from crossfade.deploy.cluster.metrics import HostMetrics
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.deploy.cluster.supervision import spot_callbacks
+    from crossfade.deploy.topology import Address, check_local_address, local_address
+    from crossfade.kvstore.mxnet.imports import require_mxnet
     from crossfade.spot import spot_monitor
-    from deploy.cluster.agent import Agent
-    from deploy.cluster.coordinator_http import RemoteCoordinator, read_token
-    from deploy.cluster.metrics import HostMetrics
-    from deploy.cluster.process_metrics import process_metrics
-    from deploy.cluster.supervision import spot_callbacks
-    from deploy.topology import Address, check_local_address, local_address
-    from kvstore.mxnet.imports import require_mxnet
-    from trainer.monitoring.http import serve_metrics
-    from trainer.runs.folder import RunFolder
+    from crossfade.trainer.monitoring.http import serve_metrics
+    from crossfade.trainer.runs.folder import RunFolder
 
     logs.configure("agent", arguments.log_format, arguments.log_level)
     require_mxnet()

@@ -54,8 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until a signal arrives."""
-    from deploy.cluster.role_variables import die_with_agent
-    from deploy.dashboard.server import serve
+    from crossfade.deploy.cluster.role_variables import die_with_agent
+    from crossfade.deploy.dashboard.server import serve
 
     die_with_agent()
     paths: list[Path] = arguments.runs

@@ -44,10 +44,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
-    from deploy.aws.clients import Aws
-    from deploy.aws.ec2.host import Host, HostRunner, fetch_token
-    from deploy.aws.ec2.storage import RunStorage
-    from deploy.aws.metadata import InstanceMetadata
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.ec2.host import Host, HostRunner, fetch_token
+    from crossfade.deploy.aws.ec2.storage import RunStorage
+    from crossfade.deploy.aws.metadata import InstanceMetadata
 
     metadata = InstanceMetadata.of_this_host()
     aws = Aws()

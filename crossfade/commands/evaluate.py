@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
-    from trainer.config.schema import JobConfig
-    from trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
-    from trainer.evaluation.label_precision import LabelPrecision
-    from trainer.runs.folder import RunFolder
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
+    from crossfade.trainer.evaluation.label_precision import LabelPrecision
+    from crossfade.trainer.runs.folder import RunFolder
 
 _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
@@ -113,13 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
             that are compared have different datasets.
     """
-    from kvstore.errors import InputError
-    from trainer.evaluation.beyond_accuracy import load_segment_metrics
-    from trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
-    from trainer.evaluation.from_files import evaluate_embeddings, evaluate_labels
-    from trainer.evaluation.labels import LabelSource
-    from trainer.evaluation.ranking import RankingObserver
-    from trainer.runs.folder import RunFolder
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
+    from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
+    from crossfade.trainer.evaluation.from_files import evaluate_embeddings, evaluate_labels
+    from crossfade.trainer.evaluation.labels import LabelSource
+    from crossfade.trainer.evaluation.ranking import RankingObserver
+    from crossfade.trainer.runs.folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
     job = _load_job(folder, arguments)
@@ -153,8 +153,8 @@ def _open_other(this: RunEmbeddings, run_dir: Path) -> RunEmbeddings:
     Raises:
         InputError: it is not a run, or was trained on another dataset.
     """
-    from trainer.evaluation.comparison import RunEmbeddings, check_same_dataset
-    from trainer.runs.folder import RunFolder
+    from crossfade.trainer.evaluation.comparison import RunEmbeddings, check_same_dataset
+    from crossfade.trainer.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
     job = folder.job().model_copy(update={"evaluate": this.job.evaluate})
@@ -167,8 +167,8 @@ def _compare(queries: QueryMetrics, other: RunEmbeddings, arguments: argparse.Na
     """Evaluate ``other`` and compare it with the metrics of ``queries``."""
     from dataclasses import asdict
 
-    from trainer.evaluation.comparison import QueryMetrics, compare
-    from trainer.evaluation.from_files import evaluate_embeddings
+    from crossfade.trainer.evaluation.comparison import QueryMetrics, compare
+    from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 
     others = QueryMetrics(other.job.evaluate.k)
     evaluate_embeddings(other.job, other.embeddings, arguments.split, observers=[others])
@@ -198,7 +198,7 @@ def _print_results(results: dict[str, Any], arguments: argparse.Namespace) -> No
 
 def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
     """Load the job of the run, with the options of the command line in place of its ``evaluate`` section."""
-    from trainer.config.loading import check_job
+    from crossfade.trainer.config.loading import check_job
 
     values = folder.job().model_dump(mode="json")
     if arguments.k is not None:

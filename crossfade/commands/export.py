@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
-    from trainer.embeddings.export import ExportResult
-    from trainer.formats.export import FormatResult
+    from crossfade.trainer.embeddings.export import ExportResult
+    from crossfade.trainer.formats.export import FormatResult
 
 _logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.to == "parquet":
         return _export_parquet(arguments)
     from crossfade.display import progress_bars
-    from trainer.formats.export import FormatRequest, export_format, push_to_pgvector
+    from crossfade.trainer.formats.export import FormatRequest, export_format, push_to_pgvector
 
     request = FormatRequest(arguments.source, arguments.to, arguments.entity, arguments.data, arguments.name)
     with progress_bars() as bars:
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    from kvstore.errors import InputError
+    from crossfade.kvstore.errors import InputError
 
     if arguments.name is not None and arguments.to not in _DATABASES:
         raise InputError(f"--name {arguments.name}: is for databases; expected --to {', '.join(_DATABASES)}")
@@ -168,7 +168,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _export_parquet(arguments: argparse.Namespace) -> int:
     from crossfade.display import progress_bars
-    from trainer.embeddings.export import ExportRequest, export
+    from crossfade.trainer.embeddings.export import ExportRequest, export
 
     request = ExportRequest(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
     with progress_bars() as bars:

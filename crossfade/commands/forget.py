@@ -6,11 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
-from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.prepare.forget import ForgetReport
+    from crossfade.trainer.prepare.forget import ForgetReport
 
 _EXAMPLES = (
     (
@@ -60,9 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
-    from trainer.data.manifest import read_manifest
-    from trainer.prepare.forget import forget
-    from trainer.prepare.id_list import read_ids
+    from crossfade.trainer.data.manifest import read_manifest
+    from crossfade.trainer.prepare.forget import forget
+    from crossfade.trainer.prepare.id_list import read_ids
 
     folder = Folder(arguments.data)
     entity = arguments.entity or read_manifest(folder).query

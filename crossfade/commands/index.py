@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
-    from trainer.recommend.index_build import IndexRequest
-    from trainer.recommend.index_folder import IndexCard
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.recommend.index_build import IndexRequest
+    from crossfade.trainer.recommend.index_folder import IndexCard
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, the model or its dataset is missing, or the folder may not be replaced.
     """
-    from kvstore.errors import InputError
-    from trainer.recommend.index_build import IndexRequest
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.index_build import IndexRequest
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     if not 0 < arguments.recall <= 1:
         raise InputError(f"--recall {arguments.recall}: expected a number above 0, of 1 at most")
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _build(model: TrainedModel, request: IndexRequest) -> IndexCard:
     from crossfade.display import progress_bars
-    from trainer.recommend.index_build import build_index
+    from crossfade.trainer.recommend.index_build import build_index
 
     with progress_bars() as bars:
         return build_index(model, request, bars)

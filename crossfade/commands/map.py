@@ -12,8 +12,8 @@ from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
 
 if TYPE_CHECKING:
-    from trainer.maps.items_map import ItemsMap, MapOptions
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.maps.items_map import ItemsMap, MapOptions
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, or the model or its dataset is missing.
     """
-    from kvstore.errors import InputError
-    from trainer.maps.items_map import MapOptions
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.maps.items_map import MapOptions
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     if arguments.count < 1 or not 1 <= arguments.colors <= 250:
         raise InputError(f"--count {arguments.count} --colors {arguments.colors}: expected 1 or more, and 1 to 250")
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _default_folder(source: str) -> Path:
-    from kvstore.errors import InputError
-    from trainer.runs.folder import JOB_FILE
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.runs.folder import JOB_FILE
 
     if "://" in source or not (Path(source) / JOB_FILE).exists():
         raise InputError(f"{source}: is not a local run folder: name a folder for the map with --out")
@@ -94,9 +94,9 @@ def _default_folder(source: str) -> Path:
 
 def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
     from crossfade.display import progress_bars
-    from kvstore.errors import InputError
-    from trainer.maps.items_map import build_map
-    from trainer.maps.map_files import write_map
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.maps.items_map import build_map
+    from crossfade.trainer.maps.map_files import write_map
 
     try:
         out.mkdir(parents=True, exist_ok=True)

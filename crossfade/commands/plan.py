@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from crossfade.kvstore.errors import InputError
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import positive_integer
-from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.aws.instance_types import InstanceType
-    from deploy.capacity.fit import Fit
-    from deploy.capacity.inputs import PlanInputs
-    from deploy.capacity.memory import ProcessPlan
-    from deploy.capacity.plan import CapacityPlan
-    from deploy.capacity.traffic import StepTraffic
-    from trainer.config.schema import JobConfig
+    from crossfade.deploy.aws.instance_types import InstanceType
+    from crossfade.deploy.capacity.fit import Fit
+    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.deploy.capacity.memory import ProcessPlan
+    from crossfade.deploy.capacity.plan import CapacityPlan
+    from crossfade.deploy.capacity.traffic import StepTraffic
+    from crossfade.trainer.config.schema import JobConfig
 
 _DESCRIPTION = """\
 Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
@@ -133,12 +133,12 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: the job, an option or the dataset is invalid.
     """
+    from crossfade.deploy.aws.instance_types import find_instance
+    from crossfade.deploy.capacity.fit import check_fit
+    from crossfade.deploy.capacity.inputs import read_inputs
+    from crossfade.deploy.capacity.machine import Machine, this_machine
+    from crossfade.deploy.capacity.plan import plan_capacity
     from crossfade.display import progress_bars
-    from deploy.aws.instance_types import find_instance
-    from deploy.capacity.fit import check_fit
-    from deploy.capacity.inputs import read_inputs
-    from deploy.capacity.machine import Machine, this_machine
-    from deploy.capacity.plan import plan_capacity
 
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
@@ -169,8 +169,8 @@ def _load(arguments: argparse.Namespace) -> JobConfig:
 
 
 def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
-    from deploy.capacity.plan import role_hosts
-    from deploy.capacity.traffic import busiest_bytes
+    from crossfade.deploy.capacity.plan import role_hosts
+    from crossfade.deploy.capacity.traffic import busiest_bytes
 
     if not job.cluster.servers or plan.traffic is None:
         return None
@@ -183,8 +183,8 @@ def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Net
 
 def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, cores: int) -> StepTime | None:
     """Predict the time of a step; None where nothing is known about the engine or the network between hosts."""
-    from deploy.capacity.plan import role_hosts
-    from deploy.capacity.step_time import step_seconds
+    from crossfade.deploy.capacity.plan import role_hosts
+    from crossfade.deploy.capacity.step_time import step_seconds
 
     job = inputs.job
     wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds

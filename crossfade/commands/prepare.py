@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
 from crossfade.options.job import train_command
 from crossfade.options.parsing import (
@@ -20,13 +22,11 @@ from crossfade.options.parsing import (
     split_pair,
 )
 from crossfade.options.prepare import add_options
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import DatasetManifest
-    from trainer.data.reporter import ProgressReporter
-    from trainer.prepare.options import PrepareOptions
+    from crossfade.trainer.data.manifest import DatasetManifest
+    from crossfade.trainer.data.reporter import ProgressReporter
+    from crossfade.trainer.prepare.options import PrepareOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CrossfadeError: preparing failed; nothing is left behind.
     """
-    from trainer.prepare.summary import format_summary
+    from crossfade.trainer.prepare.summary import format_summary
 
     if bool(arguments.train) == bool(arguments.sample):
         found = "both" if arguments.train else "neither"
@@ -104,13 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prepare_files(arguments: argparse.Namespace, progress: ProgressReporter) -> DatasetManifest:
-    from trainer.prepare.pipeline import prepare
+    from crossfade.trainer.prepare.pipeline import prepare
 
     return prepare(_prepare_options(arguments), progress)
 
 
 def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
-    from trainer.prepare.options import PrepareOptions
+    from crossfade.trainer.prepare.options import PrepareOptions
 
     query, query_column = split_pair(arguments.query or "customer")
     item, item_column = split_pair(arguments.item or "item")
@@ -151,8 +151,8 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
 
 
 def _prepare_sample(arguments: argparse.Namespace, progress: ProgressReporter) -> DatasetManifest:
-    from trainer.prepare.lastfm import locate_lastfm, prepare_lastfm
-    from trainer.prepare.staging import check_free
+    from crossfade.trainer.prepare.lastfm import locate_lastfm, prepare_lastfm
+    from crossfade.trainer.prepare.staging import check_free
 
     for name in _INPUT_OPTIONS:
         if getattr(arguments, name) is not None:
@@ -165,8 +165,8 @@ def _prepare_sample(arguments: argparse.Namespace, progress: ProgressReporter) -
 
 
 def _sample_exists(arguments: argparse.Namespace) -> bool:
-    from trainer.prepare.existing import read_complete
-    from trainer.prepare.lastfm import is_lastfm_sample
+    from crossfade.trainer.prepare.existing import read_complete
+    from crossfade.trainer.prepare.lastfm import is_lastfm_sample
 
     manifest = read_complete(Folder(arguments.out))
     return manifest is not None and is_lastfm_sample(manifest, arguments.seed)

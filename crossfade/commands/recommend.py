@@ -15,10 +15,10 @@ from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
 
 if TYPE_CHECKING:
-    from kvstore.arrays import IntArray
-    from trainer.recommend.recommender import Recommendations, RecommendOptions
-    from trainer.recommend.row_names import RowLabel
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.kvstore.arrays import IntArray
+    from crossfade.trainer.recommend.recommender import Recommendations, RecommendOptions
+    from crossfade.trainer.recommend.row_names import RowLabel
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a customer unknown, or the model or its dataset missing.
     """
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     options = _read_options(arguments)
     with_trained_model(
@@ -138,8 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
     import math
 
-    from kvstore.errors import InputError
-    from trainer.recommend.recommender import ALL_SPLITS, RecommendOptions
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.recommender import ALL_SPLITS, RecommendOptions
 
     if arguments.count < 1:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
@@ -168,9 +168,9 @@ def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argpar
     import numpy as np
 
     from crossfade.display import progress_bars
-    from trainer.recommend.bulk import recommend_in_bulk
-    from trainer.recommend.recommender import Recommender
-    from trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.bulk import recommend_in_bulk
+    from crossfade.trainer.recommend.recommender import Recommender
+    from crossfade.trainer.recommend.row_names import RowNames
 
     if arguments.history is not None or arguments.history_file is not None:
         _recommend_to_new(model, options, arguments)
@@ -197,11 +197,11 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
     import pyarrow as pa
 
     from crossfade.display import progress_bars
-    from trainer.recommend.bulk import write_recommendations
-    from trainer.recommend.history import make_histories
-    from trainer.recommend.history_file import read_histories
-    from trainer.recommend.recommender import Recommender
-    from trainer.recommend.row_names import RowLabel, RowNames
+    from crossfade.trainer.recommend.bulk import write_recommendations
+    from crossfade.trainer.recommend.history import make_histories
+    from crossfade.trainer.recommend.history_file import read_histories
+    from crossfade.trainer.recommend.recommender import Recommender
+    from crossfade.trainer.recommend.row_names import RowLabel, RowNames
 
     query, item = model.spec.query.name, model.spec.item.name
     if arguments.history is not None:
@@ -226,9 +226,9 @@ def _find_customers(model: TrainedModel, arguments: argparse.Namespace) -> IntAr
     """Return the rows of the customers that have a trained vector: as named or, from a file or of all, sorted."""
     import numpy as np
 
-    from kvstore.errors import InputError, format_names
-    from trainer.prepare.id_list import read_ids
-    from trainer.recommend.row_names import RowNames
+    from crossfade.kvstore.errors import InputError, format_names
+    from crossfade.trainer.prepare.id_list import read_ids
+    from crossfade.trainer.recommend.row_names import RowNames
 
     entity = model.spec.query.name
     trained_R = model.trained_rows(model.spec.query)
@@ -264,7 +264,7 @@ def _print(
     """Print the recommendations to ``queries``, each with its label and its place in ``recommended``."""
     import numpy as np
 
-    from trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.row_names import RowNames
 
     query, item = model.spec.query.name, model.spec.item.name
     favorites = [recommended.histories.favorites(place, recommended.item_QK.shape[1]) for _, place in queries]

@@ -18,12 +18,12 @@ from crossfade import logs
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
-    from deploy.cluster.role_events import EventPipe
-    from trainer.config.schema import JobConfig
-    from trainer.model.allreduce import HorovodAllReduce
-    from trainer.monitoring.registry import ProcessMetrics
-    from trainer.runs.events import Event, EventSink
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.cluster.role_events import EventPipe
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.model.allreduce import HorovodAllReduce
+    from crossfade.trainer.monitoring.registry import ProcessMetrics
+    from crossfade.trainer.runs.events import Event, EventSink
+    from crossfade.trainer.runs.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
-    from deploy.cluster.role_events import EventPipe
-    from deploy.cluster.role_variables import GENERATION_VARIABLE, ROLE_VARIABLE, die_with_agent
-    from kvstore.errors import InputError
+    from crossfade.deploy.cluster.role_events import EventPipe
+    from crossfade.deploy.cluster.role_variables import GENERATION_VARIABLE, ROLE_VARIABLE, die_with_agent
+    from crossfade.kvstore.errors import InputError
 
     gc.disable()  # until the role has started: imports create objects that stay, and scans of them take time
     generation = os.environ.get(GENERATION_VARIABLE)
@@ -140,15 +140,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _exit_code(error: BaseException) -> int:
-    from kvstore.errors import CrossfadeError
+    from crossfade.kvstore.errors import CrossfadeError
 
     return error.exit_code if isinstance(error, CrossfadeError) else 1
 
 
 def _report_error(error: BaseException, pipe: EventPipe) -> None:
     """Log ``error`` and send it to the agent, with whether a restart may help and which checkpoint is corrupt."""
-    from kvstore.errors import CrossfadeError, DivergedError, InputError, StoreError
-    from trainer.runs.events import RoleError
+    from crossfade.kvstore.errors import CrossfadeError, DivergedError, InputError, StoreError
+    from crossfade.trainer.runs.events import RoleError
 
     message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
     _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
@@ -164,7 +164,7 @@ def _report_error(error: BaseException, pipe: EventPipe) -> None:
 
 def _log_event(event: Event) -> None:
     """Log ``event``; its step becomes the step of later log lines."""
-    from trainer.runs.events import to_json
+    from crossfade.trainer.runs.events import to_json
 
     step = getattr(event, "step", None)
     if step is not None:
@@ -188,7 +188,7 @@ def _run_role(
     arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
 ) -> None:
     """Run the role to its end, and serve its metrics at the job's port, or at a free one if that is 0."""
-    from trainer.runs.events import MetricsAddress, PhaseEvent
+    from crossfade.trainer.runs.events import MetricsAddress, PhaseEvent
 
     def emit(event: Event) -> None:
         _log_event(event)
@@ -196,10 +196,10 @@ def _run_role(
 
     # Imports, here and in other roles, may take long: phases in between are signs of progress.
     emit(PhaseEvent(name="starting"))
-    from deploy.cluster.process_metrics import process_metrics
-    from trainer.monitoring.final import write_final_metrics
-    from trainer.monitoring.http import serve_metrics
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.trainer.monitoring.final import write_final_metrics
+    from crossfade.trainer.monitoring.http import serve_metrics
+    from crossfade.trainer.runs.folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
     job = folder.job()
@@ -223,7 +223,7 @@ def _run_role(
 
 def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
     """Send this process's resource use and counters to the agent, at regular intervals."""
-    from trainer.runs.events import LoadEvent
+    from crossfade.trainer.runs.events import LoadEvent
 
     while True:
         emit(LoadEvent(load=metrics.snapshot()))
@@ -231,7 +231,7 @@ def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
 
 
 def _schedule(metrics: ProcessMetrics) -> None:
-    from kvstore.mxnet.scheduler import run_scheduler
+    from crossfade.kvstore.mxnet.scheduler import run_scheduler
 
     metrics.state = lambda: "serving"
     metrics.set_identity()
@@ -239,8 +239,8 @@ def _schedule(metrics: ProcessMetrics) -> None:
 
 
 def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
-    from kvstore.mxnet.server import RowServer, run_server
-    from trainer.monitoring.registry import TableMetrics
+    from crossfade.kvstore.mxnet.server import RowServer, run_server
+    from crossfade.trainer.monitoring.registry import TableMetrics
 
     def joined(server: RowServer) -> None:
         _resume_garbage_collection()
@@ -259,11 +259,11 @@ def _work(
     emit: EventSink,
     metrics: ProcessMetrics,
 ) -> None:
-    from kvstore.mxnet.client import MXNetStore
-    from trainer.model.allreduce import check_horovod_env
-    from trainer.runs.events import PhaseEvent
-    from trainer.training.hooks import TrainingHooks
-    from trainer.training.run import run_training
+    from crossfade.kvstore.mxnet.client import MXNetStore
+    from crossfade.trainer.model.allreduce import check_horovod_env
+    from crossfade.trainer.runs.events import PhaseEvent
+    from crossfade.trainer.training.hooks import TrainingHooks
+    from crossfade.trainer.training.run import run_training
 
     if job.all_reduces_dense:
         check_horovod_env()
@@ -291,7 +291,7 @@ def _resume_garbage_collection() -> None:
 
 
 def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduce | None:
-    from trainer.model.allreduce import HorovodAllReduce
+    from crossfade.trainer.model.allreduce import HorovodAllReduce
 
     if not job.all_reduces_dense:
         return None
@@ -315,7 +315,7 @@ def _remember_sigterm() -> Callable[[], bool]:
 
 def _count_save_signals() -> Callable[[], int]:
     """Return a function that counts the checkpoints that the agent has requested from now on."""
-    from deploy.cluster.role_variables import CHECKPOINT_SIGNAL
+    from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 
     received: list[int] = []
     signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: received.append(number))

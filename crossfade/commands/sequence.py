@@ -12,9 +12,9 @@ from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
 
 if TYPE_CHECKING:
-    from trainer.recommend.candidates import FilterOptions
-    from trainer.recommend.sequence import PathFinder
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.sequence import PathFinder
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -91,9 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a name unknown, or there is no path.
     """
-    from kvstore.errors import InputError
-    from trainer.recommend.sequence import MAX_LENGTH
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.sequence import MAX_LENGTH
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     if not 3 <= arguments.length <= MAX_LENGTH:
         raise InputError(f"--length {arguments.length}: expected 3 to {MAX_LENGTH}")
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namespace) -> None:
-    from trainer.recommend.sequence import PathFinder
+    from crossfade.trainer.recommend.sequence import PathFinder
 
     entity = arguments.entity or model.spec.item.name
     finder = PathFinder(model, entity, filters)
@@ -122,8 +122,8 @@ def _run(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namesp
 
 
 def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
-    from kvstore.errors import InputError
-    from trainer.recommend.row_names import RowNames
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.row_names import RowNames
 
     names = RowNames(model.vocabulary(entity), entity)
     start, end = names.find([arguments.start, arguments.end])
@@ -151,7 +151,7 @@ def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments:
 
 def _measure(finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
     from crossfade.display import progress_bars
-    from trainer.recommend.path_smoothness import measure_paths
+    from crossfade.trainer.recommend.path_smoothness import measure_paths
 
     with progress_bars() as bars:
         measured = measure_paths(finder, arguments.length, arguments.measure, arguments.seed, bars)

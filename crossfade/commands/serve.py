@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import math
 
+    from crossfade.deploy.serving.server import ModelOptions, ServerOptions, serve
     from crossfade.display import progress_bars
-    from deploy.serving.server import ModelOptions, ServerOptions, serve
-    from kvstore.errors import InputError
+    from crossfade.kvstore.errors import InputError
 
     if not (math.isfinite(arguments.refresh) and arguments.refresh >= 0):
         raise InputError(f"--refresh {arguments.refresh}: expected a number of seconds, 0 or more")
@@ -124,8 +124,8 @@ def _where(arguments: argparse.Namespace) -> tuple[str, str | None, str, int]:
     Raises:
         InputError: no model is named, and this is not a SageMaker endpoint.
     """
-    from deploy.aws.sagemaker.endpoint import DATA_VARIABLE, MODEL_FOLDER
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE, MODEL_FOLDER
+    from crossfade.kvstore.errors import InputError
 
     if arguments.source is not None:
         return arguments.source, arguments.data, "127.0.0.1", DEFAULT_PORT

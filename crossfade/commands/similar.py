@@ -12,8 +12,8 @@ from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
 
 if TYPE_CHECKING:
-    from trainer.recommend.candidates import FilterOptions
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: a name is unknown, or the model has no embeddings of the entity.
     """
-    from kvstore.errors import InputError
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     if arguments.count < 1:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from trainer.recommend.row_names import RowNames
-    from trainer.recommend.similar import similar_rows
+    from crossfade.trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.similar import similar_rows
 
     entity = arguments.entity or model.spec.item.name
     names = RowNames(model.vocabulary(entity), entity)

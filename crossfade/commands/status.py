@@ -13,9 +13,9 @@ from crossfade.options.command import add_command
 from crossfade.options.runs import add_runs_argument, open_runs
 
 if TYPE_CHECKING:
-    from deploy.dashboard.process_rows import ProcessRow
-    from deploy.dashboard.run_figures import Summary
-    from deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.process_rows import ProcessRow
+    from crossfade.deploy.dashboard.run_figures import Summary
+    from crossfade.deploy.dashboard.runs import Runs
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(runs: Runs, *, as_json: bool) -> None:
-    from deploy.dashboard.summary import latest_first, read_summaries
+    from crossfade.deploy.dashboard.summary import latest_first, read_summaries
 
     found = latest_first(read_summaries(runs))
     if as_json:
@@ -91,7 +91,7 @@ def _show(runs: Runs, *, as_json: bool) -> None:
 
 def _screen(run: Summary) -> Iterator[str]:
     """Describe one run in full."""
-    from deploy.dashboard import formatting as text
+    from crossfade.deploy.dashboard import formatting as text
 
     phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
     generation = f", generation {run.generation}" if run.generation > 1 else ""
@@ -133,7 +133,7 @@ def _bar(progress: float) -> str:
 
 
 def _position(run: Summary) -> str:
-    from deploy.dashboard import formatting as text
+    from crossfade.deploy.dashboard import formatting as text
 
     planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
     epoch = f", epoch {run.epoch}" if run.epoch else ""
@@ -143,7 +143,7 @@ def _position(run: Summary) -> str:
 
 
 def _checkpoints(run: Summary) -> str:
-    from deploy.dashboard import formatting as text
+    from crossfade.deploy.dashboard import formatting as text
 
     kept = run.checkpoints
     failed = f", {kept['failed']} failed" if kept["failed"] else ""
@@ -155,7 +155,7 @@ def _checkpoints(run: Summary) -> str:
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
-    from deploy.dashboard.process_table import TERMINAL_COLUMNS, TEXT_COLUMNS
+    from crossfade.deploy.dashboard.process_table import TERMINAL_COLUMNS, TEXT_COLUMNS
 
     titles = [column.title for column in TERMINAL_COLUMNS]
     cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]
@@ -164,7 +164,7 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
     """Describe each run in a line."""
-    from deploy.dashboard import formatting as text
+    from crossfade.deploy.dashboard import formatting as text
 
     head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
     cells = [

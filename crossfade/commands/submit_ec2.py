@@ -12,8 +12,8 @@ from crossfade.options.command import add_command
 from crossfade.options.ec2 import add_options, make_spec
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
-    from deploy.aws.ec2.spec import RunSpec
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.ec2.spec import RunSpec
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: the job or an option is invalid, or AWS rejects a request.
         CloudError: AWS cannot launch the instances now.
     """
-    from deploy.aws.clients import Aws
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.kvstore.errors import InputError
 
     if arguments.dry_run:
         return _dry_run(arguments)
@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
-    from deploy.aws.ec2.launch import launch, resolve_context
-    from kvstore.errors import CloudRequestError, InputError
+    from crossfade.deploy.aws.ec2.launch import launch, resolve_context
+    from crossfade.kvstore.errors import CloudRequestError, InputError
 
     spec = make_spec(arguments, aws.region, aws)
     _log_cost(spec, aws)
@@ -115,9 +115,9 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
-    from deploy.aws.clients import Aws
-    from deploy.aws.ec2.launch import dry_run
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.ec2.launch import dry_run
+    from crossfade.kvstore.errors import InputError
 
     if arguments.job is None:
         raise InputError("--dry-run: expected a JOB")
@@ -133,9 +133,9 @@ def _dry_run(arguments: argparse.Namespace) -> int:
 
 def _log_cost(spec: RunSpec, aws: Aws | None) -> None:
     """Log the maximum cost of the run, and whether its image needs Horovod."""
-    from deploy.aws.accelerators import horovod_note
-    from deploy.aws.prices import Cost, hourly_price
-    from trainer.config.loading import check_job
+    from crossfade.deploy.aws.accelerators import horovod_note
+    from crossfade.deploy.aws.prices import Cost, hourly_price
+    from crossfade.trainer.config.loading import check_job
 
     price = hourly_price(aws, "AmazonEC2", spec.instance_type)
     _logger.info(Cost(price, spec.hosts, spec.max_hours).explain(spec.instance_type, spot=spec.spot))

@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from crossfade.commands.submit_sagemaker_endpoint import add_endpoint_options, deploy_job
+from crossfade.kvstore.errors import InputError
 from crossfade.options.aws import add_account_options
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
 from crossfade.options.parsing import name_value_pair, positive_integer, positive_number
-from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
-    from deploy.aws.sagemaker.jobs import JobUpdate
-    from deploy.aws.sagemaker.request import Submission
-    from trainer.config.schema import JobConfig
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.sagemaker.jobs import JobUpdate
+    from crossfade.deploy.aws.sagemaker.request import Submission
+    from crossfade.trainer.config.schema import JobConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _add_action_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    from deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
+    from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
 
     group = parser.add_argument_group("job")
     add_job(group, optional=True)
@@ -173,8 +173,8 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: the job or an option is invalid, or AWS rejects the request.
         CloudError: AWS cannot run the job now.
     """
-    from deploy.aws.clients import Aws
-    from deploy.aws.sagemaker.jobs import stop
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.sagemaker.jobs import stop
 
     actions = (arguments.job, arguments.follow, arguments.stop, arguments.deploy)
     if sum(value is not None for value in actions) != 1:
@@ -198,10 +198,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
-    from deploy.aws.accelerators import horovod_note
-    from deploy.aws.prices import Cost, hourly_price
-    from deploy.aws.sagemaker.jobs import image_problem, start
-    from deploy.aws.sagemaker.request import idle_gpu, make_request
+    from crossfade.deploy.aws.accelerators import horovod_note
+    from crossfade.deploy.aws.prices import Cost, hourly_price
+    from crossfade.deploy.aws.sagemaker.jobs import image_problem, start
+    from crossfade.deploy.aws.sagemaker.request import idle_gpu, make_request
 
     submission = _submission(aws, load_job_arguments(arguments), arguments)
     request = make_request(submission)
@@ -229,7 +229,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
 
 def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Submission:
     """Build the submission from the options and their defaults."""
-    from deploy.aws.sagemaker.request import Submission
+    from crossfade.deploy.aws.sagemaker.request import Submission
 
     for option in ("role", "output"):
         if getattr(arguments, option) is None:
@@ -262,7 +262,7 @@ def _role(aws: Aws, role: str) -> str:
 
 
 def _image(aws: Aws, instance_type: str) -> str:
-    from deploy.aws.accelerators import variant_of
+    from crossfade.deploy.aws.accelerators import variant_of
 
     variant = variant_of(instance_type)
     return f"{aws.account()}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}"
@@ -270,8 +270,8 @@ def _image(aws: Aws, instance_type: str) -> str:
 
 def _follow(aws: Aws, name: str, poll_seconds: float) -> int:
     """Follow the job ``name`` to its end; return its exit code."""
+    from crossfade.deploy.aws.sagemaker import jobs
     from crossfade.signals import stopper
-    from deploy.aws.sagemaker import jobs
 
     description: dict[str, Any] = {}
     with _Display(name) as display, stopper.deferred():

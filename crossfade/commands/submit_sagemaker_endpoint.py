@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from crossfade.options.parsing import positive_integer
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 _logger = logging.getLogger(__name__)
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of an endpoint to ``parser``."""
-    from deploy.aws.sagemaker.endpoint import DEFAULT_ENDPOINT_TYPE
+    from crossfade.deploy.aws.sagemaker.endpoint import DEFAULT_ENDPOINT_TYPE
 
     group = parser.add_argument_group("endpoint (with --deploy)")
     group.add_argument(
@@ -48,7 +48,7 @@ def deploy_job(
         InputError: an option is invalid, or the training job has no model.
         CloudRequestError, CloudError: AWS rejects a request or cannot serve it.
     """
-    from deploy.aws.sagemaker.endpoint import (
+    from crossfade.deploy.aws.sagemaker.endpoint import (
         EndpointOptions,
         check_requests,
         deploy,
@@ -57,7 +57,7 @@ def deploy_job(
         make_requests,
         wait_until_in_service,
     )
-    from deploy.aws.sagemaker.jobs import image_problem
+    from crossfade.deploy.aws.sagemaker.jobs import image_problem
 
     job: str = arguments.deploy
     endpoint = arguments.endpoint or job

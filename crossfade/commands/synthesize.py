@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
 from crossfade.options.job import train_command
 from crossfade.options.parsing import parse_number, parse_whole_number
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.prepare.synthetic_draws import SyntheticSpec
+    from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 _EXAMPLES = (
     (
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_spec(arguments: argparse.Namespace) -> SyntheticSpec:
-    from trainer.prepare.synthetic_draws import SyntheticSpec
+    from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
     parsers = {"int": parse_whole_number, "float": parse_number}
     numbers = {
@@ -92,9 +92,9 @@ def _read_spec(arguments: argparse.Namespace) -> SyntheticSpec:
 
 
 def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
-    from trainer.prepare.existing import read_complete
-    from trainer.prepare.summary import format_summary
-    from trainer.prepare.synthetic import synthetic_source, write_synthetic
+    from crossfade.trainer.prepare.existing import read_complete
+    from crossfade.trainer.prepare.summary import format_summary
+    from crossfade.trainer.prepare.synthetic import synthetic_source, write_synthetic
 
     if arguments.skip_existing:
         existing = read_complete(Folder(arguments.out))
@@ -109,7 +109,7 @@ def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
 
 
 def _write_raw_events(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
-    from trainer.prepare.synthetic_events import prepare_arguments, write_raw_events
+    from crossfade.trainer.prepare.synthetic_events import prepare_arguments, write_raw_events
 
     for name in ("skip_existing", "overwrite", "work_dir", "valid", "test"):
         if getattr(arguments, name) not in (None, False):

@@ -14,8 +14,8 @@ from crossfade.options.command import add_command
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from trainer.recommend.tagging import Tagger, TagOptions, TagQuality
-    from trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.recommend.tagging import Tagger, TagOptions, TagQuality
+    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, the labels cannot be read, or the model or its dataset is missing.
     """
-    from trainer.recommend.trained_model import with_trained_model
+    from crossfade.trainer.recommend.trained_model import with_trained_model
 
     options = _read_options(arguments)
     with_trained_model(arguments.source, arguments.data, _logger.info, lambda model: _tag(model, options, arguments))
@@ -115,9 +115,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_options(arguments: argparse.Namespace) -> TagOptions:
-    from kvstore.errors import InputError
-    from trainer.evaluation.labels import LabelSource
-    from trainer.recommend.tagging import MIN_ITEMS, TagOptions
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.evaluation.labels import LabelSource
+    from crossfade.trainer.recommend.tagging import MIN_ITEMS, TagOptions
 
     source = LabelSource.parse(arguments.labels)
     for option, value, least in (
@@ -144,9 +144,9 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
     import numpy as np
 
     from crossfade.display import progress_bars
-    from kvstore.errors import InputError
-    from trainer.recommend.bulk import write_tables
-    from trainer.recommend.tagging import Tagger
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.recommend.bulk import write_tables
+    from crossfade.trainer.recommend.tagging import Tagger
 
     examples, written = None, 0
     with progress_bars() as bars:
@@ -177,7 +177,7 @@ def _tables(model: TrainedModel, tagger: Tagger, strength: float, rows_N: Any) -
     import numpy as np
     import pyarrow as pa
 
-    from trainer.recommend.tagging import PredictedLabels
+    from crossfade.trainer.recommend.tagging import PredictedLabels
 
     vocabulary = model.vocabulary(tagger.entity)
     none = PredictedLabels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))

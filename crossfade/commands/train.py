@@ -13,9 +13,9 @@ from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
-    from deploy.capacity.inputs import PlanInputs
-    from trainer.config.schema import JobConfig
-    from trainer.runs.folder import RunFolder
+    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.runs.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Explain(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the keys as a table."""
-        from trainer.config.explain import explain_fields
+        from crossfade.trainer.config.explain import explain_fields
 
         rows = [("KEY", "TYPE", "DEFAULT", "MEANING"), *explain_fields()]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -136,11 +136,11 @@ def run(arguments: argparse.Namespace) -> int:
     _configure_logs(arguments)
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
+    from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
     from crossfade.run_job import RunContext, await_final_scrape, run_in_folder, serve_dashboard, serve_own_metrics
     from crossfade.spot import spot_monitor
-    from deploy.cluster.state_writer import StateWriter
-    from trainer.runs.folder import RunFolder, default_run_dir
+    from crossfade.trainer.runs.folder import RunFolder, default_run_dir
 
     job = load_job_arguments(arguments, "servers", "workers")
     logs.context.update(role="coordinator" if job.cluster.servers else "in-process")
@@ -174,10 +174,10 @@ def _configure_logs(arguments: argparse.Namespace) -> None:
 
 def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``."""
+    from crossfade.deploy.capacity.fit import check_fits_this_machine
+    from crossfade.deploy.capacity.inputs import read_inputs
     from crossfade.display import progress_bars
-    from deploy.capacity.fit import check_fits_this_machine
-    from deploy.capacity.inputs import read_inputs
-    from trainer.runs.ownership import check_claimable
+    from crossfade.trainer.runs.ownership import check_claimable
 
     with progress_bars() as bars:
         inputs = read_inputs(job, bars)
@@ -185,7 +185,7 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
         _logger.warning(warning)
     _check_runtime(job)
     if job.checkpoint.warm_start_from is not None:
-        from trainer.training.warm_start import open_warm_start
+        from crossfade.trainer.training.warm_start import open_warm_start
 
         open_warm_start(job, inputs.model, inputs.manifest)
     if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
@@ -200,16 +200,16 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
 def _check_runtime(job: JobConfig) -> None:
     """Reject a job whose packages are missing or whose hosts and ports do not fit this machine."""
     if job.cluster.servers or job.train.engine == "mxnet":
-        from kvstore.mxnet.imports import require_mxnet
+        from crossfade.kvstore.mxnet.imports import require_mxnet
 
         require_mxnet()
     if job.all_reduces_dense:
-        from trainer.model.allreduce import require_horovod
+        from crossfade.trainer.model.allreduce import require_horovod
 
         require_horovod()
     if job.cluster.servers:
-        from deploy.cluster.supervision import check_hosts
-        from deploy.topology import scheduler_address
+        from crossfade.deploy.cluster.supervision import check_hosts
+        from crossfade.deploy.topology import scheduler_address
 
         check_hosts(job.cluster)
         scheduler_address(job.cluster)
@@ -220,9 +220,9 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 
     Meanwhile only loopback is listened on: on another address, clients would mistake this process for the coordinator.
     """
-    from deploy.cluster.process_metrics import process_metrics
-    from deploy.cluster.supervision import is_loopback
-    from trainer.monitoring.http import serve_metrics
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.deploy.cluster.supervision import is_loopback
+    from crossfade.trainer.monitoring.http import serve_metrics
 
     metrics = process_metrics(job.name, "coordinator")
     metrics.state = lambda: "standing by"
@@ -236,8 +236,8 @@ def _run_in_container(arguments: argparse.Namespace) -> int:
     """Run the job that SageMaker started this container for."""
     from crossfade import sagemaker_entry as sagemaker
     from crossfade.commands import agent
-    from deploy.aws.sagemaker.container import Paths
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.sagemaker.container import Paths
+    from crossfade.kvstore.errors import InputError
 
     paths = Paths(arguments.sagemaker) if arguments.sagemaker else Paths()
     if arguments.job is not None or not paths.has_job():

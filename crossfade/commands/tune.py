@@ -12,8 +12,8 @@ from crossfade.options.job import add_job, load_job_arguments
 from crossfade.options.parsing import positive_integer
 
 if TYPE_CHECKING:
-    from deploy.tuning.study import TuningStudy
-    from trainer.config.schema import JobConfig
+    from crossfade.deploy.tuning.study import TuningStudy
+    from crossfade.trainer.config.schema import JobConfig
 
 
 _DESCRIPTION = """\
@@ -75,10 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: the job or a search parameter is invalid, or the dataset has no valid split.
         ClusterError: several trials in a row failed.
     """
+    from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, default_parameters
+    from crossfade.deploy.tuning.study import TuningStudy
     from crossfade.signals import stopper
-    from deploy.tuning.search_space import SearchParameter, check_parameters, default_parameters
-    from deploy.tuning.study import TuningStudy
-    from trainer.runs.folder import default_run_dir
+    from crossfade.trainer.runs.folder import default_run_dir
 
     job = load_job_arguments(arguments)
     parameters = [SearchParameter.parse(text) for text in arguments.search] or default_parameters(job)
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_has_valid(job: JobConfig) -> None:
-    from kvstore.errors import InputError
-    from trainer.runs.inputs import load_inputs
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.runs.inputs import load_inputs
 
     folder, manifest, _ = load_inputs(job)
     if "valid" not in manifest.splits or manifest.splits["valid"].rows == 0:

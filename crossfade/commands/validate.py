@@ -7,16 +7,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
 from crossfade.options.job import train_command
 from crossfade.options.parsing import memory_bytes
 from crossfade.options.prepare import add_memory
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import DatasetManifest
-    from trainer.prepare.validate import ValidationReport
+    from crossfade.trainer.data.manifest import DatasetManifest
+    from crossfade.trainer.prepare.validate import ValidationReport
 
 _EXAMPLES = (
     ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: the dataset has problems; they are listed on stderr.
         CrossfadeError: the dataset could not be read.
     """
-    from trainer.prepare.validate import validate
+    from crossfade.trainer.prepare.validate import validate
 
     for option, name in (("--query", arguments.query), ("--item", arguments.item)):
         if name is not None and "=" in name:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
-    from trainer.prepare.summary import format_summary
+    from crossfade.trainer.prepare.summary import format_summary
 
     problems = report.problems
     if problems.count:

@@ -9,8 +9,8 @@ from crossfade.options.aws import add_account_options
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
-    from deploy.aws.ec2.spec import RunSpec
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.deploy.aws.ec2.spec import RunSpec
 
 _DEFAULT_HOURS, _DEFAULT_VOLUME_GIB = 24.0, 100
 
@@ -52,7 +52,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_instance_options(parser: argparse.ArgumentParser) -> None:
-    from deploy.aws.accelerators import DEFAULT_EC2_TYPE
+    from crossfade.deploy.aws.accelerators import DEFAULT_EC2_TYPE
 
     group = parser.add_argument_group("instances")
     group.add_argument(
@@ -90,9 +90,9 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
         InputError: an option or the job is invalid.
         CloudError, CloudRequestError: AWS did not identify the caller.
     """
-    from deploy.aws.accelerators import variant_of
-    from deploy.aws.ec2.spec import RunSpec, cluster_job, new_run_name, split_uri
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.accelerators import variant_of
+    from crossfade.deploy.aws.ec2.spec import RunSpec, cluster_job, new_run_name, split_uri
+    from crossfade.kvstore.errors import InputError
 
     if arguments.output is None:
         raise InputError(
@@ -132,8 +132,8 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
 
 
 def _check_ranges(arguments: argparse.Namespace) -> None:
-    from deploy.aws.ec2.spec import MAX_HOURS
-    from kvstore.errors import InputError
+    from crossfade.deploy.aws.ec2.spec import MAX_HOURS
+    from crossfade.kvstore.errors import InputError
 
     for option, value, minimum, maximum in (
         ("--hosts", arguments.hosts, 1, 1000),
@@ -151,7 +151,7 @@ def identify_caller(aws: Aws) -> tuple[str, str]:
     Raises:
         CloudError, CloudRequestError: AWS did not identify the caller.
     """
-    from deploy.aws.errors import translate_aws_errors
+    from crossfade.deploy.aws.errors import translate_aws_errors
 
     account = aws.account()
     with translate_aws_errors("asking whose the credentials are", aws.region):

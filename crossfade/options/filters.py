@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kvstore.errors import InputError
+from crossfade.kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.recommend.candidates import FilterOptions
-    from trainer.recommend.metadata_table import MetadataFile
+    from crossfade.trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.metadata_table import MetadataFile
 
 NOTES = """\
 Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
@@ -52,7 +52,7 @@ def read_metadata(arguments: argparse.Namespace) -> MetadataFile | None:
     Raises:
         InputError: a column is named, but no file.
     """
-    from trainer.recommend.metadata_table import MetadataFile
+    from crossfade.trainer.recommend.metadata_table import MetadataFile
 
     if arguments.metadata_id is not None and arguments.metadata is None:
         raise InputError(f"--metadata-id {arguments.metadata_id}: is a column of a file; name the file with --metadata")
@@ -65,7 +65,7 @@ def read_filters(arguments: argparse.Namespace) -> FilterOptions:
     Raises:
         InputError: a value has another form.
     """
-    from trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.candidates import FilterOptions
 
     metadata = read_metadata(arguments)
     max_per = None

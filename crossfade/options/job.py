@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvstore.io.folder import Folder
+from crossfade.kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.config.schema import JobConfig
+    from crossfade.trainer.config.schema import JobConfig
 
 
 def add_job(
@@ -42,7 +42,7 @@ def load_job_arguments(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
     Raises:
         InputError: the job file is missing or invalid.
     """
-    from trainer.config.loading import load_job
+    from crossfade.trainer.config.loading import load_job
 
     values = {key: getattr(arguments, key) for key in sizes}
     given = [f"cluster.{key}={value}" for key, value in values.items() if value is not None]

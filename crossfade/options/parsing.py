@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvstore.errors import InputError
+from crossfade.kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.prepare.admission import MaxAge
-    from trainer.prepare.features import FeatureFile
-    from trainer.prepare.vocabulary_tables import NamesFile
+    from crossfade.trainer.prepare.admission import MaxAge
+    from crossfade.trainer.prepare.features import FeatureFile
+    from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
 def split_pair(text: str) -> tuple[str, str | None]:
@@ -63,7 +63,7 @@ def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, MaxAge]:
     Raises:
         InputError: the text has another form.
     """
-    from trainer.prepare.admission import MaxAge
+    from crossfade.trainer.prepare.admission import MaxAge
 
     if text is None:
         return {}
@@ -84,7 +84,7 @@ def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
     Raises:
         InputError: a text has another form.
     """
-    from trainer.prepare.vocabulary_tables import NamesFile
+    from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
     names: dict[str, NamesFile] = {}
     for text in texts:
@@ -106,7 +106,7 @@ def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
     Raises:
         InputError: a text has another form, or a feature has two columns.
     """
-    from trainer.prepare.features import FeatureFile
+    from crossfade.trainer.prepare.features import FeatureFile
 
     files = []
     for text in texts:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.runs import Runs
 
 
 def add_runs_argument(parser: argparse._ActionsContainer) -> None:
@@ -28,8 +28,8 @@ def open_runs(paths: Sequence[Path]) -> Runs:
     Raises:
         InputError: a path is not a folder.
     """
-    from deploy.dashboard.runs import Runs
-    from kvstore.errors import InputError
+    from crossfade.deploy.dashboard.runs import Runs
+    from crossfade.kvstore.errors import InputError
 
     for path in paths or [Path("runs")]:
         if not path.is_dir():

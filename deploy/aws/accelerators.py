@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kvstore.errors import InputError
+from crossfade.kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.config.schema import JobConfig
+    from crossfade.trainer.config.schema import JobConfig
 
 Variant = Literal["cpu", "cu112", "cu90"]
 

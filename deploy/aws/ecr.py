@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws.errors import translate_aws_errors
-from kvstore.errors import CloudRequestError
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 _ECR = re.compile(
     r"(?P<registry>(?P<account>[^./]+)\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?)"

@@ -13,7 +13,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CloudRequestErrorKind, CrossfadeError
+from crossfade.kvstore.errors import (
+    CloudError,
+    CloudErrorKind,
+    CloudRequestError,
+    CloudRequestErrorKind,
+    CrossfadeError,
+)
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",

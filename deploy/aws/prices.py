@@ -13,13 +13,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy.aws.errors import translate_aws_errors
-from kvstore.errors import CloudError, CloudRequestError
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.kvstore.errors import CloudError, CloudRequestError
 
 if TYPE_CHECKING:
     from mypy_boto3_pricing.type_defs import FilterTypeDef
 
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 Service = Literal["AmazonEC2", "AmazonSageMaker"]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deploy.capacity.inputs import PlanInputs
-from deploy.capacity.machine import Machine, this_machine
-from deploy.capacity.memory import table_bytes
-from deploy.capacity.plan import CapacityPlan, plan_capacity
-from kvstore.errors import InputError
-from trainer.config.schema import JobConfig
+from crossfade.deploy.capacity.inputs import PlanInputs
+from crossfade.deploy.capacity.machine import Machine, this_machine
+from crossfade.deploy.capacity.memory import table_bytes
+from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.schema import JobConfig
 
 Verdict = Literal["fits", "tight", "does not fit"]
 _GIB = 2**30

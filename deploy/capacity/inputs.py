@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from deploy.capacity.traffic import CountHistogram, read_counts
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.model.spec import ModelSpec, make_model
-from trainer.runs.inputs import open_inputs
-from trainer.runs.row_selection import RowSelection, select_rows
+from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.model.spec import ModelSpec, make_model
+from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.row_selection import RowSelection, select_rows
 
 
 @dataclass(frozen=True)

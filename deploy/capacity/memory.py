@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deploy.capacity.inputs import PlanInputs
-from deploy.capacity.traffic import WorkerLoad
-from deploy.capacity.worker_memory import MemoryItem, MemoryPhase, row_uses, worker_items
-from kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
-from kvstore.io.folder import Folder
-from kvstore.layout import TableLayout
-from kvstore.optimizer_spec import state_bytes_per_row
-from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
-from trainer.config.schema import JobConfig
+from crossfade.deploy.capacity.inputs import PlanInputs
+from crossfade.deploy.capacity.traffic import WorkerLoad
+from crossfade.deploy.capacity.worker_memory import MemoryItem, MemoryPhase, row_uses, worker_items
+from crossfade.kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.layout import TableLayout
+from crossfade.kvstore.optimizer_spec import state_bytes_per_row
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
+from crossfade.trainer.config.schema import JobConfig
 
 _MIB = 2**20
 

@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deploy.capacity.inputs import PlanInputs
-from deploy.capacity.memory import (
+from crossfade.deploy.capacity.inputs import PlanInputs
+from crossfade.deploy.capacity.memory import (
     SHARED_LIBRARIES_BYTES,
     ProcessPlan,
     peak_bytes,
     plan_processes,
     table_bytes,
 )
-from deploy.capacity.step_time import WorkerStep, worker_steps
-from deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
-from deploy.capacity.worker_memory import MemoryItem
-from deploy.topology import AcceptedRoles, Role, assign_roles
-from kvstore.layout import TableLayout, make_layout
-from kvstore.store import VALUE_BYTES
-from trainer.config.schema import JobConfig
+from crossfade.deploy.capacity.step_time import WorkerStep, worker_steps
+from crossfade.deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
+from crossfade.deploy.capacity.worker_memory import MemoryItem
+from crossfade.deploy.topology import AcceptedRoles, Role, assign_roles
+from crossfade.kvstore.layout import TableLayout, make_layout
+from crossfade.kvstore.store import VALUE_BYTES
+from crossfade.trainer.config.schema import JobConfig
 
 
 @dataclass(frozen=True)

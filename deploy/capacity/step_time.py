@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.capacity.traffic import StepTraffic, WorkerLoad
-from deploy.topology import Role
-from trainer.config.schema import JobConfig
-from trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.deploy.capacity.traffic import StepTraffic, WorkerLoad
+from crossfade.deploy.topology import Role
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 
 @dataclass(frozen=True)

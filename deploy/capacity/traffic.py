@@ -21,17 +21,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from deploy.topology import Role
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
-from trainer.config.model_sections import NegativesConfig
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader, RowGroup
-from trainer.data.schedule import BatchSchedule
-from trainer.data.vocabulary import Vocabulary
-from trainer.model.spec import ModelSpec
+from crossfade.deploy.topology import Role
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader, RowGroup
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.spec import ModelSpec
 
 _PIECE_ROWS = 1 << 20
 

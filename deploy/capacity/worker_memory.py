@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from deploy.capacity.inputs import PlanInputs
-from deploy.capacity.traffic import CountHistogram, WorkerLoad
-from kvstore.optimizer_spec import state_bytes_per_row
-from kvstore.store import VALUE_BYTES, TableSpec
-from trainer.data.features import lists_bytes
-from trainer.embeddings.files import GROUP_ROWS
-from trainer.model.negatives import needs_counts
+from crossfade.deploy.capacity.inputs import PlanInputs
+from crossfade.deploy.capacity.traffic import CountHistogram, WorkerLoad
+from crossfade.kvstore.optimizer_spec import state_bytes_per_row
+from crossfade.kvstore.store import VALUE_BYTES, TableSpec
+from crossfade.trainer.data.features import lists_bytes
+from crossfade.trainer.embeddings.files import GROUP_ROWS
+from crossfade.trainer.model.negatives import needs_counts
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push

@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
-from deploy.cluster.role_process import RoleProcess
-from deploy.cluster.role_variables import CHECKPOINT_SIGNAL
-from deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment
-from kvstore.errors import ClusterError
-from trainer.runs.events import StepEvent
-from trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
+from crossfade.deploy.cluster.role_process import RoleProcess
+from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
+from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment
+from crossfade.kvstore.errors import ClusterError
+from crossfade.trainer.runs.events import StepEvent
+from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
 """Time without an answer after which an agent ends its roles: less than the coordinator's lease for it."""

@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
-from deploy.cluster.generation import Generation
-from deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
-from deploy.cluster.membership import LEASE_SECONDS, Member, Membership
-from deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat
-from deploy.cluster.restart_policy import Restart, RestartPolicy
-from deploy.topology import Address, assign_roles, roles
-from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.config.run_sections import ClusterConfig
-from trainer.runs import events
+from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
+from crossfade.deploy.cluster.generation import Generation
+from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
+from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
+from crossfade.deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat
+from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
+from crossfade.deploy.topology import Address, assign_roles, roles
+from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.runs import events
 
 EXIT_TIMEOUT_SECONDS = 30.0
 """Time that the other roles have to end once one has ended without an error."""

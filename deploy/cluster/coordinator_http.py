@@ -23,13 +23,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deploy.cluster.agent import CoordinatorUnreachable
-from deploy.cluster.coordinator import Coordinator
-from deploy.cluster.messages import DesiredState, Heartbeat
-from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
-from kvstore.errors import ClusterError, InputError
-from kvstore.validation_errors import format_validation_error
-from trainer.monitoring.bounded_server import BoundedServer
+from crossfade.deploy.cluster.agent import CoordinatorUnreachable
+from crossfade.deploy.cluster.coordinator import Coordinator
+from crossfade.deploy.cluster.messages import DesiredState, Heartbeat
+from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.monitoring.bounded_server import BoundedServer
 
 MIN_TOKEN_LENGTH = 16
 MAX_BODY_BYTES = 4 << 20

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deploy.cluster.job_state import GenerationSpec
-from deploy.cluster.messages import NumberedEvent
-from deploy.topology import Role
-from trainer.runs.events import (
+from crossfade.deploy.cluster.job_state import GenerationSpec
+from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.topology import Role
+from crossfade.trainer.runs.events import (
     CheckpointSaved,
     EpochEvent,
     LoadEvent,
@@ -18,7 +18,7 @@ from trainer.runs.events import (
 )
 
 if TYPE_CHECKING:
-    from trainer.training.checkpointing import StopResult
+    from crossfade.trainer.training.checkpointing import StopResult
 
 _PROGRESS_EVENTS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
 
@@ -60,7 +60,7 @@ class Generation:
             case CheckpointSaved(step=step):
                 self.checkpoint_step = max(self.checkpoint_step, step)
             case StoppedEvent(step=step, checkpoint=checkpoint):
-                from trainer.training.checkpointing import StopResult  # imports numba, which takes time
+                from crossfade.trainer.training.checkpointing import StopResult  # imports numba, which takes time
 
                 self.stop_result = StopResult(step, checkpoint)
                 self.step = step

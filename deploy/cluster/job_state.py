@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from deploy.topology import Address
+from crossfade.deploy.topology import Address
 
 
 class State(StrEnum):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.cluster.messages import Heartbeat, RoleState
-from deploy.topology import AcceptedRoles, missing_hosts
-from trainer.config.run_sections import ClusterConfig
+from crossfade.deploy.cluster.messages import Heartbeat, RoleState
+from crossfade.deploy.topology import AcceptedRoles, missing_hosts
+from crossfade.trainer.config.run_sections import ClusterConfig
 
 LEASE_SECONDS = 15.0
 """Time without a heartbeat after which an agent is lost. Longer than an agent waits before it ends its

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from deploy.topology import AcceptedRoles
-from trainer.runs.events import Event, parse_event, to_json
+from crossfade.deploy.topology import AcceptedRoles
+from crossfade.trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
 MAX_EVENTS = 200

@@ -7,12 +7,12 @@ from typing import Any
 
 from prometheus_client.core import Metric as Family
 
-from deploy.cluster.agent import Agent
-from deploy.cluster.coordinator import Coordinator
-from deploy.cluster.job_state import State
-from deploy.topology import roles
-from trainer.config.run_sections import ClusterConfig
-from trainer.monitoring import names
+from crossfade.deploy.cluster.agent import Agent
+from crossfade.deploy.cluster.coordinator import Coordinator
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.topology import roles
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.monitoring import names
 
 
 class JobMetrics:

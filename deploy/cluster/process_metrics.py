@@ -7,9 +7,9 @@ from typing import Any
 
 from prometheus_client.core import Metric as Family
 
-from deploy.capacity.machine import available_bytes, limit_bytes
-from trainer.monitoring import names
-from trainer.monitoring.registry import ProcessMetrics
+from crossfade.deploy.capacity.machine import available_bytes, limit_bytes
+from crossfade.trainer.monitoring import names
+from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 
 class MachineMetrics:

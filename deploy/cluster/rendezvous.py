@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
-from deploy.topology import Address
-from kvstore.errors import ClusterError
-from trainer.monitoring.bounded_server import BoundedServer, Limits
+from crossfade.deploy.topology import Address
+from crossfade.kvstore.errors import ClusterError
+from crossfade.trainer.monitoring.bounded_server import BoundedServer, Limits
 
 MAX_KEY_BYTES = 256
 KEYS_PER_WORKER = 32

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 
-from trainer.runs.events import Event, StepEvent, parse_event, to_json
+from crossfade.trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
 _STEP_SECONDS = 0.1

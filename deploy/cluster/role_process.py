@@ -8,12 +8,12 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
-from deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
-from deploy.cluster.role_variables import AGENT_VARIABLE, GENERATION_VARIABLE, ROLE_VARIABLE
-from deploy.topology import Role
-from trainer.runs.events import Event, RoleError
-from trainer.runs.folder import RunFolder
+from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
+from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
+from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE, GENERATION_VARIABLE, ROLE_VARIABLE
+from crossfade.deploy.topology import Role
+from crossfade.trainer.runs.events import Event, RoleError
+from crossfade.trainer.runs.folder import RunFolder
 
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _SAFE_PATH = ["-P"]

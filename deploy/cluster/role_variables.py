@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from kvstore.processes import die_with_parent
+from crossfade.kvstore.processes import die_with_parent
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"

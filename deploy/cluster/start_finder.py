@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from deploy.cluster.coordinator import Coordinator
-from deploy.cluster.job_state import GenerationSpec, State
-from deploy.cluster.rendezvous import Rendezvous
-from deploy.topology import Address, scheduler_address
-from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.config.schema import JobConfig
-from trainer.runs.folder import RunFolder
+from crossfade.deploy.cluster.coordinator import Coordinator
+from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.rendezvous import Rendezvous
+from crossfade.deploy.topology import Address, scheduler_address
+from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import RunFolder
 
 
 class StartFinder:
@@ -64,7 +64,7 @@ def find_start_checkpoint(checkpoints: str, rejected: frozenset[str]) -> tuple[s
         InputError: ``checkpoints`` is not the name of a folder.
         OSError: it cannot be read.
     """
-    from kvstore.checkpoint.lifecycle import latest_checkpoint
+    from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
     checkpoint, skipped = latest_checkpoint(checkpoints, rejected)
     return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

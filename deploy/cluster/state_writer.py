@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import psutil
 
-from trainer.runs.events import (
+from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,
     CommandStarted,
@@ -36,7 +36,7 @@ from trainer.runs.events import (
     WaitingForHosts,
     to_record,
 )
-from trainer.runs.folder import PROCESSES_FILE, RunFolder
+from crossfade.trainer.runs.folder import PROCESSES_FILE, RunFolder
 
 STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""

@@ -10,23 +10,23 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Any
 
-from deploy.aws.spot import SpotMonitor
-from deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
-from deploy.cluster.coordinator import Coordinator
-from deploy.cluster.coordinator_http import read_token, serve_coordinator
-from deploy.cluster.job_state import FINISHED, State
-from deploy.cluster.metrics import HostMetrics, JobMetrics, target
-from deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from deploy.cluster.start_finder import StartFinder
-from deploy.cluster.state_writer import StateWriter
-from deploy.topology import Address, scheduler_address
-from kvstore.errors import ClusterError, InputError
-from trainer.config.run_sections import ClusterConfig
-from trainer.config.schema import JobConfig
-from trainer.monitoring.http import MetricsEndpoint
-from trainer.runs.event_log import event_recorder
-from trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent
-from trainer.runs.folder import REPORT_FILE, RunFolder
+from crossfade.deploy.aws.spot import SpotMonitor
+from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
+from crossfade.deploy.cluster.coordinator import Coordinator
+from crossfade.deploy.cluster.coordinator_http import read_token, serve_coordinator
+from crossfade.deploy.cluster.job_state import FINISHED, State
+from crossfade.deploy.cluster.metrics import HostMetrics, JobMetrics, target
+from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
+from crossfade.deploy.cluster.start_finder import StartFinder
+from crossfade.deploy.cluster.state_writer import StateWriter
+from crossfade.deploy.topology import Address, scheduler_address
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.monitoring.http import MetricsEndpoint
+from crossfade.trainer.runs.event_log import event_recorder
+from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent
+from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
 
 REPORT_TIMEOUT_SECONDS = 10.0
 """Maximum delay until a file that another host wrote is visible on this one."""

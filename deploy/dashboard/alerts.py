@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from deploy.dashboard.formatting import duration, size
-from deploy.dashboard.run_figures import Alert, Summary
-from deploy.dashboard.run_reader import RunReader
-from trainer.monitoring.thresholds import (
+from crossfade.deploy.dashboard.formatting import duration, size
+from crossfade.deploy.dashboard.run_figures import Alert, Summary
+from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.trainer.monitoring.thresholds import (
     LOCAL_PHASES,
     MAX_WORKER_SKEW,
     MIN_FREE_MEMORY_RATIO,
@@ -17,7 +17,7 @@ from trainer.monitoring.thresholds import (
     ROLE_ALERT_STATES,
     STALLED_SECONDS,
 )
-from trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
+from crossfade.trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
 RECENT_SECONDS = 600.0
 """Time for which a restart is shown as an alert."""

@@ -12,14 +12,14 @@ from urllib.parse import parse_qs, urlencode
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from flask import Response
 
-from deploy.dashboard import charts, page
-from deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
-from deploy.dashboard.explore import explore_pages
-from deploy.dashboard.explored_models import ExploredModels
-from deploy.dashboard.layout import AXES, GRAPHS, layout
-from deploy.dashboard.run_reader import RunReader
-from deploy.dashboard.runs import Runs
-from deploy.dashboard.summary import latest_first, read_summaries, summarize
+from crossfade.deploy.dashboard import charts, page
+from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
+from crossfade.deploy.dashboard.explore import explore_pages
+from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.layout import AXES, GRAPHS, layout
+from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 
 _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.recommend.row_names import RowLabel
-from trainer.serving.served_model import RankingOptions, ServedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.recommend.row_names import RowLabel
+from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 
 COUNT = 10
 """Rows of a list."""

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from kvstore.errors import CrossfadeError, InputError
-from trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
-from trainer.runs.folder import RunFolder
-from trainer.serving.copies_folder import CopiesFolder
-from trainer.serving.served_model import ServedModel
-from trainer.serving.version_folder import VersionOptions, write_version
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.serving.copies_folder import CopiesFolder
+from crossfade.trainer.serving.served_model import ServedModel
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 MAX_OPEN = 4
 _OPTIONS = VersionOptions(index_from=None)

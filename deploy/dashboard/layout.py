@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from deploy.dashboard.charts import MAX_RUNS, Axis
+from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis
 
 GRAPHS = {
     "loss": ("Loss", "Training loss of each step (smoothed), and the mean of each epoch."),

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError
-from trainer.maps.picture import PALETTE
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.maps.picture import PALETTE
 
 MAX_POINTS = 50_000
 FULL_SCALE = 10_000

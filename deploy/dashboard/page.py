@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 from dash import html
 
-from deploy.dashboard.charts import RunView
-from deploy.dashboard.formatting import count, decimals, duration, share, size, times
-from deploy.dashboard.layout import GRAPHS, Component, aria
-from deploy.dashboard.process_rows import ProcessRow
-from deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
-from deploy.dashboard.run_figures import Summary
-from trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
+from crossfade.deploy.dashboard.charts import RunView
+from crossfade.deploy.dashboard.formatting import count, decimals, duration, share, size, times
+from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
+from crossfade.deploy.dashboard.process_rows import ProcessRow
+from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
+from crossfade.deploy.dashboard.run_figures import Summary
+from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.dashboard.column_buffer import ColumnBuffer
-from trainer.runs.events import LoadSample, TimedEvent, parse_record
+from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
+from crossfade.trainer.runs.events import LoadSample, TimedEvent, parse_record
 
 RATE_SECONDS = 30.0
 """Rates of live runs are means over this time."""

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.dashboard.process_history import RATE_SECONDS
-from deploy.dashboard.run_reader import RunReader, StateFile
-from kvstore.store import VALUE_BYTES
+from crossfade.deploy.dashboard.process_history import RATE_SECONDS
+from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
+from crossfade.kvstore.store import VALUE_BYTES
 
 
 @dataclass

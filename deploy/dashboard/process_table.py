@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploy.dashboard.formatting import count, share, size
-from deploy.dashboard.process_rows import ProcessRow
+from crossfade.deploy.dashboard.formatting import count, share, size
+from crossfade.deploy.dashboard.process_rows import ProcessRow
 
 STATE_TITLE = "State"
 """The column that the page shows as a badge."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from deploy.dashboard.process_rows import ProcessRow
-from deploy.dashboard.run_state import ENDED
+from crossfade.deploy.dashboard.process_rows import ProcessRow
+from crossfade.deploy.dashboard.run_state import ENDED
 
 Level = Literal["critical", "warning", "info"]
 

@@ -17,11 +17,19 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deploy.dashboard.process_history import ProcessHistory
-from deploy.dashboard.tail import Tail
-from deploy.dashboard.training_history import TrainingHistory
-from kvstore.validation_errors import format_validation_error
-from trainer.runs.folder import EVENTS_FILE, JOB_FILE, PROCESSES_FILE, REPORT_FILE, RESTARTS_FILE, RUN_FILE, STATE_FILE
+from crossfade.deploy.dashboard.process_history import ProcessHistory
+from crossfade.deploy.dashboard.tail import Tail
+from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.runs.folder import (
+    EVENTS_FILE,
+    JOB_FILE,
+    PROCESSES_FILE,
+    REPORT_FILE,
+    RESTARTS_FILE,
+    RUN_FILE,
+    STATE_FILE,
+)
 
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)

@@ -7,8 +7,8 @@ from typing import Any
 
 import psutil
 
-from deploy.dashboard.formatting import duration
-from deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.formatting import duration
+from crossfade.deploy.dashboard.run_reader import RunReader
 
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploy.dashboard.run_reader import RunReader, is_run
+from crossfade.deploy.dashboard.run_reader import RunReader, is_run
 
 SCAN_SECONDS = 1.0
 _MAX_DEPTH = 2

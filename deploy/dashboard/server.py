@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from deploy.dashboard.runs import Runs
-from kvstore.errors import InputError, MissingExtraError
+from crossfade.deploy.dashboard.runs import Runs
+from crossfade.kvstore.errors import InputError, MissingExtraError
 
 _THREADS = 8
 
@@ -28,8 +28,8 @@ def serve(runs: Runs, source: str, host: str, port: int, on_listening: Callable[
     try:
         from waitress.server import create_server
 
-        from deploy.dashboard.app import make_app
-        from deploy.dashboard.explored_models import ExploredModels
+        from crossfade.deploy.dashboard.app import make_app
+        from crossfade.deploy.dashboard.explored_models import ExploredModels
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
     # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.cluster.role_variables import AGENT_VARIABLE
-from trainer.serving.copies_folder import delete_abandoned_copies
+from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
+from crossfade.trainer.serving.copies_folder import delete_abandoned_copies
 
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""

@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.dashboard.alerts import find_alerts
-from deploy.dashboard.process_rows import process_rows
-from deploy.dashboard.run_figures import Summary
-from deploy.dashboard.run_reader import ReportFile, RunReader
-from deploy.dashboard.run_state import ENDED, find_state
-from deploy.dashboard.runs import Runs
-from trainer.runs.events import CheckpointSaved, RestartEvent
+from crossfade.deploy.dashboard.alerts import find_alerts
+from crossfade.deploy.dashboard.process_rows import process_rows
+from crossfade.deploy.dashboard.run_figures import Summary
+from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader
+from crossfade.deploy.dashboard.run_state import ENDED, find_state
+from crossfade.deploy.dashboard.runs import Runs
+from crossfade.trainer.runs.events import CheckpointSaved, RestartEvent
 
 DEFAULT_METRIC = "ndcg@10"
 _TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")

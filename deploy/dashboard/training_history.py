@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.dashboard.column_buffer import ColumnBuffer
-from kvstore.arrays import FloatArray
-from trainer.runs.events import (
+from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.runs.events import (
     CheckpointFailed,
     CheckpointSaved,
     EpochEvent,
@@ -29,7 +29,7 @@ from trainer.runs.events import (
     TotalsEvent,
     parse_record,
 )
-from trainer.training.state import STEP_PHASES
+from crossfade.trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
 _RATE_SECONDS = 60.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.serving.schemas import (
+from crossfade.deploy.serving.schemas import (
     EntityDescription,
     Filters,
     FoundRows,
@@ -24,9 +24,9 @@ from deploy.serving.schemas import (
     Vector,
     Vectors,
 )
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError, format_names
-from trainer.serving.served_model import RankingOptions, Rankings, ServedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.trainer.serving.served_model import RankingOptions, Rankings, ServedModel
 
 
 class UnknownRowError(InputError):

@@ -1,6 +1,6 @@
 """The application: its routes, their documentation, and what surrounds every request.
 
-    uvicorn.run("deploy.serving.app:make_app", factory=True)        # with VERSIONS_VARIABLE set
+    uvicorn.run("crossfade.deploy.serving.app:make_app", factory=True)        # with VERSIONS_VARIABLE set
 
 ``/docs`` shows the routes with examples, ``/openapi.json`` describes them.
 """
@@ -22,12 +22,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.routing import Route
 
-from deploy.cluster.role_variables import die_with_agent
-from deploy.serving.answers import UnknownRowError
-from deploy.serving.current import CurrentVersion, OverloadedError
-from deploy.serving.metrics import exposition
-from deploy.serving.middleware import LimitedBodies, RecordedRequests
-from deploy.serving.schemas import (
+from crossfade.deploy.cluster.role_variables import die_with_agent
+from crossfade.deploy.serving.answers import UnknownRowError
+from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
+from crossfade.deploy.serving.metrics import exposition
+from crossfade.deploy.serving.middleware import LimitedBodies, RecordedRequests
+from crossfade.deploy.serving.schemas import (
     PROBLEMS,
     FoundRows,
     Health,
@@ -43,9 +43,9 @@ from deploy.serving.schemas import (
     SimilarRequest,
     Vectors,
 )
-from deploy.serving.versions import Versions
-from kvstore import __version__
-from kvstore.errors import InputError
+from crossfade.deploy.serving.versions import Versions
+from crossfade.kvstore import __version__
+from crossfade.kvstore.errors import InputError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""

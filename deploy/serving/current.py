@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from deploy.serving.answers import Answers
-from deploy.serving.metrics import record_version
-from deploy.serving.versions import Versions
-from kvstore.errors import CrossfadeError
-from trainer.serving.served_model import ServedModel
+from crossfade.deploy.serving.answers import Answers
+from crossfade.deploy.serving.metrics import record_version
+from crossfade.deploy.serving.versions import Versions
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.serving.served_model import ServedModel
 
 MAX_WAITING = 64
 """Requests that may wait for the thread; more are rejected."""

@@ -7,7 +7,7 @@ import time
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deploy.serving.metrics import record_request
+from crossfade.deploy.serving.metrics import record_request
 
 MAX_BODY_BYTES = 8 << 20
 _UNKNOWN_ROUTE = "other"

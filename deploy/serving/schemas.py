@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.model_sections import ScoreKind
 
 MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
 MAX_INTEGER = 2**53 - 1

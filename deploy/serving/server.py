@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.cluster.role_variables import AGENT_VARIABLE
-from kvstore.errors import CrossfadeError, InputError, MissingExtraError
-from trainer.data.reporter import ProgressReporter
-from trainer.recommend.metadata_table import MetadataFile
-from trainer.serving.copies_folder import CopiesFolder
+from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
+from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.recommend.metadata_table import MetadataFile
+from crossfade.trainer.serving.copies_folder import CopiesFolder
 
 _BACKLOG = 2048
 _DRAIN_SECONDS, _HUNG_SECONDS = 30, 30
@@ -86,18 +86,18 @@ def serve(
             from uvicorn.config import STARTUP_FAILURE
             from uvicorn.supervisors import Multiprocess
 
-            from deploy.serving.app import VERSIONS_VARIABLE
-            from deploy.serving.versions import Refresher, Source, Versions
+            from crossfade.deploy.serving.app import VERSIONS_VARIABLE
+            from crossfade.deploy.serving.versions import Refresher, Source, Versions
         except ImportError as error:
             raise MissingExtraError(error.name or "fastapi", extra="serve", purpose="crossfade serve") from error
-        from trainer.serving.version_folder import VersionOptions
+        from crossfade.trainer.serving.version_folder import VersionOptions
 
         source = Source(model.location, model.data, VersionOptions(model.metadata, model.index_from))
         refresher = Refresher(source, Versions(work))
         refresher.write_first(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)
         os.environ[AGENT_VARIABLE] = str(os.getpid())
-        config = Config("deploy.serving.app:make_app", **_process_options(options.processes))
+        config = Config("crossfade.deploy.serving.app:make_app", **_process_options(options.processes))
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
         on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from deploy.cluster.role_variables import die_with_agent
-from deploy.serving.metrics import record_refresh
-from kvstore.errors import CrossfadeError
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.recommend.trained_model import source_fingerprint, with_trained_model
-from trainer.serving.version_folder import VersionOptions, write_version
+from crossfade.deploy.cluster.role_variables import die_with_agent
+from crossfade.deploy.serving.metrics import record_refresh
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.recommend.trained_model import source_fingerprint, with_trained_model
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 _CURRENT = "current"
 _NICENESS = 19

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kvstore.errors import InputError
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
     import optuna

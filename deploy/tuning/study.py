@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from deploy.tuning.search_space import SearchParameter, format_override
-from kvstore.errors import ClusterError, InputError, MissingExtraError
-from kvstore.processes import die_with_parent
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
-from trainer.runs.folder import EVENTS_FILE, JOB_FILE, RunFolder
+from crossfade.deploy.tuning.search_space import SearchParameter, format_override
+from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
+from crossfade.kvstore.processes import die_with_parent
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, RunFolder
 
 if TYPE_CHECKING:
     import optuna

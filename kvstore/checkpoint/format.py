@@ -21,12 +21,12 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
-from kvstore.errors import CheckpointError
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import FileDigest, TableSpec
-from kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import FileDigest, TableSpec
+from crossfade.kvstore.validation_errors import format_validation_error
 
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
 _MAX_SEAL_BYTES = 64

@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME, step_name
-from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
-from kvstore.errors import CheckpointError
-from kvstore.io.folder import Folder
-from kvstore.store import FileDigest
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME, step_name
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import FileDigest
 
 
 def step_folder(checkpoints: str, step: int) -> str:

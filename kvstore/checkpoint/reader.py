@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint.files import MANIFEST_NAME, SHARD_NAME, STEP_NAME, WEIGHTS
-from kvstore.checkpoint.format import (
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, SHARD_NAME, STEP_NAME, WEIGHTS
+from crossfade.kvstore.checkpoint.format import (
     CheckpointManifest,
     CorruptFileError,
     Part,
@@ -35,7 +35,7 @@ from kvstore.checkpoint.format import (
     shard_rows,
     translate_read_errors,
 )
-from kvstore.checkpoint.shard_files import (
+from crossfade.kvstore.checkpoint.shard_files import (
     CHUNK_BYTES,
     ArraySpec,
     ShardFile,
@@ -44,10 +44,10 @@ from kvstore.checkpoint.shard_files import (
     arrays_of,
     read_entries,
 )
-from kvstore.errors import CheckpointError
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import FileDigest, TableSpec
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import FileDigest, TableSpec
 
 
 def open_checkpoint(uri: str) -> Checkpoint:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import IntArray
-from kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
-from kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
-from kvstore.io.folder import Folder, InputFile
-from kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
-from kvstore.store import TableSpec
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
+from crossfade.kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
+from crossfade.kvstore.io.folder import Folder, InputFile
+from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
+from crossfade.kvstore.store import TableSpec
 
 CHUNK_BYTES = 1 << 24
 """Bytes read at a time."""

@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import IntArray
-from kvstore.checkpoint.files import npy_header
-from kvstore.checkpoint.format import TableShard
-from kvstore.errors import CheckpointError
-from kvstore.jit import njit
-from kvstore.store import FileDigest
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.checkpoint.files import npy_header
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.jit import njit
+from crossfade.kvstore.store import FileDigest
 
 COPY_FRACTION = 8
 """Copies are limited to 1/``COPY_FRACTION`` of a table's rows, or to ``MIN_COPY_BYTES`` if that is more."""
@@ -353,7 +353,7 @@ def _start_writer(folder: str, part: int, parts: int) -> tuple[subprocess.Popen[
             fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         process = subprocess.Popen(  # noqa: S603 - our own command
             [
-                *(sys.executable, *SAFE_PATH, "-m", "kvstore.checkpoint.writer"),
+                *(sys.executable, *SAFE_PATH, "-m", "crossfade.kvstore.checkpoint.writer"),
                 *(folder, str(part), str(parts), str(os.getpid())),
             ],
             stdin=read_end,

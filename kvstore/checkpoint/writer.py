@@ -1,6 +1,6 @@
 """The process that writes one part of a checkpoint: it reads a snapshot from standard input and stores it.
 
-    python -P -m kvstore.checkpoint.writer FOLDER PART PARTS PARENT_PID
+    python -P -m crossfade.kvstore.checkpoint.writer FOLDER PART PARTS PARENT_PID
 
 A separate process keeps a slow disk and the network's threads out of the server. Its input is a sequence of frames: a
 line of JSON, ``{"path": "customer/weights.00003-of-00008.npy", "bytes": 4096, "file_bytes": 1234567}``, followed by
@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import IO, Any
 
-from kvstore.checkpoint.files import FORMAT_VERSION, PART_FORMAT, part_name
-from kvstore.errors import CheckpointError, CrossfadeError
-from kvstore.io.folder import Folder, OutputFile
-from kvstore.processes import die_with_parent
+from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, PART_FORMAT, part_name
+from crossfade.kvstore.errors import CheckpointError, CrossfadeError
+from crossfade.kvstore.io.folder import Folder, OutputFile
+from crossfade.kvstore.processes import die_with_parent
 
 _CHUNK_BYTES = 1 << 20
 _TRUNCATED = "the snapshot is truncated"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
 
-from kvstore.errors import InputError
-from kvstore.io.random_access import LocalRandomFile, RandomFile
-from kvstore.io.s3 import S3Files
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.random_access import LocalRandomFile, RandomFile
+from crossfade.kvstore.io.s3 import S3Files
 
 
 class InputFile(Protocol):

@@ -1,4 +1,4 @@
-"""Objects of an S3 bucket as files: the S3 side of ``kvstore.io.folder``.
+"""Objects of an S3 bucket as files: the S3 side of ``crossfade.kvstore.io.folder``.
 
 Requests are retried here rather than by pyarrow's client. Of the client's two strategies one has no jitter, so workers
 that are throttled together retry together, and the other has a budget of retries that is never refilled. Uploads, which
@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from kvstore.errors import InputError
-from kvstore.io.random_access import RandomFile
-from kvstore.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
 
 ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
 TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"

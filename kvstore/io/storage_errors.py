@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from kvstore.io.s3 import NoBucketError
+from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.s3 import NoBucketError
 
 
 @contextmanager

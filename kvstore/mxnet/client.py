@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import CheckpointError
-from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, TableLayout, make_layout, status_key
-from kvstore.mxnet.commands import (
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, TableLayout, make_layout, status_key
+from crossfade.kvstore.mxnet.commands import (
     COMMAND_HEAD,
     LOAD_COMMAND,
     STATUS_COMMAND,
@@ -22,10 +22,10 @@ from kvstore.mxnet.commands import (
     reset_commands,
     save_command,
 )
-from kvstore.mxnet.imports import import_mxnet, row_sparse_zeros
-from kvstore.mxnet.worker_key import WorkerKey
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import (
+from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_zeros
+from crossfade.kvstore.mxnet.worker_key import WorkerKey
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
     NO_RESETS,
     FileDigest,

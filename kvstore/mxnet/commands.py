@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
 
 COMMAND_HEAD = 0
 """MXNet passes only this head to a controller; it drops commands with others silently."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError, MissingExtraError
-from kvstore.hidden_modules import hidden
-from kvstore.memory import advise_huge_pages, release_pages
-from kvstore.mxnet.deferred_operators import deferred_operators
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError, MissingExtraError
+from crossfade.kvstore.hidden_modules import hidden
+from crossfade.kvstore.memory import advise_huge_pages, release_pages
+from crossfade.kvstore.mxnet.deferred_operators import deferred_operators
 
 ROLE_VARIABLE = "DMLC_ROLE"
 

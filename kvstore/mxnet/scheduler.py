@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.mxnet.imports import import_mxnet
+from crossfade.kvstore.mxnet.imports import import_mxnet
 
 Controller = Callable[[int, bytes, Any], None]
 """Executes a command of a worker: its number, its text, and a handle of MXNet."""

@@ -15,22 +15,22 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint.files import WEIGHTS
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from kvstore.errors import CheckpointError, StoreError
-from kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout
-from kvstore.memory import advise_huge_pages, release_pages
-from kvstore.mxnet.commands import encode_status
-from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
-from kvstore.mxnet.scheduler import run_until_done
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.optimizers import LazyOptimizer, make_optimizer
-from kvstore.philox import init_rows, init_rows_at
-from kvstore.stats import UpdateStats
-from kvstore.store import TableSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.files import WEIGHTS
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
+from crossfade.kvstore.errors import CheckpointError, StoreError
+from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout
+from crossfade.kvstore.memory import advise_huge_pages, release_pages
+from crossfade.kvstore.mxnet.commands import encode_status
+from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
+from crossfade.kvstore.mxnet.scheduler import run_until_done
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.philox import init_rows, init_rows_at
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.kvstore.store import TableSpec
 
 _MAX_MESSAGE_LENGTH = 600
 _logger = logging.getLogger(__name__)

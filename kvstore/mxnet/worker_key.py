@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.grouping import copy_rows_from, copy_rows_to
-from kvstore.mxnet.imports import dense_view, int64_array, row_sparse_from, row_sparse_zeros
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.grouping import copy_rows_from, copy_rows_to
+from crossfade.kvstore.mxnet.imports import dense_view, int64_array, row_sparse_from, row_sparse_zeros
 
 _NONE = np.empty(0, np.int64)
 

@@ -42,9 +42,16 @@ LONG_FILES = {"trainer/model/losses.py"}
 def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """Yield line and absolute name of every import: of modules, and of names that may be modules.
 
-    Imports in functions and under TYPE_CHECKING count as well.
+    Imports in functions and under TYPE_CHECKING count as well. ``crossfade.kvstore.store``, the import name, yields
+    ``kvstore.store``, as the file is called.
     """
     package = path.relative_to(root).parent.parts
+    for line, name in _imports(path, package):
+        inner = name.removeprefix("crossfade.")
+        yield line, inner if inner.partition(".")[0] in LAYERS else name
+
+
+def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -183,12 +190,12 @@ def test_tests_mirror_the_layout() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "broken"),
     [
-        ("kvstore/store.py", "import trainer.training.loop", True),
-        ("kvstore/store.py", "def f():\n    from deploy import agent", True),
+        ("kvstore/store.py", "import crossfade.trainer.training.loop", True),
+        ("kvstore/store.py", "def f():\n    from crossfade.deploy import agent", True),
         ("trainer/model/engines/cpu.py", "from crossfade.main import main", True),
         ("trainer/data/schedule.py", "from ..loop import step", False),
-        ("deploy/cluster/agent.py", "import trainer, kvstore", False),
-        ("crossfade/main.py", "import deploy.cluster.agent", False),
+        ("deploy/cluster/agent.py", "import crossfade.trainer, crossfade.kvstore", False),
+        ("crossfade/main.py", "import crossfade.deploy.cluster.agent", False),
         ("trainer/training/loop.py", "import mxnet", True),
         ("trainer/mxnet.py", "from mxnet import nd", True),
         ("kvstore/local.py", "def f():\n    import mxnet.kvstore", True),
@@ -221,7 +228,7 @@ def test_layer_rule_judges_planted_import(tmp_path: Path, path: str, source: str
     ],
 )
 def test_room_rule_judges_planted_import(tmp_path: Path, room: str, other: str, broken: bool) -> None:
-    source = f"if TYPE_CHECKING:\n    from trainer.{other}.x import Name"
+    source = f"if TYPE_CHECKING:\n    from crossfade.trainer.{other}.x import Name"
     write(tmp_path, **{f"trainer__{room}__y": source})
     assert bool(room_violations(tmp_path)) is broken
 
@@ -229,10 +236,10 @@ def test_room_rule_judges_planted_import(tmp_path: Path, room: str, other: str, 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        ("import kvstore.b", "import kvstore.a", True),
-        ("from kvstore import b", "def f():\n    from kvstore.a import x", True),
-        ("from kvstore.b import x", "if TYPE_CHECKING:\n    from kvstore import a", True),
-        ("from kvstore.b import x", "import kvstore.c", False),
+        ("import crossfade.kvstore.b", "import crossfade.kvstore.a", True),
+        ("from crossfade.kvstore import b", "def f():\n    from crossfade.kvstore.a import x", True),
+        ("from crossfade.kvstore.b import x", "if TYPE_CHECKING:\n    from crossfade.kvstore import a", True),
+        ("from crossfade.kvstore.b import x", "import crossfade.kvstore.c", False),
     ],
 )
 def test_circle_is_found_in_planted_imports(tmp_path: Path, first: str, second: str, expected: bool) -> None:

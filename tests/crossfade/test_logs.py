@@ -13,7 +13,7 @@ from running_command import crossfade, messages, succeeded
 from crossfade import logs
 from crossfade.commands import roles
 from crossfade.main import main
-from trainer.runs.events import EpochEvent
+from crossfade.trainer.runs.events import EpochEvent
 
 TIME = 1_772_366_400.1239  # 2026-03-01 12:00:00 UTC
 
@@ -95,9 +95,9 @@ def test_console_line_is_prefixed_by_command_and_severity() -> None:
 def test_context_is_added_to_records(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("worker-0", "json", "info", generation=3)
     logs.context.update(step=7)
-    logging.getLogger("trainer.x").info("one")
-    logging.getLogger("trainer.x").info("two", extra={"step": 8})
-    logging.getLogger("trainer.x").debug("hidden")
+    logging.getLogger("crossfade.trainer.x").info("one")
+    logging.getLogger("crossfade.trainer.x").info("two", extra={"step": 8})
+    logging.getLogger("crossfade.trainer.x").debug("hidden")
     values = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(line["role"], line["generation"], line["step"], line["message"]) for line in values] == [
         ("worker-0", 3, 7, "one"),
@@ -110,7 +110,7 @@ def test_configuring_again_replaces_format_and_context(capsys: pytest.CaptureFix
     assert not logs.is_console()
     logs.configure_console()
     assert logs.is_console()
-    logging.getLogger("deploy.x").info("joined")
+    logging.getLogger("crossfade.deploy.x").info("joined")
     assert capsys.readouterr().err == "crossfade: joined\n"
 
 

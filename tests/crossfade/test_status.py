@@ -13,9 +13,9 @@ from run_folders import state, step, write_run
 from running_command import crossfade, records, started, succeeded
 from waiting import wait_until
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import VALUE_BYTES
 from crossfade.main import make_parser
-from kvstore.errors import InputError
-from kvstore.store import VALUE_BYTES
 
 DIM = 8
 

@@ -16,7 +16,7 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, train_rows, write_job, write
 from command_here import crossfade_here
 from running_command import crossfade, records, started, succeeded, wait_for_steps
 
-from kvstore.store import ROW_ID_BYTES, VALUE_BYTES
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
 
 pytestmark = pytest.mark.slow
 

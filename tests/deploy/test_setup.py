@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-POSIX_TOOLS = ("cat", "cksum", "cut", "date", "df", "dirname", "du", "grep", "rm", "sed", "sh", "sleep", "tail")
+POSIX_TOOLS = ("cat", "cksum", "cut", "date", "df", "dirname", "du", "find", "grep", "rm", "sed", "sh", "sleep", "tail")
 
 # A build backend in the checkout itself, so that an editable install needs nothing from outside.
 BACKEND = """
@@ -182,7 +182,7 @@ def test_libraries_missing_for_mxnet_are_named_before_installing(
 def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
-    assert "about 2500 MB, and " in checkout.rejection(PYTHON=sys.executable)
+    assert "about 3500 MB, and " in checkout.rejection(PYTHON=sys.executable)
     assert not (checkout.root / ".venv").exists()
 
 
@@ -230,13 +230,15 @@ HOROVOD_LOCK = "deploy/requirements-horovod.lock"
 
 
 def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
-    """Return each requirement of a lock with its hashes, by name."""
+    """Return each requirement of a lock for Python 3.11 with its hashes, by name."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
     found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             parsed = Requirement(requirement)
+            if "python_full_version >= \"3.14\"" in str(parsed.marker):
+                continue
             found[canonicalize_name(parsed.name)] = (parsed, hashes)
     return found
 

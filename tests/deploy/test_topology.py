@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import topology
-from deploy.topology import scheduler_address
-from trainer.config.run_sections import ClusterConfig
+from crossfade.deploy import topology
+from crossfade.deploy.topology import scheduler_address
+from crossfade.trainer.config.run_sections import ClusterConfig
 
 CLUSTER = ClusterConfig(servers=1)
 

@@ -16,9 +16,9 @@ from compose_job import ComposeJob
 from docker_engine import Engine
 from running_command import crossfade, succeeded
 
-from kvstore.arrays import FloatArray
-from trainer.prepare.lastfm import FALLBACK_SPEC
-from trainer.prepare.synthetic import write_synthetic
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.prepare.lastfm import FALLBACK_SPEC
+from crossfade.trainer.prepare.synthetic import write_synthetic
 
 pytestmark = pytest.mark.docker
 

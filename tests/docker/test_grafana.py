@@ -23,10 +23,10 @@ from running_command import succeeded
 from scraping import promtool
 from waiting import wait_until
 
-from trainer.monitoring import names
-from trainer.monitoring.http import MetricsEndpoint, serve_metrics
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.monitoring import names
+from crossfade.trainer.monitoring.http import MetricsEndpoint, serve_metrics
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.training.metrics import TrainingMetrics
 
 CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")

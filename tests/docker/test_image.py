@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import pytest
 from docker_engine import CERTIFICATES, IMAGE, Engine
 
-from kvstore import __version__
+from crossfade.kvstore import __version__
 
 pytestmark = pytest.mark.docker
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from running_command import crossfade, started, succeeded, wait_for_steps
 
-from kvstore.arrays import FloatArray
+from crossfade.kvstore.arrays import FloatArray
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {"cpu": ("mxnet", "1.9.1"), "cu112": ("mxnet-cu112", "1.9.1"), "cu90": ("mxnet-cu90", "1.6.0.post0")}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
-from kvstore.errors import InputError
-from trainer.config.loading import load_job
+from crossfade.trainer.config.loading import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

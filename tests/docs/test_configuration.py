@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config.explain import explain_fields
-from trainer.config.schema import JobConfig
+from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.schema import JobConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 MARK = "## Job\n"

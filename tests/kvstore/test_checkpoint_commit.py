@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.checkpoint.files import MANIFEST_NAME
-from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.checkpoint.lifecycle import commit
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.lifecycle import commit
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 
 def test_commit_writes_the_manifest_after_all_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ import pytest
 from object_store import free_ports
 from saved_shards import blank_shards, random_table, save_shards, split_table
 
-from kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune, step_folder
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.errors import CheckpointError
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
+from crossfade.kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune, step_folder
+from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
 
 ADAM = OptimizerSpec("adam")
 ROWWISE = OptimizerSpec("rowwise_adagrad")
@@ -312,7 +312,7 @@ def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
 
     for action in (lambda: prune(checkpoints, keep_latest=2), lambda: delete_after(checkpoints, 2)):
         with monkeypatch.context() as patch:
-            patch.setattr("kvstore.io.folder.shutil.rmtree", delete_half)
+            patch.setattr("crossfade.kvstore.io.folder.shutil.rmtree", delete_half)
             with pytest.raises(CheckpointError, match="interrupted"):
                 action()
     for step in (1, 3):

@@ -24,14 +24,14 @@ from saved_shards import (
 )
 from waiting import wait_until
 
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.lifecycle import latest_checkpoint, prune, step_folder
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from kvstore.checkpoint.snapshot import Snapshot
-from kvstore.errors import CheckpointError
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint, prune, step_folder
+from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from crossfade.kvstore.checkpoint.snapshot import Snapshot
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
 
 SGD = OptimizerSpec("sgd")
 SMALL = TableSpec("small", rows=50, dim=4, init_std=0.1)
@@ -104,7 +104,7 @@ def test_object_of_a_truncated_snapshot_is_absent(checkpoints: str, sent: int) -
     size = 64 << 20
     frame = json.dumps({"path": "track/weights.00000-of-00001.npy", "bytes": size, "file_bytes": size}).encode() + b"\n"
     writer = subprocess.run(
-        [sys.executable, "-P", "-m", "kvstore.checkpoint.writer", folder.uri, "0", "1", str(os.getpid())],
+        [sys.executable, "-P", "-m", "crossfade.kvstore.checkpoint.writer", folder.uri, "0", "1", str(os.getpid())],
         input=frame + bytes(sent),
         capture_output=True,
         check=False,
@@ -152,7 +152,7 @@ def writer_ports() -> set[int]:
     ports = set()
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if "kvstore.checkpoint.writer" in child.cmdline():
+            if "crossfade.kvstore.checkpoint.writer" in child.cmdline():
                 ports |= {connection.laddr.port for connection in child.net_connections() if connection.laddr}
     return ports
 

@@ -22,11 +22,11 @@ from drive_store import (
 )
 from saved_shards import load_table, random_table, save_shards, save_store, split_table
 
-from kvstore.arrays import FloatArray
-from kvstore.layout import make_layout
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerKind
-from kvstore.store import RowGradient, TableSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.layout import make_layout
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.kvstore.store import RowGradient, TableSpec
 
 pytestmark = pytest.mark.cluster
 

@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 from numba.core.errors import TypingError
 
-from kvstore.elements import get, put
+from crossfade.kvstore.elements import get, put
 
 
 @njit

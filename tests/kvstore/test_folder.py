@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore, running_object_store
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 
 
 @pytest.fixture(scope="module")

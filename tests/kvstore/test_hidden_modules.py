@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from kvstore.hidden_modules import hidden
+from crossfade.kvstore.hidden_modules import hidden
 
 IMPORT_ROLES = """
 import sys
-import kvstore.jit
-from kvstore.mxnet.imports import import_mxnet
+import crossfade.kvstore.jit
+from crossfade.kvstore.mxnet.imports import import_mxnet
 {mxnet}
 assert not [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn")]
 from scipy import stats

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FACTORS = """
-from kvstore.jit import njit
+from crossfade.kvstore.jit import njit
 
 FACTOR = {}
 
@@ -19,7 +19,7 @@ def one():
 """
 BETWEEN = """
 import factors as known_factors
-from kvstore.jit import njit
+from crossfade.kvstore.jit import njit
 
 FACTOR = known_factors.FACTOR
 
@@ -28,7 +28,7 @@ def between():
     return 10 * FACTOR
 """
 KERNEL = """
-from kvstore.jit import njit
+from crossfade.kvstore.jit import njit
 
 from middle import between
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvstore.errors import CheckpointError
-from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.commands import STATUS_LENGTH, encode_status
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.kvstore.mxnet.commands import STATUS_LENGTH, encode_status
 
 
 def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from builders import random_rows
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import DivergedError
-from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec, state_bytes_per_row
-from kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec, state_bytes_per_row
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 
 ROWS, DIM = 12, 5
 

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray
-from kvstore.philox import init_rows, permutation, philox, uniform
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.philox import init_rows, permutation, philox, uniform
 
 ALL_ONES = 0xFFFFFFFF
 

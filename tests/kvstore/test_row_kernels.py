@@ -6,8 +6,8 @@ from builders import random_rows
 from numba import njit
 from numba.core.errors import TypingError
 
-from kvstore import row_kernels
-from kvstore.vector_ir import LANES
+from crossfade.kvstore import row_kernels
+from crossfade.kvstore.vector_ir import LANES
 
 DIMS = [1, 5, 15, 16, 17, 33, 64, 100]
 ROWS = 4

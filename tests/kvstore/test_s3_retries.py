@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvstore.io.s3 import S3Files
+from crossfade.kvstore.io.s3 import S3Files
 
 
 @pytest.mark.parametrize(("interrupted", "requests"), [(False, 3), (True, 1)])

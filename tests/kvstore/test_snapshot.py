@@ -15,10 +15,10 @@ from saved_shards import WRITE_SECONDS, random_table, split_table, wait_for_save
 from snapshots import DIM, LARGE, change_rows, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
 
-from kvstore.checkpoint.snapshot import compile_kernels
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
-from kvstore.store import RowGradient, TableSpec
+from crossfade.kvstore.checkpoint.snapshot import compile_kernels
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
+from crossfade.kvstore.store import RowGradient, TableSpec
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_snapshot_has_the_state_at_its_start_although_all_rows_change(tmp_path: 
 def test_rows_that_change_repeatedly_are_written_as_of_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: OptimizerKind
 ) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot._PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot._PIECE_BYTES", 1 << 16)
     spec, generator = OptimizerSpec(kind), np.random.default_rng(1)
     tables = [TableSpec("customer", 100_003, 12, 0.1), TableSpec("track", 5_001, 12, 0.1), TableSpec("few", 2, 3, 0.1)]
     arrays = {table.name: random_table(table, spec) for table in tables}
@@ -65,8 +65,8 @@ def test_rows_that_change_repeatedly_are_written_as_of_the_start(
 
 
 def test_updates_wait_for_free_slots_and_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
     shard = shard_of_ones(LARGE)
     with running_snapshot(shard, folder=tmp_path) as (snapshot, _):
         pause_at_start = snapshot.pause_seconds

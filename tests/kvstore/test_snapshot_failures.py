@@ -16,13 +16,13 @@ from saved_shards import WRITE_SECONDS, wait_for_save, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, failure_of, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
 
-from kvstore.checkpoint.snapshot import compile_kernels
-from kvstore.checkpoint.writer import write_part
-from kvstore.errors import CheckpointError
-from kvstore.io.folder import Folder
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
+from crossfade.kvstore.checkpoint.snapshot import compile_kernels
+from crossfade.kvstore.checkpoint.writer import write_part
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ def _compiled_kernels() -> None:
 def test_snapshot_fails_if_updates_wait_too_long_for_a_stalled_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 0.2)
     shard = shard_of_ones(LARGE)
     with running_snapshot(shard, folder=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -45,9 +45,9 @@ def test_snapshot_fails_if_updates_wait_too_long_for_a_stalled_writer(
 
 
 def test_total_wait_of_updates_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 2.0)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
     shard = shard_of_ones(LARGE)
     with running_snapshot(shard, folder=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -63,7 +63,7 @@ def test_stalled_writer_fails_the_snapshot_without_waiting_updates(
     with running_snapshot(shard_of_ones(LARGE), folder=tmp_path) as (snapshot, writer):
         writer.suspend()
         assert snapshot.poll() is None
-        monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_STANDSTILL_SECONDS", 0.1)
+        monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.MAX_STANDSTILL_SECONDS", 0.1)
         assert "could not be written: writing made no progress for 0 s" in failure_of(snapshot)
 
 
@@ -96,7 +96,7 @@ def test_failure_to_send_rows_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(_descriptor: int, _data: object) -> int:
         raise OSError(errno.EIO, "disk error")
 
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.os.write", fail)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.os.write", fail)
     with running_snapshot(shard_of_ones(10), folder=tmp_path) as (snapshot, _):
         assert "could not be written: its rows could not be sent: OSError: [Errno 5] disk error" in failure_of(snapshot)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

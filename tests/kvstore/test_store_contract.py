@@ -10,12 +10,12 @@ import pytest
 from builders import random_rows
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint.lifecycle import commit, step_folder
-from kvstore.errors import CheckpointError, StoreError
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
-from kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
+from crossfade.kvstore.errors import CheckpointError, StoreError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
+from crossfade.kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
 TABLES = [TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)]

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, server_of, status_key
-from kvstore.store import VALUE_BYTES, TableSpec
+from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, server_of, status_key
+from crossfade.kvstore.store import VALUE_BYTES, TableSpec
 
 DIM = 4
 ROW_BYTES = DIM * VALUE_BYTES

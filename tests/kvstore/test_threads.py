@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit, prange
 
-from kvstore.threads import claim_chunk
+from crossfade.kvstore.threads import claim_chunk
 
 REPEATS = 5
 

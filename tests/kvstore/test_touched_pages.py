@@ -11,8 +11,8 @@ import pytest
 from touched_pages import ACTIVE_ROWS, TABLE, make_step, release_pages, touched_pages
 from waiting import wait_until
 
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, Entity, Split
-from trainer.data.parquet import file_entry, write_options
-from trainer.data.reader import Interactions
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Split
+from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.data.reader import Interactions
 
 QUERY, ITEM = "customer", "track"
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from kvstore.errors import MissingExtraError
-from trainer.model.allreduce import require_horovod
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.trainer.model.allreduce import require_horovod
 
 
 def require_built_horovod() -> None:

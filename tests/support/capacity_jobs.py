@@ -5,10 +5,10 @@ from typing import Any
 
 from cluster_data import write_job
 
-from deploy.capacity.inputs import read_inputs
-from deploy.capacity.plan import CapacityPlan, plan_capacity
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 
 def zipf_job(folder: Path, data: Path, **sections: Any) -> JobConfig:

@@ -50,7 +50,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
 
     import numpy as np
 
-    from trainer.training.loop import TrainLoop
+    from crossfade.trainer.training.loop import TrainLoop
 
     ledger = Path(os.environ["{LEDGER_VARIABLE}"]) / f"{{time.monotonic_ns()}}-{{os.getpid()}}"
     file = ledger.open("ab", buffering=0)

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.arrays import IntArray
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
-from trainer.data.parquet import file_entry
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.parquet import file_entry
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
 HELD_OUT = 2

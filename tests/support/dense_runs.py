@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.model.dense import DENSE_FILE
-from trainer.model.spec import LayerSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.model.dense import DENSE_FILE
+from crossfade.trainer.model.spec import LayerSpec
 
 MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
 TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}

@@ -19,11 +19,11 @@ from typing import Any, NoReturn
 import psutil
 from running_command import Mark
 
-from deploy.topology import JobTopology, role_environment, roles, scheduler_address
-from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.scheduler import run_scheduler
-from kvstore.mxnet.server import run_server
-from trainer.config.run_sections import ClusterConfig
+from crossfade.deploy.topology import JobTopology, role_environment, roles, scheduler_address
+from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.kvstore.mxnet.scheduler import run_scheduler
+from crossfade.kvstore.mxnet.server import run_server
+from crossfade.trainer.config.run_sections import ClusterConfig
 
 END_SECONDS = 60.0
 

@@ -9,10 +9,10 @@ import numpy as np
 from dist_roles import play_role
 from saved_shards import save_store
 
-from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.commands import RESET_ROWS
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
+from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.kvstore.mxnet.commands import RESET_ROWS
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
 
 TABLES = [
     TableSpec("customer", rows=3 * RESET_ROWS, dim=2, init_std=0.1),

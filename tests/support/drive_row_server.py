@@ -16,11 +16,11 @@ import psutil
 from touched_pages import TABLE
 from waiting import wait_until
 
-from kvstore.layout import make_layout, status_key
-from kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
-from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
-from kvstore.mxnet.server import RowServer
-from kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.layout import make_layout, status_key
+from crossfade.kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
+from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+from crossfade.kvstore.mxnet.server import RowServer
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 

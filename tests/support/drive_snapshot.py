@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import psutil
 
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.snapshot import Snapshot
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.snapshot import Snapshot
 
 ROWS = 1 << 18
 

@@ -15,21 +15,21 @@ from pathlib import Path
 import psutil
 from dist_roles import play_role, send, send_and_wait
 
-from kvstore.mxnet.client import MXNetStore
-from trainer.config.loading import load_job
-from trainer.data.reader import InteractionReader, row_groups
-from trainer.data.schedule import BatchSchedule
-from trainer.model.engines.base import make_engine
-from trainer.model.negatives import NegativeSampler
-from trainer.model.towers import load_towers
-from trainer.model.weighting import FrequencyWeighting
-from trainer.runs.events import Event, StepEvent
-from trainer.runs.inputs import open_inputs
-from trainer.training.batch_source import BatchSource
-from trainer.training.hooks import TrainingHooks
-from trainer.training.loop import TrainLoop
-from trainer.training.state import TrainState
-from trainer.training.steps import PullPushStep
+from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.reader import InteractionReader, row_groups
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.model.weighting import FrequencyWeighting
+from crossfade.trainer.runs.events import Event, StepEvent
+from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.training.batch_source import BatchSource
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.loop import TrainLoop
+from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.steps import PullPushStep
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
 _TCP_INFO_BYTES = 256

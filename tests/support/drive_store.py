@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from dist_roles import play_role
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import StoreError
-from kvstore.mxnet.client import MXNetStore
-from kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
-from kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import StoreError
+from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
+from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
 
 TABLES = [TableSpec("customer", rows=700, dim=8, init_std=0.1), TableSpec("track", rows=37, dim=3, init_std=0.5)]
 SEED = 11

@@ -14,17 +14,17 @@ from typing import Any, get_args
 import numpy as np
 from builders import make_interactions, random_rows
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import MissingExtraError
-from kvstore.store import TableSpec
-from trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
-from trainer.data.schedule import BatchSlice
-from trainer.model.batches import Batch, make_batch
-from trainer.model.engines.base import Engine
-from trainer.model.engines.cpu import CpuEngine
-from trainer.model.losses import LossSpec
-from trainer.model.negatives import IN_BATCH_KINDS
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE = 0.5
 MARGIN, NEGATIVE_WEIGHT = 0.3, 1.7
@@ -238,7 +238,7 @@ def assert_close(
 
 def print_mxnet_results() -> None:
     """Print the result of MXNet's engine for each case as JSON, or why MXNet is missing. Runs in its own process."""
-    from trainer.model.engines.mxnet import MXNetEngine
+    from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
     results: dict[str, Any] = {}
     try:

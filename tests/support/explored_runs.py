@@ -9,9 +9,9 @@ from cluster_data import GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
-from trainer.maps.items_map import ItemsMap
-from trainer.maps.map_files import _write_table
-from trainer.maps.map_labels import Labels
+from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.map_files import _write_table
+from crossfade.trainer.maps.map_labels import Labels
 
 COLD_TRACK = 5000 + TRACKS
 """The ID of a track without an interaction."""

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from kvstore.arrays import FloatArray
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from trainer.data.manifest import data_fingerprint
-from trainer.embeddings.files import EmbeddingFiles, vectors_of
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 
 OPTIMIZER = OptimizerSpec("adagrad")
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from kvstore.store import TableSpec
-from trainer.config.loading import check_job
-from trainer.config.schema import JobConfig
-from trainer.runs.events import StepEvent
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.events import StepEvent
 
 PROCESS = {
     *("crossfade_build_info", "crossfade_memory_limit_bytes", "crossfade_memory_available_bytes"),

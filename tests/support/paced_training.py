@@ -31,7 +31,7 @@ import sys
 if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in sys.orig_argv):
     import time
 
-    from trainer.training.loop import TrainLoop
+    from crossfade.trainer.training.loop import TrainLoop
 
     step = TrainLoop._step
 
@@ -80,7 +80,7 @@ class Training:
         events = []
         for process in self.command.mark.processes():
             with suppress(psutil.Error):
-                if "kvstore.checkpoint.writer" in process.cmdline():
+                if "crossfade.kvstore.checkpoint.writer" in process.cmdline():
                     events.append(process)
         return events
 

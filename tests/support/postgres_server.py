@@ -21,7 +21,7 @@ import psycopg
 from object_store import free_ports
 from waiting import wait_until
 
-from kvstore.processes import die_with_parent
+from crossfade.kvstore.processes import die_with_parent
 
 USER, PASSWORD, DATABASE = "owner", "tests-secret", "postgres"
 START_SECONDS = 60.0

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 
 Row = tuple[Any, ...]
 

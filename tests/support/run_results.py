@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from kvstore.arrays import FloatArray
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.optimizers import make_optimizer
-from trainer.embeddings.files import vectors_of
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.optimizers import make_optimizer
+from crossfade.trainer.embeddings.files import vectors_of
 
 ENTITIES = ("customer", "track")
 

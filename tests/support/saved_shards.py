@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
-from kvstore.checkpoint.format import CheckpointManifest, TableShard
-from kvstore.checkpoint.lifecycle import commit, step_folder
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.checkpoint.snapshot import PartResult, Snapshot
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.optimizers import make_optimizer
-from kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
+from crossfade.kvstore.checkpoint.format import CheckpointManifest, TableShard
+from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
+from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.checkpoint.snapshot import PartResult, Snapshot
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.optimizers import make_optimizer
+from crossfade.kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
 WRITE_SECONDS = 60.0
 PADDING = 77

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from deploy.cluster.coordinator import Coordinator
-from deploy.cluster.job_state import GenerationSpec, State
-from deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
-from deploy.topology import AcceptedRoles, Address
-from trainer.config.run_sections import ClusterConfig
-from trainer.runs.events import CheckpointSaved, Event, StepEvent, to_json
+from crossfade.deploy.cluster.coordinator import Coordinator
+from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
+from crossfade.deploy.topology import AcceptedRoles, Address
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.runs.events import CheckpointSaved, Event, StepEvent, to_json
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3
 KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from saved_shards import wait_for_snapshot
 
-from kvstore.arrays import IntArray
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.snapshot import Snapshot
-from kvstore.errors import CheckpointError
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.snapshot import Snapshot
+from crossfade.kvstore.errors import CheckpointError
 
 DIM = 64
 LARGE = (64 << 20) // (4 * DIM)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import RowGradient, TableSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import RowGradient, TableSpec
 
 TABLE = TableSpec("track", rows=200_000, dim=64, init_std=0.1)
 ACTIVE_ROWS = 40
@@ -56,10 +56,10 @@ def _call(name: str, *arguments: Any) -> None:
 
 def server_update_pages(kind: Any) -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
-    from kvstore.layout import make_layout
-    from kvstore.mxnet.commands import create_command
-    from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
-    from kvstore.mxnet.server import RowServer
+    from crossfade.kvstore.layout import make_layout
+    from crossfade.kvstore.mxnet.commands import create_command
+    from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+    from crossfade.kvstore.mxnet.server import RowServer
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))

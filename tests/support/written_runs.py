@@ -16,13 +16,13 @@ from builders import ITEM, QUERY, make_interactions, random_rows, write_split, w
 from cluster_data import write_job
 from saved_shards import random_table, save_shards, split_table
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
-from trainer.data.manifest import DatasetManifest, data_fingerprint
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import write_table
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import write_table
 
 CUSTOMER_IDS = ["c'0", 'c"1"', "c\\2", "c,3", "c\t4", "ü5", "東6", "{7}", "$8", " 9 ", "c\n10"]
 TRACK_NAMES = ["Ágætis byrjun", None, 'Blue "in" Green', None, "東京", "Unheard", "", "tab\there", "a\\b", "new\nline"]

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import JobConfig
 
 _TYPE_NAMES = {"str": "text", "int": "integer", "float": "number"}
 

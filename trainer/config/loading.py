@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from kvstore.errors import InputError
-from kvstore.validation_errors import format_validation_error
-from trainer.config.schema import JobConfig
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.config.schema import JobConfig
 
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""

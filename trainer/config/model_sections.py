@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kvstore.optimizer_spec import OptimizerKind
-from trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section
+from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
-from trainer.config.fields import AtLeastOne, Positive, Section
+from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
+from crossfade.trainer.config.fields import AtLeastOne, Positive, Section
 
 
 class CheckpointConfig(Section):

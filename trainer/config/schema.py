@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from kvstore.optimizer_spec import OptimizerSpec
-from trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
-from trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
-from trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig
-from trainer.data.time_range import TimeRange
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
+from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
+from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig
+from crossfade.trainer.data.time_range import TimeRange
 
 SplitName = Literal["train", "valid", "test"]
 

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.jit import njit
-from trainer.data.manifest import DataFile, DatasetManifest
-from trainer.data.parquet import ParquetFiles, column_of
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest
+from crossfade.trainer.data.parquet import ParquetFiles, column_of
 
 ROW, VALUE = "row", "value"
 SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW, VALUE)])

@@ -24,10 +24,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.validation_errors import format_validation_error
 
 FILE_NAME = "manifest.json"
 JOURNAL = "forget.json"

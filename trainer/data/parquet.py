@@ -21,11 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError, format_names
-from kvstore.io.folder import Folder
-from kvstore.io.random_access import RandomFile
-from trainer.data.manifest import DataFile
-from trainer.data.parquet_io import NOT_LOADED, PartialFile, StorageFile, storage_errors_of
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.parquet_io import NOT_LOADED, PartialFile, StorageFile, storage_errors_of
 
 _MAGIC = b"PAR1"
 _END_BYTES = 8

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from kvstore.io.random_access import RandomFile
-from kvstore.io.s3 import NoBucketError
+from crossfade.kvstore.errors import InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.s3 import NoBucketError
 
 NOT_LOADED = "a page extends beyond its column"
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from trainer.data.background import yield_to_computation
+from crossfade.trainer.data.background import yield_to_computation
 
 Value = TypeVar("Value")
 

@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from trainer.data.background import yield_to_computation
-from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
-from trainer.data.parquet import ParquetFiles, column_of
-from trainer.data.time_range import TimeRange
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.background import yield_to_computation
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
+from crossfade.trainer.data.parquet import ParquetFiles, column_of
+from crossfade.trainer.data.time_range import TimeRange
 
 DEFAULT_READER_THREADS = 4
 

@@ -36,11 +36,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.jit import njit
-from kvstore.philox import permutation
-from trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
-from trainer.data.stopwatch import Stopwatch
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.jit import njit
+from crossfade.kvstore.philox import permutation
+from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
+from crossfade.trainer.data.stopwatch import Stopwatch
 
 # Labels of the random streams. They seed the draws, so they never change.
 _ASSIGNMENT_STREAM = "deal"

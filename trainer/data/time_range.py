@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError
-from trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
-from trainer.data.parquet import ParquetFiles
-from trainer.data.reporter import ProgressReporter
-from trainer.data.time_values import exceed_seconds_range, iso_seconds
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.time_values import exceed_seconds_range, iso_seconds
 
 TimeValue = int | str
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import VOCABULARY, DatasetManifest
-from trainer.data.parquet import ParquetFiles
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest
+from crossfade.trainer.data.parquet import ParquetFiles
 
 
 class Vocabulary:

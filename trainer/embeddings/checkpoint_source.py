@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvstore.checkpoint.files import MANIFEST_NAME
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from trainer.config.loading import check_job
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
-from trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
-from trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from crossfade.kvstore.errors import CheckpointError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
+from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
+from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 

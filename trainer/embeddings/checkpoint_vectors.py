@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint.reader import Checkpoint
-from kvstore.store import TableSpec
-from trainer.data.reporter import ProgressReporter
-from trainer.embeddings.files import GROUP_ROWS
-from trainer.model.towers import Towers
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.embeddings.files import GROUP_ROWS
+from crossfade.trainer.model.towers import Towers
 
 
 class CheckpointVectors:

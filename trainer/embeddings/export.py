@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvstore.checkpoint.reader import Checkpoint
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
-from trainer.embeddings.checkpoint_vectors import CheckpointVectors
-from trainer.embeddings.export_folder import check_free
-from trainer.embeddings.files import staged_folder, write_table
-from trainer.embeddings.model_card import ExportedTable, ModelCard
-from trainer.embeddings.python_example import ArrayReader, choose_example, python_example
-from trainer.embeddings.vector_origin import checkpoint_origin
-from trainer.model.spec import ModelSpec, make_model
-from trainer.model.towers import load_towers
+from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
+from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
+from crossfade.trainer.embeddings.export_folder import check_free
+from crossfade.trainer.embeddings.files import staged_folder, write_table
+from crossfade.trainer.embeddings.model_card import ExportedTable, ModelCard
+from crossfade.trainer.embeddings.python_example import ArrayReader, choose_example, python_example
+from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
+from crossfade.trainer.model.spec import ModelSpec, make_model
+from crossfade.trainer.model.towers import load_towers
 
 _PARQUET = ArrayReader(
     vectors='read_vectors("{}")',

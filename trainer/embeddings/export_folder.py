@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvstore.errors import InputError
-from trainer.embeddings.model_card import CARD_FILE, is_model_card
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.embeddings.model_card import CARD_FILE, is_model_card
 
 LISTING_FILE = "export.json"
 _KIND = "crossfade-export"

@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import CrossfadeError, InputError
-from kvstore.io.folder import Folder
-from kvstore.store import RowStore, TableSpec
-from trainer.data.parquet import open_parquet
-from trainer.data.vocabulary import Vocabulary
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import RowStore, TableSpec
+from crossfade.trainer.data.parquet import open_parquet
+from crossfade.trainer.data.vocabulary import Vocabulary
 
 FILE_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16

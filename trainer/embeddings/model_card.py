@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from kvstore import __version__
-from kvstore.io.folder import Folder
-from trainer.config.model_sections import ScoreKind
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest, data_fingerprint
-from trainer.embeddings.vector_origin import VectorOrigin
+from crossfade.kvstore import __version__
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
+from crossfade.trainer.embeddings.vector_origin import VectorOrigin
 
 CARD_FILE = "README.md"
 _FIRST_LINES = "---\nlibrary_name: crossfade\n"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config.model_sections import ScoreKind
-from trainer.data.manifest import Entity
-from trainer.model.spec import ModelSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.manifest import Entity
+from crossfade.trainer.model.spec import ModelSpec
 
 _SCORES: dict[ScoreKind, str] = {
     "cosine": "vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query))",

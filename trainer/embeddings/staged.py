@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvstore.io.folder import Folder
-from kvstore.store import RowStore, TableSpec
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import StoreVectors, VectorSource, replace_folder, write_table
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import RowStore, TableSpec
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, replace_folder, write_table
 
 LIST_FILE = "embeddings.json"
 _CHUNK_BYTES = 8 << 20

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from trainer.config.schema import JobConfig
-from trainer.runs.folder import REPORT_FILE
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import REPORT_FILE
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Metrics of each split."""

@@ -30,19 +30,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.reader import InteractionReader
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import EmbeddingFiles, VectorSource
-from trainer.evaluation.held_out import HeldOut, count_owners
-from trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
-from trainer.evaluation.ranking import recall_and_ndcg
-from trainer.evaluation.segments import Segments
-from trainer.evaluation.top_k import unit_rows
-from trainer.model.spec import ModelSpec
-from trainer.runs.inputs import open_inputs
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
+from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
+from crossfade.trainer.evaluation.ranking import recall_and_ndcg
+from crossfade.trainer.evaluation.segments import Segments
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.runs.inputs import open_inputs
 
 _MAX_VECTOR_VALUES = 1 << 24
 """Values of the item vectors that are in memory together."""

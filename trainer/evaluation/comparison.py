@@ -31,16 +31,16 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import data_fingerprint
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.evaluation.held_out import HeldOut
-from trainer.evaluation.ranking import recall_and_ndcg
-from trainer.runs.inputs import open_inputs
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.evaluation.held_out import HeldOut
+from crossfade.trainer.evaluation.ranking import recall_and_ndcg
+from crossfade.trainer.runs.inputs import open_inputs
 
 RESAMPLES = 9_999
 MAX_UNITS = 2_048

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig, SplitName
-from trainer.data.reader import InteractionReader
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.evaluation.held_out import load_held_out
-from trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
-from trainer.runs.inputs import load_inputs, open_inputs
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.evaluation.held_out import load_held_out
+from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
+from crossfade.trainer.runs.inputs import load_inputs, open_inputs
 
 if TYPE_CHECKING:
-    from trainer.evaluation.label_precision import LabelPrecision
-    from trainer.evaluation.labels import LabelSource
+    from crossfade.trainer.evaluation.label_precision import LabelPrecision
+    from crossfade.trainer.evaluation.labels import LabelSource
 
 
 def evaluate_embeddings(
@@ -61,8 +61,8 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
         InputError: the dataset, the embeddings or the labels cannot be read, or too few rows have labels.
     """
     # A training evaluates too, without labels: it need not import DuckDB, which reads them.
-    from trainer.evaluation.label_precision import label_precision
-    from trainer.evaluation.labels import read_labels
+    from crossfade.trainer.evaluation.label_precision import label_precision
+    from crossfade.trainer.evaluation.labels import read_labels
 
     data, manifest, model = open_inputs(job)
     pairs = read_labels(data, manifest, labels)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, IntArray
-from trainer.config.schema import SplitName
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader
 
 _MAX_COUNTED = 1 << 24
 """Interactions whose distinct pairs are in memory together."""

@@ -25,16 +25,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.jit import njit
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader
-from trainer.embeddings.files import VectorSource
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.labels import LabelPairs
-from trainer.evaluation.top_k import rank_vectors
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.labels import LabelPairs
+from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.model.spec import ModelSpec
 
 NEIGHBORS = 10
 MAX_SAMPLED_ROWS = 10_000

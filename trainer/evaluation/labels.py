@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.features import iter_pairs
-from trainer.data.manifest import DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import execute, working_database
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import find_files
-from trainer.prepare.raw_files import open_columns, read_errors
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.features import iter_pairs
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.database import execute, working_database
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import find_files
+from crossfade.trainer.prepare.raw_files import open_columns, read_errors
 
 OPTION = "--labels"
 

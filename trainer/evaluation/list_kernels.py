@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import njit, prange
+from crossfade.kvstore.jit import njit, prange
 
 
 @njit(cache=True, parallel=True)

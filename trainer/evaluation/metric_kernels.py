@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit, prange
 
 METRICS = 5
 """Recall, ndcg, map, mrr and hit rate, in this order."""

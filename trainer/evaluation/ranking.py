@@ -41,14 +41,19 @@ from typing import Protocol
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.store import MAX_ALL_REDUCE_LENGTH
-from trainer.config.schema import EvaluateConfig
-from trainer.embeddings.files import VectorSource
-from trainer.evaluation.held_out import HeldOut, ItemLists
-from trainer.evaluation.metric_kernels import hit_metrics_per_query, mark_seen, sum_hit_metrics, sum_popularity
-from trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.metric_kernels import (
+    hit_metrics_per_query,
+    mark_seen,
+    sum_hit_metrics,
+    sum_popularity,
+)
+from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
+from crossfade.trainer.model.spec import ModelSpec
 
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""

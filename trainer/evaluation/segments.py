@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
 
 NEW = "new"
 _TERCILES = ("casual", "regular", "heavy")

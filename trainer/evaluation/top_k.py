@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.jit import get_num_threads
-from trainer.embeddings.files import VectorSource
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k_kernels import (
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k_kernels import (
     MAX_ITEMS,
     SCANNED,
     decode_keys,
@@ -29,7 +29,7 @@ from trainer.evaluation.top_k_kernels import (
     scan_tile,
     store_candidates,
 )
-from trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERY_BLOCK = 256
 """Queries of a tile."""

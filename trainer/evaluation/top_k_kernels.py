@@ -29,7 +29,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
-from kvstore.jit import intrinsic, njit, prange
+from crossfade.kvstore.jit import intrinsic, njit, prange
 
 SCANNED = 64
 """Scores compared at a time, one for each bit of a mask."""

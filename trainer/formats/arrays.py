@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.store import TableSpec
-from trainer.data.manifest import data_fingerprint
-from trainer.embeddings.python_example import ArrayReader, choose_example, python_example
-from trainer.formats.exported_model import Block, ExportedModel
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.embeddings.python_example import ArrayReader, choose_example, python_example
+from crossfade.trainer.formats.exported_model import Block, ExportedModel
 
 ROWS_FILE, NUMPY_FILE, SAFETENSORS_FILE = "rows.parquet", "vectors.npy", "vectors.safetensors"
 UNTRAINED_NOTE = (

@@ -14,18 +14,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from kvstore.errors import InputError
-from kvstore.store import TableSpec
-from trainer.data.reporter import ProgressReporter
-from trainer.embeddings.checkpoint_source import Log
-from trainer.embeddings.export_folder import check_free, write_listing
-from trainer.embeddings.files import staged_folder
-from trainer.embeddings.model_card import ExportedTable, ModelCard
-from trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
-from trainer.formats import arrays, faiss_indexes, opensearch, pgvector, pgvector_push, pgvector_sql, qdrant
-from trainer.formats.database_names import database_names
-from trainer.formats.exported_model import ExportedModel
-from trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.embeddings.export_folder import check_free, write_listing
+from crossfade.trainer.embeddings.files import staged_folder
+from crossfade.trainer.embeddings.model_card import ExportedTable, ModelCard
+from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
+from crossfade.trainer.formats import arrays, faiss_indexes, opensearch, pgvector, pgvector_push, pgvector_sql, qdrant
+from crossfade.trainer.formats.database_names import database_names
+from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 FormatName = Literal["numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
 

@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import BoolArray, FloatArray
-from kvstore.errors import InputError
-from kvstore.store import TableSpec
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import GROUP_ROWS
-from trainer.embeddings.model_card import ExportedTable
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import BoolArray, FloatArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import GROUP_ROWS
+from crossfade.trainer.embeddings.model_card import ExportedTable
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _TEXT_VALUES = 1 << 20
 """Values that are converted to text at a time."""

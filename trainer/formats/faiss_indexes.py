@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.config.model_sections import ScoreKind
-from trainer.formats.exported_model import ExportedModel
-from trainer.recommend.faiss_lists import load_faiss
-from trainer.recommend.index_build import IndexRequest, build_index
-from trainer.recommend.index_folder import INDEX_FILE, ROWS_FILE, read_card
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.recommend.faiss_lists import load_faiss
+from crossfade.trainer.recommend.index_build import IndexRequest, build_index
+from crossfade.trainer.recommend.index_folder import INDEX_FILE, ROWS_FILE, read_card
 
 UNTRAINED_NOTE = (
     "Untrained rows are left out: those without an ID, and those without an interaction of positive weight in train, "

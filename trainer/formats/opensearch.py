@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from kvstore.errors import InputError
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.formats.batch_files import BatchFiles
-from trainer.formats.exported_model import ExportedModel
-from trainer.formats.scripts import export_suffix, write_script
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.formats.batch_files import BatchFiles
+from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.formats.scripts import export_suffix, write_script
 
 MAX_COLUMNS = 16_000
 _MAX_BYTES = 8 << 20

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from kvstore.store import TableSpec
-from trainer.data.manifest import data_fingerprint
-from trainer.embeddings.files import FILE_ROWS
-from trainer.formats.exported_model import Block, ExportedModel
-from trainer.formats.pgvector_sql import MAX_INDEXED_COLUMNS, OPERATORS, VectorTable, prepare
-from trainer.formats.scripts import write_script
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.embeddings.files import FILE_ROWS
+from crossfade.trainer.formats.exported_model import Block, ExportedModel
+from crossfade.trainer.formats.pgvector_sql import MAX_INDEXED_COLUMNS, OPERATORS, VectorTable, prepare
+from crossfade.trainer.formats.scripts import write_script
 
 _SCRIPT = """\
 #!/bin/sh

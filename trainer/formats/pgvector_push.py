@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from kvstore.errors import CrossfadeError, InputError, MissingExtraError
-from trainer.formats.exported_model import Block, ExportedModel
-from trainer.formats.pgvector import vector_tables
-from trainer.formats.pgvector_sql import VectorTable, prepare
+from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.trainer.formats.exported_model import Block, ExportedModel
+from crossfade.trainer.formats.pgvector import vector_tables
+from crossfade.trainer.formats.pgvector_sql import VectorTable, prepare
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
 _COPY_TRAILER = struct.pack(">h", -1)

@@ -16,11 +16,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.formats.batch_files import BatchFiles
-from trainer.formats.exported_model import ExportedModel
-from trainer.formats.scripts import export_suffix, write_script
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.formats.batch_files import BatchFiles
+from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.formats.scripts import export_suffix, write_script
 
 MAX_COLUMNS = 65_535
 _MAX_BYTES = 16 << 20

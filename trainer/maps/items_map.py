@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.data.reporter import ProgressReporter
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_vectors, unit_rows
-from trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
-from trainer.maps.projection import project
-from trainer.model.spec import Score
-from trainer.recommend.candidates import FilterOptions, select_candidates
-from trainer.recommend.metadata_table import open_metadata
-from trainer.recommend.row_names import RowNames
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
+from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
+from crossfade.trainer.maps.projection import project
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.metadata_table import open_metadata
+from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NEIGHBORS = 10
 _MIN_ITEMS = 10

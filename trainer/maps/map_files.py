@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError
-from trainer.maps.items_map import ItemsMap
-from trainer.maps.page import write_page
-from trainer.maps.picture import write_picture
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.page import write_page
+from crossfade.trainer.maps.picture import write_picture
 
 
 def write_map(items_map: ItemsMap, folder: Path) -> None:

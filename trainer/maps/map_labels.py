@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from trainer.recommend.metadata_table import GroupLists
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.trainer.recommend.metadata_table import GroupLists
 
 _MAX_GROUPS = 64
 """Groups that are considered, the largest ones."""

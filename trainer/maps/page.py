@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.maps.items_map import ItemsMap
-from trainer.maps.map_labels import place_names
-from trainer.maps.picture import PALETTE
+from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.map_labels import place_names
+from crossfade.trainer.maps.picture import PALETTE
 
 _ASSETS = Path(__file__).parent / "assets"
 _FULL_SCALE = 65535

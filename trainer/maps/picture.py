@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.errors import MissingExtraError
-from trainer.maps.items_map import ItemsMap
-from trainer.maps.map_labels import place_names
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.map_labels import place_names
 
 PALETTE = (
     *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),

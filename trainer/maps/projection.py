@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import MissingExtraError
-from kvstore.jit import get_num_threads
-from trainer.data.reporter import ProgressReporter
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.data.reporter import ProgressReporter
 
 _PERPLEXITY = 30
 _EXAGGERATED_STEPS, _STEPS = 250, 500

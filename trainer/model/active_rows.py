@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.jit import njit
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.jit import njit
 
 _MAX_USES = 1 << 31
 _MAX_DIGIT_BITS = 11

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import ClusterError, InputError, MissingExtraError
-from kvstore.mxnet.imports import dense_view, import_mxnet
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
+from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet
 
 ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
 PORT_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_PORT"

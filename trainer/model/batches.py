@@ -17,13 +17,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.jit import njit
-from trainer.data.schedule import BatchSchedule, BatchSlice
-from trainer.data.stopwatch import Stopwatch
-from trainer.model.active_rows import ActiveRows
-from trainer.model.negatives import NegativeSampler
-from trainer.model.tower_inputs import TowerInputs
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
+from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.tower_inputs import TowerInputs
 
 _UNCORRECTED = np.empty(0, np.float32)
 

@@ -42,16 +42,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.checkpoint.reader import Checkpoint
-from kvstore.errors import CheckpointError, DivergedError, InputError
-from kvstore.jit import get_num_threads
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.optimizers import LazyOptimizer, make_optimizer
-from kvstore.philox import init_rows
-from trainer.config.schema import JobConfig
-from trainer.model.allreduce import AllReduce
-from trainer.model.spec import LayerSpec, ModelSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.philox import init_rows
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.allreduce import AllReduce
+from crossfade.trainer.model.spec import LayerSpec, ModelSpec
 
 DENSE_FILE = "dense.npz"
 _TILE_ROWS = 256

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvstore.jit import njit
-from trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 """Numbers of the losses. Those from HINGE on have a margin."""

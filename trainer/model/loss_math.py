@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import njit
+from crossfade.kvstore.jit import njit
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)

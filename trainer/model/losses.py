@@ -57,9 +57,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.config.model_sections import LossKind
-from trainer.config.schema import JobConfig
-from trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
+from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
 
 LOSS_CODES: dict[LossKind, int] = {
     "bpr": BPR,

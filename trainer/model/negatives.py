@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.philox import uniform
-from trainer.config.model_sections import NegativesConfig
-from trainer.data.schedule import BatchSlice
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.philox import uniform
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.data.schedule import BatchSlice
 
 IN_BATCH_KINDS = frozenset({"in_batch", "mixed"})
 """Kinds of negatives that include the items of other examples."""

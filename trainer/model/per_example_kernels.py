@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.cache_prefetch import AHEAD, prefetch_row
-from kvstore.elements import get, put
-from kvstore.jit import allocating_kernel, inner_kernel, njit, prange
-from kvstore.optimizers import prefetch_state, update_row
-from kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
-from kvstore.threads import chunk_size, claim_chunk
-from trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
-from trainer.model.loss_math import log_sigmoid_loss
+from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
+from crossfade.kvstore.elements import get, put
+from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit, prange
+from crossfade.kvstore.optimizers import prefetch_state, update_row
+from crossfade.kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
+from crossfade.kvstore.threads import chunk_size, claim_chunk
+from crossfade.trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
+from crossfade.trainer.model.loss_math import log_sigmoid_loss
 
 _ZERO = np.float32(0.0)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import njit, prange
-from kvstore.lanes import dot_lanes
+from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.lanes import dot_lanes
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""

@@ -20,8 +20,8 @@ import math
 
 import numpy as np
 
-from kvstore.jit import njit
-from kvstore.lanes import (
+from crossfade.kvstore.jit import njit
+from crossfade.kvstore.lanes import (
     add,
     dot_lanes,
     largest_of,
@@ -37,8 +37,8 @@ from kvstore.lanes import (
     subtract,
     sum_of,
 )
-from kvstore.vector_ir import LANES
-from trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
+from crossfade.kvstore.vector_ir import LANES
+from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
 
 _LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES

@@ -12,11 +12,11 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
-from kvstore.errors import InputError
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest
 
 
 @dataclass(frozen=True)

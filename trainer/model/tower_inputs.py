@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.jit import njit, prange
-from trainer.model.active_rows import ActiveRows
-from trainer.model.spec import TowerSpec
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.jit import njit, prange
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.spec import TowerSpec
 
 
 @dataclass(frozen=True)

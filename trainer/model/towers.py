@@ -32,18 +32,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.philox import uniform
-from trainer.config.schema import JobConfig
-from trainer.data.features import JaggedFeature, load_feature
-from trainer.data.manifest import DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.model.batches import Batch
-from trainer.model.dense import DenseGradients, DenseLayers, DenseTape
-from trainer.model.spec import ModelSpec, TowerSpec
-from trainer.model.tower_inputs import FeatureBag, TowerInputs
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.philox import uniform
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.features import JaggedFeature, load_feature
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
+from crossfade.trainer.model.spec import ModelSpec, TowerSpec
+from crossfade.trainer.model.tower_inputs import FeatureBag, TowerInputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""

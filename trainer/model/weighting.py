@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.model.active_rows import ActiveRows
-from trainer.model.batches import Batch
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.batches import Batch
 
 
 class FrequencyWeighting:

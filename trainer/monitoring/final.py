@@ -14,10 +14,10 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import push_to_gateway
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.config.schema import JobConfig
-from trainer.monitoring.names import PREFIX
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.folder import RunFolder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.monitoring.names import PREFIX
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.runs.folder import RunFolder
 
 PUSH_TIMEOUT_SECONDS = 5.0
 """Timeout of a push to a Pushgateway, which delays the end of a process."""

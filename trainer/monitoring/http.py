@@ -24,9 +24,9 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from kvstore.errors import InputError
-from trainer.monitoring.bounded_server import BoundedServer
-from trainer.monitoring.registry import ProcessMetrics
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.monitoring.bounded_server import BoundedServer
+from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
 CLIENT_TIMEOUT_SECONDS = 5.0

@@ -20,9 +20,9 @@ import psutil
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import Metric as Family
 
-from kvstore import __version__
-from kvstore.stats import UpdateStats
-from trainer.monitoring import names
+from crossfade.kvstore import __version__
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.trainer.monitoring import names
 
 
 class Collector(Protocol):

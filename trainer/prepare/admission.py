@@ -23,17 +23,17 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from kvstore.errors import InputError
-from trainer.data.manifest import PENDING, DataFile
-from trainer.data.parquet import ParquetFiles
-from trainer.data.time_values import exceed_seconds_range
-from trainer.data.vocabulary import plain_strings
-from trainer.prepare.database import execute, fetch_count, fetch_one
-from trainer.prepare.events import IdType
-from trainer.prepare.extend import SQL_TYPES, BaseDataset
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.staging import Staged
-from trainer.prepare.vocabulary_tables import IdPolicy, Side
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import PENDING, DataFile
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.trainer.data.vocabulary import plain_strings
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.events import IdType
+from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
 
 ADMIT = "--admit"
 EXPIRE = "--expire-after"

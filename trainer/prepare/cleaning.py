@@ -18,12 +18,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from kvstore.jit import njit
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.database import execute, fetch_count, fetch_one
-from trainer.prepare.id_encoder import SIDES
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.id_encoder import SIDES
 
 _BATCH_ROWS = 1 << 20
 _FRACTION = 1024

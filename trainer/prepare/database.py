@@ -18,7 +18,7 @@ from types import FrameType
 
 import duckdb
 
-from kvstore.errors import CrossfadeError
+from crossfade.kvstore.errors import CrossfadeError
 
 _DEFAULT_MEMORY_BYTES = 4 << 30
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.prepare.input_files import RemoteFile, Source
+from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
 """Upper bounds of what the working database and its sorting take for each byte of raw events.

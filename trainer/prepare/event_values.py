@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvstore.errors import InputError
-from trainer.prepare.database import literal
-from trainer.prepare.raw_files import Kind
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.database import literal
+from crossfade.trainer.prepare.raw_files import Kind
 
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 """Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""

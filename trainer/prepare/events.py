@@ -17,16 +17,24 @@ from typing import Literal, NoReturn
 
 import duckdb
 
-from kvstore.errors import InputError
-from trainer.data.manifest import SPLITS
-from trainer.data.reporter import ProgressReporter
-from trainer.data.time_values import EventTimeRange, check_seconds
-from trainer.prepare.database import fetch_count, fetch_one, identifier
-from trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.id_encoder import IdEncoder
-from trainer.prepare.input_files import RawFile, Source
-from trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, locate_row, open_adjacency, open_columns, read_errors
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import SPLITS
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.time_values import EventTimeRange, check_seconds
+from crossfade.trainer.prepare.database import fetch_count, fetch_one, identifier
+from crossfade.trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.id_encoder import IdEncoder
+from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.raw_files import (
+    KIND_NAMES,
+    Kind,
+    close_raw,
+    locate_row,
+    open_adjacency,
+    open_columns,
+    read_errors,
+)
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]

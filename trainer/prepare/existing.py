@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:

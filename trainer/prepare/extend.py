@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 import duckdb
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, data_fingerprint, read_manifest
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import execute, fetch_count, fetch_one
-from trainer.prepare.events import IdType
-from trainer.prepare.vocabulary_tables import IdPolicy, VocabularyKey, last_seen_sql, sql_number
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint, read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.events import IdType
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, VocabularyKey, last_seen_sql, sql_number
 
 OPTION = "--base"
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}

@@ -19,20 +19,20 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from kvstore.errors import InputError
-from trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
-from trainer.data.manifest import FEATURES, Feature
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.database import execute, fetch_count
-from trainer.prepare.event_values import INTEGER_TEXT
-from trainer.prepare.events import IdChoice, IdType
-from trainer.prepare.extend import SQL_TYPES, BaseDataset
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import RawFile, Source
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
-from trainer.prepare.staging import Staged
-from trainer.prepare.vocabulary_tables import Side, VocabularyKey
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
+from crossfade.trainer.data.manifest import FEATURES, Feature
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.database import execute, fetch_count
+from crossfade.trainer.prepare.event_values import INTEGER_TEXT
+from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
+from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.vocabulary_tables import Side, VocabularyKey
 
 OPTION = "--features"
 _AFTER_EVENTS = 2**60

@@ -20,10 +20,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError
-from kvstore.io.random_access import RandomFile
-from kvstore.io.storage_errors import translate_storage_errors
-from trainer.prepare.input_files import RawFile, RemoteFile, Source
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 
 _CHUNK_BYTES = 8 << 20
 _TAIL_BYTES = 64 << 10

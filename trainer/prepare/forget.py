@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.validation_errors import format_validation_error
-from trainer.data.features import ROW, iter_pairs
-from trainer.data.manifest import (
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.data.features import ROW, iter_pairs
+from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     WEIGHT,
@@ -42,13 +42,13 @@ from trainer.data.manifest import (
     data_fingerprint,
     read_manifest,
 )
-from trainer.data.parquet import ParquetFiles, file_entry, write_options
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import plain_strings
-from trainer.prepare.id_list import typed_ids
-from trainer.prepare.part_writer import GROUP_ROWS_MAX
-from trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, select_ids
-from trainer.prepare.summary import COUNTED
+from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import plain_strings
+from crossfade.trainer.prepare.id_list import typed_ids
+from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, select_ids
+from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
 _NO_ROWS = np.empty(0, np.int64)

@@ -23,10 +23,10 @@ from typing import Literal
 
 import duckdb
 
-from kvstore.errors import InputError
-from trainer.data.manifest import SPLITS
-from trainer.data.time_values import TimeOption, check_seconds, parse_time_option
-from trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import SPLITS
+from crossfade.trainer.data.time_values import TimeOption, check_seconds, parse_time_option
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 
 Kind = Literal["last", "random", "after"]
 

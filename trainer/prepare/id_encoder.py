@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import duckdb
 
-from trainer.prepare.database import execute, fetch_count
+from crossfade.trainer.prepare.database import execute, fetch_count
 
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from kvstore.errors import InputError, format_names
-from kvstore.io.folder import Folder
-from trainer.data.parquet import open_parquet
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.parquet import open_parquet
 
 _HEADER_BYTES = 1 << 20
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "\t"}

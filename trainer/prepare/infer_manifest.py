@@ -17,10 +17,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from kvstore.errors import InputError, format_names
-from kvstore.io.folder import Folder
-from trainer.data.features import ROW, VALUE
-from trainer.data.manifest import (
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.features import ROW, VALUE
+from crossfade.trainer.data.manifest import (
     FEATURES,
     SPLITS,
     TIMESTAMP,
@@ -32,8 +32,8 @@ from trainer.data.manifest import (
     Feature,
     Split,
 )
-from trainer.data.parquet import ParquetFiles, file_entry
-from trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.parquet import ParquetFiles, file_entry
+from crossfade.trainer.data.reporter import ProgressReporter
 
 _THREADS = 8
 _LAYOUT = (

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import SPLITS
-from trainer.prepare.extend import OPTION as BASE_OPTION
-from trainer.prepare.extend import BaseDataset, open_base_dataset
-from trainer.prepare.features import OPTION as FEATURES_OPTION
-from trainer.prepare.features import check_features
-from trainer.prepare.input_files import RawFile, Source, find_files
-from trainer.prepare.options import PrepareOptions
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import SPLITS
+from crossfade.trainer.prepare.extend import OPTION as BASE_OPTION
+from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
+from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
+from crossfade.trainer.prepare.features import check_features
+from crossfade.trainer.prepare.input_files import RawFile, Source, find_files
+from crossfade.trainer.prepare.options import PrepareOptions
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from kvstore.errors import CrossfadeError, InputError
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.prepare.features import FeatureFile
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.synthetic import synthetic_source, write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
-from trainer.prepare.vocabulary_tables import NamesFile
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.prepare.features import FeatureFile
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic import synthetic_source, write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
 SHA256 = "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kvstore.errors import InputError
-from trainer.data.manifest import TIMESTAMP, WEIGHT
-from trainer.data.time_values import EventTimeRange
-from trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
-from trainer.prepare.event_values import check_event_weights
-from trainer.prepare.events import ColumnMapping, IdChoice
-from trainer.prepare.features import OPTION as FEATURES_OPTION
-from trainer.prepare.features import FeatureFile
-from trainer.prepare.hold_out import HoldOut, plan_hold_outs
-from trainer.prepare.input_files import Format
-from trainer.prepare.vocabulary_tables import NamesFile, Side
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.time_values import EventTimeRange
+from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
+from crossfade.trainer.prepare.event_values import check_event_weights
+from crossfade.trainer.prepare.events import ColumnMapping, IdChoice
+from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
+from crossfade.trainer.prepare.features import FeatureFile
+from crossfade.trainer.prepare.hold_out import HoldOut, plan_hold_outs
+from crossfade.trainer.prepare.input_files import Format
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile, Side
 
 Duplicates = Literal["keep", "sum"]
 

@@ -15,10 +15,10 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError
-from trainer.data.manifest import DataFile
-from trainer.data.parquet import file_entry, write_options
-from trainer.prepare.staging import Staged
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.prepare.staging import Staged
 
 _TARGET_GROUPS = 64
 GROUP_ROWS_MIN = 1024

@@ -16,24 +16,24 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from kvstore.errors import CrossfadeError, InputError
-from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
-from trainer.prepare.cleaning import filter_k_core, sum_duplicates
-from trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
-from trainer.prepare.disk_space import warn_low_disk
-from trainer.prepare.events import EventTable, ReadStats, read_events
-from trainer.prepare.extend import BaseDataset
-from trainer.prepare.features import plan_features
-from trainer.prepare.hold_out import apply_hold_out
-from trainer.prepare.inputs import Inputs, find_base, find_inputs
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.summary import Facts
-from trainer.prepare.vocabulary_builder import VocabularyBuilder
-from trainer.prepare.vocabulary_tables import IdPolicy, Side
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
+from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
+from crossfade.trainer.prepare.disk_space import warn_low_disk
+from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
+from crossfade.trainer.prepare.extend import BaseDataset
+from crossfade.trainer.prepare.features import plan_features
+from crossfade.trainer.prepare.hold_out import apply_hold_out
+from crossfade.trainer.prepare.inputs import Inputs, find_base, find_inputs
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.summary import Facts
+from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
 
 
 def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -> DatasetManifest:

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError, escape_unprintable, format_names
-from trainer.data.manifest import DataFile
-from trainer.data.parquet import ParquetFiles
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError, escape_unprintable, format_names
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.parquet import ParquetFiles
 
 MAX_LISTED = 20
 

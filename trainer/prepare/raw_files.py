@@ -28,9 +28,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError, format_names
-from trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
-from trainer.prepare.input_files import Format, RawFile
+from crossfade.kvstore.errors import CrossfadeError, InputError, format_names
+from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
+from crossfade.trainer.prepare.input_files import Format, RawFile
 
 Kind = Literal["text", "string", "integer", "number", "datetime"]
 """What a column holds: 'text' is untyped, of a text file; the others are types of Parquet."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.arrays import BoolArray, IntArray
 
 _NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
 """Columns of a vocabulary that have a value in every row, with their value in vacant rows."""

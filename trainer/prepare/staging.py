@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from trainer.data.manifest import (
+from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.trainer.data.manifest import (
     FEATURES,
     FILE_NAME,
     JOURNAL,

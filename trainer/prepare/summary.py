@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import SPLITS, DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import fetch_one
-from trainer.prepare.vocabulary_tables import VocabularyKey
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.database import fetch_one
+from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp", "_filled")
 """Suffixes of facts that are statistics of all interactions, and so become false when some are deleted."""

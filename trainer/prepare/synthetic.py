@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kvstore.errors import InputError
-from trainer.data.features import SCHEMA
-from trainer.data.manifest import (
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.features import SCHEMA
+from crossfade.trainer.data.manifest import (
     FEATURES,
     SPLITS,
     TIMESTAMP,
@@ -31,12 +31,12 @@ from trainer.data.manifest import (
     Feature,
     Split,
 )
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.summary import Facts
-from trainer.prepare.synthetic_draws import CHUNK_ROWS, Generator, Integers, SyntheticSpec, genre_of
-from trainer.prepare.vocabulary_tables import vocabulary_schema
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.summary import Facts
+from crossfade.trainer.prepare.synthetic_draws import CHUNK_ROWS, Generator, Integers, SyntheticSpec, genre_of
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_NAMED_ITEMS = 100_000
 GENRE = "genre"

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.errors import InputError
-from trainer.prepare.options import check_entities
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.options import check_entities
 
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]

@@ -24,11 +24,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.io.folder import Folder
-from trainer.data.reporter import NullReporter, ProgressReporter
-from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.synthetic import MAX_NAMED_ITEMS
-from trainer.prepare.synthetic_draws import (
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.synthetic import MAX_NAMED_ITEMS
+from crossfade.trainer.prepare.synthetic_draws import (
     SPAN_SECONDS,
     START_SECONDS,
     Chunk,

@@ -13,17 +13,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.infer_manifest import infer_manifest
-from trainer.prepare.problems import Problems
-from trainer.prepare.validate_features import FeatureCheck
-from trainer.prepare.validate_splits import SplitCheck
-from trainer.prepare.validate_vocabulary import VocabularyCheck
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.infer_manifest import infer_manifest
+from crossfade.trainer.prepare.problems import Problems
+from crossfade.trainer.prepare.validate_features import FeatureCheck
+from crossfade.trainer.prepare.validate_splits import SplitCheck
+from crossfade.trainer.prepare.validate_vocabulary import VocabularyCheck
 
 _PART_ROWS = 1 << 20
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.io.folder import Folder
-from trainer.data.features import ROW, VALUE
-from trainer.data.manifest import DataFile, DatasetManifest
-from trainer.data.parquet import ParquetFiles
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.problems import Problems
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.features import ROW, VALUE
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.problems import Problems
 
 
 class FeatureCheck:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.io.folder import Folder
-from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest
-from trainer.data.parquet import ParquetFiles
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.part_writer import GROUP_ROWS_MAX
-from trainer.prepare.problems import Problems
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.problems import Problems
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
 _FEW_GROUPS = 8

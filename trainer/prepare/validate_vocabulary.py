@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import IntArray
-from kvstore.io.folder import Folder
-from trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
-from trainer.data.parquet import ParquetFiles
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.admission import pending_schema
-from trainer.prepare.database import execute, working_database
-from trainer.prepare.extend import SQL_TYPES
-from trainer.prepare.problems import MAX_LISTED, Problems
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.admission import pending_schema
+from crossfade.trainer.prepare.database import execute, working_database
+from crossfade.trainer.prepare.extend import SQL_TYPES
+from crossfade.trainer.prepare.problems import MAX_LISTED, Problems
 
 _NEVER_NULL = ("row", "count", "warm", "lineage_index")
 

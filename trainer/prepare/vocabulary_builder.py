@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 
 import duckdb
 
-from trainer.data.manifest import Entity, Feature
-from trainer.data.reporter import ProgressReporter
-from trainer.prepare.admission import write_pending
-from trainer.prepare.database import fetch_count
-from trainer.prepare.events import IdChoice, IdType
-from trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
-from trainer.prepare.features import (
+from crossfade.trainer.data.manifest import Entity, Feature
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.admission import write_pending
+from crossfade.trainer.prepare.database import fetch_count
+from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
+from crossfade.trainer.prepare.features import (
     FeaturePlan,
     catalog_ids_sql,
     counted_values_sql,
@@ -29,11 +29,11 @@ from trainer.prepare.features import (
     read_features,
     write_feature,
 )
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import Source
-from trainer.prepare.staging import Staged
-from trainer.prepare.summary import Facts, popularity
-from trainer.prepare.vocabulary_tables import (
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.summary import Facts, popularity
+from crossfade.trainer.prepare.vocabulary_tables import (
     IdPolicy,
     NamesFile,
     Side,

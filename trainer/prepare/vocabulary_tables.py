@@ -15,14 +15,14 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
-from kvstore.errors import InputError
-from trainer.data.manifest import VOCABULARY, Entity
-from trainer.prepare.database import execute, fetch_count
-from trainer.prepare.events import IdType
-from trainer.prepare.input_files import RawFile
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.raw_files import close_raw, open_columns, read_errors
-from trainer.prepare.staging import Staged
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import VOCABULARY, Entity
+from crossfade.trainer.prepare.database import execute, fetch_count
+from crossfade.trainer.prepare.events import IdType
+from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
+from crossfade.trainer.prepare.staging import Staged
 
 Side = Literal["query", "item"]
 VocabularyKey = str

@@ -26,15 +26,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from trainer.data.manifest import data_fingerprint
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.recommend.history import DividedHistories, divide_histories
-from trainer.recommend.recommender import Recommendations, Recommender, RecommendOptions
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend.history import DividedHistories, divide_histories
+from crossfade.trainer.recommend.recommender import Recommendations, Recommender, RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25

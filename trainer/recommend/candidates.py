@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError, format_names
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.id_list import read_ids
-from trainer.recommend.metadata_table import GroupLists, MetadataFile, open_metadata
-from trainer.recommend.row_names import RowNames
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.id_list import read_ids
+from crossfade.trainer.recommend.metadata_table import GroupLists, MetadataFile, open_metadata
+from crossfade.trainer.recommend.row_names import RowNames
 
 
 @dataclass(frozen=True)

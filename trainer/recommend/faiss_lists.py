@@ -5,7 +5,7 @@
     rows_QK, scores_QK = lists.search(query_QD, count=10, probes=16)
 
 A search scans the lists whose centroids are nearest to the query; with all lists as ``probes``, it is exact for flat
-codes. Scores are those of ``trainer.model.spec.Score`` without a temperature:
+codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temperature:
 
 - cosine: vectors are scaled to length 1, and their inner product is searched.
 - euclidean: the squared distance is searched, and its negative is the score.
@@ -29,11 +29,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError, MissingExtraError
-from kvstore.jit import get_num_threads
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation.top_k import unit_rows
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError, MissingExtraError
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation.top_k import unit_rows
 
 Codes = Literal["flat", "sq8"]
 SAMPLES_PER_LIST = 64

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.history import Histories
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _SAMPLED_ITEMS = 4096
 _SAMPLED_QUERIES = 4096

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.config.schema import SplitName
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import ProgressReporter
-from trainer.evaluation.held_out import ItemLists
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.evaluation.held_out import ItemLists
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
 _BUFFERED_INTERACTIONS = 1 << 22

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from kvstore.errors import InputError
-from trainer.data.manifest import WEIGHT
-from trainer.prepare.database import execute, fetch_count, working_database
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import find_files
-from trainer.prepare.raw_files import column_names, open_columns, read_errors
-from trainer.recommend.history import Histories, make_histories
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import WEIGHT
+from crossfade.trainer.prepare.database import execute, fetch_count, working_database
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import find_files
+from crossfade.trainer.prepare.raw_files import column_names, open_columns, read_errors
+from crossfade.trainer.recommend.history import Histories, make_histories
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 OPTION = "--history-file"
 

@@ -21,19 +21,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.jit import get_num_threads
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.data.reporter import ProgressReporter
-from trainer.embeddings.files import GROUP_ROWS, staged_folder
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_vectors
-from trainer.model.spec import Score
-from trainer.recommend.candidates import Candidates
-from trainer.recommend.faiss_lists import SAMPLES_PER_LIST, Codes, ListOptions, VectorLists, load_faiss, num_lists
-from trainer.recommend.index_folder import (
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_folder
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.faiss_lists import (
+    SAMPLES_PER_LIST,
+    Codes,
+    ListOptions,
+    VectorLists,
+    load_faiss,
+    num_lists,
+)
+from crossfade.trainer.recommend.index_folder import (
     CARD_FILE,
     INDEX_FILE,
     ROWS_FILE,
@@ -44,9 +51,9 @@ from trainer.recommend.index_folder import (
     describe_model,
     indexed_rows,
 )
-from trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
 _SEED = 0

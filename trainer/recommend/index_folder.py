@@ -20,13 +20,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError
-from kvstore.validation_errors import format_validation_error
-from trainer.config.model_sections import ScoreKind
-from trainer.data.manifest import data_fingerprint
-from trainer.recommend.faiss_lists import Codes
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.recommend.faiss_lists import Codes
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 CARD_FILE, INDEX_FILE, ROWS_FILE = "card.json", "index.faiss", "rows.parquet"
 _FILES = {CARD_FILE, INDEX_FILE, ROWS_FILE}

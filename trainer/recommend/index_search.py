@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation.held_out import ItemLists
-from trainer.model.spec import Score
-from trainer.recommend.candidates import Candidates
-from trainer.recommend.faiss_lists import ListOptions, VectorLists
-from trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
+from crossfade.trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MEASURED_DEPTH = 100
 """The depth that the number of lists to scan was chosen for."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import MissingExtraError
-from trainer.data.reporter import ProgressReporter
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.trainer.data.reporter import ProgressReporter
 
 STRENGTHS = (0.1, 0.5, 2.0, 10.0, 50.0)
 _CHOOSING_LABELS = 50

@@ -28,16 +28,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import InputError, format_names
-from kvstore.io.folder import Folder
-from trainer.data.features import iter_pairs
-from trainer.data.manifest import DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import RawFile, find_files
-from trainer.prepare.raw_files import column_names, read_errors
+from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.features import iter_pairs
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import RawFile, find_files
+from crossfade.trainer.prepare.raw_files import column_names, read_errors
 
 _READERS = {
     "parquet": "read_parquet(?)",

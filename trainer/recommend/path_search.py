@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.jit import njit
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.jit import njit
 
 _PRICE_STEPS = 40
 

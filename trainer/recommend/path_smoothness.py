@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from trainer.data.reporter import ProgressReporter
-from trainer.evaluation.held_out import ItemLists
-from trainer.recommend.sequence import PathFinder
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.sequence import PathFinder
 
 Smoothness = dict[str, float]
 """Means over pairs: of mean and minimum cosine, and of the deviation of progress from equal steps."""

@@ -12,14 +12,14 @@ import zlib
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.jit import njit
-from kvstore.store import TableSpec
-from trainer.embeddings.files import VectorSource
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_vectors
-from trainer.model.spec import Score
-from trainer.recommend.candidates import Candidates
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.jit import njit
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import Candidates
 
 _DEPTH_FACTOR = 4
 """How much deeper a ranking becomes when limits per group leave too few rows of it."""

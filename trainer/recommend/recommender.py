@@ -17,16 +17,16 @@ from typing import get_args
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.config.schema import SplitName
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import ProgressReporter
-from trainer.recommend.candidates import FilterOptions, select_candidates
-from trainer.recommend.fold_in import FoldIn
-from trainer.recommend.history import Histories, load_histories
-from trainer.recommend.index_search import IndexRanker, open_index
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.history import Histories, load_histories
+from crossfade.trainer.recommend.index_search import IndexRanker, open_index
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 ALL_SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError, format_names
-from trainer.data.vocabulary import Vocabulary
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.trainer.data.vocabulary import Vocabulary
 
 _SUGGESTIONS = 3
 _MIN_SIMILARITY = 0.85

@@ -16,12 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import TableSpec
-from trainer.embeddings.files import VectorSource
-from trainer.evaluation.held_out import ItemLists
-from trainer.recommend.candidates import Candidates
-from trainer.recommend.metadata_table import GroupLists
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.metadata_table import GroupLists
 
 
 class RowSubset:

@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import unit_rows
-from trainer.model.spec import Score
-from trainer.recommend.candidates import FilterOptions, select_candidates
-from trainer.recommend.path_search import GroupLimits, least_sum_path
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.row_names import RowNames
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_LENGTH = 100
 _ARC_POINTS = 32

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.evaluation.held_out import ItemLists
-from trainer.model.spec import Score
-from trainer.recommend.candidates import FilterOptions, select_candidates
-from trainer.recommend.index_search import IndexRanker, open_index
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.index_search import IndexRanker, open_index
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 
 def similar_rows(

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import ProgressReporter
-from trainer.evaluation.label_precision import count_pairs
-from trainer.evaluation.labels import OPTION, LabelPairs, LabelSource, read_labels
-from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.linear_probe import (
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.evaluation.label_precision import count_pairs
+from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, LabelSource, read_labels
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.linear_probe import (
     Features,
     can_be_ranked,
     check_scikit_learn,
@@ -40,7 +40,7 @@ from trainer.recommend.linear_probe import (
     rank_metrics,
     sigmoid,
 )
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MIN_ITEMS = 10
 MAX_LABELS = 500

@@ -17,24 +17,24 @@ from typing import TypeVar
 
 import numpy as np
 
-from kvstore.arrays import BoolArray
-from kvstore.checkpoint.reader import Checkpoint
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from kvstore.store import TableSpec
-from trainer.config.loading import make_job
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
-from trainer.embeddings.checkpoint_vectors import CheckpointVectors
-from trainer.embeddings.files import EmbeddingFiles, VectorSource
-from trainer.model.spec import ModelSpec, Score, make_model
-from trainer.model.towers import load_towers
-from trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
-from trainer.runs.inputs import open_inputs
+from crossfade.kvstore.arrays import BoolArray
+from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
+from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
+from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.model.spec import ModelSpec, Score, make_model
+from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
+from crossfade.trainer.runs.inputs import open_inputs
 
 Result = TypeVar("Result")
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from trainer.runs.events import Event, EventSink, LogWriteFailed, StepEvent, to_record
-from trainer.runs.folder import EVENTS_FILE, RunFolder
+from crossfade.trainer.runs.events import Event, EventSink, LogWriteFailed, StepEvent, to_record
+from crossfade.trainer.runs.folder import EVENTS_FILE, RunFolder
 
 _STEP_SECONDS = 1.0
 _MAX_LINE_BYTES = 1 << 20

@@ -25,9 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from kvstore.errors import InputError
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 JOB_FILE, RUN_FILE, LOCK_FILE = "job.yaml", "run.json", "run.lock"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"

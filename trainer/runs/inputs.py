@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvstore.errors import InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig, SplitName
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.model.spec import ModelSpec, make_model
-from trainer.runs.row_selection import check_row_groups
+from crossfade.kvstore.errors import InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.model.spec import ModelSpec, make_model
+from crossfade.trainer.runs.row_selection import check_row_groups
 
 
 class JobInputs(NamedTuple):

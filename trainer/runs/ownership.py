@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from kvstore.errors import CheckpointError, InputError
-from kvstore.io.folder import Folder
+from crossfade.kvstore.errors import CheckpointError, InputError
+from crossfade.kvstore.io.folder import Folder
 
 OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"

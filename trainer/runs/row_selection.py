@@ -12,14 +12,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest, Split
-from trainer.data.reader import InteractionReader, RowGroup, row_groups
-from trainer.data.reporter import ProgressReporter
-from trainer.data.time_range import count_within
-from trainer.runs.folder import ROW_COUNTS_FILE
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest, Split
+from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.time_range import count_within
+from crossfade.trainer.runs.folder import ROW_COUNTS_FILE
 
 
 @dataclass(frozen=True)

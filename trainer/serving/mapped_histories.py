@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.arrays import IntArray
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import ProgressReporter
-from trainer.evaluation.held_out import ItemLists
-from trainer.recommend.bulk import part_starts
-from trainer.recommend.history import Histories, divide_histories
-from trainer.recommend.recommender import ALL_SPLITS
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.arrays import IntArray
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.bulk import part_starts
+from crossfade.trainer.recommend.history import Histories, divide_histories
+from crossfade.trainer.recommend.recommender import ALL_SPLITS
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _STARTS, _ITEMS, _WEIGHTS = "starts", "items", "weights"
 

@@ -17,9 +17,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trainer.data.reporter import ProgressReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.recommend.row_names import RowLabel
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend.row_names import RowLabel
 
 _SAME_NAME = 64
 """Rows compared with a name that several rows have without accents and case."""

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import duckdb
 
-from kvstore.arrays import BoolArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest
-from trainer.prepare.database import execute
-from trainer.recommend.metadata_table import GroupLists, MetadataTable
+from crossfade.kvstore.arrays import BoolArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.prepare.database import execute
+from crossfade.trainer.recommend.metadata_table import GroupLists, MetadataTable
 
 MAX_SECONDS = 2.0
 _MEMORY = "512MB"

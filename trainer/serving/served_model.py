@@ -18,24 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation.held_out import ItemLists
-from trainer.model.spec import Score
-from trainer.recommend.candidates import Candidates
-from trainer.recommend.fold_in import FoldIn
-from trainer.recommend.history import Histories, make_histories
-from trainer.recommend.index_folder import indexed_rows
-from trainer.recommend.index_search import IndexRanker, VectorIndex, open_built_index
-from trainer.recommend.metadata_table import GroupLists
-from trainer.recommend.ranker import Ranker
-from trainer.recommend.recommender import popularity_damping
-from trainer.recommend.row_subset import RowSubset
-from trainer.serving.mapped_histories import MappedHistories
-from trainer.serving.names import Names
-from trainer.serving.served_metadata import ServedMetadata
-from trainer.serving.version_folder import (
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.history import Histories, make_histories
+from crossfade.trainer.recommend.index_folder import indexed_rows
+from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_built_index
+from crossfade.trainer.recommend.metadata_table import GroupLists
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.recommender import popularity_damping
+from crossfade.trainer.recommend.row_subset import RowSubset
+from crossfade.trainer.serving.mapped_histories import MappedHistories
+from crossfade.trainer.serving.names import Names
+from crossfade.trainer.serving.served_metadata import ServedMetadata
+from crossfade.trainer.serving.version_folder import (
     CARD_FILE,
     HISTORIES,
     METADATA,

@@ -30,23 +30,23 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.io.storage_errors import translate_storage_errors
-from kvstore.store import TableSpec
-from trainer.config.loading import make_job
-from trainer.config.model_sections import ScoreKind
-from trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
-from trainer.data.reporter import ProgressReporter
-from trainer.embeddings.files import GROUP_ROWS, VectorSource
-from trainer.model.spec import make_model
-from trainer.recommend.index_build import IndexRequest, build_index
-from trainer.recommend.metadata_table import MetadataFile, write_metadata
-from trainer.recommend.trained_model import TrainedModel
-from trainer.runs.folder import JOB_FILE
-from trainer.serving.mapped_histories import write_histories
-from trainer.serving.names import write_names
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.recommend.index_build import IndexRequest, build_index
+from crossfade.trainer.recommend.metadata_table import MetadataFile, write_metadata
+from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.runs.folder import JOB_FILE
+from crossfade.trainer.serving.mapped_histories import write_histories
+from crossfade.trainer.serving.names import write_names
 
 CARD_FILE, DATA, VECTORS = "version.json", "data", "vectors"
 NAMES, HISTORIES, METADATA = "names.sqlite", "histories", "metadata.duckdb"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.data.schedule import BatchSchedule
-from trainer.model.batches import Batch, batches
-from trainer.model.negatives import NegativeSampler
-from trainer.model.towers import Towers
-from trainer.model.weighting import FrequencyWeighting
-from trainer.training.state import BatchTimers, TrainState
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.model.batches import Batch, batches
+from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.model.weighting import FrequencyWeighting
+from crossfade.trainer.training.state import BatchTimers, TrainState
 
 
 @dataclass(frozen=True)

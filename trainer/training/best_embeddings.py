@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvstore.arrays import IntArray
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import write_embeddings
-from trainer.embeddings.staged import StagedEmbeddings
-from trainer.evaluation.from_files import evaluate_embeddings
-from trainer.evaluation.held_out import HeldOut
-from trainer.evaluation.ranking import EvalMetrics, evaluate
-from trainer.model.spec import ModelSpec
-from trainer.model.towers import TowerVectors
-from trainer.runs.folder import RunFolder
-from trainer.training.state import TrainState
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import write_embeddings
+from crossfade.trainer.embeddings.staged import StagedEmbeddings
+from crossfade.trainer.evaluation.from_files import evaluate_embeddings
+from crossfade.trainer.evaluation.held_out import HeldOut
+from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.towers import TowerVectors
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.state import TrainState
 
 
 @dataclass(frozen=True)

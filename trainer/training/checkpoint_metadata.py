@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import SaveResult, TableSpec
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import data_fingerprint
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import SaveResult, TableSpec
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import data_fingerprint
 
 
 @dataclass(frozen=True)

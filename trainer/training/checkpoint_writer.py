@@ -13,13 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvstore.checkpoint.lifecycle import commit, delete_after, delete_failed, prune, step_folder
-from kvstore.errors import CheckpointError
-from kvstore.store import RowStore, SaveResult
-from trainer.runs.events import CheckpointFailed, CheckpointPruneFailed, CheckpointSaved, EventSink, PhaseEvent
-from trainer.runs.ownership import check_still_owned
-from trainer.training.checkpoint_metadata import CheckpointMetadata
-from trainer.training.state import CheckpointStats, TrainState
+from crossfade.kvstore.checkpoint.lifecycle import commit, delete_after, delete_failed, prune, step_folder
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.store import RowStore, SaveResult
+from crossfade.trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointPruneFailed,
+    CheckpointSaved,
+    EventSink,
+    PhaseEvent,
+)
+from crossfade.trainer.runs.ownership import check_still_owned
+from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.state import CheckpointStats, TrainState
 
 _POLL_SECONDS = 0.05
 _SIGN_OF_LIFE_SECONDS = 5.0

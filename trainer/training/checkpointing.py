@@ -15,15 +15,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import Checkpoint
-from kvstore.store import RowStore, Traffic
-from trainer.config.run_sections import CheckpointConfig
-from trainer.runs.events import TotalsEvent
-from trainer.training.checkpoint_metadata import CheckpointMetadata
-from trainer.training.checkpoint_writer import CheckpointWriter
-from trainer.training.hooks import TrainingHooks
-from trainer.training.state import TrainState
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.store import RowStore, Traffic
+from crossfade.trainer.config.run_sections import CheckpointConfig
+from crossfade.trainer.runs.events import TotalsEvent
+from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.checkpoint_writer import CheckpointWriter
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.state import TrainState
 
 _SYNC_SECONDS = 1.0
 _MAX_SYNC_STEPS = 1024

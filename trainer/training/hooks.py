@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.data.prefetch import Prefetcher
-from trainer.model.batches import Batch
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.events import EventSink, PhaseEvent
+from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.runs.events import EventSink, PhaseEvent
 
 
 def _ignore(_: object) -> None:

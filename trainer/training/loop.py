@@ -14,18 +14,18 @@ from typing import Protocol
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig
-from trainer.data.prefetch import Prefetcher
-from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.batches import Batch
-from trainer.model.spec import ModelSpec
-from trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
-from trainer.training.hooks import TrainingHooks
-from trainer.training.lr_schedule import lr_factor
-from trainer.training.state import BatchTimers, TrainState
-from trainer.training.steps import Step
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.lr_schedule import lr_factor
+from crossfade.trainer.training.state import BatchTimers, TrainState
+from crossfade.trainer.training.steps import Step
 
 
 class Batches(Protocol):

@@ -9,16 +9,16 @@ from typing import Any
 
 from prometheus_client.core import Metric as Family
 
-from kvstore.errors import DivergedError
-from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, RowStore, TableSpec
-from trainer.config.schema import JobConfig
-from trainer.data.prefetch import Prefetcher
-from trainer.model.batches import Batch
-from trainer.model.spec import ModelSpec
-from trainer.monitoring import names
-from trainer.monitoring.names import Histogram
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.events import (
+from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, RowStore, TableSpec
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.monitoring import names
+from crossfade.trainer.monitoring.names import Histogram
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.runs.events import (
     CheckpointFailed,
     CheckpointSaved,
     EpochEvent,
@@ -27,7 +27,7 @@ from trainer.runs.events import (
     PhaseEvent,
     StepEvent,
 )
-from trainer.training.state import PHASES, STEP_PHASES, TrainState
+from crossfade.trainer.training.state import PHASES, STEP_PHASES, TrainState
 
 SAVED, FAILED = "saved", "failed"
 """Results of a checkpoint."""
@@ -189,7 +189,7 @@ class TrainingMetrics:
         yield names.PROGRESS.single(1.0 if self._done else ratio)
 
     def _traffic(self) -> Iterator[Family]:
-        """Yield the rows and bytes that steps moved, by table; ``kvstore.store.Traffic`` counts the same way."""
+        """Yield the rows and bytes that steps moved, by table, counted as ``crossfade.kvstore.store.Traffic`` does."""
         rows = {(name,): count for name, count in self._rows.items()}
         row_bytes = {(name,): ROW_ID_BYTES + table.dim * VALUE_BYTES for name, table in self._tables.items()}
         moved = [(name, count * row_bytes[name]) for name, count in rows.items()]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig
-from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.spec import ModelSpec
-from trainer.training.state import TrainState
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.training.state import TrainState
 
 
 def total_traffic(state: TrainState, store: RowStore) -> dict[str, int]:

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.errors import ClusterError, InputError
-from kvstore.store import NO_RESETS, RowStore
-from kvstore.validation_errors import format_validation_error
-from trainer.config.loading import check_job
-from trainer.model.dense import DenseLayers
-from trainer.runs.inputs import JobInputs
-from trainer.training.checkpoint_metadata import CheckpointMetadata
-from trainer.training.state import TrainState
-from trainer.training.warm_start import open_warm_start
+from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.kvstore.store import NO_RESETS, RowStore
+from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.model.dense import DenseLayers
+from crossfade.trainer.runs.inputs import JobInputs
+from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.warm_start import open_warm_start
 
 
 class _RunRecord(BaseModel):

@@ -6,18 +6,18 @@ import time
 from contextlib import closing
 from typing import Any
 
-from kvstore.errors import CheckpointError
-from kvstore.local import LocalStore
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig
-from trainer.model.allreduce import AllReduce
-from trainer.monitoring.registry import TableMetrics
-from trainer.runs.events import ReportEvent
-from trainer.runs.folder import RunFolder
-from trainer.training.checkpointing import StopResult, latest_usable
-from trainer.training.hooks import TrainingHooks
-from trainer.training.report import make_report
-from trainer.training.session import open_session
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.allreduce import AllReduce
+from crossfade.trainer.monitoring.registry import TableMetrics
+from crossfade.trainer.runs.events import ReportEvent
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.checkpointing import StopResult, latest_usable
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.report import make_report
+from crossfade.trainer.training.session import open_session
 
 NO_HOOKS = TrainingHooks()
 

@@ -13,37 +13,37 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
-from kvstore.arrays import IntArray
-from kvstore.errors import CheckpointError
-from kvstore.store import RowStore
-from trainer.config.schema import JobConfig
-from trainer.data.reader import InteractionReader
-from trainer.data.schedule import BatchSchedule
-from trainer.data.vocabulary import Vocabulary
-from trainer.evaluation.held_out import load_held_out
-from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.allreduce import AllReduce
-from trainer.model.engines.base import make_engine
-from trainer.model.negatives import NegativeSampler, needs_counts
-from trainer.model.towers import Towers, TowerVectors, load_towers
-from trainer.model.weighting import FrequencyWeighting
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.event_log import event_recorder
-from trainer.runs.events import EventSink, PhaseEvent, StoppedEvent
-from trainer.runs.folder import RunFolder
-from trainer.runs.inputs import JobInputs, load_inputs
-from trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
-from trainer.training.batch_source import BatchSource
-from trainer.training.best_embeddings import BestEmbeddings
-from trainer.training.checkpoint_metadata import CheckpointMetadata
-from trainer.training.checkpointing import CheckpointManager, StopResult
-from trainer.training.hooks import PhaseReporter, TrainingHooks
-from trainer.training.loop import TrainLoop
-from trainer.training.metrics import TrainingMetrics, measure_training
-from trainer.training.report import total_traffic
-from trainer.training.restore import create_tables, restore_train_state
-from trainer.training.state import TrainState
-from trainer.training.steps import make_step
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.evaluation.held_out import load_held_out
+from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.allreduce import AllReduce
+from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.negatives import NegativeSampler, needs_counts
+from crossfade.trainer.model.towers import Towers, TowerVectors, load_towers
+from crossfade.trainer.model.weighting import FrequencyWeighting
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.runs.event_log import event_recorder
+from crossfade.trainer.runs.events import EventSink, PhaseEvent, StoppedEvent
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.inputs import JobInputs, load_inputs
+from crossfade.trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
+from crossfade.trainer.training.batch_source import BatchSource
+from crossfade.trainer.training.best_embeddings import BestEmbeddings
+from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.checkpointing import CheckpointManager, StopResult
+from crossfade.trainer.training.hooks import PhaseReporter, TrainingHooks
+from crossfade.trainer.training.loop import TrainLoop
+from crossfade.trainer.training.metrics import TrainingMetrics, measure_training
+from crossfade.trainer.training.report import total_traffic
+from crossfade.trainer.training.restore import create_tables, restore_train_state
+from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.steps import make_step
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from kvstore.store import SaveResult, TableSpec, Traffic
-from trainer.data.stopwatch import Stopwatch
-from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.batches import Batch
+from crossfade.kvstore.store import SaveResult, TableSpec, Traffic
+from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.batches import Batch
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "sync", "evaluate", "save")

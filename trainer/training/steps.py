@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from kvstore.arrays import IntArray
-from kvstore.local import LocalStore
-from kvstore.store import RowGradient, RowStore
-from trainer.config.schema import JobConfig
-from trainer.model.batches import Batch
-from trainer.model.engines.base import Engine
-from trainer.model.losses import LossSpec
-from trainer.model.spec import ModelSpec
-from trainer.model.towers import Towers
-from trainer.training.state import TrainState
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.store import RowGradient, RowStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.training.state import TrainState
 
 
 class Step(Protocol):
@@ -64,7 +64,7 @@ class InPlaceStep:
 
     def __init__(self, store: LocalStore, model: ModelSpec, loss: LossSpec, num_hard: int | None) -> None:
         # Numba's kernels are loaded only where they are used: other engines do not need them.
-        from trainer.model.engines.per_example import PerExampleGradients
+        from crossfade.trainer.model.engines.per_example import PerExampleGradients
 
         self._store, self._model = store, model
         self._gradients = PerExampleGradients(loss, model.score, num_hard=num_hard, items=model.item.rows)

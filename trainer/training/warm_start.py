@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.arrays import IntArray
-from kvstore.checkpoint.files import MANIFEST_NAME
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, InputError
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest, data_fingerprint
-from trainer.data.vocabulary import Vocabulary
-from trainer.model.dense import DenseLayers
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from crossfade.kvstore.errors import CheckpointError, InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.dense import DenseLayers
+from crossfade.trainer.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)

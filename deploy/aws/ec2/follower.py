@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws.ec2.launch import AwsContext, resolve_context, start_instances
-from deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
-from deploy.aws.ec2.spec import RunSpec
-from deploy.aws.ec2.storage import END_FILE, STOP_FILE, RunStorage
-from kvstore.errors import CloudError, ClusterError
+from crossfade.deploy.aws.ec2.launch import AwsContext, resolve_context, start_instances
+from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
+from crossfade.deploy.aws.ec2.spec import RunSpec
+from crossfade.deploy.aws.ec2.storage import END_FILE, STOP_FILE, RunStorage
+from crossfade.kvstore.errors import CloudError, ClusterError
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 START_SECONDS = 1800.0
 """Time for a host to join after its start, which may include building a GPU driver."""

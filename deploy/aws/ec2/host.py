@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deploy.aws.ec2.spec import RunSpec
-from deploy.aws.ec2.storage import COORDINATOR_FILE, END_FILE, SPEC_FILE, STOP_FILE, RunStorage
-from deploy.aws.errors import translate_aws_errors
-from deploy.aws.metadata import InstanceMetadata
-from deploy.aws.spot import INTERRUPTED_EXIT_CODE
-from deploy.topology import TOKEN_VARIABLE
-from kvstore.errors import ClusterError, CrossfadeError, StorageUnavailableError
-from trainer.runs.folder import RunFolder
+from crossfade.deploy.aws.ec2.spec import RunSpec
+from crossfade.deploy.aws.ec2.storage import COORDINATOR_FILE, END_FILE, SPEC_FILE, STOP_FILE, RunStorage
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.metadata import InstanceMetadata
+from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
+from crossfade.deploy.topology import TOKEN_VARIABLE
+from crossfade.kvstore.errors import ClusterError, CrossfadeError, StorageUnavailableError
+from crossfade.trainer.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 PORT = 7070
 POLL_SECONDS = 0.2

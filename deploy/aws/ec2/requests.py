@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deploy.aws.ec2.spec import FIRST_TAG, POLICY, RunSpec, split_uri
-from deploy.aws.ec2.user_data import user_data
-from deploy.aws.ecr import EcrImage
+from crossfade.deploy.aws.ec2.spec import FIRST_TAG, POLICY, RunSpec, split_uri
+from crossfade.deploy.aws.ec2.user_data import user_data
+from crossfade.deploy.aws.ecr import EcrImage
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import type_defs as ec2

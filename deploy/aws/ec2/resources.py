@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws.ec2.spec import FIRST_TAG, JOB_TAG, OWNER_TAG, PATH, POLICY, PREFIX, RUN_TAG, STORAGE_TAG
-from deploy.aws.errors import translate_aws_errors
-from kvstore.errors import CloudError, CloudRequestError, CrossfadeError
+from crossfade.deploy.aws.ec2.spec import FIRST_TAG, JOB_TAG, OWNER_TAG, PATH, POLICY, PREFIX, RUN_TAG, STORAGE_TAG
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.kvstore.errors import CloudError, CloudRequestError, CrossfadeError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef
 
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 REMOVE_SECONDS = 900.0
 """Time for instances to terminate and to release their resources."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deploy.aws.accelerators import Variant
-from kvstore.errors import InputError
-from trainer.config.loading import check_job
-from trainer.config.schema import JobConfig
+from crossfade.deploy.aws.accelerators import Variant
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
 
 RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
 FIRST_TAG = "crossfade:first-host"

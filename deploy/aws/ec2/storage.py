@@ -21,12 +21,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws.ec2.spec import split_uri
-from deploy.aws.errors import translate_aws_errors
-from kvstore.errors import CloudRequestError
+from crossfade.deploy.aws.ec2.spec import split_uri
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 SPEC_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "spec.json", "coordinator.json", "stop.json", "end.json"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shlex
 
-from deploy.aws.ec2.spec import RunSpec, split_uri
-from deploy.aws.ecr import EcrImage
+from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
+from crossfade.deploy.aws.ecr import EcrImage
 
 _SCRIPT = r"""
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}

@@ -30,11 +30,11 @@ from typing import Any
 import psutil
 import yaml
 
-from deploy.topology import Address
-from kvstore.errors import ClusterError, InputError
-from trainer.config.loading import make_job
-from trainer.config.schema import JobConfig
-from trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
+from crossfade.deploy.topology import Address
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws.errors import translate_aws_errors
-from deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
-from kvstore.errors import CloudError, InputError
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
+from crossfade.kvstore.errors import CloudError, InputError
 
 if TYPE_CHECKING:
-    from deploy.aws.clients import Aws
+    from crossfade.deploy.aws.clients import Aws
 
 MODEL_FOLDER = Paths().model
 DATA_VARIABLE = "CROSSFADE_SERVE_DATA"

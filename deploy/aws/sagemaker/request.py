@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE, accelerator_of
-from deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
-from deploy.topology import TOKEN_VARIABLE
-from kvstore.errors import InputError
-from trainer.config.schema import JobConfig
+from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE, accelerator_of
+from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
+from crossfade.deploy.topology import TOKEN_VARIABLE
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef

@@ -2,8 +2,8 @@
 
 import pytest
 
+from crossfade.kvstore.errors import InputError
 from crossfade.options.parsing import parse_minimums
-from kvstore.errors import InputError
 
 
 @pytest.mark.parametrize("texts", [["customer=5", "customer=2"], ["track=1,track=1"]])

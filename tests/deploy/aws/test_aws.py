@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 
-from deploy.aws.accelerators import accelerator_of, variant_of
-from deploy.aws.clients import Aws
-from deploy.aws.errors import translate_aws_errors
-from deploy.aws.instance_types import INSTANCES
-from deploy.aws.prices import Cost, Price, hourly_price
-from kvstore.errors import CloudError, CloudRequestError, InputError
+from crossfade.deploy.aws.accelerators import accelerator_of, variant_of
+from crossfade.deploy.aws.clients import Aws
+from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.instance_types import INSTANCES
+from crossfade.deploy.aws.prices import Cost, Price, hourly_price
+from crossfade.kvstore.errors import CloudError, CloudRequestError, InputError
 
 P2_QUOTA = (
     "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "

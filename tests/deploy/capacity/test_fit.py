@@ -8,15 +8,15 @@ import pytest
 from capacity_jobs import plan_of, zipf_job
 from running_command import crossfade
 
-from deploy.capacity import machine as machine_module
-from deploy.capacity.fit import check_fit, check_fits_this_machine, format_gib
-from deploy.capacity.inputs import read_inputs
-from deploy.capacity.machine import Machine
-from deploy.capacity.plan import plan_capacity
-from kvstore.errors import InputError
-from trainer.config.loading import load_job
-from trainer.prepare.synthetic import write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.deploy.capacity import machine as machine_module
+from crossfade.deploy.capacity.fit import check_fit, check_fits_this_machine, format_gib
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.machine import Machine
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 GIB = 2**30
 

@@ -8,14 +8,14 @@ from capacity_jobs import plan_of, zipf_job
 from cluster_data import write_job, write_planted
 from running_command import crossfade, started, succeeded, wait_for_steps
 
-from deploy.capacity.inputs import read_inputs
-from deploy.capacity.memory import SERVER_BYTES, ProcessPlan
-from deploy.capacity.plan import plan_capacity
-from deploy.capacity.worker_memory import MemoryItem
-from kvstore.layout import make_layout
-from trainer.config.loading import load_job
-from trainer.prepare.synthetic import write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.memory import SERVER_BYTES, ProcessPlan
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.worker_memory import MemoryItem
+from crossfade.kvstore.layout import make_layout
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 SERVER_TABLE_ROWS = 800_000
 

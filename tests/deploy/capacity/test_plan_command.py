@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from crossfade.commands.plan import bits_per_second
+from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
+from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
-from deploy.aws.instance_types import INSTANCES, find_instance
-from kvstore.errors import InputError
 
 GIB = 2**30
 

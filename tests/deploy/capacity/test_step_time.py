@@ -2,8 +2,8 @@
 
 import pytest
 
-from deploy.aws.instance_types import find_instance
-from deploy.capacity.step_time import (
+from crossfade.deploy.aws.instance_types import find_instance
+from crossfade.deploy.capacity.step_time import (
     IN_PROCESS,
     POOL_FLOPS,
     SERVER,
@@ -13,9 +13,9 @@ from deploy.capacity.step_time import (
     step_seconds,
     worker_steps,
 )
-from deploy.capacity.traffic import StepTraffic, TableTraffic, WorkerLoad
-from deploy.topology import Role
-from trainer.config.schema import JobConfig
+from crossfade.deploy.capacity.traffic import StepTraffic, TableTraffic, WorkerLoad
+from crossfade.deploy.topology import Role
+from crossfade.trainer.config.schema import JobConfig
 
 DIM = 64
 STEP = WorkerStep(rows=20_000, uses=16_384)

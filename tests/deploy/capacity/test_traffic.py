@@ -10,16 +10,16 @@ import pytest
 from capacity_jobs import plan_of, zipf_job
 from running_command import crossfade, succeeded
 
-from deploy.capacity.inputs import read_inputs
-from deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, worker_loads
-from deploy.topology import Role
-from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
-from trainer.data.reader import InteractionReader
-from trainer.data.schedule import BatchSchedule
-from trainer.data.vocabulary import Vocabulary
-from trainer.model.batches import batches
-from trainer.model.negatives import NegativeSampler
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, worker_loads
+from crossfade.deploy.topology import Role
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.batches import batches
+from crossfade.trainer.model.negatives import NegativeSampler
 
 
 def count_touched_rows(job: JobConfig, data: Path) -> list[float]:

@@ -11,13 +11,13 @@ import psutil
 import pytest
 from waiting import wait_until
 
-import deploy
-from deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
-from deploy.cluster.membership import LEASE_SECONDS
-from deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
-from deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
-from kvstore.errors import ClusterError, InputError
-from trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade import deploy
+from crossfade.deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
+from crossfade.deploy.cluster.membership import LEASE_SECONDS
+from crossfade.deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
+from crossfade.deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -180,8 +180,8 @@ def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoo
 
 
 def test_agent_lease_is_shorter_than_the_coordinators() -> None:
-    from deploy.cluster.agent import AGENT_LEASE_SECONDS, POLL_SECONDS
-    from deploy.cluster.coordinator_http import REQUEST_TIMEOUT_SECONDS
+    from crossfade.deploy.cluster.agent import AGENT_LEASE_SECONDS, POLL_SECONDS
+    from crossfade.deploy.cluster.coordinator_http import REQUEST_TIMEOUT_SECONDS
 
     # Connecting, sending and receiving may each take as long as a request may wait.
     assert AGENT_LEASE_SECONDS + 2 * REQUEST_TIMEOUT_SECONDS + POLL_SECONDS < LEASE_SECONDS

@@ -3,10 +3,10 @@
 import pytest
 from scripted_agents import KILLED, Cluster, Host, step
 
-from deploy.cluster.job_state import GenerationSpec, State
-from deploy.cluster.membership import LEASE_SECONDS
-from deploy.cluster.messages import NumberedEvent
-from deploy.topology import Address
+from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.membership import LEASE_SECONDS
+from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.topology import Address
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])

@@ -14,14 +14,14 @@ import psutil
 import pytest
 from scripted_agents import Cluster, Host, step
 
-from deploy.cluster import coordinator_http
-from deploy.cluster.agent import CoordinatorUnreachable
-from deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serve_coordinator
-from deploy.cluster.job_state import State
-from deploy.cluster.messages import NumberedEvent
-from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
-from kvstore.errors import ClusterError, InputError
-from trainer.runs.events import PhaseEvent
+from crossfade.deploy.cluster import coordinator_http
+from crossfade.deploy.cluster.agent import CoordinatorUnreachable
+from crossfade.deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serve_coordinator
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.runs.events import PhaseEvent
 
 TOKEN = "a-secret-of-this-test-alone"
 

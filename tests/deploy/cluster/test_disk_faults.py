@@ -22,8 +22,8 @@ from fault_runs import (
 from run_results import report_of
 from running_command import crossfade, succeeded
 
-from trainer.runs.event_log import EventLog
-from trainer.runs.events import EpochEvent
+from crossfade.trainer.runs.event_log import EventLog
+from crossfade.trainer.runs.events import EpochEvent
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -2,9 +2,9 @@
 
 from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
 
-from deploy.aws.spot import NOTICE_SECONDS
-from deploy.cluster.job_state import State
-from trainer.runs.events import StoppedEvent
+from crossfade.deploy.aws.spot import NOTICE_SECONDS
+from crossfade.deploy.cluster.job_state import State
+from crossfade.trainer.runs.events import StoppedEvent
 
 NOTICE = "EC2 terminates this spot instance at noon"
 CAUSE = f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}"

@@ -13,12 +13,12 @@ from running_command import RunningCommand, crossfade, records, started, succeed
 from scripted_agents import KILLED, Cluster, Host, step
 from waiting import wait_until
 
-from deploy.cluster.job_state import State
-from deploy.cluster.membership import LEASE_SECONDS
-from deploy.topology import AcceptedRoles, assign_roles, missing_hosts
-from kvstore.errors import InputError
-from trainer.config.loading import check_job
-from trainer.config.run_sections import ClusterConfig
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.cluster.membership import LEASE_SECONDS
+from crossfade.deploy.topology import AcceptedRoles, assign_roles, missing_hosts
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.run_sections import ClusterConfig
 
 HOST_TIMEOUT_SECONDS = 30.0
 START_SECONDS = 60.0

@@ -3,11 +3,11 @@
 import pytest
 from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
 
-from deploy.cluster.job_state import GenerationSpec, State
-from deploy.cluster.membership import LEASE_SECONDS
-from deploy.cluster.messages import Failure
-from deploy.topology import Address
-from trainer.runs.events import PhaseEvent, StoppedEvent
+from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.membership import LEASE_SECONDS
+from crossfade.deploy.cluster.messages import Failure
+from crossfade.deploy.topology import Address
+from crossfade.trainer.runs.events import PhaseEvent, StoppedEvent
 
 
 def test_job_is_done_when_all_roles_are(pair: tuple[Cluster, Host]) -> None:

@@ -2,8 +2,8 @@
 
 from scripted_agents import STALL, Cluster, Host
 
-from deploy.cluster.job_state import State
-from deploy.cluster.membership import LEASE_SECONDS
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.cluster.membership import LEASE_SECONDS
 
 
 def test_expired_lease_ends_the_generation_and_the_job_waits(

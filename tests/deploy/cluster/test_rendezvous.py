@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.cluster import rendezvous
-from deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from deploy.topology import Address, JobTopology, Role, interface_of, role_environment
-from kvstore.errors import ClusterError
+from crossfade.deploy.cluster import rendezvous
+from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
+from crossfade.deploy.topology import Address, JobTopology, Role, interface_of, role_environment
+from crossfade.kvstore.errors import ClusterError
 
 WORKERS = 2
 

@@ -3,12 +3,12 @@
 import pytest
 from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
-from deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
-from deploy.cluster.job_state import State
-from deploy.cluster.messages import Failure
-from deploy.cluster.restart_policy import RestartPolicy
-from kvstore.errors import ClusterError, InputError
-from trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
+from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.cluster.messages import Failure
+from crossfade.deploy.cluster.restart_policy import RestartPolicy
+from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
 
 
 def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(pair: tuple[Cluster, Host]) -> None:

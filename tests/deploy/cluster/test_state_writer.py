@@ -9,10 +9,10 @@ import pytest
 from scripted_agents import Cluster, step
 from waiting import wait_until
 
-from deploy.cluster import state_writer as run_state
-from deploy.cluster.state_writer import StateWriter
-from trainer.runs.events import LoadEvent, RestartEvent
-from trainer.runs.folder import RunFolder
+from crossfade.deploy.cluster import state_writer as run_state
+from crossfade.deploy.cluster.state_writer import StateWriter
+from crossfade.trainer.runs.events import LoadEvent, RestartEvent
+from crossfade.trainer.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from paced_training import Training, pace
 from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, records, started, succeeded
 
-from kvstore.errors import InputError
-from trainer.config.loading import check_job
-from trainer.runs.folder import RunFolder
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.runs.folder import RunFolder
 
 TOKEN = "a-token-that-all-hosts-have"
 ON_SERVERS = ("--servers", 2, "--workers", 2)

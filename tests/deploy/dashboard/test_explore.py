@@ -18,11 +18,11 @@ from explored_runs import name_of, write_runs
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 
-from trainer.data.reporter import NullReporter
-from trainer.recommend.candidates import FilterOptions
-from trainer.recommend.recommender import Recommender, RecommendOptions
-from trainer.recommend.similar import similar_rows
-from trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend.candidates import FilterOptions
+from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
+from crossfade.trainer.recommend.similar import similar_rows
+from crossfade.trainer.recommend.trained_model import with_trained_model
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 

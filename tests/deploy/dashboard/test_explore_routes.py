@@ -14,9 +14,9 @@ from flask.testing import FlaskClient
 from running_command import succeeded
 from waiting import wait_until
 
-from deploy.dashboard.app import make_app
-from deploy.dashboard.explored_models import ExploredModels
-from deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.app import make_app
+from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.runs import Runs
 
 pytestmark = pytest.mark.slow
 

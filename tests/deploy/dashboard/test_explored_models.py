@@ -16,12 +16,12 @@ from cluster_data import CUSTOMERS, TRACKS
 from explored_runs import write_runs
 from waiting import wait_until
 
-from deploy.dashboard import explored_models
-from deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
-from kvstore.errors import CrossfadeError
-from trainer.recommend.trained_model import with_trained_model
-from trainer.serving.copies_folder import CopiesFolder
-from trainer.serving.served_model import RankingOptions, ServedModel
+from crossfade.deploy.dashboard import explored_models
+from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.serving.copies_folder import CopiesFolder
+from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 
 pytestmark = pytest.mark.slow
 
@@ -155,8 +155,8 @@ def test_copies_of_killed_processes_are_deleted_and_those_of_living_ones_stay(co
     living.new_path().mkdir()
     code = (
         "import os, tempfile, sys; tempfile.tempdir = sys.argv[1]; "
-        "from trainer.serving.copies_folder import CopiesFolder; folder = CopiesFolder(); folder.new_path().mkdir(); "
-        "os.kill(os.getpid(), 9)"
+        "from crossfade.trainer.serving.copies_folder import CopiesFolder; folder = CopiesFolder(); "
+        "folder.new_path().mkdir(); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(copies)], check=False)
     assert killed.returncode == -9

@@ -14,7 +14,7 @@ from running_command import started, succeeded
 from scraping import ask, assert_valid_metrics, families, samples, scrape, targets, value
 from waiting import wait_until
 
-from kvstore.store import VALUE_BYTES
+from crossfade.kvstore.store import VALUE_BYTES
 
 TOKEN = "the-token-of-these-tests"
 ON_TWO_HOSTS = {

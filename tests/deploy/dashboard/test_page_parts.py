@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from run_folders import BEGAN, epoch, load, sample, state, step, totals, training_from, write_run
 
-from deploy.dashboard import app, charts, page, run_reader
-from deploy.dashboard.charts import COLORS, RunView
-from deploy.dashboard.explored_models import ExploredModels
-from deploy.dashboard.layout import GRAPHS
-from deploy.dashboard.run_reader import RunReader
-from deploy.dashboard.runs import Runs
-from deploy.dashboard.summary import summarize
+from crossfade.deploy.dashboard import app, charts, page, run_reader
+from crossfade.deploy.dashboard.charts import COLORS, RunView
+from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.layout import GRAPHS
+from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.summary import summarize
 
 
 @pytest.fixture(autouse=True)

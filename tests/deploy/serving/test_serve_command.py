@@ -18,7 +18,7 @@ from running_command import succeeded
 from serving import RunningServer, running_server
 from waiting import wait_until
 
-from deploy.serving.middleware import MAX_BODY_BYTES
+from crossfade.deploy.serving.middleware import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.slow
 

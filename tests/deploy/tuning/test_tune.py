@@ -11,8 +11,8 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
-from deploy.tuning.search_space import SearchParameter
-from kvstore.errors import InputError
+from crossfade.deploy.tuning.search_space import SearchParameter
+from crossfade.kvstore.errors import InputError
 
 pytestmark = pytest.mark.slow
 

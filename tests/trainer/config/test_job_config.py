@@ -6,11 +6,11 @@ import pytest
 from error_table import documented
 from pydantic import BaseModel
 
-from kvstore.errors import InputError
-from kvstore.optimizer_spec import OptimizerSpec
-from trainer.config.explain import explain_fields
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 SMALL = "name: small\ndata: {path: data/small}\n"
 

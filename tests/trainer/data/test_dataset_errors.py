@@ -18,8 +18,8 @@ from paced_training import paced
 from running_command import crossfade, single_line, succeeded
 from train_errors import TrainError, train_error_runner
 
-from kvstore.io.folder import Folder
-from trainer.data.parquet import file_entry, write_options
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.parquet import file_entry, write_options
 
 pytestmark = pytest.mark.slow
 

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from error_table import documented
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import main
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.config.loading import check_job
-from trainer.data.features import load_feature
-from trainer.data.manifest import Feature, read_manifest
-from trainer.data.parquet import file_entry
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.model.spec import make_model
-from trainer.model.towers import load_towers
-from trainer.prepare.validate import validate
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.data.features import load_feature
+from crossfade.trainer.data.manifest import Feature, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.prepare.validate import validate
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.data.prefetch import Prefetcher
+from crossfade.trainer.data.prefetch import Prefetcher
 
 TIMEOUT_SECONDS = 30
 

@@ -18,14 +18,14 @@ from builders import (
     write_groups,
 )
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data import parquet as parquet_files
-from trainer.data.manifest import Split, read_manifest
-from trainer.data.parquet import file_entry
-from trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from trainer.data.schedule import BatchSchedule
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data import parquet as parquet_files
+from crossfade.trainer.data.manifest import Split, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
+from crossfade.trainer.data.schedule import BatchSchedule
 
 QUERIES, ITEMS = 11, 13
 UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]

@@ -16,14 +16,14 @@ from builders import (
 )
 from waiting import wait_until
 
-from kvstore.arrays import IntArray
-from kvstore.errors import StorageUnavailableError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, Split, read_manifest
-from trainer.data.prefetch import Prefetcher
-from trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from trainer.data.schedule import BatchSchedule, BatchSlice
-from trainer.data.stopwatch import Stopwatch
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
+from crossfade.trainer.data.stopwatch import Stopwatch
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 30.0

@@ -13,17 +13,17 @@ from builders import ITEM, QUERY, write_groups, write_vocabulary
 from cluster_data import write_job
 from running_command import crossfade, succeeded
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.config.loading import check_job
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest, Split
-from trainer.data.parquet import ParquetFiles, file_entry
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import NullReporter
-from trainer.data.schedule import BatchSchedule
-from trainer.data.time_range import TimeRange, parse_time_value
-from trainer.runs.row_selection import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import DatasetManifest, Split
+from crossfade.trainer.data.parquet import ParquetFiles, file_entry
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.schedule import BatchSchedule
+from crossfade.trainer.data.time_range import TimeRange, parse_time_value
+from crossfade.trainer.runs.row_selection import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -150,7 +150,7 @@ def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, A
 
 
 def test_yaml_dates_are_accepted_as_times(tmp_path: Path) -> None:
-    from trainer.config.loading import load_job
+    from crossfade.trainer.config.loading import load_job
 
     path = tmp_path / "job.yaml"
     path.write_text("name: x\ndata: {path: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")

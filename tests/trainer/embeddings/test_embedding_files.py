@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY, write_vocabulary
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
-from trainer.data.manifest import DatasetManifest
-from trainer.data.parquet import file_entry
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import files as module
-from trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
-from trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings import files as module
+from crossfade.trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
+from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 
 QUERIES, ITEMS = 23, 7
 TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
@@ -130,8 +130,8 @@ def test_reading_leaves_no_pyarrow_thread(written: Path) -> None:
     reads = f"""
 import os
 import numpy
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.prepare.id_list import read_ids
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.prepare.id_list import read_ids
 files = EmbeddingFiles({str(written)!r})
 before = len(os.listdir("/proc/self/task"))
 files.read("{ITEM}")

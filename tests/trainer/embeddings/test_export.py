@@ -20,13 +20,13 @@ from pyarrow import fs
 from running_command import crossfade
 from saved_shards import Arrays, random_table, save_shards, split_table
 
-from kvstore.checkpoint.files import MANIFEST_NAME
-from kvstore.errors import CheckpointError, InputError
-from kvstore.store import TableSpec
-from trainer.data.reporter import NullReporter
-from trainer.embeddings import files as embeddings
-from trainer.embeddings.export import ExportRequest, ExportResult, export
-from trainer.embeddings.files import EmbeddingFiles
+from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.errors import CheckpointError, InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.embeddings import files as embeddings
+from crossfade.trainer.embeddings.export import ExportRequest, ExportResult, export
+from crossfade.trainer.embeddings.files import EmbeddingFiles
 
 TABLES = [TableSpec("customer", CUSTOMERS, 5, 0.1), TableSpec("track", TRACKS, 3, 0.1)]
 STEPS = (100, 200, 300)

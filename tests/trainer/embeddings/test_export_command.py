@@ -19,11 +19,11 @@ from running_command import crossfade, started, succeeded
 from saved_shards import random_table, save_shards, split_table
 from waiting import wait_until
 
-from kvstore.arrays import FloatArray
-from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.store import TableSpec
-from trainer.embeddings import files as embeddings
-from trainer.embeddings.model_card import CARD_FILE
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.embeddings import files as embeddings
+from crossfade.trainer.embeddings.model_card import CARD_FILE
 
 ENTITIES = ["customer", "track"]
 

@@ -15,17 +15,17 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from kvstore.store import TableSpec
-from trainer.config.schema import EvaluateConfig
-from trainer.data.reader import InteractionReader
-from trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
-from trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
-from trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
-from trainer.evaluation.ranking import evaluate
-from trainer.evaluation.segments import Segments
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
+from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
+from crossfade.trainer.evaluation.ranking import evaluate
+from crossfade.trainer.evaluation.segments import Segments
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
 VACANT = [3, 17]

@@ -15,14 +15,21 @@ from error_table import documented
 from running_command import succeeded
 from scipy import stats  # type: ignore[import-untyped]
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import TableSpec
-from trainer.config.schema import EvaluateConfig
-from trainer.evaluation.comparison import MAX_UNITS, QueryMetrics, compare, confidence_interval, holm, permutation_test
-from trainer.evaluation.held_out import HeldOut, ItemLists
-from trainer.evaluation.metric_kernels import METRICS, hit_metrics_per_query, sum_hit_metrics
-from trainer.evaluation.ranking import evaluate
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.evaluation.comparison import (
+    MAX_UNITS,
+    QueryMetrics,
+    compare,
+    confidence_interval,
+    holm,
+    permutation_test,
+)
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.metric_kernels import METRICS, hit_metrics_per_query, sum_hit_metrics
+from crossfade.trainer.evaluation.ranking import evaluate
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 pytestmark = pytest.mark.slow
 

@@ -11,17 +11,17 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 from error_table import documented
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader
-from trainer.evaluation import label_precision as geometry
-from trainer.evaluation.label_precision import LabelPrecision, label_precision
-from trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.evaluation import label_precision as geometry
+from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
+from crossfade.trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, LABELS = 40, 60, 5, 6
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.config.schema import EvaluateConfig
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.reader import InteractionReader
-from trainer.evaluation import ranking, top_k
-from trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
-from trainer.evaluation.ranking import EvalMetrics, evaluate
-from trainer.evaluation.top_k import rank_items
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.evaluation import ranking, top_k
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
+from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
+from crossfade.trainer.evaluation.top_k import rank_items
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]

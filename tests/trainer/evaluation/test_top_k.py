@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation import top_k
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_vectors
-from trainer.model.spec import Score
+from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation import top_k
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.model.spec import Score
 
 TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
 """Queries and scores of a tile, and items of a block."""

@@ -29,8 +29,8 @@ from written_runs import (
     write_run,
 )
 
-from kvstore.arrays import FloatArray
-from trainer.formats import exported_model
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.formats import exported_model
 
 SCORES = ("cosine", "dot", "euclidean")
 

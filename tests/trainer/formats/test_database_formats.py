@@ -18,7 +18,7 @@ from running_command import succeeded
 from scraping import installed
 from written_runs import CUSTOMER_IDS, TRACK_NAMES, TRAINED, WrittenRun, write_run
 
-from trainer.formats import exported_model, opensearch, qdrant
+from crossfade.trainer.formats import exported_model, opensearch, qdrant
 
 DATABASES = ("qdrant", "opensearch")
 

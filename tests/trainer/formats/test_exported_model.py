@@ -10,15 +10,15 @@ import pytest
 from builders import ITEM, QUERY
 from written_runs import TRAINED, UNTRAINED, ArrayVectors, WrittenRun, write_run
 
-from kvstore.io.folder import Folder
-from kvstore.store import TableSpec
-from trainer.config.loading import load_job
-from trainer.data.manifest import read_manifest
-from trainer.data.reporter import NullReporter
-from trainer.formats.database_names import database_names
-from trainer.formats.exported_model import Block, ExportedModel
-from trainer.model.spec import ModelSpec, Score, TowerSpec
-from trainer.recommend.trained_model import TrainedModel
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.formats.database_names import database_names
+from crossfade.trainer.formats.exported_model import Block, ExportedModel
+from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 
 @pytest.fixture

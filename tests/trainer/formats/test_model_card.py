@@ -10,9 +10,9 @@ from cluster_data import TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import data_fingerprint
-from trainer.embeddings.vector_origin import checkpoint_origin
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
 
 
 @pytest.fixture(scope="module")

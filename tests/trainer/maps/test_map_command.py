@@ -18,8 +18,8 @@ from error_table import documented
 from playwright.sync_api import Browser
 from running_command import succeeded
 
-from trainer.maps.items_map import ItemsMap
-from trainer.maps.page import write_page
+from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.page import write_page
 
 EVIL = "</script><b>Genre & \"Song\" 'Björk'"
 """A name that would break a page that does not escape it."""

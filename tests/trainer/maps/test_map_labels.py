@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.maps.map_labels import Labels, choose_labels, measure_agreement, place_names
-from trainer.recommend.metadata_table import GroupLists
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.maps.map_labels import Labels, choose_labels, measure_agreement, place_names
+from crossfade.trainer.recommend.metadata_table import GroupLists
 
 ITEMS = 120
 CENTERS = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])

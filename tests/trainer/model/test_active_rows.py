@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.active_rows import ActiveRows
 
 
 def test_active_rows_are_sorted_unique_and_list_their_uses() -> None:

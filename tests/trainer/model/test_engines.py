@@ -26,11 +26,11 @@ from engine_cases import (
     reference_loss,
 )
 
-from kvstore.arrays import FloatArray
-from trainer.config.model_sections import LossKind, ScoreKind
-from trainer.model.engines import pools
-from trainer.model.engines.cpu import CpuEngine
-from trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.model_sections import LossKind, ScoreKind
+from crossfade.trainer.model.engines import pools
+from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
 

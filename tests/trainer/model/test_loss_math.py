@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainer.model.loss_math import exp, log1p_of_exp
+from crossfade.trainer.model.loss_math import exp, log1p_of_exp
 
 
 def test_exp_is_accurate_to_one_ulp() -> None:

@@ -11,8 +11,8 @@ from builders import make_interactions, write_data_set
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_job
 from running_command import crossfade, records, succeeded
 
-from kvstore.arrays import FloatArray
-from trainer.config.model_sections import LossKind
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.model_sections import LossKind
 
 BoolArray = npt.NDArray[np.bool_]
 

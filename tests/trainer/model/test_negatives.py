@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from kvstore.arrays import FloatArray, IntArray
-from trainer.config.model_sections import NegativesConfig
-from trainer.data.schedule import BatchSlice
-from trainer.model.negatives import NegativeSampler
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.negatives import NegativeSampler
 
 COUNTS = np.array([0, 1000, 400, 0, 50, 1, 9, 200, 30, 5])
 ITEMS = len(COUNTS)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import TableSpec
-from trainer.config.model_sections import NegativesConfig, ScoreKind
-from trainer.data.schedule import BatchSlice
-from trainer.model.batches import Batch, make_batch
-from trainer.model.engines import all_items, pools
-from trainer.model.engines.cpu import CpuEngine
-from trainer.model.losses import LossSpec
-from trainer.model.softmax_kernels import store_powers
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import NegativesConfig, ScoreKind
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.engines import all_items, pools
+from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.softmax_kernels import store_powers
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 70, 200, 20
 Result = tuple[float, FloatArray, FloatArray]

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from finite_differences import numeric_gradient
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.store import TableSpec
-from trainer.config.loading import check_job
-from trainer.config.schema import JobConfig
-from trainer.data.features import JaggedFeature
-from trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
-from trainer.data.reader import Interactions
-from trainer.data.schedule import BatchSlice
-from trainer.model.batches import Batch, make_batch
-from trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
-from trainer.model.towers import TowerFeatures, Towers, TowerVectors
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.features import JaggedFeature
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
+from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
 
 CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
 ARTIST_OF = [[0], [1], [1], [], [3], [0]]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from kvstore.arrays import FloatArray
-from trainer.data.schedule import BatchSlice
-from trainer.model.batches import Batch, make_batch
-from trainer.model.weighting import FrequencyWeighting
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.weighting import FrequencyWeighting
 
 QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
 ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])

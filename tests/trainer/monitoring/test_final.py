@@ -7,10 +7,10 @@ from metric_groups import TABLES, make_job, step
 from push_gateway import running_gateway
 from scraping import assert_valid_metrics, samples, value
 
-from trainer.monitoring.final import merge_final_metrics, write_final_metrics
-from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.folder import RunFolder
-from trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.monitoring.final import merge_final_metrics, write_final_metrics
+from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.metrics import TrainingMetrics
 
 
 def test_last_values_of_all_roles_are_merged_and_pushed(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from metric_groups import make_job
 from scraping import ask, families, scrape
 from waiting import wait_until
 
-from kvstore.errors import InputError
-from trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
-from trainer.monitoring.registry import ProcessMetrics
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
+from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 
 def test_endpoint_serves_metrics_and_health_on_loopback() -> None:

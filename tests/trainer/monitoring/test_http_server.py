@@ -11,12 +11,12 @@ import pytest
 from scripted_agents import Cluster, Host
 from waiting import wait_until
 
-from deploy.cluster.agent import CoordinatorUnreachable
-from deploy.cluster.coordinator_http import RemoteCoordinator, serve_coordinator
-from deploy.topology import Address
-from trainer.monitoring.bounded_server import BoundedServer, Limits
-from trainer.monitoring.http import serve_metrics
-from trainer.monitoring.registry import ProcessMetrics
+from crossfade.deploy.cluster.agent import CoordinatorUnreachable
+from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, serve_coordinator
+from crossfade.deploy.topology import Address
+from crossfade.trainer.monitoring.bounded_server import BoundedServer, Limits
+from crossfade.trainer.monitoring.http import serve_metrics
+from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 TOKEN = "a-secret-of-this-test-alone"
 PER_ADDRESS, TOTAL = 4, 6

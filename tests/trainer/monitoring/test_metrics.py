@@ -8,16 +8,16 @@ import pytest
 from metric_groups import FIRST, GPU, GROUPS, JOB, PROCESS, TABLES, TRAINING, make_job, step
 from scraping import assert_valid_metrics, families, samples, value
 
-from deploy.cluster.messages import NumberedEvent
-from deploy.cluster.metrics import JobMetrics
-from deploy.cluster.process_metrics import MachineMetrics, process_metrics
-from kvstore.errors import DivergedError
-from kvstore.stats import UpdateStats
-from trainer.config.run_sections import ClusterConfig
-from trainer.monitoring import names
-from trainer.monitoring.registry import ProcessMetrics, TableMetrics
-from trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
-from trainer.training.metrics import TrainingMetrics
+from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.cluster.metrics import JobMetrics
+from crossfade.deploy.cluster.process_metrics import MachineMetrics, process_metrics
+from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.monitoring import names
+from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
+from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
+from crossfade.trainer.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
@@ -110,8 +110,8 @@ def test_gpu_memory_is_exposed() -> None:
 
 
 def test_diverged_training_has_nan_loss() -> None:
-    from kvstore.local import LocalStore
-    from trainer.training.metrics import measure_training
+    from crossfade.kvstore.local import LocalStore
+    from crossfade.trainer.training.metrics import measure_training
 
     metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scraping import promtool
 
-from trainer.monitoring import names, thresholds
+from crossfade.trainer.monitoring import names, thresholds
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"

@@ -12,19 +12,19 @@ import pytest
 from error_table import documented
 from preparing import vocabulary_tuples
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.options.parsing import parse_minimums, parse_spans
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.parquet import file_entry
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.admission import MaxAge
-from trainer.prepare.features import FeatureFile
-from trainer.prepare.forget import forget
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.validate import validate
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.admission import MaxAge
+from crossfade.trainer.prepare.features import FeatureFile
+from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.validate import validate
 
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.prepare.summary import format_summary
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.prepare.summary import format_summary
 
 Event = tuple[int, int, float, int]
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, Entity, read_manifest
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare import extend as base_vocabulary
-from trainer.prepare.forget import forget
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.vocabulary_tables import NamesFile
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare import extend as base_vocabulary
+from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 Row = tuple[Any, ...]
 

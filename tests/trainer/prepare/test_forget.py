@@ -12,19 +12,19 @@ import pytest
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import main
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.parquet import ParquetFiles
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.prepare import forget as module
-from trainer.prepare import part_writer as output
-from trainer.prepare.forget import ForgetReport, forget
-from trainer.prepare.id_list import read_ids
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare import forget as module
+from crossfade.trainer.prepare import part_writer as output
+from crossfade.trainer.prepare.forget import ForgetReport, forget
+from crossfade.trainer.prepare.id_list import read_ids
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 
 Row = tuple[Any, ...]
 FORGOTTEN = ["customer-0007", "customer-0042", "customer-0199"]
@@ -72,7 +72,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_file(folder: Path) -> Any:
-    from trainer.prepare.vocabulary_tables import NamesFile
+    from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
 

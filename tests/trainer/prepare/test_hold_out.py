@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from preparing import Row, interactions, prepare_files, random_events, write_parquet
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.prepare.hold_out import parse_hold_out
-from trainer.prepare.summary import format_summary
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.prepare.hold_out import parse_hold_out
+from crossfade.trainer.prepare.summary import format_summary
 
 
 def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from preparing import (
 )
 
 from crossfade.main import main
-from trainer.prepare import lastfm
+from crossfade.trainer.prepare import lastfm
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import checksums, interactions, prepare_files, random_events, vocabulary, write_parquet, write_text
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.staging import Staged
-from trainer.prepare.summary import format_summary
-from trainer.prepare.vocabulary_tables import NamesFile
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.summary import format_summary
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
 def test_rows_map_back_to_ids(tmp_path: Path) -> None:

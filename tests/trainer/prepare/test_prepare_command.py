@@ -11,9 +11,9 @@ from preparing import (
     write_text,
 )
 
+from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
 from crossfade.options.job import train_command
-from kvstore.errors import InputError
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:

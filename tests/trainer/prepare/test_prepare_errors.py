@@ -10,10 +10,10 @@ import pytest
 from error_table import documented
 from preparing import entries, write_parquet, write_text
 
-from kvstore.errors import InputError
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.vocabulary_tables import NamesFile
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 Case = Callable[[Path], dict[str, Any]]
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 from preparing import InterruptingReporter, checksums, entries, prepare_files, random_events, write_parquet, write_text
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.prepare import disk_space
-from trainer.prepare.database import execute, working_database
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare import disk_space
+from crossfade.trainer.prepare.database import execute, working_database
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 
 
 def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:

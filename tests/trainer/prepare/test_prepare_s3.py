@@ -18,17 +18,17 @@ from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
 from preparing import InterruptingReporter, prepare_files, random_events, write_parquet
 
-from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from kvstore.io.folder import Folder
-from kvstore.io.s3 import ATTEMPTS_VARIABLE
-from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
-from trainer.prepare.fetch import fetch_files
-from trainer.prepare.input_files import find_files
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.synthetic import write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec
-from trainer.prepare.synthetic_events import write_raw_events
+from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.s3 import ATTEMPTS_VARIABLE
+from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import find_files
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
+from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
 
@@ -296,7 +296,7 @@ def test_interrupt_after_manifest_leaves_new_dataset_complete(
     prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
     old = contents(workspace)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.prepare.staging.Folder", InterruptedFolder)
+        patch.setattr("crossfade.trainer.prepare.staging.Folder", InterruptedFolder)
         with pytest.raises(KeyboardInterrupt):
             prepare_files(
                 workspace.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True

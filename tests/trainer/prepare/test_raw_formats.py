@@ -15,9 +15,9 @@ from preparing import (
     write_text,
 )
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.prepare.summary import format_summary
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.summary import format_summary
 
 
 def test_csv_fields_with_quotes_and_line_ends_match_csv_module(tmp_path: Path) -> None:

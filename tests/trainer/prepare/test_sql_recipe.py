@@ -14,11 +14,11 @@ import pytest
 from cluster_data import TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.prepare.features import FeatureFile
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.prepare.features import FeatureFile
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data-format.md"
 SPLIT_AT = 1_700_000_000

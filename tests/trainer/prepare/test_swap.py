@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 
 
 def prepare_customers(out: Path, customers: list[str], **options: bool) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.prepare import synthetic, synthetic_draws
-from trainer.prepare.part_writer import row_group_rows
-from trainer.prepare.summary import format_summary
-from trainer.prepare.synthetic import FIRST_ID, write_synthetic
-from trainer.prepare.synthetic_draws import SyntheticSpec, genre_of
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.prepare import synthetic, synthetic_draws
+from crossfade.trainer.prepare.part_writer import row_group_rows
+from crossfade.trainer.prepare.summary import format_summary
+from crossfade.trainer.prepare.synthetic import FIRST_ID, write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec, genre_of
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
 

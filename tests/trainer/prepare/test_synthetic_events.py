@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import entries
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import make_parser
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import read_manifest
-from trainer.prepare import synthetic_events as raw_synthetic
-from trainer.prepare.synthetic_draws import START_SECONDS, SyntheticSpec
-from trainer.prepare.synthetic_events import write_raw_events
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare import synthetic_events as raw_synthetic
+from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, SyntheticSpec
+from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:

@@ -12,17 +12,17 @@ import pytest
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import main
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
-from trainer.data.parquet import file_entry
-from trainer.data.reporter import NullReporter
-from trainer.prepare.forget import forget
-from trainer.prepare.options import PrepareOptions
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.problems import MAX_LISTED
-from trainer.prepare.validate import ValidationReport, validate
+from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.problems import MAX_LISTED
+from crossfade.trainer.prepare.validate import ValidationReport, validate
 
 CUSTOMERS, TRACKS = 12, 6
 
@@ -351,7 +351,7 @@ def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
 def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.prepare.validate._PART_ROWS", 3)
+    monkeypatch.setattr("crossfade.trainer.prepare.validate._PART_ROWS", 3)
     assert problems(dataset.write()) == []
     (dataset.folder / "manifest.json").unlink()
     set_value(dataset.shards["train"][0], "track", 30, 77)
@@ -378,7 +378,7 @@ def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
         pq.write_table(
             pa.table(dataset.shards["test"][0]).slice(0, 0), dataset.folder / "train" / f"more-{number}.parquet"
         )
-    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", read_at_barrier)
+    monkeypatch.setattr("crossfade.trainer.prepare.infer_manifest.file_entry", read_at_barrier)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
         (dataset.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_groups, write_vocabulary
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, Feature
-from trainer.data.parquet import file_entry
-from trainer.recommend.candidates import Candidates, FilterOptions, select_candidates
-from trainer.recommend.metadata_table import MetadataFile
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, Feature
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.recommend.candidates import Candidates, FilterOptions, select_candidates
+from crossfade.trainer.recommend.metadata_table import MetadataFile
 
 NAMES = ["Jazz One", "Jazz Two", "Rock One", "Rock Two", "Both", None]
 TAGS = ["jazz", "rock", None]

@@ -6,13 +6,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation.held_out import ItemLists
-from trainer.evaluation.top_k import rank_vectors
-from trainer.model.spec import Score
-from trainer.recommend.faiss_lists import Codes, ListOptions, VectorLists, bytes_per_row, num_lists
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.faiss_lists import Codes, ListOptions, VectorLists, bytes_per_row, num_lists
 
 ROWS, QUERIES, DIM = 4000, 50, 16
 METRICS: tuple[ScoreKind, ...] = get_args(ScoreKind)

@@ -8,14 +8,14 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
-from kvstore.arrays import FloatArray
-from trainer.config.model_sections import ScoreKind
-from trainer.data.reporter import NullReporter
-from trainer.recommend import fold_in
-from trainer.recommend.fold_in import FoldIn
-from trainer.recommend.history import Histories
-from trainer.recommend.recommender import Recommender, RecommendOptions
-from trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend import fold_in
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from builders import make_interactions, write_data_set
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import NullReporter
-from trainer.recommend import history
-from trainer.recommend.history import Histories, divide_histories, load_histories
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend import history
+from crossfade.trainer.recommend.history import Histories, divide_histories, load_histories
 
 QUERIES, ITEMS = 40, 30
 

@@ -13,7 +13,7 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
 
-from trainer.recommend.faiss_lists import VectorLists
+from crossfade.trainer.recommend.faiss_lists import VectorLists
 
 FILES = ["card.json", "index.faiss", "rows.parquet"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from trainer.data.reporter import NullReporter
-from trainer.recommend.linear_probe import (
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend.linear_probe import (
     STRENGTHS,
     can_be_ranked,
     choose_strength,

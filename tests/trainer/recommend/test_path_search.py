@@ -5,9 +5,9 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray
-from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.path_search import GroupLimits, least_sum_path
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
 
 Path = tuple[int, ...]
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import TableSpec
-from trainer.config.model_sections import ScoreKind
-from trainer.evaluation.held_out import ItemLists
-from trainer.model.spec import Score
-from trainer.recommend.candidates import Candidates
-from trainer.recommend.metadata_table import GroupLists
-from trainer.recommend.ranker import Ranker
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.metadata_table import GroupLists
+from crossfade.trainer.recommend.ranker import Ranker
 
 QUERIES, ITEMS, DIM = 30, 200, 4
 

@@ -16,10 +16,10 @@ from error_table import documented
 from object_store import running_object_store
 from running_command import succeeded
 
-from kvstore.arrays import FloatArray
-from trainer.recommend import bulk
-from trainer.recommend.history import Histories
-from trainer.recommend.recommender import Recommendations, Recommender
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.recommend import bulk
+from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.recommender import Recommendations, Recommender
 
 Recommended = dict[str, list[int]]
 """The IDs of the tracks recommended to each customer."""

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 from builders import write_vocabulary
 
-from kvstore.errors import InputError
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.recommend.row_names import RowLabel, RowNames
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend.row_names import RowLabel, RowNames
 
 ARTISTS = ["Radiohead", "Björk", "311", "Muse", "muse", None, "Sigur Rós"]
 IDS = [10, 11, 12, 13, 14, 311, 16]

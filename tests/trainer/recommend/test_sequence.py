@@ -14,8 +14,8 @@ from error_table import documented
 from exporting import vectors
 from running_command import succeeded
 
-from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.sequence import Arc
+from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.sequence import Arc
 
 pytestmark = pytest.mark.slow
 

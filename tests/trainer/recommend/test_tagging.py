@@ -17,9 +17,9 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest, Feature
-from trainer.data.parquet import file_entry
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest, Feature
+from crossfade.trainer.data.parquet import file_entry
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.runs.events import (
+from crossfade.trainer.runs.events import (
     EVENT_TYPES,
     CheckpointFailed,
     EpochEvent,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job
 
-from trainer.config.loading import load_job
-from trainer.config.schema import JobConfig
-from trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
 
 MODES = pytest.mark.parametrize(
     "mode", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"]

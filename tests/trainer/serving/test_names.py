@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from cluster_data import write_vocabulary
 
-from kvstore.io.folder import Folder
-from trainer.data.manifest import DatasetManifest
-from trainer.data.reporter import NullReporter
-from trainer.data.vocabulary import Vocabulary
-from trainer.recommend.row_names import RowLabel
-from trainer.serving.names import Names, fold, write_names
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend.row_names import RowLabel
+from crossfade.trainer.serving.names import Names, fold, write_names
 
 ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
 

@@ -12,19 +12,19 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
-from kvstore.arrays import IntArray
-from kvstore.errors import InputError
-from trainer.data.reader import InteractionReader
-from trainer.data.reporter import NullReporter
-from trainer.recommend.candidates import FilterOptions
-from trainer.recommend.history import Histories, load_histories
-from trainer.recommend.metadata_table import MetadataFile
-from trainer.recommend.recommender import ALL_SPLITS, Recommender, RecommendOptions
-from trainer.recommend.similar import similar_rows
-from trainer.recommend.trained_model import TrainedModel, with_trained_model
-from trainer.serving import served_metadata
-from trainer.serving.served_model import RankingOptions, ServedModel
-from trainer.serving.version_folder import VersionOptions, write_version
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend.candidates import FilterOptions
+from crossfade.trainer.recommend.history import Histories, load_histories
+from crossfade.trainer.recommend.metadata_table import MetadataFile
+from crossfade.trainer.recommend.recommender import ALL_SPLITS, Recommender, RecommendOptions
+from crossfade.trainer.recommend.similar import similar_rows
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.serving import served_metadata
+from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 Result = TypeVar("Result")
 EVERYONE = np.arange(CUSTOMERS)

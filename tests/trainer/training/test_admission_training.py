@@ -13,13 +13,13 @@ from preparing import vocabulary_tuples as rows_of
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
-from kvstore.io.folder import Folder
-from kvstore.local import LocalStore
-from trainer.config.loading import load_job
-from trainer.data.manifest import read_manifest
-from trainer.data.vocabulary import Vocabulary
-from trainer.runs.inputs import open_inputs
-from trainer.training.warm_start import open_warm_start
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.local import LocalStore
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.training.warm_start import open_warm_start
 
 pytestmark = pytest.mark.slow
 

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
 
-from kvstore.errors import CheckpointError
-from kvstore.local import LocalStore
-from kvstore.store import RowGradient
-from trainer.config.loading import load_job
-from trainer.runs.events import (
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.store import RowGradient
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.runs.events import (
     CheckpointFailed,
     CheckpointPruneFailed,
     CheckpointSaved,
     Event,
     TotalsEvent,
 )
-from trainer.runs.inputs import open_inputs
-from trainer.training.checkpoint_metadata import CheckpointMetadata
-from trainer.training.checkpointing import CheckpointManager
-from trainer.training.hooks import TrainingHooks
-from trainer.training.restore import restore_train_state
-from trainer.training.state import TrainState
+from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.checkpointing import CheckpointManager
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.restore import restore_train_state
+from crossfade.trainer.training.state import TrainState
 
 INTERVAL_SECONDS = 10.0
 
@@ -144,7 +144,7 @@ def test_checkpoint_that_cannot_be_committed_is_reported_and_training_continues(
     training = Training(tmp_path, opened, interval_steps=1)
     training.checkpoints.begin(training.state)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.training.checkpoint_writer.commit", fail)
+        patch.setattr("crossfade.trainer.training.checkpoint_writer.commit", fail)
         assert not training.step()
         training.checkpoints._writer.wait()
     assert training.events[-1] == CheckpointFailed(step=1, message="disk full")
@@ -160,7 +160,7 @@ def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
     def fail(*_: object) -> None:
         raise CheckpointError("permission denied")
 
-    monkeypatch.setattr("trainer.training.checkpoint_writer.prune", fail)
+    monkeypatch.setattr("crossfade.trainer.training.checkpoint_writer.prune", fail)
     training = Training(tmp_path, opened, interval_steps=1)
     training.checkpoints.begin(training.state)
     training.step()

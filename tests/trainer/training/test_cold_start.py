@@ -9,21 +9,21 @@ import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import main
-from deploy.capacity.inputs import read_inputs
-from deploy.capacity.plan import plan_capacity
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.io.folder import Folder
-from trainer.config.loading import load_job
-from trainer.config.schema import EvaluateConfig
-from trainer.data.features import load_feature
-from trainer.data.manifest import read_manifest
-from trainer.data.reader import InteractionReader
-from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.evaluation.held_out import load_held_out
-from trainer.evaluation.ranking import evaluate
-from trainer.model.spec import Score, make_model
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.features import load_feature
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.evaluation.held_out import load_held_out
+from crossfade.trainer.evaluation.ranking import evaluate
+from crossfade.trainer.model.spec import Score, make_model
 
 pytestmark = pytest.mark.slow
 

@@ -17,12 +17,12 @@ from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import ClusterError
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerSpec
-from trainer.model.dense import DenseLayers
-from trainer.training.restore import check_dense_in_sync
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import ClusterError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.model.dense import DenseLayers
+from crossfade.trainer.training.restore import check_dense_in_sync
 
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 

@@ -10,12 +10,12 @@ from command_here import crossfade_here
 from run_results import checkpoint_arrays
 from running_command import crossfade, succeeded
 
-from kvstore.arrays import FloatArray
-from kvstore.local import LocalStore
-from trainer.config.loading import load_job
-from trainer.embeddings.files import EmbeddingFiles
-from trainer.model.spec import make_model
-from trainer.runs.inputs import open_inputs
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.local import LocalStore
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.runs.inputs import open_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -18,11 +18,11 @@ from dist_roles import RunningRole, running_roles
 from drive_steps import MEASURED_STEPS, WARM_STEPS
 from running_command import crossfade, succeeded
 
-from kvstore.arrays import FloatArray
-from kvstore.errors import StoreError
-from kvstore.mxnet.server import RowServer
-from trainer.data.manifest import Entity
-from trainer.embeddings.files import vectors_of
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import StoreError
+from crossfade.kvstore.mxnet.server import RowServer
+from crossfade.trainer.data.manifest import Entity
+from crossfade.trainer.embeddings.files import vectors_of
 
 pytestmark = pytest.mark.cluster
 
@@ -278,7 +278,7 @@ SEND_BEFORE_CREATE = """
 import os
 
 if os.environ.get("DMLC_ROLE") == "worker":
-    from kvstore.mxnet import client as mxnet_client
+    from crossfade.kvstore.mxnet import client as mxnet_client
 
     create = mxnet_client.MXNetStore.create
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.store import RowGradient, TableSpec
-from trainer.config.loading import check_job
-from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.active_rows import ActiveRows
-from trainer.model.batches import Batch
-from trainer.runs.events import EpochEvent, Event, PhaseEvent, StepEvent
-from trainer.training.hooks import TrainingHooks
-from trainer.training.loop import TrainLoop
-from trainer.training.state import BatchTimers, TrainState
-from trainer.training.steps import PullPushStep
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import RowGradient, TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.runs.events import EpochEvent, Event, PhaseEvent, StepEvent
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.loop import TrainLoop
+from crossfade.trainer.training.state import BatchTimers, TrainState
+from crossfade.trainer.training.steps import PullPushStep
 
 STEPS_PER_EPOCH, BATCH = 3, 4
 TABLES = [TableSpec("customer", 10, 2, 0.1), TableSpec("track", 10, 2, 0.1)]

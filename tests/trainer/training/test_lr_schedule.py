@@ -8,8 +8,8 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
 
-from trainer.config.model_sections import OptimizerConfig
-from trainer.training.lr_schedule import lr_factor
+from crossfade.trainer.config.model_sections import OptimizerConfig
+from crossfade.trainer.training.lr_schedule import lr_factor
 
 STEPS, WARMUP = 200, 20
 PARTS = 512

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
-from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.errors import CheckpointError
-from trainer.config.loading import load_job
-from trainer.embeddings.files import EmbeddingFiles, vectors_of
-from trainer.runs.events import Event, StepEvent
-from trainer.runs.folder import RunFolder
-from trainer.training.checkpointing import StopResult
-from trainer.training.hooks import TrainingHooks
-from trainer.training.run import run_in_process
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.errors import CheckpointError
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
+from crossfade.trainer.runs.events import Event, StepEvent
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.training.checkpointing import StopResult
+from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.run import run_in_process
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +150,7 @@ def test_failed_commit_leaves_the_checkpoint_before_and_no_files(
         commits.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
-    monkeypatch.setattr("trainer.training.checkpoint_writer.commit", fail)
+    monkeypatch.setattr("crossfade.trainer.training.checkpoint_writer.commit", fail)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
     assert report["checkpoints"]["failed"] == len(commits) >= 1

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import DivergedError, StoreError
-from kvstore.local import LocalStore
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.store import TableSpec
-from trainer.config.loading import check_job
-from trainer.config.model_sections import LossKind
-from trainer.config.schema import JobConfig
-from trainer.data.schedule import BatchSlice
-from trainer.model.active_rows import ActiveRows
-from trainer.model.batches import Batch, make_batch
-from trainer.model.engines.base import make_engine
-from trainer.model.losses import LossSpec
-from trainer.model.spec import ModelSpec, Score
-from trainer.model.towers import Towers
-from trainer.training.state import TrainState
-from trainer.training.steps import InPlaceStep, PullPushStep, Step, make_step
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import DivergedError, StoreError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.steps import InPlaceStep, PullPushStep, Step, make_step
 
 QUERIES, ITEMS, EXAMPLES = 90, 40, 300
 Result = tuple[list[float], dict[str, FloatArray]]

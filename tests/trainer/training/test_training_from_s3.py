@@ -10,7 +10,7 @@ from paced_training import paced
 from run_results import assert_same_bits, report_of
 from running_command import crossfade, succeeded
 
-from kvstore.checkpoint.lifecycle import latest_checkpoint
+from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.jit import get_num_threads
-from trainer.model.batches import Batch
-from trainer.model.engines.scratch import Scratch
-from trainer.model.pool_kernels import fill_squares, scale_rows, sum_chunks
-from trainer.model.softmax_kernels import all_items_softmax_pass
-from trainer.model.spec import Score
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.scratch import Scratch
+from crossfade.trainer.model.pool_kernels import fill_squares, scale_rows, sum_chunks
+from crossfade.trainer.model.softmax_kernels import all_items_softmax_pass
+from crossfade.trainer.model.spec import Score
 
 _TILE_SCORES = 1 << 19
 """Scores of a tile, 2 MiB, which stay in the cache."""

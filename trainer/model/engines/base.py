@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from kvstore.arrays import FloatArray
-from trainer.config.schema import JobConfig
-from trainer.model.batches import Batch
-from trainer.model.losses import LossSpec
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.spec import ModelSpec
 
 
 class Engine(Protocol):
@@ -48,9 +48,9 @@ def make_engine(job: JobConfig, model: ModelSpec) -> Engine:
         InputError: it needs a GPU that is not available.
     """
     if job.train.engine == "mxnet":
-        from trainer.model.engines.mxnet import MXNetEngine
+        from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
         return MXNetEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows), job.train.device)
-    from trainer.model.engines.cpu import CpuEngine
+    from crossfade.trainer.model.engines.cpu import CpuEngine
 
     return CpuEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows))

@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.jit import njit, prange
-from kvstore.row_kernels import dot
-from trainer.config.model_sections import NegativesConfig
-from trainer.model.batches import Batch
-from trainer.model.engines.all_items import AllItemsGradients
-from trainer.model.engines.per_example import PerExampleGradients
-from trainer.model.engines.pools import PoolGradients
-from trainer.model.losses import LossSpec
-from trainer.model.negatives import IN_BATCH_KINDS
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.row_kernels import dot
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.all_items import AllItemsGradients
+from crossfade.trainer.model.engines.per_example import PerExampleGradients
+from crossfade.trainer.model.engines.pools import PoolGradients
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.spec import ModelSpec
 
 _MIN_NORM = np.float32(1e-12)
 

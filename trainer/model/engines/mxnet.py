@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
-from kvstore.mxnet.imports import import_mxnet
-from trainer.config.model_sections import NegativesConfig
-from trainer.model.batches import Batch
-from trainer.model.losses import LossSpec
-from trainer.model.negatives import IN_BATCH_KINDS
-from trainer.model.spec import ModelSpec
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.mxnet.imports import import_mxnet
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.spec import ModelSpec
 
 _EXCLUDED_SCORE = -1e30
 """A score whose exponential is 0 relative to that of any other score."""

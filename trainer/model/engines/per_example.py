@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from kvstore.jit import get_num_threads
-from kvstore.local import LocalStore
-from kvstore.memory import empty_rows
-from kvstore.optimizers import check_convergence
-from trainer.model.batches import Batch
-from trainer.model.losses import LossSpec
-from trainer.model.per_example_kernels import item_gradients, query_gradients, update_items, update_queries
-from trainer.model.spec import ModelSpec, Score
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.memory import empty_rows
+from crossfade.kvstore.optimizers import check_convergence
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.per_example_kernels import item_gradients, query_gradients, update_items, update_queries
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 
 class PerExampleGradients:

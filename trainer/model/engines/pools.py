@@ -20,16 +20,16 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.jit import get_num_threads
-from trainer.model.active_rows import ActiveRows
-from trainer.model.batches import Batch
-from trainer.model.engines.scratch import Scratch
-from trainer.model.loss_kernels import shared_pool_pass
-from trainer.model.losses import LossSpec
-from trainer.model.pool_kernels import fill_squares, gather, sum_item_gradients, sum_query_gradients
-from trainer.model.softmax_kernels import pool_softmax_pass
-from trainer.model.spec import Score
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.scratch import Scratch
+from crossfade.trainer.model.loss_kernels import shared_pool_pass
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.pool_kernels import fill_squares, gather, sum_item_gradients, sum_query_gradients
+from crossfade.trainer.model.softmax_kernels import pool_softmax_pass
+from crossfade.trainer.model.spec import Score
 
 _TILE_SCORES = 1 << 19
 """Scores of a tile, 2 MiB, which stay in the cache."""

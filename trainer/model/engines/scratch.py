@@ -11,8 +11,8 @@ from math import prod
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
-from trainer.model.pool_kernels import add_to
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.model.pool_kernels import add_to
 
 _ALIGNMENT = 64
 _PRODUCT_ROWS = 2048

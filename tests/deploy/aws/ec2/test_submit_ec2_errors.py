@@ -98,7 +98,7 @@ def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
 def test_new_instance_profile_is_retried_until_ec2_accepts_it(
     aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.aws.ec2.launch._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("crossfade.deploy.aws.ec2.launch._POLL_SECONDS", 0.01)
     unknown = "Value (crossfade-x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
     aws.fail("RunInstances", "InvalidParameterValue", unknown, times=3)
     assert detached(job) == 0

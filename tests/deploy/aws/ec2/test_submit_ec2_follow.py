@@ -12,9 +12,9 @@ from documented_policies import policy
 from ec2_leftovers import leftovers
 from submitting_ec2 import BUCKET, detached, submit, submitted_run, tags_of
 
+from crossfade.deploy.aws.ec2.follower import MAX_LOSSES
+from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances
 from crossfade.main import main
-from deploy.aws.ec2.follower import MAX_LOSSES
-from deploy.aws.ec2.resources import Ec2Instance, find_instances
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, m
         instances = find_instances(*arguments)
         return [one if one.is_live else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
 
-    monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", reclaimed_instances)
+    monkeypatch.setattr("crossfade.deploy.aws.ec2.follower.find_instances", reclaimed_instances)
     Story(aws, nothing, *[when_running(Story.terminate)] * (MAX_LOSSES + 1), when_running(Story.end))
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
     assert len(aws.calls_of("RunInstances")) == MAX_LOSSES + 2

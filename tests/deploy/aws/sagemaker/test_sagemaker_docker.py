@@ -19,7 +19,7 @@ from sagemaker_folders import JOB, TOKEN, assert_same_model, parameters_of, prep
 from sagemaker_folders import SECTIONS as LONG
 from waiting import wait_until
 
-from deploy.aws.sagemaker.endpoint import DATA_VARIABLE
+from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE
 
 pytestmark = pytest.mark.docker
 

@@ -8,10 +8,10 @@ from aws_server import AwsServer
 from running_command import succeeded
 from submitting_sagemaker import IMAGE, ROLE, submit
 
-from deploy.aws.sagemaker.container import Hosts, Paths, read_job
-from deploy.aws.sagemaker.request import Submission, make_request
-from kvstore.errors import InputError
-from trainer.config.loading import load_job
+from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
+from crossfade.deploy.aws.sagemaker.request import Submission, make_request
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow
 
