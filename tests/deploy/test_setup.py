@@ -237,7 +237,7 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
         if line.strip() and not line.lstrip().startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             parsed = Requirement(requirement)
-            if "python_full_version >= \"3.14\"" in str(parsed.marker):
+            if 'python_full_version >= "3.14"' in str(parsed.marker):
                 continue
             found[canonicalize_name(parsed.name)] = (parsed, hashes)
     return found
@@ -264,6 +264,8 @@ def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
     ]
     pins = locked(HOROVOD_LOCK) | locked()
     for required in map(Requirement, lines):
+        if required.name == "crossfade":  # the extra all names others
+            continue
         pin, _ = pins[canonicalize_name(required.name)]
         version = next(iter(pin.specifier)).version
         assert required.specifier.contains(version), f"{required} against {pin}: run `make lock`"
