@@ -60,12 +60,14 @@ def _origin(event: RestartEvent | ResumeEvent) -> str:
 class TrainDisplay:
     """Shows the events of a run on stderr: progress as a bar, or as ``lines`` for a log, and a line for other events.
 
-    ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``.
+    ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``. ``bar_type``
+    creates the bar, as ``tqdm`` does.
     """
 
-    def __init__(self, best_metric: str, *, lines: bool = False) -> None:
+    def __init__(self, best_metric: str, *, lines: bool = False, bar_type: Callable[..., Any] = tqdm) -> None:
         self._best_metric = best_metric
         self._lines = lines
+        self._bar_type = bar_type
         self._line_due = 0.0
         self._steps = 0
         self._bar: tqdm[Any] | None = None
@@ -123,7 +125,7 @@ class TrainDisplay:
         if self._bar is None:
             # A log file gets only a line every ten seconds.
             interval = 0.1 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(
+            self._bar = self._bar_type(
                 total=event.steps,
                 initial=event.step - 1,
                 desc="training",
@@ -193,7 +195,8 @@ def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
 class ProgressBars:
     """Shows a progress bar on stderr for each phase of a command; implements ``ProgressReporter``."""
 
-    def __init__(self) -> None:
+    def __init__(self, bar_type: Callable[..., Any] = tqdm) -> None:
+        self._bar_type = bar_type
         self._bar: tqdm[Any] | None = None
 
     def phase(self, name: str, total: int | None, unit: str) -> None:
@@ -201,7 +204,7 @@ class ProgressBars:
         self.close()
         # A log file gets only a line for each long phase.
         interactive = sys.stderr.isatty()
-        self._bar = tqdm(
+        self._bar = self._bar_type(
             total=total,
             desc=name,
             unit=f" {unit}" if unit == "row" else unit,
@@ -224,9 +227,9 @@ class ProgressBars:
 
 
 @contextmanager
-def progress_bars() -> Iterator[ProgressBars]:
-    """Yield progress bars, and close the last one when the block ends."""
-    bars = ProgressBars()
+def progress_bars(bar_type: Callable[..., Any] = tqdm) -> Iterator[ProgressBars]:
+    """Yield progress bars, which ``bar_type`` creates, and close the last one when the block ends."""
+    bars = ProgressBars(bar_type)
     try:
         yield bars
     finally:
