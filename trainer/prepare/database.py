@@ -7,7 +7,6 @@ with working_database(folder, memory_bytes=4 << 30, threads=None) as connection:
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import duckdb
+import psutil
 
 from crossfade.kvstore.errors import CrossfadeError
 
@@ -60,8 +60,7 @@ def fetch_count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Seq
 
 def default_memory_bytes() -> int:
     """Return half of the machine's memory, but at most 4 GiB."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_DEFAULT_MEMORY_BYTES, machine // 2)
+    return min(_DEFAULT_MEMORY_BYTES, psutil.virtual_memory().total // 2)
 
 
 @contextmanager
