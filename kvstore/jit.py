@@ -118,7 +118,7 @@ Untyped on purpose: numba's annotations give a decorated function the parameters
 typing context, so mypy would reject every call.
 """
 
-_COMPILER = re.compile(r"^(from|import) (numba|llvmlite|kvstore\.jit)\b", re.MULTILINE)
+_COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)\b", re.MULTILINE)
 """What a file that defines kernels, or parts of them, imports."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 from crossfade.trainer.runs.folder import RunFolder
+
+_EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
 
 
 def fit(
@@ -68,35 +71,54 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
+    columns = _Columns(query, item, weight, timestamp, names or {})
+    chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
+    return _fit(plays, columns, (valid, test), {**chosen, **(settings or {})}, progress)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of the events; ``query`` and ``item`` may be NAME=COLUMN, ``names`` has the column by entity."""
+
+    query: str
+    item: str
+    weight: str | None
+    timestamp: str | None
+    names: Mapping[str, str]
+
+
+def _fit(
+    plays: Any,
+    columns: _Columns,
+    hold_outs: tuple[str | None, str | None],
+    settings: Mapping[str, Any],
+    progress: bool | None,
+) -> Model:
+    """Prepare and train in a temporary folder; ``hold_outs`` are those of valid and test."""
     folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
     try:
         kind = frame_kind(plays)
         files = [_write_events(plays, folder)] if kind is not None else _paths(plays)
-        query_name, query_column = split_column(query)
-        item_name, item_column = split_column(item)
+        (query, query_column), (item, item_column) = split_column(columns.query), split_column(columns.item)
         options = PrepareOptions(
             out=folder / DATASET_FOLDER,
             train=files,
-            query=query_name,
-            item=item_name,
+            query=query,
+            item=item,
             query_column=query_column,
             item_column=item_column,
-            weight=weight,
-            timestamp=timestamp,
-            hold_out_valid=valid,
-            hold_out_test=test,
-            names=_names_files(names or {}, {query_name: query_column, item_name: item_column}, files),
-            seed=seed,
+            weight=columns.weight,
+            timestamp=columns.timestamp,
+            hold_out_valid=hold_outs[0],
+            hold_out_test=hold_outs[1],
+            names=_names_files(columns.names, {query: query_column, item: item_column}, files),
+            seed=settings["train.seed"],
         )
         with progress_bars(bar_type(progress)) as reporter:
             prepare(options, reporter)
-        if kind is not None:
-            Path(files[0]).unlink()
-        chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
-        values = {"name": "model", "data": {"path": str(options.out)}, "metrics": {"port": None}}
-        job = Job(values, {**chosen, **(settings or {})}).config
-        train(job, RunFolder(folder / "run"), progress=progress)
-        return Model(folder / "run", frame=kind, workspace=folder)
+        job = Job({"name": "model", "data": {"path": str(options.out)}, "metrics": {"port": None}}, settings)
+        train(job.config, RunFolder(folder / _RUN_FOLDER), progress=progress)
+        return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -104,7 +126,7 @@ def fit(
 
 def _write_events(plays: Any, folder: Path) -> Path:
     """Write a table as Parquet, which ``prepare`` reads in bounded memory."""
-    path = folder / "events.parquet"
+    path = folder / _EVENTS_FILE
     reader = open_batches(plays)
     schema = pa.schema([_plain(field) for field in reader.schema])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
