@@ -54,6 +54,7 @@ _MODULES = {
     "tag": ("tag",),
     "sequence": ("sequence",),
     "serve": ("serve",),
+    "demo": ("demo",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),
