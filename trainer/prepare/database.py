@@ -83,7 +83,9 @@ def working_database(
             execute(connection, "SET python_enable_replacements = false")
             execute(connection, "SET TimeZone = 'UTC'")
             execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # the database is not opened again
-            execute(connection, "SET enable_progress_bar = false")
+            # In a notebook without ipywidgets, the bar is off, and DuckDB rejects even to turn it off.
+            if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
+                execute(connection, "SET enable_progress_bar = false")
             execute(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
             execute(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
             if threads is not None:
