@@ -38,6 +38,7 @@ _MODULES = {
     "validate": ("validate",),
     "forget": ("forget",),
     "synthesize": ("synthesize",),
+    "schema": ("schema",),
     "plan": ("plan",),
     "train": ("train",),
     "tune": ("tune",),
