@@ -40,6 +40,7 @@ _MODULES = {
     "validate": ("validate",),
     "forget": ("forget",),
     "synthesize": ("synthesize",),
+    "schema": ("schema",),
     "plan": ("plan",),
     "train": ("train",),
     "tune": ("tune",),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.data.reporter import ProgressReporter
     from crossfade.trainer.monitoring.http import MetricsEndpoint
-    from crossfade.trainer.runs.events import Event
+    from crossfade.trainer.runs.events import Event, EventSink
     from crossfade.trainer.runs.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter
 
 def _check_runtime(job: JobConfig) -> None:
     """Reject a job whose packages are missing or whose hosts and ports do not fit this machine."""
+    from crossfade.trainer.tracking.tracker import check_tracking
+
+    check_tracking(job)
     if job.cluster.servers or job.train.engine == "mxnet":
         from crossfade.kvstore.mxnet.imports import require_mxnet
 
@@ -126,35 +129,44 @@ def run_in_folder(
     from crossfade.trainer.data.manifest import data_fingerprint
     from crossfade.trainer.monitoring.final import merge_final_metrics
     from crossfade.trainer.runs.ownership import claim
+    from crossfade.trainer.tracking.tracker import open_tracker
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
     claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=context.resume)
     folder.clear_metrics()
     try:
         with display, context.state:
+            tracker = open_tracker(job, folder, _logger.warning)
+
+            def show(event: Event) -> None:
+                tracker.take(event)
+                display.show(event)
+
             try:
-                report = _train(job, folder, display, context)
+                report = _train(job, folder, show, context)
             except BaseException as error:
-                stopped = isinstance(error, StopSignal | SpotInterruption)
-                context.state.end("stopped" if stopped else "failed", str(error))
+                state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
+                context.state.end(state, str(error))
+                tracker.end(state)
                 raise
             context.state.end("done")
+            tracker.end("done", report)
             return report
     finally:
         merge_final_metrics(folder, job, context.listener.metrics)
 
 
-def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
     from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
     train = _train_on_servers if job.cluster.servers else _train_in_process
-    report = train(job, folder, display, context)
+    report = train(job, folder, show, context)
     if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
         StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
     return report
 
 
-def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
     from crossfade.signals import SpotInterruption, stopper
     from crossfade.trainer.runs.events import PhaseEvent
     from crossfade.trainer.training.checkpointing import StopResult
@@ -164,15 +176,15 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
     spot = context.spot
     _describe_process(job, context)
 
-    def show(event: Event) -> None:
+    def take(event: Event) -> None:
         if isinstance(event, PhaseEvent) and event.name == "training":
             # Not earlier: invalid input is reported in a single line.
             _print_addresses(context.listener, folder)
-        display.show(event)
+        show(event)
 
     with stopper.deferred(job.cluster.grace_period_seconds):
         hooks = TrainingHooks(
-            on_event=show,
+            on_event=take,
             log=_logger.info,
             stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
@@ -201,7 +213,7 @@ def _describe_process(job: JobConfig, context: RunContext) -> None:
     context.state.watch(status)
 
 
-def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
     from crossfade.deploy.cluster import supervision
     from crossfade.signals import SpotInterruption, stopper
 
@@ -214,7 +226,7 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
             return supervision.run_job(
                 job,
                 folder,
-                display.show,
+                show,
                 context.listener,
                 context.state,
                 resume=context.resume,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.kvstore.errors import InputError
 from crossfade.options.command import add_command
-from crossfade.options.job import add_job, add_sizes, load_job_arguments
+from crossfade.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
 from crossfade.options.parsing import positive_integer
 
 if TYPE_CHECKING:
@@ -28,12 +28,16 @@ _DESCRIPTION = """\
 Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
 
 Nothing is started and nothing is written; the vocabularies of the dataset are read once. 'crossfade train' rejects a
-job that cannot fit, with the same figures.
+job that cannot fit, with the same figures. For a dataset that does not exist yet, give its size.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
     ("crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2", "Plan for two EC2 instances."),
     ("crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit", "Predict the time of a step on a network."),
+    (
+        "crossfade plan jobs/plays.yaml --queries 50e6 --items 12.5e6 --interactions 10e9",
+        "Plan for a dataset that does not exist yet.",
+    ),
     ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
 )
 _NOTES = """\
@@ -42,10 +46,11 @@ were measured to use. "At most" includes what depends on the course of training:
 gathers, and the rows that training changes while a checkpoint of them is being written.
 
 Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
-the vocabulary has no counts, they are an upper bound, and marked so. Seconds on the wire are those of the busiest
-network card: requests, answers and pushes follow one another, and none overlaps with computing. All hosts count
-as equal. The time of a step adds what the slowest worker and the busiest server compute, from costs that were measured
-on one machine (docs/capacity.md); it is a guide, within about a third. Engine mxnet is not predicted.
+the vocabulary has no counts, or the dataset does not exist yet, they are an upper bound, and marked so. Seconds on the
+wire are those of the busiest network card: requests, answers and pushes follow one another, and none overlaps with
+computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute,
+from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. Engine mxnet is
+not predicted.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """
@@ -97,6 +102,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="assume this number of virtual CPUs of a host (default: those of the instance type, or of this machine)",
     )
+    add_expected_size(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
@@ -134,16 +140,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from crossfade.deploy.aws.instance_types import find_instance
     from crossfade.deploy.capacity.fit import check_fit
-    from crossfade.deploy.capacity.inputs import read_inputs
     from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
     from crossfade.deploy.capacity.plan import plan_capacity
-    from crossfade.display import progress_bars
 
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
     instance = find_instance(arguments.instance_type) if arguments.instance_type else None
-    with progress_bars() as bars:
-        inputs = read_inputs(job, bars).with_counts()
+    inputs = _inputs(arguments, job)
     plan = plan_capacity(inputs)
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
     fit = check_fit(inputs, plan, machine)
@@ -165,6 +168,17 @@ def _load(arguments: argparse.Namespace) -> JobConfig:
             f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"
         )
     return job
+
+
+def _inputs(arguments: argparse.Namespace, job: JobConfig) -> PlanInputs:
+    from crossfade.deploy.capacity.inputs import expected_inputs, read_inputs
+    from crossfade.display import progress_bars
+
+    size = expected_size(arguments)
+    if size is not None:
+        return expected_inputs(job, size)
+    with progress_bars() as bars:
+        return read_inputs(job, bars).with_counts()
 
 
 def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
@@ -290,7 +304,7 @@ def _at_most(required: int, peak: int, before: str = "") -> str:
 
 
 def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Iterator[str]:
-    kind = "at most: the vocabularies count nothing" if traffic.bound else "expected, all workers together"
+    kind = "at most: how often each row occurs is unknown" if traffic.bound else "expected, all workers together"
     rows = [(f"A STEP ({kind})", "", "")]
     rows.append(("examples", f"{traffic.examples:,.0f}", ""))
     for table in traffic.tables:

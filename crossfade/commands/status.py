@@ -98,6 +98,8 @@ def _screen(run: Summary) -> Iterator[str]:
     yield f"{run.name}: {run.state}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
     yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
     yield ""
+    if run.run_id is not None:
+        yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
     yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
     if run.eval_metric is not None:
         best = f"best {text.decimals(run.best_value)} in epoch {run.best_epoch}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.folder import EarlierRun, RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ _NOTES = """\
 The run folder gets job.yaml (the resolved job), events.jsonl, metrics.prom, report.json, embeddings/ (those with the
 best metric on the valid split), checkpoints/, state.json and processes.jsonl (for 'crossfade status' and 'crossfade
 dashboard') and, for a distributed job, logs/ and metrics/ (one file per role). An earlier run in the folder is moved
-aside, unless --resume continues it from its newest complete checkpoint. The job may then differ only in cluster.*,
-checkpoint.*, metrics.* and the length of training.
+to NAME.1, NAME.2 ..., unless --resume continues it from its newest complete checkpoint. The job may then differ only in
+cluster.*, checkpoint.*, metrics.*, tracking.* and the length of training. If the earlier run was not finished, the
+command that resumes it in its new folder is printed.
 
 A distributed job restarts from the newest complete checkpoint when a process dies, or when none makes progress for
 cluster.stall_timeout_seconds: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts in a row brought
@@ -163,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
-                print(f"the earlier run in {folder.path} was moved to {moved}")
+                _describe_moved(folder, moved)
             context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume)
             with serve_dashboard(folder, arguments.dashboard):
                 report = run_in_folder(job, folder, inputs, display, context)
@@ -177,6 +179,17 @@ def _configure_logs(arguments: argparse.Namespace) -> None:
         logs.configure("train", arguments.log_format, arguments.log_level)
     else:
         logs.configure_console(arguments.log_level)
+
+
+def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
+    """Log where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
+    what = "" if moved.finished else ", which was not finished,"
+    _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
+    if not moved.finished:
+        from crossfade.trainer.runs.folder import JOB_FILE
+
+        command = ["crossfade", "train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume"]
+        _logger.info(f"to resume it: {shlex.join(map(str, command))}")
 
 
 def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:

@@ -7,9 +7,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.options.parsing import parse_whole_number
 
 if TYPE_CHECKING:
+    from crossfade.deploy.capacity.inputs import ExpectedSize
     from crossfade.trainer.config.schema import JobConfig
 
 
@@ -47,6 +50,39 @@ def load_job_arguments(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
     values = {key: getattr(arguments, key) for key in sizes}
     given = [f"cluster.{key}={value}" for key, value in values.items() if value is not None]
     return load_job(arguments.job, [*arguments.overrides, *given])
+
+
+def add_expected_size(parser: argparse.ArgumentParser) -> None:
+    """Add options for the size of a dataset that does not exist yet."""
+    size = parser.add_argument_group(
+        "size of a dataset that does not exist yet",
+        "All three or none; no dataset is read then. Numbers may be written 1000000, 1_000_000 or 1e6. Features and "
+        "evaluations are not planned.",
+    )
+    size.add_argument("--queries", metavar="N", help="expect N query rows, such as customers")
+    size.add_argument("--items", metavar="N", help="expect N item rows, such as tracks")
+    size.add_argument("--interactions", metavar="N", help="expect N interactions in train")
+
+
+def expected_size(arguments: argparse.Namespace) -> ExpectedSize | None:
+    """Return the size that the options of ``add_expected_size`` give; None without any.
+
+    Raises:
+        InputError: only some of the options are given, or one is not a positive integer.
+    """
+    from crossfade.deploy.capacity.inputs import ExpectedSize
+
+    texts = {name: getattr(arguments, name) for name in ("queries", "items", "interactions")}
+    missing = [f"--{name}" for name, text in texts.items() if text is None]
+    if len(missing) == len(texts):
+        return None
+    if missing:
+        raise InputError(f"{missing[0]}: is missing; give --queries, --items and --interactions, or none of them")
+    numbers = {name: parse_whole_number(f"--{name}", text) for name, text in texts.items()}
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"--{name} {texts[name]}: expected at least 1")
+    return ExpectedSize(**numbers)
 
 
 def train_command(data: str, query: str, item: str) -> str:

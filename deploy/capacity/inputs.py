@@ -1,17 +1,35 @@
-"""What a capacity plan is computed from: a job, its dataset, its model, and counts of its vocabularies."""
+"""What a capacity plan is computed from: a job, its dataset, its model, and counts of its vocabularies.
+
+The dataset may not exist yet: ``expected_inputs`` takes its size instead.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.inputs import open_inputs
 from crossfade.trainer.runs.row_selection import RowSelection, select_rows
+
+_GROUP_ROWS = 131_072
+"""Rows of the largest row group that 'crossfade prepare' writes."""
+
+
+@dataclass(frozen=True)
+class ExpectedSize:
+    """The size of a dataset that does not exist yet: rows of its entities, and interactions in train."""
+
+    queries: int
+    items: int
+    interactions: int
 
 
 @dataclass(frozen=True)
@@ -49,3 +67,24 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
     folder, manifest, model = open_inputs(job)
     selection = select_rows(job, folder, manifest, progress or NullReporter())
     return PlanInputs(job, folder, manifest, model, selection, counts=None)
+
+
+def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:
+    """Return the inputs of ``job`` on a dataset of ``size`` without features, as 'crossfade prepare' would write it.
+
+    How often each row will occur is unknown, so the rows of a step are upper bounds. There is no valid split, so
+    evaluations take no memory.
+
+    Raises:
+        InputError: the model of the job uses features.
+    """
+    full, rest = divmod(size.interactions, _GROUP_ROWS)
+    groups = [_GROUP_ROWS] * full + [rest] * (rest > 0)
+    train = Split(files=[DataFile(path="train", bytes=0, footer_crc32=0, row_groups=groups)])
+    query, item = job.data.query or "query", job.data.item or "item"
+    rows = {query: size.queries, item: size.items}
+    entities = {name: Entity(rows=count, id_type="int64", files=[]) for name, count in rows.items()}
+    manifest = DatasetManifest(query=query, item=item, entities=entities, splits={"train": train})
+    counts = {name: CountHistogram(np.zeros(1), np.array([count], np.int64)) for name, count in rows.items()}
+    model = make_model(job, manifest)
+    return PlanInputs(job, Folder(job.data.path), manifest, model, RowSelection(row_groups(train)), counts)

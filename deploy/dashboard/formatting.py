@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 _MISSING = "–"  # noqa: RUF001 - a dash
 
 
@@ -60,3 +62,8 @@ def times(value: float | None) -> str:
     if value is None:
         return _MISSING
     return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"  # noqa: RUF001 - the sign
+
+
+def local_time(at: float | None) -> str:
+    """Format a Unix time in the time zone of this machine: ``2026-03-01 12:00:00``; nothing if unknown."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at is not None else ""

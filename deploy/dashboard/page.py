@@ -10,7 +10,7 @@ import yaml
 from dash import html
 
 from crossfade.deploy.dashboard.charts import RunView
-from crossfade.deploy.dashboard.formatting import count, decimals, duration, share, size, times
+from crossfade.deploy.dashboard.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
@@ -67,6 +67,7 @@ def _head(each: RunView) -> Component:
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
             html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}"),
+            html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),
                 className="bar",
@@ -181,7 +182,7 @@ def _events(each: RunView) -> Component:
         return html.P(f"{name}: none yet.", className="hint")
     latest = sorted(found, key=lambda event: -(event[0] or 0.0))
     rows = [
-        (_local_time(at), _badge(kind), f"{step:,}" if isinstance(step, int) else "", details)
+        (local_time(at), _badge(kind), f"{step:,}" if isinstance(step, int) else "", details)
         for at, kind, step, details in latest[:_MAX_EVENTS]
     ]
     limit = f" (last {_MAX_EVENTS} of {len(latest):,})" if len(latest) > _MAX_EVENTS else ""
@@ -197,10 +198,6 @@ def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None,
     assert isinstance(event, CheckpointSaved)
     took = f"{size(event.bytes)} in {duration(event.seconds)}"
     return at, "checkpoint", event.step, f"{took}; training paused for {duration(event.pause_seconds)}"
-
-
-def _local_time(at: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at is not None else ""
 
 
 def results(shown: Sequence[RunView]) -> Component:

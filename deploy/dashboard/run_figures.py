@@ -54,6 +54,7 @@ class Summary:
     restarts: list[dict[str, Any]]
     processes: list[ProcessRow]
     alerts: list[Alert] = field(default_factory=list)
+    run_id: str | None = None
 
     @property
     def live(self) -> bool:

@@ -63,6 +63,13 @@ class StateFile(BaseModel):
     processes: dict[str, ProcessState] = {}
 
 
+class RunFile(BaseModel):
+    """The parts of ``run.json`` that are shown: ID and start of the run, as Unix time."""
+
+    id: str | None = None
+    started: float | None = None
+
+
 class ReportFile(BaseModel):
     """The parts of ``report.json`` that are shown."""
 
@@ -93,6 +100,7 @@ class RunReader:
         self.state_changed_at: float | None = None
         """Unix time when ``state`` was last seen to change; None if it has not changed since it was first read."""
         self.report: ReportFile | None = None
+        self.identity = RunFile()
         self.restarts: list[dict[str, Any]] = []
         self._events = Tail(path / EVENTS_FILE)
         self._processes = Tail(path / PROCESSES_FILE)
@@ -119,6 +127,8 @@ class RunReader:
         for record in self._processes.read():
             self.processes.add(record)
         self._read_job()
+        if self._has_changed(RUN_FILE):
+            self.identity = self._read_json(RUN_FILE, RunFile.model_validate_json, RunFile())
         if self._has_changed(STATE_FILE):
             self.state_changed_at = time.time() if self.state else None
             self.state = self._read_json(STATE_FILE, StateFile.model_validate_json, None)

@@ -64,6 +64,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         checkpoints=_checkpoints(run),
         restarts=_restarts(run),
         processes=process_rows(run, live=live),
+        run_id=run.identity.id,
     )
     summary.alerts = find_alerts(run, summary, now)
     return summary
@@ -87,7 +88,7 @@ def latest_first(summaries: Sequence[Summary]) -> list[Summary]:
 def _time_range(run: RunReader) -> tuple[float | None, float | None]:
     """Return the Unix times of the run's start and its last update; None if unknown."""
     state = run.state
-    starts = (run.training.first_time, state.started if state else None)
+    starts = (run.identity.started, run.training.first_time, state.started if state else None)
     updates = (run.training.last_time, state.time if state else None)
     return (
         min((value for value in starts if value is not None), default=None),

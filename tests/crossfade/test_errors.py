@@ -190,6 +190,20 @@ def test_missing_mxnet_is_reported(workspace: Path, setting: tuple[str, str]) ->
     assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
 
 
+@pytest.mark.parametrize(
+    ("package", "setting", "cause"),
+    [
+        ("mlflow", "tracking.mlflow=http://mlflow:5000", "tracking.mlflow without its package"),
+        ("tensorboard", "tracking.tensorboard=true", "tracking.tensorboard without its package"),
+    ],
+)
+def test_missing_package_that_tracks_is_reported(
+    train_rejected: Rejected, monkeypatch: pytest.MonkeyPatch, package: str, setting: str, cause: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    documented(cause, train_rejected("--set", setting))
+
+
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
 @pytest.mark.slow
 def test_role_without_addresses_is_rejected(workspace: Path, role: str) -> None:

@@ -18,6 +18,7 @@ ROOMS = ("data", "config", "model", "runs", "embeddings", "evaluation", "trainin
 SIDE_ROOMS = {
     "prepare": {"data"},
     "monitoring": {"config", "runs"},
+    "tracking": {"config", "runs"},
     "recommend": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare"},
     "maps": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
     "serving": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
@@ -31,6 +32,8 @@ WRAPPED = {
     "horovod": ("trainer/model/allreduce.py",),
     "faiss": ("trainer/recommend/faiss_lists.py",),
     "psycopg": ("trainer/formats/pgvector_push.py",),
+    "mlflow": ("trainer/tracking/mlflow_run.py",),
+    "tensorboard": ("trainer/tracking/tensorboard_file.py",),
 }
 """The only modules that may import an optional package."""
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}

@@ -73,6 +73,9 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
     assert done["best_epoch"] == report["best_epoch"]
     screen = succeeded(crossfade("status", run_dir, cwd=tmp_path)).stdout
     assert "live: done, " in screen
+    assert done["run_id"] == report["run"]
+    assert done["started"] == report["started"]
+    assert f"run          {report['run']}, started 20" in screen
     assert "[##############################] 100 %" in screen
     assert len(screen.splitlines()) <= 24
     assert max(map(len, screen.splitlines())) <= 120

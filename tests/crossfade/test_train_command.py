@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
-from running_command import crossfade, records, started, succeeded, wait_for_steps
+from running_command import crossfade, messages, records, started, succeeded, wait_for_steps
 
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
+from crossfade.trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | {"queries
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
     *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"),
-    *("restarts", "engine", "store", "versions"),
+    *("restarts", "engine", "store", "versions", "run", "started"),
 }
 
 
@@ -255,7 +257,8 @@ def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
     first = train(workspace, "again", stop(7))
     assert (first["steps"], first["epochs"]) == (7, 1)
     moved = crossfade("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=workspace)
-    assert "the earlier run in again was moved to again.1" in succeeded(moved).stdout
+    assert "crossfade: the earlier run in again was moved to again.1\n" in succeeded(moved).stderr
+    assert "to resume it" not in moved.stderr
     assert read_report(workspace / "again.1") == first
     assert read_report(workspace / "again")["steps"] == 2
     succeeded(crossfade("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=workspace))
@@ -284,12 +287,18 @@ def test_run_in_folder_of_active_run_is_rejected(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_run_is_moved_aside(workspace: Path) -> None:
+def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> None:
     with started("train", "job.yaml", "--run-dir", "killed", cwd=workspace) as first:
         wait_for_steps(first, workspace / "killed")
     assert first.process.returncode == -signal.SIGKILL
-    assert train(workspace, "killed", "train.max_steps=1")["steps"] == 1
-    assert (workspace / "killed.1" / "events.jsonl").exists()
+    identity = RunFolder(workspace / "killed").run_id()
+    second = crossfade("train", "job.yaml", "--run-dir", "killed", "--set", "train.max_steps=1", cwd=workspace)
+    lines = messages(succeeded(second).stderr)
+    assert "crossfade: the earlier run in killed, which was not finished, was moved to killed.1" in lines
+    [command] = [line.partition("to resume it: crossfade ")[2] for line in lines if "to resume it: " in line]
+    succeeded(crossfade(*shlex.split(command), "--set", "train.max_steps=2", cwd=workspace))
+    assert read_report(workspace / "killed.1")["run"] == identity
+    assert read_report(workspace / "killed")["run"] != identity
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Sections of the job file that define how a run is executed: checkpoints, cluster and metrics."""
+"""Sections of the job file that define how a run is executed: checkpoints, cluster, metrics and tracking."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.trainer.config.fields import AtLeastOne, Positive, Section
@@ -13,7 +13,11 @@ from crossfade.trainer.config.fields import AtLeastOne, Positive, Section
 class CheckpointConfig(Section):
     """When checkpoints are written, where, and what a run starts from."""
 
-    path: str | None = Field(None, description="folder or s3:// URI for checkpoints; default: RUN/checkpoints")
+    path: str | None = Field(
+        None,
+        description="folder or s3:// URI for checkpoints; default: RUN/checkpoints",
+        examples=["s3://music/checkpoints/plays"],
+    )
     interval_seconds: Positive | None = Field(
         300.0, description="seconds between checkpoints; null: only at the end and when the run is stopped"
     )
@@ -54,7 +58,9 @@ class ClusterConfig(Section):
         "the remaining ones; null: no limit",
     )
     coordinator_address: str | None = Field(
-        None, description="HOST:PORT at which agents on other hosts reach the coordinator; needs CROSSFADE_TOKEN"
+        None,
+        description="HOST:PORT at which agents on other hosts reach the coordinator; needs CROSSFADE_TOKEN",
+        examples=["10.0.0.1:7070"],
     )
     shared_run_dir: bool = Field(
         True,
@@ -104,5 +110,46 @@ class MetricsConfig(Section):
         None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"
     )
     pushgateway: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = Field(
-        None, description="http:// or https:// URL of a Pushgateway that receives each process's final values"
+        None,
+        description="http:// or https:// URL of a Pushgateway that receives each process's final values",
+        examples=["http://pushgateway:9091"],
+    )
+
+
+def _check_no_credentials(uri: str) -> str:
+    if set(uri) & set("@?#"):
+        raise ValueError(
+            "expected an address without credentials and query, since job.yaml keeps it: set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return uri
+
+
+def _check_tensorboard(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, str) and value and "://" not in value):
+        return value
+    raise ValueError(f"expected true, false or a folder of this host's file systems, but found {value!r}")
+
+
+class TrackingConfig(Section):
+    """Where a run is recorded as an experiment, by the command that runs it: MLflow, TensorBoard or both."""
+
+    mlflow: (
+        Annotated[str, Field(pattern=r"^(https?://\S+|databricks(://[\w-]+)?)$"), AfterValidator(_check_no_credentials)]
+        | None
+    ) = Field(
+        None,
+        description="tracking server of MLflow: an http:// or https:// URL, databricks or databricks://PROFILE; "
+        "credentials are those of the environment; null: none",
+        examples=["http://mlflow:5000"],
+    )
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
+        "crossfade", description="experiment of the tracking server that the run belongs to"
+    )
+    upload_embeddings: bool = Field(
+        False, description="whether the tracking server gets the embeddings of the finished run as an artifact"
+    )
+    tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
+        False,
+        description="whether to write event files for TensorBoard, to RUN/tensorboard; or a folder: FOLDER/NAME-ID",
     )

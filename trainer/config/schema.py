@@ -18,13 +18,13 @@ from pydantic import Field, model_validator
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
-from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig
+from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
 from crossfade.trainer.data.time_range import TimeRange
 
 SplitName = Literal["train", "valid", "test"]
 
 _CHANGEABLE_ON_RESUME = (
-    *("cluster.", "checkpoint.", "metrics.", "data.reader_threads", "data.max_row_group_rows"),
+    *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
     *("train.epochs", "train.max_steps", "train.patience", "train.device"),
 )
 """Prefixes of keys that may change between the starts of one run."""
@@ -33,7 +33,10 @@ _CHANGEABLE_ON_RESUME = (
 class DataConfig(Section):
     """Where the interactions are, and the order in which they are read."""
 
-    path: str = Field(description="folder or s3:// URI of the dataset that 'crossfade prepare' wrote")
+    path: str = Field(
+        description="folder or s3:// URI of the dataset that 'crossfade prepare' wrote",
+        examples=["data/plays", "s3://music/plays"],
+    )
     query: Name | None = Field(None, description="entity on the query side; default: the manifest's")
     item: Name | None = Field(None, description="entity on the item side; default: the manifest's")
     partitions: AtLeastOne = Field(
@@ -43,7 +46,9 @@ class DataConfig(Section):
         131_072, description="rows of a partition that are held in memory and shuffled together"
     )
     since: TimeValue | None = Field(
-        None, description="first timestamp to train on: an integer in the unit of the timestamps, or an ISO date (UTC)"
+        None,
+        description="first timestamp to train on: an integer in the unit of the timestamps, or an ISO date (UTC)",
+        examples=["2026-01-31"],
     )
     until: TimeValue | None = Field(None, description="timestamp before which interactions are used, in the same form")
     reader_threads: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
@@ -127,7 +132,7 @@ class EvaluateConfig(Section):
 class JobConfig(Section):
     """A complete job."""
 
-    name: Name = Field(description="name of the job; the run folder is runs/NAME by default")
+    name: Name = Field(description="name of the job; the run folder is runs/NAME by default", examples=["plays"])
     data: DataConfig
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
@@ -147,6 +152,7 @@ class JobConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def resolved_negatives(self, items: int) -> NegativesConfig:
         """Return the negatives with ``auto`` resolved for a table of ``items``."""
@@ -215,10 +221,14 @@ class JobConfig(Section):
             key: value and _absolute(value)
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
+        tensorboard = self.tracking.tensorboard
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
+                "tracking": self.tracking.model_copy(
+                    update={"tensorboard": _absolute(tensorboard) if isinstance(tensorboard, str) else tensorboard}
+                ),
             }
         )
 
@@ -227,7 +237,7 @@ class JobConfig(Section):
 
         The length of training, the placement of processes and the checkpoint schedule may change between starts.
         """
-        now, before = (dict(_flatten(job.with_absolute_paths().model_dump(mode="json"))) for job in (self, earlier))
+        now, before = (job.with_absolute_paths().values() for job in (self, earlier))
         return [
             f"{key} was {before[key]!r} and is now {now[key]!r}"
             for key in now
@@ -237,6 +247,10 @@ class JobConfig(Section):
     def non_default_values(self) -> dict[str, Any]:
         """Return the values that differ from their defaults as JSON values by dotted key, such as ``train.epochs``."""
         return dict(_flatten(self.model_dump(mode="json", exclude_defaults=True)))
+
+    def values(self) -> dict[str, Any]:
+        """Return all values, defaults included, as JSON values by dotted key, such as ``train.epochs``."""
+        return dict(_flatten(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """Return the job as YAML, which ``load_job`` reads back to an equal job."""

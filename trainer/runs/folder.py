@@ -2,11 +2,11 @@
 
     runs/NAME/
       job.yaml          the job, resolved              events.jsonl      events of the training
-      run.json          ID and name of the run         processes.jsonl   load of its processes, restarts
+      run.json          ID, name and start of the run  processes.jsonl   load of its processes, restarts
       row_counts.json   rows of the job's time range   state.json        state of its processes, every second
       restarts.json     restarts so far                report.json       report of the finished run
       metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
-      checkpoints/  embeddings/  logs/  run.lock
+      checkpoints/  embeddings/  logs/  tensorboard/  run.lock
 
 Files are replaced atomically or appended to, so that a process killed at any time leaves a readable folder.
 """
@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -35,13 +37,22 @@ ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE = "row_counts.json", "restarts.json"
 FINAL_METRICS_FILE = "metrics.prom"
 EMBEDDINGS_FOLDER = "embeddings"
 _FILES_FOR_ROLES = (JOB_FILE, RUN_FILE, ROW_COUNTS_FILE)
-_FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "map", "metrics")
+_FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "map", "metrics", "tensorboard")
 _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
 )
+_DONE = "done"
 _STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
 """Every name in a run folder begins with one of these, after a dot while it is being written."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run that was moved aside: where it is now, and whether it was finished; otherwise it can be resumed there."""
+
+    path: Path
+    finished: bool
 
 
 class RunFolder:
@@ -52,6 +63,7 @@ class RunFolder:
         self.path = path if path.name else path.absolute()
         self.embeddings = self.path / EMBEDDINGS_FOLDER
         self.logs = self.path / "logs"
+        self.tensorboard = self.path / "tensorboard"
         self._role_metrics = self.path / "metrics"
 
     def job(self) -> JobConfig:
@@ -79,18 +91,23 @@ class RunFolder:
         run_id: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
         return run_id
 
+    def started(self) -> float | None:
+        """Read the Unix time when the run started, first if it was resumed; None for runs of earlier versions."""
+        started: float | None = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("started")
+        return started
+
     def checkpoints(self, job: JobConfig) -> str:
         """Return the path or URI of the checkpoints of a run of ``job`` in this folder."""
         return job.checkpoint.path or str(self.path / "checkpoints")
 
     @contextmanager
-    def open_run(self, job: JobConfig, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path | None]:
+    def open_run(self, job: JobConfig, *, overwrite: bool = False, resume: bool = False) -> Iterator[EarlierRun | None]:
         """Create the folder for a run of ``job`` and hold its lock during the context.
 
         An earlier run is moved aside, or deleted with ``overwrite``, or resumed with ``resume``.
 
         Yields:
-            Where an earlier run was moved to, if it was.
+            The earlier run that was moved aside, if one was.
 
         Raises:
             InputError: another process holds the lock, or the folder is not a run folder, or its run has a job that
@@ -107,7 +124,7 @@ class RunFolder:
                     lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
                     try_lock(lock)
                     if not self.has_run_id():
-                        identity = {"id": uuid.uuid4().hex, "name": job.name}
+                        identity = {"id": uuid.uuid4().hex[:12], "name": job.name, "started": time.time()}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
                     self._write(JOB_FILE, job.with_absolute_paths().to_yaml())
                     running.push(partial(_write_result, lock))
@@ -142,7 +159,7 @@ class RunFolder:
                 "train without --resume, or with the job as it was"
             )
 
-    def _clear_the_way(self, overwrite: bool) -> Path | None:
+    def _clear_the_way(self, overwrite: bool) -> EarlierRun | None:
         if not self._holds_run():
             return None
         if overwrite:
@@ -151,7 +168,8 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        return self.path.rename(aside)
+        finished = (self.path / LOCK_FILE).read_text(encoding="ascii") == _DONE
+        return EarlierRun(self.path.rename(aside), finished)
 
     def _empty(self) -> None:
         """Delete what a run wrote; raise if there is anything else."""
@@ -267,7 +285,7 @@ def _write_result(
     lock: TextIO, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
 ) -> None:
     """Write the result of the run to its lock file. A killed process leaves it empty."""
-    lock.write("done" if error is None else "failed")
+    lock.write(_DONE if error is None else "failed")
     lock.flush()
 
 

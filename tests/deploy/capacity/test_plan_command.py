@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_data import write_job
 
 from crossfade.commands.plan import bits_per_second
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.main import make_parser
+from crossfade.trainer.data.manifest import read_manifest
 
 GIB = 2**30
+EXPECTED = ("--queries", "1e6", "--items", 200_000, "--interactions", "100_000_000")
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -52,6 +56,35 @@ def test_time_of_a_step_follows_from_cores_and_bandwidth(planted: Path, capsys: 
     assert re.search(r"\ntime: about [0-9.]+ ms a step .* with 3 cores a host", planned(capsys, planted, "--cores", 3))
 
 
+def test_dataset_that_does_not_exist_is_planned_by_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = write_job(tmp_path / "job.yaml", tmp_path / "no data")
+    with pytest.raises(InputError, match="no such file; expected a folder written by 'crossfade prepare"):
+        planned(capsys, job)
+    plan = json.loads(planned(capsys, job, "--json", *EXPECTED, "--servers", 2, "--workers", 2))
+    assert {table["name"]: table["rows"] for table in plan["tables"]} == {"query": 1_000_000, "item": 200_000}
+    assert plan["time"]["epoch_seconds"] == pytest.approx(100e6 / plan["time"]["examples_per_second"])
+    printed = planned(capsys, job, *EXPECTED, "--set", "data.query=customer")
+    assert "\nA STEP (at most: how often each row occurs is unknown)\n" in re.sub(" +\n", "\n", printed)
+    assert re.search(r"\ncustomer +1,000,000 ", printed)
+    with pytest.raises(InputError, match="no such feature of item"):
+        planned(capsys, job, *EXPECTED, "--set", "model.item_features=[item, artist]")
+
+
+def test_expected_size_predicts_the_plan_of_the_dataset(
+    zipf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path / "job.yaml", zipf)
+    manifest = read_manifest(Folder(zipf))
+    size = ("--queries", 4_000, "--items", 3_000, "--interactions", manifest.splits["train"].rows)
+    known, expected = (json.loads(planned(capsys, job, "--json", *more)) for more in ((), size))
+    for field in ("rows", "weights_bytes", "state_bytes"):
+        assert [table[field] for table in known["tables"]] == [table[field] for table in expected["tables"]]
+    [host], [expected_host] = known["hosts"], expected["hosts"]
+    assert expected_host["required_bytes"] == pytest.approx(host["required_bytes"], rel=0.05)
+    for seen, bound in zip(known["traffic"]["tables"], expected["traffic"]["tables"], strict=True):
+        assert sum(bound["rows"]) >= sum(seen["rows"])
+
+
 @pytest.mark.parametrize(
     ("text", "bits"),
     [("10Gbit", 10e9), ("500Mbit", 5e8), ("1.25GB", 10e9), ("10 Gbit/s", 10e9), ("25Gbps", 25e9), ("100kB/s", 8e5)],
@@ -82,6 +115,9 @@ def test_instance_types_are_found_by_name() -> None:
         (("--instance-type", "p9.huge"), "--instance-type p9.huge: unknown type; known types are"),
         (("--bandwidth", "10"), "--bandwidth 10: expected a number and a unit"),
         (("--hosts", 2), "2 hosts need servers that hold the tables"),
+        (("--queries", "1e6", "--items", 10), "--interactions: is missing; give --queries, --items and --interactions"),
+        (("--queries", 0, "--items", 10, "--interactions", 10), "--queries 0: expected at least 1"),
+        (("--queries", 2.5, "--items", 10, "--interactions", 10), "--queries 2.5: expected an integer"),
     ],
 )
 def test_invalid_options_are_rejected(planted: Path, arguments: tuple[object, ...], message: str) -> None:

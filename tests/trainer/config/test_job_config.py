@@ -128,6 +128,8 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         ("workers without servers", "cluster: {workers: 3}\n", ()),
         ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
         ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
+        ("credentials in tracking.mlflow", "tracking: {mlflow: 'https://me:secret@mlflow:5000'}\n", ()),
+        ("a remote folder for TensorBoard", "tracking: {tensorboard: 's3://music/boards'}\n", ()),
         ("--set without a value", "", ("train.epochs",)),
         ("--set with a misspelled key", "", ("train.epcohs=3",)),
         ("--set of a key below a value", "loss: bpr\n", ("loss.margin=1",)),

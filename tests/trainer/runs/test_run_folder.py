@@ -8,7 +8,7 @@ from cluster_data import write_job
 
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
+from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, EarlierRun, RunFolder
 
 MODES = pytest.mark.parametrize(
     "mode", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"]
@@ -25,11 +25,11 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def begin(run: RunFolder, job: JobConfig, **mode: bool) -> Path | None:
-    """Begin a run and end it at once; return where an earlier run was moved to."""
+def begin(run: RunFolder, job: JobConfig, **mode: bool) -> EarlierRun | None:
+    """Begin a run and end it at once; return the earlier run that was moved aside."""
     with run.open_run(job, **mode) as moved:
         assert run.job() == job.with_absolute_paths()
-        assert len(run.run_id()) == 32
+        assert len(run.run_id()) == 12
     return moved
 
 
@@ -48,6 +48,26 @@ def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         raise Killed
 
     monkeypatch.setattr(Path, "write_text", write_half)
+
+
+def test_run_keeps_its_id_and_start_when_it_resumes(run: RunFolder, job: JobConfig) -> None:
+    begin(run, job)
+    (run.path / "events.jsonl").write_text("{}\n")
+    identity, started = run.run_id(), run.started()
+    assert started is not None
+    begin(run, job, resume=True)
+    assert (run.run_id(), run.started()) == (identity, started)
+    begin(run, job)
+    assert run.run_id() != identity
+    assert (run.started() or 0) > started
+
+
+def test_earlier_run_is_moved_with_whether_it_was_finished(run: RunFolder, job: JobConfig) -> None:
+    begin(run, job)
+    assert begin(run, job) == EarlierRun(run.path.with_name("run.1"), finished=True)
+    with pytest.raises(ZeroDivisionError), run.open_run(job, resume=True):
+        raise ZeroDivisionError
+    assert begin(run, job) == EarlierRun(run.path.with_name("run.2"), finished=False)
 
 
 @MODES

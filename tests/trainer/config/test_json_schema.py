@@ -1,0 +1,146 @@
+"""``crossfade schema``: the JSON Schema accepts the jobs that training accepts, and rejects typical mistakes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from command_here import crossfade_here
+
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.json_schema import job_schema
+from crossfade.trainer.config.loading import check_job
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = job_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+_YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def documented_jobs() -> list[tuple[str, str]]:
+    """Return the text of each job in ``jobs/`` and in the documentation, with where it is."""
+    jobs = [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "jobs").glob("*.yaml"))]
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        blocks = _YAML_BLOCK.findall(page.read_text(encoding="utf-8"))
+        jobs += [(page.name, block) for block in blocks if {"name", "data"} <= set(yaml.safe_load(block))]
+    return jobs
+
+
+def job(**sections: Any) -> dict[str, Any]:
+    return {"name": "plays", "data": {"path": "data/plays"}, **sections}
+
+
+def problems(values: Any) -> list[str]:
+    """Return where the schema finds problems, as dotted keys."""
+    return [".".join(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(values)]
+
+
+def is_accepted(values: dict[str, Any]) -> bool:
+    try:
+        check_job(values, "job")
+    except InputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("where", "text"), documented_jobs(), ids=lambda value: value if len(value) < 40 else "")
+def test_documented_job_is_valid(where: str, text: str) -> None:
+    assert problems(yaml.safe_load(text)) == [], where
+
+
+def test_jobs_in_the_documentation_are_found() -> None:
+    assert {"lastfm.yaml", "configuration.md", "training.md"} <= {where for where, _ in documented_jobs()}
+
+
+def test_job_with_every_default_is_valid() -> None:
+    complete = check_job(job(), "job").to_yaml()
+    assert problems(yaml.safe_load(complete)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        (job(train={"batchsize": 8}), "train"),
+        (job(verbose=True), ""),
+        ({"name": "plays"}, ""),
+        (job(train={"epochs": "many"}), "train.epochs"),
+        (job(train={"epochs": 0}), "train.epochs"),
+        (job(train={"epochs": 2.5}), "train.epochs"),
+        (job(loss="bpt"), "loss"),
+        (job(name="a b"), "name"),
+        (job(evaluate={"k": []}), "evaluate.k"),
+        (job(evaluate={"best_metric": "auc@10"}), "evaluate.best_metric"),
+        (job(optimizer={"learning_rate": 0}), "optimizer.learning_rate"),
+        (job(checkpoint={"keep_latest": None}), "checkpoint.keep_latest"),
+        (job(metrics={"pushgateway": "ftp://host"}), "metrics.pushgateway"),
+        (job(tracking={"mlflow": "mlflow:5000"}), "tracking.mlflow"),
+        (job(tracking={"tensorboard": 3}), "tracking.tensorboard"),
+        (job(cluster={"workers": 2}), ""),
+        (job(cluster={"servers": 1, "hosts": 2, "one_role_per_host": True}), ""),
+        (job(cluster={"servers": 1, "hosts": 2, "shared_run_dir": False}), ""),
+        (job(train={"device": "gpu"}), ""),
+        (job(loss="ccl", model={"score": "dot"}), ""),
+        (job(loss="bpr", negatives={"logq_correction": True}), ""),
+        (job(negatives={"kind": "all", "logq_correction": True}), ""),
+        (job(loss="warp", negatives={"num_hard": 3}), ""),
+    ],
+    ids=lambda value: json.dumps(value)[49:-1] if isinstance(value, dict) else "",
+)
+def test_mistake_is_rejected_where_it_is(values: dict[str, Any], where: str) -> None:
+    found = problems(values)
+    assert found
+    assert all(problem.startswith(where) for problem in found), found
+    assert not is_accepted(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        job(cluster={"workers": 2, "servers": 1}),
+        job(cluster={"servers": 1, "one_role_per_host": True}),
+        job(cluster={"servers": 1, "hosts": 2, "shared_run_dir": False}, checkpoint={"path": "s3://music/plays"}),
+        job(train={"device": "gpu", "engine": "mxnet"}),
+        job(loss="ccl"),
+        job(negatives={"kind": "shared", "logq_correction": True}),
+        job(loss="warp", negatives={"num_hard": None}),
+        job(loss="bpr", negatives={"logq_correction": False, "num_hard": 3}),
+        job(data={"path": "s3://music/plays", "since": 7, "until": "2026-01-31"}) | {"name": "p"},
+        job(tracking={"mlflow": "https://mlflow.example.com", "tensorboard": "boards"}),
+    ],
+    ids=lambda value: json.dumps(value)[49:-1],
+)
+def test_valid_combination_is_accepted(values: dict[str, Any]) -> None:
+    assert problems(values) == []
+    assert is_accepted(values)
+
+
+def test_every_key_has_its_description_and_default() -> None:
+    for key, _, default, description in explain_fields():
+        schema = SCHEMA
+        for part in key.split("."):
+            schema = schema["properties"][part]
+            schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        assert schema["description"] == description
+        assert "title" not in schema
+        if default != "required":
+            assert schema["default"] == yaml.safe_load(default), key
+    assert SCHEMA["$defs"]["TrainConfig"]["description"] == "The training loop."
+    assert SCHEMA["properties"]["name"]["examples"] == ["plays"]
+
+
+def test_command_prints_and_writes_a_valid_schema(tmp_path: Path) -> None:
+    printed = crossfade_here("schema").stdout
+    assert json.loads(printed) == SCHEMA
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert crossfade_here("schema", "--out", tmp_path / "job.schema.json").stdout == ""
+    assert (tmp_path / "job.schema.json").read_text(encoding="utf-8") == printed
+
+
+def test_unwritable_file_is_rejected(tmp_path: Path) -> None:
+    result = crossfade_here("schema", "--out", tmp_path / "no" / "job.schema.json")
+    assert result.returncode == 2
+    assert "job.schema.json: cannot be written: No such file or directory; name another file" in result.stderr

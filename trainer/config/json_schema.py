@@ -1,0 +1,95 @@
+"""Describe job files as a JSON Schema, with which editors complete and check them: ``crossfade schema``.
+
+    json.dumps(job_schema())
+
+Types, defaults, enumerations, bounds and descriptions are those of the pydantic models. Checks of several keys together
+are validators there, which pydantic cannot translate; ``_RULES`` states those that a schema can express.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.schema import JobConfig
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+Schema = dict[str, Any]
+
+
+def _has(**values: Any) -> Schema:
+    """Match an object that has all of these keys, each with the value or the schema that is given."""
+    return {
+        "properties": {key: value if isinstance(value, dict) else {"const": value} for key, value in values.items()},
+        "required": list(values),
+    }
+
+
+def _losses_without(loss: LossKind) -> Schema:
+    return {"enum": [kind for kind in get_args(LossKind) if kind != loss]}
+
+
+_RULES: tuple[tuple[str, Schema, Schema], ...] = (
+    (
+        "several workers need a server",
+        _has(cluster=_has(workers={"minimum": 2})),
+        _has(cluster=_has(servers={"minimum": 1})),
+    ),
+    (
+        "set either cluster.hosts or cluster.one_role_per_host",
+        _has(cluster=_has(one_role_per_host=True)),
+        {"properties": {"cluster": {"properties": {"hosts": {"const": 1}}}}},
+    ),
+    ("train.device gpu needs train.engine mxnet", _has(train=_has(device="gpu")), _has(train=_has(engine="mxnet"))),
+    (
+        "loss ccl needs cosine scores",
+        _has(loss="ccl"),
+        {"properties": {"model": {"properties": {"score": {"const": "cosine"}}}}},
+    ),
+    (
+        "negatives.logq_correction needs loss softmax, and negatives that are sampled and not only the hardest",
+        _has(negatives=_has(logq_correction=True)),
+        {
+            "properties": {
+                "loss": {"const": "softmax"},
+                "negatives": {"properties": {"kind": {"not": {"const": "all"}}, "num_hard": {"type": "null"}}},
+            }
+        },
+    ),
+    (
+        "loss warp uses only the hardest negative: leave negatives.num_hard out",
+        _has(negatives=_has(num_hard={"type": "integer"})),
+        {"properties": {"loss": _losses_without("warp")}},
+    ),
+    (
+        "hosts that share no folder need checkpoint.path on S3",
+        _has(cluster=_has(shared_run_dir=False, servers={"minimum": 1}, hosts={"minimum": 2})),
+        _has(checkpoint=_has(path={"type": "string", "pattern": "^s3://"})),
+    ),
+)
+"""What must hold where a condition holds: why, the condition, and the consequence."""
+
+
+class _Generator(GenerateJsonSchema):
+    """Leaves out titles that only repeat the names of keys and classes."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Return whether to derive a title from the name of a key: never."""
+        return False
+
+
+def job_schema() -> Schema:
+    """Return the JSON Schema of job files, of the dialect 2020-12."""
+    generated = JobConfig.model_json_schema(schema_generator=_Generator)
+    for section in generated["$defs"].values():
+        section.pop("title")
+    for section in (generated, *generated["$defs"].values()):
+        for key in section["properties"].values():
+            if "$ref" in key:
+                key.pop("default", None)  # the keys of the section have their own
+    rules = [{"$comment": why, "if": condition, "then": consequence} for why, condition, consequence in _RULES]
+    described = {"title": "Crossfade job", "description": "A complete job: what 'crossfade train' runs."}
+    return {"$schema": _DIALECT, **generated, **described, "allOf": rules}
