@@ -1,8 +1,8 @@
 """Add pages to the documentation site that are not Markdown files of ``docs/``; MkDocs calls the functions ``on_…``.
 
 The pages in ``docs/`` are read on a code host too, so their links lead to other files of the repository. On the site,
-README.md, CONTRIBUTING.md, and CHANGELOG.md are pages, and so is each file that a page links to, such as a source file;
-links are changed accordingly. The help of commands and the keys of jobs are generated.
+README.md and others outside ``docs/`` are pages, and so is each file that a page links to, such as a source file; links
+are changed accordingly. The help of commands, the keys of jobs, and the Python reference are generated.
 """
 
 import os
@@ -13,11 +13,19 @@ from pathlib import Path, PurePosixPath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
-from reference import JOB_MARK, commands_page, job_keys
+from notebooks import notebook_page
+from reference import JOB_MARK, commands_page, job_keys, python_page
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Pages of the site, by their path in the repository."""
+NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.ipynb"))]
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples/index.md",
+    **{path: str(PurePosixPath(path).with_suffix(".md")) for path in NOTEBOOKS},
+}
+"""Pages of the site from outside ``docs/``, by their path in the repository."""
 SOURCES = "source"
 """Folder of the site with the pages of source files."""
 _CODE_BLOCK = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
@@ -26,12 +34,14 @@ _LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml",
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the repository's root, of linked source files, and of commands."""
-    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} | set(ROOT_PAGES)
-    for name, uri in ROOT_PAGES.items():
-        files.append(File.generated(config, uri, content=(ROOT / name).read_text(encoding="utf-8")))
+    """Add pages from outside ``docs/``, generated ones, and those of linked source files."""
+    for path, uri in PAGES.items():
+        content = notebook_page(ROOT / path) if path in NOTEBOOKS else (ROOT / path).read_text(encoding="utf-8")
+        files.append(File.generated(config, uri, content=content))
     files.append(File.generated(config, "commands.md", content=commands_page()))
-    for source in sorted({source for page in pages for source in _linked_sources(page)}):
+    files.append(File.generated(config, "python-reference.md", content=python_page()))
+    written = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} | set(PAGES)
+    for source in sorted({source for page in written for source in _linked_sources(page)}):
         page = File.generated(
             config, f"{SOURCES}/{source}.md", content=_source_page(source), inclusion=InclusionLevel.NOT_IN_NAV
         )
@@ -42,11 +52,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Change a page's links into those of the site, and generate the keys of jobs."""
     uri = page.file.src_uri
-    if uri.startswith(f"{SOURCES}/") or uri == "commands.md":
-        return markdown
     if uri == "configuration.md":
         markdown = markdown.partition(JOB_MARK)[0] + job_keys()
-    path = next((name for name, root_uri in ROOT_PAGES.items() if root_uri == uri), f"docs/{uri}")
+    path = next((path for path, page_uri in PAGES.items() if page_uri == uri), f"docs/{uri}")
+    if not (ROOT / path).exists():  # generated, with links of the site
+        return markdown
     return _outside_code(markdown, lambda text: _LINK.sub(lambda link: _site_link(link, path, uri), text))
 
 
@@ -54,12 +64,7 @@ def _site_link(link: re.Match[str], path: str, uri: str) -> str:
     text, target, anchor = link[1], _target(path, link[2]), link[3] or ""
     if (ROOT / target).is_dir():
         return f"`{target}/`"
-    if target in ROOT_PAGES:
-        to = ROOT_PAGES[target]
-    elif target.startswith("docs/"):
-        to = target.removeprefix("docs/")
-    else:
-        to = f"{SOURCES}/{target}.md"
+    to = f"{SOURCES}/{target}.md" if _is_source(target) else PAGES.get(target, target.removeprefix("docs/"))
     return f"[{text}]({os.path.relpath(to, PurePosixPath(uri).parent)}{anchor})"
 
 
@@ -68,8 +73,12 @@ def _linked_sources(page: str) -> Iterator[str]:
     prose = _CODE_BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
     for link in _LINK.finditer(prose):
         target = _target(page, link[2])
-        if target not in ROOT_PAGES and not target.startswith("docs/") and (ROOT / target).is_file():
+        if _is_source(target) and (ROOT / target).is_file():
             yield target
+
+
+def _is_source(path: str) -> bool:
+    return path not in PAGES and (not path.startswith("docs/") or path.startswith("docs/site/"))
 
 
 def _source_page(source: str) -> str:

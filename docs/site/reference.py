@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 
+import crossfade
 from crossfade.main import make_parser
 from crossfade.trainer.config.explain import explain_fields
 from crossfade.trainer.config.schema import JobConfig
@@ -37,6 +38,12 @@ def _commands(
             for name, command in action.choices.items():
                 yield (*words, name), command
                 yield from _commands(command, (*words, name))
+
+
+def python_page() -> str:
+    """Return a page with a directive of mkdocstrings for every public name of the package."""
+    names = (f"::: crossfade.{name}\n" for name in sorted(crossfade.__all__) if not name.startswith("_"))
+    return "\n".join(["# Python reference\n", *names])
 
 
 def job_keys() -> str:

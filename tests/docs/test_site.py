@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from browser import browsing, visiting
 
+import crossfade
 from crossfade.main import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,21 @@ def test_page_of_commands_has_each_with_its_help(site: Path) -> None:
     page = (site / "commands.html").read_text(encoding="utf-8")
     [commands] = [action.choices for action in make_parser()._actions if isinstance(action.choices, dict)]
     assert {name for name in commands if f"usage: crossfade {name} " not in re.sub("<[^>]+>", "", page)} == set()
+
+
+def test_python_reference_has_every_public_name(site: Path) -> None:
+    page = (site / "python-reference.html").read_text(encoding="utf-8")
+    public = {name for name in crossfade.__all__ if not name.startswith("_")}
+    assert {name for name in public if f'id="crossfade.{name}"' not in page} == set()
+
+
+def test_notebooks_are_shown_with_their_outputs(site: Path) -> None:
+    page = (site / "examples" / "recommendations_and_map.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in page
+    text = re.sub("<[^>]+>", "", page)
+    assert "crossfade.fit(" in text
+    assert "training: 100%" in text
+    assert "training:   0%" not in text
 
 
 def test_links_to_sources_lead_to_their_pages(site: Path) -> None:
