@@ -1,0 +1,68 @@
+"""Write reference pages in Markdown from the code that they describe, so that they cannot differ from it."""
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import crossfade
+from crossfade.main import make_parser
+from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.schema import JobConfig
+
+JOB_MARK = "## Job\n"
+"""Where docs/configuration.md begins to be generated."""
+_COLUMNS = "100"
+
+
+def commands_page() -> str:
+    """Return a page with the help of every command, as ``crossfade COMMAND --help`` prints it."""
+    os.environ["COLUMNS"] = _COLUMNS  # argparse wraps at the terminal's width
+    lines = ["# Commands", "", "What `crossfade COMMAND --help` prints.", ""]
+    for words, parser in _commands(make_parser()):
+        lines += [
+            f"{'#' * (len(words) + 1)} crossfade {' '.join(words)}",
+            "",
+            "```text",
+            parser.format_help(),
+            "```",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _commands(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield (*words, name), command
+                yield from _commands(command, (*words, name))
+
+
+def python_page() -> str:
+    """Return a page with a directive of mkdocstrings for every public name of the package."""
+    names = (f"::: crossfade.{name}\n" for name in sorted(crossfade.__all__) if not name.startswith("_"))
+    return "\n".join(["# Python reference\n", *names])
+
+
+def job_keys() -> str:
+    """Describe all keys of a job file, one table per section."""
+    return "\n".join(_job_keys()) + "\n"
+
+
+def _job_keys() -> Iterator[str]:
+    sections: dict[str, list[tuple[str, str, str, str]]] = {}
+    for field in explain_fields():
+        sections.setdefault(field[0].rpartition(".")[0], []).append(field)
+    for section, fields in sections.items():
+        named = [part for part in section.split(".") if part]
+        model = JobConfig
+        for part in named:
+            model = model.model_fields[part].annotation  # type: ignore[assignment]
+        yield from ([f"## {section}", ""] if named else [JOB_MARK.strip(), ""])
+        yield from [str(model.__doc__).splitlines()[0], "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        for key, kind, default, meaning in fields:
+            cells = (f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning)
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield ""

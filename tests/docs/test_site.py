@@ -1,0 +1,110 @@
+"""The documentation site builds without a warning, has every command, works offline, and finds what is searched."""
+
+import functools
+import http.server
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import browsing, visiting
+
+import crossfade
+from crossfade.main import make_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+class _Loads(HTMLParser):
+    """Collect the addresses that a page loads by itself: not those of links to follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" or tag in {"script", "img", "iframe", "source", "object"}:
+            self.addresses += [value for name in ("src", "href", "data") if (value := given.get(name))]
+
+
+def loaded(page: str) -> list[str]:
+    """Return the addresses on other hosts that a page loads."""
+    parser = _Loads()
+    parser.feed(page)
+    styles = re.findall(r"url\(([^)]+)\)", page)
+    return [address for address in parser.addresses + styles if re.match(r"['\"]?(https?:)?//", address)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    assert {page.name: found for page in pages if (found := loaded(page.read_text(encoding="utf-8")))} == {}
+    styles = [style.read_text(encoding="utf-8") for style in site.rglob("*.css")]
+    assert [address for style in styles for address in re.findall(r"url\(['\"]?(?:https?:)?//[^)]*", style)] == []
+
+
+def test_loads_from_other_hosts_are_found() -> None:
+    page = '<a href="https://a.example/"></a><script src="//b.example/b.js"></script><p style="url(https://c.example)">'
+    assert loaded(page) == ["//b.example/b.js", "https://c.example"]
+
+
+def test_page_of_commands_has_each_with_its_help(site: Path) -> None:
+    page = (site / "commands.html").read_text(encoding="utf-8")
+    [commands] = [action.choices for action in make_parser()._actions if isinstance(action.choices, dict)]
+    assert {name for name in commands if f"usage: crossfade {name} " not in re.sub("<[^>]+>", "", page)} == set()
+
+
+def test_python_reference_has_every_public_name(site: Path) -> None:
+    page = (site / "python-reference.html").read_text(encoding="utf-8")
+    public = {name for name in crossfade.__all__ if not name.startswith("_")}
+    assert {name for name in public if f'id="crossfade.{name}"' not in page} == set()
+
+
+def test_notebooks_are_shown_with_their_outputs(site: Path) -> None:
+    page = (site / "examples" / "recommendations_and_map.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in page
+    text = re.sub("<[^>]+>", "", page)
+    assert "crossfade.fit(" in text
+    assert "training: 100%" in text
+    assert "training:   0%" not in text
+
+
+def test_links_to_sources_lead_to_their_pages(site: Path) -> None:
+    link = 'href="source/trainer/training/steps.py.html"'
+    assert link in (site / "architecture.html").read_text(encoding="utf-8")
+    assert "class PullPushStep" in re.sub("<[^>]+>", "", (site / "source/trainer/training/steps.py.html").read_text())
+
+
+def test_search_finds_a_heading_without_other_hosts(address: str) -> None:
+    with browsing() as browser, visiting(browser, f"{address}/index.html") as visit:
+        visit.page.get_by_placeholder("Search").fill("adding a row store")
+        found = visit.page.locator(".md-search-result__link").first
+        assert "contributing.html" in str(found.get_attribute("href"))
+        assert visit.hosts == {address.removeprefix("http://")}
+        assert visit.errors == []
