@@ -23,9 +23,11 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 """What the manifest records under ``source``."""
 
 _HEAD_FRACTION = 100  # the head is one row in this many
-_DROPPED = {
+_FAULTS = {
     "dropped_bad_lines": "bad lines (--on-bad-line)",
     "dropped_missing": "rows with a missing value (--on-missing drop)",
+}
+_DROPPED = {
     "dropped_before_since": "rows from before --since",
     "dropped_from_until": "rows from --until on",
     "dropped_zero_weight": "rows of weight 0, which have no effect",
@@ -176,10 +178,11 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
         delimiters = facts.get("delimiters")
         fields = f", fields separated by {' and '.join(map(repr, delimiters))}" if isinstance(delimiters, list) else ""
         lines.append(f"read: {facts['rows_read']:,} rows of {facts['files_read']:,} file(s){empty}{fields}")
-    dropped = [f"dropped: {facts[name]:,} {reason}" for name, reason in _DROPPED.items() if facts.get(name)]
-    lines += dropped or ["dropped: nothing"]
+    dropped = [f"dropped: {facts[name]:,} {reason}" for name, reason in _FAULTS.items() if facts.get(name)]
     faults = facts.get("dropped_faults")
-    lines += [f"  {line}" for line in faults] if isinstance(faults, list) else []
+    dropped += [f"  {line}" for line in faults] if isinstance(faults, list) else []
+    dropped += [f"dropped: {facts[name]:,} {reason}" for name, reason in _DROPPED.items() if facts.get(name)]
+    lines += dropped or ["dropped: nothing"]
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):
             lines.append(f"dropped: {facts[f'{name}_rare']:,} rare ids of {name} (--min-count)")
