@@ -18,6 +18,7 @@ from crossfade.options.parsing import (
     parse_features,
     parse_minimums,
     parse_names,
+    parse_on_bad_line,
     parse_spans,
     split_pair,
 )
@@ -47,17 +48,25 @@ _EXAMPLES = (
         "                    --expire-after 90d --out data/day3",
         "Extend a dataset in tables of bounded size: IDs get rows after some events, and lose them after 90 days.",
     ),
+    (
+        "crossfade prepare --events scrobbles.csv.gz --query customer=user --item track=artist+title \\\n"
+        "                    --timestamp at --timestamp-format iso '%d/%m/%Y %H:%M' epoch-s \\\n"
+        "                    --on-bad-line quarantine=bad.jsonl --on-missing drop --out data/scrobbles",
+        "Join artist and title into one ID; read times of several formats; move bad lines to a file.",
+    ),
     ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
 )
 _NOTES = """\
 --format lightgcn reads published splits: 'user item item …' per line, integers, no header. Other text files have a
-header; .dat is read as .tsv. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
+header, or a JSON object in each line (.jsonl, .ndjson); .dat is read as .tsv. They may be compressed with gzip or zstd,
+as in .csv.gz and .jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
 
 OUT appears when everything is done, and not at all after an error. Ids keep their type: integers stay integers, text
 stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
 """
 _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
+    *("delimiter", "timestamp_format", "on_bad_line", "on_missing"),
     *("features", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit", "expire_after"),
     *("hold_out", "hold_out_valid", "hold_out_test", "work_dir", "memory", "threads"),
 )
@@ -70,7 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands,
         "prepare",
         "turn raw events into a dataset",
-        "Turn raw events (Parquet, CSV, TSV, adjacency text) into a dataset of vocabularies and interactions.",
+        "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
         examples=_EXAMPLES,
         notes=_NOTES,
     )
@@ -114,12 +123,14 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
 
     query, query_column = split_pair(arguments.query or "customer")
     item, item_column = split_pair(arguments.item or "item")
+    on_bad_line, quarantine = parse_on_bad_line(arguments.on_bad_line)
     return PrepareOptions(
         out=arguments.out,
         train=arguments.train,
         valid=arguments.valid or (),
         test=arguments.test or (),
         format=arguments.format,
+        delimiter="\t" if arguments.delimiter == "\\t" else arguments.delimiter,
         query=query,
         item=item,
         query_column=query_column,
@@ -128,6 +139,10 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         event=arguments.event,
         event_weights=parse_event_weights(arguments.event_weights),
         timestamp=arguments.timestamp,
+        timestamp_formats=arguments.timestamp_format or (),
+        on_bad_line=on_bad_line,
+        quarantine=quarantine,
+        on_missing=arguments.on_missing or "fail",
         since=arguments.since,
         until=arguments.until,
         duplicates=arguments.duplicates or "keep",

@@ -1,10 +1,11 @@
-"""Parse option values: event weights, minimum counts, time spans, files of names and features, numbers."""
+"""Parse option values: event weights, minimum counts, time spans, files of names and features, bad lines, numbers."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.kvstore.errors import InputError
@@ -12,6 +13,7 @@ from crossfade.kvstore.errors import InputError
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.admission import MaxAge
     from crossfade.trainer.prepare.features import FeatureFile
+    from crossfade.trainer.prepare.options import OnBadLine
     from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
@@ -40,6 +42,22 @@ def parse_event_weights(text: str | None) -> dict[str, float]:
             )
         weights[event] = value
     return weights
+
+
+def parse_on_bad_line(text: str | None) -> tuple[OnBadLine, Path | None]:
+    """Read ``fail``, ``skip`` or ``quarantine=FILE``; return what to do, and the file.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    if text in (None, "fail"):
+        return "fail", None
+    if text == "skip":
+        return "skip", None
+    action, file = split_pair(text or "")
+    if action == "quarantine" and file:
+        return "skip", Path(file)
+    raise InputError(f"--on-bad-line {text}: expected fail, skip or quarantine=FILE")
 
 
 def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:

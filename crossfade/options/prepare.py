@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-_FORMATS = ("parquet", "csv", "tsv", "lightgcn")
+_FORMATS = ("parquet", "csv", "tsv", "jsonl", "lightgcn")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_input_options(parser)
     _add_column_options(parser)
     _add_attribute_options(parser)
+    _add_fault_options(parser)
     _add_cleaning_options(parser)
     _add_base_options(parser)
     _add_split_options(parser)
@@ -39,12 +40,18 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "input", "Paths, s3:// addresses or patterns (* ? [] **); each option accepts several."
+        "input", "Paths, s3:// addresses, patterns (* ? [] **) or - for standard input; each option accepts several."
     )
     group.add_argument("--train", "--events", nargs="+", action="extend", metavar="FILE", help="read training events")
     group.add_argument("--valid", nargs="+", action="extend", metavar="FILE", help="read events that select the epoch")
     group.add_argument("--test", nargs="+", action="extend", metavar="FILE", help="read events for the evaluation")
     group.add_argument("--format", choices=_FORMATS, help="set the format of all files (default: by file extension)")
+    group.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that "
+        "gives a CSV file's header all columns)",
+    )
     group.add_argument(
         "--sample", choices=["lastfm"], help="prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
@@ -55,10 +62,11 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--query",
         metavar="NAME[=COLUMN]",
-        help="name the querying entity, and the column of its IDs if that differs (default: customer)",
+        help="name the querying entity, and the column of its IDs if that differs (default: customer); COLUMN+COLUMN "
+        "joins columns into one ID",
     )
     group.add_argument(
-        "--item", metavar="NAME[=COLUMN]", help="name the item entity, and the column of its IDs (default: item)"
+        "--item", metavar="NAME[=COLUMN]", help="name the item entity, and the column of its IDs, likewise"
     )
     group.add_argument("--weight", metavar="COLUMN", help="read event weights (default: 1; weight 0 drops the event)")
     group.add_argument("--event", metavar="COLUMN", help="read event types, which --event-weights maps to weights")
@@ -71,6 +79,14 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
         "--timestamp",
         metavar="COLUMN",
         help="read times: integers (kept), timestamps, dates or ISO text (seconds since 1970)",
+    )
+    group.add_argument(
+        "--timestamp-format",
+        nargs="+",
+        action="extend",
+        metavar="FORMAT",
+        help="read times in these formats, each in the first that fits: iso, epoch-s, epoch-ms, epoch-us, epoch-ns (of "
+        "several units, by the size of the number), or one of strptime, such as '%%d/%%m/%%Y %%H:%%M'",
     )
     group.add_argument(
         "--id-type",
@@ -99,6 +115,21 @@ def _add_attribute_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",
         help="read names of IDs from a Parquet, CSV or TSV file; repeatable, once for each entity and feature",
+    )
+
+
+def _add_fault_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("faults", "All faults of all files are listed in one pass.")
+    group.add_argument(
+        "--on-bad-line",
+        metavar="fail|skip|quarantine=FILE",
+        help="fail (default) if a line cannot be read or has a value that is not allowed, skip it, or move it to FILE "
+        "as JSON lines",
+    )
+    group.add_argument(
+        "--on-missing",
+        choices=["fail", "drop"],
+        help="fail (default) if a row lacks an ID, weight, event or timestamp, or drop it",
     )
 
 

@@ -104,7 +104,7 @@ class BatchSchedule:
         """Schedule ``groups`` in global batches of about ``batch_size``; the module describes how."""
         self._reader = reader
         self._groups = groups
-        self._partitions = min(partitions, len(self._groups))
+        self.partitions = min(partitions, len(self._groups))
         self._block_rows = shuffle_block_rows
         self._seed = seed
         self.rows = sum(group.rows for group in groups)
@@ -112,8 +112,8 @@ class BatchSchedule:
 
     def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
         """Assign the row groups of ``epoch`` to partitions: in random order, each to the one with the fewest rows."""
-        assigned: list[list[RowGroup]] = [[] for _ in range(self._partitions)]
-        fill = [(0, partition) for partition in range(self._partitions)]
+        assigned: list[list[RowGroup]] = [[] for _ in range(self.partitions)]
+        fill = [(0, partition) for partition in range(self.partitions)]
         for index in permutation(
             len(self._groups), seed=self._seed, stream=_ASSIGNMENT_STREAM, epoch=epoch, position=0
         ):
@@ -150,7 +150,7 @@ class BatchSchedule:
         timer = wait_timer or Stopwatch()
         streams = {
             partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, timer)
-            for partition in range(rank, self._partitions, workers)
+            for partition in range(rank, self.partitions, workers)
         }
         for at in range(epoch, epoch + epochs):
             rows_P = _rows(assignment(at))
@@ -173,7 +173,7 @@ class BatchSchedule:
 
     def _rows_before(self, rows_P: IntArray, step: int) -> IntArray:
         """Return how many rows of each partition are taken before ``step``: c(step) of the module's formula."""
-        offset_P = np.arange(self._partitions, dtype=np.int64) * self.steps // max(1, self._partitions)
+        offset_P = np.arange(self.partitions, dtype=np.int64) * self.steps // max(1, self.partitions)
         before_P: IntArray = (rows_P * step + offset_P) // self.steps
         return before_P
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
-_TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
+_COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
+"""Compressed text files, and how many times as large their text may be."""
+_TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "jsonl": 2.0, "lightgcn": 4.0}
 """Upper bounds of what the working database and its sorting take for each byte of raw events.
 
 Incompressible IDs (random text) were measured to take 1.2; small integers take more than their compressed file.
@@ -19,7 +21,12 @@ Incompressible IDs (random text) were measured to take 1.2; small integers take 
 def estimate_temp_bytes(files: Sequence[Source]) -> int:
     """Estimate the bytes of temporary files that preparing ``files`` takes; two remote files are local at a time."""
     remote_bytes = sorted((file.bytes for file in files if isinstance(file, RemoteFile)), reverse=True)
-    return sum(remote_bytes[:2]) + int(sum(file.bytes * _TEMP_BYTES_PER_BYTE[file.format] for file in files))
+    return sum(remote_bytes[:2]) + int(sum(map(_database_bytes, files)))
+
+
+def _database_bytes(file: Source) -> float:
+    is_compressed = str(file).lower().endswith(_COMPRESSED_EXTENSIONS)
+    return file.bytes * _TEMP_BYTES_PER_BYTE[file.format] * (_EXPANSION if is_compressed else 1.0)
 
 
 def warn_low_disk(work: Path, files: Sequence[Source]) -> None:

@@ -1,6 +1,6 @@
 """SQL of the values of events, and the checks that they must pass, over the relation ``raw`` of ``raw_files.py``.
 
-    for check in value_checks(kinds, types, event_weights={}):
+    for check in value_checks(kinds, types, event_weights={}, formats=()):
         f"SELECT min(position) FROM raw WHERE {check.violation}"        # the first row that violates it, if any
 
 A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also have a type, the same in all files:
@@ -10,12 +10,13 @@ A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.database import literal
 from crossfade.trainer.prepare.raw_files import Kind
+from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, OPTION, formats_sql
 
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 """Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""
@@ -28,38 +29,42 @@ _WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
 
 @dataclass(frozen=True)
 class Check:
-    """A condition over ``raw`` that no row may meet, and the problem to report of the column of ``role``."""
+    """A condition over ``raw`` that no row may meet, and the problem to report of the column of ``role``.
+
+    ``missing``: whether the problem is that there is no value.
+    """
 
     role: str
     violation: str
     problem: str
+    missing: bool = False
 
 
 def value_checks(
-    kinds: Mapping[str, Kind], types: Mapping[str, str], event_weights: Mapping[str, float]
+    kinds: Mapping[str, Kind], types: Mapping[str, str], event_weights: Mapping[str, float], formats: Sequence[str] = ()
 ) -> list[Check]:
-    """Return the checks of the columns in ``kinds`` (by role); ``types`` are those of IDs and timestamps."""
+    """Return the checks of the columns in ``kinds`` (by role), first those for missing values.
+
+    ``types`` are those of IDs and timestamps, ``formats`` those of timestamps, if they were named.
+    """
     checks = []
     for role in ("query", "item"):
         checks += _id_checks(role, kinds[role], types[role])
     if "weight" in kinds:
         checks += _weight_checks(kinds["weight"])
     if "event" in kinds:
-        checks += _event_checks(event_weights)
+        checks += _event_checks(kinds["event"], event_weights)
     if "timestamp" in kinds:
-        checks += [
-            Check("timestamp", "timestamp IS NULL", "is missing; expected one in every row"),
-            Check(
-                "timestamp",
-                f"{timestamp_sql(types['timestamp'])} IS NULL",
-                "is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00",
-            ),
-        ]
-    return checks
+        checks += _timestamp_checks(kinds["timestamp"], types["timestamp"], formats)
+    return sorted(checks, key=lambda check: not check.missing)
+
+
+def _is_missing(role: str, kind: Kind) -> str:
+    return f"coalesce({role}, '') = ''" if kind in ("text", "string") else f"{role} IS NULL"
 
 
 def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
-    checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID)]
+    checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID, missing=True)]
     if id_type == "integer":
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
@@ -76,7 +81,7 @@ def _weight_checks(kind: Kind) -> list[Check]:
     if kind == "datetime":
         return [Check("weight", "true", f"is a date; {expected}")]
     return [
-        Check("weight", "weight IS NULL", f"is missing; {expected} in every row"),
+        Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row", missing=True),
         Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {expected}"),
         Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {expected}"),
         Check(
@@ -85,16 +90,28 @@ def _weight_checks(kind: Kind) -> list[Check]:
     ]
 
 
-def _event_checks(event_weights: Mapping[str, float]) -> list[Check]:
+def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]:
     names = ", ".join(event_weights)
     allowed = ", ".join(literal(event) for event in event_weights)
     return [
-        Check("event", "event IS NULL", "is missing; expected an event in every row"),
+        Check("event", _is_missing("event", kind), "is missing; expected an event in every row", missing=True),
         Check(
             "event",
             f"CAST(event AS VARCHAR) NOT IN ({allowed})",
             f"has no weight; --event-weights has only: {names} (weight 0 drops an event)",
         ),
+    ]
+
+
+def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -> list[Check]:
+    not_one = (
+        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {OPTION}"
+    )
+    if formats:
+        not_one = f"has none of the formats of {OPTION}: {', '.join(formats)}"
+    return [
+        Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row", missing=True),
+        Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
     ]
 
 
@@ -114,14 +131,16 @@ def id_sql(role: str, id_type: str) -> str:
     return f"CAST({role} AS {'BIGINT' if id_type == 'integer' else 'VARCHAR'})"
 
 
-def timestamp_sql(timestamp_type: str | None) -> str:
-    """Return SQL for the timestamp as an integer, null if it is not one; of a 'datetime', seconds since 1970."""
+def timestamp_sql(timestamp_type: str | None, formats: Sequence[str] = ()) -> str:
+    """Return SQL for the timestamp as an integer, null if it is not one; of a 'datetime', seconds since 1970.
+
+    ``formats`` are those of a 'datetime', if they were named.
+    """
     if timestamp_type is None:
         return "NULL::BIGINT"
     if timestamp_type == "integer":
         return "TRY_CAST(timestamp AS BIGINT)"
-    time = "TRY_CAST(timestamp AS TIMESTAMPTZ)"  # in the session's zone, UTC, if the text names none
-    return f"CASE WHEN isfinite({time}) THEN CAST(floor(epoch({time})) AS BIGINT) END"
+    return formats_sql(formats) if formats else ISO_SQL
 
 
 def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Read raw files into one typed table of events; every value is checked, and errors name the file and the line.
+"""Read raw files into one typed table of events; every value is checked, and all faults are listed with their lines.
 
-    table = read_events(connection, {"train": files}, work, ColumnMapping("customer", "track"), "auto", time_range, …)
+    table = read_events(connection, {"train": files}, work, EventRules(ColumnMapping("customer", "track")), faults, …)
 
 The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
@@ -11,9 +11,9 @@ float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import duckdb
 
@@ -21,8 +21,10 @@ from crossfade.kvstore.errors import InputError
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.time_values import EventTimeRange, check_seconds
-from crossfade.trainer.prepare.database import fetch_count, fetch_one, identifier
+from crossfade.trainer.prepare.composite_ids import possible_columns
+from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, Source
@@ -30,23 +32,19 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
-    locate_row,
+    find_delimiter,
     open_adjacency,
     open_columns,
     read_errors,
 )
+from crossfade.trainer.prepare.row_faults import report_row_faults, sound_rows
+from crossfade.trainer.prepare.text_records import DELIMITERS
+from crossfade.trainer.prepare.timestamp_formats import check_formats, find_mixed_formats
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
-_ROLE_NAMES = {
-    "query": "query id",
-    "item": "item id",
-    "weight": "weight",
-    "event": "event",
-    "timestamp": "timestamp",
-}
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,33 @@ class ColumnMapping:
         return {role: column for role, column in columns.items() if column is not None}
 
 
+@dataclass(frozen=True)
+class EventRules:
+    """How events are read.
+
+    Attributes:
+        columns: the column of each role.
+        id_type: the type of IDs in files without types.
+        string_id_sides: the sides whose IDs stay strings there, even if all of them are integers.
+        time_range: the events to keep.
+        timestamp_formats: the formats of timestamps; empty: integers, or ISO dates.
+        delimiter: what separates the fields of CSV and TSV files; None: found by the header.
+    """
+
+    columns: ColumnMapping
+    id_type: IdChoice = "auto"
+    string_id_sides: Collection[str] = ()
+    time_range: EventTimeRange = EventTimeRange()  # noqa: RUF009  (it is frozen)
+    timestamp_formats: Sequence[str] = ()
+    delimiter: str | None = None
+
+
 @dataclass
 class ReadStats:
-    """The numbers of files and rows that were read, and of rows that were left out, by reason."""
+    """The numbers of files and rows that were read, and of rows that were left out, by reason.
+
+    ``delimiters``: what separates fields, where that is not what the format has by default.
+    """
 
     files: int = 0
     empty_files: int = 0
@@ -83,6 +105,7 @@ class ReadStats:
     from_until: int = 0
     zero_weight: int = 0
     lines_without_items: int = 0
+    delimiters: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -98,63 +121,55 @@ def read_events(
     connection: duckdb.DuckDBPyConnection,
     files: Mapping[str, Sequence[Source]],
     work: Path,
-    columns: ColumnMapping,
-    id_type: IdChoice,
-    time_range: EventTimeRange,
+    rules: EventRules,
+    faults: Faults,
     progress: ProgressReporter,
-    string_id_sides: Collection[str] = (),
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
 
-    Events of weight 0 and those outside ``time_range`` are counted and left out. The IDs of ``string_id_sides`` stay
-    strings in files without types, even if all of them are integers.
+    Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
+    if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.
 
     Raises:
         InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an ID or
             of the timestamp; there is no event at all.
     """
-    reader = _Reader(connection, columns, id_type, time_range, string_id_sides)
+    check_formats(connection, rules.timestamp_formats)
+    reader = _Reader(connection, rules, faults)
     order = [(code, file) for code, split in enumerate(SPLITS) for file in files.get(split, ())]
     progress.phase("read events", sum(file.bytes for _, file in order), "B")
-    with fetch_files([file for _, file in order], work, columns.roles().values()) as local_files:
+    with fetch_files([file for _, file in order], work, possible_columns(rules.columns.roles())) as local_files:
         for (code, source), file in zip(order, local_files, strict=True):
-            reader.read(file, code)
+            try:
+                reader.read(file, code)
+            except InputError as error:
+                faults.add_error(error)
             progress.advance(source.bytes)
     close_raw(connection)
+    faults.check()
     return reader.finish()
 
 
 class _Reader:
     """Appends one file after another to the table ``events``."""
 
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        columns: ColumnMapping,
-        id_type: IdChoice,
-        time_range: EventTimeRange,
-        string_id_sides: Collection[str],
-    ) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, rules: EventRules, faults: Faults) -> None:
         self._connection = connection
-        self._columns = columns
-        self._id_type = id_type
-        self._time_range = time_range
-        self._string_id_sides = string_id_sides
-        self._weight_sql = weight_sql(columns.weight is not None, columns.event_weights)
+        self._columns = rules.columns
+        self._rules = rules
+        self._faults = faults
+        self._weight_sql = weight_sql(rules.columns.weight is not None, rules.columns.event_weights)
         # The type of each ID and of the timestamp, and the first file that has it.
         self._types: dict[str, tuple[str, RawFile]] = {}
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
 
     def read(self, file: RawFile, split: int) -> None:
-        """Check ``file`` and append its events."""
-        kinds: dict[str, Kind]
-        if file.format == "lightgcn":
-            self._stats.lines_without_items += open_adjacency(self._connection, file)
-            kinds = {"query": "integer", "item": "integer"}
-        else:
-            kinds = open_columns(self._connection, file, self._columns.roles())
+        """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
+        faults_before = self._faults.count(missing=False)
+        kinds, file = self._open(file)
         self._stats.files += 1
+        self._stats.rows += self._faults.count(missing=False) - faults_before
         with read_errors(file):
             if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._stats.empty_files += 1
@@ -162,8 +177,25 @@ class _Reader:
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in _TYPED_ROLES}
             for role, found in types.items():
                 self._check_same_type(file, role, found)
-            rows = self._check(file, value_checks(kinds, types, self._columns.event_weights), types)
-            self._insert(types, split, rows)
+            formats = self._rules.timestamp_formats if kinds.get("timestamp") != "datetime" else ()
+            checks = value_checks(kinds, types, self._columns.event_weights, formats)
+            timestamp = timestamp_sql(types.get("timestamp"), formats)
+            rows, sound = self._check(file, checks, timestamp, types, kinds)
+            if not self._faults.rejected:
+                self._insert(sound, types, timestamp, split, rows)
+
+    def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
+        """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
+        if file.format == "lightgcn":
+            self._stats.lines_without_items += open_adjacency(self._connection, file, self._faults.add_line)
+            return {"query": "integer", "item": "integer"}, file
+        roles = self._columns.roles()
+        if file.format in DELIMITERS:
+            file = find_delimiter(replace(file, delimiter=self._rules.delimiter), roles)
+        kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line)
+        if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
+            self._stats.delimiters.add(file.delimiter)
+        return kinds, file
 
     def finish(self) -> EventTable:
         """Encode the last IDs and describe the table.
@@ -186,16 +218,15 @@ class _Reader:
     def _infer_type(self, file: RawFile, role: str, kind: Kind) -> str:
         """Return the type of the IDs or timestamps of a file: 'integer', 'string' or 'datetime'."""
         other = "datetime" if role == "timestamp" else "string"
-        if role != "timestamp" and self._id_type != "auto" and kind in ("text", "string", "integer"):
-            return self._id_type
-        if kind == "text" and role in self._string_id_sides:
+        if role == "timestamp":
+            if self._rules.timestamp_formats and kind in ("text", "string", "integer"):
+                return "datetime"
+        elif self._rules.id_type != "auto" and kind in ("text", "string", "integer"):
+            return self._rules.id_type
+        elif kind == "text" and role in self._rules.string_id_sides:
             return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
-            is_integer = INTEGER_TEXT.format(role)
-            others = fetch_count(
-                self._connection, f"SELECT count(*) FILTER (NOT coalesce({is_integer}, {role} IS NULL)) FROM raw"
-            )
-            return other if others else "integer"
+            return self._infer_text_type(file, role, other)
         if kind in ("integer", other):
             return kind
         expected = "integers, timestamps, dates or ISO text" if role == "timestamp" else "integers or strings"
@@ -204,63 +235,97 @@ class _Reader:
             "or name another column"
         )
 
+    def _infer_text_type(self, file: RawFile, role: str, other: str) -> str:
+        """Return 'integer' if all texts of ``role`` are integers, else ``other``.
+
+        Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
+        """
+        integers, others = fetch_one(
+            self._connection,
+            f"SELECT count(*) FILTER ({INTEGER_TEXT.format(role)}), "
+            f"count(*) FILTER (NOT coalesce({INTEGER_TEXT.format(role)}, coalesce({role}, '') = '')) FROM raw",
+        )
+        if role == "timestamp" and integers and others:
+            return other if find_mixed_formats(self._connection, file, self._column(role)) else "integer"
+        return other if others else "integer"
+
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
         expected, first = self._types.setdefault(role, (found, file))
         if expected != found:
-            fix = "make them the same"
-            if role != "timestamp":
-                fix += ", or read all ids as text with --id-type string"
+            fix = "make them the same, or "
+            if role == "timestamp":
+                fix += "name their formats, as in --timestamp-format iso epoch-s"
+            else:
+                fix += "read all ids as text with --id-type string"
             raise InputError(
                 f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
                 f"{KIND_NAMES[expected]} there; expected one type in all files: {fix}"
             )
 
-    def _check(self, file: RawFile, checks: list[Check], types: Mapping[str, str]) -> int:
-        """Count the rows and check every value in one scan; return the number of rows."""
-        timestamp, weight = timestamp_sql(types.get("timestamp")), self._weight_sql
-        before, after = self._time_range.outside_sql(timestamp)
+    def _check(
+        self,
+        file: RawFile,
+        checks: list[Check],
+        timestamp: str,
+        types: Mapping[str, str],
+        kinds: Mapping[str, Kind],
+    ) -> tuple[int, str]:
+        """Check every value; return the number of rows, and SQL of the relation of those that pass.
+
+        Values of sound files are checked in one scan.
+        """
+        latest, numbers, violated = self._scan("raw", timestamp, checks)
+        rows, sound = numbers[0], "raw"
+        if violated:
+            of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
+            is_text = kinds.get("timestamp") in ("text", "string")
+            if of_timestamps and is_text and not self._rules.timestamp_formats:
+                mixed = find_mixed_formats(self._connection, file, self._column("timestamp"))
+                if mixed is not None:
+                    self._faults.add_error(mixed)
+                    checks = [check for check in checks if check.role != "timestamp" or check.missing]
+            report_row_faults(self._connection, file, checks, self._columns.roles(), self._faults)
+            sound = sound_rows(checks)
+            latest, numbers, _ = self._scan(sound, timestamp, [])
+        if types.get("timestamp") == "integer":
+            for option in self._rules.time_range.dates():
+                check_seconds(option, latest)
+        self._stats.rows += rows
+        self._stats.before_since += numbers[1]
+        self._stats.from_until += numbers[2]
+        self._stats.zero_weight += numbers[3]
+        return rows, sound
+
+    def _scan(self, relation: str, timestamp: str, checks: Sequence[Check]) -> tuple[object, list[int], list[Check]]:
+        """Return the latest timestamp; the numbers of rows, too early ones, too late ones, and those of weight 0.
+
+        The third value has those of the ``checks`` that some row violates.
+        """
+        before, after = self._rules.time_range.outside_sql(timestamp)
         counts = (
             f"max({timestamp}), count(*), count(*) FILTER ({before}), count(*) FILTER ({after}), "
-            f"count(*) FILTER ({weight} = 0 AND NOT {before} AND NOT {after})"
+            f"count(*) FILTER ({self._weight_sql} = 0 AND NOT {before} AND NOT {after})"
         )
         firsts = "".join(f", min(position) FILTER ({check.violation})" for check in checks)
-        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{firsts} FROM raw")
-        for check, position in zip(checks, numbers[4:], strict=True):
-            if position is not None:
-                assert isinstance(position, int)
-                self._reject(file, check, position)
-        if types.get("timestamp") == "integer":
-            for option in self._time_range.dates():
-                check_seconds(option, latest)
-        rows, before_since, from_until, zero_weight = (number for number in numbers[:4] if isinstance(number, int))
-        self._stats.rows += rows
-        self._stats.before_since += before_since
-        self._stats.from_until += from_until
-        self._stats.zero_weight += zero_weight
-        return rows
+        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{firsts} FROM {relation}")
+        violated = [check for check, first in zip(checks, numbers[4:], strict=True) if first is not None]
+        return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
 
-    def _reject(self, file: RawFile, check: Check, position: int) -> NoReturn:
-        sql = f"SELECT CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position = ?"
-        value = fetch_one(self._connection, sql, [position])[0]
-        shown = "" if value is None or value == "" else f" '{str(value)[:60]}'"
-        column = "" if file.format == "lightgcn" else f" of column '{self._column(check.role)}'"
-        raise InputError(f"{locate_row(file, position)}: the {_ROLE_NAMES[check.role]}{shown}{column} {check.problem}")
-
-    def _insert(self, types: Mapping[str, str], split: int, rows: int) -> None:
+    def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         if self._encoder is None:
             self._encoder = IdEncoder(self._connection, types["query"], types["item"])
-        before, after = self._time_range.outside_sql("timestamp")
+        before, after = self._rules.time_range.outside_sql("timestamp")
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
                 f"{id_sql('item', types['item'])} AS item_id",
                 f"{self._weight_sql} AS weight",
-                f"{timestamp_sql(types.get('timestamp'))} AS timestamp",
+                f"{timestamp} AS timestamp",
                 f"{split:d}::UTINYINT AS split",
                 "position",
             )
         )
-        self._encoder.add(f"(SELECT {selected} FROM raw) WHERE weight <> 0 AND NOT {before} AND NOT {after}", rows)
+        self._encoder.add(f"(SELECT {selected} FROM {sound}) WHERE weight <> 0 AND NOT {before} AND NOT {after}", rows)
 
     def _column(self, role: str) -> str:
         return self._columns.roles()[role]

@@ -1,4 +1,4 @@
-"""Fetch raw files from S3 one at a time, each in the background while the one before it is read.
+"""Fetch raw files from S3 one at a time, each in the background while the one before it is read; copy standard input.
 
     with fetch_files(files, work, columns) as local_files:
         for file in local_files: ...    # each exists until the next is requested
@@ -10,6 +10,8 @@ is a hole in a sparse file, which takes no disk space and is never read.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.kvstore.io.random_access import RandomFile
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
 
 _CHUNK_BYTES = 8 << 20
 _TAIL_BYTES = 64 << 10
@@ -34,7 +36,7 @@ _MAGIC = b"PAR1"
 def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | None) -> Iterator[Iterator[RawFile]]:
     """Iterate over ``files`` in order, all of them local: remote ones are fetched to ``work``, only their ``columns``.
 
-    None: all their columns. At most two files are in ``work`` at a time.
+    None: all their columns. At most two remote files are in ``work`` at a time, and standard input.
 
     Raises:
         InputError: during iteration, if a file cannot be fetched.
@@ -43,7 +45,7 @@ def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | 
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
         try:
-            yield _iterate(files, _Fetcher(work, columns, stop), pool)
+            yield _iterate(files, _Fetcher(work, columns, stop), pool, work)
         except BaseException:
             # The background thread may be waiting for a server that does not answer.
             stop.set()
@@ -53,21 +55,38 @@ def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | 
             raise
 
 
-def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
-    def start(index: int) -> Future[RawFile] | RawFile | None:
+def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor, work: Path) -> Iterator[RawFile]:
+    def start(index: int) -> Future[RawFile] | RawFile | StandardInput | None:
         if index == len(files):
             return None
         file = files[index]
-        return file if isinstance(file, RawFile) else pool.submit(fetcher.fetch, file, index)
+        return pool.submit(fetcher.fetch, file, index) if isinstance(file, RemoteFile) else file
 
     upcoming = start(0)
     for index in range(len(files)):
         assert upcoming is not None
         current = upcoming.result() if isinstance(upcoming, Future) else upcoming
         upcoming = start(index + 1)
+        if isinstance(current, StandardInput):
+            current = _copy_standard_input(current, work / "standard-input")
         yield current
         if current.origin is not None:
             current.path.unlink()
+
+
+def _copy_standard_input(source: StandardInput, target: Path) -> RawFile:
+    try:
+        with target.open("wb") as local:
+            shutil.copyfileobj(sys.stdin.buffer, local, _CHUNK_BYTES)
+    except OSError as error:
+        raise _cannot_write(target.parent, source, error) from error
+    return RawFile(target, source.format, origin=str(source))
+
+
+def _cannot_write(work: Path, file: Source, error: OSError) -> CrossfadeError:
+    return CrossfadeError(
+        f"{work}: {file} cannot be written there: {error.strerror or error}; name a larger disk with --work-dir DIR"
+    )
 
 
 class _Fetcher:
@@ -92,10 +111,7 @@ class _Fetcher:
             try:
                 self._copy(file, source, target)
             except OSError as error:
-                raise CrossfadeError(
-                    f"{self._work}: {file} cannot be written there: {error.strerror or error}; name a larger disk with "
-                    "--work-dir DIR"
-                ) from error
+                raise _cannot_write(self._work, file, error) from error
         return RawFile(target, file.format, origin=str(file))
 
     def _copy(self, file: RemoteFile, source: RandomFile, target: Path) -> None:

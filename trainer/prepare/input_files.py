@@ -1,4 +1,4 @@
-"""Find input files: local paths, ``file://`` URIs and globs, and objects and globs on S3.
+"""Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, and standard input.
 
     find_files("--train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
 
@@ -20,25 +20,50 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 
-Format = Literal["parquet", "csv", "tsv", "lightgcn"]
+Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
+Compression = Literal["gzip", "zstd"]
 
 FORMATS: tuple[str, ...] = get_args(Format)
-EXTENSIONS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".dat": "tsv"}
+EXTENSIONS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".dat": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+STANDARD_INPUT = "-"
+_COMPRESSED_EXTENSIONS = (".gz", ".zst")
+_MAGIC_NUMBERS: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _S3 = "s3://"
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A local file and how to read it. ``origin`` is the URI that it was fetched from, if any."""
+    """A local file and how to read it.
+
+    Attributes:
+        path: the file.
+        format: its format.
+        origin: where it was fetched from, if it is a copy: the URI, or the name of standard input.
+        delimiter: what separates the fields of a CSV or TSV file; None: not known yet.
+    """
 
     path: Path
     format: Format
     origin: str | None = None
+    delimiter: str | None = None
 
     @property
     def bytes(self) -> int:
         """The size of the file."""
         return self.path.stat().st_size
+
+    def compression(self) -> Compression | None:
+        """Return how the file is compressed, by its first bytes: a copy or a renamed file lacks the extension."""
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        return next((name for magic, name in _MAGIC_NUMBERS.items() if start.startswith(magic)), None)
 
     def __str__(self) -> str:
         """Return the name for messages: where the file comes from."""
@@ -59,7 +84,19 @@ class RemoteFile:
         return f"{self.bucket.uri}/{self.key}"
 
 
-Source = RawFile | RemoteFile
+@dataclass(frozen=True)
+class StandardInput:
+    """What is piped into the command; it is copied to a file, since it can be read only once."""
+
+    format: Format
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        """Return the name for messages."""
+        return "standard input"
+
+
+Source = RawFile | RemoteFile | StandardInput
 
 
 def find_files(option: str, patterns: Sequence[str | Path], file_format: Format | None) -> list[Source]:
@@ -74,18 +111,20 @@ def find_files(option: str, patterns: Sequence[str | Path], file_format: Format 
 
 
 def infer_format(path: str) -> Format:
-    """Infer the format of ``path`` from its extension.
+    """Infer the format of ``path`` from its extension, before that of the compression.
 
     Raises:
         InputError: the extension is unknown.
     """
-    extension = PurePosixPath(path).suffix
-    found = EXTENSIONS.get(extension.lower())
+    name = PurePosixPath(path)
+    if name.suffix.lower() in _COMPRESSED_EXTENSIONS:
+        name = name.with_suffix("")
+    found = EXTENSIONS.get(name.suffix.lower())
     if found is None:
         known = " ".join(EXTENSIONS)
         raise InputError(
-            f"{path}: the extension '{extension}' has no known format; expected one of {known}, "
-            f"or --format {'|'.join(FORMATS)}"
+            f"{path}: the extension '{name.suffix}' has no known format; expected one of {known} (of text files also "
+            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or --format {'|'.join(FORMATS)}"
         )
     return found
 

@@ -16,7 +16,14 @@ from crossfade.trainer.prepare.extend import OPTION as BASE_OPTION
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
 from crossfade.trainer.prepare.features import check_features
-from crossfade.trainer.prepare.input_files import RawFile, Source, find_files
+from crossfade.trainer.prepare.input_files import (
+    FORMATS,
+    STANDARD_INPUT,
+    RawFile,
+    Source,
+    StandardInput,
+    find_files,
+)
 from crossfade.trainer.prepare.options import PrepareOptions
 
 
@@ -35,7 +42,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     Raises:
         InputError: a file is missing, is given twice, or would be replaced by the output.
     """
-    events = {split: find_files(f"--{split}", getattr(options, split), options.format) for split in SPLITS}
+    events = {split: _find_events(options, split) for split in SPLITS}
     names = {entity: find_files(f"--names {entity}", [names.path], None)[0] for entity, names in options.names.items()}
     features = [find_files(f"{FEATURES_OPTION} {file.entity}", [file.path], None) for file in options.features]
     seen: dict[str, str] = {}
@@ -72,6 +79,20 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
     in_base = base.manifest.feature_owners() if base else {}
     check_features(options.features, options.query, options.item, in_base)
     return base
+
+
+def _find_events(options: PrepareOptions, split: str) -> list[Source]:
+    files: list[Source] = []
+    for pattern in getattr(options, split):
+        if str(pattern) != STANDARD_INPUT:
+            files += find_files(f"--{split}", [pattern], options.format)
+        elif options.format is None:
+            raise InputError(
+                f"--{split} -: standard input has no extension; name its format: --format {'|'.join(FORMATS)}"
+            )
+        else:
+            files.append(StandardInput(options.format))
+    return files
 
 
 def _location(file: Source) -> str:

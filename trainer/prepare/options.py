@@ -7,7 +7,7 @@ options.check()
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,15 +16,19 @@ from crossfade.kvstore.errors import InputError
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
+from crossfade.trainer.prepare.composite_ids import PLUS
 from crossfade.trainer.prepare.event_values import check_event_weights
-from crossfade.trainer.prepare.events import ColumnMapping, IdChoice
+from crossfade.trainer.prepare.events import ColumnMapping, EventRules, IdChoice
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
 from crossfade.trainer.prepare.features import FeatureFile
 from crossfade.trainer.prepare.hold_out import HoldOut, plan_hold_outs
 from crossfade.trainer.prepare.input_files import Format
+from crossfade.trainer.prepare.timestamp_formats import OPTION as TIMESTAMP_FORMAT
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile, Side
 
 Duplicates = Literal["keep", "sum"]
+OnBadLine = Literal["fail", "skip"]
+OnMissing = Literal["fail", "drop"]
 
 _ENTITY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _MAX_SEED = 2**63 - 1
@@ -38,12 +42,19 @@ class PrepareOptions:
         out: The path or URI of the dataset to write.
         train: Paths, URIs or globs of the files with events of train; likewise ``valid`` and ``test``.
         format: The format of these files; None infers it from their extensions.
-        query: The name of the query entity; its IDs are in the column of that name, or in ``query_column``.
+        delimiter: What separates the fields of CSV and TSV files; None finds it by the header of each CSV file.
+        query: The name of the query entity; its IDs are in the column of that name, or in ``query_column``, which may
+            join several columns (``composite_ids.py``).
         item: The name of the item entity, likewise. (``lightgcn`` files have no columns.)
         weight: The column of weights; None gives every event the weight 1. A negative weight is negative feedback;
             events of weight 0 are dropped.
         event: The column with the kind of event, whose weights are ``event_weights``.
         timestamp: The column of timestamps.
+        timestamp_formats: Their formats (``timestamp_formats.py``); empty: integers, or ISO dates.
+        on_bad_line: Whether a line that cannot be read or has a value that is not allowed ends the preparation, or is
+            left out.
+        quarantine: The file that receives the bad lines that are left out.
+        on_missing: Whether a row without an ID, weight, event, or timestamp ends the preparation, or is left out.
         since: Events before this time are dropped, as are those at or after ``until``.
         duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
         min_count: The interactions that an ID of an entity needs to be kept (``cleaning.py``).
@@ -68,6 +79,7 @@ class PrepareOptions:
     valid: Sequence[str | Path] = ()
     test: Sequence[str | Path] = ()
     format: Format | None = None
+    delimiter: str | None = None
     query: str = "customer"
     item: str = "item"
     query_column: str | None = None
@@ -76,6 +88,10 @@ class PrepareOptions:
     event: str | None = None
     event_weights: Mapping[str, float] = field(default_factory=dict)
     timestamp: str | None = None
+    timestamp_formats: Sequence[str] = ()
+    on_bad_line: OnBadLine = "fail"
+    quarantine: Path | None = None
+    on_missing: OnMissing = "fail"
     since: str | None = None
     until: str | None = None
     duplicates: Duplicates = "keep"
@@ -111,6 +127,26 @@ class PrepareOptions:
             timestamp=self.timestamp,
         )
 
+    def event_rules(self, string_id_sides: Collection[str]) -> EventRules:
+        """Return how to read the events; the IDs of ``string_id_sides`` stay strings in files without types.
+
+        Raises:
+            InputError: the time range is invalid.
+        """
+        return EventRules(
+            columns=self.columns(),
+            id_type=self.id_type,
+            string_id_sides=string_id_sides,
+            time_range=self.time_range(),
+            timestamp_formats=self.timestamp_formats,
+            delimiter=self.delimiter,
+        )
+
+    def joined_columns(self) -> list[str]:
+        """Return the entities whose IDs join several columns, as ``ENTITY=COLUMN+COLUMN``."""
+        columns = {self.query: self.query_column, self.item: self.item_column}
+        return [f"{entity}={column}" for entity, column in columns.items() if column and PLUS in column]
+
     def time_range(self) -> EventTimeRange:
         """Return the time range of the events to keep.
 
@@ -137,6 +173,7 @@ class PrepareOptions:
         if not self.train:
             raise InputError("no events: name files with --train")
         self._check_weights()
+        self._check_reading()
         self._check_named_entities()
         self._check_admission()
         if not 0 <= self.seed <= _MAX_SEED:
@@ -154,6 +191,16 @@ class PrepareOptions:
             raise InputError(
                 "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
             )
+
+    def _check_reading(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise InputError(
+                f"--delimiter '{self.delimiter}': expected one character other than a quote, or \\t for a tab"
+            )
+        if self.timestamp_formats and self.timestamp is None:
+            raise InputError(f"{TIMESTAMP_FORMAT}: describes the column of times; name it with --timestamp")
+        if self.quarantine is not None and self.on_bad_line != "skip":
+            raise InputError("quarantine: keeps the bad lines that are left out; set on_bad_line to skip")
 
     def _check_named_entities(self) -> None:
         """Check that the options that name an entity name an existing one."""

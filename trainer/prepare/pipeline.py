@@ -10,6 +10,7 @@ byte, whatever the number of threads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,15 +26,22 @@ from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, 
 from crossfade.trainer.prepare.disk_space import warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.features import plan_features
 from crossfade.trainer.prepare.hold_out import apply_hold_out
 from crossfade.trainer.prepare.inputs import Inputs, find_base, find_inputs
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.quarantine import Quarantine
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
+
+_logger = logging.getLogger(__name__)
+
+_FEW_HELD_OUT = 100
+"""A metric on fewer held-out interactions is mostly chance."""
 
 
 def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -> DatasetManifest:
@@ -47,12 +55,24 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
     """
     progress = progress or NullReporter()
     options.check()
+    columns = options.columns()
+    if columns.query == columns.item:
+        _logger.warning(
+            f"--query {options.query} and --item {options.item}: both read the column '{columns.item}', so that every "
+            "interaction is of an ID with itself; name the column of the items: --item NAME=COLUMN"
+        )
     inputs = find_inputs(options)
     base = find_base(options)
     with staged_output(options.out, options.overwrite, options.work_dir) as staged:
         warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])
+        quarantine = None
+        if options.quarantine is not None:
+            quarantine = Quarantine(options.quarantine, staged.work, options.overwrite)
+        faults = Faults(options.on_bad_line == "skip", options.on_missing == "drop", quarantine)
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
-            manifest = _Preparation(connection, options, inputs, base, staged, progress).run()
+            manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
+        if quarantine is not None:
+            quarantine.publish()
         staged.publish(manifest)
     return manifest
 
@@ -67,6 +87,7 @@ class _Preparation:
         inputs: Inputs,
         base: BaseDataset | None,
         staged: Staged,
+        faults: Faults,
         progress: ProgressReporter,
     ) -> None:
         self._connection = connection
@@ -74,6 +95,7 @@ class _Preparation:
         self._inputs = inputs
         self._base = base
         self._staged = staged
+        self._faults = faults
         self._progress = progress
         self._facts: Facts = {}
 
@@ -114,13 +136,11 @@ class _Preparation:
             self._connection,
             self._inputs.events,
             self._staged.work,
-            options.columns(),
-            options.id_type,
-            options.time_range(),
+            options.event_rules(self._base.string_id_sides() if self._base else ()),
+            self._faults,
             self._progress,
-            self._base.string_id_sides() if self._base else (),
         )
-        self._facts |= _describe_stats(events.stats)
+        self._facts |= _describe_stats(events.stats, self._faults)
         if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise InputError("--train: the files hold no interaction with a weight above 0; expected at least one")
         return events
@@ -204,6 +224,11 @@ class _Preparation:
             )
             assert isinstance(found, int)
             rows[split] = found
+            if split != "train" and 0 < found < _FEW_HELD_OUT:
+                _logger.warning(
+                    f"{split}: has {found} interactions, so that a metric on it is mostly chance; hold out at least "
+                    f"{_FEW_HELD_OUT}"
+                )
             if (self._inputs.events[split] or split == "train") and not positives:
                 raise InputError(
                     f"--{split}: the files hold no interaction with a weight above 0; add one, or leave out --{split}"
@@ -262,11 +287,15 @@ class _Preparation:
         return written
 
 
-def _describe_stats(stats: ReadStats) -> Facts:
+def _describe_stats(stats: ReadStats, faults: Faults) -> Facts:
+    lists = {"delimiters": sorted(stats.delimiters), "dropped_faults": faults.lines()}
     return {
         "files_read": stats.files,
         "empty_files": stats.empty_files,
         "rows_read": stats.rows,
+        "dropped_bad_lines": faults.count(missing=False),
+        "dropped_missing": faults.count(missing=True),
+        **{name: values for name, values in lists.items() if values},
         "dropped_before_since": stats.before_since,
         "dropped_from_until": stats.from_until,
         "dropped_zero_weight": stats.zero_weight,
@@ -282,6 +311,8 @@ def _describe_options(options: PrepareOptions) -> Facts:
         if getattr(options, name) is not None
     }
     lists = {
+        "joined_columns": options.joined_columns(),
+        "timestamp_formats": list(options.timestamp_formats),
         "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],

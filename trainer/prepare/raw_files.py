@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Read the user's raw files (Parquet, CSV, TSV, adjacency text), each in turn as the DuckDB relation ``raw``.
+"""Read the user's raw files (Parquet, CSV, TSV, JSON, adjacency text), each in turn as the DuckDB relation ``raw``.
 
     kinds = open_columns(connection, file, {"query": "user_id", "item": "track_id"})
     with read_errors(file):
@@ -7,31 +7,37 @@
     close_raw(connection)
 
 ``raw`` has a column ``position`` (int64, counting the data rows of the file from 0, in the file's order) and one column
-for each requested role. Columns of text files are text; those of Parquet keep their types.
+for each requested role. Columns of text files are text; those of Parquet keep their types. Lines that cannot be read
+are handed to a function, which may raise an error or have them left out.
 
     format    contents
     parquet   any columns
-    csv       a header line, commas, fields quoted with " where they hold commas, quotes or line ends
+    csv       a header line, commas or another delimiter, fields quoted with " where they hold it, quotes or line ends
     tsv       a header line, tabs, no quoting at all: a quote is a character like any other
+    jsonl     a JSON object in each line, whose keys are the columns
     lightgcn  ``user item item …``: one line for each user, non-negative integers, spaces between; no header
 """
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import CrossfadeError, InputError, format_names
+from crossfade.kvstore.errors import InputError, format_names
+from crossfade.trainer.prepare.composite_ids import joined_sql, source_columns
 from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
-from crossfade.trainer.prepare.input_files import Format, RawFile
+from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records
 
+OnFault = Callable[[RawFile, Record], None]
+"""Receives a line that cannot be read; if it returns, the line is left out."""
 Kind = Literal["text", "string", "integer", "number", "datetime"]
 """What a column holds: 'text' is untyped, of a text file; the others are types of Parquet."""
 KIND_NAMES = {
@@ -43,16 +49,30 @@ KIND_NAMES = {
 }
 """The names of kinds in messages."""
 
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
-_MAX_LINE_BYTES = 256 << 20  # a line of adjacency text may hold every item of a large catalog
+_SNIFFED_DELIMITERS = (",", ";", "\t", "|")
+_LOADED_ROWS = 50_000
+
+
+def raise_fault(file: RawFile, record: Record) -> None:
+    """Reject a line that cannot be read.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(record.describe(file))
 
 
 def open_columns(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str] = ()
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    columns: Mapping[str, str],
+    lists: Collection[str] = (),
+    on_fault: OnFault = raise_fault,
 ) -> dict[str, Kind]:
-    """Create ``raw`` from ``columns`` (role to column name) of a Parquet, CSV or TSV file; return the kinds by role.
+    """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
 
-    The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value.
+    The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value. Those of IDs may join
+    several (``composite_ids.py``).
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -62,29 +82,29 @@ def open_columns(
         close_raw(connection)
         if file.format == "parquet":
             return _open_parquet(connection, file, columns, lists)
-        return _open_text(connection, file, columns)
+        return _open_text(connection, find_delimiter(file, columns), columns, on_fault)
 
 
-def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
+def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_fault: OnFault = raise_fault) -> int:
     """Create ``raw`` from the pairs of adjacency text (``query``, ``item``: int64); return the lines without an item.
 
+    A line is at fault if it holds something that is not a non-negative integer.
+
     Raises:
-        InputError: the file cannot be read, or a line holds something that is not a non-negative integer.
+        InputError: the file cannot be read.
     """
     with read_errors(file):
         close_raw(connection)
-        # DuckDB requires a delimiter: \x01 does not occur in such files, so all of a line is in the first column.
-        execute(
-            connection,
-            "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
-            "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
-            "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
-            "delim = '\x01', quote = '', escape = '', null_padding = true, strict_mode = false, "
-            f"max_line_size = {_MAX_LINE_BYTES}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
-            [exact_path(file.path)],
-        )
+        try:
+            _load_adjacency(connection, file)
+        except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+            raise
+        except duckdb.Error:
+            _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
+            raise
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
-            raise InputError(_describe_bad_line(file))
+            _report_lines(file, on_fault)
+            execute(connection, "DELETE FROM raw_lines WHERE bad")
         execute(
             connection,
             "CREATE TABLE raw_rows AS "
@@ -101,22 +121,20 @@ def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
     execute(connection, "DROP TABLE IF EXISTS raw_lines")
 
 
-def locate_row(file: RawFile, position: int) -> str:
-    """Format the place of the data row at ``position``: ``FILE, line N`` if lines can be counted, else ``FILE, row N``.
+def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
+    """Yield the record of each of the data rows at ``positions``, which rise; None where there are no lines to find."""
+    if file.format == "parquet":
+        yield from (None for _ in positions)
+        return
+    with open_records(file) as (_, records):
+        rows = enumerate(record for record in records if not record.problem)
+        for position in positions:
+            yield next((record for number, record in rows if number == position), None)
 
-    Both count from 1.
-    """
-    if file.format in _DELIMITERS:
-        try:
-            with _open_rows(file) as rows:
-                next(rows)
-                line_numbers = (rows.line_num for row in rows if row)
-                for _ in range(position):
-                    next(line_numbers)
-                return f"{file}, line {next(line_numbers)}"
-        except (csv.Error, StopIteration):
-            pass
-    return f"{file}, row {position + 1}"
+
+def find_place(position: int, record: Record | None) -> tuple[str, int]:
+    """Return the unit and the number, from 1, of the data row at ``position``: of its line if that is known."""
+    return ("line", record.line) if record is not None else ("row", position + 1)
 
 
 @contextmanager
@@ -132,19 +150,39 @@ def read_errors(file: RawFile) -> Iterator[None]:
                 f"{file}: cannot be read as Parquet, since it is corrupt or truncated ({first_line(error)}); write it "
                 "again"
             ) from error
-        raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
+        raise InputError(f"{file}: cannot be read as {file.format}: {first_line(error)}") from error
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
 def column_names(file: RawFile) -> list[str]:
-    """Return the names of the columns of a Parquet, CSV or TSV file.
+    """Return the names of the columns of a file that has columns.
 
     Raises:
         InputError: the file cannot be read.
     """
     with read_errors(file):
         return _read_schema(file).names if file.format == "parquet" else _read_header(file)
+
+
+def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
+    """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, the first whose header has all ``columns``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if file.format not in DELIMITERS or file.delimiter is not None:
+        return file
+    if file.format == "csv":
+        with read_errors(file):
+            for delimiter in _SNIFFED_DELIMITERS:
+                candidate = replace(file, delimiter=delimiter)
+                names = _read_header(candidate)
+                if all(
+                    part in names for role, column in columns.items() for part in source_columns(role, column, names)
+                ):
+                    return candidate
+    return replace(file, delimiter=DELIMITERS[file.format])
 
 
 def _read_schema(file: RawFile) -> pa.Schema:
@@ -161,16 +199,22 @@ def _open_parquet(
     connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
 ) -> dict[str, Kind]:
     schema = _read_schema(file)
-    _check_columns(file, schema.names, columns)
-    for column in columns.values():
+    parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
+    used = [column for role_parts in parts.values() for column in role_parts]
+    _check_columns(file, schema.names, used)
+    for column in used:
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
         if twins:  # names are case-insensitive in DuckDB
             raise InputError(
                 f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
             )
     kinds, selected = {}, ""
-    for role, column in columns.items():
-        field, value = schema.field(column), identifier(column)
+    for role, role_parts in parts.items():
+        field, value = schema.field(role_parts[0]), joined_sql([identifier(column) for column in role_parts])
+        if len(role_parts) > 1:
+            for column in role_parts:
+                _parquet_kind(file, schema.field(column))
+            field = field.with_type(pa.string())
         if role in lists and _is_list(field.type):
             field, value = field.with_type(field.type.value_type), f"unnest({value})"
         kinds[role] = _parquet_kind(file, field)
@@ -205,96 +249,109 @@ def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:
     )
 
 
-def _open_text(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
+def _open_text(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], on_fault: OnFault
+) -> dict[str, Kind]:
     names = _read_header(file)
-    _check_columns(file, names, columns)
-    selected = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
-    types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
-    quote = '"' if file.format == "csv" else ""
-    # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
-    execute(
-        connection,
-        f"CREATE TABLE raw_rows AS SELECT {selected} FROM read_csv(?, columns = {{{types}}}, header = true, "
-        f"auto_detect = false, delim = '{_DELIMITERS[file.format]}', quote = '{quote}', escape = '{quote}')",
-        [exact_path(file.path)],
+    parts = {role: source_columns(role, column, names) for role, column in columns.items()}
+    used = [column for role_parts in parts.values() for column in role_parts]
+    _check_columns(file, names, used)
+    indexes = sorted({names.index(column) for column in used})
+    try:
+        _load_text(connection, file, names, indexes)
+    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+        raise
+    except duckdb.Error:
+        execute(connection, "DROP TABLE IF EXISTS raw_rows")
+        _load_records(connection, file, indexes, on_fault)
+    selected = ", ".join(
+        f"{joined_sql([f'c{names.index(column)}' for column in role_parts])} AS {identifier(role)}"
+        for role, role_parts in parts.items()
     )
-    execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+    execute(connection, f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
     return dict.fromkeys(columns, "text")
 
 
-def _read_header(file: RawFile) -> list[str]:
-    try:
-        with _open_rows(file) as rows:
-            return next(rows)
-    except StopIteration:
-        raise InputError(f"{file}: is empty; expected a header line with the names of the columns") from None
-    except csv.Error as error:
-        raise InputError(f"{file}: the header line cannot be read: {error}") from error
+def _load_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> None:
+    """Create ``raw_lines`` of the numbers of each line, and whether the line is ``bad``."""
+    # DuckDB requires a delimiter: \x01 does not occur in such files, so all of a line is in the first column.
+    execute(
+        connection,
+        "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
+        "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
+        "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
+        f"delim = '\x01', quote = '', escape = '', null_padding = true, strict_mode = false, {_compression(file)}, "
+        f"max_line_size = {MAX_ADJACENCY_BYTES}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
+        [exact_path(file.path)],
+    )
 
 
-class _Rows(Iterator[list[str]]):
-    """A typed ``csv.reader``."""
+def _report_lines(file: RawFile, on_fault: OnFault) -> None:
+    with open_records(file) as (_, records):
+        for record in records:
+            if record.problem:
+                on_fault(file, record)
 
-    def __init__(self, lines: Iterator[str], delimiter: str, quoted: bool) -> None:
-        self._reader = csv.reader(
-            lines,
-            delimiter=delimiter,
-            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-            quotechar='"' if quoted else None,
+
+def _load_text(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, names: Sequence[str], indexes: Sequence[int]
+) -> None:
+    """Create ``raw_rows`` of the columns at ``indexes``; DuckDB raises an error at the first line that it rejects."""
+    # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
+    if file.format == "jsonl":
+        selected = ", ".join(f"{identifier(names[index])} AS c{index}" for index in indexes)
+        types = ", ".join(f"{literal(names[index])}: 'VARCHAR'" for index in indexes)
+        reader = f"read_json(?, columns = {{{types}}}, format = 'newline_delimited', {_compression(file)})"
+    else:
+        assert file.delimiter is not None
+        selected = ", ".join(f"c{index}" for index in indexes)
+        types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
+        quote = '"' if file.format == "csv" else ""
+        reader = (
+            f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
+            f"delim = {literal(file.delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)})"
         )
-
-    def __next__(self) -> list[str]:
-        return next(self._reader)
-
-    @property
-    def line_num(self) -> int:
-        return self._reader.line_num
+    execute(connection, f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
 
 
-@contextmanager
-def _open_rows(file: RawFile) -> Iterator[_Rows]:
-    # DuckDB reports bytes that are not UTF-8; here they must not hide the rows before them.
-    with file.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        yield _Rows(lines, _DELIMITERS[file.format], quoted=file.format == "csv")
+def _load_records(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, indexes: Sequence[int], on_fault: OnFault
+) -> None:
+    """Create ``raw_rows`` as ``_load_text`` does, but of the records that can be read, and hand the others on."""
+    execute(connection, f"CREATE TABLE raw_rows ({', '.join(f'c{index} VARCHAR' for index in indexes)})")
+    is_json = file.format == "jsonl"
+
+    def readable(records: Iterable[Record]) -> Iterator[Sequence[str | None]]:
+        for record in records:
+            if record.problem:
+                on_fault(file, record)
+            else:
+                yield record.values
+
+    with open_records(file) as (_, records):
+        rows = readable(records)
+        while batch := list(islice(rows, _LOADED_ROWS)):
+            # DuckDB reads an empty field as null, but "" of JSON as text.
+            texts = [[values[index] if is_json else values[index] or None for values in batch] for index in indexes]
+            arrays = [pa.array(column, pa.string()) for column in texts]
+            connection.register("piece", pa.table(arrays, names=[f"c{index}" for index in indexes]))
+            execute(connection, "INSERT INTO raw_rows SELECT * FROM piece")
+            connection.unregister("piece")
 
 
-def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
+def _compression(file: RawFile) -> str:
+    return f"compression = '{file.compression() or 'none'}'"
+
+
+def _read_header(file: RawFile) -> list[str]:
+    with open_records(file) as (names, _):
+        return names
+
+
+def _check_columns(file: RawFile, found: Sequence[str], columns: Iterable[str]) -> None:
     shown = format_names(found)
-    for column in columns.values():
+    for column in columns:
         if column not in found:
             raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
         if found.count(column) > 1:
             raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
-
-
-def _describe_bad_line(file: RawFile) -> str:
-    """Describe the first bad line of adjacency text, counting lines as an editor does, which DuckDB does not."""
-    with file.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
-                if word and not re.fullmatch(rb"[0-9]{1,18}", word):
-                    found = word[:40].decode("utf-8", "surrogateescape")
-                    return (
-                        f"{file}, line {number}: found '{found}'; expected 'user item item …', non-negative integers "
-                        "with spaces between: fix the line, or give another format with --format"
-                    )
-    raise CrossfadeError(f"{file}: changed while it was read; prepare again")
-
-
-def _text_problem(message: str, file_format: Format) -> str:
-    """Translate DuckDB's ``message`` about a text file into a text that follows the name of the file."""
-    found = re.search(r"CSV Error on Line: (\d+)", message)
-    where = f", line {found[1]}" if found else ""
-    widths = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
-    if widths:
-        hint = "; quote fields that hold the delimiter" if file_format == "csv" else ""
-        return f"{where}: has {widths[2]} fields, but the header has {widths[1]}; fix the line{hint}"
-    if "unterminated quote" in message:
-        return f"{where}: a quote opens and does not close; double quotes inside fields, or use --format tsv"
-    if "nicode" in message:
-        return f"{where}: is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
-    if "Maximum line size" in message:
-        return f"{where}: the line is too long; expected one record in each line: check --format"
-    if "invalid state" in message:
-        return f"{where}: mixes line endings, or has a carriage return inside a line; remove them: tr -d '\\r'"
-    return f"{where}: cannot be read as {file_format}: {message.strip().partition(chr(10))[0]}"

@@ -23,6 +23,10 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 """What the manifest records under ``source``."""
 
 _HEAD_FRACTION = 100  # the head is one row in this many
+_FAULTS = {
+    "dropped_bad_lines": "bad lines (--on-bad-line)",
+    "dropped_missing": "rows with a missing value (--on-missing drop)",
+}
 _DROPPED = {
     "dropped_before_since": "rows from before --since",
     "dropped_from_until": "rows from --until on",
@@ -171,8 +175,13 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
-        lines.append(f"read: {facts['rows_read']:,} rows of {facts['files_read']:,} file(s){empty}")
-    dropped = [f"dropped: {facts[name]:,} {reason}" for name, reason in _DROPPED.items() if facts.get(name)]
+        delimiters = facts.get("delimiters")
+        fields = f", fields separated by {' and '.join(map(repr, delimiters))}" if isinstance(delimiters, list) else ""
+        lines.append(f"read: {facts['rows_read']:,} rows of {facts['files_read']:,} file(s){empty}{fields}")
+    dropped = [f"dropped: {facts[name]:,} {reason}" for name, reason in _FAULTS.items() if facts.get(name)]
+    faults = facts.get("dropped_faults")
+    dropped += [f"  {line}" for line in faults] if isinstance(faults, list) else []
+    dropped += [f"dropped: {facts[name]:,} {reason}" for name, reason in _DROPPED.items() if facts.get(name)]
     lines += dropped or ["dropped: nothing"]
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):

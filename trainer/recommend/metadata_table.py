@@ -44,6 +44,7 @@ _READERS = {
     # Types are inferred from all lines, so that numbers compare as numbers.
     "csv": "read_csv(?, header = true, delim = ',', quote = '\"', escape = '\"', sample_size = -1)",
     "tsv": "read_csv(?, header = true, delim = '\t', quote = '', escape = '', sample_size = -1)",
+    "jsonl": "read_json(?, format = 'newline_delimited', sample_size = -1)",
 }
 
 

@@ -34,6 +34,7 @@ from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.inputs import JobInputs, load_inputs
 from crossfade.trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
 from crossfade.trainer.training.batch_source import BatchSource
+from crossfade.trainer.training.batch_warnings import warn_odd_batches
 from crossfade.trainer.training.best_embeddings import BestEmbeddings
 from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
 from crossfade.trainer.training.checkpointing import CheckpointManager, StopResult
@@ -244,6 +245,8 @@ class _Parts:
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
         )
+        if self._store.rank == 0:
+            warn_odd_batches(job.train.batch_size, schedule.rows, schedule.partitions, self._negatives.kind)
         sampler = NegativeSampler(
             self._negatives, model.item.rows, self._counts_N, job.train.seed, warm_only=model.has_item_features
         )

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from command_here import crossfade_here
 from preparing import (
     entries,
     interactions,
     write_text,
 )
+from running_command import messages
 
 from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
@@ -54,6 +56,9 @@ def test_next_command_names_job_file_of_dataset_if_present(tmp_path: Path, monke
         (["prepare", "--train", "a.csv", "--sample", "lastfm"], ["--train", "--sample", "found both"]),
         (["prepare"], ["--train", "--sample", "found neither"]),
         (["prepare", "--train", "a.csv", "--event-weights", "play"], ["'play'", "EVENT=NUMBER"]),
+        (["prepare", "--train", "a.csv", "--on-bad-line", "ignore"], ["--on-bad-line ignore", "quarantine=FILE"]),
+        (["prepare", "--train", "a.csv", "--on-bad-line", "quarantine="], ["expected fail, skip or quarantine=FILE"]),
+        (["prepare", "--sample", "lastfm", "--on-missing", "drop"], ["--on-missing", "--sample"]),
         (["prepare", "--train", "a.csv", "--names", "x=y:z"], ["ENTITY=FILE:ID_COLUMN:NAME_COLUMN"]),
         (["prepare", "--sample", "lastfm", "--hold-out", "random:0.1"], ["--hold-out", "--sample"]),
         (["prepare", "--train", "a.csv", "--memory", "-1"], ["--memory", "GiB"]),
@@ -72,3 +77,17 @@ def test_contradictory_options_are_rejected(tmp_path: Path, words: list[str], fr
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert entries(tmp_path) == []
+
+
+def test_odd_inputs_are_warned_about(tmp_path: Path) -> None:
+    write_text(tmp_path / "e.csv", "user,song\n" + "".join(f"{n},{n % 5}\n" for n in range(40)))
+    write_text(tmp_path / "valid.csv", "user,song\n1,1\n2,2\n3,3\n")
+    words = ("prepare", "--events", "e.csv", "--query", "customer=user")
+    same = crossfade_here(*words, "--item", "user", "--out", "same", cwd=tmp_path)
+    assert same.returncode == 0
+    assert "both read the column 'user'" in same.stderr
+    few = crossfade_here(*words, "--item", "track=song", "--valid", "valid.csv", "--out", "few", cwd=tmp_path)
+    assert few.returncode == 0
+    assert messages(few.stderr) == [
+        "crossfade: valid: has 3 interactions, so that a metric on it is mostly chance; hold out at least 100"
+    ]

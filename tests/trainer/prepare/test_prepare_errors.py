@@ -95,7 +95,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "too many fields": (csv_case("customer,item\n1,1\n2,3,4\n"), ["e.csv, line 3", "3 fields", "header has 2"]),
     "unclosed quote": (csv_case('customer,item\n1,"1\n2,3\n'), ["e.csv, line 2", "quote opens"]),
     "not UTF-8": (csv_case(b"customer,item\n1,a\n2,caf\xe9\n"), ["e.csv, line 3", "not UTF-8", "iconv"]),
-    "mixed line endings": (csv_case("customer\titem\r\n1\ta\n2\tb\r\n", "e.tsv"), ["e.tsv", "line endings"]),
+    "carriage return inside a line": (csv_case("customer\titem\n1\ta\rb\n2\tc\n", "e.tsv"), ["e.tsv, line 2", "tr -d"]),
     "empty id, CSV": (
         csv_case('customer,item\n1,"a\nb"\n\n2,\n'),
         ["e.csv, line 5", "item id of column 'item'", "empty"],
@@ -156,6 +156,34 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "text as timestamp": (
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t"),
         ["e.csv, line 3", "'noon'", "timestamp"],
+    ),
+    "timestamps of several formats": (
+        csv_case("customer,item,t\n1,1,2020-01-01\n1,2,31/12/2020\n", timestamp="t"),
+        ["line 2", "line 3", "'2020-01-01'", "'31/12/2020'", "--timestamp-format"],
+    ),
+    "dates and numbers as timestamps": (
+        csv_case("customer,item,t\n1,1,1700000000\n1,2,2020-01-01\n", timestamp="t"),
+        ["'1700000000'", "'2020-01-01'", "--timestamp-format"],
+    ),
+    "timestamp in none of the given formats": (
+        csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t", timestamp_formats=["iso", "%d.%m.%Y"]),
+        ["e.csv, line 3", "'noon'", "iso, %d.%m.%Y"],
+    ),
+    "unknown timestamp format": (
+        csv_case(GOOD, timestamp="t", timestamp_formats=["epoch"]),
+        ["--timestamp-format epoch", "strptime", "epoch-ms"],
+    ),
+    "--timestamp-format without --timestamp": (csv_case(GOOD, timestamp_formats=["iso"]), ["--timestamp"]),
+    "delimiter of two characters": (csv_case(GOOD, delimiter="::"), ["--delimiter '::'", "one character"]),
+    "standard input without --format": (lambda _: {"train": ["-"]}, ["--train -", "--format"]),
+    "a line that is not a JSON object": (
+        csv_case('{"customer": 1, "item": 1}\n[1, 2]\n', "e.jsonl"),
+        ["e.jsonl, line 2", "JSON object"],
+    ),
+    "missing column, JSON": (csv_case('{"user": 1, "item": 1}\n', "e.jsonl"), ["no column 'customer'", "user, item"]),
+    "missing column of a joined ID": (
+        csv_case("customer,artist\n1,1\n", item_column="artist+title"),
+        ["no column 'title'", "customer, artist"],
     ),
     "missing timestamp": (csv_case("customer,item,t\n1,1,\n", timestamp="t"), ["line 2", "timestamp", "missing"]),
     "timestamps of two types": (

@@ -1,13 +1,19 @@
-"""Reading raw files: CSV, TSV, adjacency text and Parquet; paths and globs; ids, event weights and timestamps."""
+"""Reading raw files: CSV, TSV, JSON, adjacency text and Parquet, compressed and piped; ids, weights and timestamps."""
 
 import csv
 import datetime as dt
+import gzip
+import io
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from command_here import crossfade_here
 from preparing import (
+    entries,
     interactions,
     prepare_files,
     vocabulary,
@@ -15,9 +21,11 @@ from preparing import (
     write_text,
 )
 
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.summary import format_summary
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
 def test_csv_fields_with_quotes_and_line_ends_match_csv_module(tmp_path: Path) -> None:
@@ -44,6 +52,129 @@ def test_tsv_quotes_and_backslashes_are_plain_characters(tmp_path: Path) -> None
         out = tmp_path / f"out{len(newline)}"
         prepare_files(out, write_text(tmp_path / "e.dat", newline.join(lines)))
         assert {row[1] for row in interactions(out, "train")} == set(ids)
+
+
+PLAYS = [("a", "x,1", 1.0), ("b", "🎧 y", 2.0), ("b", 'say "z"', 3.0)]
+
+
+def delimited(delimiter: str = ",", quoted: bool = True) -> bytes:
+    text = io.StringIO()
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, quotechar='"' if quoted else None)
+    writer.writerows([("customer", "item", "w"), *PLAYS])
+    return text.getvalue().encode()
+
+
+def json_lines() -> bytes:
+    lines = [json.dumps({"w": weight, "item": item, "customer": customer}) for customer, item, weight in PLAYS]
+    return "\n".join(lines).encode()
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, "zstd", asbytes=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.csv.gz", gzip.compress(delimited())),
+        ("e.csv.zst", zstd(delimited())),
+        ("e.tsv.gz", gzip.compress(delimited("\t", quoted=False))),
+        ("two members.csv.gz", gzip.compress(delimited()[:40]) + gzip.compress(delimited()[40:])),
+        ("without extension of its compression.csv", gzip.compress(delimited())),
+        ("e.jsonl", json_lines()),
+        ("e.ndjson.gz", gzip.compress(json_lines())),
+        ("e.jsonl.zst", zstd(json_lines())),
+        ("semicolons.csv", delimited(";")),
+        ("tabs.csv", delimited("\t")),
+        ("bars.csv.gz", gzip.compress(delimited("|"))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_compressed_and_delimited_files_hold_the_same_events(tmp_path: Path, name: str, content: bytes) -> None:
+    manifest = prepare_files(tmp_path / "out", write_text(tmp_path / name, content), weight="w")
+    assert sorted(interactions(tmp_path / "out", "train")) == sorted(PLAYS)
+    found = {"semicolons.csv": [";"], "tabs.csv": ["\t"], "bars.csv.gz": ["|"]}.get(name)
+    assert manifest.source.get("delimiters") == found
+    assert ("fields separated by" in format_summary(manifest, Folder(tmp_path / "out"))) is (found is not None)
+
+
+def test_given_delimiter_is_used(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", delimited(":"))
+    with pytest.raises(InputError, match="has no column 'customer'"):
+        prepare_files(tmp_path / "out", train, weight="w")
+    prepare_files(tmp_path / "out", train, weight="w", delimiter=":")
+    assert sorted(interactions(tmp_path / "out", "train")) == sorted(PLAYS)
+
+
+def test_standard_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped, data = write_text(tmp_path / "piped", gzip.compress(json_lines())), tmp_path / "out"
+    with piped.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        result = crossfade_here("prepare", "--events", "-", "--format", "jsonl", "--weight", "w", "--out", data)
+    assert result.returncode == 0, result.stderr
+    assert sorted(interactions(data, "train")) == sorted(PLAYS)
+    assert entries(tmp_path) == sorted(["piped", "out", *(f"out/{path}" for path in entries(data))])
+
+
+def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None:
+    lines = [
+        '{"customer": "007", "item": 1}',
+        '{"customer": "8", "item": 12345678901}',
+        '{"customer": null, "item": 2}',
+    ]
+    train = write_text(tmp_path / "e.jsonl", "\n".join(lines))
+    manifest = prepare_files(tmp_path / "out", train, on_missing="drop")
+    assert sorted(interactions(tmp_path / "out", "train")) == [("007", 1, 1.0), ("8", 12345678901, 1.0)]
+    assert manifest.source["dropped_missing"] == 1
+
+
+PARTS = [("AC|DC", "Thunder"), ("back\\", "|"), ("back", "\\|"), ("a\nb", "🔥"), ("7", "8")]
+
+
+def split_id(joined: str) -> list[str]:
+    """Split a joined ID as docs/preparing-data.md does."""
+    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^|\\])+", joined)]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+def test_joined_columns_are_one_id_that_can_be_split(tmp_path: Path, form: str) -> None:
+    artists, titles = zip(*PARTS, strict=True)
+    users = [1, 2, 3, 4, 5]
+    if form == "parquet":
+        train = write_parquet(tmp_path / "e.parquet", user=users, artist=artists, title=titles)
+    elif form == "jsonl":
+        rows = zip(users, artists, titles, strict=True)
+        train = write_text(
+            tmp_path / "e.jsonl",
+            "\n".join(json.dumps({"user": user, "artist": artist, "title": title}) for user, artist, title in rows),
+        )
+    else:
+        train = tmp_path / "e.csv"
+        with train.open("w", newline="") as file:
+            csv.writer(file).writerows([("user", "artist", "title"), *zip(users, artists, titles, strict=True)])
+    manifest = prepare_files(
+        tmp_path / "out", train, query="customer", query_column="user", item="track", item_column="artist+title"
+    )
+    ids = [row[1] for row in sorted(interactions(tmp_path / "out", "train"))]
+    assert [tuple(split_id(joined)) for joined in ids] == PARTS
+    assert ids[0] == r"AC\|DC|Thunder"
+    assert manifest.source["joined_columns"] == ["track=artist+title"]
+
+
+def test_column_whose_name_has_a_plus_sign_is_read_itself(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,a,b,a+b\n1,x,y,z\n")
+    prepare_files(tmp_path / "out", train, item_column="a+b")
+    assert interactions(tmp_path / "out", "train") == [(1, "z", 1.0)]
+
+
+def test_names_of_joined_ids_are_joined_too(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,artist,title\n1,Björk,Hunter\n")
+    names = write_text(tmp_path / "n.csv", "artist;title;shown\nBjörk;Hunter;Hunter (Björk)\n")
+    prepare_files(
+        tmp_path / "out", train, item_column="artist+title", names={"item": NamesFile(names, "artist+title", "shown")}
+    )
+    assert [row["name"] for row in vocabulary(tmp_path / "out", "item")] == ["Hunter (Björk)"]
 
 
 def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""Event files with many faults: all are listed at once, and what is left out is counted, kept, and reported."""
+
+import gzip
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from command_here import crossfade_here
+from dirty_plays import FAULTS, DirtyPlays
+from error_table import documented
+from preparing import entries, interactions, prepare_files, vocabulary, write_parquet, write_text
+from running_command import messages
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+
+COUNT = 2000
+COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
+FORMATS = ("--timestamp-format", "iso", "%d/%m/%Y %H:%M", "epoch-s", "epoch-ms")
+MISSING = ("no customer", "no artist", "no time")
+
+
+@pytest.fixture
+def plays(tmp_path: Path) -> DirtyPlays:
+    return DirtyPlays(tmp_path / "plays.csv", COUNT)
+
+
+def prepare(folder: Path, *words: str) -> CompletedProcess[str]:
+    return crossfade_here("prepare", "--events", "plays.csv", *COLUMNS, *words, "--out", "data", cwd=folder)
+
+
+def listing(stderr: str) -> dict[str, str]:
+    """Return the logged lines of problems with places, by problem."""
+    *problems, _ = messages(stderr)
+    return {line.split(": ", 2)[2].rpartition(" (")[0]: line for line in problems if line.endswith(")")}
+
+
+def test_first_run_names_mixed_timestamps_and_all_other_faults(tmp_path: Path, plays: DirtyPlays) -> None:
+    result = prepare(tmp_path)
+    assert result.returncode == 2
+    *problems, last = messages(result.stderr)
+    assert sum("column 'at' mixes timestamps of several formats" in problem for problem in problems) == 1
+    assert len(problems) == 1 + len(FAULTS) - 1  # 'soon' cannot be told from another format yet
+    assert "faults, listed above" in last
+    assert entries(tmp_path) == ["plays.csv"]
+
+
+def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, plays: DirtyPlays) -> None:
+    result = prepare(tmp_path, *FORMATS)
+    assert result.returncode == 2
+    found = listing(result.stderr)
+    expected = {
+        "has 6 fields": ("unquoted comma", ""),
+        "has 2 fields": ("short", ""),
+        "a quote opens and does not close": ("stray quote", ""),
+        "is not UTF-8": ("not UTF-8", ""),
+        "the weight of column 'plays' is not a number": ("text as plays", " 'n/a'"),
+        "the timestamp of column 'at' has none of the formats": ("no such time", " 'soon'"),
+        "the query id of column 'user' is missing": ("no customer", ""),
+        "the item id of column 'artist+title' is missing": ("no artist", ""),
+        "the timestamp of column 'at' is missing": ("no time", ""),
+    }
+    assert len(found) == len(expected)
+    for problem, (fault, value) in expected.items():
+        (line,) = [line for text, line in found.items() if text.startswith(problem)]
+        places = ", ".join(f"{number}{value}" for number in plays.lines[fault][:5])
+        more = ", …" if len(plays.lines[fault]) > 5 else ""
+        noun = "rows" if fault in MISSING else "lines"
+        assert line.startswith(f"crossfade: {len(plays.lines[fault])} {noun}: {problem}")
+        assert line.endswith(f"(plays.csv, lines {places}{more})")
+    message = messages(result.stderr)[-1].removeprefix("crossfade: error: ")
+    assert documented("faults of several kinds", message)
+    assert "--on-bad-line skip" in message
+    assert "--on-missing drop" in message
+
+
+def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
+    words = ("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop", "--duplicates", "sum")
+    result = prepare(tmp_path, *FORMATS, *words)
+    assert result.returncode == 0, result.stderr
+    found = {(query, item): weight for query, item, weight, _ in interactions(tmp_path / "data", "train")}
+    assert found == dict(plays.pairs)
+    assert {row[3] for row in interactions(tmp_path / "data", "train")} <= plays.times
+    kept = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    expected = [(line, FAULTS[fault]) for fault, lines in plays.lines.items() if fault not in MISSING for line in lines]
+    assert sorted((entry["line"], entry["text"].encode("utf-8", "surrogateescape")) for entry in kept) == sorted(
+        (line, text.rstrip(b"\n")) for line, text in expected
+    )
+    assert {entry["file"] for entry in kept} == {"plays.csv"}
+    facts = read_manifest(Folder(tmp_path / "data")).source
+    dropped = sum(len(plays.lines[fault]) for fault in MISSING)
+    assert (facts["rows_read"], facts["dropped_bad_lines"], facts["dropped_missing"]) == (COUNT, len(kept), dropped)
+    assert len(facts["dropped_faults"]) == len(FAULTS)
+    assert not any("n/a" in fault for fault in facts["dropped_faults"])  # values may be of a person
+    assert f"dropped: {len(kept)} bad lines (--on-bad-line)" in result.stdout
+    assert f"dropped: {dropped} rows with a missing value (--on-missing drop)" in result.stdout
+
+
+def test_policies_are_independent(tmp_path: Path, plays: DirtyPlays) -> None:
+    skipped = prepare(tmp_path, *FORMATS, "--on-bad-line", "skip")
+    assert len(listing(skipped.stderr)) == len(MISSING)
+    assert "--on-bad-line" not in skipped.stderr
+    dropped = prepare(tmp_path, *FORMATS, "--on-missing", "drop")
+    assert len(listing(dropped.stderr)) == len(FAULTS) - len(MISSING)
+    assert skipped.returncode == dropped.returncode == 2
+    assert entries(tmp_path) == ["plays.csv"]
+
+
+def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
+    one = write_text(tmp_path / "1.csv", "customer,item\n1,1\n2\n3\n")
+    other = write_text(tmp_path / "2.csv", "customer,item\n1\n2,\n")
+    wrong = write_text(tmp_path / "3.csv", "user,item\n1,1\n")
+    caught = crossfade_here("prepare", "--events", one.name, other.name, wrong.name, "--out", "data", cwd=tmp_path)
+    assert messages(caught.stderr) == [
+        "crossfade: 3 lines: has 1 fields, but the header has 2; fix the line; quote fields that hold the delimiter "
+        "(1.csv, lines 3, 4; 2.csv, line 2)",
+        "crossfade: 1 row: the item id of column 'item' is missing or empty; expected an id in every row "
+        "(2.csv, line 3)",
+        "crossfade: 3.csv: has no column 'customer'; its columns are: user, item",
+        "crossfade: error: the events have 5 faults, listed above; correct the files, or leave out bad lines with "
+        "--on-bad-line skip (quarantine=FILE moves them to a file) and rows with a missing value with --on-missing "
+        "drop",
+    ]
+
+
+def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
+    wrong = write_text(tmp_path / "e.csv", "user,item\n1,1\n")
+    with pytest.raises(InputError, match="no column 'customer'"):
+        prepare_files(tmp_path / "out", wrong, on_bad_line="skip", on_missing="drop")
+
+
+def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
+    lines = ["customer,item", '1,"open', '2,"two', 'lines"', '3,7" mix', '4,"closed" early', '5,"say ""hi"""', '6,"end']
+    train = write_text(tmp_path / "e.csv", "\n".join(lines) + "\n")
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    ids = {row["id"] for row in vocabulary(tmp_path / "out", "item")}
+    assert ids == {"two\nlines", '7" mix', 'say "hi"'}
+    bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert bad == [2, 6, 8]
+
+
+def test_mixed_line_endings_are_read(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.tsv", "customer\titem\r\n1\ta\n2\tb\r\n")
+    prepare_files(tmp_path / "out", train)
+    assert {row[1] for row in interactions(tmp_path / "out", "train")} == {"a", "b"}
+
+
+def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "e.txt", "0 1 2\n1 x\n2 3\n")
+    manifest = prepare_files(tmp_path / "text", text, format="lightgcn", on_bad_line="skip")
+    assert sorted(row[:2] for row in interactions(tmp_path / "text", "train")) == [(0, 1), (0, 2), (2, 3)]
+    assert manifest.source["dropped_bad_lines"] == 1
+    lines = ['{"customer": "a", "item": 1}', "", '{"customer": "b", "item": 2', "[1, 2]", '{"item": 4}']
+    events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
+    manifest = prepare_files(
+        tmp_path / "json", events, on_bad_line="skip", on_missing="drop", quarantine=tmp_path / "bad.jsonl"
+    )
+    assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1)]
+    assert [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [3, 4]
+    assert manifest.source["dropped_missing"] == 1
+
+
+def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=["a", "b"], item=[1, 2], w=[1.0, float("nan")])
+    prepare_files(tmp_path / "out", train, weight="w", on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert (entry["row"], json.loads(entry["text"])) == (2, {"customer": "b", "item": "2", "w": "nan"})
+    assert "is not finite" in entry["problem"]
+
+
+def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
+    kept = write_text(tmp_path / "bad.jsonl", "earlier\n")
+    with pytest.raises(InputError) as caught:
+        prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=kept)
+    assert documented("a quarantine file that exists", str(caught.value))
+    assert kept.read_text() == "earlier\n"
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=kept, overwrite=True)
+    assert json.loads(kept.read_text())["line"] == 3
+
+
+def test_weights_and_counts_skip_dropped_rows(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item,w\n1,1,1\n,2,0\n1,3,0\n")
+    manifest = prepare_files(tmp_path / "out", train, weight="w", on_missing="drop")
+    facts = manifest.source
+    assert (facts["rows_read"], facts["dropped_missing"], facts["dropped_zero_weight"]) == (3, 1, 1)
+
+
+def test_corrupt_compression_is_reported(tmp_path: Path) -> None:
+    whole = gzip.compress(b"customer,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919) for n in range(20_000)))
+    train = write_text(tmp_path / "e.csv.gz", whole[: len(whole) // 2])
+    with pytest.raises(InputError) as caught:
+        prepare_files(tmp_path / "out", train)
+    assert documented("truncated gzip file", str(caught.value))
+
+
+def test_manifest_without_faults_has_none(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 2], item=[1, 1])
+    facts = prepare_files(tmp_path / "out", train, on_bad_line="skip", on_missing="drop").source
+    assert (facts["dropped_bad_lines"], facts["dropped_missing"]) == (0, 0)
+    assert "dropped_faults" not in facts

@@ -1,0 +1,38 @@
+r"""Join several columns into one ID, so that a track may be an artist and a title: ``--item track=artist+title``.
+
+    names = source_columns("item", "artist+title", ["user", "artist", "title"])     # ["artist", "title"]
+    joined_sql(["artist", "title"])                                                 # SQL of Radiohead|Creep
+
+The joining can be reversed: ``\`` is written before each ``|`` and ``\`` of a value, and a row in which a value is
+missing has no ID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+PLUS = "+"
+_ID_ROLES = ("query", "item", "id")
+_SEPARATOR = "|"
+
+
+def source_columns(role: str, column: str, names: Collection[str]) -> list[str]:
+    """Return the columns that ``column`` names: those between plus signs, unless a column has exactly that name."""
+    if role in _ID_ROLES and column not in names:
+        return column.split(PLUS)
+    return [column]
+
+
+def possible_columns(columns: Mapping[str, str]) -> set[str]:
+    """Return all columns that ``columns`` (role to column name) may name, whichever exist."""
+    return {name for role, column in columns.items() for name in (column, *source_columns(role, column, ()))}
+
+
+def joined_sql(values: Sequence[str]) -> str:
+    """Return SQL of the ID that joins the SQL ``values``; of one value, that value with its type."""
+    if len(values) == 1:
+        return values[0]
+    texts = [f"CAST({value} AS VARCHAR)" for value in values]
+    given = " AND ".join(f"{text} <> ''" for text in texts)
+    escaped = ", ".join(rf"replace(replace({text}, '\', '\\'), '{_SEPARATOR}', '\{_SEPARATOR}')" for text in texts)
+    return f"CASE WHEN {given} THEN concat_ws('{_SEPARATOR}', {escaped}) END"

@@ -1,0 +1,161 @@
+"""Collect the faults of event files: what is wrong, how often, and where first; and decide which end the preparation.
+
+    faults = Faults(skip_bad=True, drop_missing=False)
+    faults.add("the weight of column 'plays' is missing", [Place("plays.csv", "line", 7)], 12, message, missing=True)
+    faults.check()      # logs a line for each problem that is not left out, and raises
+
+A fault is *missing* if a value that every row needs is empty, and *bad* otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from crossfade.kvstore.errors import InputError, escape_unprintable
+from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.quarantine import Quarantine
+from crossfade.trainer.prepare.text_records import Record
+
+_logger = logging.getLogger(__name__)
+
+MAX_PLACES = 5
+_MAX_PROBLEMS = 50
+_OTHERS = "other problems"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fault is: the number, from 1, of the line or row (the unit) of a file; and the value found there."""
+
+    file: str
+    unit: str
+    number: int
+    value: str = ""
+
+    def __str__(self) -> str:
+        """Return file and number."""
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+@dataclass
+class _Problem:
+    """A problem: how many faults are of it, the first places, and what kind of fault it is."""
+
+    missing: bool
+    fatal: bool
+    message: str
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+
+
+class Faults:
+    """The faults of all files, by problem.
+
+    Args:
+        skip_bad: whether bad lines are left out; else they are an error.
+        drop_missing: whether rows with a missing value are left out.
+        quarantine: receives the bad lines that are left out.
+    """
+
+    def __init__(
+        self, skip_bad: bool = False, drop_missing: bool = False, quarantine: Quarantine | None = None
+    ) -> None:
+        self.quarantine = quarantine
+        self._skip_bad = skip_bad
+        self._drop_missing = drop_missing
+        self._problems: dict[str, _Problem] = {}
+
+    def add(
+        self,
+        problem: str,
+        places: Sequence[Place],
+        count: int,
+        message: str,
+        missing: bool = False,
+        fatal: bool = False,
+    ) -> None:
+        """Add ``count`` faults of a ``problem``, the first of which are at ``places``.
+
+        ``message`` describes the first one by itself. A ``fatal`` one is never left out.
+        """
+        if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
+            problem = _OTHERS
+        found = self._problems.setdefault(problem, _Problem(missing, fatal, message))
+        found.count += count
+        found.places += places[: MAX_PLACES - len(found.places)]
+        found.fatal |= fatal
+
+    def add_line(self, file: RawFile, record: Record) -> None:
+        """Add a line that cannot be read."""
+        place = Place(str(file), "line", record.line, record.found)
+        self.add(record.problem, [place], 1, record.describe(file))
+        if self.quarantine is not None:
+            self.quarantine.write(str(file), "line", record.line, record.problem, record.text)
+
+    def add_error(self, error: InputError) -> None:
+        """Add an error about a whole file, which is never left out."""
+        self.add(str(error), [], 1, str(error), fatal=True)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a fault ends the preparation."""
+        return any(map(self._rejects, self._problems.values()))
+
+    def count(self, missing: bool) -> int:
+        """Return the number of faults that are, or are not, a missing value."""
+        return sum(problem.count for problem in self._problems.values() if problem.missing is missing)
+
+    def lines(self) -> list[str]:
+        """Describe each problem, with its count and the first places, but without values, which may be of a person."""
+        return [_format(text, problem, values=False) for text, problem in self._problems.items()]
+
+    def check(self) -> None:
+        """Reject the files if a fault is not to be left out. Of several faults, each problem is logged in a line.
+
+        Raises:
+            InputError: there is such a fault.
+        """
+        rejected = {text: problem for text, problem in self._problems.items() if self._rejects(problem)}
+        total = sum(problem.count for problem in rejected.values())
+        if not rejected:
+            return
+        if total == 1:
+            raise InputError(next(iter(rejected.values())).message)
+        for text, problem in rejected.items():
+            _logger.warning(escape_unprintable(_format(text, problem, values=True)))
+        kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
+        left_out = {
+            False: "bad lines with --on-bad-line skip (quarantine=FILE moves them to a file)",
+            True: "rows with a missing value with --on-missing drop",
+        }
+        choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
+        raise InputError(
+            f"the events have {total:,} faults, listed above; correct the files"
+            f"{', or leave out ' if choice else ''}{choice}"
+        )
+
+    def _rejects(self, problem: _Problem) -> bool:
+        return problem.fatal or not (self._drop_missing if problem.missing else self._skip_bad)
+
+
+def _format(text: str, problem: _Problem, values: bool) -> str:
+    if problem.fatal:
+        return text
+    more = ", …" if problem.count > len(problem.places) else ""
+    noun = "row" if problem.missing else "line"
+    return (
+        f"{problem.count:,} {noun}{'s'[: problem.count != 1]}: {text} ({_format_places(problem.places, values)}{more})"
+    )
+
+
+def _format_places(places: Iterable[Place], values: bool) -> str:
+    """Join ``places``, with the name of each file once."""
+    shown = []
+    for file, group in groupby(places, key=lambda place: place.file):
+        found = list(group)
+        numbers = ", ".join(f"{at.number} '{at.value}'" if values and at.value else str(at.number) for at in found)
+        shown.append(f"{file}, {found[0].unit}{'s'[: len(found) != 1]} {numbers}")
+    return "; ".join(shown)

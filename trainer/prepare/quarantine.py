@@ -1,0 +1,58 @@
+r"""Keep the lines that a preparation leaves out, with their places and problems, in a file of JSON lines.
+
+quarantine = Quarantine(Path("bad.jsonl"), work, overwrite=False)
+quarantine.write("plays.csv", "line", 17, "has 4 fields, but the header has 3; fix the line", b"7,Creep,3,x\n")
+quarantine.publish()            # bad.jsonl appears, completely
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import IO
+
+from crossfade.kvstore.errors import CrossfadeError, InputError
+
+OPTION = "--on-bad-line"
+
+
+class Quarantine:
+    """Collects lines in the folder ``work`` and moves them to the file ``target`` at the end."""
+
+    def __init__(self, target: Path, work: Path, overwrite: bool) -> None:
+        """Check that ``target`` can be written; a file that exists is only replaced with ``overwrite``.
+
+        Raises:
+            InputError: it cannot.
+        """
+        self._target = target
+        self._collected = work / "quarantine.jsonl"
+        if target.exists() and not overwrite:
+            raise InputError(f"{OPTION} quarantine={target}: exists already; name another file, or add --overwrite")
+        if not target.parent.is_dir():
+            raise InputError(f"{OPTION} quarantine={target}: there is no folder '{target.parent}'; create it first")
+        self._file: IO[str] = self._collected.open("w", encoding="utf-8")
+
+    def write(self, file: str, unit: str, number: int, problem: str, text: bytes) -> None:
+        """Add the ``text`` of a line or row (the ``unit``) of ``file``, ``number`` counting from 1."""
+        try:
+            decoded, is_utf8 = text.decode(), True
+        except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
+            decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
+        entry = {"file": file, unit: number, "problem": problem, "text": decoded.rstrip("\r\n")}
+        self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
+
+    def publish(self) -> None:
+        """Move the collected lines to their file, which may be empty.
+
+        Raises:
+            CrossfadeError: it cannot be written.
+        """
+        self._file.close()
+        try:
+            shutil.move(self._collected, self._target)
+        except OSError as error:
+            raise CrossfadeError(
+                f"{OPTION} quarantine={self._target}: cannot be written: {error.strerror or error}; name another file"
+            ) from error

@@ -1,0 +1,275 @@
+"""Read text files record by record, to find every line that cannot be read, and the lines of rows.
+
+    with open_records(file) as (names, records):
+        bad = [(record.line, record.problem) for record in records if record.problem]
+
+DuckDB reads faster and stops at the first line that it rejects, so files are read here only if it rejects one, and to
+locate rows. A bad record is one line: what follows it is read anew, so that a stray quote costs one line and not the
+rest of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.input_files import RawFile
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""What separates fields, by format, where no other delimiter is given or found."""
+
+MAX_RECORD_BYTES = 2 << 20
+"""The longest record of a CSV, TSV or JSON file, as in DuckDB."""
+MAX_ADJACENCY_BYTES = 256 << 20
+"""The longest line of adjacency text, which may hold every item of a large catalog."""
+
+_CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
+_OPEN_QUOTE = "a quote opens and does not close; double quotes inside fields, or use --format tsv"
+_NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+_TOO_LONG = "the line is too long; expected one record in each line: check --format"
+_NOT_ADJACENCY = (
+    "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
+    "with --format"
+)
+_JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of a text file.
+
+    Attributes:
+        line: the number of its first line, from 1.
+        text: its bytes, with the line end.
+        values: the values of the columns; empty if there is a problem.
+        problem: why it cannot be read; empty if it can.
+        found: what is wrong, where the problem does not have it.
+    """
+
+    line: int
+    text: bytes
+    values: Sequence[str | None] = ()
+    problem: str = ""
+    found: str = ""
+
+    def describe(self, file: RawFile) -> str:
+        """Describe the problem in one line, with the place."""
+        found = f"found '{self.found}'; " if self.found else ""
+        return f"{file}, line {self.line}: {found}{self.problem}"
+
+
+class _Lines:
+    """The lines of a file, some of which are read again after a look ahead."""
+
+    def __init__(self, readline: Callable[[int], bytes], max_bytes: int) -> None:
+        self._readline = readline
+        self._max_bytes = max_bytes
+        self._ahead: deque[bytes] = deque()
+        self.number = 0
+
+    def take(self) -> bytes:
+        """Return the next line, empty at the end; of a line above the limit, one byte more than the limit."""
+        line = self._ahead.popleft() if self._ahead else self._read()
+        self.number += bool(line)
+        return line
+
+    def _read(self) -> bytes:
+        line = rest = self._readline(self._max_bytes + 1)
+        while len(rest) > self._max_bytes and not rest.endswith(b"\n"):
+            rest = self._readline(self._max_bytes + 1)
+        return line
+
+    def put_back(self, lines: Sequence[bytes]) -> None:
+        """Return ``lines`` with the next calls of ``take``."""
+        self._ahead.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+@contextmanager
+def open_records(file: RawFile) -> Iterator[tuple[list[str], Iterator[Record]]]:
+    """Open a text file; return the names of its columns and its records, of which lines without content are none.
+
+    Adjacency text has no columns, and its records have no values.
+
+    Raises:
+        InputError: the file has no header, or one that cannot be read.
+        OSError: it cannot be read.
+    """
+    with _open_lines(file) as lines:
+        if file.format == "lightgcn":
+            yield [], _adjacency_records(lines)
+        elif file.format == "jsonl":
+            names = _json_names(lines)
+            yield names, _json_records(lines, names)
+        else:
+            delimited = _Delimited(file, lines)
+            header = delimited.header
+            if header is None or header.line != 1:
+                raise InputError(f"{file}: is empty; expected a header line with the names of the columns")
+            if header.problem:
+                raise InputError(header.describe(file))
+            yield [str(value) for value in header.values], delimited.records()
+
+
+@contextmanager
+def open_text(file: RawFile) -> Iterator[BinaryIO]:
+    """Open a text file, decompressed.
+
+    Raises:
+        InputError: its compression is corrupt.
+        OSError: it cannot be read.
+    """
+    compression = file.compression()
+    if compression == "gzip":
+        stream: BinaryIO = cast(BinaryIO, gzip.open(file.path, "rb"))  # noqa: SIM115  (closed below)
+    elif compression == "zstd":
+        stream = io.BufferedReader(pa.CompressedInputStream(str(file.path), "zstd"))
+    else:
+        stream = file.path.open("rb")
+    with stream:
+        try:
+            yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
+            raise InputError(
+                f"{file}: is a corrupt or truncated {compression} file ({error}); compress it again"
+            ) from error
+
+
+@contextmanager
+def _open_lines(file: RawFile) -> Iterator[_Lines]:
+    with open_text(file) as stream:
+        begin = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
+        head = begin.peek(1 << 16)
+        if head.startswith(b"\xef\xbb\xbf"):  # a byte order mark
+            begin.read(3)
+        if b"\r" in head and b"\n" not in head:  # lines as on early Macintosh computers
+            text = io.TextIOWrapper(begin, "latin-1", newline="\r")
+            yield _Lines(lambda limit: text.readline(limit).encode("latin-1"), MAX_RECORD_BYTES)
+        else:
+            yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+
+
+class _Delimited:
+    """Reads the records of a CSV or TSV file; the first is its header, whose number of fields the others must have."""
+
+    def __init__(self, file: RawFile, lines: _Lines) -> None:
+        self._lines = lines
+        self._delimiter = file.delimiter or DELIMITERS[file.format]
+        self._quoted = file.format == "csv"
+        self._width: int | None = None
+        csv.field_size_limit(MAX_RECORD_BYTES)
+        self.header = next(self.records(), None)
+        self._width = len(self.header.values) if self.header else None
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records that follow."""
+        while line := self._lines.take():
+            if not line.strip(b"\r\n"):
+                continue
+            number = self._lines.number
+            record = self._parse(number, line)
+            if record.problem == _OPEN_QUOTE:
+                more = self._look_ahead(line)
+                longer = self._parse(number, b"".join([line, *more]))
+                if longer.problem:
+                    self._lines.put_back(more)
+                else:
+                    record = longer
+            yield record
+
+    def _look_ahead(self, first: bytes) -> list[bytes]:
+        """Take the lines after ``first`` up to the one that closes its last quote."""
+        taken: list[bytes] = []
+        quotes, size = first.count(b'"'), len(first)
+        while quotes % 2 and size <= MAX_RECORD_BYTES and (line := self._lines.take()):
+            taken.append(line)
+            quotes, size = quotes + line.count(b'"'), size + len(line)
+        return taken
+
+    def _parse(self, number: int, text: bytes) -> Record:
+        if len(text) > MAX_RECORD_BYTES:
+            return Record(number, text, problem=_TOO_LONG)
+        try:
+            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
+        except UnicodeDecodeError:
+            return Record(number, text, problem=_NOT_UTF8)
+        except csv.Error as error:
+            return Record(number, text, problem=_CARRIAGE_RETURN if "new-line" in str(error) else _OPEN_QUOTE)
+        if self._width is not None and len(fields) != self._width:
+            hint = "; quote fields that hold the delimiter" if self._quoted else ""
+            problem = f"has {len(fields)} fields, but the header has {self._width}; fix the line{hint}"
+            return Record(number, text, problem=problem)
+        return Record(number, text, fields)
+
+    def _split(self, text: str) -> list[str]:
+        if self._quoted and '"' in text:
+            return next(csv.reader([text], delimiter=self._delimiter, strict=True))
+        if "\r" in text:
+            raise csv.Error("new-line character in an unquoted field")
+        return text.split(self._delimiter)
+
+
+def _json_names(lines: _Lines) -> list[str]:
+    """Return the keys of the first objects of a file, and put their lines back."""
+    taken: list[bytes] = []
+    while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
+        taken.append(line)
+    lines.put_back(taken)
+    names: dict[str, None] = {}
+    for line in taken:
+        found = _parse_object(line)
+        names |= dict.fromkeys(found) if isinstance(found, dict) else {}
+    return list(names)
+
+
+def _json_records(lines: _Lines, names: Sequence[str]) -> Iterator[Record]:
+    while line := lines.take():
+        if not line.strip():
+            continue
+        found = _parse_object(line)
+        if isinstance(found, dict):
+            yield Record(lines.number, line, [_json_text(found.get(name)) for name in names])
+        else:
+            yield Record(lines.number, line, problem=found)
+
+
+def _parse_object(line: bytes) -> dict[str, object] | str:
+    """Return the object of a line, its numbers as written, or the problem of the line."""
+    if len(line) > MAX_RECORD_BYTES:
+        return _TOO_LONG
+    try:
+        found = json.loads(line.decode(), parse_float=str, parse_int=str, parse_constant=str)
+    except UnicodeDecodeError:
+        return _NOT_UTF8
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else "is not a JSON object; expected one in each line"
+
+
+def _json_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _adjacency_records(lines: _Lines) -> Iterator[Record]:
+    while line := lines.take():
+        words = line.split()
+        bad = next((word for word in words if not re.fullmatch(rb"[0-9]{1,18}", word)), None)
+        if bad is not None:
+            found = bad[:40].decode("utf-8", "surrogateescape")
+            yield Record(lines.number, line, problem=_NOT_ADJACENCY, found=found)
+        elif words:
+            yield Record(lines.number, line)
