@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.inputs import PlanInputs
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
-    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.config.schema import JobConfig, SplitName
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event
     from crossfade.trainer.runs.folder import RunFolder
@@ -25,12 +25,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run: metrics endpoint, spot monitor, state file, and whether it resumes an earlier run."""
+    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
+    note: str | None = None
 
 
 @contextmanager
@@ -105,7 +106,21 @@ def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: Ru
     report = train(job, folder, display, context)
     if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
         StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
+    if report["metrics"]:
+        report["baselines"] = _load_baselines(job, list(report["metrics"]))
+        folder.write_report(report)
     return report
+
+
+def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
+    """Return the metrics of rankings without training; a note if they fail, since the run itself is done."""
+    from crossfade.kvstore.errors import CrossfadeError
+    from crossfade.trainer.evaluation.baselines import load_baselines
+
+    try:
+        return load_baselines(job, splits)
+    except CrossfadeError as error:
+        return {"metrics": {}, "notes": [f"baselines are not computed: {error}"]}
 
 
 def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
     def show(event: Event) -> None:
         if isinstance(event, PhaseEvent) and event.name == "training":
             # Not earlier: invalid input is reported in a single line.
-            _print_addresses(context.listener, folder)
+            _print_addresses(context, folder)
         display.show(event)
 
     with stopper.deferred(job.cluster.grace_period_seconds):
@@ -161,7 +176,7 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     _print(f"starting {roles} (logs: {folder.logs})")
-    _print_addresses(context.listener, folder)
+    _print_addresses(context, folder)
     how = ""
     with stopper.deferred():
         try:
@@ -183,10 +198,12 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
     raise AssertionError("stopped without a request")
 
 
-def _print_addresses(listener: MetricsEndpoint, folder: RunFolder) -> None:
-    """Print where the run can be monitored."""
-    if listener.address is not None:
-        _print(f"metrics: http://{listener.address}/metrics")
+def _print_addresses(context: RunContext, folder: RunFolder) -> None:
+    """Print where the run can be monitored, after the note on it."""
+    if context.note is not None:
+        _print(context.note)
+    if context.listener.address is not None:
+        _print(f"metrics: http://{context.listener.address}/metrics")
     _print(f"page: crossfade dashboard {folder.path}")
 
 
