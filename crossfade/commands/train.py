@@ -157,7 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 print(f"the earlier run in {folder.path} was moved to {moved}")
-            context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume)
+            note = _note_without_valid(job, inputs)
+            context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume, note=note)
             with serve_dashboard(folder, arguments.dashboard):
                 report = run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)
@@ -195,6 +196,17 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
     if resume and not folder.has_run_id():
         _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
     return inputs
+
+
+def _note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
+    """Return what the user should read first where nothing will choose among the epochs."""
+    valid = inputs.manifest.splits.get("valid")
+    if job.train.save_embeddings != "best" or (valid is not None and valid.rows):
+        return None
+    return (
+        f"{inputs.folder.uri}: has no valid split, so training takes all its epochs and keeps the embeddings of the "
+        "last; prepare it with --hold-out-valid random:0.05 to keep those of the best"
+    )
 
 
 def _check_runtime(job: JobConfig) -> None:
