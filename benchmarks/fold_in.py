@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.data.reader import InteractionReader
@@ -127,7 +128,7 @@ class WithQueries:
 
 def held_out_of(manifest: DatasetManifest, reader: InteractionReader) -> HeldOut:
     """Load what test holds of every fifth customer."""
-    held_out = load_held_out(reader, manifest, "test", ["train", "valid"], 0, 1)
+    held_out = load_held_out(reader, manifest, "test", EvaluateConfig(), 0, 1)
     chosen_Q = held_out.queries_Q % EVERY == 0
     lists = held_out.truth.filter_queries(chosen_Q), held_out.excluded.filter_queries(chosen_Q)
     return HeldOut(held_out.queries_Q[chosen_Q], *lists)

@@ -105,6 +105,7 @@ def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
             event=EVENT,
             event_weights=_WEIGHTS,
             timestamp=TIMESTAMP,
+            hold_out_valid="none",
             hold_out_test="last-1",
             work_dir=work,
         ),

@@ -170,26 +170,53 @@ class TrainDisplay:
         if report["stopped_early"]:
             print(f"stopped early: the last evaluations did not improve {self._best_metric}")
         if report["best_epoch"] is None:
-            print("no valid split to select an epoch by: the embeddings are those of the last step")
+            print("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
             print(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
-        print_metrics(report["metrics"])
+        print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"))
         print(f"embeddings and report: {folder}")
 
 
-def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
-    """Print a table for each split: a row for each metric, a column for each depth K."""
+def print_metrics(
+    metrics: dict[str, dict[str, float]], task: str, best_metric: str, baselines: dict[str, Any] | None = None
+) -> None:
+    """Print a table for each split, a row for each metric and a column for each depth K, and what ``task`` counts.
+
+    Recall and ndcg have those of ``baselines`` below them, as ``load_baselines`` returns them.
+    """
+    baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
         depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
         names = list(dict.fromkeys(name.partition("@")[0] for name in values if "@" in name))
-        width = max(10, *map(len, names))
+        of_split = {
+            f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
+        }
+        width = max(10, *map(len, [*names, *of_split]))
         print(
             "  ".join(
                 [f"{split:<{width}}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"]
             )
         )
         for metric in names:
-            print("  ".join([f"{metric:<{width}}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))
+            for label, found in {metric: values, **(of_split if metric in ("recall", "ndcg") else {})}.items():
+                cells = (f"{found[f'{metric}@{depth}']:>8.4f}" for depth in depths)
+                print("  ".join([f"{label:<{width}}", *cells]))
+        print(f"task {task}: {_describe_pairs(values, task)}")
+        for label, found in of_split.items():
+            if values[best_metric] < found[best_metric]:
+                print(f"{best_metric} on {split} is below that {label.strip()}, without training")
+    for note in baselines["notes"]:
+        print(note)
+
+
+def _describe_pairs(values: dict[str, float], task: str) -> str:
+    """Describe which held-out pairs ``values`` are of."""
+    if task == "repeat":
+        return f"all {values['pairs']:,} held-out pairs count, and no item is excluded"
+    if not values["pairs_dropped"]:
+        return f"{values['pairs']:,} held-out pairs count; none is in an excluded split too"
+    dropped = f"{values['pairs_dropped']:,} are in an excluded split too and are dropped (task repeat counts them)"
+    return f"{values['pairs']:,} held-out pairs count; {dropped}"
 
 
 class ProgressBars:

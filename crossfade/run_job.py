@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.inputs import PlanInputs
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
-    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.config.schema import JobConfig, SplitName
     from crossfade.trainer.data.reporter import ProgressReporter
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event, EventSink
@@ -26,12 +26,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run: metrics endpoint, spot monitor, state file, and whether it resumes an earlier run."""
+    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
+    note: str | None = None
 
 
 def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool) -> PlanInputs:
@@ -80,6 +81,17 @@ def _check_runtime(job: JobConfig) -> None:
 
         check_hosts(job.cluster)
         scheduler_address(job.cluster)
+
+
+def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
+    """Return what the user should read first where nothing will choose among the epochs."""
+    valid = inputs.manifest.splits.get("valid")
+    if job.train.save_embeddings != "best" or (valid is not None and valid.rows):
+        return None
+    return (
+        f"{inputs.folder.uri}: has no valid split, so training takes all its epochs and keeps the embeddings of the "
+        "last; prepare it with --hold-out-valid random:0.05 to keep those of the best"
+    )
 
 
 @contextmanager
@@ -163,7 +175,21 @@ def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunConte
     report = train(job, folder, show, context)
     if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
         StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
+    if report["metrics"]:
+        report["baselines"] = _load_baselines(job, list(report["metrics"]))
+        folder.write_report(report)
     return report
+
+
+def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
+    """Return the metrics of rankings without training; a note if they fail, since the run itself is done."""
+    from crossfade.kvstore.errors import CrossfadeError
+    from crossfade.trainer.evaluation.baselines import load_baselines
+
+    try:
+        return load_baselines(job, splits)
+    except CrossfadeError as error:
+        return {"metrics": {}, "notes": [f"baselines are not computed: {error}"]}
 
 
 def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
@@ -179,7 +205,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
     def take(event: Event) -> None:
         if isinstance(event, PhaseEvent) and event.name == "training":
             # Not earlier: invalid input is reported in a single line.
-            _print_addresses(context.listener, folder)
+            _print_addresses(context, folder)
         show(event)
 
     with stopper.deferred(job.cluster.grace_period_seconds):
@@ -219,7 +245,7 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     _print(f"starting {roles} (logs: {folder.logs})")
-    _print_addresses(context.listener, folder)
+    _print_addresses(context, folder)
     how = ""
     with stopper.deferred():
         try:
@@ -241,10 +267,12 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
     raise AssertionError("stopped without a request")
 
 
-def _print_addresses(listener: MetricsEndpoint, folder: RunFolder) -> None:
-    """Print where the run can be monitored."""
-    if listener.address is not None:
-        _print(f"metrics: http://{listener.address}/metrics")
+def _print_addresses(context: RunContext, folder: RunFolder) -> None:
+    """Print where the run can be monitored, after the note on it."""
+    if context.note is not None:
+        _print(context.note)
+    if context.listener.address is not None:
+        _print(f"metrics: http://{context.listener.address}/metrics")
     _print(f"page: crossfade dashboard {folder.path}")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from crossfade.api.progress import bar_type
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.display import TrainDisplay, progress_bars
-from crossfade.run_job import RunContext, check_runnable, run_in_folder, serve_own_metrics
+from crossfade.run_job import RunContext, check_runnable, note_without_valid, run_in_folder, serve_own_metrics
 from crossfade.signals import StopSignal, stopper
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
@@ -48,7 +48,9 @@ def train(
             serve_own_metrics(job) as listener,
             folder.open_run(job, overwrite=overwrite, resume=resume),
         ):
-            run_in_folder(job, folder, inputs, display, RunContext(listener, None, StateWriter(folder), resume=resume))
+            note = note_without_valid(job, inputs)
+            context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
+            run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
         _logger.warning(f"stopped {stopped}")
         return False

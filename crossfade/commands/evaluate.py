@@ -18,6 +18,7 @@ _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
     ("crossfade evaluate runs/lastfm --split valid --k 5 100", "Evaluate another split at other depths."),
     ("crossfade evaluate runs/lastfm --exclude train", "Keep items of the valid split in the rankings."),
+    ("crossfade evaluate runs/plays --task repeat", "Rank all items, also those that a customer has heard already."),
     ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
     ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
@@ -34,6 +35,8 @@ _PRECISIONS = {
 }
 
 _NOTES = """\
+Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
+
 --segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and
 heavy are thirds of the others; with N, segments start at each N. Diversity is the mean of 1 - cosine between two items
 of a ranking, novelty the mean of -log2(share of queries that have an item in train), and gini the inequality of how
@@ -50,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands,
         "evaluate",
         "evaluate the embeddings of a run",
-        "Rank every item for every query with held-out items, and print the metrics of the rankings.",
+        "Rank every item for every query with held-out items, and print the metrics beside those of two baselines.",
         examples=_EXAMPLES,
         notes=_NOTES,
     )
@@ -63,10 +66,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--k", type=int, nargs="+", metavar="K", help="cut rankings at these depths (default: those of the job)"
     )
     rankings.add_argument(
+        "--task",
+        choices=["new", "repeat"],
+        help="count held-out items that are new to a query, and rank no others that it has in an excluded split; or "
+        "rank and count all (default: that of the job)",
+    )
+    rankings.add_argument(
         "--exclude",
         nargs="*",
         choices=["train", "valid", "test"],
-        help="leave items of these splits out of the rankings (default: those of the job)",
+        help="leave items of these splits out of the rankings with task new (default: those of the job)",
     )
     _add_comparisons(parser)
     labels = parser.add_argument_group("label precision")
@@ -114,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             that are compared have different datasets.
     """
     from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.evaluation.baselines import load_baselines
     from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
     from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
     from crossfade.trainer.evaluation.from_files import evaluate_embeddings, evaluate_labels
@@ -135,15 +145,17 @@ def run(arguments: argparse.Namespace) -> int:
     if other is not None:
         observers.append(queries := QueryMetrics(job.evaluate.k))
     results: dict[str, Any] = {
-        arguments.split: evaluate_embeddings(job, folder.embeddings, arguments.split, observers=observers)
+        "task": job.evaluate.task,
+        arguments.split: evaluate_embeddings(job, folder.embeddings, arguments.split, observers=observers),
     }
+    results["baselines"] = load_baselines(job, [arguments.split])
     if source:
         results["labels"] = {source.entity: precision}
     if arguments.segments is not None:
         results["segments"] = segments.metrics()
     if other is not None:
         results["comparison"] = _compare(queries, other, arguments)
-    _print_results(results, arguments)
+    _print_results(results, arguments, job.evaluate.best_metric)
     return 0
 
 
@@ -176,7 +188,7 @@ def _compare(queries: QueryMetrics, other: RunEmbeddings, arguments: argparse.Na
     return {"other": str(arguments.compare), "queries": len(queries.queries()), "metrics": metrics}
 
 
-def _print_results(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _print_results(results: dict[str, Any], arguments: argparse.Namespace, best_metric: str) -> None:
     import json
 
     from crossfade.display import print_metrics
@@ -185,7 +197,7 @@ def _print_results(results: dict[str, Any], arguments: argparse.Namespace) -> No
     if arguments.json:
         print(json.dumps(results))
         return
-    print_metrics({arguments.split: results[arguments.split]})
+    print_metrics({arguments.split: results[arguments.split]}, results["task"], best_metric, results["baselines"])
     if "segments" in results:
         print()
         print_segments(results["segments"])
@@ -197,14 +209,26 @@ def _print_results(results: dict[str, Any], arguments: argparse.Namespace) -> No
 
 
 def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
-    """Load the job of the run, with the options of the command line in place of its ``evaluate`` section."""
+    """Load the job of the run, with the options of the command line in place of its ``evaluate`` section.
+
+    Raises:
+        InputError: an option is invalid, or conflicts with the task.
+    """
+    from crossfade.kvstore.errors import InputError
     from crossfade.trainer.config.loading import check_job
 
     values = folder.job().model_dump(mode="json")
     if arguments.k is not None:
         values["evaluate"].update(k=arguments.k, best_metric=f"ndcg@{arguments.k[0]}")
+    if arguments.task is not None:
+        values["evaluate"]["task"] = arguments.task
     if arguments.exclude is not None:
         values["evaluate"]["exclude_splits"] = arguments.exclude
+    if arguments.exclude and values["evaluate"]["task"] == "repeat":
+        raise InputError(
+            f"--exclude {' '.join(arguments.exclude)}: the task repeat excludes nothing; add --task new, or leave out "
+            "--exclude"
+        )
     return check_job(values, "the command line")
 
 

@@ -104,6 +104,11 @@ def _screen(run: Summary) -> Iterator[str]:
     if run.eval_metric is not None:
         best = f"best {text.decimals(run.best_value)} in epoch {run.best_epoch}"
         yield _line("metric", f"{run.best_metric} on valid {text.decimals(run.eval_metric)}, {best}")
+    if baselines := run.baselines.get("valid"):
+        values = (
+            f"{name.replace('_', ' ')} {text.decimals(found.get(run.best_metric))}" for name, found in baselines.items()
+        )
+        yield _line("baselines", f"{run.best_metric} on valid by {', by '.join(values)}")
     yield _line(
         "throughput",
         f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps per second",

@@ -143,6 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
         RunContext,
         await_final_scrape,
         check_runnable,
+        note_without_valid,
         run_in_folder,
         serve_dashboard,
         serve_own_metrics,
@@ -166,7 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 _describe_moved(folder, moved)
-            context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume)
+            note = note_without_valid(job, inputs)
+            context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume, note=note)
             with serve_dashboard(folder, arguments.dashboard):
                 report = run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)

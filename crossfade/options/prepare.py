@@ -180,7 +180,12 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
         "(an integer or an ISO date). Every query entity keeps one interaction in train.",
     )
     group.add_argument("--hold-out", metavar="HOW", help="hold out test, then again valid (after:TIME: test only)")
-    group.add_argument("--hold-out-valid", metavar="HOW", help="hold out valid")
+    group.add_argument(
+        "--hold-out-valid",
+        metavar="HOW",
+        help="hold out valid; none: leave train as it is (default, if test is held out: random:0.05, at most about "
+        "100,000 pairs)",
+    )
     group.add_argument("--hold-out-test", metavar="HOW", help="hold out test")
 
 

@@ -144,7 +144,7 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
         _max_interactions(inputs.counts[query.name], queries, splits["train"].rows)
         if name == "train"
         else splits[name].rows
-        for name in set(job.evaluate.exclude_splits) - {"valid"}
+        for name in set(job.evaluate.excluded_from("valid"))
         if name in splits
     )
     local_queries = -(-queries // job.cluster.workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -202,24 +202,42 @@ def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None,
 
 def results(shown: Sequence[RunView]) -> Component:
     """Build the tables of the last evaluation on each split."""
-    columns = [(each.summary.name, split, values) for each in shown for split, values in each.summary.metrics.items()]
+    columns = [
+        (f"{each.summary.name}, {split}" if len(shown) > 1 else split, values)
+        for each in shown
+        for split, values in each.summary.metrics.items()
+    ]
     if not columns:
         return html.P("Not evaluated yet.", className="hint")
-    metrics = list(dict.fromkeys(metric for _, _, values in columns for metric in values))
+    metrics = list(dict.fromkeys(metric for _, values in columns for metric in values))
     ranking = [metric for metric in metrics if metric.startswith(("recall", "ndcg"))]
-    titles = ["Metric", *(f"{run}, {split}" if len(shown) > 1 else split for run, split, _ in columns)]
+    # Runs of the same dataset have the same baselines, which are shown once.
+    for column in (column for each in shown for column in _baselines(each.summary)):
+        if column not in columns:
+            columns.append(column)
+    titles = ["Metric", *(title for title, _ in columns)]
 
     def rows(metrics: Sequence[str]) -> list[list[str]]:
-        return [[metric, *(_metric_text(metric, values.get(metric)) for _, _, values in columns)] for metric in metrics]
+        return [[metric, *(_metric_text(metric, values.get(metric)) for _, values in columns)] for metric in metrics]
 
+    notes = dict.fromkeys(note for each in shown for note in each.summary.baseline_notes)
+    tasks = sorted({each.summary.task for each in shown} - {""})
+    of_task = f", task {' and '.join(tasks)}" if tasks else ""
     return [
-        table("Recall and NDCG of the embeddings", titles, rows(ranking)),
+        table(f"Recall and NDCG of the embeddings{of_task}", titles, rows(ranking)),
+        *(html.P(note, className="hint") for note in notes),
         html.Details([html.Summary("All metrics"), table("All metrics", titles, rows(metrics))]),
     ]
 
 
+def _baselines(run: Summary) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield a title and the metrics of each ranking without training."""
+    for split, found in run.baselines.items():
+        yield from ((f"{split}, by {name.replace('_', ' ')}", values) for name, values in found.items())
+
+
 def _metric_text(metric: str, value: float | None) -> str:
-    return count(value) if metric == "queries" else decimals(value)
+    return decimals(value) if "@" in metric else count(value)
 
 
 def job(shown: Sequence[RunView]) -> Component:

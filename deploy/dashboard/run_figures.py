@@ -48,6 +48,12 @@ class Summary:
     best_epoch: int | None
     metrics: dict[str, dict[str, float]]
     """The metrics of the last evaluation, by split."""
+    baselines: dict[str, dict[str, dict[str, float]]]
+    """Metrics of rankings without training, by split and name."""
+    baseline_notes: list[str]
+    """Why some are missing, in words."""
+    task: str
+    """What these metrics count as held out, ``new`` or ``repeat``; empty if the job does not say."""
     traffic: dict[str, int]
     phase_seconds: dict[str, float]
     checkpoints: dict[str, Any]

@@ -70,11 +70,19 @@ class RunFile(BaseModel):
     started: float | None = None
 
 
+class BaselinesOfReport(BaseModel):
+    """Metrics of rankings without training, by split and name, and notes on them."""
+
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    notes: list[str] = []
+
+
 class ReportFile(BaseModel):
     """The parts of ``report.json`` that are shown."""
 
     model_config = ConfigDict(extra="ignore")
     metrics: dict[str, dict[str, float]] = {}
+    baselines: BaselinesOfReport = BaselinesOfReport()
     seconds_by_phase: dict[str, float] = {}
     examples_per_second: float | None = None
     bytes_pulled: int = 0

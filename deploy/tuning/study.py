@@ -167,7 +167,9 @@ class TuningStudy:
             evaluations = _Evaluations(folder.path / EVENTS_FILE, self._job.evaluate.best_metric)
             pruned = self._follow(process, trial, evaluations)
         if process.returncode == 0:
-            state, value = self._complete, folder.report()["metrics"]["valid"][self._job.evaluate.best_metric]
+            # A valid split without a query selects no epoch, so all trials are equal.
+            valid = folder.report()["metrics"].get("valid", {})
+            state, value = self._complete, valid.get(self._job.evaluate.best_metric, 0.0)
         elif pruned:
             state = self._pruned
         elif self._stop_requested():

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cluster_data import CUSTOMERS, GENRES, TRACKS, train_rows, write_job, write_planted
+from cluster_data import CUSTOMERS, GENRES, HELD_OUT, TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from running_command import crossfade, messages, records, started, succeeded, wait_for_steps
 
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 DIM, EPOCHS, BATCH = 8, 12, 256
 STEPS = EPOCHS * -(-train_rows() // BATCH)
 KINDS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")
-METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | {"queries"}
+COUNTED = {"queries", "pairs", "pairs_dropped"}
+METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | COUNTED
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
     *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"),
@@ -108,7 +109,9 @@ def test_metrics_are_fractions_over_queries_with_held_out_items(report: dict[str
     for metrics in report["metrics"].values():
         assert set(metrics) == METRICS
         assert metrics["queries"] == CUSTOMERS
-        assert all(0 < value <= 1 for name, value in metrics.items() if not name.startswith(("queries", "popularity")))
+        # Planted tracks are distinct, so no pair is in two splits.
+        assert (metrics["pairs"], metrics["pairs_dropped"]) == (CUSTOMERS * HELD_OUT, 0)
+        assert all(0 < value <= 1 for name, value in metrics.items() if "@" in name and "popularity" not in name)
         assert metrics["popularity@10"] > 0
         assert metrics["recall@5"] < metrics["recall@10"]
 
@@ -171,6 +174,16 @@ def test_embeddings_have_every_row_in_order(workspace: Path) -> None:
     assert pq.read_table(folder / "track").column("name")[7].as_py() == "Genre 2 Song 7"
 
 
+def test_missing_valid_split_is_said_before_training(tmp_path: Path) -> None:
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
+    result = succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    note, *_, last = (line for line in result.stderr.splitlines() if line)
+    assert note.startswith(f"{tmp_path}/data: has no valid split, so training takes all its epochs")
+    assert "training:" in last
+    assert "nothing on valid to select an epoch by" in result.stdout
+    assert "baselines" not in read_report(tmp_path / "run")
+
+
 def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
     printed = (workspace / "printed").read_text()
     assert f"{report['examples']:,} examples" in printed
@@ -187,28 +200,32 @@ def evaluate(workspace: Path, *arguments: object) -> dict[str, Any]:
 
 
 def test_evaluate_reproduces_metrics_of_report(workspace: Path, report: dict[str, Any]) -> None:
-    assert evaluate(workspace) == {"test": pytest.approx(report["metrics"]["test"])}
+    test, valid = (pytest.approx(report["metrics"][split]) for split in ("test", "valid"))
+    found = evaluate(workspace)
+    assert found == {"task": "new", "test": test, "baselines": found["baselines"]}
+    assert found["baselines"]["metrics"] == {"test": report["baselines"]["metrics"]["test"]}
     # The embeddings are those of the best epoch, which is not the last.
     assert report["best_epoch"] < EPOCHS
-    assert evaluate(workspace, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
+    assert evaluate(workspace, "--split", "valid")["valid"] == valid
 
 
 def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, report: dict[str, Any]) -> None:
     metrics = evaluate(workspace, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
-    assert set(metrics) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
+    assert set(metrics) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | COUNTED
     # Tracks of train stay in these rankings, and rank above held-out ones.
     assert metrics["recall@5"] < report["metrics"]["valid"]["recall@5"]
     assert metrics["recall@30"] > metrics["recall@5"]
 
 
 def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
-    head, *rows = succeeded(crossfade("evaluate", "run", cwd=workspace)).stdout.splitlines()
+    head, *rows, task = succeeded(crossfade("evaluate", "run", cwd=workspace)).stdout.splitlines()
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
-    assert {(row.split()[0], depth) for row in rows for depth in (5, 10)} == {
-        (kind, k) for kind in KINDS for k in (5, 10)
-    }
-    for kind, *values in map(str.split, rows):
+    assert task == "task new: 600 held-out pairs count; none is in an excluded split too"
+    own = [row.split() for row in rows if not row.startswith("  by ")]
+    assert len(own) + 4 == len(rows)  # two baselines below recall and ndcg
+    assert {(row[0], depth) for row in own for depth in (5, 10)} == {(kind, k) for kind in KINDS for k in (5, 10)}
+    for kind, *values in own:
         assert [float(value) for value in values] == pytest.approx(
             [expected[f"{kind}@5"], expected[f"{kind}@10"]], abs=5e-5
         )

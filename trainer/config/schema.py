@@ -22,6 +22,7 @@ from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfi
 from crossfade.trainer.data.time_range import TimeRange
 
 SplitName = Literal["train", "valid", "test"]
+EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
@@ -113,14 +114,22 @@ class EvaluateConfig(Section):
     k: list[Annotated[int, Field(ge=1, le=1000, strict=True)]] = Field(
         [10, 20, 40], min_length=1, max_length=100, description="cutoffs of recall@k, ndcg@k and so on, at most 1000"
     )
+    task: EvaluationTask = Field(
+        "new",
+        description="new: items that a query has in an excluded split are neither ranked nor counted as held out; "
+        "repeat: nothing is excluded, and everything held out counts",
+    )
     exclude_splits: list[SplitName] = Field(
-        ["train", "valid"],
-        description="splits whose items are removed from a query's ranking, unless they are held out too",
+        ["train", "valid"], description="splits whose items leave a query's ranking with task new"
     )
     best_metric: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
         "ndcg@10",
         description="metric on valid that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
     )
+
+    def excluded_from(self, split: SplitName) -> list[SplitName]:
+        """Return the splits whose items a query's ranking on ``split`` leaves out."""
+        return [name for name in self.exclude_splits if name != split] if self.task == "new" else []
 
     @model_validator(mode="after")
     def _check_best_metric(self) -> EvaluateConfig:

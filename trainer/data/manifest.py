@@ -30,6 +30,8 @@ from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.validation_errors import format_validation_error
 
 FILE_NAME = "manifest.json"
+BASELINES_FILE = "baselines.json"
+"""Metrics of rankings without training, which evaluations keep beside the data (docs/evaluation.md)."""
 JOURNAL = "forget.json"
 """The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"

@@ -179,9 +179,10 @@ class ModelCard:
             yield f"| interactions, {split} | {files.rows:,} |"
 
     def _metrics(self) -> Iterator[str]:
-        excluded = ", ".join(self.job.evaluate.exclude_splits)
-        others = f", without those in its other splits of {excluded}" if excluded else ""
-        yield f"All of {self._item} are ranked for each {self._query}{others}."
+        task = self.job.evaluate.task
+        excluded = ", ".join(self.job.evaluate.exclude_splits) if task == "new" else ""
+        others = f" without those in its other splits of {excluded}, which do not count as held out" if excluded else ""
+        yield f"All of {self._item} are ranked for each {self._query}{others} (`evaluate.task: {task}`)."
         yield ""
         splits = list(self.origin.metrics)
         yield f"| metric | {' | '.join(splits)} |"

@@ -48,7 +48,7 @@ def evaluate_embeddings(
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-        held_out = load_held_out(reader, manifest, split, job.evaluate.exclude_splits, rank, workers)
+        held_out = load_held_out(reader, manifest, split, job.evaluate, rank, workers)
     all_reduce = store.all_reduce if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)

@@ -1,6 +1,6 @@
 """Held-out interactions: the queries that are evaluated, and the items that they are evaluated on.
 
-    held_out = load_held_out(reader, manifest, "test", ["train", "valid"], rank=0, workers=1)
+    held_out = load_held_out(reader, manifest, "test", job.evaluate, rank=0, workers=1)
     held_out.queries_Q, held_out.truth, held_out.excluded
 
 Shapes: Q queries, N items of all lists or pairs, I items, R rows of the query entity.
@@ -8,13 +8,13 @@ Shapes: Q queries, N items of all lists or pairs, I items, R rows of the query e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reader import InteractionReader
 
@@ -56,6 +56,7 @@ class HeldOut:
         truth: the items held out for each query.
         excluded: the items removed from each query's ranking.
         workers: the number of workers that divide the queries among themselves.
+        dropped: the number of held-out pairs that do not count, since they are in an excluded split too.
         item_I: the items that are ranked, int64 and sorted, where the table has vacant rows; None: all.
     """
 
@@ -63,6 +64,7 @@ class HeldOut:
     truth: ItemLists
     excluded: ItemLists
     workers: int = 1
+    dropped: int = 0
     item_I: IntArray | None = None
 
     def chunks(self, queries: int) -> Iterator[HeldOut]:
@@ -70,33 +72,37 @@ class HeldOut:
         for first in range(0, len(self.queries_Q), queries):
             end = min(first + queries, len(self.queries_Q))
             lists = self.truth.slice(first, end), self.excluded.slice(first, end)
-            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, self.item_I)
+            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, item_I=self.item_I)
 
 
 def load_held_out(
     reader: InteractionReader,
     manifest: DatasetManifest,
     split: SplitName,
-    exclude: Iterable[SplitName],
+    spec: EvaluateConfig,
     rank: int,
     workers: int,
 ) -> HeldOut:
     """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
 
-    A held-out pair that is in an excluded split too, such as a track played again, stays in the ranking.
+    A held-out pair that is in an excluded split too, such as a track played again, does not count: ranked, it would
+    compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out.
 
     Raises:
         InputError: a file cannot be read.
     """
     items = manifest.entities[manifest.item].rows
-    held_out_N = _pairs(reader, manifest, [split])
+    held_out_N = distinct_pairs(reader, manifest, [split])
     queries_Q = np.unique(held_out_N // items)[rank::workers]
-    excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
-    excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
+    excluded_N = distinct_pairs(reader, manifest, spec.excluded_from(split), queries_Q)
+    new_N = np.setdiff1d(held_out_N, excluded_N, assume_unique=True)
+    dropped = len(held_out_N) - len(new_N)
+    truth = _lists(new_N, queries_Q, items)
+    has_Q = np.diff(truth.starts_Q1) > 0
+    lists = truth.filter_queries(has_Q), _lists(excluded_N, queries_Q[has_Q], items)
     vacant_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(items), vacant_I) if vacant_I else None
-    lists = _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items)
-    return HeldOut(queries_Q, *lists, workers, item_I)
+    return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I)
 
 
 def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:
@@ -111,13 +117,13 @@ def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R:
     owners_I, queries = np.zeros(items, np.int64), 0
     bounds_N = np.flatnonzero(np.diff(np.cumsum(counts_R) // _MAX_COUNTED)) + 1
     for part_Q in np.split(np.arange(len(counts_R)), bounds_N):
-        pairs_N = _pairs(reader, manifest, ["train"], part_Q)
+        pairs_N = distinct_pairs(reader, manifest, ["train"], part_Q)
         owners_I += np.bincount(pairs_N % items, minlength=items)
         queries += len(np.unique(pairs_N // items))
     return owners_I, queries
 
 
-def _pairs(
+def distinct_pairs(
     reader: InteractionReader, manifest: DatasetManifest, splits: list[SplitName], queries_Q: IntArray | None = None
 ) -> IntArray:
     """Return the distinct pairs of ``splits``, as query·items + item, sorted; only those of ``queries_Q`` if given."""

@@ -25,9 +25,15 @@ reported separately, each averaged over the queries that have such a held-out it
 - recall_among_cold@k, ndcg_among_cold@k: H is the held-out cold items, and only cold items are ranked, as on a page
   of new releases
 
-Items of the excluded splits are removed from a query's ranking where their weight is positive: an item with negative
-feedback stays, and costs a rank if it is ranked high. Queries are processed in chunks, so the memory for rankings is
-bounded, and divided among the workers.
+and counted:
+
+- queries: those with a held-out item that counts
+- pairs, pairs_dropped: held-out pairs of a query and an item that count, and those that do not
+
+With the task ``new``, items that a query has in an excluded split with a positive weight are neither ranked nor counted
+as held out: an item with negative feedback stays, and costs a rank if it is ranked high. With ``repeat``, all items are
+ranked and all held-out ones count. Queries are processed in chunks, so the memory for rankings is bounded, and divided
+among the workers.
 
 Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, B blocks of queries, V
 numbers of D digits.
@@ -57,7 +63,7 @@ from crossfade.trainer.model.spec import ModelSpec
 
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
-_QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
+QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _EXACT_BITS = 52
 """Integers of up to this many bits, and their sums, are exact in float64."""
 
@@ -94,18 +100,15 @@ def evaluate(
         observers: get this worker's rankings.
     """
     depths = sorted(set(spec.k))
-    depth_K = np.array(depths)
-    item_I, items = held_out.item_I, model.item.rows if held_out.item_I is None else len(held_out.item_I)
+    depth_K, item_I = np.array(depths), held_out.item_I
+    items = model.item.rows if item_I is None else len(item_I)
     warm_cold = _WarmColdMetrics(counts_N, depths, item_I)
-    sums_KM = np.zeros((len(depths), len(_QUERY_METRICS)))
+    sums_KM = np.zeros((len(depths), len(QUERY_METRICS)))
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
     for chunk in held_out.chunks(max(QUERY_BLOCK, _MAX_RANKED // depths[-1])):
-        if item_I is None:
-            best_item_QK, _ = rank_items(source, model, chunk.queries_Q, chunk.excluded, depths[-1])
-        else:
-            best_item_QK = rank_among(source, model, chunk.queries_Q, chunk.excluded, depths[-1], item_I)
-        sums_KM += _sums_over_queries(best_item_QK, chunk.truth, depths)
+        best_item_QK = _rank(source, model, chunk, depths[-1])
+        sums_KM += sum_over_queries(best_item_QK, chunk.truth, depths)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
         held_out_popularity += _means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1).sum()
@@ -113,23 +116,32 @@ def evaluate(
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN = np.logical_or.accumulate(seen_KN)
-    sums = np.concatenate([[len(held_out.queries_Q), held_out_popularity], ranked_K, sums_KM.ravel()])
-    queries, held_out_popularity, *values = _sum_over_workers(sums, all_reduce)
+    counted = len(held_out.queries_Q), len(held_out.truth.items_N), held_out.dropped
+    sums = np.concatenate([counted, [held_out_popularity], ranked_K, sums_KM.ravel()])
+    queries, pairs, dropped, held_out_popularity, *values = _sum_over_workers(sums, all_reduce)
     metrics: EvalMetrics = {}
     for place, k in enumerate(depths):
-        of_k = values[len(depths) :][place * len(_QUERY_METRICS) :]
-        means = (float(value / max(queries, 1)) for value in of_k[: len(_QUERY_METRICS)])
-        metrics |= {f"{name}@{k}": mean for name, mean in zip(_QUERY_METRICS, means, strict=True)}
+        of_k = values[len(depths) :][place * len(QUERY_METRICS) :]
+        means = (float(value / max(queries, 1)) for value in of_k[: len(QUERY_METRICS)])
+        metrics |= {f"{name}@{k}": mean for name, mean in zip(QUERY_METRICS, means, strict=True)}
         metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, all_reduce) / items
         metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
-    return {**metrics, **warm_cold.metrics(all_reduce), "queries": int(queries)}
+    metrics |= warm_cold.metrics(all_reduce)
+    return {**metrics, "queries": int(queries), "pairs": int(pairs), "pairs_dropped": int(dropped)}
+
+
+def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:
+    """Rank the items of the catalog for each query of ``chunk``."""
+    if chunk.item_I is None:
+        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth)[0]
+    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I)
 
 
 class _WarmColdMetrics:
     """Accumulates recall and ndcg of warm and of cold held-out items over queries."""
 
     _KINDS = ("warm", "cold", "among_cold")
-    _NAMES = _QUERY_METRICS[:2]
+    _NAMES = QUERY_METRICS[:2]
 
     def __init__(self, counts_N: IntArray, depths: list[int], item_I: IntArray | None) -> None:
         self._warm_N: BoolArray = counts_N > 0
@@ -159,7 +171,7 @@ class _WarmColdMetrics:
 
     def _add(self, kind: int, best_item_QK: IntArray, truth: ItemLists) -> None:
         self._queries[kind] += len(best_item_QK)
-        self._sums_TKM[kind] += _sums_over_queries(best_item_QK, truth, self._depths)[:, : len(self._NAMES)]
+        self._sums_TKM[kind] += sum_over_queries(best_item_QK, truth, self._depths)[:, : len(self._NAMES)]
 
     def metrics(self, all_reduce: AllReduceFunction) -> EvalMetrics:
         """Return the metrics over all workers' queries; none if no held-out item is cold."""
@@ -181,8 +193,8 @@ class _WarmColdMetrics:
         }
 
 
-def _sums_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
-    """Return ``_QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
+def sum_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
+    """Return ``QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
     sums_KM: FloatArray = sum_hit_metrics(best_item_QK, *_kernel_arguments(truth, depths)).sum(axis=0)
     return sums_KM
 

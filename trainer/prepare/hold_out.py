@@ -11,6 +11,9 @@
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.
 ``random`` moves all interactions of a pair or none.
 
+A dataset whose test is held out gets a small valid split too, unless it is given or ``none``: a random
+``DEFAULT_FRACTION`` of the pairs in train, of at most about ``DEFAULT_PAIRS``. Training needs it to choose an epoch.
+
 Interactions of negative weight (negative feedback) count neither among the last N nor as the one that stays. They
 follow the time or the draw of their pair, and evaluation never treats them as relevant.
 """
@@ -18,7 +21,7 @@ follow the time or the draw of their pair, and evaluation never treats them as r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import duckdb
@@ -31,6 +34,9 @@ from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 Kind = Literal["last", "random", "after"]
 
 _FORMS = "expected last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
+DEFAULT_FRACTION = 0.05
+DEFAULT_PAIRS = 100_000
+NONE = "none"
 _PAYLOAD = "query, item, weight, timestamp, seq"
 _POSITIVES = "count(*) FILTER (weight > 0)"
 _REASONS = {
@@ -43,7 +49,10 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A parsed hold-out. Of ``number``, ``fraction`` and ``after``, the one that ``kind`` needs is set."""
+    """A parsed hold-out. Of ``number``, ``fraction`` and ``after``, the one that ``kind`` needs is set.
+
+    One ``by_default`` is bounded, and may take nothing.
+    """
 
     option: str
     text: str
@@ -51,6 +60,7 @@ class HoldOut:
     number: int = 0
     fraction: float = 0.0
     after: TimeOption | None = None
+    by_default: bool = False
 
     @property
     def needs_timestamp(self) -> bool:
@@ -90,25 +100,28 @@ def plan_hold_outs(
 ) -> dict[str, HoldOut]:
     """Plan which hold-out creates which split, in the order to apply them: ``test``, then ``valid`` from the rest.
 
-    ``both`` creates test and then valid, except ``after:``, which creates only test. ``given`` are the splits with
-    files.
+    ``both`` creates test and then valid in the same way, except ``after:``, which creates only test. Where only test is
+    held out, valid follows by default; ``valid`` ``none`` prevents it. ``given`` are the splits with files.
 
     Raises:
         InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a given file.
     """
     plan: dict[str, HoldOut] = {}
     if both is not None:
-        if valid is not None or test is not None:
+        if valid not in (None, NONE) or test is not None:
             raise InputError(
                 f"--hold-out {both}: cannot be combined with --hold-out-valid or --hold-out-test; "
                 "use either --hold-out, or the other two for a different hold-out of each split"
             )
         parsed = parse_hold_out("--hold-out", both)
-        plan = {"test": parsed} if parsed.kind == "after" else {"test": parsed, "valid": parsed}
+        plan = {"test": parsed} if parsed.kind == "after" or valid == NONE else {"test": parsed, "valid": parsed}
     if test is not None:
         plan["test"] = parse_hold_out("--hold-out-test", test)
-    if valid is not None:
+    if valid not in (None, NONE):
         plan["valid"] = parse_hold_out("--hold-out-valid", valid)
+    if valid is None and "test" in plan and not {"valid"} & (given | plan.keys()):
+        text = f"random:{DEFAULT_FRACTION}"
+        plan["valid"] = HoldOut("--hold-out-valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
     for split, hold_out in plan.items():
         if split in given:
             other = "valid" if split == "test" else "test"
@@ -139,6 +152,9 @@ def apply_hold_out(
     """
     if hold_out.after is not None and timestamps == "integer":
         check_seconds(hold_out.after, fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0])
+    if hold_out.by_default:
+        rows = fetch_count(connection, f"SELECT count(*) FILTER (split = 0) FROM {source}")
+        hold_out = replace(hold_out, fraction=min(hold_out.fraction, DEFAULT_PAIRS / max(rows, 1)))
     code = SPLITS.index(split)
     execute(
         connection,
@@ -147,7 +163,8 @@ def apply_hold_out(
         f"selected AND spared AS kept FROM ({_candidates_sql(hold_out, split, seed, source)}) "
         f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0",
     )
-    if not fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code]):
+    taken = fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code])
+    if not taken and not hold_out.by_default:
         first, last = fetch_one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
         span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
         raise InputError(

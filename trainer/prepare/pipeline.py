@@ -198,7 +198,7 @@ class _Preparation:
         kept = 0
         for split, hold_out in plan.items():
             target = f"held_out_{split}"
-            kept += apply_hold_out(
+            kept_for_it = apply_hold_out(
                 self._connection,
                 hold_out,
                 split,
@@ -207,9 +207,11 @@ class _Preparation:
                 source=table,
                 target=target,
             )
+            kept += 0 if hold_out.by_default else kept_for_it
             execute(self._connection, f"DROP TABLE {table}")
             table = target
             self._progress.advance(1)
+        self._facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
         execute(self._connection, f"CREATE VIEW interactions AS SELECT * FROM {table}")
         self._facts["kept_for_train"] = kept
 

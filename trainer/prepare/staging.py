@@ -24,6 +24,7 @@ from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavaila
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.trainer.data.manifest import (
+    BASELINES_FILE,
     FEATURES,
     FILE_NAME,
     JOURNAL,
@@ -35,7 +36,7 @@ from crossfade.trainer.data.manifest import (
 )
 
 _WORK_SUFFIX = ".work"
-_OUR_ENTRIES = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet"
 )

@@ -186,6 +186,11 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):
             lines.append(f"dropped: {facts[f'{name}_rare']:,} rare ids of {name} (--min-count)")
+    if facts.get("valid_by_default") and "valid" in manifest.splits:
+        lines.append(
+            f"held out by default: {manifest.splits['valid'].rows:,} interactions of train as valid, to choose the "
+            "epoch by (--hold-out-valid none: keep them in train)"
+        )
     if facts.get("kept_for_train"):
         lines.append(
             f"not held out: {facts['kept_for_train']:,} interactions, since each {manifest.query} keeps one in train"

@@ -45,6 +45,7 @@ def make_report(
     """
     return {
         "name": job.name,
+        "task": job.evaluate.task,
         "metrics": dict(metrics),
         "best_epoch": state.best_epoch,
         "stopped_early": state.stopped_early,

@@ -204,8 +204,9 @@ class _Parts:
     def embeddings(self) -> BestEmbeddings:
         job, store, held_out = self._job, self._store, None
         if self._inputs.has_rows("valid"):
-            exclude = job.evaluate.exclude_splits
-            held_out = load_held_out(self._reader, self._inputs.manifest, "valid", exclude, store.rank, store.workers)
+            held_out = load_held_out(
+                self._reader, self._inputs.manifest, "valid", job.evaluate, store.rank, store.workers
+            )
         return BestEmbeddings(
             job,
             self._folder,

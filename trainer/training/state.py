@@ -104,7 +104,12 @@ class TrainState:
         self.loss_sum += loss * batch.global_size
 
     def record_evaluation(self, metrics: EvalMetrics, best_metric: str) -> bool:
-        """Record the metrics of an evaluation; return whether they are the best so far by ``best_metric``."""
+        """Record the metrics of an evaluation; return whether they are the best so far by ``best_metric``.
+
+        Without a query, all metrics are 0 and none are the best.
+        """
+        if not metrics["queries"]:
+            return False
         is_best = self.best is None or metrics[best_metric] > self.best[best_metric]
         if is_best:
             self.best, self.best_epoch, self.evals_since_best = metrics, self.epochs, 0

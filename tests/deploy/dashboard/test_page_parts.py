@@ -99,6 +99,29 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
             page.describe_chart(graph, shown)
 
 
+def test_results_have_the_task_and_each_baseline_once(tmp_path: Path) -> None:
+    job = "name: plays\nevaluate: {best_metric: ndcg@10, task: repeat}\n"
+    baselines = {"metrics": {"test": {"item_cosine": {"ndcg@10": 0.15}}}, "notes": ["a limit"]}
+    runs = [
+        show(
+            write_run(
+                tmp_path / name,
+                job=job,
+                state=state("done", at=1),
+                report={"metrics": {"test": {"ndcg@10": value, "queries": 5}}, "baselines": baselines},
+            )
+        )
+        for name, value in (("one", 0.2), ("other", 0.1))
+    ]
+    region, note, _ = page.results(runs)
+    assert _rows(region) == [["ndcg@10", "0.2000", "0.1000", "0.1500"]]
+    caption, head, _ = region.children.children
+    assert caption.children == "Recall and NDCG of the embeddings, task repeat"
+    titles = [cell.children for cell in head.children.children]
+    assert titles == ["Metric", "one, test", "other, test", "test, by item cosine"]
+    assert note.children == "a limit"
+
+
 def test_differences_between_jobs_are_listed_by_key(tmp_path: Path) -> None:
     job = "name: plays\ntrain: {{epochs: {}, seed: 1}}\noptimizer: {}\n"
     one = show(write_run(tmp_path / "one", job=job.format(4, "{kind: adam}")))

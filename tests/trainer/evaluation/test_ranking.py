@@ -15,7 +15,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
-from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.evaluation import ranking, top_k
@@ -91,7 +91,7 @@ def plain_metrics(
     own_popularity = 0.0
     for query, held_out in truth.items():
         own_popularity += statistics.fmean(COUNTS_N[list(held_out)])
-        ranking = plain_ranking(source, score, query, excluded.get(query, set()) - held_out)
+        ranking = plain_ranking(source, score, query, excluded.get(query, set()))
         for k in depths:
             ranks = [rank for rank, item in enumerate(ranking[:k], start=1) if item in held_out]
             ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(held_out)) + 1))
@@ -105,7 +105,8 @@ def plain_metrics(
     means = {name: total / len(truth) for name, total in totals.items()}
     for k in depths:
         means |= {f"coverage@{k}": len(shown[k]) / ITEMS, f"popularity@{k}": popularity[k] / own_popularity}
-    return {**{name: means[name] for k in depths for name in means if name.endswith(f"@{k}")}, "queries": len(truth)}
+    ranked = {name: means[name] for k in depths for name in means if name.endswith(f"@{k}")}
+    return {**ranked, "queries": len(truth), "pairs": sum(map(len, truth.values())), "pairs_dropped": 0}
 
 
 Pairs = list[tuple[int, int, float]]
@@ -145,9 +146,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def held_out(data: Path, split: str, exclude: list[str], rank: int = 0, workers: int = 1) -> HeldOut:
+def new_to(held_out: Mapping[int, set[int]], excluded: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Return the held-out items that are not excluded, of the queries that have some."""
+    new = {query: items - excluded.get(query, set()) for query, items in held_out.items()}
+    return {query: items for query, items in new.items() if items}
+
+
+def held_out(
+    data: Path,
+    split: SplitName,
+    exclude: list[SplitName],
+    rank: int = 0,
+    workers: int = 1,
+    task: EvaluationTask = "new",
+) -> HeldOut:
     manifest = read_manifest(Folder(data))
-    return load_held_out(InteractionReader(Folder(data), manifest), manifest, split, exclude, rank, workers)
+    spec = EvaluateConfig(task=task, exclude_splits=exclude)
+    return load_held_out(InteractionReader(Folder(data), manifest), manifest, split, spec, rank, workers)
 
 
 def lists_of(items: list[list[int]]) -> ItemLists:
@@ -207,15 +222,20 @@ def test_metrics_match_formulas(
     data: Path,
     source: Vectors,
     score: ScoreKind,
-    split: str,
-    exclude: list[str],
-    excluded_splits: list[str],
+    split: SplitName,
+    exclude: list[SplitName],
+    excluded_splits: list[SplitName],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small_blocks(monkeypatch)
     spec = EvaluateConfig(k=[10, 1, 45, 3, 10], best_metric="ndcg@10")
     metrics = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
-    expected = plain_metrics(source, score, by_query(split), by_query(*excluded_splits), DEPTHS)
+    excluded = by_query(*excluded_splits)
+    truth = new_to(by_query(split), excluded)
+    expected = plain_metrics(source, score, truth, excluded, DEPTHS)
+    expected["pairs_dropped"] = sum(map(len, by_query(split).values())) - expected["pairs"]
+    # Some pairs and, where all splits are excluded, some queries are dropped, or this would test nothing.
+    assert (expected["pairs_dropped"] > 0) is bool(excluded)
     assert list(metrics) == list(expected)
     assert metrics == pytest.approx(expected, rel=1e-9)
 
@@ -230,7 +250,7 @@ def test_metrics_do_not_depend_on_number_of_workers(
     source, spec = SOURCES["no ties"], EvaluateConfig(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))
-    assert queries.tolist() == sorted(by_query("test"))
+    assert queries.tolist() == sorted(new_to(by_query("test"), by_query("train")))
     # What a worker sums does not depend on the results, so workers can run one after the other.
     requests: list[list[FloatArray]] = [[] for _ in parts]
     for part, own in zip(parts, requests, strict=True):
@@ -255,17 +275,24 @@ def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
     held_out_data = held_out(data, "test", ["train"])
     queries = held_out_data.queries_Q.tolist()
     assert 28 not in queries
-    truth, trained = by_query("test"), by_query("train")
+    truth, trained = new_to(by_query("test"), by_query("train")), by_query("train")
+    assert queries == sorted(truth)
     for index, query in enumerate(queries):
-        replayed = truth[query] & trained.get(query, set())
         for expected, lists in (
             (truth[query], held_out_data.truth),
-            (trained.get(query, set()) - replayed, held_out_data.excluded),
+            (trained.get(query, set()), held_out_data.excluded),
         ):
             items = lists.items_N[lists.starts_Q1[index] : lists.starts_Q1[index + 1]].tolist()
             assert items == sorted(expected)
-    # Pairs of train that are held out too stay in the ranking: there are some, or this would test nothing.
-    assert any(truth[query] & trained.get(query, set()) for query in queries)
+
+
+@pytest.mark.parametrize("exclude", [["train", "valid"], []])
+def test_task_repeat_excludes_nothing_and_counts_everything(data: Path, exclude: list[SplitName]) -> None:
+    source = SOURCES["no ties"]
+    spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@10")
+    found = held_out(data, "test", exclude, task="repeat")
+    metrics = evaluate(source, source.model("dot"), found, spec, COUNTS_N, np.asarray)
+    assert metrics == pytest.approx(plain_metrics(source, "dot", by_query("test"), {}, DEPTHS), rel=1e-9)
 
 
 def test_metrics_match_a_case_worked_by_hand() -> None:
@@ -284,7 +311,8 @@ def test_metrics_match_a_case_worked_by_hand() -> None:
     # Average precision: 1 + 2/3 of 3. Three of five items are ranked, with a mean count of 3; those held out have 4.
     at_1 = {"recall@1": 1 / 3, "ndcg@1": 1.0, "map@1": 1.0, "mrr@1": 1.0, "hit_rate@1": 1.0}
     at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
-    together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4, "queries": 1}
+    together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4}
+    together |= {"queries": 1, "pairs": 3, "pairs_dropped": 0}
     assert metrics == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
 
 
@@ -321,10 +349,11 @@ def test_warm_and_cold_items_are_evaluated_separately(
     )
     warm = {item for item in range(ITEMS) if COLD_COUNTS_N[item] > 0}
     cold = set(range(ITEMS)) - warm
-    truth, excluded = by_query("test"), by_query("train", "valid")
+    excluded = by_query("train", "valid")
+    truth = new_to(by_query("test"), excluded)
     for kind, kind_items, excluded_splits in (("warm", warm, set()), ("cold", cold, set()), ("among_cold", cold, warm)):
         of_kind = {query: items & kind_items for query, items in truth.items() if items & kind_items}
-        leaving = {query: (excluded.get(query, set()) - truth[query]) | excluded_splits for query in of_kind}
+        leaving = {query: excluded.get(query, set()) | excluded_splits for query in of_kind}
         expected = plain_metrics(source, score, of_kind, leaving, DEPTHS)
         for name in ("recall", "ndcg"):
             for k in DEPTHS:
@@ -343,7 +372,7 @@ def test_metrics_without_queries_are_zero() -> None:
     none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
     metrics = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
     assert set(metrics.values()) == {0.0}
-    assert len(metrics) == 8
+    assert len(metrics) == 10
 
 
 def test_zero_vector_ranks_without_a_warning() -> None:
@@ -355,4 +384,4 @@ def test_zero_vector_ranks_without_a_warning() -> None:
 def test_unreadable_split_is_rejected(data: Path, tmp_path: Path) -> None:
     manifest: DatasetManifest = read_manifest(Folder(data))
     with pytest.raises(InputError, match="no such file"):
-        load_held_out(InteractionReader(Folder(tmp_path), manifest), manifest, "test", ["train"], 0, 1)
+        load_held_out(InteractionReader(Folder(tmp_path), manifest), manifest, "test", EvaluateConfig(), 0, 1)

@@ -153,14 +153,14 @@ def test_last_n_counts_positives_and_takes_later_negatives(tmp_path: Path) -> No
         (3, 10, -1.0, 1), (3, 11, -1.0, 2),
     ]  # fmt: skip
     train = write_events(rows, tmp_path / "e.parquet")
-    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="last-1")
+    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="last-1", hold_out_valid="none")
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 13, 1.0, 4), (1, 14, -1.0, 5)]
 
 
 def test_after_keeps_earliest_positive_in_train_and_takes_all_later_events(tmp_path: Path) -> None:
     rows: list[Event] = [(1, 10, -1.0, 1), (1, 11, 1.0, 6), (1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
     train = write_events(rows, tmp_path / "e.parquet")
-    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out="after:5")
+    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out="after:5", hold_out_valid="none")
     assert sorted(interactions(tmp_path / "out", "train")) == [(1, 10, -1.0, 1), (1, 11, 1.0, 6)]
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
 
@@ -168,7 +168,8 @@ def test_after_keeps_earliest_positive_in_train_and_takes_all_later_events(tmp_p
 def test_random_leaves_every_customer_a_positive_pair(tmp_path: Path) -> None:
     rows = skewed_events(4000)
     train = write_events(rows, tmp_path / "e.parquet")
-    manifest = prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="random:0.5")
+    options = {"weight": "w", "timestamp": "at", "hold_out_test": "random:0.5", "hold_out_valid": "none"}
+    manifest = prepare_files(tmp_path / "out", train, **options)
     kept = interactions(tmp_path / "out", "train")
     assert Counter(kept) + Counter(interactions(tmp_path / "out", "test")) == Counter(rows)
     assert {row[0] for row in kept if row[2] > 0} == {row[0] for row in rows if row[2] > 0}

@@ -9,7 +9,8 @@ from preparing import Row, interactions, prepare_files, random_events, write_par
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
-from crossfade.trainer.prepare.hold_out import parse_hold_out
+from crossfade.trainer.prepare import hold_out
+from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION, parse_hold_out
 from crossfade.trainer.prepare.summary import format_summary
 
 
@@ -74,7 +75,7 @@ def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
     tmp_path: Path, how: str, times: list[int]
 ) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 1, 1, 2, 2], item=[1, 2, 3, 4, 5], at=times)
-    manifest = prepare_files(tmp_path / "out", train, hold_out=how, timestamp="at")
+    manifest = prepare_files(tmp_path / "out", train, hold_out=how, hold_out_valid="none", timestamp="at")
     assert set(manifest.splits) == {"train", "test"}
     assert {row[1] for row in interactions(tmp_path / "out", "test")} == {3, 5}
     assert "1 interactions, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
@@ -86,6 +87,68 @@ def test_given_split_combines_with_hold_out_of_the_other(tmp_path: Path) -> None
     manifest = prepare_files(tmp_path / "out", train, test=[test], hold_out_valid="random:0.1")
     assert manifest.splits["test"].rows == 50
     assert manifest.splits["train"].rows + manifest.splits["valid"].rows == 2000
+
+
+@pytest.mark.parametrize("options", [{"hold_out": "after:40"}, {"hold_out_test": "last-1"}])
+def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path, options: dict[str, str]) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
+    manifests = {
+        name: prepare_files(tmp_path / name, train, timestamp="when", **options, **more)
+        for name, more in (("default", {}), ("again", {}), ("none", {"hold_out_valid": "none"}))
+    }
+    assert set(manifests["none"].splits) == {"train", "test"}
+    valid, whole = manifests["default"].splits["valid"].rows, manifests["none"].splits["train"].rows
+    assert valid / whole == pytest.approx(DEFAULT_FRACTION, abs=0.02)
+    found = {
+        name: {split: Counter(interactions(tmp_path / name, split)) for split in manifests[name].splits}
+        for name in manifests
+    }
+    assert found["default"] == found["again"]
+    assert found["default"]["test"] == found["none"]["test"]
+    assert found["default"]["train"] + found["default"]["valid"] == found["none"]["train"]
+    assert not {row[:2] for row in found["default"]["valid"]} & {row[:2] for row in found["default"]["train"]}
+    summary = format_summary(manifests["default"], Folder(tmp_path / "default"))
+    assert f"held out by default: {valid:,} interactions of train as valid" in summary
+    assert "by default" not in format_summary(manifests["none"], Folder(tmp_path / "none"))
+
+
+def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hold_out, "DEFAULT_PAIRS", 30)
+    train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
+    manifest = prepare_files(tmp_path / "out", train, hold_out_test="random:0.1")
+    assert 10 < manifest.splits["valid"].rows < 60
+
+
+def test_dataset_too_small_for_a_valid_by_default_has_none(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 1], item=[1, 2], at=[1, 2])
+    manifest = prepare_files(tmp_path / "out", train, hold_out_test="last-1", timestamp="at")
+    assert set(manifest.splits) == {"train", "test"}
+    assert "by default" not in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "splits"),
+    [
+        ({}, {"train"}),
+        ({"hold_out": "random:0.1", "hold_out_valid": "none"}, {"train", "test"}),
+        ({"hold_out_test": "random:0.1", "hold_out_valid": "random:0.2"}, {"train", "valid", "test"}),
+    ],
+)
+def test_valid_is_held_out_only_beside_a_held_out_test(
+    tmp_path: Path, options: dict[str, str], splits: set[str]
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
+    manifest = prepare_files(tmp_path / "out", train, **options)
+    assert set(manifest.splits) == splits
+    assert manifest.source["valid_by_default"] is False
+    if "valid" in splits:
+        assert manifest.splits["valid"].rows > 0.15 * 2000
+
+
+def test_splits_of_ones_own_stay_as_they_are(tmp_path: Path) -> None:
+    files = {name: write_parquet(tmp_path / f"{name}.parquet", **random_events(300, seed=8)) for name in ("a", "b")}
+    manifest = prepare_files(tmp_path / "out", files["a"], test=[files["b"]])
+    assert (set(manifest.splits), manifest.splits["train"].rows) == ({"train", "test"}, 300)
 
 
 @pytest.mark.parametrize("text", ["last-0", "last", "random:1", "random:x", "random:nan", "after:soon", "first-1", ""])

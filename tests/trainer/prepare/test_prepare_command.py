@@ -29,7 +29,8 @@ def test_command_prints_summary_and_next_command(
     write_text(tmp_path / "a b.csv", "uid,song,did,at\n1,5,play,1\n1,6,like,2\n1,7,skip,3\n2,5,play,4\n2,6,play,5\n")
     write_text(tmp_path / "songs.csv", 'song,title\n5,"Five, live"\n')
     words = "--query=customer=uid --item=track=song --event did --event-weights play=1,like=3,skip=0 --timestamp at"
-    words += " --hold-out-test last-1 --names track=songs.csv:song:title --threads 1 --memory 0.5 --out data/x"
+    words += " --hold-out-test last-1 --hold-out-valid none --names track=songs.csv:song:title --threads 1"
+    words += " --memory 0.5 --out data/x"
     arguments = parse(["prepare", "--events", "a b.csv", *words.split()])
     assert arguments.run(arguments) == 0
     assert sorted(interactions(Path("data/x"), "train")) == [(1, 5, 1.0, 1), (2, 5, 1.0, 4)]

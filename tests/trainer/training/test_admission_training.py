@@ -53,7 +53,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_day(workspace, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
     prepare(workspace, 0)
     prepare(workspace, 1, "--base", "data0")
-    output = prepare(workspace, 2, "--base", "data1", "--hold-out-test", "random:0.3")
+    output = prepare(workspace, 2, "--base", "data1", "--hold-out-test", "random:0.3", "--hold-out-valid", "none")
     assert "1 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
     assert "3 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
     assert "2 rows are vacant: their ids were forgotten or have expired" in output

@@ -113,8 +113,8 @@ def popularity(workspace: Path) -> dict[str, float]:
     data, job = Folder(workspace / "data"), load_job(workspace / "job.yaml", ["model.score=dot"])
     manifest = read_manifest(data)
     model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
-    held_out = load_held_out(InteractionReader(data, manifest), manifest, "test", ["train"], 0, 1)
-    spec = EvaluateConfig(k=[5, 10], best_metric="ndcg@10")
+    spec = EvaluateConfig(k=[5, 10], best_metric="ndcg@10", exclude_splits=["train"])
+    held_out = load_held_out(InteractionReader(data, manifest), manifest, "test", spec, 0, 1)
     assert model.score == Score.of("dot", job.model.temperature)
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 

@@ -40,6 +40,8 @@ class Fakes:
 
     metrics: list[float] = field(default_factory=list)
     """Values that evaluations return, in order; once they are used up, there is no valid split."""
+    queries: int = 3
+    """Number of queries that evaluations count."""
     stop_at: int | None = None
     calls: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -105,7 +107,7 @@ class Fakes:
         if not self.metrics:
             return None
         self.calls.append("evaluate")
-        return {"ndcg@10": self.metrics.pop(0)}
+        return {"ndcg@10": self.metrics.pop(0), "queries": self.queries}
 
     def save(self, epoch: int) -> None:
         self.calls.append(f"save {epoch}")
@@ -140,7 +142,7 @@ def test_step_pulls_then_computes_then_pushes_and_an_epoch_ends_with_its_evaluat
     assert fakes.calls == [*step * 3, "evaluate", "save 1", *step * 3, "evaluate", "save 2"]
     assert finished
     assert (state.epoch, state.epoch_step, state.step, state.stopped_early) == (2, 0, 6, False)
-    assert (state.best, state.best_epoch) == ({"ndcg@10": 0.2}, 2)
+    assert (state.best, state.best_epoch) == ({"ndcg@10": 0.2, "queries": 3}, 2)
     assert fakes.interrupted  # the thread that makes batches does not outlive the loop
 
 
@@ -153,7 +155,14 @@ def test_events_describe_steps_and_epochs_in_order() -> None:
     assert (step.epoch, step.step, step.steps, step.examples, step.local_examples) == (1, 1, 3, BATCH, BATCH)
     assert (step.loss, step.rows) == (0.5, {"customer": BATCH, "track": BATCH})
     assert [event.name for event in fakes.events if isinstance(event, PhaseEvent)] == ["evaluate", "embeddings"]
-    assert fakes.events[-1] == EpochEvent(epoch=1, step=3, loss=0.5, valid={"ndcg@10": 0.1})
+    assert fakes.events[-1] == EpochEvent(epoch=1, step=3, loss=0.5, valid={"ndcg@10": 0.1, "queries": 3})
+
+
+def test_evaluation_without_a_query_selects_no_epoch() -> None:
+    fakes = Fakes(metrics=[0.0, 0.0, 0.0], queries=0)
+    state, finished = run(fakes, epochs=3, patience=1)
+    assert (finished, state.stopped_early, state.best) == (True, False, None)
+    assert [call for call in fakes.calls if call.startswith("save")] == ["save 3"]
 
 
 def test_traffic_counts_the_active_rows_of_each_table() -> None:

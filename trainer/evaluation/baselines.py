@@ -1,0 +1,180 @@
+"""Baselines: the metrics of rankings without training, to compare those of a run with.
+
+    found = load_baselines(job, ["valid", "test"])
+    found["metrics"]["test"]["item_cosine"]["ndcg@10"], found["notes"]
+
+- popularity: items by their number of interactions in train
+- item_cosine: items by the sum, over the items that the query has in train, of the cosine of the two items' sets of
+  queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
+  TOIS 2004)
+
+Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits. They take
+the positive interactions of train and no hyperparameters, so a run that does not exceed them has learned little.
+
+A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
+says why. Of a split with more than ``MAX_PAIRS`` pairs to hold out and exclude, every n-th query is ranked. Results are
+kept beside the data, in ``baselines.json``, unless it is on S3 or may not be written.
+
+Shapes: Q queries, K ranks or depths, M metrics, I items, R rows of the query entity, N pairs of a query and an item.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.schema import EvaluateConfig, JobConfig, SplitName
+from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
+from crossfade.trainer.evaluation.held_out import HeldOut, distinct_pairs, load_held_out
+from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
+from crossfade.trainer.runs.inputs import open_inputs
+
+NEIGHBORS = 100
+MAX_INTERACTIONS = 1 << 23
+"""Interactions in train for ``item_cosine``; each takes at most about 100 bytes of memory."""
+MAX_ITEMS = 1 << 18
+"""Items for ``item_cosine``; each takes 800 bytes of memory."""
+MAX_PRODUCTS = 1 << 30
+"""Pairs of items that a query has, counted over all queries, for ``item_cosine``: seconds of work."""
+MAX_PAIRS = 1 << 25
+_MAX_RANKED = 1 << 23
+"""Ranks of all queries of a chunk together."""
+_VERSION = 1
+
+Ranking = Callable[[HeldOut, int], IntArray]
+"""Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
+
+
+def load_baselines(job: JobConfig, splits: Sequence[SplitName]) -> dict[str, Any]:
+    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words; computed once per dataset.
+
+    Raises:
+        InputError: the dataset cannot be read.
+    """
+    data, manifest, _ = open_inputs(job)
+    kept = _Kept(data)
+    found = {split: kept.results.get(_key(split, job.evaluate)) for split in splits}
+    missing = [split for split, result in found.items() if result is None]
+    if missing:
+        with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
+            baselines = _Baselines(reader, data, manifest, job.evaluate)
+            for split in missing:
+                found[split] = kept.results[_key(split, job.evaluate)] = baselines.evaluate(split)
+        kept.write()
+    results = {split: result for split, result in found.items() if result is not None}
+    return {
+        "metrics": {split: result["metrics"] for split, result in results.items()},
+        "notes": list(dict.fromkeys(note for result in results.values() for note in result["notes"])),
+    }
+
+
+def _key(split: SplitName, spec: EvaluateConfig) -> str:
+    """Return what results depend on besides the dataset."""
+    return f"{split}, without {', '.join(sorted(spec.excluded_from(split))) or 'nothing'}, k {sorted(set(spec.k))}"
+
+
+class _Kept:
+    """The results that are kept beside a dataset, by key; those of another version of it are left out."""
+
+    def __init__(self, data: Folder) -> None:
+        self._data = data
+        self._stamp = {"version": _VERSION, "fingerprint": data_fingerprint(data)}
+        self.results: dict[str, dict[str, Any]] = {}
+        # A file that cannot be read or written costs time and nothing else.
+        with suppress(OSError, ValueError):
+            found = None if data.on_s3 else json.loads(data.read(BASELINES_FILE))
+            if isinstance(found, dict) and found.items() >= self._stamp.items():
+                self.results = found["results"]
+
+    def write(self) -> None:
+        with suppress(OSError):
+            if not self._data.on_s3:
+                text = json.dumps({**self._stamp, "results": self.results}, indent=1) + "\n"
+                self._data.write(BASELINES_FILE, text.encode())
+
+
+class _Baselines:
+    """Computes the baselines of a dataset."""
+
+    def __init__(
+        self, reader: InteractionReader, data: Folder, manifest: DatasetManifest, spec: EvaluateConfig
+    ) -> None:
+        self._reader, self._data, self._manifest, self._spec = reader, data, manifest, spec
+
+    def evaluate(self, split: SplitName) -> dict[str, Any]:
+        """Return the metrics on ``split`` by name of the baseline, and notes."""
+        splits = self._manifest.splits
+        pairs = splits[split].rows + sum(
+            splits[name].rows for name in self._spec.excluded_from(split) if name in splits
+        )
+        every = max(1, -(-pairs // MAX_PAIRS))
+        held_out = load_held_out(self._reader, self._manifest, split, self._spec, rank=0, workers=every)
+        notes = [f"baselines rank for one query in {every}"] if every > 1 else []
+        metrics = {"popularity": self._metrics(held_out, self._popularity)}
+        if excess := self._excess():
+            notes.append(f"item_cosine is not computed: {excess}")
+        else:
+            metrics["item_cosine"] = self._metrics(held_out, self._item_cosine)
+        return {"metrics": metrics, "notes": notes}
+
+    def _metrics(self, held_out: HeldOut, rank: Ranking) -> EvalMetrics:
+        depths = sorted(set(self._spec.k))
+        sums_KM: FloatArray = np.zeros((len(depths), len(QUERY_METRICS)))
+        for chunk in held_out.chunks(max(1, _MAX_RANKED // depths[-1])):
+            sums_KM += sum_over_queries(rank(chunk, depths[-1]), chunk.truth, depths)
+        means_KM = sums_KM / max(len(held_out.queries_Q), 1)
+        return {
+            f"{name}@{depth}": float(mean)
+            for depth, mean_M in zip(depths, means_KM, strict=True)
+            for name, mean in zip(QUERY_METRICS, mean_M, strict=True)
+        }
+
+    def _excess(self) -> str:
+        """Return which limit of ``item_cosine`` the dataset exceeds; empty if none."""
+        counts_R = self._counts(self._manifest.query)
+        found = (
+            ("interactions in train", self._manifest.splits["train"].rows, MAX_INTERACTIONS),
+            (f"rows of {self._manifest.item}", self._manifest.entities[self._manifest.item].rows, MAX_ITEMS),
+            (f"pairs of items of a {self._manifest.query}", int(np.square(counts_R).sum()), MAX_PRODUCTS),
+        )
+        return "; ".join(f"{number:,} {what}, of {limit:,} at most" for what, number, limit in found if number > limit)
+
+    def _counts(self, entity: str) -> IntArray:
+        return Vocabulary(self._data, self._manifest, entity).counts()
+
+    @cached_property
+    def _order_I(self) -> IntArray:
+        """The items, the most frequent first."""
+        order_I = np.argsort(-self._counts(self._manifest.item), kind="stable")
+        return order_I[~np.isin(order_I, self._manifest.entities[self._manifest.item].vacant_rows)]
+
+    def _popularity(self, chunk: HeldOut, depth: int) -> IntArray:
+        best_item_QK: IntArray = rank_in_order(self._order_I, chunk.excluded.starts_Q1, chunk.excluded.items_N, depth)
+        return best_item_QK
+
+    @cached_property
+    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+        """The items of each query, as starts and items, and the neighbors of each item, with their cosines."""
+        items, rows = (self._manifest.entities[name].rows for name in (self._manifest.item, self._manifest.query))
+        query_N, item_N = np.divmod(distinct_pairs(self._reader, self._manifest, ["train"]), items)
+        starts_R1, starts_I1 = (
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row_N, minlength=size))])
+            for row_N, size in ((query_N, rows), (item_N, items))
+        )
+        by_item_N = query_N[np.argsort(item_N, kind="stable")]
+        return starts_R1, item_N, *nearest_items(starts_R1, item_N, starts_I1, by_item_N, NEIGHBORS)
+
+    def _item_cosine(self, chunk: HeldOut, depth: int) -> IntArray:
+        excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
+        best_item_QK: IntArray = rank_by_neighbors(chunk.queries_Q, *self._neighbors, *excluded, depth)
+        return best_item_QK
