@@ -45,6 +45,25 @@ def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
         yield listener
 
 
+def check_port(option: str, port: int) -> None:
+    """Check that the port of ``option`` is free on loopback, before a run begins that would go on without its page.
+
+    Raises:
+        InputError: it is not.
+    """
+    from crossfade.kvstore.errors import InputError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"{option} {port}: cannot listen on 127.0.0.1:{port}: {error.strerror}; name another port, or none to "
+                "use a free one"
+            ) from error
+
+
 def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManager[None]:
     """Serve the dashboard of the run on ``port`` while the context lasts; None: do not serve it."""
     if port is None:
@@ -88,6 +107,7 @@ def run_in_folder(
         with display, context.state:
             try:
                 report = _train(job, folder, display, context)
+                display.finish(report)
             except BaseException as error:
                 stopped = isinstance(error, StopSignal | SpotInterruption)
                 context.state.end("stopped" if stopped else "failed", str(error))
@@ -185,9 +205,11 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
 
 def _print_addresses(listener: MetricsEndpoint, folder: RunFolder) -> None:
     """Print where the run can be monitored."""
+    from crossfade.next_command import command_line
+
     if listener.address is not None:
         _print(f"metrics: http://{listener.address}/metrics")
-    _print(f"page: crossfade dashboard {folder.path}")
+    _print(f"page: {command_line('dashboard', folder.path)}")
 
 
 def _print(line: str) -> None:

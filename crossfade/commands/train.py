@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade import logs
-from crossfade.options.command import add_command
+from crossfade.options.command import CommandParser, add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
     from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.display import Progress
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.runs.folder import RunFolder
 
@@ -117,9 +118,9 @@ def _add_display_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("display")
     group.add_argument(
         "--progress",
-        choices=("bar", "lines"),
-        default="bar",
-        help="show progress as a bar, or as a line every ten seconds and at each epoch (default: bar)",
+        choices=("bar", "lines", "metrics"),
+        help="show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that "
+        "selects the embeddings or with all metrics (default: a bar on a terminal, else lines)",
     )
     group.add_argument(
         "--dashboard",
@@ -150,9 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
             _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
             return int(ended != "done")
         arguments.resume = True
-    inputs = _check(job, folder, resume=arguments.resume)
-    as_lines = arguments.progress == "lines" or arguments.log_format is not None
-    display = TrainDisplay(job.evaluate.best_metric, lines=as_lines)
+    inputs = _check(job, folder, arguments.dashboard, resume=arguments.resume)
+    display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
@@ -165,6 +165,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _progress(arguments: argparse.Namespace) -> Progress | None:
+    """Return how to show progress: a bar would not be in the format of a log."""
+    chosen: Progress | None = arguments.progress
+    return "lines" if arguments.log_format is not None and chosen != "metrics" else chosen
+
+
 def _configure_logs(arguments: argparse.Namespace) -> None:
     if arguments.log_format is not None:
         logs.configure("train", arguments.log_format, arguments.log_level)
@@ -172,11 +178,12 @@ def _configure_logs(arguments: argparse.Namespace) -> None:
         logs.configure_console(arguments.log_level)
 
 
-def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
+def _check(job: JobConfig, folder: RunFolder, dashboard: int | None, *, resume: bool) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``."""
     from crossfade.deploy.capacity.fit import check_fits_this_machine
     from crossfade.deploy.capacity.inputs import read_inputs
     from crossfade.display import progress_bars
+    from crossfade.run_job import check_port
     from crossfade.trainer.runs.ownership import check_claimable
 
     with progress_bars() as bars:
@@ -184,6 +191,8 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)
+    if dashboard is not None:
+        check_port("--dashboard", dashboard)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.warm_start import open_warm_start
 
@@ -244,7 +253,7 @@ def _run_in_container(arguments: argparse.Namespace) -> int:
         found = "one and --sagemaker" if arguments.job is not None else f"none, nor {paths.config}, as SageMaker makes"
         raise InputError(f"expected a job file, as in 'crossfade train jobs/lastfm.yaml', but found {found}")
     # Hosts of the training job run one of these two commands.
-    parser = argparse.ArgumentParser(prog="crossfade")
+    parser: argparse.ArgumentParser = CommandParser(prog="crossfade")
     commands = parser.add_subparsers(required=True)
     add_parser(commands)
     agent.add_parser(commands)

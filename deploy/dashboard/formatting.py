@@ -60,3 +60,12 @@ def times(value: float | None) -> str:
     if value is None:
         return _MISSING
     return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"  # noqa: RUF001 - the sign
+
+
+def lost(steps: int, seconds: float | None, *, from_step: int) -> str:
+    """Describe what a restart from ``from_step`` takes again: ``333 steps since the last checkpoint, 5.6 s``."""
+    if steps == 0:
+        return "no step"
+    since = "the last checkpoint" if from_step else "the beginning"
+    took = "" if seconds is None else f", {duration(seconds)}"
+    return f"{steps:,} {'step' if steps == 1 else 'steps'} since {since}{took}"
