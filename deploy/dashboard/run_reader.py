@@ -70,6 +70,7 @@ class ReportFile(BaseModel):
     metrics: dict[str, dict[str, float]] = {}
     seconds_by_phase: dict[str, float] = {}
     examples_per_second: float | None = None
+    stopped_early: bool = False
     bytes_pulled: int = 0
     bytes_pushed: int = 0
     dense_equivalent_bytes_pushed: int = 0
