@@ -19,14 +19,8 @@ IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.loc
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
 
-train: data/lastfm/manifest.json | setup ## train on Last.fm, print similar artists and recommendations, draw a map
-	.venv/bin/crossfade train jobs/lastfm.yaml --run-dir runs/lastfm --overwrite
-	@if grep -q user_artists.dat data/lastfm/manifest.json; \
-	then .venv/bin/crossfade similar runs/lastfm "Radiohead" "Metallica" "Britney Spears" "Miles Davis" "Daft Punk" \
-	&& .venv/bin/crossfade recommend runs/lastfm --customer 2; \
-	else .venv/bin/crossfade similar runs/lastfm "artist 1 (genre 1)" "artist 8 (genre 8)" "artist 34 (genre 14)" \
-	&& .venv/bin/crossfade recommend runs/lastfm --customer 1000001; fi
-	.venv/bin/crossfade map runs/lastfm
+train: setup ## train on Last.fm, print similar artists and recommendations, draw a map
+	.venv/bin/crossfade demo
 
 data/lastfm/manifest.json: | setup
 	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm

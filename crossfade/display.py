@@ -72,13 +72,17 @@ def _lost(event: RestartEvent) -> str:
 class TrainDisplay:
     """Shows the events of a run on stderr: progress as a bar or as lines for a log, and a line for other events."""
 
-    def __init__(self, best_metric: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, best_metric: str, progress: Progress | None = None, *, bar_type: Callable[..., Any] = tqdm
+    ) -> None:
         """Show ``progress``, by default a bar on a terminal and lines elsewhere.
 
-        ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``.
+        ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``. ``bar_type``
+        creates the bar, as ``tqdm`` does.
         """
         self._best_metric = best_metric
         self._progress = progress or ("bar" if sys.stderr.isatty() else "lines")
+        self._bar_type = bar_type
         self._line_due = 0.0
         self._steps = 0
         self._bar: tqdm[Any] | None = None
@@ -133,7 +137,7 @@ class TrainDisplay:
                 _logger.info(f"{self._position(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
-            self._bar = tqdm(
+            self._bar = self._bar_type(
                 total=event.steps,
                 initial=event.step - 1,
                 desc="training",
@@ -263,13 +267,14 @@ class PhaseLines:
 class ProgressBars:
     """Shows a progress bar on stderr for each phase of a command; implements ``ProgressReporter``."""
 
-    def __init__(self) -> None:
+    def __init__(self, bar_type: Callable[..., Any] = tqdm) -> None:
+        self._bar_type = bar_type
         self._bar: tqdm[Any] | None = None
 
     def phase(self, name: str, total: int | None, unit: str) -> None:
         """Close the bar of the previous phase and open one of ``total`` units."""
         self.close()
-        self._bar = tqdm(
+        self._bar = self._bar_type(
             total=total,
             desc=name,
             unit=f" {unit}" if unit == "row" else unit,
@@ -290,9 +295,12 @@ class ProgressBars:
 
 
 @contextmanager
-def progress_bars() -> Iterator[ProgressBars | PhaseLines]:
-    """Yield what shows phases: bars on a terminal, lines elsewhere; close the last one when the block ends."""
-    bars = ProgressBars() if sys.stderr.isatty() else PhaseLines()
+def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[ProgressBars | PhaseLines]:
+    """Yield what shows phases, and close the last one when the block ends.
+
+    That is bars, which ``bar_type`` creates; None: bars on a terminal, and lines elsewhere.
+    """
+    bars = ProgressBars(bar_type or tqdm) if bar_type is not None or sys.stderr.isatty() else PhaseLines()
     try:
         yield bars
     finally:

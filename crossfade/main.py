@@ -23,6 +23,8 @@ from crossfade.options.command import CommandParser
 from crossfade.signals import SpotInterruption, StopSignal, stopper
 
 _logger = logging.getLogger(__name__)
+_SIGPIPE = 13
+"""The signal, which Windows lacks."""
 _EPILOG = """\
 From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
@@ -54,6 +56,7 @@ _MODULES = {
     "tag": ("tag",),
     "sequence": ("sequence",),
     "serve": ("serve",),
+    "demo": ("demo",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),
@@ -123,7 +126,7 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
         case BrokenPipeError():
             # The reader of stdout, such as head, has exited; the command may not have finished its work.
             sys.stderr.close()
-            return 128 + signal.SIGPIPE
+            return 128 + _SIGPIPE
         case OSError():
             # An error of the machine, not of the program: a full disk, a deleted folder.
             _logger.error(str(error))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
     from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.data.reporter import ProgressReporter
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event
     from crossfade.trainer.runs.folder import RunFolder
@@ -33,24 +34,59 @@ class RunContext:
     resume: bool
 
 
-@contextmanager
-def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
-    """Serve the metrics of this process while the context lasts."""
-    from crossfade.deploy.cluster.process_metrics import process_metrics
-    from crossfade.trainer.monitoring.http import serve_metrics
+def check_runnable(
+    job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool, dashboard: int | None = None
+) -> PlanInputs:
+    """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``.
 
-    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
-    metrics = process_metrics(job.name, role, stall)
-    with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
-        yield listener
-
-
-def check_port(option: str, port: int) -> None:
-    """Check that the port of ``option`` is free on loopback, before a run begins that would go on without its page.
+    ``dashboard`` is the port of the run's page, if it is to be served.
 
     Raises:
-        InputError: it is not.
+        InputError: the dataset, the options, or the machine do not fit the job.
     """
+    from crossfade.deploy.capacity.fit import check_fits_this_machine
+    from crossfade.deploy.capacity.inputs import read_inputs
+    from crossfade.trainer.runs.ownership import check_claimable
+
+    inputs = read_inputs(job, progress)
+    if warning := check_fits_this_machine(inputs):
+        _logger.warning(warning)
+    _check_runtime(job)
+    if dashboard is not None:
+        _check_port("--dashboard", dashboard)
+    if job.checkpoint.warm_start_from is not None:
+        from crossfade.trainer.training.warm_start import open_warm_start
+
+        open_warm_start(job, inputs.model, inputs.manifest)
+    if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
+        # A new run owns none of the checkpoints that may be there; only a resumed run does.
+        run_id = folder.run_id() if resume and folder.has_run_id() else None
+        check_claimable(job.checkpoint.path, run_id, job.name, take_over=resume)
+    if resume and not folder.has_run_id():
+        _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
+    return inputs
+
+
+def _check_runtime(job: JobConfig) -> None:
+    """Reject a job whose packages are missing or whose hosts and ports do not fit this machine."""
+    if job.cluster.servers or job.train.engine == "mxnet":
+        from crossfade.kvstore.mxnet.imports import require_mxnet
+
+        require_mxnet()
+    if job.all_reduces_dense:
+        from crossfade.trainer.model.allreduce import require_horovod
+
+        require_horovod()
+    if job.cluster.servers:
+        from crossfade.deploy.cluster.supervision import check_hosts
+        from crossfade.deploy.topology import scheduler_address
+
+        check_hosts(job.cluster)
+        scheduler_address(job.cluster)
+
+
+def _check_port(option: str, port: int) -> None:
+    """Reject a port in use on loopback: the run would go on without its page."""
     from crossfade.kvstore.errors import InputError
 
     with socket.socket() as probe:
@@ -62,6 +98,18 @@ def check_port(option: str, port: int) -> None:
                 f"{option} {port}: cannot listen on 127.0.0.1:{port}: {error.strerror}; name another port, or none to "
                 "use a free one"
             ) from error
+
+
+@contextmanager
+def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
+    """Serve the metrics of this process while the context lasts."""
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.trainer.monitoring.http import serve_metrics
+
+    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
+    metrics = process_metrics(job.name, role, stall)
+    with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
+        yield listener
 
 
 def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManager[None]:

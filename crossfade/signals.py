@@ -9,9 +9,13 @@ stopper.check("after a checkpoint")
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_Handler = signal.Handlers | Callable[[int, FrameType | None], Any]
 
 
 class StopSignal(BaseException):
@@ -37,9 +41,11 @@ class SignalHandler:
         """The first signal that arrived."""
         self._deferring = False
         self._grace_seconds: float | None = None
+        self._on_second: _Handler = signal.SIG_DFL
 
-    def listen(self) -> None:
-        """Handle SIGINT and SIGTERM from now on; a second one ends the process at once."""
+    def listen(self, on_second: _Handler = signal.SIG_DFL) -> None:
+        """Handle SIGINT and SIGTERM from now on; ``on_second`` handles a second SIGINT (default: end the process)."""
+        self._on_second = on_second
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
@@ -47,19 +53,21 @@ class SignalHandler:
     def deferred(self, grace_seconds: float | None = None) -> Iterator[None]:
         """Only record the first signal in ``number`` while the context lasts; call ``check`` after it.
 
-        ``StopSignal`` is raised nevertheless if the context outlasts the signal by ``grace_seconds``.
+        ``StopSignal`` is raised nevertheless if the context outlasts the signal by ``grace_seconds``; Windows has no
+        timer for that.
         """
         self._deferring, self._grace_seconds = True, grace_seconds
         try:
             yield
         finally:
             self._deferring = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if sys.platform != "win32":
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def forget(self) -> None:
         """Treat the recorded signal as handled, and handle the next one."""
         self.number = None
-        self.listen()
+        self.listen(self._on_second)
 
     def check(self, message: str = "") -> None:
         """Raise ``StopSignal`` if a signal arrived and is not deferred."""
@@ -67,10 +75,10 @@ class SignalHandler:
             raise StopSignal(message)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, self._on_second)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.number = number
-        if self._deferring and self._grace_seconds is not None:
+        if sys.platform != "win32" and self._deferring and self._grace_seconds is not None:
             signal.signal(signal.SIGALRM, self._end_grace)
             signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
         self.check()

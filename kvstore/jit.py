@@ -11,7 +11,6 @@ Of the processes that need a kernel which is not in the cache, such as the roles
 from __future__ import annotations
 
 import ast
-import fcntl
 import hashlib
 import logging
 import os
@@ -26,6 +25,7 @@ from types import FunctionType
 from typing import Any
 
 from crossfade.kvstore.hidden_modules import hidden
+from crossfade.kvstore.io.file_lock import try_lock
 
 with hidden("scipy"):
     import numba
@@ -88,7 +88,7 @@ def _wait_for(lock: int, name: str) -> None:
     waiting = False
     while time.monotonic() < deadline:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(lock)
         except BlockingIOError:
             if not waiting:
                 _logger.debug("waiting for another process that compiles %s", name)
@@ -118,7 +118,7 @@ Untyped on purpose: numba's annotations give a decorated function the parameters
 typing context, so mypy would reject every call.
 """
 
-_COMPILER = re.compile(r"^(from|import) (numba|llvmlite|kvstore\.jit)\b", re.MULTILINE)
+_COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)\b", re.MULTILINE)
 """What a file that defines kernels, or parts of them, imports."""
 
 

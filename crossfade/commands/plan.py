@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -136,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.deploy.aws.instance_types import find_instance
     from crossfade.deploy.capacity.fit import check_fit
     from crossfade.deploy.capacity.inputs import read_inputs
-    from crossfade.deploy.capacity.machine import Machine, this_machine
+    from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
     from crossfade.deploy.capacity.plan import plan_capacity
     from crossfade.display import progress_bars
 
@@ -149,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
     fit = check_fit(inputs, plan, machine)
     network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
-    cores = arguments.cores or (instance.vcpus if instance else len(os.sched_getaffinity(0)))
+    cores = arguments.cores or (instance.vcpus if instance else usable_cores())
     time = _step_time(inputs, plan, network, cores)
     if arguments.json:
         print(json.dumps(_to_json(inputs, plan, fit, network, time), indent=1))

@@ -13,7 +13,6 @@ from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
-    from crossfade.deploy.capacity.inputs import PlanInputs
     from crossfade.display import Progress
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.runs.folder import RunFolder
@@ -138,8 +137,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
     from crossfade.deploy.cluster.state_writer import StateWriter
-    from crossfade.display import TrainDisplay
-    from crossfade.run_job import RunContext, await_final_scrape, run_in_folder, serve_dashboard, serve_own_metrics
+    from crossfade.display import TrainDisplay, progress_bars
+    from crossfade.run_job import (
+        RunContext,
+        await_final_scrape,
+        check_runnable,
+        run_in_folder,
+        serve_dashboard,
+        serve_own_metrics,
+    )
     from crossfade.spot import spot_monitor
     from crossfade.trainer.runs.folder import RunFolder, default_run_dir
 
@@ -151,7 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
             _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
             return int(ended != "done")
         arguments.resume = True
-    inputs = _check(job, folder, arguments.dashboard, resume=arguments.resume)
+    with progress_bars() as bars:
+        inputs = check_runnable(job, folder, bars, resume=arguments.resume, dashboard=arguments.dashboard)
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
@@ -176,52 +183,6 @@ def _configure_logs(arguments: argparse.Namespace) -> None:
         logs.configure("train", arguments.log_format, arguments.log_level)
     else:
         logs.configure_console(arguments.log_level)
-
-
-def _check(job: JobConfig, folder: RunFolder, dashboard: int | None, *, resume: bool) -> PlanInputs:
-    """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``."""
-    from crossfade.deploy.capacity.fit import check_fits_this_machine
-    from crossfade.deploy.capacity.inputs import read_inputs
-    from crossfade.display import progress_bars
-    from crossfade.run_job import check_port
-    from crossfade.trainer.runs.ownership import check_claimable
-
-    with progress_bars() as bars:
-        inputs = read_inputs(job, bars)
-    if warning := check_fits_this_machine(inputs):
-        _logger.warning(warning)
-    _check_runtime(job)
-    if dashboard is not None:
-        check_port("--dashboard", dashboard)
-    if job.checkpoint.warm_start_from is not None:
-        from crossfade.trainer.training.warm_start import open_warm_start
-
-        open_warm_start(job, inputs.model, inputs.manifest)
-    if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
-        # A new run owns none of the checkpoints that may be there; only a resumed run does.
-        run_id = folder.run_id() if resume and folder.has_run_id() else None
-        check_claimable(job.checkpoint.path, run_id, job.name, take_over=resume)
-    if resume and not folder.has_run_id():
-        _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
-    return inputs
-
-
-def _check_runtime(job: JobConfig) -> None:
-    """Reject a job whose packages are missing or whose hosts and ports do not fit this machine."""
-    if job.cluster.servers or job.train.engine == "mxnet":
-        from crossfade.kvstore.mxnet.imports import require_mxnet
-
-        require_mxnet()
-    if job.all_reduces_dense:
-        from crossfade.trainer.model.allreduce import require_horovod
-
-        require_horovod()
-    if job.cluster.servers:
-        from crossfade.deploy.cluster.supervision import check_hosts
-        from crossfade.deploy.topology import scheduler_address
-
-        check_hosts(job.cluster)
-        scheduler_address(job.cluster)
 
 
 def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,11 @@ def available_bytes() -> int:
         return available
     used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - _reclaimable_bytes()
     return min(available, max(0, limit - used))
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def limit_bytes() -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossfade.deploy.capacity.machine import usable_cores
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -111,7 +112,7 @@ def serve(
 def _process_options(processes: int) -> dict[str, Any]:
     """Return uvicorn's options for ``processes`` processes, and divide the cores among them."""
     for variable in _THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        os.environ.setdefault(variable, str(max(1, usable_cores() // processes)))
     return {
         "factory": True,
         "workers": processes,

@@ -14,7 +14,6 @@ or killed resumes, in the middle of a trial too.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from crossfade.deploy.tuning.search_space import SearchParameter, format_override
 from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
+from crossfade.kvstore.io.file_lock import try_lock
 from crossfade.kvstore.processes import die_with_parent
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
@@ -239,7 +239,8 @@ def _training(job: Path, folder: Path, overrides: Sequence[str], output: Any) ->
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
+        # It takes no locks. Only Linux can end a child with its parent.
+        preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
     )
     try:
         yield process
@@ -259,7 +260,7 @@ def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / LOCK_FILE).open("wb")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(lock)
     except BlockingIOError:
         raise InputError(
             f"{folder}: another process runs this study; wait for it, or name another folder with --out"

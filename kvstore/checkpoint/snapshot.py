@@ -347,10 +347,11 @@ def _start_writer(folder: str, part: int, parts: int) -> tuple[subprocess.Popen[
     """Start the process; also return the write end of the pipe to its standard input."""
     read_end, write_end = os.pipe()
     try:
-        with suppress(AttributeError, OSError):
+        if sys.platform == "linux":
             import fcntl
 
-            fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            with suppress(OSError):
+                fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         process = subprocess.Popen(  # noqa: S603 - our own command
             [
                 *(sys.executable, *SAFE_PATH, "-m", "crossfade.kvstore.checkpoint.writer"),

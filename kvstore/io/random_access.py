@@ -9,6 +9,8 @@ import errno
 import io
 import os
 import stat
+import sys
+import threading
 from abc import abstractmethod
 from typing import Any
 
@@ -67,11 +69,23 @@ class RandomFile(io.RawIOBase):
         return len(data)
 
 
+if sys.platform == "win32":
+    _position_lock = threading.Lock()
+
+    def _pread(descriptor: int, length: int, offset: int) -> bytes:
+        with _position_lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, length)
+
+else:
+    _pread = os.pread
+
+
 class LocalRandomFile(RandomFile):
     """A file on a file system. Replacing the file does not affect one that is open."""
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         status = os.fstat(self._descriptor)
         if stat.S_ISDIR(status.st_mode):
             os.close(self._descriptor)
@@ -83,7 +97,7 @@ class LocalRandomFile(RandomFile):
         pieces: list[bytes] = []
         end = offset + length
         while offset < end:
-            piece = os.pread(self._descriptor, end - offset, offset)
+            piece = _pread(self._descriptor, end - offset, offset)
             if not piece:
                 raise OSError(f"is truncated at byte {offset}; it had {self._size} bytes when it was opened")
             pieces.append(piece)

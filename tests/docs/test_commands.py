@@ -23,13 +23,15 @@ from crossfade.trainer.config.loading import load_job
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
-_CODE_BLOCK = re.compile(r"^ *```(?:sh|bash)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _CALL = re.compile(r"(?:\$ |timeout .* )?(?:\.venv/bin/)?crossfade ")
 
 
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the arguments of each line of a page's code blocks that calls ``crossfade``."""
-    for block in _CODE_BLOCK.findall(text):
+    for language, block in _CODE_BLOCK.findall(text):
+        if language not in ("", "sh", "bash"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             call = _CALL.match(line)
             if call:
@@ -73,7 +75,8 @@ def test_job_files_are_valid(job: Path) -> None:
 
 
 def test_unknown_options_and_keys_are_found() -> None:
-    text = "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
+    text = "```python\ncrossfade.fit()\n```\n\n"
+    text += "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
     assert list(commands(text)) == [
         ["train", "jobs/a.yaml", "--set", "data.pith=x"],
         ["plan", "--no", "x"],

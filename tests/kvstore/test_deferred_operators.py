@@ -22,7 +22,7 @@ with mx.autograd.record():
     y = mx.nd.dot(x, x).sum() + mx.nd.broadcast_add(x, x).sum()
 y.backward()
 print(y.asscalar(), x.grad.asnumpy().tolist(), mx.nd.dot.__name__, mx.np.exp(mx.np.zeros(1)).tolist())
-print(any(type(finder).__module__.startswith("kvstore") for finder in sys.meta_path))
+print(any(type(finder).__module__.startswith("crossfade") for finder in sys.meta_path))
 """
     assert run(code).split("\n")[:2] == ["74.0 [[9.0, 13.0], [11.0, 15.0]] dot [1.0]", "False"]
 

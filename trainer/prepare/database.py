@@ -7,7 +7,6 @@ with working_database(folder, memory_bytes=4 << 30, threads=None) as connection:
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import duckdb
+import psutil
 
 from crossfade.kvstore.errors import CrossfadeError
 
@@ -60,8 +60,7 @@ def fetch_count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Seq
 
 def default_memory_bytes() -> int:
     """Return half of the machine's memory, but at most 4 GiB."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_DEFAULT_MEMORY_BYTES, machine // 2)
+    return min(_DEFAULT_MEMORY_BYTES, psutil.virtual_memory().total // 2)
 
 
 @contextmanager
@@ -84,7 +83,9 @@ def working_database(
             execute(connection, "SET python_enable_replacements = false")
             execute(connection, "SET TimeZone = 'UTC'")
             execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # the database is not opened again
-            execute(connection, "SET enable_progress_bar = false")
+            # In a notebook without ipywidgets, the bar is off, and DuckDB rejects even to turn it off.
+            if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
+                execute(connection, "SET enable_progress_bar = false")
             execute(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
             execute(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
             if threads is not None:

@@ -70,8 +70,8 @@ def locate_lastfm(
     log = log or _log
     cache = out_dir / ".cache" / FOLDER
     data = os.environ.get("CROSSFADE_DATA")
-    repository = Path(__file__).resolve().parents[2]
-    folders = [repository.parent / "shared" / "data" / FOLDER, cache]
+    checkout = Path(__file__).resolve().parents[2]
+    folders = [checkout.parent / "shared" / "data" / FOLDER, cache]
     for folder in [Path(data) / FOLDER, *folders] if data else folders:
         if all((folder / name).is_file() for name in FILES):
             return folder
@@ -138,11 +138,16 @@ def _write_common_tags(tagged: Path, target: Path) -> None:
 def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
     """Return whether ``prepare_lastfm`` has prepared the dataset of ``manifest`` with ``seed``, also if synthetic."""
     source = manifest.source
-    if source == synthetic_source(FALLBACK_SPEC, seed):
-        return True
+    if is_synthetic(manifest):
+        return source == synthetic_source(FALLBACK_SPEC, seed)
     train = source.get("train")
     is_lastfm = isinstance(train, list) and [Path(file).name for file in train] == [FILES[0]]
     return is_lastfm and (source.get("hold_out"), source.get("seed")) == (_HOLD_OUT, seed)
+
+
+def is_synthetic(manifest: DatasetManifest) -> bool:
+    """Return whether ``manifest`` is of synthetic listening."""
+    return "train" not in manifest.source
 
 
 def _log(line: str) -> None:

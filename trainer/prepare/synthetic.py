@@ -35,7 +35,14 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.summary import Facts
-from crossfade.trainer.prepare.synthetic_draws import CHUNK_ROWS, Generator, Integers, SyntheticSpec, genre_of
+from crossfade.trainer.prepare.synthetic_draws import (
+    CHUNK_ROWS,
+    Generator,
+    Integers,
+    SyntheticSpec,
+    genre_name,
+    genre_of,
+)
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_NAMED_ITEMS = 100_000
@@ -130,8 +137,8 @@ def _write_vocabulary(
             row_N = np.arange(start, min(start + CHUNK_ROWS, rows), dtype=np.int64)
             columns = [pa.array(row_N), pa.array(row_N + FIRST_ID), pa.array(count_R[row_N])]
             if genres is not None:
-                names = zip((row_N + 1).tolist(), (genre_of(row_N, genres) + 1).tolist(), strict=True)
-                columns.append(pa.array([f"{entity} {number} (genre {genre})" for number, genre in names]))
+                names = zip((row_N + 1).tolist(), genre_of(row_N, genres).tolist(), strict=True)
+                columns.append(pa.array([f"{entity} {number} ({genre_name(genre)})" for number, genre in names]))
             writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
             progress.advance(len(row_N))
         files = writer.close()
@@ -145,7 +152,7 @@ def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers) -> Ent
         row_N = np.arange(start, min(start + CHUNK_ROWS, spec.items), dtype=np.int64)
         np.add.at(count_G, genre_of(row_N, spec.genres), count_R[row_N])
     number_G = np.arange(spec.genres, dtype=np.int64) + 1
-    names = pa.array([f"{GENRE} {number}" for number in number_G.tolist()])
+    names = pa.array([genre_name(genre) for genre in range(spec.genres)])
     schema = vocabulary_schema("int64", has_names=True)
     columns = [pa.array(number_G - 1), pa.array(number_G), pa.array(count_G), names]
     with PartWriter(staged, f"{VOCABULARY}/{GENRE}", schema, row_group_rows(spec.genres)) as writer:

@@ -38,6 +38,10 @@ START_SECONDS = 1_577_836_800  # 2020-01-01
 SPAN_SECONDS = 366 * 86_400
 CHUNK_ROWS = 131_072
 
+_GENRE_NAMES = (
+    *("rock", "pop", "jazz", "metal", "hip hop", "electronic", "folk", "classical", "country", "blues"),
+    *("reggae", "soul", "punk", "techno", "ambient", "indie", "latin", "funk", "gospel", "disco"),
+)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -75,6 +79,11 @@ class SyntheticSpec:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a fraction from 0 to below 1")
         if self.valid + self.test >= 1:
             raise InputError(f"--valid {self.valid} --test {self.test}: leaves nothing for train; lower one")
+
+
+def genre_name(genre: int) -> str:
+    """Return a name that people can judge neighbors by."""
+    return _GENRE_NAMES[genre] if genre < len(_GENRE_NAMES) else f"genre {genre + 1}"
 
 
 def genre_of(rows_N: Integers, genres: int) -> Integers:

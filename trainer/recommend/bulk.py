@@ -78,7 +78,7 @@ def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recom
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return write_tables(out, [_Columns(model).table(ids, recommended)])
+        return write_tables(out, [RecommendationColumns(model).table(ids, recommended)])
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
 
@@ -103,7 +103,7 @@ def _write_parts(
     paths: list[Path],
     reporter: ProgressReporter,
 ) -> None:
-    columns = _Columns(model)
+    columns = RecommendationColumns(model)
     query = model.spec.query.name
     starts_P1 = histories.starts_P1
     reporter.phase("recommend", len(queries_Q), query)
@@ -117,7 +117,7 @@ def _write_parts(
         reporter.advance(len(part_Q))
 
 
-class _Columns:
+class RecommendationColumns:
     """Builds the table of recommendations; the IDs and names of all items stay in memory."""
 
     def __init__(self, model: TrainedModel) -> None:

@@ -13,7 +13,6 @@ Files are replaced atomically or appended to, so that a process killed at any ti
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.file_lock import folder_lock, try_lock, wait_for_lock
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -99,13 +99,13 @@ class RunFolder:
         with ExitStack() as running:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self.path.parent):
+                with folder_lock(self.path.parent):
                     if resume:
                         self._check_resumable(job)
                     moved = None if resume else self._clear_the_way(overwrite)
                     self.path.mkdir(exist_ok=True)
                     lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    try_lock(lock)
                     if not self.has_run_id():
                         identity = {"id": uuid.uuid4().hex, "name": job.name}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
@@ -171,7 +171,7 @@ class RunFolder:
     def _is_running(self) -> bool:
         try:
             with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_lock(lock)
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -206,7 +206,7 @@ class RunFolder:
             return None
         on_wait()
         with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            wait_for_lock(lock, shared=True)
             return lock.read() or None
 
     def report(self) -> dict[str, Any]:
@@ -269,17 +269,6 @@ def _write_result(
     """Write the result of the run to its lock file. A killed process leaves it empty."""
     lock.write("done" if error is None else "failed")
     lock.flush()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock ``folder``, so that two commands do not create the same run folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def default_run_dir(job: JobConfig) -> Path:

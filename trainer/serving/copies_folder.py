@@ -9,12 +9,13 @@ What a killed process has left behind is deleted by the next one that creates su
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from crossfade.kvstore.io.file_lock import try_lock
 
 _PREFIX = "crossfade-model-"
 _LOCK_FILE = "lock"
@@ -36,7 +37,7 @@ class CopiesFolder:
         # It gets its name when it is locked, so that no other process sees it unlocked.
         unlocked = self.path / f"{_LOCK_FILE}.partial"
         self._lock = unlocked.open("w", encoding="ascii")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(self._lock)
         unlocked.rename(self.path / _LOCK_FILE)
         self._numbers = itertools.count(1)
 
@@ -62,5 +63,5 @@ def delete_abandoned_copies(parent: Path | None = None) -> None:
     for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
         # An error means that its process lives, that it has just been deleted, or that it is another user's.
         with suppress(OSError), (path / _LOCK_FILE).open("r+", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(lock)
             shutil.rmtree(path)

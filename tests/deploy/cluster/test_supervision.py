@@ -275,8 +275,8 @@ def test_job_listens_on_loopback_only_and_leaves_only_its_run_folder(job: Path, 
 
 
 def test_roles_import_nothing_from_the_current_folder_and_resolve_host_names(job: Path, tmp_path: Path) -> None:
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is not the installed trainer')")
+    (tmp_path / "crossfade").mkdir()
+    (tmp_path / "crossfade" / "__init__.py").write_text("raise SystemExit('this is not the installed package')")
     options = ["--servers", "1", "--workers", "1", "--set", "cluster.host=localhost", "--set", "train.max_steps=3"]
     # The installed command, since `python -m` would itself look into the current folder.
     command = [str(Path(sys.executable).with_name("crossfade")), "train", str(job), "--run-dir", "run", *options]

@@ -67,8 +67,8 @@ def test_vocabularies_count_train_and_name_items_by_genre(dataset: tuple[Path, D
         assert table["id"].to_pylist() == [FIRST_ID + row for row in range(rows)]
         assert table["count"].to_pylist() == np.bincount(train[entity], minlength=rows).tolist()
     names = table["name"].to_pylist()
-    assert names[16] == "track 17 (genre 7)"
-    assert names[0] == "track 1 (genre 1)"
+    assert names[16] == "track 17 (folk)"
+    assert names[0] == "track 1 (rock)"
 
 
 def test_many_items_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,174 @@
+"""A recommender by the conventions of scikit-learn, for its search over hyperparameters.
+
+from sklearn.model_selection import GridSearchCV
+
+search = GridSearchCV(Recommender(query="user", item="artist"), {"dim": [32, 64]}, cv=3).fit(plays)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crossfade.api.fit import fit, split_column
+from crossfade.api.frames import open_batches
+from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.reporter import NullReporter
+
+if TYPE_CHECKING:
+    from crossfade.api.model import Model
+    from crossfade.trainer.recommend.trained_model import TrainedModel
+
+
+class Recommender:
+    """Trains embeddings, and recommends items to queries: ``crossfade.fit`` as an estimator.
+
+    The parameters are those of ``crossfade.fit``, and ``k``, the depth of ``predict`` and ``score``. All events that
+    ``fit`` receives are trained on, so that a search over hyperparameters alone decides what is held out.
+
+    Attributes:
+        model_: the model, after ``fit``.
+    """
+
+    model_: Model
+
+    def __init__(
+        self,
+        query: str = "user",
+        item: str = "item",
+        *,
+        weight: str | None = None,
+        timestamp: str | None = None,
+        dim: int = 64,
+        epochs: int | None = None,
+        seed: int = 1,
+        k: int = 10,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep the parameters; ``fit`` checks them."""
+        self.query = query
+        self.item = item
+        self.weight = weight
+        self.timestamp = timestamp
+        self.dim = dim
+        self.epochs = epochs
+        self.seed = seed
+        self.k = k
+        self.settings = settings
+
+    def __repr__(self) -> str:
+        """Return the parameters that differ from their defaults."""
+        defaults = {name: parameter.default for name, parameter in _parameters().items()}
+        changed = (f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name])
+        return f"Recommender({', '.join(changed)})"
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn needs to know of an estimator: it takes events, not numbers, and no target."""
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=None,
+            classifier_tags=None,
+            regressor_tags=None,
+            input_tags=InputTags(string=True, categorical=True),
+        )
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters; ``deep`` has no effect, since none is an estimator."""
+        return {name: getattr(self, name) for name in _parameters()}
+
+    def set_params(self, **parameters: Any) -> Recommender:
+        """Set parameters, and return self.
+
+        Raises:
+            ValueError: there is no such parameter.
+        """
+        for name, value in parameters.items():
+            if name not in _parameters():
+                raise ValueError(f"{name}: no such parameter; expected one of {', '.join(_parameters())}")
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Any, y: object = None) -> Recommender:
+        """Train on ``X``, events as ``crossfade.fit`` takes them; ``y`` is ignored.
+
+        Raises:
+            InputError: a column, an event, or a setting is invalid.
+        """
+        parameters = self.get_params()
+        del parameters["k"]
+        self.model_ = fit(X, valid=None, progress=False, **parameters)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Return the ``k`` best new items of each query in ``X``, as ``Model.recommend`` does.
+
+        Raises:
+            InputError: a query was not in training.
+        """
+        column = split_column(self.query)[1]
+        queries = pa.Table.from_batches(open_batches(X)).column(column)
+        return self.model_.recommend(pc.unique(queries).to_pylist(), k=self.k)
+
+    def score(self, X: Any, y: object = None) -> float:
+        """Return the mean recall@k of the events in ``X``, over the queries that were in training.
+
+        Events whose query or item was not in training, or which were in training too, are left out. Recall is the share
+        of a query's other items that are among its ``k`` best, of at most ``k``.
+
+        Raises:
+            InputError: no event is left.
+        """
+        events = pa.Table.from_batches(open_batches(X))
+        query, item = (events.column(split_column(name)[1]) for name in (self.query, self.item))
+        return self.model_.use(lambda model: _recall(model, query, item, self.k))
+
+
+def _parameters() -> dict[str, inspect.Parameter]:
+    """Return the parameters of the estimator, by name."""
+    found = dict(inspect.signature(Recommender.__init__).parameters)
+    del found["self"]
+    return found
+
+
+def _rows(model: TrainedModel, entity: str, ids: pa.ChunkedArray) -> IntArray:
+    """Return the row of each of ``ids``, int64 (N,); -1 for IDs without one."""
+    vocabulary = model.vocabulary(entity)
+    known = vocabulary.read(0, vocabulary.rows, ["id"]).column("id").cast(pa.string()).combine_chunks()
+    found = pc.index_in(ids.cast(pa.string()), value_set=known)
+    rows_N: IntArray = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return rows_N
+
+
+def _recall(model: TrainedModel, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int) -> float:
+    """Return the mean recall@k of the pairs of ``query`` and ``item``.
+
+    Shapes: N pairs, Q queries, K ranks.
+    """
+    from crossfade.trainer.recommend.recommender import Recommender as Ranking
+    from crossfade.trainer.recommend.recommender import RecommendOptions
+
+    items = model.spec.item.rows
+    query_N, item_N = _rows(model, model.spec.query.name, query), _rows(model, model.spec.item.name, item)
+    pair_N = np.unique((query_N * items + item_N)[(query_N >= 0) & (item_N >= 0)])
+    queries_Q = np.unique(pair_N // items)
+    ranked = Ranking(model, RecommendOptions(k), NullReporter()).for_rows(queries_Q)
+    lists = ranked.histories.lists
+    known_N = np.repeat(queries_Q, np.diff(lists.starts_Q1)) * items + lists.items_N
+    pair_N = np.setdiff1d(pair_N, known_N, assume_unique=True)
+    if not len(pair_N):
+        raise InputError("score: no event has a known query with an item that is new to it; expected at least one")
+    ranked_N = (queries_Q[:, None] * items + ranked.item_QK)[ranked.item_QK >= 0]
+    place_N = np.searchsorted(queries_Q, pair_N // items)
+    held_out_Q = np.bincount(place_N, minlength=len(queries_Q))
+    hits_Q = np.bincount(place_N, weights=np.isin(pair_N, ranked_N), minlength=len(queries_Q))
+    counted_Q = held_out_Q > 0
+    return float(np.mean(hits_Q[counted_Q] / np.minimum(held_out_Q[counted_Q], k)))

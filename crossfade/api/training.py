@@ -1,0 +1,75 @@
+"""Run a job for a Python program: as the command does, with the program's own signal handlers restored afterwards."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from crossfade.api.progress import bar_type
+from crossfade.deploy.cluster.state_writer import StateWriter
+from crossfade.display import TrainDisplay, progress_bars
+from crossfade.run_job import RunContext, check_runnable, run_in_folder, serve_own_metrics
+from crossfade.signals import StopSignal, stopper
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import RunFolder
+
+_logger = logging.getLogger(__name__)
+
+
+def train(
+    job: JobConfig, folder: RunFolder, *, overwrite: bool = False, resume: bool = False, progress: bool | None = None
+) -> bool:
+    """Train ``job`` in ``folder``, and return whether it finished.
+
+    At Ctrl-C (SIGINT) it writes a checkpoint and returns False; a second Ctrl-C raises KeyboardInterrupt. SIGTERM
+    writes a checkpoint too, and then has the effect that it had before. In a thread other than the main one, signals
+    are left alone.
+
+    Args:
+        job: what to train.
+        folder: the folder of the run.
+        overwrite: whether to delete an earlier run in ``folder`` instead of moving it aside.
+        resume: whether to resume the run in ``folder``.
+        progress: whether to show progress bars; None: in terminals and notebooks.
+
+    Raises:
+        CrossfadeError: the job cannot run here, or failed.
+    """
+    bars = bar_type(progress)
+    with progress_bars(bars) as reporter:
+        inputs = check_runnable(job, folder, reporter, resume=resume)
+    display = TrainDisplay(job.evaluate.best_metric, "bar", bar_type=bars)
+    try:
+        with (
+            _listening(),
+            serve_own_metrics(job) as listener,
+            folder.open_run(job, overwrite=overwrite, resume=resume),
+        ):
+            run_in_folder(job, folder, inputs, display, RunContext(listener, None, StateWriter(folder), resume=resume))
+    except StopSignal as stopped:
+        _logger.warning(f"stopped {stopped}")
+        return False
+    return True
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Stop at signals while the context lasts; restore the handlers of the program after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopper.listen(on_second=signal.default_int_handler)
+    stopper.forget()
+    try:
+        yield
+    finally:
+        received = stopper.number
+        stopper.forget()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received == signal.SIGTERM:
+            signal.raise_signal(received)

@@ -1,0 +1,41 @@
+"""``crossfade.Recommender`` works with scikit-learn's tools."""
+
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+import crossfade
+
+from .conftest import SETTINGS
+
+
+@pytest.mark.slow
+def test_search_chooses_the_longer_training(plays: pd.DataFrame) -> None:
+    estimator = crossfade.Recommender(item="track", dim=8, settings=SETTINGS)
+    search = GridSearchCV(estimator, {"epochs": [1, 20]}, cv=2).fit(plays)
+    assert search.best_params_ == {"epochs": 20}
+    assert search.best_score_ > 0.1
+    found = search.predict(plays[:1])
+    assert found["user"].unique().tolist() == plays["user"][:1].tolist()
+    assert len(found) == 10
+
+
+def test_clone_keeps_the_parameters() -> None:
+    estimator = crossfade.Recommender(item="track", k=3, settings={"loss": "bpr"})
+    assert clone(estimator).get_params() == estimator.get_params()
+    assert repr(clone(estimator)) == "Recommender(item='track', k=3, settings={'loss': 'bpr'})"
+    with pytest.raises(ValueError, match="dims: no such parameter"):
+        estimator.set_params(dims=3)
+
+
+def test_score_is_the_recall_of_new_items(plays: pd.DataFrame) -> None:
+    estimator = crossfade.Recommender(item="track", dim=8, epochs=1, k=5, settings=SETTINGS).fit(plays)
+    ranked = estimator.predict(plays[plays["user"] == "user_7"])["track"].tolist()
+    known = plays["track"][plays["user"] == "user_7"].iloc[0]
+    held_out = pd.DataFrame({"user": "user_7", "track": [ranked[0], ranked[3], known, 10**6]})
+    assert estimator.score(held_out) == 1.0
+    missed = next(track for track in range(200) if track not in {*ranked, *plays["track"][plays["user"] == "user_7"]})
+    assert estimator.score(pd.DataFrame({"user": "user_7", "track": [ranked[0], missed]})) == 0.5
+    with pytest.raises(crossfade.InputError, match="expected at least one"):
+        estimator.score(pd.DataFrame({"user": ["user_7", "nobody"], "track": [known, 3]}))

@@ -1,0 +1,129 @@
+"""``crossfade.fit`` trains on every kind of table and on files, and returns results of the same kind."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+import crossfade
+
+from .conftest import SETTINGS
+
+OPTIONS: dict[str, Any] = {"query": "user", "item": "track", "dim": 4, "epochs": 1, "settings": SETTINGS}
+
+
+def test_recommends_tracks_of_the_genre_that_a_user_likes(model: crossfade.Model) -> None:
+    found = model.recommend("user_42", k=5)
+    assert list(found.columns) == ["user", "rank", "track", "score", "track_name"]
+    assert found["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert (found["track"] % 5 == 42 % 5).sum() >= 4
+    assert found["track_name"].tolist() == [f"Title {track}" for track in found["track"]]
+    assert found["score"].is_monotonic_decreasing
+
+
+def test_report_has_the_metrics_of_the_split_that_chose_the_epoch(model: crossfade.Model) -> None:
+    assert model.metrics["valid"]["ndcg@10"] > 0.1
+    assert "test" not in model.metrics
+
+
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [
+        pytest.param(pl.from_pandas, pl.DataFrame, id="polars"),
+        pytest.param(lambda plays: pl.from_pandas(plays).lazy(), pl.DataFrame, id="lazy"),
+        pytest.param(pa.Table.from_pandas, pa.Table, id="arrow"),
+        pytest.param(lambda plays: ds.dataset(pa.Table.from_pandas(plays)), pa.Table, id="dataset"),
+        pytest.param(duckdb.from_df, duckdb.DuckDBPyRelation, id="duckdb"),
+        pytest.param(lambda plays: plays, pd.DataFrame, id="pandas"),
+    ],
+)
+def test_results_are_of_the_kind_of_the_events(
+    plays: pd.DataFrame, convert: Callable[[pd.DataFrame], Any], kind: type
+) -> None:
+    model = crossfade.fit(convert(plays[:500]), **OPTIONS)
+    for found in (model.recommend(plays["user"][0], k=2), model.similar(7, k=2), model.vectors("user")):
+        assert isinstance(found, kind)
+
+
+def test_path_gives_the_same_model_as_the_frame(plays: pd.DataFrame, tmp_path: Path) -> None:
+    plays.to_parquet(tmp_path / "plays.parquet")
+    vectors = [crossfade.fit(source, **OPTIONS).array() for source in (plays, str(tmp_path / "plays.parquet"))]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_hold_outs_by_time_use_the_timestamp(plays: pd.DataFrame) -> None:
+    model = crossfade.fit(plays, timestamp="at", valid="last-1", test="last-1", **OPTIONS)
+    assert set(model.metrics) == {"valid", "test"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item": "song"}, "song"),
+        ({"settings": {"train.epoch": 3}}, "did you mean 'epochs'?"),
+        ({"valid": "random:2"}, "random:2"),
+        ({"names": {"artist": "title"}}, "names of 'artist': no such entity; expected 'user' or 'track'"),
+    ],
+)
+def test_invalid_option_is_an_input_error(plays: pd.DataFrame, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(crossfade.InputError, match=message.replace("?", r"\?")):
+        crossfade.fit(plays[:50], **(OPTIONS | options))
+
+
+def test_something_else_than_events_is_an_input_error() -> None:
+    with pytest.raises(crossfade.InputError, match=r"plays: expected a table of pandas.* found int"):
+        crossfade.fit(3, query="user", item="track")
+
+
+def test_nothing_is_printed(plays: pd.DataFrame, capfd: pytest.CaptureFixture[str]) -> None:
+    crossfade.fit(plays[:500], **OPTIONS).recommend(plays["user"][0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_temporary_files_are_deleted_with_the_model(
+    plays: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = crossfade.fit(plays[:500], **OPTIONS)
+    assert list(tmp_path.iterdir())
+    del model
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_returns_the_model_of_the_steps_so_far(
+    plays: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt_in_the_second_epoch() -> None:
+        while not any('"epoch": 2' in path.read_text() for path in tmp_path.glob("crossfade-*/run/events.jsonl")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_in_the_second_epoch, daemon=True).start()
+    with caplog.at_level(logging.WARNING):
+        model = crossfade.fit(plays, **(OPTIONS | {"epochs": 1_000_000}))
+    assert any("stopped" in record.message for record in caplog.records)
+    assert model.report is None
+    assert len(model.recommend("user_42", k=3)) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_fits_in_a_thread(plays: pd.DataFrame) -> None:
+    models: list[crossfade.Model] = []
+    thread = threading.Thread(target=lambda: models.append(crossfade.fit(plays[:500], **OPTIONS)))
+    thread.start()
+    thread.join()
+    assert len(models[0].recommend(plays["user"][0], k=3)) == 3

@@ -1,0 +1,89 @@
+"""``crossfade.Model``: tables of recommendations, neighbors, and vectors; saving and loading."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import crossfade
+from crossfade.main import main
+
+
+def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
+    found = model.recommend(["user_7", "user_3"], k=2)
+    assert found["user"].tolist() == ["user_7", "user_7", "user_3", "user_3"]
+    assert model.recommend("user_3", k=2)["track"].tolist() == found["track"].tolist()[2:]
+
+
+def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
+    assert len(model.recommend(k=2)) == 2 * len(model.ids("user"))
+
+
+def test_history_of_somebody_new(model: crossfade.Model) -> None:
+    found = model.recommend(history=["Title 3", "title 8", 13], k=5)
+    assert list(found.columns) == ["rank", "track", "score", "track_name"]
+    assert (found["track"] % 5 == 3).sum() >= 4
+    assert not set(found["track"]) & {3, 8, 13}
+
+
+def test_neighbors_share_the_genre(model: crossfade.Model) -> None:
+    found = model.similar(["Title 3", 4], k=4)
+    assert list(found.columns) == ["track", "rank", "neighbor", "similarity", "neighbor_name"]
+    assert found["track"].tolist() == [3] * 4 + [4] * 4
+    assert (found["neighbor"] % 5 == found["track"] % 5).sum() >= 7
+
+
+def test_condition_on_ids_filters(model: crossfade.Model) -> None:
+    assert model.recommend("user_42", k=3, where="id < 20")["track"].max() < 20
+
+
+def test_vectors_array_and_ids_agree(model: crossfade.Model) -> None:
+    table, array_RD = model.vectors("track"), model.array("track")
+    assert table["track"].tolist() == model.ids("track")
+    assert np.array_equal(np.stack(table["vector"]), array_RD)
+    assert array_RD.shape == (len(table), 16)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda model: model.recommend("user_4222"), "did you mean 'user_2"),
+        (lambda model: model.recommend("user_42", k=0), "k=0: expected 1 or more"),
+        (lambda model: model.recommend("user_42", history=["3"]), "found both"),
+        (lambda model: model.similar("3", entity="artist"), "has no embeddings of 'artist'"),
+        (lambda model: model.evaluate("test"), "has no split 'test'"),
+    ],
+)
+def test_wrong_arguments_are_input_errors(model: crossfade.Model, use: object, message: str) -> None:
+    with pytest.raises(crossfade.InputError, match=message):
+        use(model)  # type: ignore[operator]
+
+
+def test_saved_model_is_a_run_folder_with_its_dataset(
+    model: crossfade.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = model.recommend("user_42", k=3)
+    copy = crossfade.load(model.source)
+    copy.save(tmp_path / "kept")
+    with pytest.raises(crossfade.InputError, match="already exists"):
+        model.save(tmp_path / "kept")
+    model.save(tmp_path / "kept", overwrite=True)
+    assert (tmp_path / "kept" / "dataset" / "manifest.json").exists()
+    loaded = crossfade.load(tmp_path / "kept", frame="polars")
+    found = loaded.recommend("user_42", k=3)
+    assert isinstance(found, pl.DataFrame)
+    assert found["track"].to_list() == expected["track"].tolist()
+    assert loaded.metrics == model.metrics
+    assert loaded.evaluate("valid")["ndcg@10"] == pytest.approx(model.metrics["valid"]["ndcg@10"])
+    assert main(["recommend", str(tmp_path / "kept"), "--customer", "user_42", "-k", "3"]) == 0
+    assert all(name in capsys.readouterr().out for name in expected["track_name"][:1])
+
+
+def test_repr_names_entities_and_sizes(model: crossfade.Model) -> None:
+    assert ": 300 of user, 200 of track, 16 columns)" in repr(model)
+
+
+def test_missing_model_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(crossfade.InputError, match="none"):
+        crossfade.load(tmp_path / "none")
