@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from crossfade import logs
+from crossfade.deploy.dashboard.formatting import lost
 from crossfade.signals import stopper
 from crossfade.trainer.runs.events import (
     BackoffEvent,
@@ -37,9 +38,14 @@ from crossfade.trainer.runs.events import (
 
 _logger = logging.getLogger(__name__)
 _LINE_SECONDS = 10.0
+"""Least time between two lines of progress in a log."""
+Progress = Literal["bar", "lines", "metrics"]
+"""How progress is shown. Lines have the loss and the metric that selects the embeddings, or all metrics."""
 
 _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
-    RestartEvent: lambda event: f"{event.cause}; restarting (generation {event.generation}) {_origin(event)}",
+    RestartEvent: lambda event: (
+        f"{event.cause}; restarting (generation {event.generation}) {_origin(event)}{_lost(event)}"
+    ),
     ResumeEvent: lambda event: f"resuming {_origin(event)}",
     BackoffEvent: lambda event: f"{event.cause}; restarting in {event.seconds:.0f} s",
     InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
@@ -57,16 +63,25 @@ def _origin(event: RestartEvent | ResumeEvent) -> str:
     return f"from step {event.step:,}" if event.checkpoint else "from the beginning"
 
 
+def _lost(event: RestartEvent) -> str:
+    if event.lost_steps is None:
+        return ""
+    return f"; lost: {lost(event.lost_steps, event.lost_seconds, from_step=event.step)}"
+
+
 class TrainDisplay:
-    """Shows the events of a run on stderr: progress as a bar, or as ``lines`` for a log, and a line for other events.
+    """Shows the events of a run on stderr: progress as a bar or as lines for a log, and a line for other events."""
 
-    ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``. ``bar_type``
-    creates the bar, as ``tqdm`` does.
-    """
+    def __init__(
+        self, best_metric: str, progress: Progress | None = None, *, bar_type: Callable[..., Any] = tqdm
+    ) -> None:
+        """Show ``progress``, by default a bar on a terminal and lines elsewhere.
 
-    def __init__(self, best_metric: str, *, lines: bool = False, bar_type: Callable[..., Any] = tqdm) -> None:
+        ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``. ``bar_type``
+        creates the bar, as ``tqdm`` does.
+        """
         self._best_metric = best_metric
-        self._lines = lines
+        self._progress = progress or ("bar" if sys.stderr.isatty() else "lines")
         self._bar_type = bar_type
         self._line_due = 0.0
         self._steps = 0
@@ -117,20 +132,16 @@ class TrainDisplay:
     def _show_step(self, event: StepEvent) -> None:
         self._steps = event.steps
         logs.context.update(step=event.step)
-        if self._lines:
-            if time.monotonic() >= self._line_due or event.step == event.steps:
-                self._line_due = time.monotonic() + _LINE_SECONDS
+        if self._progress != "bar":
+            if self._is_line_due() or event.step == event.steps:
                 _logger.info(f"{self._position(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
-            # A log file gets only a line every ten seconds.
-            interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = self._bar_type(
                 total=event.steps,
                 initial=event.step - 1,
                 desc="training",
                 unit="step",
-                mininterval=interval,
                 dynamic_ncols=True,
                 leave=True,
             )
@@ -138,6 +149,13 @@ class TrainDisplay:
             {"epoch": event.epoch, "loss": f"{event.loss:.4f}", **self._best_and_saved()}, refresh=False
         )
         self._bar.update(event.step - self._bar.n)
+
+    def _is_line_due(self) -> bool:
+        """Return whether the last line was written long enough ago, and expect one now if so."""
+        due = time.monotonic() >= self._line_due
+        if due:
+            self._line_due = time.monotonic() + _LINE_SECONDS
+        return due
 
     def _best_and_saved(self) -> dict[str, str]:
         best = {self._best_metric: f"{self._best:.4f}"} if self._best > float("-inf") else {}
@@ -147,14 +165,33 @@ class TrainDisplay:
         valid = event.valid
         if valid is not None and valid[self._best_metric] > self._best:
             self._best = valid[self._best_metric]
-        if self._lines:
-            values = {"loss": event.loss, **{name: value for name, value in (valid or {}).items() if "@" in name}}
-            _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+        # Epochs may be shorter than a millisecond.
+        if self._progress == "bar" or (self._progress == "lines" and valid is None and not self._is_line_due()):
+            return
+        shown = {name: value for name, value in (valid or {}).items() if "@" in name}
+        if self._progress == "lines":
+            shown = {name: value for name, value in shown.items() if name == self._best_metric}
+        values = {"loss": event.loss, **shown}
+        _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _position(self, event: StepEvent | EpochEvent) -> str:
         # SageMaker reads metrics from these words by regular expressions.
         progress = f" progress={event.step / self._steps:.4f}" if self._steps else ""
         return f"epoch={event.epoch} step={event.step}{progress}"
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Show how the run with this report ended: a bar that is not full needs an explanation."""
+        if not report["stopped_early"]:
+            return
+        if self._bar is not None:
+            self._bar.total = self._bar.n
+            self._bar.set_description("stopped early")
+        elif self._progress != "bar":
+            best = report["metrics"]["valid"][self._best_metric]
+            _logger.info(f"{self._stopped_early()}, {best:.6g} in epoch {report['best_epoch']}")
+
+    def _stopped_early(self) -> str:
+        return f"stopped early: the last evaluations did not improve {self._best_metric}"
 
     def print_report(self, report: dict[str, Any], folder: Path) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout."""
@@ -168,7 +205,7 @@ class TrainDisplay:
             f"{report['bytes_pushed'] / 1e6:,.1f} MB; dense gradients would have been {dense:,.1f} times as large"
         )
         if report["stopped_early"]:
-            print(f"stopped early: the last evaluations did not improve {self._best_metric}")
+            print(self._stopped_early())
         if report["best_epoch"] is None:
             print("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
@@ -219,6 +256,41 @@ def _describe_pairs(values: dict[str, float], task: str) -> str:
     return f"{values['pairs']:,} held-out pairs count; {dropped}"
 
 
+class PhaseLines:
+    """Logs the progress of each long phase of a command for as long as it lasts; implements ``ProgressReporter``."""
+
+    def __init__(self) -> None:
+        self._describe: Callable[[float], str] | None = None
+        self._done = 0
+        self._began = self._line_due = 0.0
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        """End the previous phase and begin one of ``total`` units."""
+        self.close()
+        of_total = "" if total is None else f" of {total:,}"
+        units = "bytes" if unit == "B" else f"{unit}s"
+        self._done, self._began = 0, time.monotonic()
+        self._line_due = self._began + _LINE_SECONDS
+        self._describe = lambda seconds: f"{name}: {self._done:,}{of_total} {units} in {seconds:.0f} s"
+
+    def advance(self, amount: int) -> None:
+        """Count ``amount`` more units."""
+        self._done += amount
+        if time.monotonic() >= self._line_due:
+            self._line_due = time.monotonic() + _LINE_SECONDS
+            self._log()
+
+    def close(self) -> None:
+        """End the last phase."""
+        if time.monotonic() - self._began >= _LINE_SECONDS:
+            self._log()
+        self._describe = None
+
+    def _log(self) -> None:
+        if self._describe is not None:
+            _logger.info(self._describe(time.monotonic() - self._began))
+
+
 class ProgressBars:
     """Shows a progress bar on stderr for each phase of a command; implements ``ProgressReporter``."""
 
@@ -229,15 +301,11 @@ class ProgressBars:
     def phase(self, name: str, total: int | None, unit: str) -> None:
         """Close the bar of the previous phase and open one of ``total`` units."""
         self.close()
-        # A log file gets only a line for each long phase.
-        interactive = sys.stderr.isatty()
         self._bar = self._bar_type(
             total=total,
             desc=name,
             unit=f" {unit}" if unit == "row" else unit,
             unit_scale=unit in ("row", "B"),
-            mininterval=0.1 if interactive else 60.0,
-            delay=0.0 if interactive else 1.0,
             dynamic_ncols=True,
         )
 
@@ -254,9 +322,12 @@ class ProgressBars:
 
 
 @contextmanager
-def progress_bars(bar_type: Callable[..., Any] = tqdm) -> Iterator[ProgressBars]:
-    """Yield progress bars, which ``bar_type`` creates, and close the last one when the block ends."""
-    bars = ProgressBars(bar_type)
+def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[ProgressBars | PhaseLines]:
+    """Yield what shows phases, and close the last one when the block ends.
+
+    That is bars, which ``bar_type`` creates; None: bars on a terminal, and lines elsewhere.
+    """
+    bars = ProgressBars(bar_type or tqdm) if bar_type is not None or sys.stderr.isatty() else PhaseLines()
     try:
         yield bars
     finally:

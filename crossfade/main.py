@@ -9,6 +9,7 @@ instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from crossfade import logs
 from crossfade.kvstore import __version__
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.options.command import CommandParser
 from crossfade.signals import SpotInterruption, StopSignal, stopper
 
 _logger = logging.getLogger(__name__)
@@ -62,20 +64,19 @@ _MODULES = {
     "ec2_host": ("ec2-host",),
 }
 """The commands of each module in ``crossfade.commands``, in the order of ``crossfade --help``."""
+_COMMANDS = [command for names in _MODULES.values() for command in names]
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Build the parser of the complete command line, or only of ``command``, which imports only that module."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="crossfade",
-        allow_abbrev=False,
         description="Train embeddings of customers and music from listening events, with row-sparse updates.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    known = any(command in names for names in _MODULES.values())
+    known = command in _COMMANDS
     for module, names in _MODULES.items():
         if command in names or not known:
             importlib.import_module(f"crossfade.commands.{module}").add_parser(commands)
@@ -86,19 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = make_parser(arguments[0] if arguments else None).parse_args(arguments)
+    parsed = _parse(arguments)
     stopper.listen()
     try:
         code: int = parsed.run(parsed)
     except BaseException as error:
-        failed = _exit_code(error)
+        failed = _exit_code(error, parsed.parser)
         if failed is None:
             raise
         return failed
     return code
 
 
-def _exit_code(error: BaseException) -> int | None:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    command = arguments[0] if arguments else None
+    parser = make_parser(command)
+    if command is not None and not command.startswith("-") and command not in _COMMANDS:
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
+        parser.error(f"there is no command '{command}'; {hint}")
+    return parser.parse_args(arguments)
+
+
+def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
     """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
     if stopper.number is not None:
         how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
@@ -111,7 +122,7 @@ def _exit_code(error: BaseException) -> int | None:
             _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
-            _logger.error(str(error))
+            _logger.error(parser.in_words_typed(str(error)))
             return error.exit_code
         case BrokenPipeError():
             # The reader of stdout, such as head, has exited; the command may not have finished its work.

@@ -35,8 +35,12 @@ class RunContext:
     note: str | None = None
 
 
-def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool) -> PlanInputs:
+def check_runnable(
+    job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool, dashboard: int | None = None
+) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``.
+
+    ``dashboard`` is the port of the run's page, if it is to be served.
 
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
@@ -49,6 +53,8 @@ def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)
+    if dashboard is not None:
+        _check_port("--dashboard", dashboard)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.warm_start import open_warm_start
 
@@ -92,6 +98,21 @@ def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
         f"{inputs.folder.uri}: has no valid split, so training takes all its epochs and keeps the embeddings of the "
         "last; prepare it with --hold-out-valid random:0.05 to keep those of the best"
     )
+
+
+def _check_port(option: str, port: int) -> None:
+    """Reject a port in use on loopback: the run would go on without its page."""
+    from crossfade.kvstore.errors import InputError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"{option} {port}: cannot listen on 127.0.0.1:{port}: {error.strerror}; name another port, or none to "
+                "use a free one"
+            ) from error
 
 
 @contextmanager
@@ -156,6 +177,7 @@ def run_in_folder(
 
             try:
                 report = _train(job, folder, show, context)
+                display.finish(report)
             except BaseException as error:
                 state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
                 context.state.end(state, str(error))
@@ -269,11 +291,13 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
 
 def _print_addresses(context: RunContext, folder: RunFolder) -> None:
     """Print where the run can be monitored, after the note on it."""
+    from crossfade.next_command import command_line
+
     if context.note is not None:
         _print(context.note)
     if context.listener.address is not None:
         _print(f"metrics: http://{context.listener.address}/metrics")
-    _print(f"page: crossfade dashboard {folder.path}")
+    _print(f"page: {command_line('dashboard', folder.path)}")
 
 
 def _print(line: str) -> None:

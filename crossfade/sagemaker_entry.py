@@ -62,7 +62,7 @@ def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> in
     job = read_job(paths, hosts)
     job_file.write_text(job.to_yaml(), encoding="utf-8")
     restore_run(run_dir, job)
-    arguments = parse(["train", str(job_file), "--run-dir", str(run_dir), "--resume", "--progress", "lines"])
+    arguments = parse(["train", str(job_file), "--run-dir", str(run_dir), "--resume", "--progress", "metrics"])
     code: int = arguments.run(arguments)
     export_model(paths, RunFolder(run_dir))
     return code

@@ -7,8 +7,10 @@ except ValidationError as error:
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, WrapValidator
 
 _MAX_LOCATION_LETTERS = 200
 
@@ -36,3 +38,20 @@ def format_validation_error(error: ValidationError, *, root: str = "the file", s
     problem = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
     # Of any size, or a structure that contains itself (which YAML can express): reprlib bounds both.
     return f"{problem}, but found {_SHORT.repr(first['input'])}" if show_input else problem
+
+
+def described(expected: str) -> WrapValidator:
+    """Return a validator that says ``expected`` of text that does not match the pattern of its field.
+
+    The pattern stays in the schema of the field, for programs; a person should not have to read it.
+    """
+
+    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] != "string_pattern_mismatch":
+                raise
+            raise ValueError(f"expected {expected}, but found {value!r:.100}") from None
+
+    return WrapValidator(check)

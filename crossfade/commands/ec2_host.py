@@ -28,10 +28,8 @@ The user data of the instances runs this command; it is not needed by hand. The 
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands, "ec2-host", "run one host of a job on EC2 (internal)", _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES
-    )
+    """Add the command to the command line, but not to its help: 'crossfade submit ec2' has instances run it."""
+    parser = add_command(commands, "ec2-host", None, _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES)
     group = parser.add_argument_group("host")
     group.add_argument("--storage", required=True, metavar="URI", help="read and write the run in this folder on S3")
     group.add_argument("--number", required=True, type=int, metavar="N", help="run as this host of the run, from 0")

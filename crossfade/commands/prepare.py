@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.next_command import train_command
 from crossfade.options.command import add_command
-from crossfade.options.job import train_command
 from crossfade.options.parsing import (
     memory_bytes,
     parse_event_weights,
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.train) == bool(arguments.sample):
         found = "both" if arguments.train else "neither"
-        raise InputError(f"expected either --events (or --train) or --sample, but found {found}")
+        raise InputError(f"expected either --events or --sample, but found {found}")
     if arguments.skip_existing and not arguments.sample:
         raise InputError("--skip-existing: works only with --sample, since event files may have changed; leave it out")
     if arguments.out is None:

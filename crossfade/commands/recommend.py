@@ -205,7 +205,7 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
 
     query, item = model.spec.query.name, model.spec.item.name
     if arguments.history is not None:
-        rows_N = np.array(RowNames(model.vocabulary(item), item).find(arguments.history), np.int64)
+        rows_N = np.array(RowNames(model.vocabulary(item), item).find(arguments.history, _logger.warning), np.int64)
         ones_N = np.ones(len(rows_N), np.float32)
         histories, ids = make_histories(np.zeros_like(rows_N), rows_N, ones_N, 1, model.spec.item.rows), [""]
     else:
@@ -234,7 +234,7 @@ def _find_customers(model: TrainedModel, arguments: argparse.Namespace) -> IntAr
     trained_R = model.trained_rows(model.spec.query)
     names = RowNames(model.vocabulary(entity), entity)
     if arguments.customer is not None:
-        rows = names.find(arguments.customer)
+        rows = names.find(arguments.customer, _logger.warning)
         for row, text in zip(rows, arguments.customer, strict=True):
             if not trained_R[row]:
                 raise InputError(

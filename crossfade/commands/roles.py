@@ -28,18 +28,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _ROLES = {
-    "scheduler": (
-        "introduce a job's servers and workers to each other",
-        "Run the scheduler of a distributed job, which introduces its servers and workers to each other.",
-    ),
-    "server": (
-        "hold table shards of a distributed job",
-        "Run one server of a distributed job, which holds table shards and applies row-sparse updates.",
-    ),
-    "worker": (
-        "compute gradients of a distributed job",
-        "Run one worker of a distributed job, which reads its partitions and computes gradients.",
-    ),
+    "scheduler": "Run the scheduler of a distributed job, which introduces its servers and workers to each other.",
+    "server": "Run one server of a distributed job, which holds table shards and applies row-sparse updates.",
+    "worker": "Run one worker of a distributed job, which reads its partitions and computes gradients.",
 }
 _DETAILS = """
 
@@ -68,13 +59,13 @@ _QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the three commands to the command line."""
-    for role, (summary, sentence) in _ROLES.items():
+    """Add the three commands to the command line, but not to its help: 'crossfade train' runs them."""
+    for role, sentence in _ROLES.items():
         options = f"--run-dir /shared/plays{' --checkpoint s3://music/plays/step-000001200' * (role == 'worker')}"
         parser = add_command(
             commands,
             role,
-            summary,
+            None,
             sentence + _DETAILS,
             examples=(
                 (

@@ -126,7 +126,7 @@ def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments:
     from crossfade.trainer.recommend.row_names import RowNames
 
     names = RowNames(model.vocabulary(entity), entity)
-    start, end = names.find([arguments.start, arguments.end])
+    start, end = names.find([arguments.start, arguments.end], _logger.warning)
     for row, text in ((start, arguments.start), (end, arguments.end)):
         if not finder.trained_R[row]:
             raise InputError(f"'{text}' has no interaction of positive weight in train, so its vector is not trained")

@@ -30,9 +30,10 @@ _NOTES = f"""\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
 used if it has written any, otherwise its newest complete checkpoint.
 
-A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
-is the cosine of embeddings. Items and customers without an interaction of positive weight in train are left out, unless
-they have features: their vectors are random. With --index, some of the nearest rows may be missing.
+A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
+accents. If several rows have the name, they are listed, and the first is used. Similarity is the cosine of embeddings.
+Items and customers without an interaction of positive weight in train are left out, unless they have features: their
+vectors are random. With --index, some of the nearest rows may be missing.
 
 {FILTER_NOTES}"""
 
@@ -91,7 +92,7 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     entity = arguments.entity or model.spec.item.name
     names = RowNames(model.vocabulary(entity), entity)
     # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
-    rows = names.find(arguments.names)
+    rows = names.find(arguments.names, _logger.warning)
     rows_QK, cosine_QK = similar_rows(
         model, entity, np.array(rows, np.int64), arguments.count, filters, arguments.index
     )

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
 from crossfade.options.runs import add_runs_argument, open_runs
@@ -94,16 +94,18 @@ def _screen(run: Summary) -> Iterator[str]:
     from crossfade.deploy.dashboard import formatting as text
 
     phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
+    early = ", stopped early" if run.stopped_early else ""
     generation = f", generation {run.generation}" if run.generation > 1 else ""
-    yield f"{run.name}: {run.state}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
+    yield f"{run.name}: {run.state}{early}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
     yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
     yield ""
     if run.run_id is not None:
         yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
     yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
-    if run.eval_metric is not None:
-        best = f"best {text.decimals(run.best_value)} in epoch {run.best_epoch}"
-        yield _line("metric", f"{run.best_metric} on valid {text.decimals(run.eval_metric)}, {best}")
+    if run.best_value is not None:
+        last = f"{text.decimals(run.eval_metric)} in the last evaluation"
+        best = f"{text.decimals(run.best_value)} in epoch {run.best_epoch}"
+        yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
     if baselines := run.baselines.get("valid"):
         values = (
             f"{name.replace('_', ' ')} {text.decimals(found.get(run.best_metric))}" for name, found in baselines.items()
@@ -121,7 +123,7 @@ def _screen(run: Summary) -> Iterator[str]:
         spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
         yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
     yield _line("checkpoints", _checkpoints(run))
-    yield _line("restarts", str(len(run.restarts)) if run.restarts else "none")
+    yield _line("restarts", _restarts(run.restarts))
     if run.processes:
         yield ""
         yield from _processes(run.processes)
@@ -159,6 +161,15 @@ def _checkpoints(run: Summary) -> str:
     age = f", {text.duration(time.time() - kept['last_time'])} ago" if run.live else ""
     last = f"the latest of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
     return f"{kept['written']} written{failed}; {last}"
+
+
+def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
+    from crossfade.deploy.dashboard.run_figures import lost_steps
+
+    if not restarts:
+        return "none"
+    lost = lost_steps(restarts[-1])
+    return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.next_command import command_line, train_command
 from crossfade.options.command import add_command
-from crossfade.options.job import train_command
 from crossfade.options.parsing import parse_number, parse_whole_number
 
 if TYPE_CHECKING:
@@ -120,5 +119,5 @@ def _write_raw_events(arguments: argparse.Namespace, spec: SyntheticSpec) -> int
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
         f"{spec.item}, in {len(names)} file(s)"
     )
-    print(f"next: {shlex.join(['crossfade', *prepare_arguments(arguments.out, spec, names)])}")
+    print(f"next: {command_line(*prepare_arguments(arguments.out.rstrip('/'), spec, names))}")
     return 0

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade import logs
-from crossfade.options.command import add_command
+from crossfade.options.command import CommandParser, add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
+    from crossfade.display import Progress
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.runs.folder import EarlierRun, RunFolder
 
@@ -118,9 +119,9 @@ def _add_display_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("display")
     group.add_argument(
         "--progress",
-        choices=("bar", "lines"),
-        default="bar",
-        help="show progress as a bar, or as a line every ten seconds and at each epoch (default: bar)",
+        choices=("bar", "lines", "metrics"),
+        help="show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that "
+        "selects the embeddings or with all metrics (default: a bar on a terminal, else lines)",
     )
     group.add_argument(
         "--dashboard",
@@ -160,9 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
             return int(ended != "done")
         arguments.resume = True
     with progress_bars() as bars:
-        inputs = check_runnable(job, folder, bars, resume=arguments.resume)
-    as_lines = arguments.progress == "lines" or arguments.log_format is not None
-    display = TrainDisplay(job.evaluate.best_metric, lines=as_lines)
+        inputs = check_runnable(job, folder, bars, resume=arguments.resume, dashboard=arguments.dashboard)
+    display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
@@ -174,6 +174,12 @@ def run(arguments: argparse.Namespace) -> int:
         display.print_report(report, folder.path)
         await_final_scrape(listener)
     return 0
+
+
+def _progress(arguments: argparse.Namespace) -> Progress | None:
+    """Return how to show progress: a bar would not be in the format of a log."""
+    chosen: Progress | None = arguments.progress
+    return "lines" if arguments.log_format is not None and chosen != "metrics" else chosen
 
 
 def _configure_logs(arguments: argparse.Namespace) -> None:
@@ -223,7 +229,7 @@ def _run_in_container(arguments: argparse.Namespace) -> int:
         found = "one and --sagemaker" if arguments.job is not None else f"none, nor {paths.config}, as SageMaker makes"
         raise InputError(f"expected a job file, as in 'crossfade train jobs/lastfm.yaml', but found {found}")
     # Hosts of the training job run one of these two commands.
-    parser = argparse.ArgumentParser(prog="crossfade")
+    parser: argparse.ArgumentParser = CommandParser(prog="crossfade")
     commands = parser.add_subparsers(required=True)
     add_parser(commands)
     agent.add_parser(commands)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.next_command import command_line
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
 from crossfade.options.parsing import positive_integer
@@ -129,7 +130,7 @@ def _print_results(study: TuningStudy, best_metric: str) -> None:
         cells = (f"{_text(result.parameters.get(key)):<{len(key)}}" for key in keys)
         note = "  pruned" if result.pruned else ""
         print("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
-    print(f"crossfade train {study.folder / 'best.yaml'}")
+    print(f"next: {command_line('train', study.folder / 'best.yaml')}")
 
 
 def _text(value: Any) -> str:

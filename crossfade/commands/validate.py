@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.next_command import train_command
 from crossfade.options.command import add_command
-from crossfade.options.job import train_command
 from crossfade.options.parsing import memory_bytes
 from crossfade.options.prepare import add_memory
 

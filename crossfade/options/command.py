@@ -1,4 +1,4 @@
-"""Add a command to the command line in the form that all commands share.
+"""Add a command to the command line in the form that all commands share, and report its errors in the words typed.
 
 parser = add_command(commands, "validate", "check a prepared dataset", "Check a dataset.", examples=(...), notes="...")
 """
@@ -6,13 +6,67 @@ parser = add_command(commands, "validate", "check a prepared dataset", "Check a 
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that reports unknown options with its own usage and the option that was probably meant."""
+
+    def __init__(self, **options: Any) -> None:
+        # Abbreviated options would turn into other options, or errors, as new ones are added.
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self._words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse ``args``; unlike the base class, end the process if one is unknown."""
+        self._words = list(args or ())
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._fail(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion()}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
+        # A misspelled option is also reported as a missing one, if that is required.
+        suggestion = self._suggestion() if "required" in message else ""
+        self._fail(f"{self.in_words_typed(message)}{suggestion}")
+
+    def _fail(self, message: str) -> NoReturn:
+        super().error(message)
+
+    def _suggestion(self) -> str:
+        known = list(self._option_string_actions)
+        for word in self._words:
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                longer = [name for name in known if len(option) > 3 and name.startswith(option)]
+                near = longer or difflib.get_close_matches(option, known, n=1)
+                return f"; did you mean {near[0]}?" if near else ""
+        return ""
+
+    def in_words_typed(self, message: str) -> str:
+        """Return ``message`` with each option that has several names named as it was typed."""
+        for action in self._actions:
+            names = action.option_strings
+            typed = [name for name in names if any(_is_option(word, name) for word in self._words)]
+            if len(names) > 1 and typed:
+                others = "|".join(map(re.escape, ["/".join(names), *(name for name in names if name not in typed)]))
+                message = re.sub(rf"(?<![\w-])({others})(?![\w-])", typed[0], message)
+        return message
+
+
+def _is_option(word: str, name: str) -> bool:
+    """Return whether ``word`` is the option ``name``, alone or with its value: ``--count=5``, ``-k5``."""
+    return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
 
 
 def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    summary: str,
+    summary: str | None,
     description: str,
     *,
     examples: Sequence[tuple[str, str]],
@@ -23,18 +77,18 @@ def add_command(
     Args:
         commands: what ``add_subparsers`` returned.
         name: the word after ``crossfade``.
-        summary: verb first, for the list of commands.
+        summary: verb first, for the list of commands; None leaves the command out of the list.
         description: what ``--help`` opens with: one sentence, then details.
         examples: command lines without ``crossfade``, each with what it does.
         notes: paragraphs that follow the examples.
     """
     lines = [line for command, effect in examples for line in (f"  {command}", f"      {effect}")]
-    return commands.add_parser(
+    shown: dict[str, Any] = {} if summary is None else {"help": summary}
+    parser = commands.add_parser(
         name,
-        help=summary,
         description=description,
         epilog="\n".join(["Examples:", *lines, *(["", notes.strip("\n")] if notes else [])]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Abbreviated options would turn into other options, or errors, as new ones are added.
-        allow_abbrev=False,
+        **shown,
     )
+    parser.set_defaults(parser=parser)
+    return parser

@@ -1,14 +1,12 @@
-"""Arguments of commands that read a job file, and the command line that trains on a dataset."""
+"""Arguments of commands that read a job file."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.options.parsing import parse_whole_number
 
 if TYPE_CHECKING:
@@ -48,8 +46,8 @@ def load_job_arguments(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
     from crossfade.trainer.config.loading import load_job
 
     values = {key: getattr(arguments, key) for key in sizes}
-    given = [f"cluster.{key}={value}" for key, value in values.items() if value is not None]
-    return load_job(arguments.job, [*arguments.overrides, *given])
+    typed = {f"cluster.{key}={value}": f"--{key} {value}" for key, value in values.items() if value is not None}
+    return load_job(arguments.job, [*arguments.overrides, *typed], typed)
 
 
 def add_expected_size(parser: argparse.ArgumentParser) -> None:
@@ -83,15 +81,3 @@ def expected_size(arguments: argparse.Namespace) -> ExpectedSize | None:
         if number < 1:
             raise InputError(f"--{name} {texts[name]}: expected at least 1")
     return ExpectedSize(**numbers)
-
-
-def train_command(data: str, query: str, item: str) -> str:
-    """Return the command line that trains on the dataset ``data``, with the job file of its name if there is one."""
-    name = Folder(data).name
-    job = Path("jobs") / f"{name}.yaml"
-    settings = [] if job.exists() and Folder(data).path == Path("data") / name else [f"data.path={data}"]
-    if not job.exists():
-        job = Path("jobs/lastfm.yaml")
-        settings += [f"data.query={query}"] if query != "customer" else []
-        settings += [f"data.item={item}"] if item != "artist" else []
-    return shlex.join(["crossfade", "train", str(job), *(word for text in settings for word in ("--set", text))])

@@ -296,8 +296,9 @@ class Coordinator:
 
     def _emit_start(self, spec: GenerationSpec) -> None:
         origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
-        if restart := self._restart_policy.record_restart(self.generation + 1, self._generation.step):
-            self._events.append(events.RestartEvent(generation=restart.generation, cause=restart.cause, **origin))
+        lost = self._generation.lost_since(spec.step)
+        if restart := self._restart_policy.record_restart(self.generation + 1, self._generation.step, lost):
+            self._events.append(restart.to_event(**origin))
         elif spec.checkpoint or spec.skipped:
             self._events.append(events.ResumeEvent(**origin))
         if missing := self._members.missing_hosts():

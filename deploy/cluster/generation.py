@@ -37,6 +37,9 @@ class Generation:
         self.loads: dict[str, dict[str, Any]] = {}
         self.step = self.checkpoint_step = spec.step
         self.has_trained = False
+        self._step_at = now
+        self._begun_at: dict[int, float] = {}
+        """When training after a step began, for the step that training started from and those of checkpoints."""
         self.stop_result: StopResult | None = None
         """What the workers reported once they had stopped as requested."""
         self.progress_at = now
@@ -45,6 +48,12 @@ class Generation:
     def wrote_checkpoint(self) -> bool:
         """Whether there is a newer checkpoint than the one it started from."""
         return self.checkpoint_step > self.spec.step
+
+    def lost_since(self, step: int) -> tuple[int, float | None]:
+        """Return how many steps were taken after ``step``, and in how many seconds; None if that is not known."""
+        begun_at = self._begun_at.get(step)
+        seconds = None if begun_at is None else max(0.0, self._step_at - begun_at)
+        return max(0, self.step - step), seconds
 
     def role_names(self) -> set[str]:
         """Return the names of all roles."""
@@ -56,9 +65,12 @@ class Generation:
             self.progress_at = now
         match numbered.event:
             case StepEvent(step=step):
-                self.step, self.has_trained = step, True
-            case CheckpointSaved(step=step):
+                self.step, self.has_trained, self._step_at = step, True, now
+            case PhaseEvent(name="training"):
+                self._begun_at[self.spec.step] = now
+            case CheckpointSaved(step=step, seconds=seconds):
                 self.checkpoint_step = max(self.checkpoint_step, step)
+                self._begun_at[step] = now - seconds
             case StoppedEvent(step=step, checkpoint=checkpoint):
                 from crossfade.trainer.training.checkpointing import StopResult  # imports numba, which takes time
 

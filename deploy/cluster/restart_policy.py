@@ -6,18 +6,36 @@ Failures count until a new checkpoint is written, so a job that makes progress m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from crossfade.trainer.runs.events import RestartEvent
 
 MAX_BACKOFF_SECONDS = 60.0
 
 
 @dataclass
 class Restart:
-    """The start of a generation in place of one that ended: why, at which step, and how long nothing was trained."""
+    """The start of a generation in place of one that ended: why, at which step, and how long nothing was trained.
+
+    Of the steps until ``step``, ``lost_steps`` are taken again; they took ``lost_seconds``, if that is known.
+    """
 
     generation: int
     cause: str
     step: int
+    lost_steps: int = 0
+    lost_seconds: float | None = None
     seconds: float = 0.0
+
+    def to_event(self, **origin: Any) -> RestartEvent:
+        """Return the event that reports it; ``origin`` has the fields about where training resumes."""
+        return RestartEvent(
+            generation=self.generation,
+            cause=self.cause,
+            lost_steps=self.lost_steps,
+            lost_seconds=self.lost_seconds,
+            **origin,
+        )
 
 
 class RestartPolicy:
@@ -64,11 +82,14 @@ class RestartPolicy:
             return 0.0
         return min(2.0 ** (self._without_checkpoint - 2), MAX_BACKOFF_SECONDS)
 
-    def record_restart(self, generation: int, step: int) -> Restart | None:
-        """Record that ``generation`` starts in place of one that reached ``step``; None if it replaces none."""
+    def record_restart(self, generation: int, step: int, lost: tuple[int, float | None]) -> Restart | None:
+        """Record that ``generation`` starts in place of one that reached ``step``; None if it replaces none.
+
+        ``lost`` are the steps that are taken again, and the seconds that they took.
+        """
         if self.cause is None:
             return None
-        restart = Restart(generation, self.cause, step)
+        restart = Restart(generation, self.cause, step, *lost)
         self.restarts.append(restart)
         self.cause = None
         return restart

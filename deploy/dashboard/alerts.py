@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from crossfade.deploy.dashboard.formatting import duration, size
-from crossfade.deploy.dashboard.run_figures import Alert, Summary
+from crossfade.deploy.dashboard.run_figures import Alert, Summary, lost_steps
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.trainer.monitoring.thresholds import (
     LOCAL_PHASES,
@@ -65,7 +65,8 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     if recent:
         more = f" (and {len(recent) - 1} more within {duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
         ago = duration(now - recent[-1]["time"])
-        yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{more}")
+        lost = f"; {steps}" if (steps := lost_steps(recent[-1])) else ""
+        yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{lost}{more}")
     interval = run.setting("checkpoint", "interval_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
     if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:

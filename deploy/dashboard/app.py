@@ -98,6 +98,7 @@ def _select_runs(app: Dash, runs: Runs) -> None:
         Output("listed", "data"),
         Output("selected", "data"),
         Output("no-runs", "hidden"),
+        Output("missing-runs", "children"),
         Output("location", "search"),
         Input("tick", "n_intervals"),
         Input("selected", "data"),
@@ -117,6 +118,7 @@ def _select_runs(app: Dash, runs: Runs) -> None:
             content,
             no_update if chosen == selected else chosen,
             bool(known),
+            page.missing_runs(requested, known) if selected is None else no_update,
             no_update if address == search else address,
         )
 
@@ -124,6 +126,7 @@ def _select_runs(app: Dash, runs: Runs) -> None:
     app.clientside_callback(  # type: ignore[no-untyped-call]
         ClientsideFunction("crossfade", "toggle"),
         Output("selected", "data", allow_duplicate=True),
+        Output("missing-runs", "children", allow_duplicate=True),
         Input({"run": ALL}, "n_clicks"),
         State("selected", "data"),
         prevent_initial_call=True,
@@ -161,8 +164,8 @@ def _show_runs(app: Dash, runs: Runs) -> None:
         shown = list(map(RunView, chosen, summaries, COLORS))
         return (
             *_parts(shown),
-            *_figures(shown, axis),
-            *[page.describe_chart(name, shown) for name in _GRAPHS],
+            *(figures := _figures(shown, axis)),
+            *[page.describe_chart(name, shown, figure) for name, figure in zip(_GRAPHS, figures, strict=True)],
             version,
             clock,
         )

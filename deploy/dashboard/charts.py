@@ -8,7 +8,8 @@ Shapes: N lines of a history, P points that are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,10 @@ _MAX_POINTS = 400
 """Of a line; more would only slow the browser down."""
 _MIN_LABELED_SHARE = 0.095
 """A bar's part below this share of the bar has no room for its label."""
+_MAX_NAME = 24
+"""Characters of a run's name in a graph; longer ones are shortened."""
+_LINE_BREAK, _MAX_LINE = "<br>", 40
+"""Between the lines of the text in an empty graph, and their characters: as many as a phone has room for."""
 _TRAFFIC_ROWS = (
     ("bytes_pulled", "pulled"),
     ("bytes_pushed", "pushed"),
@@ -60,7 +65,7 @@ def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
         epochs = each.run.training.epochs
         x = _positions(each, epochs, axis)
         traces.append(_line(each, x, [epoch.loss for epoch in epochs], markers=True))
-    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
+    return _figure(traces, "The log has no step.", x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
 def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
@@ -70,7 +75,8 @@ def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
         evaluated = each.run.training.evaluated
         values = [epoch.valid.get(each.summary.best_metric) for epoch in evaluated]
         traces.append(_line(each, _positions(each, evaluated, axis), values, markers=True))
-    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
+    reason = "No valid split has been evaluated."
+    return _figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
 def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
@@ -80,7 +86,8 @@ def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
         time_P, step_P, rate_P = each.run.training.throughput(_MAX_POINTS // 2)
         x_P = step_P if axis == "step" else _minutes(each, time_P)
         traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f}/s"))
-    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
+    reason = "A rate needs two steps in the log, which has one a second."
+    return _figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
 
 
 def phases(shown: Sequence[RunView]) -> Figure:
@@ -113,9 +120,8 @@ def phases(shown: Sequence[RunView]) -> Figure:
         if any(phase in values for values in per_step)
     ]
     layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.65 if len(shown) == 1 else 0.35}
-    return _figure(
-        traces, x_title="milliseconds per step", legend=True, hover="closest", y=_names_axis(names), **layout
-    )
+    layout |= {"y": _names_axis(names, map(_short, names)), "hover": "closest"}
+    return _figure(traces, "No step has been timed.", x_title="milliseconds per step", legend=True, **layout)
 
 
 def _measured_steps(each: RunView) -> int:
@@ -130,8 +136,9 @@ def _measured_steps(each: RunView) -> int:
 
 def traffic(shown: Sequence[RunView]) -> Figure:
     """Draw bytes pulled and pushed by all workers, and the bytes that dense gradients would have taken."""
-    rows = [(each, name, label) for each in shown for name, label in _TRAFFIC_ROWS]
+    rows = [(each, name, label) for each in shown if each.summary.traffic for name, label in _TRAFFIC_ROWS]
     labels = [f"{each.summary.name}: {label}" if len(shown) > 1 else label for each, _, label in rows]
+    short = [f"{_short(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
     values = [each.summary.traffic.get(name, 0) for each, name, _ in rows]
     bar = {
         "type": "bar",
@@ -149,12 +156,14 @@ def traffic(shown: Sequence[RunView]) -> Figure:
     }
     # The labels stand outside the bars: leave room next to the longest.
     scale = {"tickformat": "~s", "ticksuffix": "B", "range": [0, 1.25 * max([1, *values])]}
-    return _figure([bar], x=scale, hover="closest", y=_names_axis(labels), bargap=0.4)
+    reason = "The log has no totals of bytes, which workers add up once a second."
+    return _figure([bar], reason, x=scale, hover="closest", y=_names_axis(labels, short), bargap=0.4)
 
 
 def memory(shown: Sequence[RunView]) -> Figure:
     """Draw the resident memory of each process over time."""
-    return _by_process(shown, lambda samples: (samples["time"], samples["resident_bytes"]), suffix="B")
+    reason = "No process has reported its memory."
+    return _by_process(shown, lambda samples: (samples["time"], samples["resident_bytes"]), reason, suffix="B")
 
 
 def updates(shown: Sequence[RunView]) -> Figure:
@@ -167,12 +176,14 @@ def updates(shown: Sequence[RunView]) -> Figure:
         same_N = (np.diff(pid_N) == 0) & (seconds_N > 0.1)
         return time_N[1:][same_N], np.diff(updated_N)[same_N] / seconds_N[same_N]
 
-    return _by_process(shown, rates, suffix="", kinds=("server", "in-process"))
+    reason = "A rate needs two reports of a process that holds tables, seconds apart."
+    return _by_process(shown, rates, reason, suffix="", kinds=("server", "in-process"))
 
 
 def _by_process(
     shown: Sequence[RunView],
     pick: Any,
+    reason: str,
     *,
     suffix: str,
     kinds: tuple[str, ...] = ("scheduler", "server", "worker", "in-process"),
@@ -184,14 +195,14 @@ def _by_process(
                 continue
             time_N, value_N = pick(samples)
             x_P, y_P = _thinned(_minutes(each, time_N), value_N)
-            label = name if len(shown) == 1 else f"{each.summary.name}: {name}"
+            label = name if len(shown) == 1 else f"{_short(each.summary.name)}: {name}"
             color = COLORS[number % MAX_RUNS] if len(shown) == 1 else each.color
             dash = ("solid", "dash", "dot", "dashdot")[number % 4] if len(shown) > 1 else "solid"
             trace = _line(each, x_P, y_P, name=label)
             trace["line"] |= {"color": color, "dash": dash}
             traces.append(trace)
     scale = {"tickformat": "~s", "ticksuffix": suffix, "rangemode": "tozero"}
-    return _figure(traces, x_title=_axis_title("time"), legend=True, y=scale)
+    return _figure(traces, reason, x_title=_axis_title("time"), legend=True, y=scale)
 
 
 # ---- building blocks
@@ -237,8 +248,8 @@ def _line(
 ) -> dict[str, Any]:
     return {
         "type": "scatter",
-        "mode": "lines+markers" if markers else "lines",
-        "name": name or each.summary.name,
+        "mode": "lines+markers" if markers or len(x_N) == 1 else "lines",
+        "name": name or _short(each.summary.name),
         "x": np.asarray(x_N).tolist(),
         "y": [None if value is None or not np.isfinite(value) else float(value) for value in y_N],
         "line": {"color": each.color, "width": width},
@@ -249,12 +260,27 @@ def _line(
     }
 
 
-def _names_axis(names: Sequence[str]) -> dict[str, Any]:
-    return {"categoryorder": "array", "categoryarray": list(reversed(names)), "showgrid": False, "ticklen": 6}
+def _short(name: str) -> str:
+    """Shorten a long name in its middle: the names of runs often differ in their ends."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _names_axis(names: Sequence[str], shown: Iterable[str]) -> dict[str, Any]:
+    """Return an axis of the categories ``names``, which are shown as ``shown``."""
+    ticks = {"tickmode": "array", "tickvals": list(names), "ticktext": list(shown)}
+    return {"categoryorder": "array", "categoryarray": list(reversed(names)), "showgrid": False, "ticklen": 6, **ticks}
+
+
+def reason_for_no_data(figure: Figure) -> str | None:
+    """Return why ``figure`` shows nothing; None if it shows something."""
+    notes = figure["layout"].get("annotations")
+    return str(notes[0]["text"]).replace(_LINE_BREAK, " ") if notes else None
 
 
 def _figure(
     traces: list[dict[str, Any]],
+    reason: str,
     *,
     x_title: str = "",
     legend: bool = False,
@@ -263,7 +289,13 @@ def _figure(
     y: dict[str, Any] | None = None,
     **layout: Any,
 ) -> Figure:
-    axis = {"automargin": True, "zeroline": False, "showline": False, "fixedrange": True}
+    """Return the figure of ``traces``; without any data, it gives the ``reason`` instead."""
+    axis: dict[str, Any] = {"automargin": True, "zeroline": False, "showline": False, "fixedrange": True}
+    if not any(value is not None for trace in traces for value in trace["y"]):
+        axis["visible"] = legend = False
+        place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+        text = _LINE_BREAK.join(textwrap.wrap(reason, _MAX_LINE))
+        layout["annotations"] = [{"text": text, **place}]
     return {
         "data": traces,
         "layout": {

@@ -67,3 +67,12 @@ def times(value: float | None) -> str:
 def local_time(at: float | None) -> str:
     """Format a Unix time in the time zone of this machine: ``2026-03-01 12:00:00``; nothing if unknown."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at is not None else ""
+
+
+def lost(steps: int, seconds: float | None, *, from_step: int) -> str:
+    """Describe what a restart from ``from_step`` takes again: ``333 steps since the last checkpoint, 5.6 s``."""
+    if steps == 0:
+        return "no step"
+    since = "the last checkpoint" if from_step else "the beginning"
+    took = "" if seconds is None else f", {duration(seconds)}"
+    return f"{steps:,} {'step' if steps == 1 else 'steps'} since {since}{took}"

@@ -95,7 +95,15 @@ def _content() -> Component:
         html.Section([html.H2("Job"), html.Div(id="job")]),
     ]
     return html.Main(
-        [html.Div(id="head"), html.Div(id="alerts"), html.Div(id="tiles"), *sections], id="run", tabIndex=-1
+        [
+            html.P(id="missing-runs", role="status"),
+            html.Div(id="head"),
+            html.Div(id="alerts"),
+            html.Div(id="tiles"),
+            *sections,
+        ],
+        id="run",
+        tabIndex=-1,
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from dash import html
 
-from crossfade.deploy.dashboard.charts import RunView
+from crossfade.deploy.dashboard.charts import Figure, RunView, reason_for_no_data
 from crossfade.deploy.dashboard.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
-from crossfade.deploy.dashboard.run_figures import Summary
+from crossfade.deploy.dashboard.run_figures import Summary, lost_steps
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50
@@ -63,10 +63,11 @@ def _head(each: RunView) -> Component:
     epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
     left = f", {duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
     elapsed = duration(run.elapsed_seconds)
+    early = f"; stopped early: the last evaluations did not improve {run.best_metric}" if run.stopped_early else ""
     return html.Div(
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
-            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}"),
+            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}{early}"),
             html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),
@@ -77,6 +78,15 @@ def _head(each: RunView) -> Component:
         ],
         className="head",
     )
+
+
+def missing_runs(requested: Sequence[str], known: Sequence[str]) -> Component:
+    """Build the notice about runs in the page's address that do not exist; None if all do."""
+    missing = [f"'{name}'" for name in requested if name not in known]
+    if not missing:
+        return None
+    instead = "; the latest is shown instead" if known and len(missing) == len(requested) else ""
+    return f"There is no run {', '.join(missing)}{instead}. The list of runs has all there are."
 
 
 def alerts(shown: Sequence[RunView]) -> Component:
@@ -103,7 +113,7 @@ def tiles(shown: Sequence[RunView]) -> Component:
         return html.Dl([_tile(*tile) for tile in _key_figures(shown[0].summary)], className="tiles")
     titles = [title for title, _, _ in _key_figures(shown[0].summary)]
     rows = [[each.summary.name, *(value for _, value, _ in _key_figures(each.summary))] for each in shown]
-    return table("Comparison of runs", ["Run", *titles], rows)
+    return table("Comparison of runs", ["Run", *titles], rows, stacked=True)
 
 
 def _tile(title: str, value: str, note: str) -> Component:
@@ -116,11 +126,11 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
     last_time = checkpoints["last_time"]
     age = f"{duration(time.time() - last_time)} ago" if run.live and last_time else ""
     saved = f"step {checkpoints['last_step']:,}" if checkpoints["last_step"] is not None else "none yet"
-    best = f"best {decimals(run.best_value)} in epoch {run.best_epoch}" if run.best_value is not None else ""
+    best = f"best, in epoch {run.best_epoch}; last {decimals(run.eval_metric)}" if run.best_value is not None else ""
     pushed = f"{size(run.traffic.get('bytes_pushed'))} pushed" if run.traffic else ""
     return [
         ("Loss", decimals(run.loss), "mean of the last epoch"),
-        (run.best_metric, decimals(run.eval_metric), best),
+        (run.best_metric, decimals(run.best_value), best),
         ("Examples/s", count(run.examples_per_second), f"{count(run.steps_per_second)} steps/s"),
         ("Saved vs. dense", times(run.dense_ratio), pushed),
         ("Checkpoint", saved, age or size(checkpoints["last_bytes"])),
@@ -129,22 +139,35 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
 
 
 def table(
-    caption: str, titles: Sequence[str], rows: Sequence[Sequence[Component]], *, text_columns: int = 1
+    caption: str,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Component]],
+    *,
+    text_columns: int = 1,
+    stacked: bool = False,
 ) -> Component:
-    """Build a table that scrolls sideways, also by keyboard; its first ``text_columns`` columns hold words."""
+    """Build a table that scrolls sideways, also by keyboard; its first ``text_columns`` columns hold words.
+
+    On a phone, the cells of each row of a ``stacked`` table stand below each other.
+    """
+    data_titles: list[dict[str, Any]] = [{"data-title": title} for title in titles]
     kinds = ["words" if index < text_columns else "number" for index in range(len(titles))]
     head_row = html.Tr([html.Th(title, scope="col", className=kind) for title, kind in zip(titles, kinds, strict=True)])
     body = [
         html.Tr(
             [
-                html.Th(cell, scope="row", className="words") if index == 0 else html.Td(cell, className=kinds[index])
+                html.Th(cell, scope="row", className="words")
+                if index == 0
+                else html.Td(cell, className=kinds[index], **data_titles[index])
                 for index, cell in enumerate(row)
             ]
         )
         for row in rows
     ]
     content = html.Table([html.Caption(caption), html.Thead(head_row), html.Tbody(body)])
-    return html.Div(content, className="scroll", tabIndex=0, role="region", **aria(label=caption))
+    return html.Div(
+        content, className="scroll stacked" if stacked else "scroll", tabIndex=0, role="region", **aria(label=caption)
+    )
 
 
 def processes(shown: Sequence[RunView]) -> Component:
@@ -156,6 +179,7 @@ def processes(shown: Sequence[RunView]) -> Component:
             titles,
             [_process_cells(process) for process in each.summary.processes],
             text_columns=TEXT_COLUMNS,
+            stacked=True,
         )
         if each.summary.processes
         else html.P(f"{each.summary.name}: its folder has no data on processes.", className="hint")
@@ -176,8 +200,9 @@ def _events(each: RunView) -> Component:
     name = each.summary.name
     found = [_checkpoint_event(save) for save in each.run.training.saves]
     for restart in each.summary.restarts:
+        lost = f"; {steps}" if (steps := lost_steps(restart)) else ""
         downtime = f"; no training for {duration(restart['seconds'])}" if restart.get("seconds") else ""
-        found.append((restart.get("time"), "restart", restart.get("step"), f"{restart.get('cause')}{downtime}"))
+        found.append((restart.get("time"), "restart", restart.get("step"), f"{restart.get('cause')}{lost}{downtime}"))
     if not found:
         return html.P(f"{name}: none yet.", className="hint")
     latest = sorted(found, key=lambda event: -(event[0] or 0.0))
@@ -187,7 +212,7 @@ def _events(each: RunView) -> Component:
     ]
     limit = f" (last {_MAX_EVENTS} of {len(latest):,})" if len(latest) > _MAX_EVENTS else ""
     caption = f"Checkpoints and restarts of {name}{limit}"
-    return table(caption, ("Time", "Event", "Step", "Details"), rows, text_columns=4)
+    return table(caption, ("Time", "Event", "Step", "Details"), rows, text_columns=4, stacked=True)
 
 
 def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None, str]:
@@ -201,43 +226,35 @@ def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None,
 
 
 def results(shown: Sequence[RunView]) -> Component:
-    """Build the tables of the last evaluation on each split."""
-    columns = [
-        (f"{each.summary.name}, {split}" if len(shown) > 1 else split, values)
-        for each in shown
-        for split, values in each.summary.metrics.items()
-    ]
-    if not columns:
-        return html.P("Not evaluated yet.", className="hint")
-    metrics = list(dict.fromkeys(metric for _, values in columns for metric in values))
-    ranking = [metric for metric in metrics if metric.startswith(("recall", "ndcg"))]
-    # Runs of the same dataset have the same baselines, which are shown once.
-    for column in (column for each in shown for column in _baselines(each.summary)):
-        if column not in columns:
-            columns.append(column)
-    titles = ["Metric", *(title for title, _ in columns)]
-
-    def rows(metrics: Sequence[str]) -> list[list[str]]:
-        return [[metric, *(_metric_text(metric, values.get(metric)) for _, values in columns)] for metric in metrics]
-
+    """Build a table for each split of the last evaluation: a row for each metric, a column for each depth."""
+    splits = dict.fromkeys(split for each in shown for split in each.summary.metrics)
     notes = dict.fromkeys(note for each in shown for note in each.summary.baseline_notes)
+    tables = [_quality(split, shown) for split in splits]
+    return [*tables, *(html.P(note, className="hint") for note in notes)] or html.P(
+        "Not evaluated yet.", className="hint"
+    )
+
+
+def _quality(split: str, shown: Sequence[RunView]) -> Component:
+    evaluated = [(each.summary.name, each.summary.metrics[split]) for each in shown if split in each.summary.metrics]
+    # Runs of the same dataset have the same baselines, which are shown once.
+    for each in shown:
+        for name, values in each.summary.baselines.get(split, {}).items():
+            if (baseline := (f"by {name.replace('_', ' ')}", values)) not in evaluated:
+                evaluated.append(baseline)
+    names = list(dict.fromkeys(name for _, values in evaluated for name in values if "@" in name))
+    depths = sorted({name.partition("@")[2] for name in names}, key=int)
+    several = len(evaluated) > 1
+    rows = [
+        [metric, *([run] if several else []), *(decimals(values.get(f"{metric}@{depth}")) for depth in depths)]
+        for metric in dict.fromkeys(name.partition("@")[0] for name in names)
+        for run, values in evaluated
+    ]
+    queries = ", ".join(dict.fromkeys(count(values.get("queries")) for _, values in evaluated))
     tasks = sorted({each.summary.task for each in shown} - {""})
     of_task = f", task {' and '.join(tasks)}" if tasks else ""
-    return [
-        table(f"Recall and NDCG of the embeddings{of_task}", titles, rows(ranking)),
-        *(html.P(note, className="hint") for note in notes),
-        html.Details([html.Summary("All metrics"), table("All metrics", titles, rows(metrics))]),
-    ]
-
-
-def _baselines(run: Summary) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield a title and the metrics of each ranking without training."""
-    for split, found in run.baselines.items():
-        yield from ((f"{split}, by {name.replace('_', ' ')}", values) for name, values in found.items())
-
-
-def _metric_text(metric: str, value: float | None) -> str:
-    return decimals(value) if "@" in metric else count(value)
+    titles = ["Metric", *(["Ranking"] if several else []), *(f"@{depth}" for depth in depths)]
+    return table(f"Quality on {split}{of_task}: {queries} queries", titles, rows, text_columns=1 + several)
 
 
 def job(shown: Sequence[RunView]) -> Component:
@@ -275,8 +292,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def describe_chart(name: str, shown: Sequence[RunView]) -> str:
-    """Describe the graph ``name`` in words, for screen readers."""
+def describe_chart(name: str, shown: Sequence[RunView], figure: Figure) -> str:
+    """Describe the graph ``name``, drawn as ``figure``, in words, for screen readers."""
+    if (reason := reason_for_no_data(figure)) is not None:
+        return f"{GRAPHS[name][0]}. {reason}"
     descriptions = [f"{each.summary.name}: {_describe(name, each.summary)}" for each in shown]
     return f"{GRAPHS[name][0]}. {'; '.join(descriptions)}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from crossfade.deploy.dashboard.formatting import lost
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.run_state import ENDED
 
@@ -46,6 +48,8 @@ class Summary:
     """Its last value on the valid split."""
     best_value: float | None
     best_epoch: int | None
+    stopped_early: bool
+    """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
     metrics: dict[str, dict[str, float]]
     """The metrics of the last evaluation, by split."""
     baselines: dict[str, dict[str, dict[str, float]]]
@@ -83,3 +87,11 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Return the fields and derived figures as JSON values."""
         return {**asdict(self), "progress": self.progress, "dense_ratio": self.dense_ratio}
+
+
+def lost_steps(restart: Mapping[str, Any]) -> str:
+    """Describe the steps that one of ``Summary.restarts`` takes again; empty if its record does not have them."""
+    steps, reached = restart.get("lost_steps"), restart.get("step")
+    if not isinstance(steps, int) or not isinstance(reached, int):
+        return ""
+    return f"lost {lost(steps, restart.get('lost_seconds'), from_step=reached - steps)}"

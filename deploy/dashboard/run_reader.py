@@ -85,6 +85,7 @@ class ReportFile(BaseModel):
     baselines: BaselinesOfReport = BaselinesOfReport()
     seconds_by_phase: dict[str, float] = {}
     examples_per_second: float | None = None
+    stopped_early: bool = False
     bytes_pulled: int = 0
     bytes_pushed: int = 0
     dense_equivalent_bytes_pushed: int = 0

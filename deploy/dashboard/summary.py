@@ -58,6 +58,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         eval_metric=valid.get(best_metric),
         best_value=best_value,
         best_epoch=best_epoch,
+        stopped_early=report.stopped_early,
         metrics=report.metrics or ({"valid": valid} if valid else {}),
         baselines=report.baselines.metrics,
         baseline_notes=report.baselines.notes,
@@ -147,6 +148,8 @@ def _restarts(run: RunReader) -> list[dict[str, Any]]:
     logged = [(time, event) for time, event in run.processes.events if isinstance(event, RestartEvent)]
     times: dict[tuple[Any, Any], float] = {(event.generation, event.cause): time for time, event in logged}
     restarts = run.restarts or [
-        {"generation": event.generation, "cause": event.cause, "step": event.step} for _, event in logged
+        {"generation": event.generation, "cause": event.cause, "step": event.step + (event.lost_steps or 0)}
+        | {"lost_steps": event.lost_steps, "lost_seconds": event.lost_seconds}
+        for _, event in logged
     ]
     return [{**each, "time": times.get((each.get("generation"), each.get("cause")))} for each in restarts]

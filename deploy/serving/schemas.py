@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.model_sections import ScoreKind
 
 MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
@@ -13,7 +14,11 @@ MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=_PATTERN)]
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=_PATTERN),
+    described("one line of text, without control characters"),
+]
 """One line of text."""
 
 
@@ -28,13 +33,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 COUNT = Field(10, ge=1, le=MAX_COUNT, description="rows of each result")
-WHERE = Field(
-    None,
-    min_length=1,
-    max_length=MAX_TEXT,
-    pattern=_PATTERN,
-    description="keep only items that meet this SQL condition on the columns that /model lists",
-)
+WHERE = Field(None, description="keep only items that meet this SQL condition on the columns that /model lists")
 EXCLUDE_KNOWN = Field(True, description="leave out the items in the history")
 DAMPING = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="rank popular items lower; this ranks exactly")
 
@@ -54,7 +53,7 @@ class Filters(_Body):
     """Which rows are ranked, and how many are returned."""
 
     count: int = COUNT
-    where: str | None = WHERE
+    where: Text | None = WHERE
     allow: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="rank only these; empty: all")
     deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="leave out these")
     max_per: GroupLimit | None = Field(None, description="at most some rows with the same value of a column")
@@ -111,7 +110,7 @@ class RankingQuery(_Body):
 
     id: Text = Field(description="an ID or, for an entity with names, a name")
     count: int = COUNT
-    where: str | None = WHERE
+    where: Text | None = WHERE
 
 
 class RecommendQuery(RankingQuery):

@@ -101,7 +101,8 @@ def check_parameters(path: Path, overrides: Sequence[str], parameters: Sequence[
         raise InputError(f"--search {repeated}: the key is repeated; give each key once")
     for parameter in parameters:
         for value in parameter.extremes():
-            load_job(path, [*overrides, format_override(parameter.key, value)])
+            setting = format_override(parameter.key, value)
+            load_job(path, [*overrides, setting], {setting: f"--search {parameter.key}"})
 
 
 def format_override(key: str, value: Any) -> str:

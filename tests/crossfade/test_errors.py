@@ -90,9 +90,12 @@ def test_invalid_yaml_is_rejected(train_rejected: Rejected, workspace: Path) -> 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.epcohs=3", "job.yaml: unknown key 'train.epcohs'; did you mean 'epochs'?"),
-        ("trian.epochs=3", "job.yaml: unknown key 'trian'; did you mean 'train'?"),
-        ("train.batch_size=0", "job.yaml: train.batch_size: input should be greater than or equal to 1, but found 0"),
+        ("train.epcohs=3", "--set train.epcohs=3: unknown key 'train.epcohs'; did you mean 'epochs'?"),
+        ("trian.epochs=3", "--set trian.epochs=3: unknown key 'trian'; did you mean 'train'?"),
+        (
+            "train.batch_size=0",
+            "--set train.batch_size=0: train.batch_size: input should be greater than or equal to 1, but found 0",
+        ),
         ("data.item=artist", "job 'planted': data.item is 'artist', but the item column of {data} is 'track'"),
     ],
 )
@@ -153,6 +156,12 @@ def test_tables_larger_than_memory_are_rejected(
     assert "the tables need 5,960.5 GiB with their adagrad state" in message
     assert "track 100,000,000,000 x 8 = 5,960.5 GiB" in message
     assert "GiB are free here: " in message
+
+
+def test_port_of_the_dashboard_in_use_is_rejected_before_training(train_rejected: Rejected) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        message = train_rejected("--dashboard", taken.getsockname()[1])
+    documented("a port of the run's dashboard in use", message)
 
 
 def test_port_in_use_is_rejected(train_rejected: Rejected) -> None:

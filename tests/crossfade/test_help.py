@@ -4,11 +4,13 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from crossfade.main import main, make_parser
 
+ROOT = Path(__file__).resolve().parents[2]
 MAX_COLUMNS = 120
 NOT_VERBS = {"a", "an", "the", "of", "for", "with", "how", "what", "where", "who", "which", "whether", "only", "same"}
 
@@ -50,6 +52,15 @@ every_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 def test_all_commands_are_listed() -> None:
     assert {("prepare",), ("validate",), ("submit", "ec2"), ("worker",)} <= set(COMMANDS)
+
+
+def test_help_lists_the_commands_that_people_type(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = re.findall(r"^    ([a-z0-9-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
+    assert {"prepare", "train", "recommend", "agent"} <= set(listed)
+    of_containers = {"scheduler", "server", "worker", "ec2-host"}
+    assert set(listed) == {words[0] for words in COMMANDS} - of_containers
 
 
 @every_command
@@ -110,3 +121,61 @@ def test_abbreviated_option_is_rejected(abbreviated: str, capsys: pytest.Capture
         main(["plan", "jobs/lastfm.yaml", *abbreviated.split()])
     assert ended.value.code == 2
     assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """Return the first and the last line of what a command that cannot be parsed prints."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    return first, last
+
+
+@pytest.mark.parametrize(
+    ("typed", "command", "message"),
+    [
+        ("train jobs/a.yaml --dashbord", "train", "unrecognized arguments: --dashbord; did you mean --dashboard?"),
+        ("plan jobs/a.yaml --instance r6i.xlarge", "plan", "--instance r6i.xlarge; did you mean --instance-type?"),
+        ("submit ec2 jobs/a.yaml --hots=2", "submit ec2", "unrecognized arguments: --hots=2; did you mean --hosts?"),
+        ("recommend runs/a --custmer 4", "recommend", "is required; did you mean --customer?"),
+        ("train jobs/a.yaml --qqqqqq", "train", "unrecognized arguments: --qqqqqq"),
+        ("similar runs/a 1 -k five", "similar", "argument -k: invalid int value: 'five'"),
+        ("similar runs/a 1 --count five", "similar", "argument --count: invalid int value: 'five'"),
+        ("prepare --events", "prepare", "argument --events: expected at least one argument"),
+    ],
+)
+def test_misspelled_option_gets_the_usage_of_its_command_and_a_suggestion(
+    capsys: pytest.CaptureFixture[str], typed: str, command: str, message: str
+) -> None:
+    usage, error = usage_error(capsys, *typed.split())
+    assert usage.startswith(f"usage: crossfade {command} [-h]")
+    assert error.startswith(f"crossfade {command}: error: ")
+    assert error.endswith(message)
+
+
+def test_misspelled_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(capsys, "trian", "a.yaml")[1] == (
+        "crossfade: error: there is no command 'trian'; did you mean 'train'?"
+    )
+    assert usage_error(capsys, "qqq")[1] == "crossfade: error: there is no command 'qqq'; see 'crossfade --help'"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("prepare --events no.csv --out x", "--events no.csv: no such file; "),
+        ("prepare --train no.csv --out x", "--train no.csv: no such file; "),
+        ("prepare --events no.csv --sample lastfm --out x", "expected either --events or --sample, but found both"),
+        ("similar runs/a 1 -k 0", "-k 0: expected 1 or more"),
+        ("similar runs/a 1 --count=0", "--count 0: expected 1 or more"),
+        ("recommend runs/a --history 1 -k0", "-k 0: expected 1 or more"),
+        ("plan jobs/lastfm.yaml --servers -1", "--servers -1: cluster.servers: input should be greater"),
+    ],
+)
+def test_error_names_the_option_as_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: str, message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(typed.split()) == 2
+    assert capsys.readouterr().err.startswith(f"crossfade: error: {message}")

@@ -175,7 +175,7 @@ def test_roles_log_text_and_train_displays_progress_by_default(tmp_path: Path) -
     train = {"epochs": 1, "batch_size": 256}
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
     result = succeeded(crossfade("train", job, "--run-dir", "run", "--servers", 1, "--workers", 1, cwd=tmp_path))
-    assert "training: " in result.stderr
+    assert "crossfade: epoch=1 step=" in result.stderr
     assert messages(result.stderr) == []
     for role in ("server-0", "worker-0"):
         logged = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
 from paced_training import Training, paced
-from run_folders import state, step, write_run
+from run_folders import epoch, state, step, write_run
 from running_command import crossfade, records, started, succeeded
 from waiting import wait_until
 
@@ -152,6 +152,17 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
     assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]
     assert any(line.startswith("damaged: warning: report.json cannot be read") for line in printed)
     assert "damaged: critical: no" in printed
+
+
+def test_early_stop_and_lost_steps_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = [step(333, at=9), epoch(1, at=9, step=10, quality=0.31), epoch(2, at=19, step=20, quality=0.29)]
+    restarts = [{"generation": 2, "cause": "x", "step": 433, "lost_steps": 333, "lost_seconds": 5.6}]
+    report = {"metrics": {"valid": {"ndcg@10": 0.31}}, "stopped_early": True}
+    folder = write_run(tmp_path / "plays", metrics=events, state=state("done", at=19), report=report, restarts=restarts)
+    lines = printed_by(folder, capsys=capsys).splitlines()
+    assert lines[0].startswith("plays: done, stopped early, ")
+    assert "metric       best ndcg@10 on valid 0.3100 in epoch 1; 0.2900 in the last evaluation" in lines
+    assert "restarts     1; the last one lost 333 steps since the last checkpoint, 5.6 s" in lines
 
 
 @pytest.mark.slow

@@ -4,11 +4,17 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from command_here import crossfade_here
+from running_command import succeeded
 
 from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
@@ -17,13 +23,15 @@ from crossfade.trainer.config.loading import load_job
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
-_CODE_BLOCK = re.compile(r"^ *```(?:sh|bash)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _CALL = re.compile(r"(?:\$ |timeout .* )?(?:\.venv/bin/)?crossfade ")
 
 
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the arguments of each line of a page's code blocks that calls ``crossfade``."""
-    for block in _CODE_BLOCK.findall(text):
+    for language, block in _CODE_BLOCK.findall(text):
+        if language not in ("", "sh", "bash"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             call = _CALL.match(line)
             if call:
@@ -67,9 +75,65 @@ def test_job_files_are_valid(job: Path) -> None:
 
 
 def test_unknown_options_and_keys_are_found() -> None:
-    text = "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
+    text = "```python\ncrossfade.fit()\n```\n\n"
+    text += "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
     assert list(commands(text)) == [
         ["train", "jobs/a.yaml", "--set", "data.pith=x"],
         ["plan", "--no", "x"],
     ]
     assert [bool(first_error(arguments)) for arguments in commands(text)] == [True, True]
+
+
+# ---- README.md
+
+NOT_RUN = (
+    "--servers",
+    "jobs/billions.yaml",
+    "dashboard",
+    "tune",
+    "submit",
+    "serve",
+    "prepare --format lightgcn",
+    "jobs/lastfm_split.yaml",
+)
+"""Words of commands that start processes, take minutes, or need large or published data; they are only parsed."""
+FIRST_ID, OTHER_ID = 1234, 5678
+"""The customer and the tracks that README.md names."""
+
+
+def write_events(path: Path, *, query: str, item: str, seed: int) -> None:
+    """Write 800 events of 40 customers and 30 items."""
+    random = np.random.default_rng(seed)
+    query_N, item_N = FIRST_ID + random.integers(0, 40, 800), FIRST_ID + random.integers(0, 30, 800)
+    item_N[::20] = OTHER_ID
+    pq.write_table(pa.table({query: query_N, item: item_N}), path)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Path:
+    """Write what a reader of README.md has: events, a list of IDs, and ``runs/lastfm`` as 'make train' leaves it."""
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    for seed, name in enumerate(("plays", "day2")):
+        write_events(tmp_path / f"{name}.parquet", query="user_id", item="track_id", seed=seed)
+    (tmp_path / "ids.txt").write_text(f"{FIRST_ID + 1}\n")
+    write_events(tmp_path / "lastfm.parquet", query="customer", item="artist", seed=2)
+    prepared = ("--item", "artist", "--hold-out", "random:0.1", "--out", "data/lastfm")
+    succeeded(crossfade_here("prepare", "--events", "lastfm.parquet", *prepared, cwd=tmp_path))
+    succeeded(crossfade_here("train", "jobs/lastfm.yaml", cwd=tmp_path))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run_as_they_stand(reader: Path) -> None:
+    run = []
+    for words in commands((ROOT / "README.md").read_text(encoding="utf-8")):
+        if any(word in " ".join(words) for word in NOT_RUN):
+            continue
+        if "--explain" in words:
+            with pytest.raises(SystemExit):
+                crossfade_here(*words, cwd=reader)
+        else:
+            succeeded(crossfade_here(*words, cwd=reader))
+        run.append(words[0])
+    assert {"prepare", "train", "similar", "status", "evaluate", "recommend", "export"} <= set(run)
+    assert (reader / "runs" / "day2" / "report.json").exists()

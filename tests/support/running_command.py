@@ -113,12 +113,15 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedP
 _LOG_LINE = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:.]+Z (?P<level>[A-Z]+) (?P<role>\S+)(?: generation=\d+)?(?: step=\d+)? (?P<message>.*)"
 )
+_PROGRESS = re.compile(r"\bepoch=\d+ step=\d+ ")
 
 
 def messages(stderr: str) -> list[str]:
-    """Return the messages of a command, without its progress bar: console lines, and log lines in the same form."""
+    """Return the messages of a command, without its progress: console lines, and log lines in the same form."""
     lines = []
     for line in stderr.splitlines():
+        if _PROGRESS.search(line):
+            continue
         if match := _LOG_LINE.fullmatch(line):
             lines.append(f"crossfade: {'error: ' * (match['level'] == 'ERROR')}{match['message']}")
         elif "crossfade: " in line:

@@ -9,7 +9,7 @@ and what was expected.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
+NO_OPTIONS: Mapping[str, str] = {}
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
 
@@ -57,8 +58,10 @@ for _name, _kind in _SCALARS.items():
     _reject_malformed(f"tag:yaml.org,2002:{_name}", _kind)
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
+def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:
     """Read and check the job file at ``path``; ``overrides`` such as ``train.epochs=5`` replace values of the file.
+
+    Messages about an override name ``--set`` or, if it is in ``typed``, the option there: ``--workers 2``.
 
     Raises:
         InputError: the file is missing or not YAML, or has an unknown key or an invalid value.
@@ -71,11 +74,11 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
         raise InputError(f"{path}: is not UTF-8 text; expected a YAML file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return make_job(text, str(path), overrides)
+    return make_job(text, str(path), overrides, typed)
 
 
-def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """Parse and check the job file ``text``, then apply ``overrides``; messages name it as ``source``.
+def make_job(text: str, source: str, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:
+    """Parse and check the job file ``text`` with ``overrides``, see ``load_job``; messages name it as ``source``.
 
     Raises:
         InputError: as ``load_job``.
@@ -85,7 +88,12 @@ def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> JobConfig
         raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top level")
     for override in overrides:
         _apply_override(values, override)
-    return check_job(values, source)
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = _override_of(error, overrides)
+        where = source if wrong is None else typed.get(wrong, f"--set {wrong}")
+        raise InputError(f"{where}: {_format_error(error)}") from error
 
 
 def check_job(values: dict[str, Any], source: str) -> JobConfig:
@@ -126,6 +134,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise InputError(f"--set {override}: '{section}' is a value, not a section")
     target[last] = _parse_yaml(text, f"--set {override}")
+
+
+def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:
+    """Return the last of ``overrides`` that sets the first value that ``error`` names; None if none does."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    for override in reversed(overrides):
+        key = override.partition("=")[0]
+        # Of an unknown key, the error names the part up to the unknown word.
+        is_unknown = first["type"] == "extra_forbidden" and f"{key}.".startswith(f"{where}.")
+        if is_unknown or f"{where}.".startswith(f"{key}."):
+            return override
+    return None
 
 
 def _format_error(error: ValidationError) -> str:

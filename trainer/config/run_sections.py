@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
+from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.fields import AtLeastOne, Positive, Section
 
 
@@ -109,7 +110,14 @@ class MetricsConfig(Section):
     host: str | None = Field(
         None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"
     )
-    pushgateway: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = Field(
+    pushgateway: (
+        Annotated[
+            str,
+            Field(pattern=r"^https?://[^@\s]+$"),
+            described("a URL such as http://10.0.0.5:9091, without user and password"),
+        ]
+        | None
+    ) = Field(
         None,
         description="http:// or https:// URL of a Pushgateway that receives each process's final values",
         examples=["http://pushgateway:9091"],

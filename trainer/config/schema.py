@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
 from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
@@ -122,7 +123,11 @@ class EvaluateConfig(Section):
     exclude_splits: list[SplitName] = Field(
         ["train", "valid"], description="splits whose items leave a query's ranking with task new"
     )
-    best_metric: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
+    best_metric: Annotated[
+        str,
+        Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$"),
+        described("recall, ndcg, map, mrr or hit_rate, and a cutoff, such as ndcg@10"),
+    ] = Field(
         "ndcg@10",
         description="metric on valid that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
     )

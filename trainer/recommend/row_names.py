@@ -21,13 +21,27 @@ from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
 
+Fold = Callable[[Any], Any]
+"""Makes equal the texts of an array that count as equal."""
+
 _SUGGESTIONS = 3
+_NAMESAKES = 5
+"""Rows of the same name that are listed."""
 _MIN_SIMILARITY = 0.85
 """Jaro-Winkler similarity from which a name is suggested."""
 _SIMILAR_NAMES = """
     SELECT label, jaro_winkler_similarity(strip_accents(lower(label)), strip_accents($wanted)) AS similarity
     FROM labels WHERE label IS NOT NULL ORDER BY similarity DESC, position LIMIT $count
 """
+
+
+def _plain(values: Any) -> Any:
+    return values
+
+
+def _without_accents(values: Any) -> Any:
+    """Return texts without accents and case."""
+    return pc.utf8_lower(pc.replace_substring_regex(pc.utf8_normalize(values, form="NFKD"), r"\pM+", ""))
 
 
 class RowLabel(NamedTuple):
@@ -49,29 +63,36 @@ class RowNames:
         self._vocabulary = vocabulary
         self._entity = entity
 
-    def find(self, texts: Sequence[str]) -> list[int]:
+    def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
         """Return the row of each text: that with this ID or else the first, which is the most frequent, of this name.
 
-        Names are compared without regard to case.
+        Names are compared without regard to case and accents, but one that differs only in case is preferred. ``log``
+        gets a line for each name that several rows have.
 
         Raises:
             InputError: there is none; the message suggests similar names.
         """
-        by_id = self._find("id", texts)
-        by_name = self._find("name", [text for text in texts if text not in by_id], lower=True)
-        missing = [text for text in texts if text not in by_id and text not in by_name]
+        found = self._find("id", texts, _plain, only_first=True)
+        for fold in (pc.utf8_lower, _without_accents):
+            named = self._find("name", [text for text in texts if text not in found], fold)
+            if log is not None:
+                for text, rows in named.items():
+                    if len(rows) > 1:
+                        log(self._describe_namesakes(text, rows))
+            found |= named
+        missing = [text for text in texts if text not in found]
         if missing:
             more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
             raise InputError(
                 f"there is no {self._entity} with the ID or name '{missing[0]}'{more}{self._hint(missing[0])}"
             )
-        return [by_id[text] if text in by_id else by_name[text] for text in texts]
+        return [found[text][0] for text in texts]
 
     def rows_of(self, ids: pa.StringArray) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, sorted int64 (N,), and the IDs that have none."""
-        by_id = self._find("id", ids.to_pylist())
+        by_id = self._find("id", ids.to_pylist(), _plain, only_first=True)
         missing = [text for text in ids.to_pylist() if text not in by_id]
-        return np.unique(np.fromiter(by_id.values(), np.int64, len(by_id))), missing
+        return np.unique(np.fromiter((row for row, *_ in by_id.values()), np.int64, len(by_id))), missing
 
     def labels(self, rows_N: IntArray) -> dict[int, RowLabel]:
         """Return the labels of ``rows_N``, which need be neither sorted nor unique."""
@@ -81,23 +102,32 @@ class RowNames:
         names = table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
         return {int(row): RowLabel(*label) for row, *label in zip(rows, ids, names, strict=True)}
 
-    def _find(self, column: str, texts: Sequence[str], *, lower: bool = False) -> dict[str, int]:
-        """Return the first row of each text in ``column``, of those that occur."""
+    def _find(self, column: str, texts: Sequence[str], fold: Fold, *, only_first: bool = False) -> dict[str, list[int]]:
+        """Return the rows of each text in ``column``, of those that occur, as ``fold`` compares them."""
         if column not in self._vocabulary.columns or not texts:
             return {}
-        fold: Callable[[str], str] = str.lower if lower else str
-        wanted = {fold(text) for text in texts}
-        found: dict[str, int] = {}
+        wanted = fold(pa.array(texts, pa.string())).to_pylist()
+        distinct = pa.array(sorted(set(wanted)), pa.string())
+        found: dict[str, list[int]] = {}
         for table in self._vocabulary.iter_tables(["row", column]):
-            values = table.column(column).cast(pa.string())
-            values = pc.utf8_lower(values) if lower else values
-            is_wanted = pc.is_in(values, value_set=pa.array(sorted(wanted), pa.string()))
+            values = fold(table.column(column).cast(pa.string()))
+            is_wanted = pc.is_in(values, value_set=distinct)
             rows = table.column("row").filter(is_wanted).to_pylist()
             for row, value in zip(rows, values.filter(is_wanted).to_pylist(), strict=True):
-                found.setdefault(value, row)
-            if len(found) == len(wanted):
+                found.setdefault(value, []).append(row)
+            if only_first and len(found) == len(distinct):
                 break
-        return {text: found[fold(text)] for text in texts if fold(text) in found}
+        return {text: found[value] for text, value in zip(texts, wanted, strict=True) if value in found}
+
+    def _describe_namesakes(self, text: str, rows: Sequence[int]) -> str:
+        """Describe the ``rows`` that have the name ``text``, the first of which is meant."""
+        listed = self._vocabulary.take(np.array(rows[:_NAMESAKES], np.int64), ["id", "name", "count"]).to_pylist()
+        shown = ", ".join(f"{row['id']} '{row['name']}' (count {row['count']:,})" for row in listed)
+        more = f" and {len(rows) - _NAMESAKES:,} more" if len(rows) > _NAMESAKES else ""
+        return (
+            f"{len(rows):,} rows of {self._entity} are named '{text}': {shown}{more}; the first is used; name another "
+            "one by its ID"
+        )
 
     def _hint(self, text: str) -> str:
         """Suggest what ``text`` may have meant; empty if nothing is similar."""

@@ -182,6 +182,8 @@ class RestartEvent(_Event):
     step: int = Field(description="step that training resumes from")
     checkpoint: str | None = Field(None, description="checkpoint that it resumes from; absent: from the beginning")
     skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
+    lost_steps: int | None = Field(None, description="steps since that checkpoint, which are taken again")
+    lost_seconds: float | None = Field(None, description="seconds that they took, if that is known")
 
 
 class ResumeEvent(_Event):

@@ -19,7 +19,7 @@ from crossfade.trainer.tracking.background import TrackingError
 from crossfade.trainer.tracking.records import Point, Record, report_point
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event
 
 
 class TensorBoardFile:
@@ -35,7 +35,7 @@ class TensorBoardFile:
     def start(self) -> None:
         """Create the file, with the job as text and as hyperparameters."""
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         now = time.time()
         if self._file is None:
@@ -71,7 +71,7 @@ class TensorBoardFile:
 
     def _append(self, *events: Event) -> None:
         """Write ``events`` completely or, on a full disk, none of them."""
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         assert self._file is not None, "not started"
         buffer = io.BytesIO()
@@ -94,7 +94,7 @@ def _is_plain(value: object) -> bool:
 
 def _event(record: Record) -> Event:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     if isinstance(record, Point):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in record.values.items()]
@@ -107,9 +107,9 @@ def _text_event(now: float, step: int, tag: str, text: str) -> Event:
     """Return an event that TensorBoard shows as preformatted text."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto  # type: ignore[import-untyped]
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto  # type: ignore[import-untyped]
-    from tensorboard.plugins.text.metadata import create_summary_metadata  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.plugins.text.metadata import create_summary_metadata
 
     code = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])

@@ -217,7 +217,7 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
             overrides.append(f"cluster.workers={len(hosts.names)}")
     if text is None and "cluster.grace_period_seconds" not in given:
         overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
-    job = make_job(text or "{}", str(source), overrides)
+    job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
     if job.cluster.grace_period_seconds > STOP_SECONDS:
         cluster = job.cluster.model_copy(update={"grace_period_seconds": STOP_SECONDS})
         job = job.model_copy(update={"cluster": cluster})

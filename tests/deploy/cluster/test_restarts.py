@@ -29,6 +29,29 @@ def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(pair: t
     assert (event["generation"], event["cause"], event["step"]) == (2, KILLED.message, 5)
 
 
+def test_restart_reports_the_steps_that_are_taken_again(alone: Cluster) -> None:
+    training = PhaseEvent(name="training", step=0)
+    alone.local.report_events(training, step(1))
+    alone.wait_silently(3.0)
+    alone.local.report_events(step(40))
+    alone.fail()
+    alone.start()
+    alone.local.report_events(training, step(1))
+    alone.wait_silently(5.0)
+    alone.local.report_events(saved(50))  # which took one second to write
+    alone.wait_silently(2.0)
+    alone.local.report_events(step(110))
+    alone.wait_silently(7.0)  # until the failure is noticed
+    alone.fail()
+    alone.start("checkpoints/step-50", 50)
+    alone.fail()
+    alone.wait(2.0)  # the pause of the second failure in a row
+    alone.start("checkpoints/step-20", 20)  # that of 50 has become unusable
+    lost = [(event["lost_steps"], event.get("lost_seconds")) for event in alone.events("restart")]
+    assert lost == [(40, 3.0), (60, 3.0), (30, None)]
+    assert [(restart.lost_steps, restart.lost_seconds) for restart in alone.coordinator.restarts] == lost
+
+
 def test_heartbeat_sent_before_the_failure_does_not_clear_the_agent(pair: tuple[Cluster, Host]) -> None:
     cluster, other = pair
     crossing = other.make_heartbeat()
@@ -160,7 +183,8 @@ def test_restart_records_cause_step_and_downtime(alone: Cluster) -> None:
     alone.wait_silently(5)
     alone.local.report_events(step(42))
     [restart] = alone.coordinator.restarts
-    assert vars(restart) == {"generation": 2, "cause": KILLED.message, "step": 42, "seconds": 7.0}
+    expected = {"generation": 2, "cause": KILLED.message, "step": 42, "seconds": 7.0}
+    assert vars(restart) == expected | {"lost_steps": 2, "lost_seconds": None}
 
 
 def test_failed_start_is_added_to_the_cause_of_the_outage(alone: Cluster) -> None:

@@ -107,7 +107,8 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
         expect(page.locator("#processes tbody tr")).to_contain_text("in-process")
         expect(page.locator("#events tbody tr").first).to_contain_text("checkpoint")
         best = report["metrics"]["test"]["ndcg@10"]
-        expect(page.locator("#results tbody tr", has_text="ndcg@10").first).to_contain_text(f"{best:.4f}")
+        quality = page.get_by_role("region", name="Quality on test")
+        expect(quality.locator("tbody tr", has_text="ndcg")).to_contain_text(f"{best:.4f}")
         page.get_by_text("job.yaml of first").click()
         expect(page.locator("#job pre")).to_have_text((workspace / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["dense_equivalent_bytes_pushed"] / report["bytes_pushed"]
@@ -278,6 +279,45 @@ def test_page_is_accessible_and_fits_the_window(
         ]
         assert not serious, json.dumps(serious, indent=1)
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+CUT_OFF = """() => [...document.querySelectorAll("header *, nav *, main *")]
+    .filter(each => !each.closest("svg") || each.tagName === "text")
+    .filter(each => each.getClientRects().length && getComputedStyle(each).visibility !== "hidden")
+    .filter(each => each.getBoundingClientRect().right > innerWidth + 1)
+    .map(each => `${each.tagName} ${each.className} ${each.textContent.slice(0, 60)}`)"""
+"""JavaScript: the elements that reach beyond the right edge of the window."""
+
+
+@pytest.mark.slow
+def test_nothing_is_cut_off_on_a_phone_even_with_long_names(browser: Browser, tmp_path: Path) -> None:
+    name = "".join(f"run-with-a-long-name-{number}-" for number in range(8))
+    metrics = {"valid": {f"{kind}@{k}": 0.5 for kind in ("recall", "hit_rate") for k in (5, 10, 20)} | {"queries": 3}}
+    for run in (name, "other"):
+        folder = write_plays(tmp_path / "runs" / run, quality=0.3, rate=0.1)
+        (folder / "report.json").write_text(json.dumps({"metrics": metrics, "stopped_early": True}))
+        cause = "server-0 was killed by SIGKILL (exit code -9)"
+        restart = {"generation": 2, "cause": cause, "step": 20, "lost_steps": 9, "lost_seconds": 9.0}
+        (folder / "restarts.json").write_text(json.dumps([restart]))
+    with served("runs", cwd=tmp_path) as address:
+        for shown in ([name], [name, "other"]):
+            with opened(browser, address, *shown, size={"width": 420, "height": 900}) as visit:
+                for graph in GRAPHS:
+                    wait_for_graph(visit, graph, "t.length > 0")
+                visit.page.get_by_text(f"job.yaml of {name}").click()
+                assert visit.page.evaluate(CUT_OFF) == []
+
+
+@pytest.mark.slow
+def test_run_that_does_not_exist_is_named_until_another_is_selected(browser: Browser, synthetic: str) -> None:
+    with visiting(browser, f"{synthetic}?run=oen") as visit:
+        notice = visit.page.locator("#missing-runs")
+        expect(notice).to_contain_text("There is no run 'oen'; the latest is shown instead.")
+        expect(visit.page.locator("#head h1")).to_have_count(1)
+        visit.page.locator("#runs [aria-checked='false']").first.click()
+        expect(notice).to_be_empty()
+        expect(visit.page.locator("#head h1")).to_have_count(2)
+        assert visit.errors == []
 
 
 @pytest.mark.slow

@@ -94,9 +94,10 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
         app._figures([empty], axis)  # type: ignore[arg-type]
     for shown in ([], [empty], [empty, empty]):
         app._parts(shown)
-        app._figures(shown, "step")
+        figures = app._figures(shown, "step")
+        assert [charts.reason_for_no_data(figure) for figure in figures].count(None) == 0
         for graph in GRAPHS:
-            page.describe_chart(graph, shown)
+            page.describe_chart(graph, shown, {"data": [], "layout": {}})
 
 
 def test_results_have_the_task_and_each_baseline_once(tmp_path: Path) -> None:
@@ -145,6 +146,7 @@ def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
         ("listed", "data"),
         ("selected", "data"),
         ("no-runs", "hidden"),
+        ("missing-runs", "children"),
         ("location", "search"),
     ]
     search = f"?run={tmp_path}/secret&run=../secret&run=plays"
@@ -160,4 +162,93 @@ def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     assert response.status_code == 200
     assert response.json["response"]["selected"]["data"] == ["plays"]
     assert response.json["response"]["location"]["search"] == "?run=plays"
+    missing = f"There is no run '{tmp_path}/secret', '../secret'. The list of runs has all there are."
+    assert response.json["response"]["missing-runs"]["children"] == missing
     assert "default-src 'self'" in response.headers["Content-Security-Policy"]
+
+
+def test_unknown_run_is_named_beside_the_latest() -> None:
+    notice = page.missing_runs(["plaice"], ["plays"])
+    assert notice == "There is no run 'plaice'; the latest is shown instead. The list of runs has all there are."
+    assert page.missing_runs(["plays"], ["plays"]) is None
+    assert page.missing_runs([], []) is None
+
+
+def text_of(part: Any) -> str:
+    """Return all text in a part of the page."""
+    if isinstance(part, list | tuple):
+        return " ".join(map(text_of, part))
+    return text_of(part.children) if hasattr(part, "children") else str(part or "")
+
+
+def test_restart_says_how_much_was_lost(tmp_path: Path) -> None:
+    restarts = [
+        {"generation": 2, "cause": "server-0 was killed", "step": 333, "lost_steps": 333, "lost_seconds": 5.6},
+        {"generation": 3, "cause": "worker-1 was killed", "step": 500, "lost_steps": 1, "lost_seconds": None},
+        {"generation": 4, "cause": "no sign of progress", "step": 500},
+    ]
+    shown = show(write_run(tmp_path / "run", state=state("done", at=90), restarts=restarts))
+    rows = [row[3] for row in _rows(page.events([shown])[0])]
+    assert sorted(rows) == [
+        "no sign of progress",
+        "server-0 was killed; lost 333 steps since the beginning, 5.6 s",
+        "worker-1 was killed; lost 1 step since the last checkpoint",
+    ]
+
+
+def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path) -> None:
+    events = [step(10, at=10), epoch(1, at=10, step=10, quality=0.31), epoch(2, at=20, step=20, quality=0.29)]
+    report = {"metrics": {"valid": {"ndcg@10": 0.31, "queries": 3}}, "stopped_early": True}
+    shown = show(write_run(tmp_path / "run", metrics=events, state=state("done", at=30), report=report))
+    assert "stopped early: the last evaluations did not improve ndcg@10" in text_of(page.head([shown]))
+    tiles = {text_of(tile.children[0]): text_of(tile.children[1]) for tile in page.tiles([shown]).children}
+    assert tiles["ndcg@10"] == "0.3100 best, in epoch 1; last 0.2900"
+    resumed = show(write_run(tmp_path / "again", metrics=events, state=state("running", at=99), report=report))
+    assert "stopped early" not in text_of(page.head([resumed]))
+
+
+def test_quality_is_a_table_of_metric_by_depth(tmp_path: Path) -> None:
+    valid = {"recall@5": 0.1, "recall@10": 0.2, "ndcg@5": 0.3, "ndcg@10": 0.4, "queries": 1200}
+    test = {"recall@10": 0.5, "queries": 7}
+    report = {"metrics": {"valid": valid, "test": test}}
+    one = show(write_run(tmp_path / "one", state=state("done", at=9), report=report))
+    other = show(write_run(tmp_path / "two", state=state("done", at=9), report={"metrics": {"valid": valid}}))
+    on_valid, on_test = page.results([one])
+    caption, head, _ = on_valid.children.children
+    assert caption.children == "Quality on valid: 1,200 queries"
+    assert text_of(head) == "Metric @5 @10"
+    assert _rows(on_valid) == [["recall", "0.1000", "0.2000"], ["ndcg", "0.3000", "0.4000"]]
+    assert _rows(on_test) == [["recall", "0.5000"]]
+    compared, of_one = page.results([one, other])
+    assert [row[:2] for row in _rows(compared)] == [
+        ["recall", "one"],
+        ["recall", "two"],
+        ["ndcg", "one"],
+        ["ndcg", "two"],
+    ]
+    assert [row[:2] for row in _rows(of_one)] == [["recall", "one"]]
+
+
+def test_graph_without_data_says_why(resumed: RunView, tmp_path: Path) -> None:
+    short = show(write_run(tmp_path / "short", metrics=[step(1, at=1)], state=state("done", at=1)))
+    assert charts.reason_for_no_data(charts.loss([short], "step")) is None
+    assert charts.loss([short], "step")["data"][0]["mode"] == "lines+markers"  # a line of one point is invisible
+    figure = charts.throughput([short], "step")
+    reason = "A rate needs two steps in the log, which has one a second."
+    assert charts.reason_for_no_data(figure) == reason
+    assert figure["layout"]["xaxis"]["visible"] is figure["layout"]["yaxis"]["visible"] is False
+    assert page.describe_chart("throughput", [short], figure) == f"Throughput. {reason}"
+    assert charts.reason_for_no_data(charts.traffic([short])) is not None
+    assert charts.reason_for_no_data(charts.traffic([short, resumed])) is None
+
+
+def test_long_names_are_shortened_in_graphs_and_stay_distinct(resumed: RunView, tmp_path: Path) -> None:
+    folders = [tmp_path / f"{'long-' * 30}{end}" for end in ("a", "b")]
+    events = [step(1, at=1), totals(1, at=2, pushed=1000, dense=50_000)]
+    shown = [show(write_run(folder, metrics=events)) for folder in folders]
+    for figure in (charts.phases(shown), charts.traffic(shown)):
+        axis = figure["layout"]["yaxis"]
+        assert len(set(axis["tickvals"])) == len(axis["ticktext"]) == len(set(figure["data"][0]["y"]))
+        assert all("…" in text and len(text) < 45 for text in axis["ticktext"])
+    assert charts.loss(shown, "step")["data"][1]["name"] == "long-long-l…-long-long-a"
+    assert charts.loss([resumed], "step")["data"][1]["name"] == "run"

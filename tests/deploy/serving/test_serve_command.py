@@ -121,6 +121,8 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of 1 IDs is one of track"),
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
         ("recommend", {"ids": ["c010"], "k": 5}, 422, "Extra inputs are not permitted"),
+        ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
+        ("recommend", {"ids": ["c010"], "where": "a\nb"}, 422, "expected one line of text, without control characters"),
         ("recommend", b"{", 422, "JSON decode error"),
         ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),
     ):

@@ -1,7 +1,9 @@
 """``crossfade tune``: trials are compared only on the valid split, and studies resume."""
 
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path)
     values = [float(row.split()[1]) for row in rows]
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
-    assert last == "crossfade train found/best.yaml"
+    assert last == f"next: {shlex.join([sys.executable, '-m', 'crossfade', 'train', 'found/best.yaml'])}"
     best = yaml.safe_load((workspace / "found" / "best.yaml").read_text())
     number, value, rate, dim = rows[0].split()
     assert (best["optimizer"]["learning_rate"], best["model"]["dim"]) == (0.3, int(dim))

@@ -1,6 +1,8 @@
 """Job files: defaults, overrides, error messages, and the explained keys."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from error_table import documented
@@ -121,6 +123,7 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         ("a missing key", "name: small\ndata: {}\n", ()),
         ("a misspelled key", "train: {batchsize: 8}\n", ()),
         ("an unknown key", "verbose: true\n", ()),
+        ("a job name with other characters", "name: 1st\ndata: {path: x}\n", ()),
         ("a value of another type", "train: {epochs: many}\n", ()),
         ("a value out of range", "train: {epochs: 0}\n", ()),
         ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
@@ -238,13 +241,47 @@ def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
         ("=5", "--set =5: expected KEY=VALUE, for example --set train.epochs=5"),
         ("", "--set : expected KEY=VALUE, for example --set train.epochs=5"),
         ("name.first=x", "--set name.first=x: 'name' is a value, not a section"),
-        ("train.epoch=5", "unknown key 'train.epoch'; did you mean 'epochs'?"),
-        ("trian.epochs=5", "unknown key 'trian'; did you mean 'train'?"),
-        ("train.epochs=", "train.epochs: input should be a valid integer, but found None"),
+        ("train.epoch=5", "--set train.epoch=5: unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("trian.epochs=5", "--set trian.epochs=5: unknown key 'trian'; did you mean 'train'?"),
+        ("train.epochs=", "--set train.epochs=: train.epochs: input should be a valid integer, but found None"),
+        ("train={epochs: x}", "--set train={epochs: x}: train.epochs: input should be a valid integer, but found 'x'"),
     ],
 )
-def test_invalid_override_is_rejected(job_path: Path, override: str, expected: str) -> None:
+def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, expected: str) -> None:
     assert error_of(job_path, SMALL, override) == expected
+    assert error_of(job_path, SMALL, "data.path=x", override, "train.seed=1") == expected
+
+
+def test_error_in_the_file_does_not_name_an_override(job_path: Path) -> None:
+    assert error_of(job_path, SMALL + "train: {epochs: 0}\n", "train.seed=1").startswith("train.epochs: ")
+    expected = "cluster: 3 workers need at least one server: set cluster.servers or --servers"
+    assert error_of(job_path, SMALL + "cluster: {workers: 3}\n", "cluster.grace_period_seconds=5") == expected
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """Yield the regular expressions in a JSON schema."""
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if key == "pattern":
+            yield value
+        elif isinstance(value, dict | list):
+            yield from patterns(value)
+
+
+def test_values_of_text_are_described_in_words(job_path: Path) -> None:
+    rejected = {
+        "name='1st'": "name: expected a letter, then letters, digits, '_' and '-', but found '1st'",
+        "data.item='a b'": "data.item: expected a letter, then letters, digits, '_' and '-', but found 'a b'",
+        "evaluate.best_metric=ndgc@10": "evaluate.best_metric: expected recall, ndcg, map, mrr or hit_rate, and a "
+        "cutoff, such as ndcg@10, but found 'ndgc@10'",
+        "metrics.pushgateway=a": "metrics.pushgateway: expected a URL such as http://10.0.0.5:9091, without user and "
+        "password, but found 'a'",
+    }
+    for override, message in rejected.items():
+        assert error_of(job_path, SMALL, override) == f"--set {override}: {message}"
+    keys = {"name", "query", "item", "query_features", "item_features", "best_metric", "pushgateway"}
+    assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
+    for feature in ("query_features", "item_features"):
+        assert "expected a letter" in error_of(job_path, SMALL, f"model.{feature}=['a b']")
 
 
 def test_override_that_is_not_yaml_is_rejected_with_its_key(job_path: Path) -> None:

@@ -15,7 +15,6 @@ from running_command import messages
 
 from crossfade.kvstore.errors import InputError
 from crossfade.main import make_parser
-from crossfade.options.job import train_command
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:
@@ -38,24 +37,14 @@ def test_command_prints_summary_and_next_command(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data/x: customer x track"
     assert any("Five, live (2)" in line for line in lines)
-    assert lines[-1] == "next: crossfade train jobs/lastfm.yaml --set data.path=data/x --set data.item=track"
-
-
-def test_next_command_names_job_file_of_dataset_if_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "jobs").mkdir()
-    write_text(tmp_path / "jobs/split.yaml", "")
-    assert train_command("data/split", "customer", "item") == "crossfade train jobs/split.yaml"
-    assert train_command("data/a b", "customer", "artist") == (
-        "crossfade train jobs/lastfm.yaml --set 'data.path=data/a b'"
-    )
+    assert lines[-1] == "next: echo '{name: x, data: {path: data/x}}' > x.yaml && crossfade train x.yaml"
 
 
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        (["prepare", "--train", "a.csv", "--sample", "lastfm"], ["--train", "--sample", "found both"]),
-        (["prepare"], ["--train", "--sample", "found neither"]),
+        (["prepare", "--train", "a.csv", "--sample", "lastfm"], ["--events", "--sample", "found both"]),
+        (["prepare"], ["--events", "--sample", "found neither"]),
         (["prepare", "--train", "a.csv", "--event-weights", "play"], ["'play'", "EVENT=NUMBER"]),
         (["prepare", "--train", "a.csv", "--on-bad-line", "ignore"], ["--on-bad-line ignore", "quarantine=FILE"]),
         (["prepare", "--train", "a.csv", "--on-bad-line", "quarantine="], ["expected fail, skip or quarantine=FILE"]),

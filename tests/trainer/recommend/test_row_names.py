@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import written_runs
 from builders import write_vocabulary
+from command_here import crossfade_here
+from running_command import succeeded
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
@@ -18,7 +21,8 @@ IDS = [10, 11, 12, 13, 14, 311, 16]
 
 
 def names_of(folder: Path, ids: list[int] | list[str], names: list[str | None] | None) -> RowNames:
-    artist = write_vocabulary(folder, "artist", ids, names=names, file_rows=4, group_rows=2)
+    counts_N = np.array([90, 70, 60, 40, 3, 2, 1, 1, 1])[: len(ids)]
+    artist = write_vocabulary(folder, "artist", ids, names=names, counts_N=counts_N, file_rows=4, group_rows=2)
     customer = write_vocabulary(folder, "customer", [1])
     manifest = DatasetManifest(
         query="customer", item="artist", entities={"artist": artist, "customer": customer}, splits={}
@@ -33,7 +37,18 @@ def names(tmp_path: Path) -> RowNames:
 
 @pytest.mark.parametrize(
     ("text", "row"),
-    [("10", 0), ("Radiohead", 0), ("rADIOHEAD", 0), ("BJÖRK", 1), ("MUSE", 3), ("14", 4), ("sigur rós", 6)],
+    [
+        ("10", 0),
+        ("Radiohead", 0),
+        ("rADIOHEAD", 0),
+        ("BJÖRK", 1),
+        ("MUSE", 3),
+        ("14", 4),
+        ("sigur rós", 6),
+        ("bjork", 1),
+        ("Sigur Ros", 6),
+        ("Bjo\N{COMBINING DIAERESIS}rk", 1),
+    ],
 )
 def test_row_is_found_by_id_or_name(names: RowNames, text: str, row: int) -> None:
     assert names.find([text]) == [row]
@@ -44,11 +59,26 @@ def test_id_goes_before_a_name_and_order_is_kept(names: RowNames) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "suggestion"), [("Radiohed", "Radiohead"), ("Bjork", "Björk"), ("sigur ros", "Sigur Rós")]
+    ("text", "suggestion"), [("Radiohed", "Radiohead"), ("Bjrok", "Björk"), ("sigur roos", "Sigur Rós")]
 )
 def test_misspelt_name_gets_a_suggestion(names: RowNames, text: str, suggestion: str) -> None:
     with pytest.raises(InputError, match=f"no artist with the ID or name '{text}'; did you mean '{suggestion}'"):
         names.find(["10", text])
+
+
+def test_name_of_several_rows_is_reported_with_ids_and_counts(names: RowNames, tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert names.find(["muse", "10", "Radiohead", "13"], lines.append) == [3, 0, 0, 3]
+    assert lines == [
+        "2 rows of artist are named 'muse': 13 'Muse' (count 40), 14 'muse' (count 3); the first is used; name another "
+        "one by its ID"
+    ]
+    many = names_of(tmp_path / "many", list(range(2000, 2009)), ["Intro", "Ìntro", *["intro"] * 7])
+    assert many.find(["intro"], lines.append) == [0]
+    assert lines[1].startswith("8 rows of artist are named 'intro': 2000 'Intro' (count ")
+    assert " and 3 more; " in lines[1]
+    assert many.find(["ïntro"], lines.append) == [0]
+    assert lines[2].startswith("9 rows of artist are named 'ïntro': ")
 
 
 def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
@@ -74,3 +104,15 @@ def test_labels_are_names_or_ids(names: RowNames) -> None:
     assert labels == {0: RowLabel(10, "Radiohead"), 5: RowLabel(311, None)}
     assert [str(label) for label in labels.values()] == ["Radiohead", "311"]
     assert names.labels(np.empty(0, np.int64)) == {}
+
+
+def test_commands_list_the_rows_of_a_name_that_several_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = ["Intro", "Björk", "intro", None, "INTRO", *"abcde"]
+    monkeypatch.setattr(written_runs, "TRACK_NAMES", named)
+    run = written_runs.write_run(tmp_path)
+    for words in (("similar", run.path), ("recommend", run.path, "--history")):
+        result = succeeded(crossfade_here(*words, "intro", "bjork"))
+        assert result.stderr == (
+            "crossfade: 3 rows of track are named 'intro': 1000 'Intro' (count 1), 1014 'intro' (count 1), "
+            "1028 'INTRO' (count 1); the first is used; name another one by its ID\n"
+        )

@@ -1,0 +1,87 @@
+"""Write command lines that can be typed in the shell that ran this command.
+
+print(f"next: {train_command('data/plays', 'customer', 'track')}")
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from crossfade.kvstore.io.folder import Folder
+
+_TEMPLATE = Path("jobs/lastfm.yaml")
+"""The job that fits most datasets."""
+
+
+def command_line(*words: object) -> str:
+    """Return the command line of ``crossfade`` with ``words``, which begins as the one that ran this process."""
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    called = Path(sys.argv[0])
+    if (called.parent.name, called.name) == ("crossfade", "__main__.py"):
+        return [sys.executable, "-m", "crossfade"]
+    found = shutil.which("crossfade")
+    if called.name != "crossfade" or (found is not None and Path(found).resolve() == called.resolve()):
+        return ["crossfade"]
+    return [sys.argv[0]]
+
+
+def train_command(data: str, query: str, item: str) -> str:
+    """Return a command line that trains on the dataset ``data`` of these entities.
+
+    It uses the job file with the name of the dataset, or otherwise the template; where there is neither, it writes one.
+    """
+    folder = Folder(data)
+    for job in (Path("jobs") / f"{folder.name}.yaml", _TEMPLATE):
+        if (settings := _settings(job, folder, query, item)) is not None:
+            return command_line("train", job, *(word for each in settings for word in ("--set", each)))
+    name = _run_name(folder)
+    job = next(path for path in _file_names(name) if not path.exists())
+    text = _yaml({"name": name, "data": {"path": data}})
+    return f"echo {shlex.quote(text)} > {shlex.quote(str(job))} && {command_line('train', job)}"
+
+
+def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | None:
+    """Return what to change in the job file ``job`` to train on ``data``; None if there is no such job."""
+    from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.config.loading import load_job
+
+    try:
+        found = load_job(job)
+    except InputError:
+        return None
+    wanted = {"name": found.name if job.stem == data.name else _run_name(data), "data.path": data.uri}
+    wanted |= {"data.query": query, "data.item": item}
+    current = {"name": found.name, "data.path": Folder(found.data.path).uri}
+    # A job that names no entities takes those of the dataset.
+    current |= {"data.query": found.data.query or query, "data.item": found.data.item or item}
+    return [f"{key}={_yaml(value)}" for key, value in wanted.items() if value != current[key]]
+
+
+def _run_name(data: Folder) -> str:
+    """Return the name of the dataset as one of a job: a letter, then letters, digits, '_' and '-'."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", data.name).strip("-")
+    return name if name[:1].isalpha() else f"run-{name}".strip("-")
+
+
+def _file_names(name: str) -> Iterator[Path]:
+    yield Path(f"{name}.yaml")
+    number = 2
+    while True:
+        yield Path(f"{name}-{number}.yaml")
+        number += 1
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("\n...")
