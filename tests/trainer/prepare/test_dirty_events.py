@@ -1,7 +1,10 @@
 """Event files with many faults: all are listed at once, and what is left out is counted, kept, and reported."""
 
+import csv
 import gzip
+import io
 import json
+import random
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -201,3 +204,25 @@ def test_manifest_without_faults_has_none(tmp_path: Path) -> None:
     facts = prepare_files(tmp_path / "out", train, on_bad_line="skip", on_missing="drop").source
     assert (facts["dropped_bad_lines"], facts["dropped_missing"]) == (0, 0)
     assert "dropped_faults" not in facts
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_bad_line_does_not_change_how_the_others_are_read(tmp_path: Path, form: str) -> None:
+    draw, pieces = random.Random(11), ["a", "é", "🎧", '"', '""', ",", ";", " ", "\\", "'", "#", "|", "7"]
+    pieces += ["\n", "\r\n"] if form == "csv" else []
+    rows = [("customer", "item", "other")]
+    rows += [
+        (f"c{number}", "x" + "".join(draw.choices(pieces, k=6)), "".join(draw.choices(pieces, k=2)))
+        for number in range(300)
+    ]
+    text = io.StringIO()
+    if form == "csv":
+        csv.writer(text).writerows(rows)
+    else:
+        text.writelines("\t".join(row) + "\n" for row in rows)
+    sound = write_text(tmp_path / f"sound.{form}", text.getvalue())
+    dirty = write_text(tmp_path / f"dirty.{form}", text.getvalue() + "c300" + "\n")
+    prepare_files(tmp_path / "1", sound)
+    assert prepare_files(tmp_path / "2", dirty, on_bad_line="skip").source["dropped_bad_lines"] == 1
+    assert interactions(tmp_path / "1", "train") == interactions(tmp_path / "2", "train")
+    assert {row[:2] for row in interactions(tmp_path / "1", "train")} == {row[:2] for row in rows[1:]}
