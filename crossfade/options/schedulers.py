@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +87,7 @@ def _slurm(arguments: argparse.Namespace, job: JobConfig) -> _Made:
     from crossfade.trainer.runs.folder import default_run_dir
 
     job = on_slurm(job)
-    sizes = _sizes(job, arguments.cores)
+    sizes = [replace(size, cpus=math.ceil(size.cpus)) for size in _sizes(job, arguments.cores)]
     options = SlurmOptions(
         arguments.out,
         arguments.run_dir or default_run_dir(job),

@@ -41,6 +41,7 @@ def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
     options = ("--hosts", 2, "--cores", 5, "--time", "1-0:30", "--partition", "long", "--run-dir", "/shared/plays")
     plan = ("plan", "job.yaml", *SIZES, "--to", "slurm", "--out", "slurm", "--data", "/shared/data", *options)
     printed = succeeded(crossfade_here(*plan, cwd=folder)).stdout.splitlines()
+    assert printed[1].split()[:3] == ["node", "2", "5.0"]
     assert printed[-2:] == ["wrote planted.sbatch, job.yaml to slurm", "start it: sbatch slurm/planted.sbatch"]
     script = (folder / "slurm/planted.sbatch").read_text()
     for line in ("nodes=2", "cpus-per-task=5", "time=1-0:30", "partition=long"):

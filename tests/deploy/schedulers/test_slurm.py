@@ -3,17 +3,21 @@
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
 from net_hosts import network, unavailable
 from paced_training import pace
-from run_results import assert_same_bits
+from run_results import ENTITIES, report_of, vectors
 from running_command import COMMAND_SECONDS, records, succeeded
 from scheduled_jobs import planned, scheduled_job
+from slurm_cluster import slurm_cluster
+from slurm_cluster import unavailable as slurm_unavailable
 from slurm_nodes import SlurmNodes
 from waiting import wait_until
 
@@ -22,6 +26,7 @@ from crossfade.deploy.schedulers.slurm import SlurmOptions, on_slurm, slurm_file
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 
+TOLERANCE = 2e-5
 TRAIN = {"epochs": 8, "eval_every_epochs": 4, "patience": None}
 
 
@@ -89,7 +94,8 @@ def test_job_file_is_the_job_on_a_shared_folder(tmp_path: Path, planted_data: Pa
 def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Path, planted_data: Path) -> None:
     if reason := unavailable():
         pytest.skip(reason)
-    job = scheduled_job(tmp_path, planted_data, train=TRAIN, cluster={"servers": 1, "workers": 2, "hosts": 2})
+    cluster, checkpoint = {"servers": 1, "workers": 2, "hosts": 2}, {"interval_steps": 3}
+    job = scheduled_job(tmp_path, planted_data, train=TRAIN, cluster=cluster, checkpoint=checkpoint)
     for name, text in files_of(job, tmp_path).items():
         (tmp_path / name).write_text(text)
     script, run_dir, release = tmp_path / "planted.sbatch", tmp_path / "runs" / "planted", tmp_path / "release"
@@ -98,11 +104,11 @@ def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Pa
         variables = pace(tmp_path, release)
         with nodes.start(script, 7, variables) as batch:
 
-            def has_steps() -> bool:
+            def has_saved() -> bool:
                 assert batch.poll() is None, batch.communicate()
-                return any(record["event"] == "step" for record in records(run_dir))
+                return any(record["event"] == "checkpoint_saved" for record in records(run_dir))
 
-            wait_until(has_steps, COMMAND_SECONDS, "a step")
+            wait_until(has_saved, COMMAND_SECONDS, "a checkpoint")
             # As Slurm signals the script of a job whose time limit approaches.
             batch.send_signal(signal.SIGUSR1)
             log, _ = batch.communicate(timeout=COMMAND_SECONDS)
@@ -116,8 +122,30 @@ def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Pa
             log, _ = batch.communicate(timeout=COMMAND_SECONDS)
         assert batch.returncode == 0, log
         assert nodes.requeued() == ["7"]
-    [resume] = [record for record in records(run_dir) if record["event"] == "resume"]
-    assert resume["step"] > 0
+    [stopped] = [record["step"] for record in records(run_dir) if record["event"] == "stopped"]
+    assert f"crossfade: resuming from step {stopped}\n" in log
     write_job(tmp_path / "here.yaml", planted_data, train=TRAIN)
     succeeded(crossfade_here("train", "here.yaml", "--run-dir", "here", cwd=tmp_path))
-    assert_same_bits(run_dir, tmp_path / "here")
+    for entity in ENTITIES:
+        assert np.abs(vectors(run_dir, entity) - vectors(tmp_path / "here", entity)).max() < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_slurm_runs_the_script_to_the_end_of_the_training(tmp_path: Path, planted_data: Path) -> None:
+    if reason := slurm_unavailable():
+        pytest.skip(reason)
+    job = scheduled_job(tmp_path, planted_data, cluster={"servers": 1, "workers": 2, "hosts": 2})
+    for name, text in files_of(job, tmp_path).items():
+        (tmp_path / name).write_text(text)
+    command = tmp_path / "crossfade"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m crossfade "$@"\n')
+    command.chmod(0o755)
+    with slurm_cluster(tmp_path, 2) as slurm:
+        result = slurm.run(
+            *("sbatch", "--wait", "planted.sbatch"), variables={"CROSSFADE_COMMAND": str(command)}, check=False
+        )
+        log = "".join(path.read_text() for path in tmp_path.glob("planted-*.log"))
+        assert result.returncode == 0, f"{result.stderr}\n{log}"
+    assert ": worker-1 (logs: " in log, "the agent on the second node"
+    assert report_of(tmp_path / "runs" / "planted")["steps"] > 0
