@@ -14,6 +14,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.options.command import add_command
 from crossfade.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
 from crossfade.options.parsing import positive_integer
+from crossfade.options.schedulers import add_scheduler_options, reject_without_scheduler, write_scheduler_files
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.instance_types import InstanceType
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
 
-Nothing is started and nothing is written; the vocabularies of the dataset are read once. 'crossfade train' rejects a
-job that cannot fit, with the same figures. For a dataset that does not exist yet, give its size.
+Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
+the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
+or Kubernetes are written, with requests for that much memory, instead of the plan.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
@@ -39,6 +41,14 @@ _EXAMPLES = (
         "Plan for a dataset that does not exist yet.",
     ),
     ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
+    (
+        "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --time 4:00:00 --out slurm",
+        "Write a batch script for two nodes.",
+    ),
+    (
+        "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
+        "Write manifests for seven pods, and a layout for Kustomize.",
+    ),
 )
 _NOTES = """\
 Tables, optimizer state and keys are exact. Other memory of a process is computed from the job, plus what idle processes
@@ -51,6 +61,8 @@ wire are those of the busiest network card: requests, answers and pushes follow 
 computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute,
 from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. Engine mxnet is
 not predicted.
+
+--to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """
@@ -105,6 +117,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_expected_size(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_scheduler_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -144,6 +157,11 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.deploy.capacity.plan import plan_capacity
 
     job = _load(arguments)
+    if arguments.to is not None:
+        for line in write_scheduler_files(arguments, job):
+            print(line)
+        return 0
+    reject_without_scheduler(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
     instance = find_instance(arguments.instance_type) if arguments.instance_type else None
     inputs = _inputs(arguments, job)

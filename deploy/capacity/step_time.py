@@ -115,13 +115,18 @@ def step_seconds(
     servers = sum(role.kind == "server" for roles in hosts for role in roles)
     if servers == 0:
         return workers[0].core_seconds(IN_PROCESS, dim) / cores
-    by_worker = [worker.core_seconds(WORKER, dim, keys) for worker in workers]
-    count = len(workers)
-    by_server = SERVER.seconds(
-        sum(worker.rows for worker in workers) / servers, dim, keys=keys / servers * count, merges=count - 1
-    )
+    by_worker, by_server = role_seconds(workers, dim, servers, keys)
     busiest = max(
         sum(by_worker[role.index] if role.kind == "worker" else by_server for role in roles if role.kind != "scheduler")
         for roles in hosts
     )
     return max(max(by_worker) + by_server + wire_seconds, busiest / (SHARED_CORES * cores))
+
+
+def role_seconds(workers: Sequence[WorkerStep], dim: int, servers: int, keys: int) -> tuple[list[float], float]:
+    """Return the core seconds of a step of each worker, and those of each of ``servers`` servers."""
+    count = len(workers)
+    by_server = SERVER.seconds(
+        sum(worker.rows for worker in workers) / servers, dim, keys=keys / servers * count, merges=count - 1
+    )
+    return [worker.core_seconds(WORKER, dim, keys) for worker in workers], by_server

@@ -1,0 +1,63 @@
+"""The CPUs and memory that the hosts of a job request from a scheduler, from the job's capacity plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from crossfade.deploy.capacity.plan import CapacityPlan, role_hosts
+from crossfade.deploy.capacity.step_time import role_seconds
+from crossfade.trainer.config.schema import JobConfig
+
+_MIB = 2**20
+HEADROOM, RESERVE_BYTES = 1.1, 256 * _MIB
+"""A host requests its peak times the one plus the other: the kernel counts cached files too, and ends what exceeds the
+limit."""
+IN_PROCESS_CPUS = 4
+AGENT_CPUS = 0.5
+"""For the agent or coordinator of a host, and for the threads of roles that read and send."""
+
+
+@dataclass(frozen=True)
+class HostSize:
+    """What one host requests."""
+
+    cpus: float
+    memory_mib: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a role that has the host for itself."""
+        return max(1, math.floor(self.cpus))
+
+
+def size_hosts(job: JobConfig, plan: CapacityPlan, cores: int | None = None) -> list[HostSize]:
+    """Return the sizes of the hosts in ``plan``, which is of ``job``: the coordinator's first.
+
+    Where ``cores`` are given, each host that trains gets so many CPUs.
+    """
+    memory = [math.ceil((host.peak_bytes * HEADROOM + RESERVE_BYTES) / (64 * _MIB)) * 64 for host in plan.hosts]
+    if not job.cluster.servers:
+        return [HostSize(cores or IN_PROCESS_CPUS, memory[0])]
+    busy, sizes = _busy_cpus(job, plan), []
+    for roles, mib in zip(role_hosts(job), memory, strict=True):
+        cpus = math.ceil(2 * (AGENT_CPUS + sum(busy[role.name] for role in roles))) / 2
+        trains = any(role.kind == "worker" for role in roles)
+        sizes.append(HostSize(cores if cores and trains else cpus, mib))
+    return sizes
+
+
+def _busy_cpus(job: JobConfig, plan: CapacityPlan) -> dict[str, float]:
+    """Return the part of a step that each role computes, by name; 1 where the engine's time is not predicted.
+
+    A network would lengthen a step, so on hosts of their own the roles are busy for a smaller part.
+    """
+    names = [role.name for roles in role_hosts(job) for role in roles]
+    busy = {name: float(name != "scheduler") for name in names}
+    if plan.steps and job.train.engine == "cpu":
+        keys = sum(table.keys for table in plan.tables)
+        by_worker, by_server = role_seconds(plan.steps, job.model.dim, job.cluster.servers, keys)
+        step = max(by_worker) + by_server
+        busy |= {f"worker-{rank}": seconds / step for rank, seconds in enumerate(by_worker)}
+        busy |= {f"server-{index}": by_server / step for index in range(job.cluster.servers)}
+    return busy

@@ -1,0 +1,55 @@
+"""What hosts request: CPUs and memory from the plan."""
+
+from pathlib import Path
+
+import pytest
+from scheduled_jobs import planned, scheduled_job
+
+from crossfade.deploy.schedulers.kubernetes import on_kubernetes
+from crossfade.deploy.schedulers.sizes import HostSize, size_hosts
+
+MIB = 2**20
+
+
+def test_memory_is_the_peak_of_each_host_with_headroom(tmp_path: Path, planted_data: Path) -> None:
+    job = on_kubernetes(scheduled_job(tmp_path, planted_data, model={"dim": 256}, cluster={"max_key_bytes": 4096}))
+    plan = planned(job)
+    sizes = size_hosts(job, plan)
+    assert [host.processes for host in plan.hosts][:2] == [("train", "scheduler"), ("train", "server-0")]
+    assert len(sizes) == len(plan.hosts) == 6
+    for size, host in zip(sizes, plan.hosts, strict=True):
+        least = host.peak_bytes * 1.1 + 256 * MIB
+        assert least <= size.memory_mib * MIB < least + 64 * MIB
+
+
+def test_cpus_follow_from_what_roles_compute(tmp_path: Path, planted_data: Path) -> None:
+    # Nearly all the work is in the workers: 4 million scores a step, of few rows.
+    heavy = {"negatives": {"kind": "shared", "count": 16_384}, "train": {"batch_size": 4096}, "model": {"dim": 64}}
+    job = on_kubernetes(scheduled_job(tmp_path, planted_data, cluster={"servers": 1, "workers": 1}, **heavy))
+    coordinator, server, worker = size_hosts(job, planned(job))
+    assert (coordinator.cpus, server.cpus, worker.cpus) == (0.5, 1.0, 1.5)
+    assert (server.threads, worker.threads) == (1, 1)
+    one_host = scheduled_job(tmp_path, planted_data, cluster={"servers": 2, "workers": 2})
+    [host] = size_hosts(one_host, planned(one_host))
+    assert host.cpus > worker.cpus, "two servers and two workers share it"
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(8, [0.5, 8, 8]), (None, [0.5, 1.5, 1.5])])
+def test_cores_are_those_of_hosts_that_train(
+    tmp_path: Path, planted_data: Path, cores: int | None, expected: list[float]
+) -> None:
+    # The mxnet engine's time is not predicted, so each role counts as busy all the time.
+    train = {"engine": "mxnet"}
+    job = on_kubernetes(scheduled_job(tmp_path, planted_data, train=train, cluster={"servers": 1, "workers": 1}))
+    coordinator, server, worker = size_hosts(job, planned(job), cores)
+    assert [coordinator.cpus, worker.cpus] == [expected[0], expected[2]]
+    assert server.cpus == 1.5
+
+
+def test_run_in_process_has_one_host(tmp_path: Path, planted_data: Path) -> None:
+    job = scheduled_job(tmp_path, planted_data, cluster={"servers": 0, "workers": 1})
+    plan = planned(job)
+    [size] = size_hosts(job, plan)
+    assert size == HostSize(4, size.memory_mib)
+    assert size.memory_mib * MIB > plan.peak_bytes
+    assert size_hosts(job, plan, 16)[0].cpus == 16
