@@ -36,18 +36,15 @@ _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
     ("crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2", "Plan for two EC2 instances."),
     ("crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit", "Predict the time of a step on a network."),
-    (
-        "crossfade plan jobs/plays.yaml --queries 50e6 --items 12.5e6 --interactions 10e9",
-        "Plan for a dataset that does not exist yet.",
-    ),
+    ("crossfade plan jobs/plays.yaml --queries 5e7 --items 1e7 --interactions 1e10", "Plan for a dataset to come."),
     ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
     (
-        "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --time 4:00:00 --out slurm",
-        "Write a batch script for two nodes.",
+        "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --out slurm",
+        "Write a batch script.",
     ),
     (
         "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
-        "Write manifests for seven pods, and a layout for Kustomize.",
+        "Write manifests for seven pods.",
     ),
 )
 _NOTES = """\
@@ -192,8 +189,7 @@ def _inputs(arguments: argparse.Namespace, job: JobConfig) -> PlanInputs:
     from crossfade.deploy.capacity.inputs import expected_inputs, read_inputs
     from crossfade.display import progress_bars
 
-    size = expected_size(arguments)
-    if size is not None:
+    if (size := expected_size(arguments)) is not None:
         return expected_inputs(job, size)
     with progress_bars() as bars:
         return read_inputs(job, bars).with_counts()
@@ -206,8 +202,7 @@ def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Net
     if not job.cluster.servers or plan.traffic is None:
         return None
     hosts = role_hosts(job)
-    own_hosts = len(hosts) == 1
-    if own_hosts:
+    if own_hosts := len(hosts) == 1:
         hosts = [[role] for role in hosts[0]]
     return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
 

@@ -244,13 +244,13 @@ def _quality(split: str, shown: Sequence[RunView]) -> Component:
                 evaluated.append(baseline)
     names = list(dict.fromkeys(name for _, values in evaluated for name in values if "@" in name))
     depths = sorted({name.partition("@")[2] for name in names}, key=int)
-    several = len(evaluated) > 1
+    several = max(len(shown), len(evaluated)) > 1
     rows = [
         [metric, *([run] if several else []), *(decimals(values.get(f"{metric}@{depth}")) for depth in depths)]
         for metric in dict.fromkeys(name.partition("@")[0] for name in names)
         for run, values in evaluated
     ]
-    queries = ", ".join(dict.fromkeys(count(values.get("queries")) for _, values in evaluated))
+    queries = ", ".join(dict.fromkeys(count(values["queries"]) for _, values in evaluated if "queries" in values))
     tasks = sorted({each.summary.task for each in shown} - {""})
     of_task = f", task {' and '.join(tasks)}" if tasks else ""
     titles = ["Metric", *(["Ranking"] if several else []), *(f"@{depth}" for depth in depths)]

@@ -237,7 +237,7 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
         if line.strip() and not line.lstrip().startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             parsed = Requirement(requirement)
-            if 'python_full_version >= "3.14"' in str(parsed.marker):
+            if re.search(r'python_full_version >= "3\.1[2-9]"', str(parsed.marker)):
                 continue
             found[canonicalize_name(parsed.name)] = (parsed, hashes)
     return found

@@ -36,6 +36,8 @@ def pins(path: Path) -> dict[str, str]:
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             assert hashes, requirement
             parsed = Requirement(requirement)
+            if re.search(r'python_full_version >= "3\.1[2-9]"', str(parsed.marker)):
+                continue  # images have Python 3.11
             versions[canonicalize_name(parsed.name)] = next(iter(parsed.specifier)).version
     return versions
 

@@ -37,7 +37,7 @@ def commands(text: str) -> Iterator[list[str]]:
             if call:
                 lexer = shlex.shlex(line[call.end() :], posix=True, punctuation_chars=";|&")
                 lexer.whitespace_split, lexer.commenters = True, "#"
-                yield list(takewhile(lambda word: not re.match("[;|&]", word), lexer))
+                yield list(takewhile(lambda word: not re.match(r"[;|&]|\d?>", word), lexer))
 
 
 def first_error(arguments: list[str]) -> str | None:

@@ -143,7 +143,12 @@ class TrackingConfig(Section):
     """Where a run is recorded as an experiment, by the command that runs it: MLflow, TensorBoard or both."""
 
     mlflow: (
-        Annotated[str, Field(pattern=r"^(https?://\S+|databricks(://[\w-]+)?)$"), AfterValidator(_check_no_credentials)]
+        Annotated[
+            str,
+            Field(pattern=r"^(https?://\S+|databricks(://[\w-]+)?)$"),
+            AfterValidator(_check_no_credentials),
+            described("a URL such as http://mlflow:5000, databricks or databricks://PROFILE"),
+        ]
         | None
     ) = Field(
         None,

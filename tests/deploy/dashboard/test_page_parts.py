@@ -114,12 +114,12 @@ def test_results_have_the_task_and_each_baseline_once(tmp_path: Path) -> None:
         )
         for name, value in (("one", 0.2), ("other", 0.1))
     ]
-    region, note, _ = page.results(runs)
-    assert _rows(region) == [["ndcg@10", "0.2000", "0.1000", "0.1500"]]
+    region, note = page.results(runs)
+    rows = [["ndcg", "one", "0.2000"], ["ndcg", "other", "0.1000"], ["ndcg", "by item cosine", "0.1500"]]
+    assert _rows(region) == rows
     caption, head, _ = region.children.children
-    assert caption.children == "Recall and NDCG of the embeddings, task repeat"
-    titles = [cell.children for cell in head.children.children]
-    assert titles == ["Metric", "one, test", "other, test", "test, by item cosine"]
+    assert caption.children == "Quality on test, task repeat: 5 queries"
+    assert [cell.children for cell in head.children.children] == ["Metric", "Ranking", "@10"]
     assert note.children == "a limit"
 
 

@@ -275,10 +275,12 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
         "cutoff, such as ndcg@10, but found 'ndgc@10'",
         "metrics.pushgateway=a": "metrics.pushgateway: expected a URL such as http://10.0.0.5:9091, without user and "
         "password, but found 'a'",
+        "tracking.mlflow=a": "tracking.mlflow: expected a URL such as http://mlflow:5000, databricks or "
+        "databricks://PROFILE, but found 'a'",
     }
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"--set {override}: {message}"
-    keys = {"name", "query", "item", "query_features", "item_features", "best_metric", "pushgateway"}
+    keys = {"name", "query", "item", "query_features", "item_features", "best_metric", "pushgateway", "mlflow"}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
     for feature in ("query_features", "item_features"):
         assert "expected a letter" in error_of(job_path, SMALL, f"model.{feature}=['a b']")
