@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos mutants bench bench-data quality screenshots lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos mutants bench bench-data quality screenshots docs lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -53,6 +53,9 @@ screenshots: data/lastfm/manifest.json | setup ## train, and retake the pictures
 
 quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)
 	.venv/bin/python benchmarks/quality.py $(ARGS)
+
+docs: setup ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

@@ -1,6 +1,6 @@
 """Rank items without training, compiled; ``baselines.py`` defines the baselines.
 
-    near_IK, cosine_IK = nearest_items(starts_R1, item_N, starts_I1, query_N, 100)
+    near_IK, cosine_IK = nearest_items(starts_R1, item_N, starts_I1, query_N, 400)
     best_item_QK = rank_by_neighbors(queries_Q, starts_R1, item_N, near_IK, cosine_IK, *excluded, depth)
 
 Time follows the pairs of items that some query has, never the square of the number of items.

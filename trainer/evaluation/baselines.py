@@ -39,11 +39,11 @@ from crossfade.trainer.evaluation.held_out import HeldOut, distinct_pairs, load_
 from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
 from crossfade.trainer.runs.inputs import open_inputs
 
-NEIGHBORS = 100
+NEIGHBORS = 400
 MAX_INTERACTIONS = 1 << 23
 """Interactions in train for ``item_cosine``; each takes at most about 100 bytes of memory."""
-MAX_ITEMS = 1 << 18
-"""Items for ``item_cosine``; each takes 800 bytes of memory."""
+MAX_ITEMS = 1 << 17
+"""Items for ``item_cosine``; each takes 3,200 bytes of memory."""
 MAX_PRODUCTS = 1 << 30
 """Pairs of items that a query has, counted over all queries, for ``item_cosine``: seconds of work."""
 MAX_PAIRS = 1 << 25
