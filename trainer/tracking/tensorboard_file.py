@@ -30,12 +30,12 @@ class TensorBoardFile:
         self._folder, self._job, self._run_id = folder, job, run_id
         self._file: BinaryIO | None = None
         # Now, since importing takes the interpreter's lock, which would delay steps later.
-        import tensorboard.plugins.hparams.summary_v2  # noqa: F401
+        import tensorboard.plugins.hparams.summary_v2  # type: ignore[import-untyped]  # noqa: F401
 
     def start(self) -> None:
         """Create the file, with the job as text and as hyperparameters."""
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         now = time.time()
         if self._file is None:
