@@ -168,13 +168,13 @@ def run_in_folder(
     claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=context.resume)
     folder.clear_metrics()
     try:
+        tracker = open_tracker(job, folder, _logger.warning)
+
+        def show(event: Event) -> None:
+            tracker.take(event)
+            display.show(event)
+
         with display, context.state:
-            tracker = open_tracker(job, folder, _logger.warning)
-
-            def show(event: Event) -> None:
-                tracker.take(event)
-                display.show(event)
-
             try:
                 report = _train(job, folder, show, context)
                 display.finish(report)

@@ -143,9 +143,15 @@ def _tracking_errors() -> Iterator[None]:
         else:
             status = getattr(getattr(error, "response", None), "status_code", 0)
         rejected = 400 <= status < 500 and status not in (408, 425, 429)
-        raise TrackingError(_first_line(error), temporary=not rejected) from error
+        raise TrackingError(_describe(error), temporary=not rejected) from error
 
 
-def _first_line(error: Exception) -> str:
+def _describe(error: Exception) -> str:
+    """Return what the network reported, if that is the cause, else the first line of the message."""
+    root: BaseException = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    if root is not error and isinstance(root, OSError):
+        return f"cannot be reached: {root.strerror or root}"
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:200]
