@@ -29,7 +29,8 @@ _EPILOG = """\
 From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
                     --hold-out random:0.1 --out data/plays
-  crossfade train jobs/lastfm.yaml --set name=plays --set data.path=data/plays --set data.item=track
+  echo '{name: plays, data: {path: data/plays}}' > plays.yaml
+  crossfade train plays.yaml
   crossfade recommend runs/plays --customer 42
   crossfade similar runs/plays 1234
 

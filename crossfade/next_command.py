@@ -15,9 +15,6 @@ from typing import Any
 
 from crossfade.kvstore.io.folder import Folder
 
-_TEMPLATE = Path("jobs/lastfm.yaml")
-"""The job that fits most datasets."""
-
 
 def command_line(*words: object) -> str:
     """Return the command line of ``crossfade`` with ``words``, which begins as the one that ran this process."""
@@ -37,12 +34,12 @@ def _program() -> list[str]:
 def train_command(data: str, query: str, item: str) -> str:
     """Return a command line that trains on the dataset ``data`` of these entities.
 
-    It uses the job file with the name of the dataset, or otherwise the template; where there is neither, it writes one.
+    It uses the job file with the name of the dataset or, if there is none, writes one, with the defaults of all keys.
     """
     folder = Folder(data)
-    for job in (Path("jobs") / f"{folder.name}.yaml", _TEMPLATE):
-        if (settings := _settings(job, folder, query, item)) is not None:
-            return command_line("train", job, *(word for each in settings for word in ("--set", each)))
+    job = Path("jobs") / f"{folder.name}.yaml"
+    if (settings := _settings(job, folder, query, item)) is not None:
+        return command_line("train", job, *(word for each in settings for word in ("--set", each)))
     name = _run_name(folder)
     job = next(path for path in _file_names(name) if not path.exists())
     text = _yaml({"name": name, "data": {"path": data}})
@@ -58,9 +55,8 @@ def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | Non
         found = load_job(job)
     except InputError:
         return None
-    wanted = {"name": found.name if job.stem == data.name else _run_name(data), "data.path": data.uri}
-    wanted |= {"data.query": query, "data.item": item}
-    current = {"name": found.name, "data.path": Folder(found.data.path).uri}
+    wanted = {"data.path": data.uri, "data.query": query, "data.item": item}
+    current = {"data.path": Folder(found.data.path).uri}
     # A job that names no entities takes those of the dataset.
     current |= {"data.query": found.data.query or query, "data.item": found.data.item or item}
     return [f"{key}={_yaml(value)}" for key, value in wanted.items() if value != current[key]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossfade.next_command import train_command
+from crossfade.trainer.config.loading import load_job
 
 JOB = "name: {name}\ndata: {{path: {path}, query: customer, item: {item}}}\n"
 SCRIPT = f"#!{sys.executable}\nimport sys\nfrom crossfade.main import main\nsys.exit(main())\n"
@@ -30,20 +31,21 @@ def test_job_of_the_dataset_is_used(jobs: Path) -> None:
     assert train_command("other/plays", "customer", "song") == moved
 
 
-def test_template_gets_a_run_name_of_its_own(jobs: Path) -> None:
+def test_written_job_has_a_name_that_yaml_and_folders_take(jobs: Path) -> None:
     (jobs / "lastfm.yaml").write_text(JOB.format(name="lastfm", path="data/lastfm", item="artist"))
-    template = "crossfade train jobs/lastfm.yaml --set"
-    assert train_command("data/plays", "customer", "artist") == f"{template} name=plays --set data.path=data/plays"
-    assert train_command("s3://music/2024 plays", "user", "track") == (
-        f"{template} name=run-2024-plays --set 'data.path=s3://music/2024 plays' --set data.query=user "
-        "--set data.item=track"
-    )
-    # YAML would read these as a boolean and a number.
-    assert (
-        train_command("on", "customer", "artist")
-        == f"""{template} 'name='"'"'on'"'"'' --set 'data.path='"'"'on'"'"''"""
-    )
-    assert train_command("12", "customer", "artist") == f"""{template} name=run-12 --set 'data.path='"'"'12'"'"''"""
+    # YAML would read two of these as a boolean and a number.
+    for data, name in (("s3://music/2024 plays", "run-2024-plays"), ("on", "on"), ("12", "run-12")):
+        assert Path(f"{name}.yaml") == typed_job(train_command(data, "customer", "artist"), name, data)
+
+
+def typed_job(command: str, name: str, data: str) -> Path:
+    """Run what ``command`` does before it trains; check the job that it writes, and return its path."""
+    first, _, train = command.partition(" && ")
+    subprocess.run(["sh", "-c", first], check=True)
+    path = Path(train.split()[-1])
+    job = load_job(path)
+    assert (job.name, job.data.path) == (name, data)
+    return path
 
 
 def test_without_a_job_file_one_is_written_that_does_not_replace_another(jobs: Path) -> None:
