@@ -33,9 +33,11 @@ from crossfade.trainer.config.schema import JobConfig
 JOB_FILE = "job.yaml"
 _MAX_NAME = 40
 _RETRIES = 20
-"""Pods of a Job that may fail, but for those that nodes evicted, which do not count."""
+"""Pods of a Job that may fail; those that were stopped or evicted do not count."""
 _PERMANENT = [1, 2]
 """Exit codes that are the job's result: it failed after its restarts, or its input is invalid."""
+_STOPPED = [143]
+"""The exit code of a job that was stopped, as when the coordinator is evicted: its agents end as well."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _job(name: str, component: str, template: Manifest, completions: int) -> Man
     template["spec"]["restartPolicy"] = "Never"
     rules = [
         {"action": "FailJob", "onExitCodes": {"operator": "In", "values": _PERMANENT}},
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": _STOPPED}},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     return {

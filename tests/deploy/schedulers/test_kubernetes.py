@@ -212,8 +212,9 @@ def test_pods_outlive_the_checkpoint_that_their_end_asks_for(shared: Made) -> No
 def test_jobs_end_with_the_results_of_the_training_and_replace_other_pods(shared: Made) -> None:
     for name in ("planted-coordinator", "planted-worker"):
         spec = find(shared[1], "Job", name)["spec"]
-        result, evicted = spec["podFailurePolicy"]["rules"]
+        result, stopped, evicted = spec["podFailurePolicy"]["rules"]
         assert (result["action"], result["onExitCodes"]["values"]) == ("FailJob", [1, 2])
+        assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [143])
         assert (evicted["action"], evicted["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
         assert (spec["completionMode"], spec["completions"]) == ("Indexed", spec["parallelism"])
         assert spec["template"]["spec"]["restartPolicy"] == "Never"
