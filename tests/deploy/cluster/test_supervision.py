@@ -65,6 +65,7 @@ def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     for number, (cause, line) in enumerate(zip(expected, lines, strict=True), 2):
         start = "step " if number > 2 else "the beginning"
         assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from {start}")
+        assert "; lost: " in line
     log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
     assert any(" server-1 generation=6 " in line for line in log)
 
