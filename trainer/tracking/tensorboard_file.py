@@ -30,7 +30,7 @@ class TensorBoardFile:
         self._folder, self._job, self._run_id = folder, job, run_id
         self._file: BinaryIO | None = None
         # Now, since importing takes the interpreter's lock, which would delay steps later.
-        import tensorboard.plugins.hparams.summary_v2  # type: ignore[import-untyped]  # noqa: F401
+        import tensorboard.plugins.hparams.summary_v2  # noqa: F401
 
     def start(self) -> None:
         """Create the file, with the job as text and as hyperparameters."""
