@@ -69,7 +69,7 @@ class Recommender:
         return f"Recommender({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn needs to know of an estimator: it takes events, not numbers, and no target."""
+        """Return the tags of scikit-learn: the input is events, not numbers, and there is no target."""
         from sklearn.utils import InputTags, Tags, TargetTags
 
         return Tags(

@@ -50,7 +50,7 @@ def size_hosts(job: JobConfig, plan: CapacityPlan, cores: int | None = None) -> 
 def _busy_cpus(job: JobConfig, plan: CapacityPlan) -> dict[str, float]:
     """Return the part of a step that each role computes, by name; 1 where the engine's time is not predicted.
 
-    A network would lengthen a step, so on hosts of their own the roles are busy for a smaller part.
+    A network would lengthen a step, so on separate hosts the roles are busy for a smaller part.
     """
     names = [role.name for roles in role_hosts(job) for role in roles]
     busy = {name: float(name != "scheduler") for name in names}

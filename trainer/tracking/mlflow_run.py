@@ -108,7 +108,7 @@ class MlflowRun:
                 self._client.log_batch(self._id, metrics=metrics[start : start + _MAX_METRICS], synchronous=True)
 
     def finish(self, state: str, report: Mapping[str, Any] | None) -> None:
-        """Record the report, as metrics and as a file, the embeddings if the job says so, and the state."""
+        """Record the report, as metrics and as a file, the embeddings if the job uploads them, and the state."""
         assert self._client is not None, "not started"
         if report is not None:
             self.write([report_point(report, time.time())])
