@@ -20,5 +20,7 @@ _NICENESS = 8
 
 def yield_to_computation() -> None:
     """Lower the priority of the calling thread. On Linux only: elsewhere priorities are those of processes."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    thread = threading.get_native_id()
+    # A process that was started at a lower priority may not raise it.
+    if sys.platform == "linux" and os.getpriority(os.PRIO_PROCESS, thread) < _NICENESS:
+        os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)

@@ -86,7 +86,10 @@ def test_something_else_than_events_is_an_input_error() -> None:
         crossfade.fit(3, query="user", item="track")
 
 
-def test_nothing_is_printed(plays: pd.DataFrame, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(
+    plays: pd.DataFrame, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of commands that other tests ran
     crossfade.fit(plays[:500], **OPTIONS).recommend(plays["user"][0])
     assert capfd.readouterr() == ("", "")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from crossfade.trainer.data.background import yield_to_computation
 from crossfade.trainer.data.prefetch import Prefetcher
 
 TIMEOUT_SECONDS = 30
@@ -115,3 +116,20 @@ def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> Non
 
     with Prefetcher(priorities()) as ahead:
         assert next(iter(ahead)) > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux only")
+def test_priority_is_never_raised() -> None:
+    """A process may lower its priority, but only root may raise it."""
+    levels = []
+
+    def lower_twice() -> None:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+        yield_to_computation()
+        levels.append(os.getpriority(os.PRIO_PROCESS, thread))
+
+    thread = threading.Thread(target=lower_twice)
+    thread.start()
+    thread.join()
+    assert levels == [19]
