@@ -249,6 +249,7 @@ def _quality(split: str, shown: Sequence[RunView]) -> Component:
         [metric, *([run] if several else []), *(decimals(values.get(f"{metric}@{depth}")) for depth in depths)]
         for metric in dict.fromkeys(name.partition("@")[0] for name in names)
         for run, values in evaluated
+        if any(f"{metric}@{depth}" in values for depth in depths)
     ]
     queries = ", ".join(dict.fromkeys(count(values["queries"]) for _, values in evaluated if "queries" in values))
     tasks = sorted({each.summary.task for each in shown} - {""})

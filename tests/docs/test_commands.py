@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_unknown_options_and_keys_are_found() -> None:
 # ---- README.md
 
 NOT_RUN = (
-    "--servers",
+    "train jobs/plays.yaml --servers",
     "jobs/billions.yaml",
     "dashboard",
     "tune",
@@ -113,6 +114,9 @@ def write_events(path: Path, *, query: str, item: str, seed: int) -> None:
 def reader(tmp_path: Path) -> Path:
     """Write what a reader of README.md has: events, a list of IDs, and ``runs/lastfm`` as 'make train' leaves it."""
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    write_job = "echo '{name: plays, data: {path: data/plays}}' > jobs/plays.yaml"
+    assert write_job in (ROOT / "README.md").read_text(encoding="utf-8")
+    subprocess.run(["sh", "-c", write_job], cwd=tmp_path, check=True)
     for seed, name in enumerate(("plays", "day2")):
         write_events(tmp_path / f"{name}.parquet", query="user_id", item="track_id", seed=seed)
     (tmp_path / "ids.txt").write_text(f"{FIRST_ID + 1}\n")

@@ -222,7 +222,7 @@ def problem_of(command: Command, named: str) -> str | None:
         return None
     lines = stderr.split("\n")[:-1]
     last = lines[-1] if lines else ""
-    lists_problems = command[0] == "validate"
+    lists_problems = command[0] in ("validate", "prepare")
     others = [
         line
         for line in lines[:-1]
@@ -230,9 +230,9 @@ def problem_of(command: Command, named: str) -> str | None:
     ]
     if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not lists_problems and code == 2):
         return f"exit code {code}, with the output:\n{stderr}"
-    if not last.isprintable():
-        return f"the last line is not printable: {last!r}"
-    if named not in last or len(last) > 2000:
+    if not all(line.isprintable() for line in (lines if lists_problems else [last])):
+        return f"a line is not printable: {stderr!r}"
+    if not any(named in line for line in (lines if lists_problems else [last])) or len(last) > 2000:
         return f"did not name {named} in one short line: {last[:3000]}"
     if code == 1 and command[0] != "train":
         return f"exit code 1: {last}"

@@ -108,7 +108,10 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
         expect(page.locator("#events tbody tr").first).to_contain_text("checkpoint")
         best = report["metrics"]["test"]["ndcg@10"]
         quality = page.get_by_role("region", name="Quality on test")
-        expect(quality.locator("tbody tr", has_text="ndcg")).to_contain_text(f"{best:.4f}")
+        expect(quality.locator("tbody tr", has_text="ndcg").first).to_contain_text(f"{best:.4f}")
+        for name, found in report["baselines"]["metrics"]["test"].items():
+            row = quality.locator("tbody tr", has_text="ndcg").filter(has_text=f"by {name.replace('_', ' ')}")
+            expect(row).to_contain_text(f"{found['ndcg@10']:.4f}")
         page.get_by_text("job.yaml of first").click()
         expect(page.locator("#job pre")).to_have_text((workspace / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["dense_equivalent_bytes_pushed"] / report["bytes_pushed"]

@@ -147,10 +147,10 @@ def wrong_variables(name: str) -> dict[str, str]:
     ("what", "name", "side", "fragments"),
     [
         (
-            "prepare: a missing bucket, --train",
+            "prepare: a missing bucket, --events",
             "wrong bucket",
             "in",
-            ["--train s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
+            ["--events s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
         ),
         (
             "prepare: a missing bucket, --out",
@@ -162,7 +162,7 @@ def wrong_variables(name: str) -> dict[str, str]:
             "prepare: a wrong access key",
             "wrong access key",
             "in",
-            ["--train s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"],
+            ["--events s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"],
         ),
         (
             "prepare: a wrong secret key",
@@ -172,10 +172,10 @@ def wrong_variables(name: str) -> dict[str, str]:
         ),
         ("prepare: no permission to write", "no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
         (
-            "prepare: an unreachable endpoint, --train",
+            "prepare: an unreachable endpoint, --events",
             "endpoint down",
             "in",
-            ["--train s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
+            ["--events s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
         ),
         (
             "prepare: an unreachable endpoint, --out",
