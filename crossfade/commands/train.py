@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,10 +193,11 @@ def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
     what = "" if moved.finished else ", which was not finished,"
     _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
     if not moved.finished:
+        from crossfade.next_command import command_line
         from crossfade.trainer.runs.folder import JOB_FILE
 
-        command = ["crossfade", "train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume"]
-        _logger.info(f"to resume it: {shlex.join(map(str, command))}")
+        command = command_line("train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume")
+        _logger.info(f"to resume it: {command}")
 
 
 def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:

@@ -312,8 +312,8 @@ def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> 
     second = crossfade("train", "job.yaml", "--run-dir", "killed", "--set", "train.max_steps=1", cwd=workspace)
     lines = messages(succeeded(second).stderr)
     assert "crossfade: the earlier run in killed, which was not finished, was moved to killed.1" in lines
-    [command] = [line.partition("to resume it: crossfade ")[2] for line in lines if "to resume it: " in line]
-    succeeded(crossfade(*shlex.split(command), "--set", "train.max_steps=2", cwd=workspace))
+    [options] = [line.partition("crossfade train ")[2] for line in lines if "to resume it: " in line]
+    succeeded(crossfade("train", *shlex.split(options), "--set", "train.max_steps=2", cwd=workspace))
     assert read_report(workspace / "killed.1")["run"] == identity
     assert read_report(workspace / "killed")["run"] != identity
 

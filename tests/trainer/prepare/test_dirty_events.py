@@ -45,7 +45,7 @@ def test_first_run_names_mixed_timestamps_and_all_other_faults(tmp_path: Path, p
     assert result.returncode == 2
     *problems, last = messages(result.stderr)
     assert sum("column 'at' mixes timestamps of several formats" in problem for problem in problems) == 1
-    assert len(problems) == 1 + len(FAULTS) - 1  # 'soon' cannot be told from another format yet
+    assert len(problems) == 1 + len(FAULTS) - 1  # 'soon' may be a time of another format
     assert "faults, listed above" in last
     assert entries(tmp_path) == ["plays.csv"]
 
