@@ -87,7 +87,7 @@ def plan_capacity(inputs: PlanInputs) -> CapacityPlan:
         processes=tuple(processes),
         hosts=tuple(_plan_hosts(job, processes)),
         traffic=traffic,
-        steps=() if traffic is None else tuple(worker_steps(job, loads, traffic, inputs.model.item.rows)),
+        steps=() if traffic is None else tuple(worker_steps(job, loads, traffic, inputs.model)),
     )
 
 

@@ -10,10 +10,11 @@ where W is the number of workers, r' are the rows that they pull from the server
 merges the pushes of a key one by one and copies all rows merged so far each time, hence W − 1.
 
 Where examples share negatives, the last term of a worker is 6·b·n·d floating-point operations at ``POOL_FLOPS``: one
-product for the scores and two for the gradients. A worker waits for the answers of servers, and servers for the pushes
-of all workers, so a step takes as long as the slowest worker, the busiest server, and the network card together; or as
-long as the cores of a host are busy, where many roles share them. In process, the cores share the worker's work, and
-rows are updated where they are.
+product for the scores and two for the gradients. Where all items are the negatives of a softmax, b is the number of
+distinct queries, each of which is scored once (``trainer/model/engines/all_items.py``). A worker waits for the answers
+of servers, and servers for the pushes of all workers, so a step takes as long as the slowest worker, the busiest
+server, and the network card together; or as long as the cores of a host are busy, where many roles share them. In
+process, the cores share the worker's work, and rows are updated where they are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from crossfade.deploy.capacity.traffic import StepTraffic, WorkerLoad
 from crossfade.deploy.topology import Role
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,21 @@ class WorkerStep:
         return costs.seconds(self.rows, dim, keys=keys, uses=self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
 
 
-def worker_steps(job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, items: int) -> list[WorkerStep]:
-    """Return what each worker of ``job`` does in a step, with ``items`` rows of the item table."""
-    kind = job.resolved_negatives(items).kind
+def worker_steps(
+    job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, model: ModelSpec
+) -> list[WorkerStep]:
+    """Return what each worker of ``job`` does in a step."""
+    kind = job.resolved_negatives(model.item.rows).kind
+    scored_W: Sequence[float] = [load.examples for load in loads]
+    if kind == "all" and job.loss == "softmax":
+        scored_W = next((table.rows for table in traffic.tables if table.table == model.query.name), scored_W)
     steps = []
-    for load, rows in zip(loads, traffic.rows, strict=True):
+    for load, rows, scored in zip(loads, traffic.rows, scored_W, strict=True):
         if kind == "per_example":
             steps.append(WorkerStep(rows, load.examples + load.negatives))
             continue
         pool = load.negatives + (load.partition_examples if kind in IN_BATCH_KINDS else 0.0)
-        steps.append(WorkerStep(rows, 0.0, load.examples * pool))
+        steps.append(WorkerStep(rows, 0.0, scored * pool))
     return steps
 
 

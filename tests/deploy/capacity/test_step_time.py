@@ -15,7 +15,9 @@ from crossfade.deploy.capacity.step_time import (
 )
 from crossfade.deploy.capacity.traffic import StepTraffic, TableTraffic, WorkerLoad
 from crossfade.deploy.topology import Role
+from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.spec import ModelSpec, Score
 
 DIM = 64
 STEP = WorkerStep(rows=20_000, uses=16_384)
@@ -65,7 +67,7 @@ KINDS = {
     "shared": ({"count": 256}, 0.0, 256 * 1000.0),
     "in_batch": ({}, 0.0, 125 * 1000.0),
     "mixed": ({"count": 256}, 0.0, (256 + 125) * 1000.0),
-    "all": ({}, 0.0, 3000 * 1000.0),
+    "all": ({}, 0.0, 3000 * 450.0),  # scores of 450 distinct queries
 }
 
 
@@ -75,8 +77,11 @@ def test_scores_of_a_step_follow_from_the_negatives(kind: str) -> None:
     job = JobConfig.model_validate({"name": "job", "data": {"path": "x"}, "negatives": {"kind": kind, **options}})
     drawn = {"per_example": 4000.0, "all": 3000.0, "in_batch": 0.0}.get(kind, 256.0)
     load = WorkerLoad(1000.0, drawn, partition_examples=125.0)
-    traffic = StepTraffic(1000.0, (TableTraffic("t", (700.0,), False),), DIM, 0.0, 0.0, 0)
-    assert worker_steps(job, [load], traffic, 3000) == [WorkerStep(700.0, uses, pool_scores)]
+    tables = TableTraffic("customer", (450.0,), False), TableTraffic("track", (250.0,), False)
+    model = ModelSpec(TableSpec("customer", 500, DIM, 0.1), TableSpec("track", 3000, DIM, 0.1), Score.of("dot", 1.0))
+    assert worker_steps(job, [load], StepTraffic(1000.0, tables, DIM, 0.0, 0.0, 0), model) == [
+        WorkerStep(700.0, uses, pool_scores)
+    ]
 
 
 def test_shared_negatives_cost_three_matrix_products() -> None:
