@@ -12,7 +12,8 @@ measurements of a section alternate within a repeat, so that other load affects 
 Results are appended to build/bench/ as they are made. Those of the same commit are used again by the next run; failed
 ones are tried again. With --only, the page keeps the figures of other sections, if they are of the same scale and
 machine; each section names its commit and date. --fresh measures everything again, and --render only writes the page,
-from docs/performance.json. With --quick, the page goes to build/bench/quick/.
+from docs/performance.json. With --quick, the page goes to build/bench/quick/. The exit code is 1 if a measurement
+failed, unless a peer is not installed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from suite.environments import NOT_INSTALLED
 from suite.machine import commit, describe_machine, describe_versions
 from suite.page import RECORD, render
 from suite.plan import ENVIRONMENTS, FULL, QUICK, SECTIONS, Measurement, measurements
@@ -162,7 +164,7 @@ def main() -> int:
         record = keep_other_sections(record, previous, arguments.only, say)
     write(out, record)
     print(out / "performance.md")
-    return 0
+    return 1 if any(result.error and not result.error.startswith(NOT_INSTALLED) for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ REQUIREMENTS = BENCHMARKS / "peers"
 WITHOUT_DEPENDENCIES = {"torch": "torchrec"}
 """By environment, the requirement file that is installed last and without dependencies."""
 INSTALL_SECONDS = 900.0
+NOT_INSTALLED = "not installed"
+"""How the reason begins with which a measurement of a peer fails that is not installed."""
 
 
 def ensure_environment(name: str, install: bool) -> Path:
@@ -38,7 +40,7 @@ def ensure_environment(name: str, install: bool) -> Path:
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return folder / "bin" / "python"
     if not install:
-        raise MeasurementError("not installed: --peers installs it")
+        raise MeasurementError(f"{NOT_INSTALLED}: --peers installs it")
     _install(folder, files)
     stamp.write_text(wanted, encoding="utf-8")
     return folder / "bin" / "python"
@@ -54,7 +56,7 @@ def _install(folder: Path, files: list[Path]) -> None:
             install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
             run_command([*install, "--requirement", str(file)], INSTALL_SECONDS)
     except MeasurementError as error:
-        raise MeasurementError(f"not installed: {error}") from None
+        raise MeasurementError(f"{NOT_INSTALLED}: {error}") from None
 
 
 def versions(names: list[str]) -> dict[str, str]:
