@@ -22,6 +22,7 @@ from crossfade.api.progress import bar_type
 from crossfade.api.training import train
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.hold_out import NONE
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile
@@ -109,7 +110,7 @@ def _fit(
             item_column=item_column,
             weight=columns.weight,
             timestamp=columns.timestamp,
-            hold_out_valid=hold_outs[0],
+            hold_out_valid=hold_outs[0] or NONE,
             hold_out_test=hold_outs[1],
             names=_names_files(columns.names, {query: query_column, item: item_column}, files),
             seed=settings["train.seed"],

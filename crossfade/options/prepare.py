@@ -183,8 +183,8 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--hold-out-valid",
         metavar="HOW",
-        help="hold out valid; none: leave train as it is (default, if test is held out: random:0.05, at most about "
-        "100,000 pairs)",
+        help="hold out valid; none: leave train as it is (default, unless --test or --valid names files: random:0.05, "
+        "at most about 100,000 pairs)",
     )
     group.add_argument("--hold-out-test", metavar="HOW", help="hold out test")
 

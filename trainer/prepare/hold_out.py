@@ -11,8 +11,9 @@
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.
 ``random`` moves all interactions of a pair or none.
 
-A dataset whose test is held out gets a small valid split too, unless it is given or ``none``: a random
-``DEFAULT_FRACTION`` of the pairs in train, of at most about ``DEFAULT_PAIRS``. Training needs it to choose an epoch.
+A dataset without a valid split gets a small one, unless ``none`` is asked for or test comes from files (which are then
+splits that others compare with): a random ``DEFAULT_FRACTION`` of the pairs in train, of at most about
+``DEFAULT_PAIRS``. Training needs it to choose an epoch.
 
 Interactions of negative weight (negative feedback) count neither among the last N nor as the one that stays. They
 follow the time or the draw of their pair, and evaluation never treats them as relevant.
@@ -100,8 +101,8 @@ def plan_hold_outs(
 ) -> dict[str, HoldOut]:
     """Plan which hold-out creates which split, in the order to apply them: ``test``, then ``valid`` from the rest.
 
-    ``both`` creates test and then valid in the same way, except ``after:``, which creates only test. Where only test is
-    held out, valid follows by default; ``valid`` ``none`` prevents it. ``given`` are the splits with files.
+    ``both`` creates test and then valid in the same way, except ``after:``, which creates only test. Valid is also held
+    out by default, unless it or test is in ``given``, the splits with files; ``valid`` ``none`` prevents it.
 
     Raises:
         InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a given file.
@@ -119,7 +120,7 @@ def plan_hold_outs(
         plan["test"] = parse_hold_out("--hold-out-test", test)
     if valid not in (None, NONE):
         plan["valid"] = parse_hold_out("--hold-out-valid", valid)
-    if valid is None and "test" in plan and not {"valid"} & (given | plan.keys()):
+    if valid is None and not {"valid"} & (given | plan.keys()) and "test" not in given:
         text = f"random:{DEFAULT_FRACTION}"
         plan["valid"] = HoldOut("--hold-out-valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
     for split, hold_out in plan.items():

@@ -63,7 +63,7 @@ class PrepareOptions:
         expire_after: How long an ID of an entity may be unseen before it loses its row (``admission.py``).
         id_type: 'auto' reads IDs of a text file as integers if all of them are, 'string' reads all IDs as text.
         hold_out: The hold-out for test and valid (``hold_out.py``); ``hold_out_valid`` and ``hold_out_test`` for one.
-            Where only test is held out, a small valid follows by default, unless ``hold_out_valid`` is 'none'.
+            Valid is held out by default, unless ``hold_out_valid`` is 'none' or valid or test has files.
         names: The file with names of IDs, by entity.
         features: The files with features of IDs (``features.py``).
         catalog: The entities of which IDs that have a feature but no event get rows too.

@@ -36,7 +36,11 @@ def day(folder: Path, name: str, events: list[Event], **options: Any) -> Path:
     customers, items, times = map(list, zip(*events, strict=True))
     raw = folder / f"{name}-{len(list(folder.iterdir()))}.parquet"
     pq.write_table(pa.table({"customer": customers, "item": items, "at": times}), raw)
-    prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, **{"timestamp": "at", **options}))
+    prepare(
+        PrepareOptions(
+            out=folder / name, train=[raw], threads=2, **{"timestamp": "at", "hold_out_valid": "none", **options}
+        )
+    )
     return folder / name
 
 

@@ -51,7 +51,9 @@ def test_min_count_keeps_the_k_core(tmp_path: Path, customers: int, items: int) 
     rows = skewed_events(3000)
     train = write_events(rows, tmp_path / "e.parquet")
     minimums = {"customer": customers, "item": items}
-    manifest = prepare_files(tmp_path / "out", train, weight="w", timestamp="at", min_count=minimums)
+    manifest = prepare_files(
+        tmp_path / "out", train, weight="w", timestamp="at", min_count=minimums, hold_out_valid="none"
+    )
     expected = k_core(rows, customers, items)
     assert 0 < len(expected) < len(rows)
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
@@ -113,7 +115,12 @@ def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     for customer, item, w in zip(columns["customer"], columns["item"], columns["w"].to_pylist(), strict=True):
         weight[customer, item] += w
     prepare_files(
-        tmp_path / "out", write_parquet(tmp_path / "e.parquet", **columns), weight="w", duplicates="sum", threads=4
+        tmp_path / "out",
+        write_parquet(tmp_path / "e.parquet", **columns),
+        weight="w",
+        duplicates="sum",
+        threads=4,
+        hold_out_valid="none",
     )
     expected = {(*pair, float(np.float32(w))) for pair, w in weight.items() if w}
     assert set(interactions(tmp_path / "out", "train")) == expected

@@ -80,7 +80,10 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
 
 
 def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
-    words = ("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop", "--duplicates", "sum")
+    words = (
+        *("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop", "--duplicates", "sum"),
+        *("--hold-out-valid", "none"),
+    )
     result = prepare(tmp_path, *FORMATS, *words)
     assert result.returncode == 0, result.stderr
     found = {(query, item): weight for query, item, weight, _ in interactions(tmp_path / "data", "train")}

@@ -28,7 +28,7 @@ def day(folder: Path, name: str, customers: list[Any], items: list[Any], **optio
     """Prepare a dataset of events, each of one customer and one item."""
     raw = folder / f"{name}.parquet"
     pq.write_table(pa.table({"customer": customers, "item": items}), raw)
-    prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, **options))
+    prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, hold_out_valid="none", **options))
     return folder / name
 
 

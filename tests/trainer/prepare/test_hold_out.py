@@ -112,6 +112,13 @@ def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path, o
     assert "by default" not in format_summary(manifests["none"], Folder(tmp_path / "none"))
 
 
+def test_valid_is_held_out_by_default_without_a_test(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
+    manifest = prepare_files(tmp_path / "out", train)
+    assert set(manifest.splits) == {"train", "valid"}
+    assert manifest.source["valid_by_default"] is True
+
+
 def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hold_out, "DEFAULT_PAIRS", 30)
     train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
@@ -129,14 +136,12 @@ def test_dataset_too_small_for_a_valid_by_default_has_none(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "splits"),
     [
-        ({}, {"train"}),
+        ({"hold_out_valid": "none"}, {"train"}),
         ({"hold_out": "random:0.1", "hold_out_valid": "none"}, {"train", "test"}),
         ({"hold_out_test": "random:0.1", "hold_out_valid": "random:0.2"}, {"train", "valid", "test"}),
     ],
 )
-def test_valid_is_held_out_only_beside_a_held_out_test(
-    tmp_path: Path, options: dict[str, str], splits: set[str]
-) -> None:
+def test_valid_is_held_out_as_asked(tmp_path: Path, options: dict[str, str], splits: set[str]) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
     manifest = prepare_files(tmp_path / "out", train, **options)
     assert set(manifest.splits) == splits

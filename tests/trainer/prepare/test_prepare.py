@@ -61,7 +61,7 @@ def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
 
 def test_manifest_row_groups_match_parquet_footers(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(5000))
-    manifest = prepare_files(tmp_path / "out", train)
+    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
     (file,) = manifest.splits["train"].files
     footer = pq.read_metadata(tmp_path / "out" / file.path)
     assert file.row_groups == [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
@@ -109,8 +109,8 @@ def test_output_bytes_do_not_depend_on_threads_or_input_format(tmp_path: Path) -
 
 def test_seed_changes_order_but_not_events(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(300))
-    prepare_files(tmp_path / "a", train, seed=0)
-    prepare_files(tmp_path / "b", train, seed=1)
+    prepare_files(tmp_path / "a", train, seed=0, hold_out_valid="none")
+    prepare_files(tmp_path / "b", train, seed=1, hold_out_valid="none")
     a, b = interactions(tmp_path / "a", "train"), interactions(tmp_path / "b", "train")
     assert a != b
     assert sorted(a) == sorted(b)

@@ -43,10 +43,10 @@ def test_low_disk_space_is_reported_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare_files(tmp_path / "out", train)
+    prepare_files(tmp_path / "out", train, hold_out_valid="none")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    prepare_files(tmp_path / "again", train)
+    prepare_files(tmp_path / "again", train, hold_out_valid="none")
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*--work-dir DIR", line)
 
