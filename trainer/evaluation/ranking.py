@@ -67,7 +67,7 @@ QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _EXACT_BITS = 52
 """Integers of up to this many bits, and their sums, are exact in float64."""
 
-EvalMetrics = dict[str, float]
+EvalMetrics = dict[str, int | float]
 AllReduceFunction = Callable[[FloatArray], FloatArray]
 """Sums up to ``MAX_ALL_REDUCE_LENGTH`` float64 values over all workers; every worker calls it."""
 

@@ -1,5 +1,6 @@
 """The training loop by itself: the order of its calls, and when it evaluates, stops, resumes and ends."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -255,3 +256,9 @@ def test_error_in_batch_preparation_is_raised() -> None:
 
     with pytest.raises(ValueError, match="a broken file"):
         run(Broken())
+
+
+def test_state_of_a_checkpoint_keeps_counts_as_integers() -> None:
+    state = TrainState(best={"queries": 300, "ndcg@10": 0.5}, best_epoch=1)
+    record = json.loads(json.dumps(state.to_record(state.counters())))
+    assert repr(TrainState.from_record(record, keep_counters=True).best) == repr(state.best)
