@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos mutants bench bench-data quality screenshots docs lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-data quality screenshots docs lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -35,8 +35,11 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 	@.venv/bin/python tests/support/docker_engine.py
 	.venv/bin/python -m pytest -m docker $(ARGS)
 
-chaos: setup ## kill, freeze, and stop a training 20 times; compare it with an undisturbed one (SEEDS="1 2 3")
+chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
+
+chaos-long: setup ## inject 200 faults: in process, on one host, with S3, on three hosts; about two hours, as root
+	.venv/bin/python tests/support/chaos.py --faults 200 --layouts process host s3 hosts $(ARGS)
 
 mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)

@@ -1,102 +1,88 @@
-"""Inject random faults into a training run, and check that it ends like an undisturbed one.
+"""Inject random faults into trainings, and check that they end like undisturbed ones.
 
-    python tests/support/chaos.py --seed 1 --faults 20
+    python tests/support/chaos.py --seed 1 --faults 20 --layouts host s3
+    python tests/support/chaos.py --faults 200 --layouts process host s3 hosts        # in turn; takes about two hours
 
-Trains a job twice on two servers and two workers: once undisturbed, and once with faults in the scheduler,
-servers and workers: SIGKILL, SIGSTOP and SIGTERM, during steps, a checkpoint or start-up. The embeddings must be equal
-bit for bit, and the ledger, in which each worker records every interaction that it trains on, must hold each exactly
-once per epoch. The seed determines the faults.
+Each round trains a job twice in one layout (``chaos_layouts.py``): once undisturbed, and once with faults, while the
+wall clocks of all its processes jump by a day. The embeddings must be equal bit for bit, the ledger must hold each
+interaction exactly once per epoch, no process may be left, and each fault must be visible: a fault of a process as a
+restart (a slow one need not), one of storage as a checkpoint that failed. The seed determines the faults.
+
+    kill, terminate, freeze   a signal to a role, or to the process that trains, during steps, a checkpoint, or start-up
+    slow                      a role is stopped and continued again and again, for seconds
+    coordinator               SIGKILL to the command that started the roles; it is started again with --resume
+    storage                   a full disk, or an S3 that is down, until a checkpoint has failed
+    cut                       a host loses its network: for two seconds, or until the job waits for it
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
-import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import psutil
-from cluster_data import TRACKS, planted_splits, train_rows, write_job, write_planted
-from running_command import RunningCommand, records, started
+from chaos_layouts import LAYOUTS, ChaosTraining, Layout, Name, layout_of
+from cluster_data import train_rows, write_job, write_planted
+from ledger import check_ledger, ledger_variables
+from small_disk import fill, make_room
 from waiting import wait_until
 
-ON_SERVERS = ("--servers", 2, "--workers", 2)
-ROLES = ("scheduler", "server-0", "server-1", "worker-0", "worker-1")
 BATCH = 256
-EPOCHS_PER_FAULT = 16
-"""Epochs of 15 steps that take about as long as writing one or two checkpoints."""
-STEP_SECONDS = 0.03
-"""Sleep in each step: a run must last long, but its steps need not take the processors."""
+EPOCHS_PER_FAULT = {"process": 24, "host": 32, "s3": 48, "hosts": 48}
+"""Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
 STALL_SECONDS = 8
-RUN_SECONDS = 3000.0
-RECOVERY_SECONDS = 60.0
+RUN_SECONDS = 6000.0
+RECOVERY_SECONDS = 90.0
+PULSES, PULSE_SECONDS = 10, 0.2
+FAULTS_PER_ROUND = 20
 
-LEDGER_VARIABLE = "CROSSFADE_TEST_LEDGER"
-LEDGER_HOOK = f"""
-import os
-
-if os.environ.get("DMLC_ROLE") == "worker":
-    import time
-    from pathlib import Path
-
-    import numpy as np
-
-    from crossfade.trainer.training.loop import TrainLoop
-
-    ledger = Path(os.environ["{LEDGER_VARIABLE}"]) / f"{{time.monotonic_ns()}}-{{os.getpid()}}"
-    file = ledger.open("ab", buffering=0)
-    step = TrainLoop._step
-
-    def step_and_record(self, batch, progress):
-        query_B = batch.query.rows_A[batch.query.index_N]
-        item_B = batch.item.rows_A[batch.item.index_N][: len(batch)]
-        pairs_B = query_B * self.model.item.rows + item_B
-        head = np.array([progress.step, progress.epoch, len(pairs_B)], dtype=np.int64)
-        file.write(np.concatenate([head, pairs_B]).tobytes())
-        time.sleep({STEP_SECONDS})
-        step(self, batch, progress)
-
-    TrainLoop._step = step_and_record
-"""
-
+Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "cut"]
 Moment = Literal["steps", "checkpoint", "start-up"]
+KINDS: dict[Name, list[Kind]] = {
+    "process": ["kill", "terminate", "slow", "storage"],
+    "host": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
+    "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage"],
+    "hosts": ["kill", "kill", "freeze", "cut", "cut", "slow"],
+}
+SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
+RESTARTING = ("kill", "terminate", "freeze")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal sent to ``role`` once the run has reached ``step``, ``delay_seconds`` into the ``moment``."""
+    """A fault of ``role`` once the run has saved ``step``, ``delay`` (from 0 to 1) into the ``moment``."""
 
-    number: signal.Signals
+    kind: Kind
     role: str
     moment: Moment
     step: int
-    delay_seconds: float
+    delay: float
 
 
-def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
-    """Spread ``count`` faults over ``steps`` steps; the first few include every signal, role and moment."""
-    choose = random.Random(seed)
-    numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]
-    moments: list[Moment] = ["steps", "checkpoint", "start-up"]
+def plan_faults(seed: int, count: int, steps: int, layout: Name, roles: list[str]) -> list[Fault]:
+    """Spread ``count`` faults over ``steps`` steps; the first few include every kind, role, and moment."""
+    choose = random.Random(f"{layout} {seed}")
+    moments: list[Moment] = ["steps", "checkpoint"] if layout == "process" else ["steps", "checkpoint", "start-up"]
 
     def shuffled(values: list[Any]) -> Iterator[Any]:
         while True:
             yield from choose.sample(values, len(values))
 
-    roles, signals, chosen_moments = shuffled(list(ROLES)), shuffled(numbers), shuffled(moments)
+    kinds, chosen_roles, chosen_moments = shuffled(KINDS[layout]), shuffled(roles), shuffled(moments)
     return [
         Fault(
-            next(signals),
-            next(roles),
+            next(kinds),
+            next(chosen_roles),
             next(chosen_moments),
             round((index + choose.random()) * steps / (count + 1)),
             choose.random(),
@@ -105,80 +91,128 @@ def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
     ]
 
 
-class DisturbedRun:
-    """A run into which faults are injected."""
+@dataclass
+class Injector:
+    """Injects faults into a training, one after the other."""
 
-    def __init__(self, command: RunningCommand, run_dir: Path, log: Callable[[str], None]) -> None:
-        self._command = command
-        self._run_dir = run_dir
-        self._log = log
-        self._started_at = time.monotonic()
+    training: ChaosTraining
+    log: Callable[[str], None]
+    started_at: float = field(default_factory=time.monotonic)
 
     def inject(self, fault: Fault) -> None:
-        """Wait for the fault's moment, send the signal, and wait until the job runs again without the victim."""
-        self._wait(lambda: self._step() >= fault.step, f"step {fault.step}")
+        """Wait for the fault's moment, cause it, and wait until the training goes on."""
+        self._wait(lambda: self._saved_step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
-        self._wait(lambda: self._victim(fault.role), fault.role)
+        since, target = time.monotonic() - self.started_at, "" if fault.kind in ("storage", "cut") else fault.role
+        name = self.training.layout.name
+        self.log(
+            f"{since:6.1f} s  step {self._saved_step():>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}"
+        )
+        getattr(self, f"_{fault.kind}", self._signal)(fault)
+        steps = len(self.training.events("step"))
+        self._wait(lambda: len(self.training.events("step")) > steps, "a step after the fault")
+
+    def _signal(self, fault: Fault) -> None:
         victim = self._victim(fault.role)
-        assert victim is not None
-        victim.send_signal(fault.number)
-        since = time.monotonic() - self._started_at
-        self._log(f"{since:6.1f} s  step {self._step():>6}  {fault.number.name:<7}  {fault.role:<9}  in {fault.moment}")
-        if fault.number == signal.SIGSTOP:
+        victim.send_signal(SIGNALS[fault.kind])
+        if not self.training.layout.servers:
+            self._resume()
+            return
+        if fault.kind == "freeze":
             self._kill_if_undetected(victim)
-        self._wait(lambda: self._gone(victim) and len(self._command.roles()) == len(ROLES), "the next generation")
+        names = self.training.role_names()
+        self._wait(lambda: is_gone(victim) and sorted(self.training.roles()) == names, "the next generation")
+
+    def _slow(self, fault: Fault) -> None:
+        victim = self._victim(fault.role)
+        for _ in range(PULSES):
+            victim.suspend()
+            time.sleep(PULSE_SECONDS)  # that is the fault
+            victim.resume()
+            time.sleep(PULSE_SECONDS)
+
+    def _coordinator(self, _: Fault) -> None:
+        roles = list(self.training.roles().values())
+        self.training.command.process.kill()
+        wait_until(lambda: all(map(is_gone, roles)), RECOVERY_SECONDS, "the end of the roles")
+        self._resume()
+
+    def _resume(self) -> None:
+        self.training.command.process.communicate(timeout=RECOVERY_SECONDS)
+        self.training.resume()
+        self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the resumed run")
+
+    def _storage(self, _: Fault) -> None:
+        layout = self.training.layout
+        failed = len(self.training.events("checkpoint_failed"))
+
+        def has_failed() -> bool:
+            if layout.disk is not None:
+                fill(layout.disk)  # again and again, since deleted checkpoints make room
+            return len(self.training.events("checkpoint_failed")) > failed
+
+        if layout.store is not None:
+            layout.store.stop()
+        try:
+            self._wait(has_failed, "a checkpoint that fails")
+        finally:
+            if layout.disk is not None:
+                make_room(layout.disk)
+            if layout.store is not None:
+                layout.store.start()
+
+    def _cut(self, fault: Fault) -> None:
+        host = self.training.layout.hosts[1 + int(2 * fault.delay)]
+        agent = self.training.agent_of(host)
+        host.cut_link()
+        try:
+            if fault.moment == "checkpoint":
+                time.sleep(2)  # shorter than the leases: it costs no restart
+            else:
+                self._wait(lambda: not agent.roles(), "the end of the roles that are cut off")
+                self._wait(lambda: not self.training.roles(), "the job that waits for the host")
+        finally:
+            host.restore_link()
+        self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the next generation")
 
     def _await_steps(self, fault: Fault) -> None:
-        seen = len(records(self._run_dir))
-        self._wait(lambda: any(r["event"] == "step" for r in records(self._run_dir)[seen:]), "a step")
-        self._pause(fault.delay_seconds)
+        seen = len(self.training.events("step"))
+        self._wait(lambda: len(self.training.events("step")) > seen, "a step")
+        time.sleep(fault.delay)  # faults occur at a time, not on a condition
 
     def _await_checkpoint(self, fault: Fault) -> None:
-        folder = self._run_dir / "checkpoints"
-        before = set(folder.glob("step-*"))
-        self._wait(lambda: set(folder.glob("step-*")) - before, "a checkpoint that begins")
-        self._pause(fault.delay_seconds / 5)
+        kinds = ("checkpoint_saved", "checkpoint_failed")
+        before = sum(len(self.training.events(kind)) for kind in kinds)
+        self._wait(lambda: sum(len(self.training.events(kind)) for kind in kinds) > before, "the end of a checkpoint")
+        time.sleep(1 + fault.delay / 5)  # by then, the next one begins
 
     def _await_start_up(self, fault: Fault) -> None:
-        """Kill a worker, and inject the fault while the next generation joins."""
+        """Kill a worker, so that the fault occurs while the next generation joins."""
         first = self._victim("worker-0")
-        if first is not None:
-            first.kill()
-            self._wait(lambda: self._gone(first) and self._victim(fault.role), "a start")
-        self._pause(3 * fault.delay_seconds)
+        first.kill()
+        self._wait(lambda: is_gone(first) and fault.role in self.training.roles(), "a start")
+        time.sleep(3 * fault.delay)
 
     def _kill_if_undetected(self, victim: psutil.Process) -> None:
         """Kill a frozen ``victim`` if the job continues without it, as it does without a scheduler."""
         deadline = time.monotonic() + 3 * STALL_SECONDS
-        while not self._gone(victim):
-            self._assert_running()
+        while not is_gone(victim):
+            self.training.assert_running()
             if time.monotonic() > deadline:
                 victim.kill()
                 return
             time.sleep(0.05)
 
-    def _victim(self, role: str) -> psutil.Process | None:
-        return self._command.roles().get(role)
+    def _victim(self, role: str) -> psutil.Process:
+        self._wait(lambda: role in self.training.roles(), role)
+        return self.training.roles()[role]
 
-    @staticmethod
-    def _gone(process: psutil.Process) -> bool:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-    def _step(self) -> int:
-        return max(
-            (record["step"] for record in records(self._run_dir) if record["event"] == "checkpoint_saved"), default=0
-        )
-
-    def _pause(self, seconds: float) -> None:
-        """Sleep, since faults occur at a time, not on a condition."""
-        time.sleep(seconds)
-
-    def _assert_running(self) -> None:
-        assert self._command.process.poll() is None, self._command.finish()
+    def _saved_step(self) -> int:
+        return max((record["step"] for record in self.training.events("checkpoint_saved")), default=0)
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:
         def holds() -> object:
-            self._assert_running()
+            self.training.assert_running()
             try:
                 return condition()
             except psutil.NoSuchProcess:
@@ -187,38 +221,9 @@ class DisturbedRun:
         wait_until(holds, RUN_SECONDS if what.startswith("step") else RECOVERY_SECONDS, what)
 
 
-def ledger_of(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]:
-    """Read each worker's ledger, in the order in which they started: by step, the epoch and the interactions."""
-    ledgers = []
-    for path in sorted(folder.iterdir(), key=lambda path: int(path.name.split("-")[0])):
-        values = np.frombuffer(path.read_bytes()[: path.stat().st_size // 8 * 8], dtype=np.int64)
-        entries, position = {}, 0
-        while position + 3 <= len(values):
-            step, epoch, count = values[position : position + 3]
-            entries[int(step)] = (int(epoch), values[position + 3 : position + 3 + count])
-            position += 3 + int(count)
-        ledgers.append(entries)
-    return ledgers
-
-
-def check_ledger(folder: Path, epochs: int, steps: int) -> None:
-    """Assert that every interaction was trained on exactly once per epoch.
-
-    A step that was repeated after a restart counts as it was taken last. The two workers of a generation start before
-    those of the next.
-    """
-    ledgers = ledger_of(folder)
-    pairs: dict[int, list[np.ndarray[Any, Any]]] = {epoch: [] for epoch in range(epochs)}
-    for step in range(steps):
-        last = [entries[step] for entries in ledgers if step in entries][-2:]
-        assert len(last) == 2, f"step {step} was recorded by {len(last)} workers"
-        assert last[0][0] == last[1][0], f"step {step} was of epochs {last[0][0]} and {last[1][0]}"
-        for epoch, interactions in last:
-            pairs[epoch].append(interactions)
-    query_N, item_N = (column[: train_rows()] for column in planted_splits()["train"])
-    expected = np.sort(query_N * TRACKS + item_N)
-    for epoch, parts in pairs.items():
-        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), expected, err_msg=f"epoch {epoch}")
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def embeddings_of(run_dir: Path) -> dict[str, bytes]:
@@ -227,60 +232,66 @@ def embeddings_of(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
 
 
-def variables(folder: Path, run: str) -> dict[str, str]:
-    """Return the environment of a run whose workers write a ledger in ``RUN-ledger``."""
-    (folder / "hook").mkdir(exist_ok=True)
-    (folder / "hook" / "sitecustomize.py").write_text(LEDGER_HOOK)
-    (folder / f"{run}-ledger").mkdir()
-    path = os.pathsep.join(filter(None, [str(folder / "hook"), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, LEDGER_VARIABLE: str(folder / f"{run}-ledger")}
-
-
-def run_chaos(folder: Path, seed: int, faults: int, epochs: int, log: Callable[[str], None] = print) -> str:
-    """Train both runs in ``folder`` and compare them; return a summary in one line."""
+def run_chaos(
+    layout: Layout, seed: int, faults: int, epochs: int | None = None, log: Callable[[str], None] = print
+) -> str:
+    """Train both runs in ``layout`` and compare them; return a summary in one line."""
+    folder, epochs = layout.folder, epochs or EPOCHS_PER_FAULT[layout.name] * faults
     steps = epochs * -(-train_rows() // BATCH)
+    settings = layout.settings()
+    settings["cluster"] = {"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000, **settings.get("cluster", {})}
     job = write_job(
         folder / "job.yaml",
         write_planted(folder / "data"),
         train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
-        cluster={"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000},
+        **settings,
     )
     started_at = time.monotonic()
-    for run, planned in (("undisturbed", []), ("disturbed", plan_faults(seed, faults, steps))):
-        arguments = ("train", job, "--run-dir", folder / run, *ON_SERVERS)
-        with started(*arguments, cwd=folder, variables=variables(folder, run)) as command:
-            disturbed = DisturbedRun(command, folder / run, log)
-            for fault in planned:
-                disturbed.inject(fault)
-            result = command.finish(RUN_SECONDS)
-            assert result.returncode == 0, result.stderr
-            assert command.mark.processes() == [], "processes of the run are left"
-        check_ledger(folder / f"{run}-ledger", epochs, steps)
+    with layout.running("undisturbed", job, ledger_variables(folder, "undisturbed")) as training:
+        training.finish(RUN_SECONDS)
+    with layout.running("disturbed", job, ledger_variables(folder, "disturbed", clock_jumps=True)) as training:
+        planned = plan_faults(seed, faults, steps, layout.name, training.role_names())
+        injector = Injector(training, log)
+        for fault in planned:
+            injector.inject(fault)
+        training.finish(RUN_SECONDS)
+    for run in ("undisturbed", "disturbed"):
+        check_ledger(folder / f"{run}-ledger", epochs, steps, layout.workers)
     assert embeddings_of(folder / "disturbed") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
     report = json.loads((folder / "disturbed" / "report.json").read_text())
-    assert report["restarts"] >= faults
+    if layout.servers:
+        expected = sum(fault.kind in RESTARTING or fault.moment == "start-up" for fault in planned)
+        assert report["restarts"] >= expected, f"{report['restarts']} restarts after {expected} faults of roles"
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(f.kind for f in planned).items()))
     return (
-        f"chaos, seed {seed}: {faults} faults, {report['restarts']} restarts; embeddings equal bit for bit; each of "
-        f"{train_rows():,} interactions exactly once in each of {epochs} epochs; {time.monotonic() - started_at:.0f} s"
+        f"chaos, {layout.name}, seed {seed}: {faults} faults ({counts}), {report['restarts']} restarts; embeddings "
+        f"equal bit for bit; each of {train_rows():,} interactions exactly once in each of {epochs} epochs; "
+        f"{time.monotonic() - started_at:.0f} s"
     )
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the faults (default: 1)")
-    parser.add_argument("--faults", type=int, default=20, help="number of faults (default: 20)")
-    parser.add_argument("--epochs", type=int, help=f"epochs to train (default: {EPOCHS_PER_FAULT} per fault)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first round's faults (default: 1)")
+    parser.add_argument("--faults", type=int, default=20, help="number of faults, in rounds of 20 (default: 20)")
+    parser.add_argument(
+        "--layouts", nargs="+", choices=LAYOUTS, default=["host"], help="layouts, used in turn (default: host)"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and keep it")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        log = lambda line: print(line, flush=True)  # noqa: E731
-        epochs = arguments.epochs or EPOCHS_PER_FAULT * arguments.faults
-        log(run_chaos(folder, arguments.seed, arguments.faults, epochs, log))
+    log = partial(print, flush=True)
+    rounds = -(-arguments.faults // FAULTS_PER_ROUND)
+    for number in range(rounds):
+        name = arguments.layouts[number % len(arguments.layouts)]
+        faults = min(FAULTS_PER_ROUND, arguments.faults - number * FAULTS_PER_ROUND)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (arguments.keep or Path(temporary)) / f"{number}-{name}"
+            folder.mkdir(parents=True)
+            with layout_of(name, folder) as layout:
+                log(run_chaos(layout, arguments.seed + number // len(arguments.layouts), faults, log=log))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

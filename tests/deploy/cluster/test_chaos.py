@@ -4,20 +4,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos import check_ledger, plan_faults, run_chaos
+from chaos import KINDS, plan_faults, run_chaos
+from chaos_layouts import LAYOUTS, Name, layout_of
+from ledger import check_ledger
+from small_disk import MountError
+
+ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
 
 
 @pytest.mark.cluster
 def test_run_under_random_faults_equals_an_undisturbed_run(tmp_path: Path) -> None:
-    run_chaos(tmp_path, seed=2, faults=3, epochs=30)
+    try:
+        with layout_of("host", tmp_path) as layout:
+            run_chaos(layout, seed=2, faults=3)
+    except MountError as reason:
+        pytest.skip(str(reason))
 
 
-def test_planned_faults_include_every_kind() -> None:
-    faults = plan_faults(seed=1, count=24, steps=10_000)
-    assert {fault.number.name for fault in faults} == {"SIGKILL", "SIGSTOP", "SIGTERM"}
-    assert len({fault.role for fault in faults}) == 5
-    assert len({fault.moment for fault in faults}) == 3
-    assert faults == plan_faults(seed=1, count=24, steps=10_000) != plan_faults(seed=2, count=24, steps=10_000)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_planned_faults_include_every_kind(layout: Name) -> None:
+    faults = plan_faults(1, 24, 10_000, layout, ROLES)
+    assert {fault.kind for fault in faults} == set(KINDS[layout])
+    assert {fault.role for fault in faults} == set(ROLES)
+    assert {fault.moment for fault in faults} >= {"steps", "checkpoint"}
+    assert faults == plan_faults(1, 24, 10_000, layout, ROLES) != plan_faults(2, 24, 10_000, layout, ROLES)
     assert [fault.step for fault in faults] == sorted(fault.step for fault in faults)
 
 
@@ -34,8 +44,8 @@ def test_ledger_with_missing_or_repeated_interaction_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_epoch: list[list[int]], is_right: bool
 ) -> None:
     column = np.array([0, 0]), np.array([0, 1])
-    monkeypatch.setattr("chaos.planted_splits", lambda: {"train": column})
-    monkeypatch.setattr("chaos.train_rows", lambda: 2)
+    monkeypatch.setattr("ledger.planted_splits", lambda: {"train": column})
+    monkeypatch.setattr("ledger.train_rows", lambda: 2)
     # The first generation took step 1 too, but the job went back to step 1 and took it again.
     write_ledger(tmp_path, "1-11", [(0, 0, [0]), (1, 1, [0, 1])])
     write_ledger(tmp_path, "2-12", [(0, 0, [1]), (1, 1, [])])

@@ -2,10 +2,8 @@
 
 import errno
 import json
-import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,26 +19,12 @@ from fault_runs import (
 )
 from run_results import report_of
 from running_command import crossfade, succeeded
+from small_disk import MountError, fill, mounted_disk
 
 from crossfade.trainer.runs.event_log import EventLog
 from crossfade.trainer.runs.events import EpochEvent
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-
-@contextmanager
-def mounted(folder: Path) -> Iterator[Path]:
-    """Mount a disk of ``DISK_BYTES`` at ``folder``."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a disk is for root")
-    folder.mkdir()
-    result = mount("-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder)
-    if result.returncode != 0:
-        pytest.skip(f"no disk can be mounted here: {result.stderr}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def mount(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -50,17 +34,11 @@ def mount(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a small disk."""
-    with mounted(tmp_path / "disk") as disk:
-        yield disk
-
-
-def fill(disk: Path, leave: int = 16384) -> None:
-    """Fill the disk up to ``leave`` bytes, less than a checkpoint needs."""
-    stat = os.statvfs(disk)
-    free = stat.f_bavail * stat.f_frsize - leave
-    if free > 0:
-        with (disk / "filler").open("ab") as file:
-            file.write(bytes(free))
+    try:
+        with mounted_disk(tmp_path / "disk", DISK_BYTES) as disk:
+            yield disk
+    except MountError as reason:
+        pytest.skip(str(reason))
 
 
 def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:

@@ -1,0 +1,147 @@
+"""Where a training runs that faults are injected into: in process, on one host, with checkpoints on S3, on three hosts.
+
+with layout_of("hosts", folder) as layout, layout.running("disturbed", variables) as training:
+    training.roles()["server-1"].kill()
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from net_hosts import Host, network
+from object_store import ObjectStore, running_object_store
+from running_command import RunningCommand, records, started
+from small_disk import mounted_disk
+
+Name = Literal["process", "host", "s3", "hosts"]
+LAYOUTS: tuple[Name, ...] = ("process", "host", "s3", "hosts")
+DISK_BYTES = 1 << 20
+FAST_S3_ERRORS = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
+TOKEN = "the-token-of-this-run"
+_PORT = 7070
+
+
+class Layout:
+    """The options and the surroundings of a training."""
+
+    def __init__(self, name: Name, folder: Path, stack: ExitStack) -> None:
+        self.name = name
+        self.folder = folder
+        self.workers = 1 if name == "process" else 2
+        self.servers = {"process": 0, "hosts": 3}.get(name, 2)
+        self.disk: Path | None = None
+        self.store: ObjectStore | None = None
+        self.hosts: list[Host] = []
+        self.variables: dict[str, str] = {}
+        if name in ("process", "host"):
+            self.disk = stack.enter_context(mounted_disk(folder / "disk", DISK_BYTES))
+        if name == "s3":
+            (folder / "store").mkdir()
+            self.store = stack.enter_context(running_object_store(folder / "store"))
+            self.variables = {**self.store.variables, **FAST_S3_ERRORS}
+        if name == "hosts":
+            self.hosts = stack.enter_context(network(3))
+            self.variables = {"CROSSFADE_TOKEN": TOKEN}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the job that differ between layouts."""
+        if self.name == "process":
+            return {"model": {"dense": {"item": [8], "query": [8]}}}
+        if self.name == "hosts":
+            address = self.hosts[0].address
+            at = {"host": address, "coordinator_address": f"{address}:{_PORT}", "hosts": 3}
+            return {"cluster": {**at, "servers": 3, "workers": 2}}
+        return {"cluster": {"servers": 2, "workers": 2}}
+
+    def checkpoints(self, run: str) -> str:
+        """Return where the checkpoints of ``run`` are."""
+        if self.disk is not None:
+            return str(self.disk / run)
+        return self.store.uri(run) if self.store is not None else str(self.folder / run / "checkpoints")
+
+    @contextmanager
+    def running(self, run: str, job: Path, variables: Mapping[str, str]) -> Iterator[ChaosTraining]:
+        """Run a training to its end while the context lasts."""
+        with ExitStack() as stack:
+            yield ChaosTraining(self, run, job, {**self.variables, **variables}, stack)
+
+
+@contextmanager
+def layout_of(name: Name, folder: Path) -> Iterator[Layout]:
+    """Prepare the surroundings of the layout ``name``, with files in ``folder``."""
+    with ExitStack() as stack:
+        yield Layout(name, folder, stack)
+
+
+class ChaosTraining:
+    """A training in a layout, whose command may be killed and started again."""
+
+    def __init__(self, layout: Layout, run: str, job: Path, variables: Mapping[str, str], stack: ExitStack) -> None:
+        self.layout = layout
+        self.run_dir = layout.folder / run
+        self._job, self._variables, self._stack = job, variables, stack
+        self._commands: list[RunningCommand] = []
+        self.command = self._start()
+        self._agents = [
+            self._enter(("agent", "--join", f"{layout.hosts[0].address}:{_PORT}", "--run-dir", self.run_dir), host)
+            for host in layout.hosts[1:]
+        ]
+
+    def _start(self, *more: object) -> RunningCommand:
+        host = self.layout.hosts[0] if self.layout.hosts else None
+        options: list[object] = ["--set", f"checkpoint.path={self.layout.checkpoints(self.run_dir.name)}"]
+        if self.layout.servers:  # also so that only workers record steps
+            options += ["--servers", self.layout.servers, "--workers", self.layout.workers]
+        return self._enter(("train", self._job, "--run-dir", self.run_dir, *options, *more), host)
+
+    def _enter(self, arguments: tuple[object, ...], host: Host | None) -> RunningCommand:
+        within = host.within if host is not None else ()
+        command = self._stack.enter_context(
+            started(*arguments, cwd=self.layout.folder, variables=self._variables, within=within)
+        )
+        self._commands.append(command)
+        return command
+
+    def resume(self) -> None:
+        """Start the command again with ``--resume``."""
+        self.command = self._start("--resume")
+
+    def roles(self) -> dict[str, psutil.Process]:
+        """Return the running roles on all hosts, by name; in process, the command as ``train``."""
+        if not self.layout.servers:
+            return {"train": psutil.Process(self.command.process.pid)}
+        return {name: role for command in (self.command, *self._agents) for name, role in command.roles().items()}
+
+    def role_names(self) -> list[str]:
+        """Return the names of all roles of a generation."""
+        if not self.layout.servers:
+            return ["train"]
+        servers = [f"server-{number}" for number in range(self.layout.servers)]
+        return ["scheduler", *servers, *(f"worker-{number}" for number in range(self.layout.workers))]
+
+    def agent_of(self, host: Host) -> RunningCommand:
+        """Return the agent on a host other than the first."""
+        return self._agents[self.layout.hosts.index(host) - 1]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the logged events of a kind."""
+        return [record for record in records(self.run_dir) if record["event"] == kind]
+
+    def assert_running(self) -> None:
+        """Fail if the command has ended."""
+        assert self.command.process.poll() is None, self.command.finish()
+
+    def finish(self, seconds: float) -> subprocess.CompletedProcess[str]:
+        """Wait for the end of all commands, and assert that nothing is left; return the result of the training."""
+        result = self.command.finish(seconds)
+        assert result.returncode == 0, result.stderr
+        for agent in self._agents:
+            assert agent.finish(60).returncode == 0
+        left = [process for command in self._commands for process in command.mark.processes()]
+        assert left == [], "processes of the run are left"
+        return result
