@@ -11,7 +11,7 @@ restart (a slow one need not), one of storage as a checkpoint that failed. The s
     kill, terminate, freeze   a signal to a role, or to the process that trains, during steps, a checkpoint, or start-up
     slow                      a role is stopped and continued again and again, for seconds
     coordinator               SIGKILL to the command that started the roles; it is started again with --resume
-    storage                   a full disk, or an S3 that is down, until a checkpoint has failed
+    storage                   a full disk, or an S3 that is down, until a checkpoint has failed, or in start-up for seconds
     cut                       a host loses its network: for two seconds, or until the job waits for it
 """
 
@@ -44,6 +44,7 @@ STALL_SECONDS = 8
 RUN_SECONDS = 6000.0
 RECOVERY_SECONDS = 90.0
 PULSES, PULSE_SECONDS = 10, 0.2
+OUTAGE_SECONDS = 5.0
 FAULTS_PER_ROUND = 20
 
 Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "cut"]
@@ -142,7 +143,7 @@ class Injector:
         self.training.resume()
         self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the resumed run")
 
-    def _storage(self, _: Fault) -> None:
+    def _storage(self, fault: Fault) -> None:
         layout = self.training.layout
         failed = len(self.training.events("checkpoint_failed"))
 
@@ -154,7 +155,10 @@ class Injector:
         if layout.store is not None:
             layout.store.stop()
         try:
-            self._wait(has_failed, "a checkpoint that fails")
+            if fault.moment == "start-up":
+                time.sleep(OUTAGE_SECONDS)  # the generation waits for its checkpoint, or has begun
+            else:
+                self._wait(has_failed, "a checkpoint that fails")
         finally:
             if layout.disk is not None:
                 make_room(layout.disk)
