@@ -11,7 +11,7 @@ restart (a slow one need not), one of storage as a checkpoint that failed. The s
     kill, terminate, freeze   a signal to a role, or to the process that trains, during steps, a checkpoint, or start-up
     slow                      a role is stopped and continued again and again, for seconds
     coordinator               SIGKILL to the command that started the roles; it is started again with --resume
-    storage                   a full disk, or an S3 that is down, until a checkpoint has failed, or in start-up for seconds
+    storage                   a full disk, or an S3 that is down, until a checkpoint fails, or for seconds in start-up
     cut                       a host loses its network: for two seconds, or until the job waits for it
 """
 
