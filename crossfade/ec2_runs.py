@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.errors import escape_unprintable
+
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
-    from crossfade.deploy.aws.ec2.follower import RunFollower, RunResult
+    from crossfade.deploy.aws.ec2.follower import RunFollower
     from crossfade.deploy.aws.ec2.resources import Resources
     from crossfade.deploy.aws.ec2.spec import RunSpec
+    from crossfade.deploy.aws.ec2.storage import RunEnd
 
 _logger = logging.getLogger(__name__)
 
@@ -75,15 +78,14 @@ def follow_existing(aws: Aws, run: str) -> int:
         InputError: there is no such run.
     """
     from crossfade.deploy.aws.ec2.follower import RunFollower
-    from crossfade.deploy.aws.ec2.spec import RunSpec, check_run_name
-    from crossfade.deploy.aws.ec2.storage import SPEC_FILE, RunStorage
+    from crossfade.deploy.aws.ec2.spec import check_run_name
+    from crossfade.deploy.aws.ec2.storage import RunStorage
     from crossfade.kvstore.errors import InputError
 
     resources = _find(aws, check_run_name(run))
-    values = RunStorage(aws, resources.storage).read(SPEC_FILE) if resources.storage else None
-    if values is None:
-        raise InputError(f"the run {run} has no {SPEC_FILE} in {resources.storage or 'any folder that is known'}")
-    spec = RunSpec.model_validate(values)
+    if not resources.storage:
+        raise InputError(f"the run {run} has no instances: end it with 'crossfade submit ec2 --cleanup {run}'")
+    spec = RunStorage(aws, resources.storage).read_spec(resources.spec_digest)
     follower = RunFollower(aws, spec, _logger.info, _print_log)
     with catch_signals() as signals:
         while not signals:
@@ -108,8 +110,9 @@ def list_runs(aws: Aws) -> int:
         if live or resources.names():
             launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
+    cells = [[escape_unprintable(cell) for cell in row] for row in rows]  # tags may have any characters
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    for row in cells:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
@@ -163,7 +166,7 @@ def _find(aws: Aws, run: str) -> Resources:
     return found[0]
 
 
-def _poll(follower: RunFollower) -> RunResult | None:
+def _poll(follower: RunFollower) -> RunEnd | None:
     """Poll the run once. AWS may be unreachable for a while without ending the run."""
     from crossfade.kvstore.errors import CloudError
 
@@ -181,10 +184,11 @@ def _pause(seconds: float, signals: list[int]) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _log_result(result: RunResult, spec: RunSpec) -> None:
-    _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
+def _log_result(result: RunEnd, spec: RunSpec) -> None:
+    _logger.info(f"the run has ended with exit code {result.exit_code}: {escape_unprintable(result.message)}")
     _logger.info(f"its folder: {spec.storage}")
 
 
 def _print_log(text: str) -> None:
-    print(text, end="", flush=True)
+    """Print the output of a host, which must not control the terminal."""
+    print("\n".join(map(escape_unprintable, text.split("\n"))), end="", flush=True)

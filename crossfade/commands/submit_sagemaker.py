@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from crossfade.commands.submit_sagemaker_endpoint import add_endpoint_options, deploy_job
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import InputError, escape_unprintable
 from crossfade.options.aws import add_account_options
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
@@ -161,7 +161,17 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--security-group", action="append", default=[], metavar="ID", help="use this security group; repeatable"
     )
-    group.add_argument("--encrypt-traffic", action="store_true", help="encrypt traffic between hosts")
+    group.add_argument(
+        "--encrypt-traffic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="encrypt traffic between hosts, which may lengthen training (default: on)",
+    )
+    group.add_argument(
+        "--isolate-network",
+        action=argparse.BooleanOptionalAction,
+        help="cut the container off from all networks (default: if the job needs none)",
+    )
     group.add_argument("--volume-key", metavar="KEY", help="encrypt disks with this KMS key")
     group.add_argument("--output-key", metavar="KEY", help="encrypt results with this KMS key")
 
@@ -251,6 +261,7 @@ def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Subm
         subnets=arguments.subnet,
         security_groups=arguments.security_group,
         encrypt_traffic=arguments.encrypt_traffic,
+        isolate_network=arguments.isolate_network,
         tags=dict(arguments.tag),
         channels=dict(arguments.channel),
         input_mode=arguments.input_mode,
@@ -342,9 +353,9 @@ class _Display:
         from tqdm import tqdm
 
         for line in update.transitions:
-            tqdm.write(f"crossfade: {self._name}: {line}", file=sys.stderr)
-        for line in update.lines:
-            tqdm.write(line.rstrip("\n"), file=sys.stdout)
+            tqdm.write(f"crossfade: {self._name}: {escape_unprintable(line)}", file=sys.stderr)
+        for line in update.lines:  # of the containers, which must not control the terminal
+            tqdm.write(escape_unprintable(line.rstrip("\n")), file=sys.stdout)
         if self._bar is None:
             style = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
             self._bar = tqdm(total=1.0, desc=self._name, bar_format=style, dynamic_ncols=True, file=sys.stderr)

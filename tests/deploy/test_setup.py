@@ -243,7 +243,7 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK])
+@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK, "deploy/requirements-audit.lock"])
 def test_every_locked_requirement_has_one_version_and_hashes(name: str) -> None:
     assert locked(name)
     for requirement, hashes in locked(name).values():

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from compose_job import ComposeJob
 from docker_engine import Engine
+from net_hosts import other_machine
 from running_command import crossfade, succeeded
 
 from crossfade.kvstore.arrays import FloatArray
@@ -107,22 +109,53 @@ def test_ports_are_published_on_loopback_only(job: ComposeJob, engine: Engine) -
 
 
 def test_secrets_are_generated_and_not_leaked_to_environments_images_or_logs(job: ComposeJob, engine: Engine) -> None:
-    files = {"job": ("aws", "token"), "s3": ("s3.json",), "grafana": ("password",)}
+    files = ("job/aws", "job/token", "view/aws", "s3/s3.json", "grafana/password")
     content = {}
-    for volume, names in files.items():
-        for name in names:
-            cat = ("run", "--rm", "--volume", f"crossfade-test_{volume}-secrets:/secrets:ro", "--entrypoint", "cat")
-            content[name] = engine.docker(*cat, "--network", "none", "crossfade:cpu", f"/secrets/{name}")
-    keys = re.findall(r"= (\w+)", content["aws"])
-    assert len(keys) == 2
-    assert all(key in content["s3.json"] for key in keys)
-    secrets = [*keys, content["token"], content["password"]]
-    assert len(set(secrets)) == 4
+    for file in files:
+        volume, _, name = file.partition("/")
+        cat = ("run", "--rm", "--volume", f"crossfade-test_{volume}-secrets:/secrets:ro", "--entrypoint", "cat")
+        content[file] = engine.docker(*cat, "--network", "none", "crossfade:cpu", f"/secrets/{name}")
+    keys = re.findall(r"= (\w+)", content["job/aws"] + content["view/aws"])
+    assert len(keys) == 4
+    assert all(key in content["s3/s3.json"] for key in keys)
+    secrets = [*keys, content["job/token"], content["grafana/password"]]
+    assert len(set(secrets)) == 6
     assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in secrets)
     readable = job.logs() + (job.run_dir / "job.yaml").read_text()
     for name in engine.docker("ps", "--all", "--format", "{{.Names}}").split():
         readable += json.dumps(engine.inspect(name))
     assert not any(value in readable for value in secrets)
+
+
+def test_processes_have_no_capabilities_and_cannot_change_their_image(job: ComposeJob, engine: Engine) -> None:
+    names = engine.docker("ps", "--format", "{{.Names}}").split()
+    assert {job.container(service) for service in ("s3", "scheduler", "server", "worker", "dashboard")} <= set(names)
+    for name in names:
+        lines = engine.docker("exec", name, "cat", "/proc/1/status").splitlines()
+        status = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
+        assert status["CapEff"] == status["CapPrm"] == status["CapBnd"] == ["0" * 16], name
+        assert status["NoNewPrivs"] == ["1"], name
+        assert "0" not in status["Uid"] + status["Gid"], name
+        root = engine.docker("exec", name, "cat", "/proc/1/mounts").splitlines()[0].split()
+        assert (root[1], root[3].split(",")[0]) == ("/", "ro"), name
+
+
+CONNECT = """import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as connection:
+    connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    assert connection.recv(5) == b"HTTP/"
+"""
+
+
+def test_containers_of_a_job_and_its_interfaces_reach_no_other_machine(job: ComposeJob, engine: Engine) -> None:
+    with other_machine() as (address, port):
+        connect = ("python3", "-c", CONNECT, address, str(port))
+        # From a network with a way out, such as the loader's.
+        engine.docker("run", "--rm", "--entrypoint", connect[0], "crossfade:cpu", *connect[1:])
+        for service in ("dashboard", "worker", "server", "scheduler"):
+            result = engine.run("docker", "exec", job.container(service), *connect, check=False)
+            assert result.returncode == 1, service
+            assert re.search(r"TimeoutError|Network is unreachable", result.stderr), (service, result.stderr)
 
 
 # ---- killed containers
@@ -170,6 +203,27 @@ def test_job_with_killed_containers_ends_with_the_same_embeddings(job: ComposeJo
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     for entity in ("customer", "artist"):
         np.testing.assert_allclose(vectors(job.run_dir, entity), vectors(tmp_path / "run", entity), atol=1e-4)
+
+
+def test_dashboard_explores_the_finished_job_with_keys_that_only_read(job: ComposeJob, engine: Engine) -> None:
+    job.compose("up", "--detach", "--wait", "--no-deps", "s3", "dashboard")
+    address = f"http://127.0.0.1:{job.ports['DASHBOARD_PORT']}/explore/api/search?run=sample&text=artist"
+    answer: dict[str, Any] = {}
+
+    def has_answered() -> bool:
+        with urllib.request.urlopen(address, timeout=30) as response:
+            answer.clear()
+            answer.update(json.load(response))
+        return "preparing" not in answer
+
+    job.wait(has_answered, RESTART_SECONDS, "an answer of Explore")  # which reads IDs and names in S3
+    assert "error" not in answer, answer
+    assert answer["rows"]
+    write = "import boto3; boto3.client('s3').put_object(Bucket='crossfade', Key='sample/manifest.json', Body=b'')"
+    rejected = engine.run(
+        "docker", "exec", job.container("dashboard"), "/opt/crossfade/bin/python", "-c", write, check=False
+    )
+    assert "AccessDenied" in rejected.stderr
 
 
 def test_model_of_the_finished_job_is_served(job: ComposeJob) -> None:

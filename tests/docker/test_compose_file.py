@@ -1,5 +1,6 @@
 """Checks of docker-compose.yml, and of the script that generates its secrets, without Docker."""
 
+import json
 import os
 import re
 import stat
@@ -44,28 +45,56 @@ def test_only_user_interfaces_publish_ports_and_on_loopback(compose_file: dict[s
     for name, inner in PUBLISHED.items():
         assert re.fullmatch(rf"127\.0\.0\.1:\$\{{[A-Z]+_PORT:-{inner}\}}:{inner}", published[name][0])
     assert {name: len(ports) for name, ports in published.items()} == dict.fromkeys(PUBLISHED, 1)
-    assert compose_file["networks"] == {"inside": {"internal": True}, "outside": None}
-    outside = {name for name, service in services.items() if "outside" in service.get("networks", ())}
-    assert outside == {*PUBLISHED, "loader"}
+    no_way_out = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+    assert compose_file["networks"] == {"inside": {"internal": True}, "published": no_way_out, "internet": None}
+    networks = {name: set(service.get("networks", ())) for name, service in services.items()}
+    assert {name for name, joined in networks.items() if "published" in joined} == set(PUBLISHED)
+    assert {name for name, joined in networks.items() if "internet" in joined} == {"loader"}
+    assert {name for name, joined in networks.items() if not joined} == {"secrets"}
+    assert services["secrets"]["network_mode"] == "none"
+
+
+def test_services_have_no_privileges_and_no_writable_root(compose_file: dict[str, Any]) -> None:
+    for name, service in compose_file["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert not {"cap_add", "privileged", "devices"} & set(service), name
+        # The images of Crossfade, Prometheus, and Grafana set a user; that of SeaweedFS starts as root.
+        assert service.get("user") == ("10001:10001" if name == "s3" else None), name
 
 
 def test_third_party_images_are_pinned_and_services_get_only_required_secrets(compose_file: dict[str, Any]) -> None:
     mounts = {}
     for name, service in compose_file["services"].items():
-        assert re.search(r":v?\d+\.\d+(\.\d+)?$", service["image"]) or service["image"].startswith("crossfade:")
+        pinned = re.search(r":v?\d+\.\d+(\.\d+)?@sha256:[0-9a-f]{64}$", service["image"])
+        assert pinned or service["image"].startswith("crossfade:")
         secrets = {"S3_ACCESS_KEY", "S3_SECRET_KEY", "CROSSFADE_TOKEN", "GRAFANA_PASSWORD"}
         assert name == "secrets" or not secrets & set(service.get("environment", {}))
         mounts[name] = {volume.split("-secrets:")[0] for volume in service.get("volumes", ()) if "-secrets:" in volume}
-    in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job", "serve")}
-    others = {"secrets": {"job", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}}
-    assert mounts == {**in_job, **others, "prometheus": set(), "dashboard": set()}
+    in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job")}
+    others = {"secrets": {"job", "view", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}, "prometheus": set()}
+    assert mounts == {**in_job, **others, "dashboard": {"view"}, "serve": {"view"}}
+    for name in ("dashboard", "serve"):
+        service = compose_file["services"][name]
+        assert service["environment"]["AWS_SHARED_CREDENTIALS_FILE"] == "/secrets/view/aws"
+        assert "runs:/runs:ro" in service["volumes"]
+        assert not any(volume.startswith("cache:") for volume in service["volumes"])
+
+
+def test_base_image_of_the_dockerfile_is_pinned() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"^ARG BASE_IMAGE=debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)
+    published = {image for image, _ in stages} - {name for _, name in stages} - {"runtime-${VARIANT}"}
+    assert published == {"${BASE_IMAGE}", "${CUDA_9_IMAGE}"}
 
 
 # ---- secrets
 
 
 def generate_secrets(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    for name in ("job", "s3", "grafana"):
+    for name in ("job", "view", "s3", "grafana"):
         (folder / name).mkdir(exist_ok=True)
     environment = {"PATH": os.environ["PATH"], "SECRETS": str(folder), **variables}
     script = str(ROOT / "docker" / "secrets.sh")
@@ -82,12 +111,16 @@ def test_secrets_are_generated_once_and_differ_between_deployments(tmp_path: Pat
         result = generate_secrets(tmp_path / name)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
-    assert set(first) == {"job/aws", "job/token", "s3/s3.json", "grafana/password"}
+    assert set(first) == {"job/aws", "job/token", "view/aws", "s3/s3.json", "grafana/password"}
     assert all(first[name] != second[name] for name in first)
     assert re.fullmatch(r"[0-9a-f]{48}", first["job/token"])
-    identity = yaml.safe_load(first["s3/s3.json"])["identities"][0]["credentials"][0]
-    assert f"aws_access_key_id = {identity['accessKey']}\n" in first["job/aws"]
-    assert f"aws_secret_access_key = {identity['secretKey']}\n" in first["job/aws"]
+    identities = {each["name"]: each for each in json.loads(first["s3/s3.json"])["identities"]}
+    assert set(identities) == {"job", "view"}
+    assert identities["view"]["actions"] == ["Read", "List"]
+    for name, identity in identities.items():
+        [keys] = identity["credentials"]
+        assert f"aws_access_key_id = {keys['accessKey']}\n" in first[f"{name}/aws"]
+        assert f"aws_secret_access_key = {keys['secretKey']}\n" in first[f"{name}/aws"]
     assert generate_secrets(tmp_path / "first").returncode == 0
     assert contents(tmp_path / "first") == first
     # After the volume of S3 was deleted, the job and S3 get new keys.

@@ -20,8 +20,8 @@ FORBIDDEN = (
     *("runs", "secrets", "opt/crossfade/bin/pip", "opt/crossfade/bin/pytest"),
 )
 """Paths below which no layer may have a file."""
-WRITABLE = ("/home/crossfade", "/run/lock", "/runs", "/secrets/grafana", "/secrets/job", "/secrets/s3")
-WRITABLE += ("/tmp", "/var/cache/crossfade", "/var/tmp")
+WRITABLE = ("/data", "/home/crossfade", "/run/lock", "/runs", "/secrets/grafana", "/secrets/job", "/secrets/s3")
+WRITABLE += ("/secrets/view", "/tmp", "/var/cache/crossfade", "/var/tmp")
 
 
 def files_of_layers(engine: Engine) -> Iterator[tuple[str, bytes]]:

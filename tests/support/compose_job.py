@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from docker_engine import ROOT, Engine
+from docker_engine import ROOT, STAND_INS, Engine, tag_of
 from object_store import free_ports
 from running_command import records
 from waiting import wait_until
@@ -23,7 +23,7 @@ from waiting import wait_until
 PROJECT = "crossfade-test"
 USER_ID = 10001
 """The image's user."""
-OVERRIDE = {
+OVERRIDE: dict[str, Any] = {
     "services": {
         "grafana": {"profiles": ["never"]},
         # Without a network, the loader falls back to synthetic data, which is the same everywhere.
@@ -42,6 +42,9 @@ class ComposeJob:
         self.runs.mkdir()
         os.chown(self.runs, USER_ID, USER_ID)
         override = folder / "override.yaml"
+        services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+        for service in STAND_INS:
+            OVERRIDE["services"][service] = {"image": tag_of(services[service]["image"])}
         text = yaml.safe_dump(OVERRIDE).replace("RUNS", str(self.runs)).replace("RESET", "!override [inside]")
         override.write_text(text)
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))

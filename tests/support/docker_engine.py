@@ -27,6 +27,10 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 """The certificates of this machine, possibly with those of a proxy."""
 BUILD_SECONDS = 600
 _BASE = "debian:bookworm-slim"
+BUILD_OPTIONS = ("--build-arg", f"BASE_IMAGE={_BASE}", "--secret", f"id=ca,src={CERTIFICATES}")
+"""Options of ``docker build``: the base image that the engine has, and the certificates for pip."""
+STAND_INS = ("s3", "prometheus")
+"""Services of docker-compose.yml whose published image is replaced."""
 _PROGRAMS = ("dockerd", "docker", "ip", "iptables", "mmdebstrap", "setpriv")
 _PLUGINS = ("compose", "buildx")
 _START_SECONDS = _STOP_SECONDS = 60.0
@@ -44,6 +48,11 @@ USER nobody
 ENTRYPOINT ["prometheus"]
 CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
 """
+
+
+def tag_of(image: str) -> str:
+    """Return ``image`` without its digest, which a stand-in cannot have."""
+    return image.partition("@")[0]
 
 
 def missing() -> str | None:
@@ -129,10 +138,10 @@ class Engine:
         shutil.copyfile(Path(sys.executable).with_name("weed"), context / "weed")
         (context / "weed").chmod(0o755)
         services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
-        for service in ("s3", "prometheus"):
-            self._build(services[service]["image"], "--target", service, str(context))
+        for service in STAND_INS:
+            self._build(tag_of(services[service]["image"]), "--target", service, str(context))
         shutil.rmtree(context)
-        self._build(IMAGE, "--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", ".")
+        self._build(IMAGE, "--file", "docker/Dockerfile", *BUILD_OPTIONS, ".")
 
     def _build(self, name: str, *options: str) -> None:
         self.docker("build", "--quiet", "--network", "host", "--tag", name, *options)

@@ -11,9 +11,13 @@ with their bridge once nothing runs in them.
 
 import os
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from waiting import wait_until
 
 _TOOLS = ("ip", "nsenter", "unshare", "tc")
 _BURST, _LATENCY = "256kb", "50ms"
@@ -95,3 +99,36 @@ def network(count: int) -> Iterator[list[Host]]:
         switch.ip("link", "add", "switch", "type", "bridge")
         switch.ip("link", "set", "switch", "up")
         yield [Host(namespace, switch, number) for number, namespace in enumerate(namespaces, 1)]
+
+
+@contextmanager
+def other_machine() -> Iterator[tuple[str, int]]:
+    """Run an HTTP server on a machine next to this one; yield its address and port.
+
+    It has no route to other networks, so that it answers only addresses of the network between the two.
+    """
+    device, address, port = f"cf{os.getpid()}", "198.18.77.2", 8000
+    with ExitStack() as stack:
+        machine = _Namespace()
+        stack.callback(machine.close)
+        subprocess.run(
+            ["ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid)], check=True
+        )
+        subprocess.run(["ip", "address", "add", "198.18.77.1/24", "dev", device], check=True)
+        subprocess.run(["ip", "link", "set", device, "up"], check=True)
+        machine.ip("address", "add", f"{address}/24", "dev", "eth0")
+        machine.ip("link", "set", "eth0", "up")
+        command = [*machine.within, sys.executable, "-m", "http.server", "--bind", address, str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+
+        def answers() -> bool:
+            try:
+                with socket.create_connection((address, port), 1):
+                    return True
+            except OSError:
+                return False
+
+        wait_until(answers, 30, "the server of the other machine")
+        yield address, port

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossfade.deploy.aws.ec2.launch import AwsContext, resolve_context, start_instances
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
 from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import END_FILE, STOP_FILE, RunStorage
+from crossfade.deploy.aws.ec2.storage import END_FILE, STOP_FILE, HostStatus, RunEnd, RunStorage, StopRequest
 from crossfade.kvstore.errors import CloudError, ClusterError
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ _MAX_BACKOFF_SECONDS = 300.0
 _JOINED = {"running", "done"}
 _ENDED = {"done", "stopped", "ended"}
 _CONSOLE_LINES = 15
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
-
-    exit_code: int
-    message: str
 
 
 class RunFollower:
@@ -68,32 +59,34 @@ class RunFollower:
 
     def stop(self) -> None:
         """Ask the run to stop after a checkpoint."""
-        self._storage.write(STOP_FILE, {"stop": True})
+        self._storage.write(STOP_FILE, StopRequest(stop=True))
         self._stop_deadline = self._clock() + STOP_SECONDS
 
-    def poll(self) -> RunResult | None:
-        """Show new log lines and replace lost hosts; return the result once the run has ended.
+    def poll(self) -> RunEnd | None:
+        """Show new log lines and replace lost hosts; return how the run ended once it has.
 
         Raises:
             ClusterError: a host failed, or did not join in time.
-            CloudError, CloudRequestError: AWS does not answer, or a host cannot be replaced.
+            CloudError, CloudRequestError: AWS does not answer, a host cannot be replaced, or a file of the hosts is
+                invalid.
         """
-        end = self._storage.read(END_FILE)
+        end = self._storage.read(END_FILE, RunEnd)
         for number, text in self._storage.log_after(0, self._last_log):
             self._last_log = number
             self._show(text)
         if end is not None:
-            return RunResult(int(end["exit_code"]), str(end["message"]))
+            return end
         if self._stop_deadline is None:
             self._check_hosts()
         elif self._clock() > self._stop_deadline:
-            return RunResult(143, f"stopped without a checkpoint, which was not written within {STOP_SECONDS:.0f} s")
+            message = f"stopped without a checkpoint, which was not written within {STOP_SECONDS:.0f} s"
+            return RunEnd(exit_code=143, message=message)
         return None
 
     def _check_hosts(self) -> None:
         instances = [one for one in find_instances(self._aws, self._spec.run) if one.id not in self._replaced]
         hosts = {number: current_instance(instances, number) for number in range(self._spec.hosts)}
-        statuses = {number: self._storage.read(f"hosts/{number}.json") or {} for number in hosts}
+        statuses = {number: self._storage.read(f"hosts/{number}.json", HostStatus) for number in hosts}
         for number, host in hosts.items():
             self._check_host(number, host, statuses[number])
         joined = sum(_has_joined(host, statuses[number]) for number, host in hosts.items())
@@ -107,17 +100,18 @@ class RunFollower:
                 f"{self._consoles(hosts)}"
             )
 
-    def _check_host(self, number: int, host: Ec2Instance | None, status: dict[str, Any]) -> None:
+    def _check_host(self, number: int, host: Ec2Instance | None, status: HostStatus | None) -> None:
         """Raise if a host failed; replace it if it was lost through no fault of the run."""
-        is_current = host is not None and is_status_of(host, status)
-        if is_current and status.get("state") == "failed":
-            raise ClusterError(f"host {number} failed: {status.get('message', '')}")
+        current = _own_status(host, status)
+        state = "" if current is None else current.state
+        if current is not None and state == "failed":
+            raise ClusterError(f"host {number} failed: {current.message}")
         if host is None or host.is_live or host.state == "shutting-down":
             return  # a replacement that is not listed yet is None
-        if is_current and status.get("state") in _ENDED:
+        if state in _ENDED:
             return  # its command has ended, which the first host reports
         reason = host.reason or "no reason given by EC2"
-        if not (is_current and status.get("state") == "interrupted") and not reason.startswith("Server.Spot"):
+        if state != "interrupted" and not reason.startswith("Server.Spot"):
             if not reason.startswith("Server."):
                 raise ClusterError(f"host {number} ({host.id}) has ended: {reason}; {console(self._aws, host)}")
             self._losses += 1
@@ -158,13 +152,14 @@ def current_instance(instances: Sequence[Ec2Instance], number: int) -> Ec2Instan
     return max(candidates, key=lambda instance: (instance.is_live, instance.launched), default=None)
 
 
-def is_status_of(host: Ec2Instance, status: dict[str, Any]) -> bool:
-    """Return whether ``status`` was written by this instance, not by its predecessor."""
-    return bool(status.get("instance") == host.id)
+def _own_status(host: Ec2Instance | None, status: HostStatus | None) -> HostStatus | None:
+    """Return ``status`` if this instance wrote it, not its predecessor."""
+    return status if host is not None and status is not None and status.instance == host.id else None
 
 
-def _has_joined(host: Ec2Instance | None, status: dict[str, Any]) -> bool:
-    return host is not None and host.is_live and is_status_of(host, status) and status.get("state") in _JOINED
+def _has_joined(host: Ec2Instance | None, status: HostStatus | None) -> bool:
+    own = _own_status(host, status)
+    return host is not None and host.is_live and own is not None and own.state in _JOINED
 
 
 def console(aws: Aws, host: Ec2Instance) -> str:

@@ -18,12 +18,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import COORDINATOR_FILE, END_FILE, SPEC_FILE, STOP_FILE, RunStorage
+from crossfade.deploy.aws.ec2.storage import (
+    COORDINATOR_FILE,
+    END_FILE,
+    SPEC_FILE,
+    STOP_FILE,
+    CoordinatorAddress,
+    HostStatus,
+    RunEnd,
+    RunStorage,
+)
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.metadata import InstanceMetadata
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
@@ -43,6 +52,8 @@ STOP_BEFORE_END_SECONDS = 300.0
 _EXIT_CODES = {0, 1, 2, 143}
 _STATES = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", 143: "stopped"}
 _TAIL_BYTES = 2000
+_LOG_PIECE_BYTES = 1 << 18
+"""Below a third of what a client reads: a byte that is not UTF-8 is uploaded as three."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,9 @@ class HostRunner:
             ClusterError: the run's folder no longer exists.
             CloudError, CloudRequestError: S3 cannot be read or written.
         """
-        found = self._storage.read(SPEC_FILE)
-        if found is None:
+        spec = self._storage.read(SPEC_FILE, RunSpec)
+        if spec is None:
             raise ClusterError(f"{self._storage.uri}: has no {SPEC_FILE}; the run's folder was deleted")
-        spec = RunSpec.model_validate(found)
         self._sync_seconds = spec.poll_seconds
         code = self._coordinate(spec) if self._host.number == 0 else self._join()
         self._write_state(_STATES.get(code, "ended"), f"exit code {code}")
@@ -115,14 +125,14 @@ class HostRunner:
         if spec.hosts > 1:
             overrides.append(f"cluster.coordinator_address={address}")
         options = [word for override in overrides for word in ("--set", override)]
-        self._storage.write(COORDINATOR_FILE, {"join": address, "serial": secrets.token_hex(8)})
+        self._storage.write(COORDINATOR_FILE, CoordinatorAddress(join=address, serial=secrets.token_hex(8)))
         end = spec.max_hours * 3600
 
         def should_stop() -> bool:
             # The time since boot: the dead-man switch of the instance counts from there.
             uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
             out_of_time = uptime > end - min(STOP_BEFORE_END_SECONDS, end / 10)
-            return out_of_time or self._storage.read(STOP_FILE) is not None
+            return out_of_time or self._storage.has(STOP_FILE)
 
         train = ("train", job, "--run-dir", self._folder.path, "--resume", "--spot", "--progress", "lines", *options)
         code = self._run_command(*train, should_stop=should_stop)
@@ -130,7 +140,7 @@ class HostRunner:
             code = code if code in _EXIT_CODES else 1
             if (self._folder.path / "job.yaml").exists():
                 self._upload_result()
-            self._storage.write(END_FILE, {"exit_code": code, "message": self._last_line()})
+            self._storage.write(END_FILE, RunEnd(exit_code=code, message=self._last_line()))
         return code
 
     def _upload_result(self) -> None:
@@ -147,28 +157,27 @@ class HostRunner:
         while True:
             coordinator = self._await_coordinator(serial)
             if coordinator is None:
-                return 0 if (end := self._storage.read(END_FILE)) is None else int(end["exit_code"])
-            serial = coordinator["serial"]
+                return 0 if (end := self._storage.read(END_FILE, RunEnd)) is None else end.exit_code
+            serial = coordinator.serial
 
             def is_replaced(serial: str | None = serial) -> bool:
-                current = self._storage.read(COORDINATOR_FILE)
-                return current is not None and current["serial"] != serial
+                current = self._storage.read(COORDINATOR_FILE, CoordinatorAddress)
+                return current is not None and current.serial != serial
 
-            join = ("--join", coordinator["join"], "--advertise-address", self._host.address)
+            join = ("--join", coordinator.join, "--advertise-address", self._host.address)
             code = self._run_command("agent", *join, "--run-dir", self._folder.path, "--spot", should_stop=is_replaced)
             if self._is_interrupted():
                 return INTERRUPTED_EXIT_CODE
             if code != INTERRUPTED_EXIT_CODE and not is_replaced():
                 return code
 
-    def _await_coordinator(self, last_serial: str | None) -> dict[str, Any] | None:
+    def _await_coordinator(self, last_serial: str | None) -> CoordinatorAddress | None:
         """Wait for a coordinator with another serial than ``last_serial``; return None once the run has ended."""
         while True:
-            coordinator = self._storage.read(COORDINATOR_FILE)
-            if coordinator is not None and coordinator["serial"] != last_serial:
+            coordinator = self._storage.read(COORDINATOR_FILE, CoordinatorAddress)
+            if coordinator is not None and coordinator.serial != last_serial:
                 return coordinator
-            has_ended = self._storage.read(END_FILE) is not None or self._storage.read(STOP_FILE) is not None
-            if has_ended or self._is_interrupted():
+            if self._storage.has(END_FILE) or self._storage.has(STOP_FILE) or self._is_interrupted():
                 return None
             self._write_state("waiting", "for the first host")
             time.sleep(self._sync_seconds)
@@ -227,8 +236,7 @@ class HostRunner:
 
     def _upload_log(self) -> None:
         self._output.seek(self._log_offset)
-        data = self._output.read()
-        if data:
+        while data := self._output.read(_LOG_PIECE_BYTES):
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
             self._storage.add_log(self._host.number, self._log_number + 1, data.decode("utf-8", errors="replace"))
@@ -242,6 +250,6 @@ class HostRunner:
     def _write_state(self, state: str, message: str) -> None:
         if self._written_state != (state, message):
             host = self._host
-            status = {"state": state, "message": message, "instance": host.instance, "address": host.address}
+            status = HostStatus(state=state, message=message, instance=host.instance, address=host.address)
             self._storage.write(f"hosts/{host.number}.json", status)
             self._written_state = state, message

@@ -86,7 +86,7 @@ def launch(aws: Aws, spec: RunSpec, context: AwsContext, log: Callable[[str], No
     Raises:
         CloudError, CloudRequestError: AWS rejects a request; the resources that were created before remain.
     """
-    RunStorage(aws, spec.storage).write(SPEC_FILE, spec.model_dump(mode="json"))
+    RunStorage(aws, spec.storage).write(SPEC_FILE, spec)
     with translate_aws_errors("storing the token of the hosts", aws.region):
         aws.ssm.put_parameter(**requests.token_parameter(spec, secrets.token_hex(32)))
     if spec.instance_profile is None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from crossfade.deploy.aws.ec2.spec import FIRST_TAG, POLICY, RunSpec, split_uri
+from crossfade.deploy.aws.ec2.storage import HOST_OBJECTS
 from crossfade.deploy.aws.ec2.user_data import user_data
 from crossfade.deploy.aws.ecr import EcrImage
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from mypy_boto3_iam import type_defs as iam
     from mypy_boto3_ssm import type_defs as ssm
 
-HOP_LIMIT = 2
-"""Hop limit of the metadata service: one more than processes of the host need, for those in containers."""
+HOP_LIMIT = 1
+"""Hop limit of the metadata service: the container uses the host's network, and no other may reach the credentials."""
 _TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}],
@@ -64,16 +65,19 @@ def role_policy(spec: RunSpec) -> iam.PutRolePolicyRequestTypeDef:
 
 
 def host_policy(spec: RunSpec) -> dict[str, object]:
-    """Return the IAM policy of a run's hosts: access to its folder, data, token and image, and nothing else."""
+    """Return the IAM policy of a run's hosts: access to its folder, data, token and image, and nothing else.
+
+    What the client writes in the folder, hosts may only read.
+    """
     bucket, prefix = split_uri(spec.storage, "the run's folder")
     sources = [spec.data]
     if spec.job["checkpoint"]["warm_start_from"]:
         sources.append(spec.job["checkpoint"]["warm_start_from"])
+    folder = f"arn:{spec.partition}:s3:::{bucket}/{prefix}"
     statements = [
-        _allow(
-            ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-            f"arn:{spec.partition}:s3:::{bucket}/{prefix}/*",
-        ),
+        _allow(["s3:GetObject"], f"{folder}/*"),
+        _allow(["s3:PutObject", "s3:AbortMultipartUpload"], [f"{folder}/{name}" for name in HOST_OBJECTS]),
+        _allow(["s3:DeleteObject"], f"{folder}/checkpoints/*"),
         _allow(
             ["s3:ListBucket"],
             f"arn:{spec.partition}:s3:::{bucket}",
@@ -85,10 +89,10 @@ def host_policy(spec: RunSpec) -> dict[str, object]:
         ),
     ]
     for uri in sources:
-        source, folder = split_uri(uri, "the job's data")
-        objects = f"{folder}/*" if folder else "*"
+        source, path = split_uri(uri, "the job's data")
+        objects = f"{path}/*" if path else "*"
         statements.append(_allow(["s3:GetObject"], f"arn:{spec.partition}:s3:::{source}/{objects}"))
-        condition = {"StringLike": {"s3:prefix": [folder, objects]}} if folder else None
+        condition = {"StringLike": {"s3:prefix": [path, objects]}} if path else None
         statements.append(_allow(["s3:ListBucket"], f"arn:{spec.partition}:s3:::{source}", condition))
     image = EcrImage.parse(spec.image)
     if image is not None:
@@ -103,7 +107,7 @@ def host_policy(spec: RunSpec) -> dict[str, object]:
 
 
 def _allow(
-    actions: list[str], resource: str, condition: dict[str, dict[str, list[str]]] | None = None
+    actions: list[str], resource: str | list[str], condition: dict[str, dict[str, list[str]]] | None = None
 ) -> dict[str, object]:
     statement: dict[str, object] = {"Effect": "Allow", "Action": actions, "Resource": resource}
     return statement if condition is None else {**statement, "Condition": condition}

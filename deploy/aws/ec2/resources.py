@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.deploy.aws.ec2.spec import FIRST_TAG, JOB_TAG, OWNER_TAG, PATH, POLICY, PREFIX, RUN_TAG, STORAGE_TAG
+from crossfade.deploy.aws.ec2.spec import (
+    FIRST_TAG,
+    JOB_TAG,
+    OWNER_TAG,
+    PATH,
+    POLICY,
+    PREFIX,
+    RUN_TAG,
+    SPEC_TAG,
+    STORAGE_TAG,
+)
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.kvstore.errors import CloudError, CloudRequestError, CrossfadeError
 
@@ -85,6 +95,11 @@ class Resources:
     def storage(self) -> str:
         """The URI of its folder on S3; empty if unknown."""
         return self.tags.get(STORAGE_TAG, "")
+
+    @property
+    def spec_digest(self) -> str:
+        """The digest of its specification; empty if unknown."""
+        return self.tags.get(SPEC_TAG, "")
 
     def names(self) -> list[str]:
         """Return a description of each resource, terminated instances left out."""

@@ -1,10 +1,13 @@
 """The specification of a run on EC2: everything that is decided before the first request creates anything.
 
-It is stored in the run's folder on S3 (``spec.json``), so that any client can follow or end the run later.
+It is stored in the run's folder on S3 (``spec.json``), so that any client can follow or end the run later. Its digest
+is a tag of the run's resources, by which a client detects that the file was changed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
 from typing import Any
@@ -17,6 +20,8 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
 RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
+SPEC_TAG = "crossfade:spec"
+"""Tag of all resources: the digest of the run's specification."""
 FIRST_TAG = "crossfade:first-host"
 """Tag of an instance: the number of the first host that was started with it."""
 PATH = "/crossfade/"
@@ -92,8 +97,14 @@ class RunSpec(BaseModel):
             OWNER_TAG: self.owner,
             JOB_TAG: self.job["name"],
             STORAGE_TAG: self.storage,
+            SPEC_TAG: self.digest,
             "Name": self.name,
         }
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of its values."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @property
     def needs_placement(self) -> bool:

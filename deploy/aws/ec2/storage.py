@@ -1,27 +1,33 @@
 """The folder of a run on S3, through which its hosts and the client exchange their state.
 
     storage = RunStorage(aws, "s3://music/runs/plays-1a2b3c4d")
-    storage.read(END_FILE)               # None until the run has ended
+    storage.read(END_FILE, RunEnd)       # None until the run has ended
 
 spec.json            the run's RunSpec
+stop.json            request to stop the run after a checkpoint
 hosts/N.json         state of host N, written by itself
 coordinator.json     address of the coordinator; rewritten when its host is replaced
 log/N/000001.txt     output of host N's command, in pieces
-stop.json            request to stop the run after a checkpoint
 end.json             exit code and message of the run
 result/              its run folder, once it has ended
 checkpoints/         see docs/checkpoint-format.md
+
+The client writes the first two, which the role of the hosts may only read, and the hosts write the others. A client
+does not trust what hosts have written: sizes are bounded, and values are validated.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from crossfade.deploy.aws.ec2.spec import split_uri
+from pydantic import BaseModel, ValidationError
+
+from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.kvstore.errors import CloudRequestError
 
@@ -29,6 +35,42 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
 SPEC_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "spec.json", "coordinator.json", "stop.json", "end.json"
+HOST_OBJECTS = (COORDINATOR_FILE, END_FILE, "hosts/*", "log/*", "result/*", "checkpoints/*")
+"""What hosts write."""
+MAX_BYTES = 1 << 20
+"""Maximum size of an object that is read as text or JSON."""
+_LOG_NAME = re.compile(r"[0-9]{6}\.txt")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class HostStatus(BaseModel):
+    """The state of a host."""
+
+    state: Literal["starting", "waiting", "running", "done", "interrupted", "stopped", "ended", "failed"]
+    message: str
+    instance: str
+    address: str = ""
+    """Empty until the container runs."""
+
+
+class CoordinatorAddress(BaseModel):
+    """Where hosts join; ``serial`` differs for each coordinator."""
+
+    join: str
+    serial: str
+
+
+class RunEnd(BaseModel):
+    """How a run ended."""
+
+    exit_code: Literal[0, 1, 2, 143]
+    message: str
+
+
+class StopRequest(BaseModel):
+    """A client's request to stop the run."""
+
+    stop: bool
 
 
 class RunStorage:
@@ -39,41 +81,68 @@ class RunStorage:
         self._aws, self.uri = aws, uri
         self._bucket, self._prefix = split_uri(uri, "the run's folder")
 
-    def write(self, name: str, value: dict[str, Any]) -> None:
+    def write(self, name: str, value: BaseModel) -> None:
         """Write the JSON object ``name``."""
-        self.write_text(name, json.dumps(value, indent=1) + "\n")
+        self.write_text(name, json.dumps(value.model_dump(mode="json"), indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write the text ``name``."""
         with self._translate_errors("writing", name):
             self._aws.s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode())
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """Return the JSON object ``name``; None if it does not exist."""
+    def read(self, name: str, model: type[_Model]) -> _Model | None:
+        """Return the JSON object ``name``, validated; None if it does not exist."""
         text = self.read_text(name)
         if text is None:
             return None
         try:
-            value: dict[str, Any] = json.loads(text)
-        except ValueError as error:
-            raise CloudRequestError(f"{self.uri}/{name}: expected JSON, but found: {error}", "request") from error
-        return value
+            return model.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CloudRequestError(
+                f"{self.uri}/{name}: expected the JSON of a {model.__name__}, but found: {where}: {first['msg']}; "
+                "end the run with 'crossfade submit ec2 --cleanup RUN'",
+                "request",
+            ) from error
+
+    def read_spec(self, digest: str) -> RunSpec:
+        """Return the specification of the run, whose resources have the tag ``digest``.
+
+        Hosts cannot change the tag. The file decides what the client starts and deletes, so it must not be theirs.
+        """
+        spec = self.read(SPEC_FILE, RunSpec)
+        if spec is None or spec.digest != digest:
+            found = "it is missing" if spec is None else "it was changed"
+            raise CloudRequestError(
+                f"{self.uri}/{SPEC_FILE}: expected the specification that the run was submitted with, but {found}; end "
+                "the run with 'crossfade submit ec2 --cleanup RUN'",
+                "request",
+            )
+        return spec
+
+    def has(self, name: str) -> bool:
+        """Return whether the object ``name`` exists."""
+        return self.read_text(name) is not None
 
     def read_text(self, name: str) -> str | None:
         """Return the text ``name``; None if it does not exist."""
         try:
             with self._translate_errors("reading", name):
                 response = self._aws.s3.get_object(Bucket=self._bucket, Key=self._key(name))
-                return response["Body"].read().decode("utf-8", errors="replace")
+                with response["Body"] as body:
+                    data = body.read(MAX_BYTES + 1)
         except CloudRequestError as error:
             if error.code == "NoSuchKey":
                 return None
             raise
-
-    def delete(self, name: str) -> None:
-        """Delete the object ``name``, if it exists."""
-        with self._translate_errors("deleting", name):
-            self._aws.s3.delete_object(Bucket=self._bucket, Key=self._key(name))
+        if len(data) > MAX_BYTES:
+            raise CloudRequestError(
+                f"{self.uri}/{name}: expected at most {MAX_BYTES:,} bytes, but found {response['ContentLength']:,}; "
+                "end the run with 'crossfade submit ec2 --cleanup RUN'",
+                "request",
+            )
+        return data.decode("utf-8", errors="replace")
 
     def upload(self, path: Path, name: str) -> None:
         """Upload the file ``path`` as the object ``name``."""
@@ -93,7 +162,7 @@ class RunStorage:
             )
         for entry in response.get("Contents", []):
             name = entry["Key"].removeprefix(prefix)
-            text = self.read_text(f"log/{host}/{name}")
+            text = self.read_text(f"log/{host}/{name}") if _LOG_NAME.fullmatch(name) else None
             if text is not None:
                 yield int(name.removesuffix(".txt")), text
 

@@ -31,8 +31,10 @@ main() {
     $prepare
     log_in
     pull
-    # The host's network: other hosts connect to the roles in the container, and these to the metadata service.
-    docker run --rm --name crossfade --network host $gpus --ulimit memlock=-1 --volume crossfade:/runs \
+    # The host's network: other hosts connect to the roles in the container, and these to the metadata service. The
+    # user crossfade, since the same image may have been built for SageMaker, to run as root.
+    docker run --rm --name crossfade --network host --user crossfade --cap-drop ALL \
+        --security-opt no-new-privileges $gpus --ulimit memlock=-1 --volume crossfade:/runs \
         --env AWS_REGION="$region" "$image" ec2-host --storage "$storage" --number "$number" \
         --token-parameter "$token_parameter" --run-dir /runs/run
     echo "crossfade: host $number has ended with exit code $?"

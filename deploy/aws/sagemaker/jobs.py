@@ -128,13 +128,22 @@ def follow(
         transitions = description.get("SecondaryStatusTransitions", [])
         new = [_transition(each) for each in transitions[seen_transitions:]]
         seen_transitions = max(seen_transitions, len(transitions))
-        found = [match[1] for line in lines for match in _PROGRESS.finditer(line)]
-        progress = float(found[-1]) if found else progress
+        found = [_share(match[1]) for line in lines for match in _PROGRESS.finditer(line)]
+        progress = next((share for share in reversed(found) if share is not None), progress)
         status, secondary = description["TrainingJobStatus"], description.get("SecondaryStatus", "")
         yield JobUpdate(status, secondary, new, lines, progress, description)
         if status in ENDED:
             return
         wait(poll_seconds)
+
+
+def _share(text: str) -> float | None:
+    """Return the number from 0 to 1 in ``text``, which a container wrote; None if it is none."""
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 <= share <= 1 else None
 
 
 @contextmanager

@@ -50,7 +50,9 @@ class Submission:
     output_key: str | None = None
     subnets: list[str] = field(default_factory=list)
     security_groups: list[str] = field(default_factory=list)
-    encrypt_traffic: bool = False
+    encrypt_traffic: bool = True
+    isolate_network: bool | None = None
+    """Whether the container has no network. None: if the job needs none."""
     tags: dict[str, str] = field(default_factory=dict)
     channels: dict[str, str] = field(default_factory=dict)
     input_mode: str = "File"
@@ -150,6 +152,7 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         "StoppingCondition": limit,
         "EnableManagedSpotTraining": spot,
         "EnableInterContainerTrafficEncryption": submission.encrypt_traffic,
+        "EnableNetworkIsolation": _is_isolated(submission),
         "Tags": [{"Key": key, "Value": value} for key, value in {"crossfade": job.name, **submission.tags}.items()],
     }
     if submission.channels:
@@ -161,6 +164,30 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
     elif job.checkpoint.path is None:
         request["CheckpointConfig"] = {"S3Uri": f"{submission.folder}/checkpoints", "LocalPath": CHECKPOINTS}
     return request  # type: ignore[return-value]  # checked at run time by botocore's model
+
+
+def network_uses(submission: Submission) -> list[str]:
+    """Return what the job needs a network for, by its options and keys."""
+    job = submission.job
+    uses = {
+        "--hosts": submission.hosts > 1,  # they write checkpoints to S3
+        "data.path": TRAINING_CHANNEL not in submission.channels and job.data.path.startswith("s3://"),
+        "checkpoint.path": job.checkpoint.path is not None,
+        "checkpoint.warm_start_from": (job.checkpoint.warm_start_from or "").startswith("s3://"),
+        "metrics.pushgateway": job.metrics.pushgateway is not None,
+        "tracking.mlflow": job.tracking.mlflow is not None,
+    }
+    return [name for name, is_used in uses.items() if is_used]
+
+
+def _is_isolated(submission: Submission) -> bool:
+    uses = network_uses(submission)
+    if submission.isolate_network and uses:
+        raise InputError(
+            f"--isolate-network: the job needs a network for {', '.join(uses)}; expected one host and its data in "
+            f"--channel {TRAINING_CHANNEL}=s3://BUCKET/PREFIX"
+        )
+    return not uses if submission.isolate_network is None else submission.isolate_network
 
 
 def _with_checkpoints(submission: Submission) -> JobConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
+from documented_policies import unrestricted
 
 from crossfade.deploy.aws.accelerators import accelerator_of, variant_of
 from crossfade.deploy.aws.clients import Aws
@@ -226,6 +227,10 @@ def test_cost_ceiling_is_hours_times_hosts_times_price() -> None:
     assert unknown.explain("ml.r5.large", spot=False).startswith(
         "cost: unknown: the price of ml.r5.large is not in the table"
     )
+
+
+def test_documented_policies_allow_no_action_on_everything() -> None:
+    assert unrestricted() == []
 
 
 def test_only_two_files_import_boto3() -> None:

@@ -10,7 +10,7 @@ import pytest
 from aws_server import AwsServer, Call
 from documented_policies import policy
 from ec2_leftovers import leftovers
-from submitting_ec2 import BUCKET, detached, submit, submitted_run, tags_of
+from submitting_ec2 import BUCKET, detached, stored, submit, submitted_run, tags_of
 
 from crossfade.deploy.aws.ec2.follower import MAX_LOSSES
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances
@@ -38,9 +38,13 @@ class Story:
 
     def put(self, name: str, **value: Any) -> None:
         """Write an object of the run."""
+        self.put_text(name, json.dumps(value))
+
+    def put_text(self, name: str, text: str) -> None:
+        """Write an object of the run that may be no JSON."""
         [call, *_] = self._aws.calls_of("RunInstances")
         run = tags_of(call, 1)["crossfade:run"]
-        self._aws.client("s3").put_object(Bucket=BUCKET, Key=f"runs/{run}/{name}", Body=json.dumps(value).encode())
+        self._aws.client("s3").put_object(Bucket=BUCKET, Key=f"runs/{run}/{name}", Body=text.encode())
 
     def ids(self) -> list[str]:
         """Return the ids of the running instances."""
@@ -138,6 +142,71 @@ def test_detached_run_can_be_followed_and_is_cleaned_up_at_its_end(
     assert main(["submit", "ec2", "--follow", run]) == 0
     assert "the run has ended with exit code 0: embeddings and report" in capsys.readouterr().err
     assert leftovers(aws) == []
+
+
+# ---- hostile hosts
+
+
+def changed_spec(values: dict[str, Any]) -> str:
+    """Return the specification as a host would change it to have the client start what it likes."""
+    return json.dumps({**values, "hosts": 100, "instance_profile": "arn:aws:iam::1:instance-profile/admin"})
+
+
+@pytest.mark.parametrize("change", [changed_spec, lambda _: "{}", lambda _: "[" * 100_000, lambda _: " " * (1 << 21)])
+def test_specification_that_hosts_changed_is_rejected(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], str]
+) -> None:
+    assert detached(job) == 0
+    run = submitted_run(aws)
+    [(key, text)] = [(name, text) for name, text in stored(aws).items() if name.endswith("spec.json")]
+    aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=change(json.loads(text)).encode())
+    aws.calls.clear()
+    assert main(["submit", "ec2", "--follow", run]) == 2
+    # moto's server logs that a body was not read to its end.
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossfade: error: ")]
+    assert error.startswith(f"crossfade: error: s3://{BUCKET}/{key}: expected ")
+    assert "end the run with 'crossfade submit ec2 --cleanup RUN'" in error
+    assert {action for service, action in aws.actions() if service == "ec2"} <= {
+        *("DescribeInstances", "DescribeSecurityGroups", "DescribePlacementGroups", "DescribeVolumes")
+    }
+    assert main(["submit", "ec2", "--cleanup", run]) == 0  # needs no file of the folder
+    assert leftovers(aws) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("end.json", {"exit_code": 12, "message": ""}, "exit_code: Input should be 0, 1, 2 or 143"),
+        ("end.json", {"exit_code": 0}, "message: Field required"),
+        ("hosts/0.json", {"state": ["done"], "message": "", "instance": "i-1"}, "state: Input should be 'starting'"),
+        ("hosts/0.json", {"state": "done", "message": "", "instance": {}}, "instance: Input should be a valid string"),
+    ],
+)
+def test_invalid_file_of_a_host_ends_the_run_with_one_line(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], name: str, value: dict[str, Any], found: str
+) -> None:
+    Story(aws, nothing, lambda story: story.put(name, **value))
+    assert submit(job, "--poll-seconds", 0.1) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"/{name}: expected the JSON of a " in last
+    assert found in last
+    assert leftovers(aws) == []
+
+
+def test_text_of_hosts_cannot_control_the_terminal(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hostile(story: Story) -> None:
+        story.put_text("log/0/000001.txt", "step 1\x1b]0;title\x07\nstep\xe9 \x9b2J\n")
+        story.put_text("log/0/latest.txt", "is no piece of the log")
+        story.put("end.json", exit_code=1, message="lost\r\x1b[2Jdone \u202e")
+
+    Story(aws, nothing, hostile)
+    assert submit(job, "--poll-seconds", 0.1) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "step 1\\x1b]0;title\\x07\nstep\xe9 \\x9b2J\n"
+    assert "the run has ended with exit code 1: lost\\r\\x1b[2Jdone \\u202e\n" in printed.err
+    assert "\x1b" not in printed.err
 
 
 def called(aws: AwsServer) -> set[tuple[str, str]]:

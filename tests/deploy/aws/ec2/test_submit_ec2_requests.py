@@ -30,7 +30,7 @@ def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: p
     assert metadata == {
         "MetadataOptions.HttpEndpoint": "enabled",
         "MetadataOptions.HttpTokens": "required",
-        "MetadataOptions.HttpPutResponseHopLimit": "2",
+        "MetadataOptions.HttpPutResponseHopLimit": "1",
     }
     disk = {name.rpartition(".")[2]: value for name, value in request.items() if name.startswith("BlockDeviceMapping.")}
     assert disk["Encrypted"] == disk["DeleteOnTermination"] == "true"
@@ -43,6 +43,7 @@ def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: p
         tags = tags_of(call, number)
         assert tags["crossfade:owner"] == "arn:aws:sts::123456789012:user/moto"
         assert (tags["crossfade:job"], tags["crossfade:first-host"]) == ("planted", "0")
+        assert re.fullmatch(r"[0-9a-f]{64}", tags["crossfade:spec"])
     [opened] = [call.body for call in aws.calls_of("AuthorizeSecurityGroupIngress")]
     assert opened["GroupId"] == opened["IpPermissions.1.Groups.1.GroupId"] == request["SecurityGroupId.1"]
     assert not any("CidrIp" in name for name in opened)
@@ -58,6 +59,27 @@ def test_token_is_stored_only_in_an_encrypted_parameter(aws: AwsServer, job: Pat
     s3 = aws.client("s3")
     for entry in s3.list_objects_v2(Bucket=BUCKET)["Contents"]:
         assert put["Value"] not in s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read().decode()
+
+
+def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Path) -> None:
+    assert detached(job) == 0
+    run = submitted_run(aws)
+    [put] = [call.body for call in aws.calls_of("PutRolePolicy")]
+    statements = json.loads(put["PolicyDocument"])["Statement"]
+    allowed = {(action, name) for each in statements for action in each["Action"] for name in names_of(each)}
+    folder = f"arn:aws:s3:::{BUCKET}/runs/{run}"
+    assert ("s3:GetObject", f"{folder}/*") in allowed
+    written = {name.removeprefix(f"{folder}/") for action, name in allowed if action == "s3:PutObject"}
+    assert written == {"coordinator.json", "end.json", "hosts/*", "log/*", "result/*", "checkpoints/*"}
+    assert {name for action, name in allowed if action == "s3:DeleteObject"} == {f"{folder}/checkpoints/*"}
+    everywhere = {action for action, name in allowed if name == "*"}
+    assert everywhere == {"ecr:GetAuthorizationToken"}  # which has no resource
+    assert not {action for action, _ in allowed if action.split(":")[0] not in {"s3", "ssm", "ecr"} or "*" in action}
+
+
+def names_of(statement: dict[str, Any]) -> list[str]:
+    resource: str | list[str] = statement["Resource"]
+    return [resource] if isinstance(resource, str) else resource
 
 
 def test_dry_run_prints_every_request_and_sends_none(
@@ -140,6 +162,9 @@ def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path
     script = user_data(RunSpec(**values), 0)
     assert len(script.encode()) <= MAX_BYTES
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    [command] = re.findall(r"docker run (.*?)\n\n?    echo", script, re.DOTALL)
+    for option in ("--network host", "--user crossfade", "--cap-drop ALL", "--security-opt no-new-privileges"):
+        assert option in command
     settings = script.partition("\nimds=")[0]
     shell = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
     assert shell.stdout.strip() == values["image"]

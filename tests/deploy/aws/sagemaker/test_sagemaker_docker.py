@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_data import write_job, write_planted
-from docker_engine import CERTIFICATES, ROOT, Engine
+from docker_engine import BUILD_OPTIONS, ROOT, Engine, tag_of
 from object_store import ACCESS_KEY, BUCKET, SECRET_KEY
 from paced_training import pace
 from pyarrow import fs
@@ -24,11 +24,14 @@ from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE
 pytestmark = pytest.mark.docker
 
 IMAGE = "crossfade:sagemaker"
-S3_IMAGE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["s3"]["image"]
+SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+S3_IMAGE = tag_of(SERVICES["s3"]["image"])
 HOSTS = ("algo-1", "algo-2")
 EPOCHS = 9
 SECTIONS = {**LONG, "train": {**LONG["train"], "epochs": EPOCHS}}
 PARAMETERS = parameters_of({**JOB, "train.epochs": EPOCHS})
+USER_ID = "10001"
+"""The image's user, as whom training continues after a start as root."""
 SECONDS = 420.0
 STOP_SECONDS = 120
 """SageMaker's time between SIGTERM and SIGKILL."""
@@ -43,7 +46,7 @@ S3_VARIABLES = {
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
     """Build the image as docs/aws.md describes for ECR."""
-    options = ("--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", "--network", "host")
+    options = ("--file", "docker/Dockerfile", *BUILD_OPTIONS, "--network", "host")
     engine.docker("build", "--quiet", *options, "--build-arg", "RUN_AS=root", "--tag", IMAGE, ".")
     return IMAGE
 
@@ -119,6 +122,12 @@ class Container:
         result = self._engine.run("docker", "logs", self.id)
         return result.stdout + result.stderr
 
+    @property
+    def users(self) -> set[str]:
+        """The IDs of the users of its processes, that of Docker's own left out."""
+        rows = [row.split(None, 1) for row in self._engine.docker("top", self.id, "-eo", "uid,args").splitlines()[1:]]
+        return {user for user, command in rows if "docker-init" not in command}
+
     def wait_for_checkpoint(self, run: str) -> None:
         """Return once the run in ``run`` has evaluated an epoch and, after that, written a checkpoint."""
 
@@ -178,6 +187,7 @@ def test_two_stopped_hosts_are_resumed_by_two_others_with_the_same_result(
 
     first, second = start("stopped")
     first.wait_for_checkpoint("run/algo-1")
+    assert first.users | second.users == {USER_ID}
     stop(engine, first, second)
     assert (first.exit_code(), second.exit_code()) == (143, 143), first.log + second.log
 
@@ -208,6 +218,7 @@ def test_one_host_resumes_from_the_checkpoint_folder_with_the_same_result(
 
     container = start("stopped")
     container.wait_for_checkpoint("checkpoints/algo-1")
+    assert container.users == {USER_ID}
     stop(engine, container)
     assert container.exit_code() == 143, container.log
     (tmp_path / "hook" / "release").touch()

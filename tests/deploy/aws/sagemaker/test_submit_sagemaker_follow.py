@@ -106,6 +106,19 @@ def test_interrupted_spot_job_is_followed_until_it_has_resumed_and_completed(aws
     assert re.findall(r"crossfade: plays-1: (\w+): about", result.stderr) == list(states)
 
 
+def test_log_of_containers_cannot_control_the_terminal_or_the_progress_bar(aws: AwsServer) -> None:
+    lines = ("step \x1b]0;title\x07 progress=1.2.3", "progress=nan", "progress=7", "progress=0.2500", "progress=inf")
+    write_log(aws, "algo-1", *lines)
+    state = described("Completed", "Completed", "Starting")
+    state["SecondaryStatusTransitions"][0]["StatusMessage"] = "about\r\x1b[2J"
+    aws.answer("DescribeTrainingJob", described("InProgress", "Training"), state)
+    result = succeeded(follow(aws))
+    assert result.stdout.splitlines()[0] == "step \\x1b]0;title\\x07 progress=1.2.3"
+    assert "Starting: about\\r\\x1b[2J" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr.replace("\x1b[A", "")  # by which the bar moves
+    assert "plays-1:  25%|" in result.stderr
+
+
 def test_stopped_job_exits_143_and_unknown_job_exits_2(aws: AwsServer) -> None:
     unknown = follow(aws)
     assert unknown.returncode == 2

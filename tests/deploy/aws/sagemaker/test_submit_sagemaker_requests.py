@@ -1,7 +1,9 @@
 """Requests of ``crossfade submit sagemaker``, and options that it rejects."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aws_server import AwsServer
@@ -47,6 +49,8 @@ def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer
         "evaluate.k": "[5, 10]",
     }
     assert "Environment" not in request
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["EnableNetworkIsolation"] is False  # it reads S3
     cost, hint = result.stderr.splitlines()[1:]
     assert cost.startswith(
         "crossfade: cost: $1.12 an hour, $27.00 at most (1 x ml.p2.xlarge, 24 h at most; price: us-east-1, July 2025"
@@ -59,7 +63,7 @@ def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer
 def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
     options = (
         *("--instance-type", "ml.m5.xlarge", "--hosts", 2, "--spot", "--max-hours", 2, "--max-wait-hours", 5),
-        *("--volume-gb", 200, "--volume-key", "key-1", "--output-key", "key-2", "--encrypt-traffic"),
+        *("--volume-gb", 200, "--volume-key", "key-1", "--output-key", "key-2", "--no-encrypt-traffic"),
         *("--subnet", "subnet-1", "--subnet", "subnet-2", "--security-group", "sg-1", "--tag", "team=music"),
         *("--channel", "training=s3://music/plays", "--input-mode", "FastFile", "--set", "train.epochs=7"),
     )
@@ -74,7 +78,7 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
     }
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
     assert request["EnableManagedSpotTraining"] is True
-    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["EnableInterContainerTrafficEncryption"] is False
     assert request["OutputDataConfig"] == {"S3OutputPath": "s3://music/jobs", "KmsKeyId": "key-2"}
     assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1", "subnet-2"]}
     assert request["Tags"] == [{"Key": "crossfade", "Value": "plays"}, {"Key": "team", "Value": "music"}]
@@ -91,6 +95,32 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
     assert request["HyperParameters"]["train.epochs"] == "7"
     assert "CheckpointConfig" not in request
     assert len(request["Environment"]["CROSSFADE_TOKEN"]) == 64
+
+
+def test_job_that_needs_no_network_is_isolated_from_it(job: Path) -> None:
+    channel = {"training": "s3://music/plays"}
+    options = {"name": "plays-1", "role": ROLE, "image": IMAGE, "output": "s3://music/jobs", "channels": channel}
+
+    def is_isolated(*overrides: str, **more: Any) -> bool:
+        submission = Submission(job=load_job(job, list(overrides)), **{**options, **more})
+        isolated: bool = make_request(submission)["EnableNetworkIsolation"]
+        return isolated
+
+    assert is_isolated()
+    assert not is_isolated(isolate_network=False)
+    for key, value in (
+        ("checkpoint.path", "s3://music/checkpoints"),
+        ("checkpoint.warm_start_from", "s3://music/checkpoints"),
+        ("metrics.pushgateway", "http://pushgateway:9091"),
+        ("tracking.mlflow", "http://mlflow:5000"),
+    ):
+        assert not is_isolated(f"{key}={value}"), key
+        with pytest.raises(InputError, match=f"--isolate-network: the job needs a network for {re.escape(key)};"):
+            is_isolated(f"{key}={value}", isolate_network=True)
+    for name, more in (("--hosts", {"hosts": 2}), ("data.path", {"channels": {}})):
+        assert not is_isolated(**more)
+        with pytest.raises(InputError, match=f"the job needs a network for {re.escape(name)};"):
+            is_isolated(isolate_network=True, **more)
 
 
 def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) -> None:
