@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from crossfade.terminal import print_line, print_log
+
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
     from crossfade.deploy.aws.ec2.follower import RunFollower, RunResult
@@ -46,7 +48,7 @@ def follow(aws: Aws, spec: RunSpec, signals: list[int]) -> int:
     """
     from crossfade.deploy.aws.ec2.follower import RunFollower
 
-    follower = RunFollower(aws, spec, _logger.info, _print_log)
+    follower = RunFollower(aws, spec, _logger.info, print_log)
     stopping = False
     result = None
     while result is None and len(signals) < 2:
@@ -84,7 +86,7 @@ def follow_existing(aws: Aws, run: str) -> int:
     if values is None:
         raise InputError(f"the run {run} has no {SPEC_FILE} in {resources.storage or 'any folder that is known'}")
     spec = RunSpec.model_validate(values)
-    follower = RunFollower(aws, spec, _logger.info, _print_log)
+    follower = RunFollower(aws, spec, _logger.info, print_log)
     with catch_signals() as signals:
         while not signals:
             result = _poll(follower)
@@ -110,7 +112,7 @@ def list_runs(aws: Aws) -> int:
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print_line("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -184,7 +186,3 @@ def _pause(seconds: float, signals: list[int]) -> None:
 def _log_result(result: RunResult, spec: RunSpec) -> None:
     _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
     _logger.info(f"its folder: {spec.storage}")
-
-
-def _print_log(text: str) -> None:
-    print(text, end="", flush=True)
