@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from crossfade import logs
 from crossfade.deploy.dashboard.formatting import lost
+from crossfade.kvstore.errors import escape_unprintable
 from crossfade.signals import stopper
+from crossfade.terminal import print_line
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -195,23 +197,23 @@ class TrainDisplay:
 
     def print_report(self, report: dict[str, Any], folder: Path) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout."""
-        print(
+        print_line(
             f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {report['epochs']} epochs, {report['steps']:,} steps"
         )
         dense = report["dense_equivalent_bytes_pushed"] / max(1, report["bytes_pushed"])
-        print(
+        print_line(
             f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
             f"{report['bytes_pushed'] / 1e6:,.1f} MB; dense gradients would have been {dense:,.1f} times as large"
         )
         if report["stopped_early"]:
-            print(self._stopped_early())
+            print_line(self._stopped_early())
         if report["best_epoch"] is None:
-            print("nothing on valid to select an epoch by: the embeddings are those of the last step")
+            print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
-            print(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
+            print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
         print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"))
-        print(f"embeddings and report: {folder}")
+        print_line(f"embeddings and report: {folder}")
 
 
 def print_metrics(
@@ -229,7 +231,7 @@ def print_metrics(
             f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
         }
         width = max(10, *map(len, [*names, *of_split]))
-        print(
+        print_line(
             "  ".join(
                 [f"{split:<{width}}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"]
             )
@@ -237,13 +239,13 @@ def print_metrics(
         for metric in names:
             for label, found in {metric: values, **(of_split if metric in ("recall", "ndcg") else {})}.items():
                 cells = (f"{found[f'{metric}@{depth}']:>8.4f}" for depth in depths)
-                print("  ".join([f"{label:<{width}}", *cells]))
-        print(f"task {task}: {_describe_pairs(values, task)}")
+                print_line("  ".join([f"{label:<{width}}", *cells]))
+        print_line(f"task {task}: {_describe_pairs(values, task)}")
         for label, found in of_split.items():
             if values[best_metric] < found[best_metric]:
-                print(f"{best_metric} on {split} is below that {label.strip()}, without training")
+                print_line(f"{best_metric} on {split} is below that {label.strip()}, without training")
     for note in baselines["notes"]:
-        print(note)
+        print_line(note)
 
 
 def _describe_pairs(values: dict[str, float], task: str) -> str:
@@ -303,7 +305,7 @@ class ProgressBars:
         self.close()
         self._bar = self._bar_type(
             total=total,
-            desc=name,
+            desc=escape_unprintable(name),
             unit=f" {unit}" if unit == "row" else unit,
             unit_scale=unit in ("row", "B"),
             dynamic_ncols=True,

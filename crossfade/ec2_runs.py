@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from crossfade.kvstore.errors import escape_unprintable
+from crossfade.terminal import print_line, print_log
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -49,7 +49,7 @@ def follow(aws: Aws, spec: RunSpec, signals: list[int]) -> int:
     """
     from crossfade.deploy.aws.ec2.follower import RunFollower
 
-    follower = RunFollower(aws, spec, _logger.info, _print_log)
+    follower = RunFollower(aws, spec, _logger.info, print_log)
     stopping = False
     result = None
     while result is None and len(signals) < 2:
@@ -86,7 +86,7 @@ def follow_existing(aws: Aws, run: str) -> int:
     if not resources.storage:
         raise InputError(f"the run {run} has no instances: end it with 'crossfade submit ec2 --cleanup {run}'")
     spec = RunStorage(aws, resources.storage).read_spec(resources.spec_digest)
-    follower = RunFollower(aws, spec, _logger.info, _print_log)
+    follower = RunFollower(aws, spec, _logger.info, print_log)
     with catch_signals() as signals:
         while not signals:
             result = _poll(follower)
@@ -110,10 +110,9 @@ def list_runs(aws: Aws) -> int:
         if live or resources.names():
             launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
-    cells = [[escape_unprintable(cell) for cell in row] for row in rows]  # tags may have any characters
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    for row in cells:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print_line("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -185,10 +184,5 @@ def _pause(seconds: float, signals: list[int]) -> None:
 
 
 def _log_result(result: RunEnd, spec: RunSpec) -> None:
-    _logger.info(f"the run has ended with exit code {result.exit_code}: {escape_unprintable(result.message)}")
+    _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
     _logger.info(f"its folder: {spec.storage}")
-
-
-def _print_log(text: str) -> None:
-    """Print the output of a host, which must not control the terminal."""
-    print("\n".join(map(escape_unprintable, text.split("\n"))), end="", flush=True)

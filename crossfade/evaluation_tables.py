@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossfade.terminal import print_line
+
 Values = Mapping[str, float | int | None]
 
 
@@ -37,7 +39,7 @@ def _range(values: Values) -> str:
 
 def print_comparison(comparison: Mapping[str, Any], run: str) -> None:
     """Print a row for each metric: means of ``run`` and the other run, their difference, its interval and p-value."""
-    print(f"{run} less {comparison['other']}, over the same {comparison['queries']:,} queries")
+    print_line(f"{run} less {comparison['other']}, over the same {comparison['queries']:,} queries")
     rows = [["", "run", "other", "difference", "95% interval", "p (Holm)", "better", "worse", "equal"]]
     for name, found in comparison["metrics"].items():
         means = [f"{found['run']:.4f}", f"{found['other']:.4f}", f"{found['difference']:+.4f}"]
@@ -51,4 +53,4 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(8 if place else 0, *map(len, column)) for place, column in enumerate(zip(*rows, strict=True))]
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+        print_line("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())

@@ -13,14 +13,13 @@ child processes in the environment.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from crossfade.kvstore.errors import escape_unprintable
+from crossfade.kvstore.errors import escape_unprintable, to_json_line
 
 FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
@@ -60,8 +59,8 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, followed by the traceback of an exception."""
         severity = "error: " if record.levelno >= logging.ERROR else ""
-        lines = [f"crossfade: {severity}{record.getMessage()}"]
-        return "\n".join([*lines, *_traceback(record)])
+        lines = [f"crossfade: {severity}{record.getMessage()}", *_traceback(record)]
+        return "\n".join(map(escape_unprintable, lines))
 
 
 class TextFormatter(logging.Formatter):
@@ -83,7 +82,7 @@ class JsonFormatter(logging.Formatter):
         values |= {"message": record.getMessage()}
         if traceback := _traceback(record):
             values["exception"] = "\n".join(traceback)
-        return json.dumps(values, ensure_ascii=False)
+        return to_json_line(values)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crossfade.terminal import print_line
+
 if TYPE_CHECKING:
     from crossfade.deploy.aws.spot import SpotMonitor
     from crossfade.deploy.capacity.inputs import PlanInputs
@@ -305,6 +307,6 @@ def _print(line: str) -> None:
     from crossfade import logs
 
     if logs.is_console():
-        print(line, file=sys.stderr, flush=True)
+        print_line(line, file=sys.stderr, flush=True)
     else:
         _logger.info(line)

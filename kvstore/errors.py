@@ -12,12 +12,16 @@ CrossfadeError                  1   the run failed
     └── MissingExtraError       2   an optional package is not installed
 """
 
+import json
 from collections.abc import Iterable
 from typing import Literal
 
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
 CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
+_WRITTEN_WITH = "\u200c\u200d\u3000"
+"""What names are written with that Python does not call printable: joiners in Persian, in Indic scripts, and in emoji;
+the space between Japanese names."""
 
 
 class CrossfadeError(Exception):
@@ -96,8 +100,23 @@ class MissingExtraError(InputError):
 
 
 def escape_unprintable(text: str) -> str:
-    """Replace unprintable characters of ``text``, such as line ends, by their Python escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Replace characters of ``text`` that control a terminal or are not seen by their Python escapes.
+
+    These are control characters, line ends too, those that change the direction of text, and unassigned ones.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if _is_shown(letter) else ascii(letter)[1:-1] for letter in text)
+
+
+def to_json_line(value: object) -> str:
+    """Return ``value`` as JSON in one line, in which only characters that ``escape_unprintable`` keeps are literal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(letter if _is_shown(letter) else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() or letter in _WRITTEN_WITH
 
 
 def format_names(names: Iterable[object]) -> str:

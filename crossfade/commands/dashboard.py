@@ -5,27 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crossfade.options.access import add_access_options, read_access
 from crossfade.options.command import add_command
 from crossfade.options.parsing import port
 from crossfade.options.runs import add_runs_argument, open_runs
+from crossfade.terminal import print_line
 
 DEFAULT_PORT = 8050
+TOKEN_VARIABLE = "CROSSFADE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 _DESCRIPTION = """\
 Serve a page that shows runs: loss, metrics and throughput; the time of a step by phase; bytes moved compared with dense
 gradients; rows, memory and load of each server; checkpoints, restarts and alerts; the resolved job; and runs compared.
 
 The page reads only the run folders, needs no internet access, and shows new runs as they appear. /explore searches the
-items of a run and shows neighbors and recommendations, for which it also reads the dataset. The pages are read-only and
-open to everyone who can reach them: by default they listen on loopback.
+items of a run and shows neighbors and recommendations, for which it also reads the dataset. The pages are read-only,
+and without a token open to everyone who can reach them: by default they listen on loopback.
 """
 _EXAMPLES = (
     ("crossfade dashboard", "Show the runs in runs/ at http://127.0.0.1:8050/."),
     ("crossfade dashboard runs/lastfm runs/plays --port 9000", "Show two runs on another port."),
-    ("crossfade dashboard /shared/runs --host 0.0.0.0", "Serve the page to a trusted network."),
+    ("crossfade dashboard /shared/runs --host 0.0.0.0 --token-file token", "Serve it to those who have the token."),
 )
 _NOTES = """\
-?run=lastfm&run=plays in the address selects runs. /healthz answers 200. 'crossfade train --dashboard' serves the page
-of its run while it trains. 'crossfade status' prints the same in the terminal.
+?run=lastfm&run=plays in the address selects runs. /healthz answers 200, without a token. 'crossfade train --dashboard'
+serves the page of its run while it trains. 'crossfade status' prints the same in the terminal.
 """
 
 
@@ -49,6 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"listen on this port; 0: a free one (default: {DEFAULT_PORT})",
     )
+    add_access_options(server, TOKEN_VARIABLE)
     parser.set_defaults(run=run)
 
 
@@ -65,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         title,
         arguments.host,
         arguments.port,
-        lambda address: print(f"dashboard: {address}", flush=True),
+        read_access(arguments, arguments.host, TOKEN_VARIABLE),
+        lambda address: print_line(f"dashboard: {address}", flush=True),
     )
     return 0

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from crossfade.options.command import add_command
+from crossfade.terminal import print_line
 
 _EXAMPLES = (
     ("crossfade demo", "Train on Last.fm in this folder, and print what it recommends."),
@@ -75,12 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
         if code := _call(folder, *step):
             return code
     if not can_draw and not arguments.no_map:
-        print(f"\nfor a map of the artists: pip install 'crossfade[map]', then: crossfade map {_RUN}")
+        print_line()
+        print_line(f"for a map of the artists: pip install 'crossfade[map]', then: crossfade map {_RUN}")
     return 0
 
 
 def _call(folder: Path, *words: str) -> int:
     """Print and run ``crossfade`` with ``words`` in ``folder``; return its exit code."""
-    print(f"\n$ crossfade {shlex.join(words)}", flush=True)
+    print_line()
+    print_line(f"$ crossfade {shlex.join(words)}", flush=True)
     command = [sys.executable, "-P", "-m", "crossfade", *words]
     return subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - our own command

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
@@ -199,10 +200,10 @@ def _print_results(results: dict[str, Any], arguments: argparse.Namespace, best_
         return
     print_metrics({arguments.split: results[arguments.split]}, results["task"], best_metric, results["baselines"])
     if "segments" in results:
-        print()
+        print_line()
         print_segments(results["segments"])
     if "comparison" in results:
-        print()
+        print_line()
         print_comparison(results["comparison"], str(arguments.run_dir))
     for entity, found in results.get("labels", {}).items():
         _print_precision(entity, found)
@@ -234,9 +235,9 @@ def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
 
 def _print_precision(entity: str, found: LabelPrecision) -> None:
     sampled = "" if found["sampled"] == found["rows"] else f", sampled {found['sampled']:,}"
-    print(
+    print_line(
         f"share of the {found['neighbors']} nearest neighbors with a common label: {found['rows']:,} rows of {entity} "
         f"with {found['labels']:,} labels, each at least {found['min_count']:,} times in train{sampled}"
     )
     for name, method in _PRECISIONS.items():
-        print(f"{found[name]:>8.4f}  {method}")
+        print_line(f"{found[name]:>8.4f}  {method}")

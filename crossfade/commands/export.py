@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.embeddings.export import ExportResult
@@ -190,7 +191,7 @@ def _print_json(exported: ExportResult) -> None:
 def _print_lines(exported: ExportResult) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
-        print(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {exported.out / table.name}")
+        print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {exported.out / table.name}")
 
 
 def _print_format_json(exported: FormatResult) -> None:
@@ -204,4 +205,4 @@ def _print_format_lines(exported: FormatResult, *, is_pushed: bool) -> None:
     for table in exported.tables:
         place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"
         untrained = f", {table.untrained:,} untrained" if table.untrained else ""
-        print(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}")
+        print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}")

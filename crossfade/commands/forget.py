@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from crossfade.display import progress_bars
 from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
+from crossfade.terminal import print_lines
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.forget import ForgetReport
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     ids = read_ids(arguments.ids, arguments.column, entity)
     with progress_bars() as bars:
         report = forget(folder, ids, entity, bars)
-    print("\n".join(_describe(report, folder, arguments.ids)))
+    print_lines(_describe(report, folder, arguments.ids))
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
+from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.index_build import IndexRequest
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"recall@100 is {card.measured.recall_at_100:.4f} with all {card.index.lists} lists; --codes flat is exact"
         )
     if arguments.json:
-        print(card.model_dump_json())
+        print_json(card.model_dump(mode="json"))
     else:
         _print(card, arguments.out)
     return 0
@@ -133,15 +134,15 @@ def _build(model: TrainedModel, request: IndexRequest) -> IndexCard:
 def _print(card: IndexCard, out: Path) -> None:
     measured = card.measured
     threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
-    print(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")
-    print(
+    print_line(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")
+    print_line(
         f"{card.bytes / 1e6:,.1f} MB ({card.bytes / card.rows:,.0f} bytes per row), built in {card.build_seconds:.1f} s"
     )
-    print(
+    print_line(
         f"scans {card.index.probes} of {card.index.lists} lists: "
         f"recall@10 {measured.recall_at_10:.4f}, recall@100 {measured.recall_at_100:.4f}"
     )
-    print(
+    print_line(
         f"{measured.queries_per_second:,.0f} queries/s, exactly {measured.exact_queries_per_second:,.0f}, of "
         f"{measured.queries:,} of {measured.query_entity} with {threads}"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.maps.items_map import ItemsMap, MapOptions
@@ -106,14 +107,14 @@ def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
         items_map = build_map(model, options, bars)
     write_map(items_map, out)
     _print_agreement(items_map)
-    print(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")
+    print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")
 
 
 def _print_agreement(items_map: ItemsMap) -> None:
     found = items_map.agreement
     if found is None or items_map.labels is None:
         return
-    print(
+    print_line(
         f"share of the {found.neighbors} nearest with the same label: {found.on_map:.3f} on the map, "
         f"{found.in_embedding:.3f} in the embedding, {found.by_chance:.3f} by chance "
         f"({found.items:,} items, {len(items_map.labels.names)} labels)"

@@ -15,6 +15,7 @@ from crossfade.options.command import add_command
 from crossfade.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
 from crossfade.options.parsing import positive_integer
 from crossfade.options.schedulers import add_scheduler_options, reject_without_scheduler, write_scheduler_files
+from crossfade.terminal import print_lines
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.instance_types import InstanceType
@@ -155,8 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     job = _load(arguments)
     if arguments.to is not None:
-        for line in write_scheduler_files(arguments, job):
-            print(line)
+        print_lines(write_scheduler_files(arguments, job))
         return 0
     reject_without_scheduler(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
@@ -171,8 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_to_json(inputs, plan, fit, network, time), indent=1))
     else:
-        for line in _report(inputs, plan, fit, instance, network, time):
-            print(line)
+        print_lines(_report(inputs, plan, fit, instance, network, time))
     return int(fit.verdict == "does not fit")
 
 

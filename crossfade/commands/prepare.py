@@ -23,6 +23,7 @@ from crossfade.options.parsing import (
     split_pair,
 )
 from crossfade.options.prepare import add_options
+from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
@@ -103,12 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         raise InputError("--out is missing; name the folder, or s3://BUCKET/PREFIX, of the dataset")
     if arguments.skip_existing and _sample_exists(arguments):
-        print(f"{arguments.out}: exists already; nothing to do")
+        print_line(f"{arguments.out}: exists already; nothing to do")
         return 0
     with progress_bars() as bars:
         manifest = _prepare_sample(arguments, bars) if arguments.sample else _prepare_files(arguments, bars)
-    print(format_summary(manifest, Folder(arguments.out)))
-    print(f"next: {train_command(arguments.out, manifest.query, manifest.item)}")
+    print_lines(format_summary(manifest, Folder(arguments.out)).splitlines())
+    print_line(f"next: {train_command(arguments.out, manifest.query, manifest.item)}")
     return 0
 
 

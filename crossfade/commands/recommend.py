@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import unicodedata
 from itertools import zip_longest
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from crossfade.kvstore.arrays import IntArray
@@ -183,7 +183,7 @@ def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argpar
         else:
             recommended = Recommender(model, options, bars).for_rows(sorted_Q)
     if arguments.out is not None:
-        print(f"{rows:,} recommendations to {len(queries_Q):,} of {model.spec.query.name}: {arguments.out}")
+        print_line(f"{rows:,} recommendations to {len(queries_Q):,} of {model.spec.query.name}: {arguments.out}")
         return
     labels = RowNames(model.vocabulary(model.spec.query.name), model.spec.query.name).labels(sorted_Q)
     places = np.searchsorted(sorted_Q, queries_Q)
@@ -217,7 +217,7 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
         recommended = Recommender(model, options, bars).for_histories(histories)
     if arguments.out is not None:
         rows = write_recommendations(model, pa.array(ids), recommended, arguments.out)
-        print(f"{rows:,} recommendations to {len(ids):,} new of {query}: {arguments.out}")
+        print_line(f"{rows:,} recommendations to {len(ids):,} new of {query}: {arguments.out}")
         return
     _print(model, [(RowLabel(id, None), place) for place, id in enumerate(ids)], recommended, arguments.json)
 
@@ -285,7 +285,7 @@ def _print(
         else:
             _print_lists(f"{query} {label}" if label.id else f"new {query}", item, found, known)
     if as_json:
-        print(json.dumps(results, ensure_ascii=False))
+        print_json(results)
 
 
 def _as_dict(entity: str, label: RowLabel) -> dict[str, int | str | float | None]:
@@ -297,10 +297,10 @@ def _print_lists(title: str, item: str, found: list[tuple[RowLabel, float]], kno
     lines = [f"{score:8.3f}  {label}" for label, score in found]
     head = f"{'score':>8}  recommended {item}"
     width = max(map(_columns, [head, *lines]))
-    print(title)
-    print(f"{head}{' ' * (width - _columns(head))}    history, by weight")
+    print_line(title)
+    print_line(f"{head}{' ' * (width - _columns(head))}    history, by weight")
     for line, label in zip_longest(lines, known, fillvalue=""):
-        print(f"{line}{' ' * (width - _columns(line))}    {label}".rstrip())
+        print_line(f"{line}{' ' * (width - _columns(line))}    {label}".rstrip())
 
 
 def _columns(text: str) -> int:

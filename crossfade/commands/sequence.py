@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.candidates import FilterOptions
@@ -141,12 +142,12 @@ def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments:
             | {"cosine": cosine, "progress": progress}
             for label, cosine, progress in zip(found, cosines, path.progress_K.tolist(), strict=True)
         ]
-        print(json.dumps({"path": rows, "mean_cosine": mean, "min_cosine": least}, ensure_ascii=False))
+        print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})
         return
-    print(f"{'cosine':>8}  {'progress':>8}  {entity}")
+    print_line(f"{'cosine':>8}  {'progress':>8}  {entity}")
     for label, cosine, progress in zip(found, cosines, path.progress_K, strict=True):
-        print(f"{'' if cosine is None else f'{cosine:.3f}':>8}  {round(float(progress), 2) + 0.0:>8.2f}  {label}")
-    print(f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}")
+        print_line(f"{'' if cosine is None else f'{cosine:.3f}':>8}  {round(float(progress), 2) + 0.0:>8.2f}  {label}")
+    print_line(f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}")
 
 
 def _measure(finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
@@ -158,11 +159,11 @@ def _measure(finder: PathFinder, entity: str, arguments: argparse.Namespace) -> 
     if arguments.json:
         print(json.dumps({"pairs": arguments.measure, "length": arguments.length, "methods": measured}))
         return
-    print(
+    print_line(
         f"{arguments.measure:,} random pairs of {len(finder.candidate_I):,} rows of {entity}, {arguments.length} rows "
         "from A to B; cosines of consecutive rows, and the deviation of progress from equal steps"
     )
-    print(f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}")
+    print_line(f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}")
     for name, method in _METHODS.items():
         found = measured[name]
-        print(f"{found['mean_cosine']:>8.3f}  {found['min_cosine']:>8.3f}  {found['deviation']:>9.3f}  {method}")
+        print_line(f"{found['mean_cosine']:>8.3f}  {found['min_cosine']:>8.3f}  {found['deviation']:>9.3f}  {method}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crossfade.options.access import add_access_options, read_access
 from crossfade.options.command import add_command
 from crossfade.options.filters import add_metadata_options, read_metadata
 from crossfade.options.parsing import port, positive_integer
+from crossfade.terminal import print_line
 
 DEFAULT_PORT, SAGEMAKER_PORT = 8090, 8080
+TOKEN_VARIABLE = "CROSSFADE_SERVE_TOKEN"  # noqa: S105 - the name of a variable
 _INDEX_FROM = 50_000
 _DESCRIPTION = """\
 Serve a trained model over HTTP: recommendations, similar rows, and vectors, as JSON.
@@ -37,8 +40,9 @@ and POST /invocations for SageMaker. /docs shows them with examples, /openapi.js
   curl 'http://127.0.0.1:8090/recommend?id=2&count=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'
 
-Requests are neither authenticated nor encrypted: by default, the server listens on loopback. Without FROM, it serves
-/opt/ml/model on all addresses, port 8080, as SageMaker expects.
+With a token, requests need the header 'Authorization: Bearer TOKEN', except for /healthz, /ping and /docs. Nothing is
+encrypted: by default, the server listens on loopback. Without FROM, it serves /opt/ml/model on all addresses and by any
+name, port 8080, as SageMaker expects.
 
 Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 1 the model is corrupt; 2 invalid input.
 """
@@ -77,6 +81,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     server.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="copy the model to this folder (default: a temporary one)"
     )
+    add_access_options(server, TOKEN_VARIABLE)
     parser.set_defaults(run=run)
 
 
@@ -96,21 +101,23 @@ def run(arguments: argparse.Namespace) -> int:
     if not (math.isfinite(arguments.refresh) and arguments.refresh >= 0):
         raise InputError(f"--refresh {arguments.refresh}: expected a number of seconds, 0 or more")
     location, data, host, default_port = _where(arguments)
+    host = arguments.host or host
     metadata = read_metadata(arguments)
 
     def on_listening(address: str) -> None:
         bars.close()
-        print(f"serving {location}: {address}", flush=True)
+        print_line(f"serving {location}: {address}", flush=True)
 
     with progress_bars() as bars:
         serve(
             ModelOptions(location, data, metadata, None if arguments.exact else _INDEX_FROM),
             ServerOptions(
-                arguments.host or host,
+                host,
                 default_port if arguments.port is None else arguments.port,
                 arguments.processes,
                 arguments.refresh,
                 arguments.work_dir,
+                read_access(arguments, host, TOKEN_VARIABLE),
             ),
             bars,
             on_listening,
@@ -133,5 +140,8 @@ def _where(arguments: argparse.Namespace) -> tuple[str, str | None, str, int]:
         raise InputError("FROM is missing; expected a run folder, a folder of checkpoints, or a checkpoint")
     import os
 
+    from crossfade.deploy.access import ANY_HOST
+
+    arguments.allowed_host.append(ANY_HOST)
     data = arguments.data or os.environ.get(DATA_VARIABLE)
     return str(MODEL_FOLDER), data, "0.0.0.0", SAGEMAKER_PORT  # noqa: S104 - SageMaker's network reaches only the endpoint

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.candidates import FilterOptions
@@ -98,7 +99,7 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     )
     labels = names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]]))
     for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
-        print(labels[row])
+        print_line(labels[row])
         for other, cosine in zip(other_K, cosine_K, strict=True):
             if other >= 0:
-                print(f"  {cosine:6.3f}  {labels[int(other)]}")
+                print_line(f"  {cosine:6.3f}  {labels[int(other)]}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
 from crossfade.options.runs import add_runs_argument, open_runs
+from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.process_rows import ProcessRow
@@ -82,11 +83,11 @@ def _show(runs: Runs, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([summary.to_json() for summary in found]))
     elif not found:
-        print("no runs yet")
+        print_line("no runs yet")
     elif len(found) == 1:
-        print("\n".join(_screen(found[0])))
+        print_lines(_screen(found[0]))
     else:
-        print("\n".join(_table(found)))
+        print_lines(_table(found))
 
 
 def _screen(run: Summary) -> Iterator[str]:

@@ -16,6 +16,7 @@ from crossfade.options.aws import add_account_options
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
 from crossfade.options.parsing import name_value_pair, positive_integer, positive_number
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -230,7 +231,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     if line := image_problem(aws, submission.image):
         _logger.info(line)
     start(aws, request)
-    print(submission.name)
+    print_line(submission.name)
     if not arguments.wait:
         _logger.info(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
         return 0
@@ -326,7 +327,7 @@ def _print_end(description: dict[str, Any]) -> None:
     if seconds is not None and billed is not None:
         _logger.info(f"{name}: {seconds:,} s of training, {billed:,} s billed")
     model = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
-    print(f"{name}: {status.lower()}" + (f"; model: {model}" if model and status == "Completed" else ""))
+    print_line(f"{name}: {status.lower()}" + (f"; model: {model}" if model and status == "Completed" else ""))
 
 
 class _Display:
@@ -353,9 +354,9 @@ class _Display:
         from tqdm import tqdm
 
         for line in update.transitions:
-            tqdm.write(f"crossfade: {self._name}: {escape_unprintable(line)}", file=sys.stderr)
-        for line in update.lines:  # of the containers, which must not control the terminal
-            tqdm.write(escape_unprintable(line.rstrip("\n")), file=sys.stdout)
+            tqdm.write(escape_unprintable(f"crossfade: {self._name}: {line}"), file=sys.stderr)
+        for line in update.lines:
+            tqdm.write(escape_unprintable(line.rstrip("\n").expandtabs()), file=sys.stdout)
         if self._bar is None:
             style = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
             self._bar = tqdm(total=1.0, desc=self._name, bar_format=style, dynamic_ncols=True, file=sys.stderr)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from crossfade.options.parsing import positive_integer
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -74,7 +75,7 @@ def deploy_job(
     if line := image_problem(aws, image):
         _logger.info(line)
     deploy(aws, requests, update=update)
-    print(endpoint)
+    print_line(endpoint)
     if not arguments.wait:
         _logger.info(f"the endpoint {endpoint} is being {'updated' if update else 'created'}; --wait waits for it")
         return 0

@@ -13,6 +13,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.next_command import command_line, train_command
 from crossfade.options.command import add_command
 from crossfade.options.parsing import parse_number, parse_whole_number
+from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
@@ -98,12 +99,12 @@ def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
     if arguments.skip_existing:
         existing = read_complete(Folder(arguments.out))
         if existing is not None and existing.source == synthetic_source(spec, arguments.seed):
-            print(f"{arguments.out}: exists already; nothing to do")
+            print_line(f"{arguments.out}: exists already; nothing to do")
             return 0
     with progress_bars() as bars:
         manifest = write_synthetic(arguments.out, spec, arguments.seed, arguments.overwrite, bars, arguments.work_dir)
-    print(format_summary(manifest, Folder(arguments.out)))
-    print(f"next: {train_command(arguments.out, manifest.query, manifest.item)}")
+    print_lines(format_summary(manifest, Folder(arguments.out)).splitlines())
+    print_line(f"next: {train_command(arguments.out, manifest.query, manifest.item)}")
     return 0
 
 
@@ -115,9 +116,9 @@ def _write_raw_events(arguments: argparse.Namespace, spec: SyntheticSpec) -> int
             raise InputError(f"--{name.replace('_', '-')}: applies to datasets, not to --raw-events; leave it out")
     with progress_bars() as bars:
         names = write_raw_events(arguments.out, spec, arguments.seed, bars)
-    print(
+    print_line(
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
         f"{spec.item}, in {len(names)} file(s)"
     )
-    print(f"next: {command_line(*prepare_arguments(arguments.out.rstrip('/'), spec, names))}")
+    print_line(f"next: {command_line(*prepare_arguments(arguments.out.rstrip('/'), spec, names))}")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,7 +170,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
     if examples is not None:
         _print_examples(tagger.entity, [row for table in examples for row in table.to_pylist()])
     else:
-        print(f"{written:,} labels of {len(tagger.unlabeled_N):,} rows without one: {arguments.out}")
+        print_line(f"{written:,} labels of {len(tagger.unlabeled_N):,} rows without one: {arguments.out}")
 
 
 def _tables(model: TrainedModel, tagger: Tagger, strength: float, rows_N: Any) -> Iterator[pa.Table]:
@@ -197,11 +198,11 @@ def _tables(model: TrainedModel, tagger: Tagger, strength: float, rows_N: Any) -
 
 def _print_quality(tagger: Tagger, quality: TagQuality, options: TagOptions) -> None:
     fitted, validated, tested = quality.rows
-    print(
+    print_line(
         f"{sum(quality.rows):,} rows of {tagger.entity} with {quality.labels:,} labels, {quality.labels_per_row:.1f} "
         f"per row: {fitted:,} fitted, {validated:,} to choose the regularization, {tested:,} tested"
     )
-    print(f"{'ROC-AUC':>8}  {'PR-AUC':>8}  {'micro':>8}  {'precision@1':>11}")
+    print_line(f"{'ROC-AUC':>8}  {'PR-AUC':>8}  {'micro':>8}  {'precision@1':>11}")
     for name, features in _METHODS.items():
         if name in quality.metrics:
             method = features
@@ -209,9 +210,9 @@ def _print_quality(tagger: Tagger, quality: TagQuality, options: TagOptions) -> 
             columns = "  ".join(f"{value:>{width}}" for value, width in zip(values, (8, 8, 8, 11), strict=True))
             if name in quality.columns:
                 method += f", {quality.columns[name]:,} columns, C = {quality.strength[name]:g}"
-            print(f"{columns}  {method}")
+            print_line(f"{columns}  {method}")
     kept = quality.kept
-    print(
+    print_line(
         f"predicted labels ({options.top} at most, probability {options.threshold:g}): {kept['precision']:.0%} right, "
         f"{kept['labels_per_row']:.1f} per row, {kept['share']:.0%} of rows have one"
     )
@@ -224,6 +225,6 @@ def _print_examples(entity: str, rows: list[dict[str, Any]]) -> None:
         name = str(row.get(f"{entity}_name") or row[entity])
         lines.setdefault(name, []).append(f"{row['label']} {row['probability']:.2f}")
     if lines:
-        print("predicted for the most frequent rows without a label; --out writes all:")
+        print_line("predicted for the most frequent rows without a label; --out writes all:")
     for name, labels in lines.items():
-        print(f"  {name}: {', '.join(labels)}")
+        print_line(f"  {name}: {', '.join(labels)}")

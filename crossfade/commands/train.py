@@ -11,6 +11,7 @@ from crossfade import logs
 from crossfade.options.command import CommandParser, add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.display import Progress
@@ -68,7 +69,7 @@ class _Explain(argparse.Action):
         rows = [("KEY", "TYPE", "DEFAULT", "MEANING"), *explain_fields()]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for row in rows:
-            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}")
+            print_line("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}")
         parser.exit()
 
 

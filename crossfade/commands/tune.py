@@ -11,6 +11,7 @@ from crossfade.next_command import command_line
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
 from crossfade.options.parsing import positive_integer
+from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
     from crossfade.deploy.tuning.study import TuningStudy
@@ -125,12 +126,12 @@ def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
 def _print_results(study: TuningStudy, best_metric: str) -> None:
     results = study.trial_results()
     keys = list(results[0].parameters)
-    print("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
+    print_line("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
     for result in results[:_SHOWN]:
         cells = (f"{_text(result.parameters.get(key)):<{len(key)}}" for key in keys)
         note = "  pruned" if result.pruned else ""
-        print("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
-    print(f"next: {command_line('train', study.folder / 'best.yaml')}")
+        print_line("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
+    print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
 
 
 def _text(value: Any) -> str:

@@ -13,6 +13,7 @@ from crossfade.next_command import train_command
 from crossfade.options.command import add_command
 from crossfade.options.parsing import memory_bytes
 from crossfade.options.prepare import add_memory
+from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bars() as bars:
         report = validate(Folder(arguments.data), arguments.query, arguments.item, limit, bars)
     manifest = _print_report(report, arguments.data)
-    print(f"next: {train_command(arguments.data, manifest.query, manifest.item)}")
+    print_line(f"next: {train_command(arguments.data, manifest.query, manifest.item)}")
     return 0
 
 
@@ -74,13 +75,13 @@ def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
     problems = report.problems
     if problems.count:
         for problem in problems.listed:
-            print(problem, file=sys.stderr)
+            print_line(problem, file=sys.stderr)
         if problems.count > len(problems.listed):
-            print(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
+            print_line(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
         raise InputError(f"{location}: {problems.count:,} problem(s), listed above; fix the data and validate it again")
     assert report.manifest is not None
-    print(format_summary(report.manifest, Folder(location)))
+    print_lines(format_summary(report.manifest, Folder(location)).splitlines())
     for note in report.notes:
-        print(f"  note: {note}")
-    print(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
+        print_line(f"  note: {note}")
+    print_line(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
     return report.manifest

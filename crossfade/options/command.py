@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from crossfade.kvstore.errors import escape_unprintable
+
 
 class CommandParser(argparse.ArgumentParser):
     """A parser that reports unknown options with its own usage and the option that was probably meant."""
@@ -35,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         self._fail(f"{self.in_words_typed(message)}{suggestion}")
 
     def _fail(self, message: str) -> NoReturn:
-        super().error(message)
+        super().error(escape_unprintable(message))
 
     def _suggestion(self) -> str:
         known = list(self._option_string_actions)

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,12 +28,10 @@ from crossfade.deploy.cluster.messages import DesiredState, Heartbeat
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.kvstore.validation_errors import format_validation_error
-from crossfade.trainer.monitoring.bounded_server import BoundedServer
+from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 
 MIN_TOKEN_LENGTH = 16
 MAX_BODY_BYTES = 4 << 20
-CLIENT_TIMEOUT_SECONDS = 5.0
-"""Time that the server waits for the next bytes of a client."""
 REQUEST_TIMEOUT_SECONDS = 2.0
 """Timeout of an agent's request. With the agent's own lease it is less than the coordinator's lease."""
 
@@ -76,10 +73,8 @@ class _Rejection(Exception):  # noqa: N818 - an HTTP answer, not an internal err
         self.status = status
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = CLIENT_TIMEOUT_SECONDS
+class _Handler(BoundedHandler):
     server: _Server
-    server_version, sys_version = "crossfade", ""
 
     def do_GET(self) -> None:
         """Answer /v1/status."""
@@ -95,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, make_body: Callable[[], str]) -> None:
         try:
             self._check_token()
+            self.admit()
             if self.path != path:
                 raise _Rejection(HTTPStatus.NOT_FOUND, f"there is no {self.command} {self.path[:80]}")
             status, body = HTTPStatus.OK, make_body()
@@ -142,9 +138,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self.rfile.read(length)
         except OSError as error:
             raise _Rejection(HTTPStatus.REQUEST_TIMEOUT, f"the request broke off: {error}") from error
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing: the coordinator's events report what matters."""
 
 
 class _Server(BoundedServer):

@@ -18,11 +18,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 
 from crossfade.deploy.topology import Address
 from crossfade.kvstore.errors import ClusterError
-from crossfade.trainer.monitoring.bounded_server import BoundedServer, Limits
+from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer, Limits
 
 MAX_KEY_BYTES = 256
 KEYS_PER_WORKER = 32
@@ -31,11 +30,9 @@ VALUE_BYTES, VALUE_BYTES_PER_WORKER = 1024, 256
 """A worker stores an address, of some 140 bytes, for each of the others in one value."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 5.0
+class _Handler(BoundedHandler):
     server: _Server
     values: dict[str, bytes]
-    server_version, sys_version = "crossfade", ""
 
     def do_GET(self) -> None:
         """Return the value of a key."""
@@ -75,6 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif len(given) > len(prefix) + MAX_KEY_BYTES:
             self._answer(HTTPStatus.REQUEST_URI_TOO_LONG)
         else:
+            self.admit()
             key = self.path[len(prefix) :]
         return key
 
@@ -84,13 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        """Log nothing: the workers report their own state."""
-
 
 class _Server(BoundedServer):
     # Each worker polls 100 times a second until the last one has arrived.
-    limits = Limits(connections=1024, connections_per_address=512)
+    limits = Limits(members=256)
 
     def __init__(self, host: str, workers: int) -> None:
         self.max_keys = KEYS_PER_WORKER * workers

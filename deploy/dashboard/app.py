@@ -12,19 +12,22 @@ from urllib.parse import parse_qs, urlencode
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from flask import Response
 
+from crossfade.deploy.access import SECURITY_HEADERS, Access
 from crossfade.deploy.dashboard import charts, page
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.layout import AXES, GRAPHS, layout
+from crossfade.deploy.dashboard.login import restrict
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.runs import Runs
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 
 _POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; frame-ancestors 'self'; object-src 'none'; base-uri 'self'"
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' {scripts}; img-src 'self' data: blob:; "
+    "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
+"""The content security policy; ``scripts`` are the hashes of those that Dash places in the page."""
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -32,8 +35,7 @@ _INDEX = """<!DOCTYPE html>
 <title>{%title%}</title>
 {%favicon%}
 {%css%}
-<script>try { const t = localStorage.getItem("crossfade-theme"); if (t) document.documentElement.dataset.theme = t }
-catch { /* storage may be forbidden */ }</script>
+<script src="/assets/early_theme.js"></script>
 </head>
 <body>
 {%app_entry%}
@@ -44,12 +46,12 @@ _GRAPHS = tuple(GRAPHS)
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
-def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
+def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = Access()) -> Dash:  # noqa: B008
     """Build the application that shows ``runs`` and explores their ``models``; ``source`` names their folders."""
     app = Dash(
         "crossfade",
         assets_folder=str(Path(__file__).with_name("assets")),
-        assets_ignore=r"^explore",  # those of the Explore page, which loads them itself
+        assets_ignore=r"^(explore|early)",  # those that pages load themselves
         title="Crossfade",
         update_title="",
         index_string=_INDEX,
@@ -63,20 +65,23 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
         ],
     )
     app.layout = layout(source)
-    app.server.after_request(_protect)
+    restrict(app.server, access)
     app.server.register_blueprint(explore_pages(runs, models, source))
     _select_axis(app)
     _select_runs(app, runs)
     _show_runs(app, runs)
+    _protect(app)
     return app
 
 
-def _protect(response: Response) -> Response:
-    """Forbid the browser to load anything from other servers."""
-    response.headers["Content-Security-Policy"] = _POLICY
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    return response
+def _protect(app: Dash) -> None:
+    """Forbid the browser to load anything from other servers, and to run scripts in the page but those of Dash."""
+    headers = {**SECURITY_HEADERS, "Content-Security-Policy": _POLICY.format(scripts=" ".join(app.csp_hashes()))}
+
+    @app.server.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(headers)
+        return response
 
 
 def _select_axis(app: Dash) -> None:

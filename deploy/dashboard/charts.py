@@ -8,6 +8,7 @@ Shapes: N lines of a history, P points that are drawn.
 
 from __future__ import annotations
 
+import html
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
 
 def phases(shown: Sequence[RunView]) -> Figure:
     """Draw the mean time of a step by phase, in milliseconds, as measured on the first worker."""
-    names = [each.summary.name for each in shown]
+    names = [_plain(each.summary.name) for each in shown]
     per_step = []
     for each in shown:
         steps = max(1, _measured_steps(each))
@@ -120,7 +121,7 @@ def phases(shown: Sequence[RunView]) -> Figure:
         if any(phase in values for values in per_step)
     ]
     layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.65 if len(shown) == 1 else 0.35}
-    layout |= {"y": _names_axis(names, map(_short, names)), "hover": "closest"}
+    layout |= {"y": _names_axis(names, (_short(each.summary.name) for each in shown)), "hover": "closest"}
     return _figure(traces, "No step has been timed.", x_title="milliseconds per step", legend=True, **layout)
 
 
@@ -137,7 +138,7 @@ def _measured_steps(each: RunView) -> int:
 def traffic(shown: Sequence[RunView]) -> Figure:
     """Draw bytes pulled and pushed by all workers, and the bytes that dense gradients would have taken."""
     rows = [(each, name, label) for each in shown if each.summary.traffic for name, label in _TRAFFIC_ROWS]
-    labels = [f"{each.summary.name}: {label}" if len(shown) > 1 else label for each, _, label in rows]
+    labels = [f"{_plain(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
     short = [f"{_short(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
     values = [each.summary.traffic.get(name, 0) for each, name, _ in rows]
     bar = {
@@ -195,7 +196,7 @@ def _by_process(
                 continue
             time_N, value_N = pick(samples)
             x_P, y_P = _thinned(_minutes(each, time_N), value_N)
-            label = name if len(shown) == 1 else f"{_short(each.summary.name)}: {name}"
+            label = _plain(name) if len(shown) == 1 else f"{_short(each.summary.name)}: {_plain(name)}"
             color = COLORS[number % MAX_RUNS] if len(shown) == 1 else each.color
             dash = ("solid", "dash", "dot", "dashdot")[number % 4] if len(shown) > 1 else "solid"
             trace = _line(each, x_P, y_P, name=label)
@@ -263,7 +264,12 @@ def _line(
 def _short(name: str) -> str:
     """Shorten a long name in its middle: the names of runs often differ in their ends."""
     half = _MAX_NAME // 2
-    return name if len(name) <= _MAX_NAME else f"{name[: half - 1]}…{name[-half:]}"
+    return _plain(name if len(name) <= _MAX_NAME else f"{name[: half - 1]}…{name[-half:]}")
+
+
+def _plain(name: str) -> str:
+    """Escape ``name`` for Plotly, which interprets some HTML elements, such as links, in all texts."""
+    return html.escape(name, quote=False)
 
 
 def _names_axis(names: Sequence[str], shown: Iterable[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Serve the dashboard over HTTP.
 
-    serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, print)
+    serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, Access(), print)
 
-Waitress is imported only here, Dash by the modules that build the page.
+Waitress and Dash are imported only when the page is served.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from crossfade.deploy.access import Access
 from crossfade.deploy.dashboard.runs import Runs
 from crossfade.kvstore.errors import InputError, MissingExtraError
 
 _THREADS = 8
 
 
-def serve(runs: Runs, source: str, host: str, port: int, on_listening: Callable[[str], None]) -> None:
+def serve(runs: Runs, source: str, host: str, port: int, access: Access, on_listening: Callable[[str], None]) -> None:
     """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until an exception ends it.
 
-    ``source`` names the folders of the runs in the page's header; ``on_listening`` receives the page's URL.
+    ``access`` decides which requests are answered. ``source`` names the folders of the runs in the page's header;
+    ``on_listening`` receives the page's URL.
 
     Raises:
         MissingExtraError: Dash or Waitress is not installed.
         InputError: the address is in use or cannot be bound.
     """
     try:
-        from waitress.server import create_server
-
         from crossfade.deploy.dashboard.app import make_app
+        from crossfade.deploy.dashboard.bounded_waitress import BoundedWaitress
         from crossfade.deploy.dashboard.explored_models import ExploredModels
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
     # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     models = ExploredModels()
-    app = make_app(runs, models, source)
+    app = make_app(runs, models, source, access)
     try:
-        server = create_server(app.server, host=host, port=port, threads=_THREADS, ident="crossfade")
+        server = BoundedWaitress(app.server, host=host, port=port, threads=_THREADS)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(

@@ -1,6 +1,6 @@
 """The application: its routes, their documentation, and what surrounds every request.
 
-    uvicorn.run("crossfade.deploy.serving.app:make_app", factory=True)        # with VERSIONS_VARIABLE set
+    Config(partial(make_app, Access()), factory=True, http=…)         # with VERSIONS_VARIABLE set, for uvicorn
 
 ``/docs`` shows the routes with examples, ``/openapi.json`` describes them.
 """
@@ -15,18 +15,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.routing import Route
 
+from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import UnknownRowError
 from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import exposition
-from crossfade.deploy.serving.middleware import LimitedBodies, RecordedRequests
+from crossfade.deploy.serving.middleware import LimitedBodies, RecordedRequests, RestrictedAccess
+from crossfade.deploy.serving.protocol import Bounds
 from crossfade.deploy.serving.schemas import (
     PROBLEMS,
     FoundRows,
@@ -57,24 +60,33 @@ has `error` instead; where a request is for one ID only, the status is 404.
 """
 
 
-def make_app() -> FastAPI:
-    """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names."""
+def make_app(access: Access) -> FastAPI:
+    """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
     logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
+    # Invalid requests, which uvicorn logs as warnings, would fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     die_with_agent()
     current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
         following = asyncio.create_task(current.follow())
-        yield
+        yield Bounds().state()
         following.cancel()
         current.close()
 
     app = FastAPIOffline(
-        title="Crossfade", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
+        title="Crossfade",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        # Only for the description, where /docs then has a field for the token.
+        dependencies=[] if access.token is None else [Security(HTTPBearer(auto_error=False))],
     )
     app.add_middleware(LimitedBodies)
+    app.add_middleware(RestrictedAccess, access=access)
     app.add_middleware(RecordedRequests)
     for error, status in ((UnknownRowError, 404), (InputError, 400), (OverloadedError, 503)):
         app.add_exception_handler(error, _problem(status))

@@ -12,10 +12,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crossfade.deploy.access import Access
 from crossfade.deploy.capacity.machine import usable_cores
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
@@ -39,6 +41,7 @@ class ServerOptions:
         processes: how many processes answer requests.
         refresh_seconds: how often to look for a new version; 0: never.
         work: the folder for versions; None: a temporary one.
+        access: decides which requests are answered.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +49,7 @@ class ServerOptions:
     processes: int = 1
     refresh_seconds: float = 30.0
     work: Path | None = None
+    access: Access = field(default_factory=Access)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def serve(
             from uvicorn.config import STARTUP_FAILURE
             from uvicorn.supervisors import Multiprocess
 
-            from crossfade.deploy.serving.app import VERSIONS_VARIABLE
+            from crossfade.deploy.serving.app import VERSIONS_VARIABLE, make_app
             from crossfade.deploy.serving.versions import Refresher, Source, Versions
         except ImportError as error:
             raise MissingExtraError(error.name or "fastapi", extra="serve", purpose="crossfade serve") from error
@@ -98,7 +102,8 @@ def serve(
         refresher.write_first(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)
         os.environ[AGENT_VARIABLE] = str(os.getpid())
-        config = Config("crossfade.deploy.serving.app:make_app", **_process_options(options.processes))
+        # The processes get the token by a pipe, with the application.
+        config = Config(partial(make_app, options.access), **_process_options(options.processes))
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
         on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
@@ -115,6 +120,8 @@ def _process_options(processes: int) -> dict[str, Any]:
         os.environ.setdefault(variable, str(max(1, usable_cores() // processes)))
     return {
         "factory": True,
+        "http": "crossfade.deploy.serving.protocol:BoundedProtocol",
+        "ws": "none",
         "workers": processes,
         "backlog": _BACKLOG,
         "access_log": False,

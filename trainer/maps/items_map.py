@@ -92,7 +92,7 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
     agreement = measure_agreement(labels, place_N2, neighbor_NK) if labels is not None else None
     found = RowNames(model.vocabulary(item), item).labels(rows_N)
     chosen = [found[int(row)] for row in rows_N]
-    ids, names = pa.array([label.id for label in chosen]), [str(label) for label in chosen]
+    ids, names = pa.array([label.id for label in chosen]), [label.name or str(label.id) for label in chosen]
     title = f"{model.job.name}: the {len(rows_N):,} most frequent of {item}"
     return ItemsMap(title, rows_N, ids, names, place_N2, labels, neighbor_NK, agreement)
 

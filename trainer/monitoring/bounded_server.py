@@ -1,14 +1,20 @@
 """A threaded HTTP server with bounded connections, for the endpoints of a run.
 
-    class Server(BoundedServer):
-        limits = Limits(connections=64)
+    class Handler(BoundedHandler):
+        def do_GET(self) -> None:
+            self.admit()                # once the request has passed all checks
+            ...
 
-Each connection carries one request. Connections are limited in number, in all and for each address, and in duration, so
-that silent or slow clients cannot exhaust threads.
+    class Server(BoundedServer):
+        limits = Limits(strangers=64)
+
+Each connection carries one request. Connections are limited in number, apart for those whose request has been admitted
+and those of strangers, and in duration, so that silent or slow clients can neither exhaust threads nor keep others out.
 """
 
 from __future__ import annotations
 
+import http.client
 import socket
 import socketserver
 import threading
@@ -17,40 +23,44 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from typing import Any
 
+from crossfade.trainer.monitoring.places import Places
+
+MAX_HEAD_BYTES = 64 << 10
+"""Maximum size of the headers of a request."""
+_THREAD_WAIT_SECONDS = 0.2
+"""Time that a new connection waits for the thread of the one that is closed for it."""
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The maximum number of open connections, and the maximum duration of one."""
+    """The maximum numbers of open connections, and the maximum duration of one."""
 
-    connections: int = 256
-    connections_per_address: int = 32
-    """Fewer than all, so that a misbehaving client blocks only clients of its own host."""
+    strangers: int = 128
+    """Connections whose request has not been admitted yet."""
+    members: int = 128
+    """Connections whose request has been admitted."""
     seconds: float = 10.0
     """Maximum duration of a connection."""
-
-
-@dataclass(frozen=True)
-class _Connection:
-    host: str
-    opened_at: float
 
 
 class BoundedServer(ThreadingHTTPServer):
     """Answers each request in its own thread, within ``limits``."""
 
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 1024  # a burst of strangers must not make members repeat their attempts
     block_on_close = False  # a slow client would delay the end of the run
     limits = Limits()
 
-    def __init__(self, host: str, port: int, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+    def __init__(self, host: str, port: int, handler: Callable[..., BoundedHandler]) -> None:
         """Listen at ``port`` of ``host``; 0 is a free port. ``handler`` is created for each request."""
+        self._places: Places[Any] = Places(self.limits.strangers, self.limits.members)
+        self._free_threads = threading.BoundedSemaphore(self.limits.strangers + self.limits.members)
         self._lock = threading.Lock()
-        self._open: dict[Any, _Connection] = {}
+        self._opened_at: dict[Any, float] = {}
         super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
@@ -59,14 +69,11 @@ class BoundedServer(ThreadingHTTPServer):
         self.server_port = self.socket.getsockname()[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer ``request`` in a thread, or with 503 if the limits are reached."""
-        host = client_address[0]
-        with self._lock:
-            from_host = sum(connection.host == host for connection in self._open.values())
-            has_room = len(self._open) < self.limits.connections and from_host < self.limits.connections_per_address
-            if has_room:
-                self._open[request] = _Connection(host, time.monotonic())
-        if has_room:
+        """Answer ``request`` in a thread, or with 503 if all are busy."""
+        _break_off(self._places.add(request, client_address[0]))
+        if self._free_threads.acquire(timeout=_THREAD_WAIT_SECONDS):
+            with self._lock:
+                self._opened_at[request] = time.monotonic()
             super().process_request(request, client_address)
             return
         with suppress(OSError):
@@ -74,20 +81,77 @@ class BoundedServer(ThreadingHTTPServer):
             request.send(_BUSY)
         self.shutdown_request(request)
 
+    def admit(self, request: Any) -> None:
+        """Count the connection ``request`` with the members from now on."""
+        _break_off(self._places.admit(request))
+
     def shutdown_request(self, request: Any) -> None:
         """End a connection."""
+        self._places.remove(request)
         with self._lock:
-            self._open.pop(request, None)
+            had_thread = self._opened_at.pop(request, None) is not None
+        if had_thread:
+            self._free_threads.release()
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Close connections that last too long. The server calls this between requests, many times a second."""
+        """Break off connections that last too long. The server calls this between requests, many times a second."""
         oldest = time.monotonic() - self.limits.seconds
         with self._lock:
-            for request, connection in self._open.items():
-                if connection.opened_at < oldest:
-                    with suppress(OSError):  # its thread stops waiting and ends
-                        request.shutdown(socket.SHUT_RDWR)
+            overdue = [request for request, opened_at in self._opened_at.items() if opened_at < oldest]
+        for request in overdue:
+            _break_off(request)
 
     def handle_error(self, *_: object) -> None:
         """Log nothing: a client that disconnects tries again."""
+
+
+def _break_off(request: Any) -> None:
+    """Break off a connection, if there is one: its thread stops waiting and ends."""
+    if request is not None:
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+
+class BoundedHandler(BaseHTTPRequestHandler):
+    """Answers the request of one connection to a ``BoundedServer``."""
+
+    timeout = 5.0
+    """Seconds that the thread waits for the next bytes of the client."""
+    server: BoundedServer
+    server_version, sys_version = "crossfade", ""
+
+    def admit(self) -> None:
+        """Count this connection with the members: its request has passed all checks."""
+        self.server.admit(self.request)
+
+    def parse_request(self) -> bool:
+        """Read the headers, ``MAX_HEAD_BYTES`` at most; if there are more, answer 431 and return false."""
+        rest = self.rfile
+        self.rfile = _Head(rest)  # type: ignore[assignment]
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = rest
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: requests would fill the log."""
+
+
+class _Head:
+    """Reads the lines of headers from ``file``, up to a total size. http.client bounds each line and their number."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file, self._left = file, MAX_HEAD_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line.
+
+        Raises:
+            LineTooLong: the headers are too large; the base class answers 431.
+        """
+        line = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.LineTooLong("headers")
+        return line

@@ -19,18 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.monitoring.bounded_server import BoundedServer
+from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
-CLIENT_TIMEOUT_SECONDS = 5.0
-"""Time that a thread waits for the next bytes of a client."""
 MAX_FINAL_WAIT_SECONDS = 20.0
 """Maximum time that a finished run waits for Prometheus to scrape its last values."""
 POLL_SECONDS = 0.05
@@ -70,13 +67,12 @@ _logger = logging.getLogger(__name__)
 _SCRAPE_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = CLIENT_TIMEOUT_SECONDS
+class _Handler(BoundedHandler):
     server: _Server
-    server_version, sys_version = "crossfade", ""
 
     def do_GET(self) -> None:
         """Answer a request."""
+        self.admit()
         began_at, path = time.monotonic(), self.path.partition("?")[0]
         try:
             status, kind, body = self._answer(path)
@@ -101,9 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/targets" and endpoint.targets is not None:
             return HTTPStatus.OK, *_json(endpoint.targets())
         return HTTPStatus.NOT_FOUND, "text/plain", b"not found; available are /metrics and /healthz\n"
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing: scrapes would fill the log."""
 
 
 def _json(value: object) -> tuple[str, bytes]:

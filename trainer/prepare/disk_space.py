@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from crossfade.kvstore.errors import escape_unprintable
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
@@ -36,8 +37,9 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
     """
     free, needed = shutil.disk_usage(work).free, estimate_temp_bytes(files)
     if free < needed:
+        place = escape_unprintable(str(work))
         print(
-            f"crossfade: {work}: {free / 1e9:,.1f} GB are free, and temporary files may take {needed / 1e9:,.1f} GB; "
+            f"crossfade: {place}: {free / 1e9:,.1f} GB are free, and temporary files may take {needed / 1e9:,.1f} GB; "
             "if that is too little, name a larger disk with --work-dir DIR",
             file=sys.stderr,
         )

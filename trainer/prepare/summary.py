@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import duckdb
 
+from crossfade.kvstore.errors import escape_unprintable
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -56,7 +57,7 @@ def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity
 
 
 def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
-    """Format a summary, in lines, of the dataset in ``folder``: its contents, and what was left out and why."""
+    """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
     width = max(map(len, [*manifest.entities, *SPLITS]))
@@ -79,7 +80,8 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
         f"{train / query.rows:,.1f} interactions of each {manifest.query} "
         f"and {train / item.rows:,.1f} of each {manifest.item}"
     )
-    return "\n".join([*lines, *(f"  {line}" for line in [*_signs_and_times(manifest), *_left_out(manifest)])])
+    lines += (f"  {line}" for line in [*_signs_and_times(manifest), *_left_out(manifest)])
+    return "\n".join(map(escape_unprintable, lines))
 
 
 def _top(folder: Folder, manifest: DatasetManifest, entity: str) -> str:

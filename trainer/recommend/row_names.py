@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 Fold = Callable[[Any], Any]
@@ -51,8 +51,8 @@ class RowLabel(NamedTuple):
     name: str | None
 
     def __str__(self) -> str:
-        """Return the name or, without one, the ID."""
-        return self.name or str(self.id)
+        """Return the name or, without one, the ID, in one printable line."""
+        return escape_unprintable(self.name or str(self.id))
 
 
 class RowNames:

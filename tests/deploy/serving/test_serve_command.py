@@ -6,20 +6,26 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from browser import browsing, visiting
 from cluster_data import GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
+from playwright.sync_api import expect
 from running_command import succeeded
 from serving import RunningServer, running_server
+from strangers import idle_strangers, send_garbage
 from waiting import wait_until
 
 from crossfade.deploy.serving.middleware import MAX_BODY_BYTES
+from crossfade.deploy.topology import Address
 
+TOKEN = "a-secret-of-this-test-alone"
 pytestmark = pytest.mark.slow
 
 
@@ -146,6 +152,38 @@ def test_documentation_needs_no_other_host(server: RunningServer) -> None:
     page = server.text("docs")
     assert "https://" not in page
     assert server.get("openapi.json")[1]["info"]["title"] == "Crossfade"
+
+
+def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    with running_server("run", "--token-file", tmp_path / "token", cwd=workspace) as server, browsing() as browser:
+        address = Address.parse(server.url.split("/")[2], "the server")
+        with idle_strangers(address, 300):
+            for headers, route, status in (
+                ({}, "model", 401),
+                ({}, "metrics", 401),
+                ({"Authorization": f"Bearer {TOKEN}x"}, "model", 401),
+                ({"Authorization": f"Bearer {TOKEN}"}, "model", 200),
+                ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, "model", 421),
+                ({"Host": "evil.example"}, "healthz", 200),
+            ):
+                assert status_of(address, route, headers) == status
+        send_garbage(address, 300)
+        assert status_of(address, "model", {"Authorization": f"Bearer {TOKEN}"}) == 200
+        for process in server.command.mark.processes():
+            assert TOKEN not in " ".join([*process.cmdline(), *process.environ().values()])
+        with visiting(browser, f"{server.url}docs") as visit:
+            expect(visit.page.get_by_role("button", name="Authorize")).to_be_visible()
+            expect(visit.page.locator(".opblock").first).to_be_visible()
+            assert (visit.errors, visit.hosts) == ([], {server.url.split("/")[2]})
+        server.command.process.send_signal(signal.SIGTERM)
+        assert TOKEN not in server.command.finish().stderr
+
+
+def status_of(address: Address, route: str, headers: dict[str, str]) -> int:
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+        connection.request("GET", f"/{route}", headers=headers)
+        return connection.getresponse().status
 
 
 class Load:

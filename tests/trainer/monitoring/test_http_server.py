@@ -1,25 +1,25 @@
-"""Bounded servers under clients that hold connections open and send little or nothing, with real sockets."""
+"""Bounded servers under clients that hold connections open, send little, or send no requests, with real sockets."""
 
 import http.client
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 from scripted_agents import Cluster, Host
+from strangers import connect, idle_strangers, is_closed, send_garbage, send_slowly_until_closed
 from waiting import wait_until
 
 from crossfade.deploy.cluster.agent import CoordinatorUnreachable
 from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, serve_coordinator
+from crossfade.deploy.cluster.rendezvous import serve_rendezvous
 from crossfade.deploy.topology import Address
-from crossfade.trainer.monitoring.bounded_server import BoundedServer, Limits
+from crossfade.trainer.monitoring.bounded_server import MAX_HEAD_BYTES, BoundedServer, Limits
 from crossfade.trainer.monitoring.http import serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 TOKEN = "a-secret-of-this-test-alone"
-PER_ADDRESS, TOTAL = 4, 6
+STRANGERS, MEMBERS = 4, 3
 
 
 @contextmanager
@@ -34,33 +34,31 @@ def metrics() -> Iterator[Address]:
         yield Address.parse(str(endpoint.address), "metrics")
 
 
-@pytest.fixture(params=[coordinator, metrics])
-def served(request: pytest.FixtureRequest) -> Iterator[Address]:
-    with request.param() as address:
-        yield address
+@contextmanager
+def rendezvous() -> Iterator[Address]:
+    with serve_rendezvous("127.0.0.1", 2) as meeting:
+        yield Address.parse(meeting.new_generation().partition("/")[0], "rendezvous")
 
 
-@pytest.fixture
-def set_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Limit connections to ``TOTAL``, ``PER_ADDRESS`` from one address, each for so many seconds."""
-
-    def limit(seconds: float) -> None:
-        monkeypatch.setattr(BoundedServer, "limits", Limits(TOTAL, PER_ADDRESS, seconds))
-
-    return limit
+Serve = Callable[[], AbstractContextManager[Address]]
 
 
-def hold(address: Address, client: str, count: int, stack: ExitStack) -> list[socket.socket]:
-    """Open ``count`` connections from ``client`` that send nothing."""
-    at = (address.host, address.port)
-    return [stack.enter_context(socket.create_connection(at, 5, (client, 0))) for _ in range(count)]
+@pytest.fixture(params=[coordinator, metrics, rendezvous])
+def serve(request: pytest.FixtureRequest) -> Serve:
+    found: Serve = request.param
+    return found
 
 
-def status(address: Address, client: str) -> int | None:
+def limit(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
+    for server in (BoundedServer, *BoundedServer.__subclasses__()):
+        monkeypatch.setattr(server, "limits", limits)
+
+
+def status(address: Address, client: str = "127.0.0.1", path: str = "/healthz", **headers: str) -> int | None:
     """Return the status of an answer; None if the connection was broken off."""
-    connection = http.client.HTTPConnection(address.host, address.port, 5, source_address=(client, 0))
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=5, source_address=(client, 0))
     try:
-        connection.request("GET", "/healthz")
+        connection.request("GET", path, headers=headers)
         return connection.getresponse().status
     except (ConnectionError, http.client.BadStatusLine):
         return None
@@ -68,77 +66,102 @@ def status(address: Address, client: str) -> int | None:
         connection.close()
 
 
-def is_answered(address: Address, client: str) -> bool:
-    return status(address, client) in {200, 401}
+def is_answered(address: Address, client: str = "127.0.0.1") -> bool:
+    return status(address, client) in {200, 401, 403}
 
 
-def is_rejected(address: Address, client: str) -> bool:
-    return status(address, client) in {503, None}
+def test_300_idle_strangers_keep_no_member_out(serve: Serve) -> None:
+    with serve() as address, idle_strangers(address, 300), idle_strangers(address, 300, "127.0.0.2"):
+        assert is_answered(address)
+        assert is_answered(address, "127.0.0.3")
 
 
-def is_closed(held: socket.socket) -> bool:
-    try:
-        return held.recv(1) == b""
-    except ConnectionError:
-        return True
-
-
-def test_connections_per_address_are_limited_and_other_addresses_answered(
-    served: Address, set_limits: Callable[[float], None]
-) -> None:
-    set_limits(60.0)
-    with ExitStack() as stack:
-        hold(served, "127.0.0.1", PER_ADDRESS, stack)
-        wait_until(lambda: is_rejected(served, "127.0.0.1"), 5, "the limit per address")
-        assert is_answered(served, "127.0.0.2")
-    wait_until(lambda: is_answered(served, "127.0.0.1"), 5, "free connections")
-
-
-def test_total_connections_and_threads_are_limited(served: Address, set_limits: Callable[[float], None]) -> None:
-    set_limits(60.0)
-    before = threading.active_count()
-    with ExitStack() as stack:
-        for number in range(10):
-            hold(served, f"127.0.0.{10 + number}", PER_ADDRESS, stack)
-        wait_until(lambda: is_rejected(served, "127.0.0.2"), 5, "the total limit")
-        assert threading.active_count() - before <= TOTAL
-    wait_until(lambda: is_answered(served, "127.0.0.2"), 5, "free connections")
-
-
-def test_silent_and_slow_clients_are_disconnected(served: Address, set_limits: Callable[[float], None]) -> None:
-    set_limits(0.5)
-    before, begin = threading.active_count(), time.monotonic()
-    with ExitStack() as stack:
-        silent, slow = hold(served, "127.0.0.1", 2, stack)
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
-        slow.settimeout(0.05)
-
-        def is_slow_closed() -> bool:
-            try:
-                slow.sendall(b"x")
-                return slow.recv(1) == b""
-            except TimeoutError:
-                return False
-            except ConnectionError:
-                return True
-
-        wait_until(is_slow_closed, 5, "the end of the slow connection")
-        assert is_closed(silent)
-        assert time.monotonic() - begin >= 0.4
-        wait_until(lambda: threading.active_count() == before, 5, "the end of their threads")
-    assert is_answered(served, "127.0.0.1")
-
-
-def test_agent_retries_after_connection_limit(set_limits: Callable[[float], None]) -> None:
-    set_limits(60.0)
+def test_agent_joins_among_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, Limits(STRANGERS, MEMBERS, 60.0))
     cluster = Cluster(hosts=2)
-    heartbeat = Host(cluster, "127.0.0.2").make_heartbeat()
-    with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
-        remote = RemoteCoordinator(address, TOKEN)
+    with (
+        serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address,
+        idle_strangers(address, 5 * STRANGERS) as held,
+    ):
+        desired = RemoteCoordinator(address, TOKEN).send_heartbeat(Host(cluster, "127.0.0.2").make_heartbeat())
+        assert desired.action == "wait"
+        wait_until(lambda: all(map(is_closed, held[:STRANGERS])), 5, "the end of the oldest strangers")
+
+
+def test_strangers_take_no_place_of_an_admitted_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, Limits(STRANGERS, MEMBERS, 60.0))
+    with coordinator() as address, connect(address) as member:
+        body = Host(Cluster(hosts=2), "127.0.0.2").make_heartbeat().model_dump_json().encode()
+        head = f"POST /v1/heartbeat HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+        member.sendall(head.encode() + body[:-1])
+        # More requests are read only after this one has been admitted, whose body is incomplete.
+        wait_until(lambda: status(address, Authorization=f"Bearer {TOKEN}", path="/v1/status") == 200, 5, "an answer")
+        with idle_strangers(address, 5 * STRANGERS):
+            assert is_answered(address)
+            member.sendall(body[-1:])
+            assert member.recv(1 << 16).startswith(b"HTTP/1.0 200 ")
+
+
+def test_threads_are_bounded_and_strangers_of_other_hosts_remain(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, Limits(STRANGERS, MEMBERS, 60.0))
+    with serve() as address, connect(address, "127.0.0.9") as other:
+        before = threading.active_count()
         with ExitStack() as stack:
-            hold(address, "127.0.0.1", PER_ADDRESS, stack)
-            wait_until(lambda: is_rejected(address, "127.0.0.1"), 5, "the limit per address")
+            for _ in range(5):
+                stack.enter_context(idle_strangers(address, STRANGERS))
+                assert threading.active_count() - before <= STRANGERS + MEMBERS
+            assert is_answered(address, "127.0.0.3")
+            assert not is_closed(other)
+
+
+def test_silent_and_slow_clients_are_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, Limits(STRANGERS, MEMBERS, 0.3))
+    with serve() as address:
+        before = threading.active_count()
+        with idle_strangers(address, 1) as [silent]:
+            send_slowly_until_closed(address, b"GET /healthz HTTP/1.1\r\nX: ")
+            wait_until(lambda: is_closed(silent), 5, "the end of the silent connection")
+            wait_until(lambda: threading.active_count() == before, 5, "the end of their threads")
+        assert is_answered(address)
+
+
+def test_large_headers_are_rejected(serve: Serve) -> None:
+    with serve() as address:
+        large = {f"X-{number}": "x" * 10_000 for number in range(MAX_HEAD_BYTES // 10_000 + 1)}
+        assert status(address, **large) == 431
+        assert status(address, path="/" + "x" * MAX_HEAD_BYTES) == 414
+        assert is_answered(address)
+
+
+def test_garbage_ends_no_server(serve: Serve) -> None:
+    with serve() as address:
+        before = threading.active_count()
+        send_garbage(address, 200)
+        assert is_answered(address)
+        wait_until(lambda: threading.active_count() <= before, 15, "the end of its threads")
+
+
+def test_busy_server_answers_503_and_the_agent_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, Limits(1, 1, 60.0))
+    cluster, release = Cluster(hosts=2), threading.Event()
+    answer = cluster.coordinator.status
+
+    def answer_later() -> dict[str, object]:
+        release.wait()
+        return answer()
+
+    monkeypatch.setattr(cluster.coordinator, "status", answer_later)
+    heartbeat = Host(cluster, "127.0.0.2").make_heartbeat()
+    with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address, ExitStack() as stack:
+        remote = RemoteCoordinator(address, TOKEN)
+        for _ in range(2):
+            waiting = stack.enter_context(connect(address))
+            waiting.sendall(f"GET /v1/status HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+        try:
+            wait_until(lambda: status(address) in {503, None}, 5, "all threads are busy")
             with pytest.raises(CoordinatorUnreachable):
                 remote.send_heartbeat(heartbeat)
-        wait_until(lambda: is_answered(address, "127.0.0.1"), 5, "free connections")
+        finally:
+            release.set()
+        wait_until(lambda: is_answered(address), 5, "free threads")
         assert remote.send_heartbeat(heartbeat).action == "wait"

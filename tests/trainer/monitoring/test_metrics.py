@@ -53,6 +53,19 @@ def test_metric_name_has_prefix_unit_and_kind(metric: names.Metric) -> None:
     assert metric.description.endswith(".")
 
 
+@pytest.mark.parametrize("name", ['plays", role="server', "plays\\", 'a\nup 1\n"b\\n', "\x1b[2J\u202eplays"])
+def test_name_stays_within_its_label(name: str) -> None:
+    stats = UpdateStats()
+    stats.add_arrays(name, {})
+    with stats.timed_update(name, 5):
+        pass
+    metrics = ProcessMetrics(name, "worker")
+    metrics.register("process", TableMetrics(stats))
+    metrics.set_identity(0)
+    [(labels, rows)] = samples(metrics.text().decode())["crossfade_updated_rows_total"]
+    assert (labels, rows) == ({"run": name, "role": "worker", "rank": "0", "table": name}, 5.0)
+
+
 def test_documented_table_equals_the_catalog() -> None:
     rows = [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.unit} | "

@@ -1,0 +1,38 @@
+r"""Print text whose names come from data: what commands print must not control the terminal that shows it.
+
+    print_line(f"{cosine:6.3f}  {name}")
+    print_json({"name": name})
+
+Names of artists, files, and runs may contain escape sequences, which move the cursor or change the clipboard, and
+directional overrides, which reorder what is shown. They are printed as Python would write them: ``\x1b``, ``\u202e``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from crossfade.kvstore.errors import escape_unprintable, to_json_line
+
+
+def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print ``text`` as one line, by default on stdout."""
+    print(escape_unprintable(str(text)), file=file, flush=flush)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print ``lines`` on stdout."""
+    for line in lines:
+        print_line(line)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON in one line."""
+    print(to_json_line(value))
+
+
+def print_log(text: str) -> None:
+    """Print a part of another process's log, which may end within a line."""
+    sys.stdout.write("\n".join(map(escape_unprintable, text.expandtabs().split("\n"))))
+    sys.stdout.flush()

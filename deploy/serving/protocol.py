@@ -1,0 +1,122 @@
+"""HTTP connections of the server: uvicorn's protocol, with places for strangers and members, and deadlines.
+
+    Config(app, http="crossfade.deploy.serving.protocol:BoundedProtocol")    # the app's lifespan yields Bounds.state()
+
+By itself, uvicorn neither ends a request that never arrives, nor a response that is never read, and it reads headers of
+any size. Each process has its own places. A request's ``scope["state"][ADMIT]()`` makes its connection a member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from crossfade.trainer.monitoring.places import Places
+
+ADMIT = "admit"
+_BOUNDS = "bounds"
+STRANGERS, MEMBERS = 256, 512
+"""Together fewer than the 1,024 files that a process may usually open."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The limits of a process's connections.
+
+    Attributes:
+        places: their places.
+        seconds: the maximum time for a request to arrive, and for a client to read what is buffered of a response.
+        head_bytes: the size from which headers that are still incomplete are rejected.
+    """
+
+    places: Places[BoundedProtocol] = field(default_factory=lambda: Places(STRANGERS, MEMBERS))
+    seconds: float = 30.0
+    head_bytes: int = 64 << 10
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that an application's lifespan yields, where the protocol finds the bounds."""
+        return {_BOUNDS: self}
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._bounds: Bounds = self.app_state[_BOUNDS]
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_in_head = False
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a place, if need be that of another connection."""
+        super().connection_made(transport)
+        self._restart_deadline()
+        _break_off(self._bounds.places.add(self, self.client[0] if self.client else ""))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Free the place."""
+        self._stop_deadline()
+        self._bounds.places.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse ``data``; reject headers that are too large."""
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
+        if self._head_bytes > self._bounds.head_bytes and not self.transport.is_closing():
+            self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self.scope["state"][ADMIT] = self._admit
+        self._is_in_head = True
+        self._restart_deadline()
+
+    def on_headers_complete(self) -> None:
+        """End the headers."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request: its answer may take as long as it needs."""
+        self._stop_deadline()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """End the response: the client must read it."""
+        self._restart_deadline()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Stop writing until the client has read more."""
+        self._restart_deadline()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_deadline()
+        super().resume_writing()
+
+    def _admit(self) -> None:
+        _break_off(self._bounds.places.admit(self))
+
+    def _restart_deadline(self) -> None:
+        self._stop_deadline()
+        self._deadline = self.loop.call_later(self._bounds.seconds, self.transport.abort)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _break_off(protocol: BoundedProtocol | None) -> None:
+    """Break off a connection, if there is one."""
+    if protocol is not None:
+        protocol.transport.abort()

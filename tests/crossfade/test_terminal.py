@@ -1,0 +1,144 @@
+"""Text from data on a terminal: no command prints what could control it."""
+
+import ast
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_data, write_job, write_vocabulary
+from command_here import crossfade_here
+from run_folders import JOB, state, write_run
+from running_command import succeeded
+
+from crossfade import logs
+from crossfade.kvstore.errors import escape_unprintable, to_json_line
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"
+"""A write to the clipboard, a cleared screen, a color, line ends, and text that runs to the left."""
+ESCAPED = "\\x1b]52;c;eA==\\x07\\x1b[2J\\x9b31m\\r\\n\\u202egnp\\u2066\\x00"
+READABLE = "Björk \u5b87\u591a\u7530\u3000\u30d2\u30ab\u30eb \u0645\u06cc\u200c\u062e\u0648 \U0001f469\u200d\U0001f3a4"
+"""Names that need a joiner, or the space between Japanese words."""
+
+
+def assert_harmless(text: str) -> None:
+    for line in text.split("\n"):
+        assert escape_unprintable(line) == line, ascii(line)
+
+
+def test_controls_are_escaped_and_names_of_all_languages_kept() -> None:
+    assert escape_unprintable(CONTROLS) == ESCAPED
+    assert escape_unprintable(READABLE) == READABLE
+    assert escape_unprintable("\udc9b") == "\\udc9b"  # of a file name that is not UTF-8
+
+
+def test_json_has_no_controls_and_the_same_value() -> None:
+    value = {"name": [CONTROLS, READABLE, "\U000e0001"]}
+    line = to_json_line(value)
+    assert_harmless(line)
+    assert READABLE in line
+    assert json.loads(line) == value
+
+
+@pytest.mark.parametrize("formatter", [logs.ConsoleFormatter(), logs.TextFormatter(), logs.JsonFormatter()])
+def test_log_lines_have_no_controls(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError(CONTROLS)
+    except ValueError:
+        record = logging.LogRecord("crossfade", logging.ERROR, "", 0, CONTROLS, None, sys.exc_info())
+    assert_harmless(formatter.format(record))
+
+
+def prints(path: Path) -> list[str]:
+    """Return the calls of ``print`` in ``path`` whose text is neither constant nor ASCII JSON."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            text = ast.unparse(node)
+            is_json = "json.dumps(" in text and "ensure_ascii" not in text
+            if not is_json and not all(isinstance(argument, ast.Constant) for argument in node.args):
+                found.append(f"{path.name}: {text}")
+    return found
+
+
+def test_commands_print_data_through_the_terminal_module_only() -> None:
+    paths = sorted(path for path in (ROOT / "crossfade").rglob("*.py") if path.name != "terminal.py")
+    assert len(paths) > 30
+    assert [call for path in paths for call in prints(path)] == [
+        "schema.py: print(text, end='')",
+        "submit_ec2.py: print(f'UserData of {name}:\\n{script}')",
+    ]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on a dataset whose IDs, names and labels control the terminal."""
+    folder = tmp_path_factory.mktemp("hostile")
+    splits = planted_splits()
+    sizes = {name: [[len(pairs[0])]] for name, pairs in splits.items()}
+    counts = [np.bincount(rows).tolist() for rows in splits["train"]]
+    customers = [f"c{row}{CONTROLS}" for row in range(CUSTOMERS)]
+    tracks = [f"t{row}{CONTROLS}" for row in range(TRACKS)]
+    names = [f"Genre {row % GENRES} Song {row}{CONTROLS}" for row in range(TRACKS)]
+    entities = {
+        "customer": write_vocabulary(folder / "data", "customer", customers, counts=counts[0]),
+        "track": write_vocabulary(folder / "data", "track", tracks, counts=counts[1], names=names),
+    }
+    write_data(folder / "data", entities, {name: (splits[name], sizes[name]) for name in splits})
+    write_job(folder / "job.yaml", folder / "data")
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    genres = pa.array([f"genre {row % GENRES}{CONTROLS}" for row in range(0, TRACKS, 2)])
+    pq.write_table(pa.table({"track": tracks[::2], "genre": genres}), folder / "labels.parquet")
+    return folder
+
+
+@pytest.mark.slow
+def test_no_command_prints_controls_of_names(hostile: Path) -> None:
+    name, customer = f"Genre 1 Song 1{CONTROLS}", f"c3{CONTROLS}"
+    other = f"Genre 2 Song 2{CONTROLS}"
+    for command in (
+        ("similar", "run", name),
+        ("recommend", "run", "--customer", customer, "-k", 3),
+        ("recommend", "run", "--customer", customer, "-k", 3, "--json"),
+        ("recommend", "run", "--history", name, other),
+        ("sequence", "run", name, other, "--length", 4),
+        ("sequence", "run", name, other, "--length", 4, "--json"),
+        ("tag", "run", "--labels", "track=labels.parquet:track:genre", "--min-items", 10),
+        ("validate", "data"),
+        ("evaluate", "run", "--split", "test"),
+        ("status", "run"),
+        ("export", "run", "--out", f"out{CONTROLS[:-1]}"),
+    ):
+        result = succeeded(crossfade_here(*command, cwd=hostile))
+        assert_harmless(result.stdout)
+        assert_harmless(result.stderr)
+        assert command[0] in ("evaluate", "status") or "\\u202egnp" in result.stdout
+    for command in (("similar", "run", f"none{CONTROLS}"), ("train", f"none{CONTROLS[:-1]}.yaml")):
+        result = crossfade_here(*command, cwd=hostile)
+        assert result.returncode == 2
+        assert_harmless(result.stderr)
+        assert "\\u202egnp" in result.stderr
+
+
+@pytest.mark.slow
+def test_status_prints_no_controls_of_run_folders(tmp_path: Path) -> None:
+    for run in ("one", f"two{CONTROLS[:-1]}"):
+        write_run(tmp_path / "runs" / run, job=JOB, state=state("failed", at=1, message=f"died{CONTROLS}"))
+    for runs in (["runs"], [f"runs/two{CONTROLS[:-1]}"]):
+        result = succeeded(crossfade_here("status", *runs, cwd=tmp_path))
+        assert_harmless(result.stdout)
+        assert "\\u202egnp" in result.stdout
+
+
+@pytest.mark.slow
+def test_usage_error_prints_no_controls(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "crossfade", "similar", "run", "x", f"--option{CONTROLS[:-1]}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert_harmless(result.stderr)

@@ -1,0 +1,154 @@
+"""Connections of the server: places, deadlines and sizes, with real sockets; and who may send a request."""
+
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from strangers import connect, idle_strangers, is_closed, send_garbage, send_slowly_until_closed
+from waiting import wait_until
+
+from crossfade.deploy.access import Access
+from crossfade.deploy.serving.middleware import LimitedBodies, RestrictedAccess
+from crossfade.deploy.serving.protocol import BoundedProtocol, Bounds
+from crossfade.deploy.topology import Address
+from crossfade.trainer.monitoring.places import Places
+
+TOKEN = "a-secret-of-this-test-alone"
+LARGE = 8 << 20
+
+
+@contextmanager
+def served(bounds: Bounds, access: Access | None = None) -> Iterator[Address]:
+    """Serve an application whose answers are long, or wait for the body."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        yield bounds.state()
+
+    async def answer(request: Request) -> Response:
+        return PlainTextResponse("x" * LARGE if request.url.path == "/large" else str(len(await request.body())))
+
+    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/", "/large", "/healthz", "/docs")]
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.add_middleware(LimitedBodies)
+    app.add_middleware(RestrictedAccess, access=access or Access())
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, lifespan="on", workers=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            wait_until(lambda: server.started, 20, "the server")
+            yield Address("127.0.0.1", listener.getsockname()[1])
+        finally:
+            server.force_exit = server.should_exit = True
+            thread.join()
+
+
+def ask(address: Address, head: str = "", path: str = "/", body: bytes = b"", host: str = "localhost") -> bytes:
+    """Return the status line and the headers of an answer."""
+    with closing(connect(address)) as client:
+        method = "POST" if body else "GET"
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}", *head.splitlines()]
+        client.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
+        answer = b""
+        while chunk := client.recv(1 << 16):
+            answer += chunk
+    return answer
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+def test_strangers_keep_no_client_out_and_slow_ones_are_disconnected() -> None:
+    with served(Bounds(Places(8, 8), seconds=0.5)) as address:
+        with idle_strangers(address, 300) as held:
+            assert status(ask(address)) == 200
+            wait_until(lambda: all(map(is_closed, held[:50])), 5, "the end of the oldest strangers")
+        send_slowly_until_closed(address, b"GET / HTTP/1.1\r\nX: ")
+        send_slowly_until_closed(address, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n")
+        send_garbage(address, 200)
+        assert status(ask(address, body=b"12345")) == 200
+
+
+def test_client_that_reads_no_response_is_disconnected() -> None:
+    with served(Bounds(seconds=0.5)) as address, closing(connect(address)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+        def is_broken_off() -> bool:
+            try:
+                client.sendall(b"\r\n")
+            except ConnectionError:
+                return True
+            return False
+
+        wait_until(is_broken_off, 10, "the end of the connection")
+
+
+def test_large_headers_are_rejected() -> None:
+    with served(Bounds(head_bytes=1000)) as address:
+        with closing(connect(address)) as client:
+            client.sendall(f"GET / HTTP/1.1\r\nX: {'x' * 1000}".encode())
+            assert status(client.recv(1 << 16)) == 400
+        assert status(ask(address, f"X: {'x' * 500}", body=b"x" * 2000)) == 200
+
+
+def test_members_are_not_closed_for_strangers() -> None:
+    with served(Bounds(Places(2, 2))) as address, closing(connect(address)) as member:
+        request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+        member.sendall(request + b"x")
+        assert member.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        member.sendall(request)
+        with idle_strangers(address, 20) as held:
+            wait_until(lambda: is_closed(held[0]), 5, "the end of the oldest stranger")
+            member.sendall(b"x")
+            member.settimeout(5)
+            assert member.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "10.0.0.1", "a@localhost"]
+)
+def test_request_to_another_host_is_rejected(host: str) -> None:
+    with served(Bounds()) as address:
+        answer = ask(address, host=host)
+        assert status(answer) == 421
+        assert f"the Host '{host}' is not a name of this server".encode() in answer
+        assert status(ask(address, host=host, path="/healthz")) == 200
+
+
+def test_request_without_the_token_is_rejected_before_its_body_is_read() -> None:
+    with served(Bounds(), Access(token=TOKEN)) as address:
+        for head in ("", f"Authorization: Bearer {TOKEN}x", f"Authorization: Basic {TOKEN}", f"X: Bearer {TOKEN}"):
+            answer = ask(address, head)
+            assert status(answer) == 401
+            assert b"www-authenticate: Bearer" in answer
+            assert TOKEN.encode() not in answer
+        with closing(connect(address)) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
+            assert status(client.recv(1 << 16)) == 401
+        assert status(ask(address, path="/healthz", body=b"x")) == status(ask(address, path="/docs", body=b"x")) == 401
+        assert status(ask(address, f"Authorization: Bearer {TOKEN}")) == 200
+        assert status(ask(address, path="/healthz")) == status(ask(address, path="/docs")) == 200
+
+
+def test_every_response_has_security_headers() -> None:
+    with served(Bounds(), Access(token=TOKEN)) as address:
+        for path, policy in (
+            ("/", "default-src 'none'; frame"),
+            ("/docs", "default-src 'none'; script"),
+        ):
+            answer = ask(address, path=path)
+            for header in ("x-content-type-options: nosniff", "referrer-policy: no-referrer"):
+                assert header.encode() in answer
+            assert f"content-security-policy: {policy}".encode() in answer

@@ -1,0 +1,79 @@
+"""Who may send requests: host names and tokens."""
+
+from pathlib import Path
+
+import pytest
+from error_table import documented
+
+from crossfade.deploy.access import Access, read_token
+from crossfade.kvstore.errors import InputError
+
+TOKEN = "a-secret-of-this-test-alone"
+VARIABLE = "CROSSFADE_SERVE_TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("listening", "allowed", "header", "accepted"),
+    [
+        ("127.0.0.1", (), "localhost", True),
+        ("127.0.0.1", (), "LOCALHOST.:8090", True),
+        ("127.0.0.1", (), "127.0.0.1:8090", True),
+        ("127.0.0.1", (), "[::1]:8090", True),
+        ("127.0.0.1", (), "10.0.0.5:8090", False),
+        ("127.0.0.1", (), "evil.example", False),
+        ("127.0.0.1", (), "localhost.evil.example", False),
+        ("127.0.0.1", (), "evil.example@localhost", False),
+        ("127.0.0.1", (), "localhost:80:80", False),
+        ("127.0.0.1", (), "[::1", False),
+        ("127.0.0.1", (), "", False),
+        ("127.0.0.1", (), None, False),
+        ("127.0.0.1", ("Music.example.org",), "music.example.org:443", True),
+        ("127.0.0.1", ("music.example.org",), "evil.music.example.org", False),
+        ("music.example.org", (), "music.example.org", True),
+        ("10.0.0.5", (), "10.0.0.5:8090", True),
+        ("10.0.0.5", (), "10.0.0.6:8090", False),
+        ("0.0.0.0", (), "10.0.0.6:8090", True),
+        ("::", (), "[2001:db8::1]:8090", True),
+        ("", (), "10.0.0.6", True),
+        ("", (), "", False),
+        ("0.0.0.0", (), "evil.example", False),
+        ("0.0.0.0", ("*",), "any.example", True),
+    ],
+)
+def test_host_is_accepted_only_by_its_names(
+    listening: str, allowed: tuple[str, ...], header: str | None, accepted: bool
+) -> None:
+    assert (Access.of(listening, allowed, None).host_problem(header) is None) == accepted
+
+
+def test_token_is_compared_as_a_whole() -> None:
+    access = Access(token=TOKEN)
+    assert access.has_token(f"Bearer {TOKEN}")
+    assert access.has_token(f"bearer {TOKEN}")
+    for given in (None, "", TOKEN, "Bearer ", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}\n", "Bearer é", "Bearer \udcff"):
+        assert not access.has_token(given)
+    assert Access().has_token(None)
+    assert TOKEN not in repr(access)
+
+
+def test_token_is_read_from_the_file_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert read_token(VARIABLE, None) is None
+    monkeypatch.setenv(VARIABLE, TOKEN)
+    assert read_token(VARIABLE, None) == TOKEN
+    (tmp_path / "token").write_text(f"{TOKEN}-in-a-file\n")
+    assert read_token(VARIABLE, tmp_path / "token") == f"{TOKEN}-in-a-file"
+
+
+def test_weak_and_missing_tokens_are_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def rejected(cause: str, file: Path | None) -> None:
+        with pytest.raises(InputError) as error:
+            read_token(VARIABLE, file)
+        documented(cause, str(error.value), error.value.exit_code)
+
+    for weak in ("short", "sixteen letters and spaces", "sixteen-létters-and-more", "line-one-of-two\nline-two"):
+        monkeypatch.setenv(VARIABLE, weak)
+        rejected("a token of the server that can be guessed", None)
+    rejected("a token file that is missing", tmp_path / "token")
+    (tmp_path / "token").write_text("")
+    rejected("a token file that is empty", tmp_path / "token")
