@@ -93,10 +93,11 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
         before, now = folder.job().optimizer.learning_rate, job.optimizer.learning_rate
         if now != before:
             _logger.warning(f"optimizer.learning_rate was {before:g} and is {now:g} from here on")
+    checkpoints = folder.checkpoints(job)
     try:
-        find_start(folder.checkpoints(job), saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
+        find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
     except CheckpointError as error:
-        raise InputError(f"cannot resume: {error}") from error
+        raise InputError(f"checkpoint.path: {checkpoints} cannot be read: {error.__cause__ or error}") from error
 
 
 def _check_runtime(job: JobConfig) -> None:
