@@ -108,7 +108,8 @@ class Place:
         if not (folder / "report.json").exists():
             return None
         trained = load_job(folder / "job.yaml")
-        if run.job.resume_conflicts(trained) or trained.train.epochs != run.job.train.epochs:
+        is_other = run.job.resume_conflicts(trained) or trained.optimizer != run.job.optimizer
+        if is_other or trained.train.epochs != run.job.train.epochs:
             return None
         report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         return report

@@ -47,6 +47,7 @@ _MODULES = {
     "plan": ("plan",),
     "train": ("train",),
     "tune": ("tune",),
+    "checkpoints": ("checkpoints",),
     "status": ("status",),
     "dashboard": ("dashboard",),
     "export": ("export",),

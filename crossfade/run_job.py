@@ -28,21 +28,32 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
+    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first.
+
+    ``allow_restart`` is whether a run that resumes may start over, as in ``find_start``.
+    """
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
     note: str | None = None
+    allow_restart: bool = False
 
 
 def check_runnable(
-    job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool, dashboard: int | None = None
+    job: JobConfig,
+    folder: RunFolder,
+    progress: ProgressReporter,
+    *,
+    resume: bool,
+    allow_restart: bool = False,
+    dashboard: int | None = None,
 ) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``.
 
-    ``dashboard`` is the port of the run's page, if it is to be served.
+    ``allow_restart`` is whether a run that resumes may start over; ``dashboard`` is the port of the run's page, if it
+    is to be served.
 
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
@@ -61,6 +72,9 @@ def check_runnable(
         from crossfade.trainer.training.warm_start import open_warm_start
 
         open_warm_start(job, inputs.model, inputs.manifest)
+    if resume:
+        # Before the check below, which would create the folder of a disk that is not mounted.
+        _check_resumable(job, folder, allow_restart=allow_restart)
     if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
         # A new run owns none of the checkpoints that may be there; only a resumed run does.
         run_id = folder.run_id() if resume and folder.has_run_id() else None
@@ -68,6 +82,24 @@ def check_runnable(
     if resume and not folder.has_run_id():
         _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
     return inputs
+
+
+def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) -> None:
+    """Reject a run whose files cannot be read, or whose checkpoints are lost."""
+    from crossfade.kvstore.errors import CheckpointError, InputError
+    from crossfade.trainer.runs.folder import JOB_FILE
+    from crossfade.trainer.runs.resumption import find_start, last_saved_step
+
+    folder.check_readable()
+    if folder.has_run_id() and (folder.path / JOB_FILE).exists():
+        before, now = folder.job().optimizer.learning_rate, job.optimizer.learning_rate
+        if now != before:
+            _logger.warning(f"optimizer.learning_rate was {before:g} and is {now:g} from here on")
+    checkpoints = folder.checkpoints(job)
+    try:
+        find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
+    except CheckpointError as error:
+        raise InputError(f"checkpoint.path: {checkpoints} cannot be read: {error.__cause__ or error}") from error
 
 
 def _check_runtime(job: JobConfig) -> None:
@@ -240,7 +272,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )
-        report = run_in_process(job, folder, hooks, resume=context.resume)
+        report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
     if not isinstance(report, StopResult):
         return report
     stopper.check(f"{report.explain()}; resume with --resume")
@@ -280,6 +312,7 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
                 context.listener,
                 context.state,
                 resume=context.resume,
+                allow_restart=context.allow_restart,
                 stop_requested=lambda: stopper.number is not None,
                 spot=context.spot,
             )

@@ -35,7 +35,11 @@ class CrossfadeError(Exception):
 
 
 class DivergedError(CrossfadeError):
-    """A gradient or a loss is not finite."""
+    """A gradient, a loss or a value of a table is not finite; ``row`` is one of its rows, if the error is in rows."""
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class StoreError(CrossfadeError):

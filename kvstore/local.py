@@ -13,10 +13,10 @@ from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec, check_rows
@@ -39,6 +39,7 @@ class LocalStore:
 
     rank = 0
     workers = 1
+    first_step = 0
 
     def __init__(self) -> None:
         self._tables: dict[str, TableSpec] = {}
@@ -98,7 +99,7 @@ class LocalStore:
         assert self._snapshot is not None
         try:
             written = self._snapshot.poll()
-        except CheckpointError:
+        except CrossfadeError:
             self._snapshot = None
             raise
         if written is None:
@@ -118,7 +119,8 @@ class LocalStore:
             with self.stats.timed_update(name, len(gradient.rows_A)):
                 if self._snapshot is not None:
                     self._snapshot.before_update(name, 0, gradient.rows_A)
-                self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
+                with name_divergence(name):
+                    self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
     def check(self, rows: Mapping[str, IntArray]) -> None:
         """Check that rows, int64 and sorted, lie inside their tables.
@@ -139,7 +141,7 @@ class LocalStore:
 
         Yields the weights and the last arguments of ``optimizers.update_row``.
         """
-        with self.stats.timed_update(table, len(rows_A)):
+        with self.stats.timed_update(table, len(rows_A)), name_divergence(table):
             if self._snapshot is not None:
                 self._snapshot.before_update(table, 0, rows_A)
             yield self._weights[table], self._optimizers[table].kernel_arguments()

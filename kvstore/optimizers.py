@@ -16,6 +16,8 @@ division may raise, and a loop that may raise is not vectorized.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.finite import find_largest_row
 from crossfade.kvstore.jit import inner_kernel, njit, prange
 from crossfade.kvstore.memory import advise_huge_pages
 from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
@@ -31,6 +34,8 @@ from crossfade.kvstore.row_kernels import descend, dot, square_of_sum
 
 _MAX_MAGNITUDE = np.float32(1e18)
 _MAX_SQUARE = np.float32(1e36)
+_NEARLY_DIVERGED = 1e17
+"""Bound below which no value is a sign of divergence: a sum of squares may exceed its own with values below 1e18."""
 
 
 class UpdateRule(NamedTuple):
@@ -179,7 +184,8 @@ class LazyOptimizer:
             DivergedError: a row's gradient or its new values are not finite, or they or their norm exceed 1e18, where
                 squares are close to overflow. The table is then no longer usable.
         """
-        check_convergence(_update_rows(weights_ND, rows_A, gradient_AD, *self.kernel_arguments()), len(rows_A))
+        divergent_rows = _update_rows(weights_ND, rows_A, gradient_AD, *self.kernel_arguments())
+        check_convergence(divergent_rows, weights_ND, rows_A, gradient_AD)
 
     def reset(self, rows_A: IntArray) -> None:
         """Reset the state of ``rows_A`` to that of rows that were never updated."""
@@ -187,17 +193,34 @@ class LazyOptimizer:
             values[rows_A] = 0
 
 
-def check_convergence(divergent_rows: int, rows: int) -> None:
-    """Check what an update of ``rows`` rows returned.
+def check_convergence(
+    divergent_rows: int, weights_ND: FloatArray, rows_A: IntArray, gradient_AD: FloatArray | None = None
+) -> None:
+    """Check what an update of rows ``rows_A`` of ``weights_ND`` returned; ``gradient_AD`` helps to find a row.
 
     Raises:
         DivergedError: some rows have diverged.
     """
     if divergent_rows:
+        found = find_largest_row(weights_ND[rows_A], _NEARLY_DIVERGED)
+        if found is None and gradient_AD is not None:
+            found = find_largest_row(gradient_AD, _NEARLY_DIVERGED)
         raise DivergedError(
-            f"the gradients or values of {divergent_rows} of {rows} active rows are not finite, or beyond 1e18: "
-            "training has diverged; lower optimizer.learning_rate or raise model.temperature"
+            f"the gradients or values of {divergent_rows} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
+            "training has diverged; lower optimizer.learning_rate, and --resume, or raise model.temperature",
+            None if found is None else int(rows_A[found]),
         )
+
+
+@contextmanager
+def name_divergence(table: str, row_of: Callable[[int], int] = int) -> Iterator[None]:
+    """Name ``table``, and the row, in a DivergedError of the context; ``row_of`` turns its row into the table's."""
+    try:
+        yield
+    except DivergedError as error:
+        row = None if error.row is None else row_of(error.row)
+        place = f"table '{table}'" if row is None else f"table '{table}', row {row}"
+        raise DivergedError(f"{place}: {error}", row) from error
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> FloatArray:

@@ -123,6 +123,8 @@ class RowStore(Protocol):
 
     rank: int
     workers: int
+    first_step: int
+    """Steps taken before the tables are created, 0 by default: servers name steps in errors."""
 
     def create(
         self,

@@ -34,8 +34,8 @@ The run folder gets job.yaml (the resolved job), events.jsonl, metrics.prom, rep
 best metric on the valid split), checkpoints/, state.json and processes.jsonl (for 'crossfade status' and 'crossfade
 dashboard') and, for a distributed job, logs/ and metrics/ (one file per role). An earlier run in the folder is moved
 to NAME.1, NAME.2 ..., unless --resume continues it from its newest complete checkpoint. The job may then differ only in
-cluster.*, checkpoint.*, metrics.*, tracking.* and the length of training. If the earlier run was not finished, the
-command that resumes it in its new folder is printed.
+cluster.*, checkpoint.*, metrics.*, tracking.*, optimizer.learning_rate and the length of training. If the earlier run
+was not finished, the command that resumes it in its new folder is printed.
 
 A distributed job restarts from the newest complete checkpoint when a process dies, or when none makes progress for
 cluster.stall_timeout_seconds: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts in a row brought
@@ -112,6 +112,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="wait while another process runs in DIR; resume the run if that process is killed, else exit as it did",
     )
+    group.add_argument(
+        "--allow-restart-from-scratch",
+        action="store_true",
+        help="start over at step 0 if a run that resumes has saved checkpoints, but none can be used, instead of "
+        "ending with an error; checkpoints that cannot be used are kept",
+    )
     group.add_argument("--spot", action="store_true", help="drain when EC2 announces an interruption of this instance")
 
 
@@ -160,20 +166,38 @@ def run(arguments: argparse.Namespace) -> int:
             _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
             return int(ended != "done")
         arguments.resume = True
+    allow_restart = _allows_restart(arguments)
     with progress_bars() as bars:
-        inputs = check_runnable(job, folder, bars, resume=arguments.resume, dashboard=arguments.dashboard)
+        inputs = check_runnable(
+            job,
+            folder,
+            bars,
+            resume=arguments.resume,
+            allow_restart=allow_restart,
+            dashboard=arguments.dashboard,
+        )
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 _describe_moved(folder, moved)
             note = note_without_valid(job, inputs)
-            context = RunContext(listener, spot, StateWriter(folder), resume=arguments.resume, note=note)
+            context = RunContext(listener, spot, StateWriter(folder), arguments.resume, note, allow_restart)
             with serve_dashboard(folder, arguments.dashboard):
                 report = run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)
         await_final_scrape(listener)
     return 0
+
+
+def _allows_restart(arguments: argparse.Namespace) -> bool:
+    """Return whether a run that resumes may start over; reject the option for a run that does not resume."""
+    from crossfade.kvstore.errors import InputError
+
+    if arguments.allow_restart_from_scratch and not arguments.resume:
+        raise InputError("--allow-restart-from-scratch: a run that does not resume starts at step 0; add --resume")
+    allowed: bool = arguments.allow_restart_from_scratch
+    return allowed
 
 
 def _progress(arguments: argparse.Namespace) -> Progress | None:

@@ -199,6 +199,21 @@ def port(text: str) -> int:
     return int(text)
 
 
+def hours(text: str) -> float:
+    """Read a number of hours, 0 or more.
+
+    Raises:
+        ArgumentTypeError: the text is not such a number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected hours, 0 or more, but found '{text}'")
+    return number
+
+
 def port_or_none(text: str) -> int | None:
     """Read a port, or ``none``.
 

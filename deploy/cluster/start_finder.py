@@ -12,14 +12,27 @@ from crossfade.deploy.topology import Address, scheduler_address
 from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.resumption import find_start, last_saved_step
 
 
 class StartFinder:
     """Gives the coordinator a start whenever it is preparing a generation."""
 
-    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
-        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none."""
+    def __init__(
+        self,
+        job: JobConfig,
+        folder: RunFolder,
+        resume: bool,
+        rendezvous: Rendezvous | None = None,
+        *,
+        allow_restart: bool = False,
+    ) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none.
+
+        ``allow_restart`` is as in ``find_start``.
+        """
         self._job, self._resume, self._rendezvous = job, resume, rendezvous
+        self._run_dir, self._allow_restart = folder.path, allow_restart
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
         self._searching = False
         self._result: GenerationSpec | Exception | None = None
@@ -41,13 +54,16 @@ class StartFinder:
 
     def _search(self, rejected: frozenset[str], fresh: bool) -> None:
         try:
-            checkpoint, step, skipped = (None, 0, []) if fresh else find_start_checkpoint(self._checkpoints, rejected)
+            checkpoint, step, skipped = (None, 0, []) if fresh else self._find_checkpoint(rejected)
             rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
             self._result = GenerationSpec(self._scheduler(), checkpoint, step, skipped, rendezvous)
         except (CrossfadeError, OSError) as error:
             self._result = error
         except Exception as error:  # an internal error must not leave the job waiting forever
             self._result = ClusterError(f"{type(error).__name__}: {error}")
+
+    def _find_checkpoint(self, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
+        return find_start_checkpoint(self._checkpoints, rejected, self._run_dir, allow_restart=self._allow_restart)
 
     def _scheduler(self) -> Address:
         try:
@@ -57,14 +73,17 @@ class StartFinder:
             raise ClusterError(str(error)) from error
 
 
-def find_start_checkpoint(checkpoints: str, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
+def find_start_checkpoint(
+    checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool
+) -> tuple[str | None, int, list[str]]:
     """Return the newest complete checkpoint that is not ``rejected``, its step, and why newer ones were skipped.
 
-    Raises:
-        InputError: ``checkpoints`` is not the name of a folder.
-        OSError: it cannot be read.
-    """
-    from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+    The event log in ``run_dir`` has whether the run has saved checkpoints; ``allow_restart`` is as in ``find_start``.
 
-    checkpoint, skipped = latest_checkpoint(checkpoints, rejected)
+    Raises:
+        InputError: ``checkpoints`` is not the name of a folder, or none of the run's checkpoints is usable.
+        CheckpointError: it cannot be read.
+    """
+    saved_step = last_saved_step(run_dir)
+    checkpoint, skipped = find_start(checkpoints, rejected, saved_step=saved_step, allow_restart=allow_restart)
     return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

@@ -74,6 +74,7 @@ def run_job(
     state: StateWriter,
     *,
     resume: bool,
+    allow_restart: bool,
     stop_requested: Callable[[], bool],
     spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def run_job(
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
         resume: start from the newest checkpoint, where there is one.
+        allow_restart: start over at step 0 where the run has saved checkpoints, but none is usable.
         stop_requested: whether to stop the job; called many times a second.
         spot: reports when this host is about to be reclaimed.
 
@@ -100,11 +102,11 @@ def run_job(
     with ExitStack() as stack:
         emit = _event_writer(folder, emit, stack) if job.no_shared_run_dir else emit
         agent = stack.enter_context(closing(_local_agent(job, folder, coordinator, spot)))
-        _expose_metrics(job, coordinator, agent, listener)
-        state.watch(lambda: _job_status(coordinator))
+        _expose(job, coordinator, agent, listener, state)
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
-        start_finder, restarts = StartFinder(job, folder, resume, _serve_rendezvous(job, stack)), _RestartLog(folder)
+        rendezvous, restarts = _serve_rendezvous(job, stack), _RestartLog(folder)
+        start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
             if stop_requested() or coordinator.interruption_notice():
@@ -113,9 +115,7 @@ def run_job(
             start_finder.run_once(coordinator)
             restarts.update(coordinator)
             _publish_events(coordinator, state, emit)
-    if coordinator.state is not State.DONE:
-        raise _outcome_error(coordinator, stop_requested())
-    return _complete_report(folder, restarts.all_of(coordinator))
+    return _finish(coordinator, folder, restarts, stop_requested=stop_requested())
 
 
 def _make_coordinator(job: JobConfig, folder: RunFolder, resume: bool) -> Coordinator:
@@ -182,11 +182,16 @@ def _publish_events(coordinator: Coordinator, state: StateWriter, emit: EventSin
         emit(event)
 
 
-def _expose_metrics(job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint) -> None:
+def _expose(
+    job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint, state: StateWriter
+) -> None:
+    """Expose the job's metrics, scrape targets and state."""
+
     def targets() -> list[dict[str, Any]]:
         here = [("coordinator", agent.host, listener.address)] if listener.address else []
         return [target(job.name, *found) for found in [*here, *coordinator.scrape_targets()]]
 
+    state.watch(lambda: _job_status(coordinator))
     listener.metrics.register("job", JobMetrics(coordinator, job.cluster))
     listener.metrics.register("host", HostMetrics(agent))
     listener.metrics.state = lambda: coordinator.state.value
@@ -197,6 +202,15 @@ def _expose_metrics(job: JobConfig, coordinator: Coordinator, agent: Agent, list
 def _job_status(coordinator: Coordinator) -> dict[str, Any]:
     generation, processes = coordinator.generation, coordinator.processes()
     return {"state": coordinator.state.value, "generation": generation, "processes": processes}
+
+
+def _finish(
+    coordinator: Coordinator, folder: RunFolder, restarts: _RestartLog, *, stop_requested: bool
+) -> dict[str, Any]:
+    """Return the report of a job that is done; raise how it ended otherwise."""
+    if coordinator.state is not State.DONE:
+        raise _outcome_error(coordinator, stop_requested)
+    return _complete_report(folder, restarts.all_of(coordinator))
 
 
 def _outcome_error(coordinator: Coordinator, stop_requested: bool) -> Exception:

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from crossfade.deploy.tuning.search_space import SearchParameter, format_override
 from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
+from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.kvstore.io.file_lock import try_lock
 from crossfade.kvstore.processes import die_with_parent
 from crossfade.trainer.config.loading import load_job
@@ -202,9 +203,7 @@ class TuningStudy:
         if best is None:
             return
         overrides = [format_override(key, value) for key, value in best.parameters.items()]
-        partial = self.folder / f".{BEST_FILE}.partial"
-        partial.write_text(load_job(self.folder / JOB_FILE, overrides).to_yaml(), encoding="utf-8")
-        partial.replace(self.folder / BEST_FILE)
+        replace_file(self.folder / BEST_FILE, load_job(self.folder / JOB_FILE, overrides).to_yaml().encode())
 
 
 class _Evaluations:
@@ -272,7 +271,7 @@ def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
         raise InputError(
             f"{folder}: holds a study of another job: {', '.join(differences)}; name another folder with --out"
         )
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text.encode())
     return lock
 
 

@@ -4,7 +4,8 @@
     CheckpointManifest.from_bytes(manifest.to_bytes()) == manifest        # raises CorruptFileError on any change
 
 Everything read from a checkpoint is validated: a file that fails raises ``CorruptFileError``, which
-``translate_read_errors`` turns into a ``CheckpointError`` that names the file.
+``translate_read_errors`` turns into a ``CheckpointError`` that names the file. Another version of the format is an
+``InputError``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
@@ -122,14 +123,12 @@ class CheckpointManifest(_Strict):
         if found != MANIFEST_FORMAT:
             raise CorruptFileError(f"not a checkpoint manifest: expected format {MANIFEST_FORMAT!r}, found {found!r}")
         seal = _SEAL.search(data, max(0, len(data) - _MAX_SEAL_BYTES))
-        if seal is None or zlib.crc32(data[: seal.start()]) != int(seal[1]):
+        sealed = seal is not None and zlib.crc32(data[: seal.start()]) == int(seal[1])
+        # With a CRC-32 that does not match, the version may be corrupt too. Other versions may have none.
+        if raw.get("version") != FORMAT_VERSION and (sealed or seal is None):
+            raise FormatVersionError(raw.get("version"))
+        if seal is None or not sealed:
             raise CorruptFileError("its CRC-32 does not match its content")
-        # After the CRC-32, so that a corrupt version is not mistaken for another version.
-        if raw.get("version") != FORMAT_VERSION:
-            raise FormatVersionError(
-                f"has format version {raw.get('version')!r}, but this version of Crossfade reads version "
-                f"{FORMAT_VERSION} only; train again in another folder"
-            )
         return CheckpointManifest.model_validate_json(data[: seal.start()] + b"}")
 
 
@@ -138,20 +137,31 @@ class CorruptFileError(Exception):
 
 
 class FormatVersionError(Exception):
-    """A checkpoint is intact, but of another version of the format."""
+    """A checkpoint is of another version of the format; ``version`` is what was found."""
+
+    def __init__(self, version: object) -> None:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        fix = "use the version of Crossfade that wrote it, or a later one" if newer else "train again in another folder"
+        super().__init__(
+            f"has format version {version!r}, but this version of Crossfade reads version {FORMAT_VERSION} only; {fix}"
+        )
+        self.version = version
 
 
 @contextmanager
 def translate_read_errors(folder: Folder, name: str) -> Iterator[None]:
-    """Turn an error in reading the file ``name`` into a CheckpointError, which names a corrupt checkpoint as such."""
+    """Turn an error in reading the file ``name`` into a CheckpointError, which names a corrupt checkpoint as such.
+
+    Another version of the format is an InputError.
+    """
     uri = f"{folder.uri}/{name}"
     try:
         yield
     except CorruptFileError as error:
         raise CheckpointError(f"{uri}: {error}", folder.uri) from error
     except FormatVersionError as error:
-        # Without ``checkpoint``: if it were skipped as corrupt, the run would start from scratch and delete it.
-        raise CheckpointError(f"{uri}: {error}") from error
+        # Not skipped as a corrupt one is: a run that resumed from an older checkpoint would lose what this one has.
+        raise InputError(f"{uri}: {error}") from error
     except ValidationError as error:
         raise CheckpointError(f"{uri}: invalid content: {format_validation_error(error)}", folder.uri) from error
     except FileNotFoundError as error:

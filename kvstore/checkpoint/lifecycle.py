@@ -2,21 +2,31 @@
 
 commit(checkpoints, manifest)                              # all parts are written: the checkpoint is now complete
 checkpoint, skipped = latest_checkpoint(checkpoints)       # skipped: why newer ones are not used
-prune(checkpoints, keep_latest=3)
+prune(checkpoints, newest_step, 3, is_own)                 # keeps three
+
+Only checkpoints for which ``is_own`` holds are deleted. So one that cannot be read, of another run, or of another
+version of the format stays, whatever the reason.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Literal
+
+from pydantic import ValidationError
 
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME, step_name
-from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.format import CheckpointManifest, CorruptFileError, FormatVersionError
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import FileDigest
+
+IsOwn = Callable[[CheckpointManifest], bool]
+"""Returns whether the checkpoint of a manifest is the run's own, so that it may delete it."""
 
 
 def step_folder(checkpoints: str, step: int) -> str:
@@ -45,6 +55,7 @@ def latest_checkpoint(checkpoints: str, rejected: Collection[str] = ()) -> tuple
 
     Raises:
         CheckpointError: storage is unreachable, which does not justify falling back to an older checkpoint.
+        InputError: a newer one is of another version of the format, which does not either.
     """
     reasons = []
     folder = Folder(checkpoints)
@@ -74,19 +85,37 @@ def _step_names(folder: Folder) -> list[str]:
     return [name for name in names if STEP_NAME.fullmatch(name)]
 
 
-def delete_after(checkpoints: str, step: int) -> None:
-    """Delete checkpoints of steps after ``step``, complete or not: a run that resumes at ``step`` writes them again.
+def has_complete(checkpoints: str) -> bool:
+    """Return whether there is a checkpoint with a manifest, whether or not it can be read.
 
     Raises:
-        CheckpointError: something cannot be deleted.
+        CheckpointError: the folder cannot be read.
     """
     folder = Folder(checkpoints)
-    try:
+    names = _step_names(folder)
+    with _naming_errors(f"{checkpoints}: cannot be read"):
+        return any(folder.child(name).exists(MANIFEST_NAME) for name in names)
+
+
+def clear_later(checkpoints: str, step: int, is_own: IsOwn) -> set[int]:
+    """Delete what saves of steps after ``step`` left unfinished: a run that resumes at ``step`` writes them again.
+
+    Returns the later steps whose checkpoints it must not overwrite, since they are not its own.
+
+    Raises:
+        CheckpointError: something cannot be read or deleted.
+    """
+    folder = Folder(checkpoints)
+    protected = set()
+    with _naming_errors(f"{checkpoints}: unfinished checkpoints after step {step} cannot be deleted"):
         for name in _step_names(folder):
             if _step_of(name) > step:
-                _delete(folder.child(name))
-    except OSError as error:
-        raise CheckpointError(f"{checkpoints}: checkpoints after step {step} cannot be deleted: {error}") from error
+                match _owner(folder.child(name), is_own):
+                    case "nobody":
+                        _delete(folder.child(name))
+                    case "other":
+                        protected.add(_step_of(name))
+    return protected
 
 
 def delete_failed(checkpoints: str, step: int) -> None:
@@ -106,24 +135,47 @@ def delete_failed(checkpoints: str, step: int) -> None:
         raise CheckpointError(f"{folder.uri}: the incomplete checkpoint cannot be deleted: {error}") from error
 
 
-def prune(checkpoints: str, keep_latest: int) -> None:
-    """Keep the newest ``keep_latest`` complete checkpoints; delete older ones, and incomplete ones that are older.
+def prune(checkpoints: str, newest_step: int, keep_latest: int, is_own: IsOwn) -> None:
+    """Keep the newest ``keep_latest`` complete checkpoints of this run; delete its older ones, and unfinished ones.
+
+    Those after ``newest_step``, the last that the run has written, do not count: it did not continue from them.
 
     Raises:
-        CheckpointError: something cannot be deleted.
+        CheckpointError: something cannot be read or deleted.
     """
     folder = Folder(checkpoints)
-    complete = 0
-    try:
+    kept = 0
+    with _naming_errors(f"{checkpoints}: an old checkpoint cannot be deleted"):
         for name in sorted(_step_names(folder), key=_step_of, reverse=True):
-            step = folder.child(name)
-            has_manifest = step.exists(MANIFEST_NAME)
-            if has_manifest and complete < keep_latest:
-                complete += 1
-            elif complete:
-                _delete(step)
+            if _step_of(name) > newest_step:
+                continue
+            owner = _owner(folder.child(name), is_own)
+            if owner == "self" and kept < keep_latest:
+                kept += 1
+            elif kept and owner in ("self", "nobody"):
+                _delete(folder.child(name))
+
+
+def _owner(step: Folder, is_own: IsOwn) -> Literal["self", "nobody", "other"]:
+    """Return who wrote the checkpoint ``step``: nobody finished one without a manifest, and others what is unreadable.
+
+    A manifest that is corrupt may be of any run.
+    """
+    try:
+        manifest = CheckpointManifest.from_bytes(step.read(MANIFEST_NAME))
+    except FileNotFoundError:
+        return "nobody"
+    except (CorruptFileError, FormatVersionError, ValidationError):
+        return "other"
+    return "self" if is_own(manifest) else "other"
+
+
+@contextmanager
+def _naming_errors(action: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise CheckpointError(f"{checkpoints}: an old checkpoint cannot be deleted: {error}") from error
+        raise CheckpointError(f"{action}: {error}") from error
 
 
 def _delete(step: Folder) -> None:

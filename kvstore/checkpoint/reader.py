@@ -54,7 +54,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
     """Open the checkpoint in the folder ``uri``; verify all of it but the content of its large files.
 
     Raises:
-        CheckpointError: it is corrupt, incomplete, of another version or unreadable; the message names the file.
+        CheckpointError: it is corrupt, incomplete or unreadable; the message names the file.
+        InputError: it is of another version of the format.
     """
     return open_checkpoint_folder(Folder(uri))
 
@@ -195,6 +196,25 @@ class Checkpoint:
                 chunk = reader.read(start, min(chunk_rows, file.rows - start))
                 for target, overlap in targets:
                     overlap.copy(chunk, start, target)
+
+    def files(self) -> set[str]:
+        """Return the paths of all its files."""
+        arrays = {file.path for files in self._files.values() for file in files}
+        listed = {file.name for file in (*self.manifest.parts, *self.manifest.files)}
+        return {MANIFEST_NAME} | arrays | listed
+
+    def verify(self) -> None:
+        """Read all of it, to find what opening it does not.
+
+        Raises:
+            CheckpointError: a file is corrupt or unreadable.
+        """
+        for files in self._files.values():
+            for file in files:
+                with translate_read_errors(self._folder, file.path), closing(ShardReader(self._folder, file)) as reader:
+                    reader.verify()
+        for listed in self.manifest.files:
+            self.file(listed.name)
 
     def weights(self, table: str, start: int, stop: int) -> FloatArray:
         """Read rows ``start`` to ``stop`` of ``table``, float32 (stop - start, dim).

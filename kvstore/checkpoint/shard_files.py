@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
 from crossfade.kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
+from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.io.folder import Folder, InputFile
 from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from crossfade.kvstore.store import TableSpec
@@ -162,11 +163,11 @@ class ShardReader:
         """Return ``count`` rows from row ``start`` of the file on, valid until the next call.
 
         Raises:
-            CorruptFileError: the header, the length or the CRC-32 is wrong.
+            CorruptFileError: the header, the length or the CRC-32 is wrong, or a value is not finite.
             OSError: it cannot be read.
         """
         if not self._verified and start != self._next_row:
-            self._read_rest()
+            self.verify()
         array = self._file.array
         data = self._read_rows(start, count)
         rows: NDArray[Any] = np.ndarray((count, *array.shape), array.dtype, buffer=data)
@@ -175,9 +176,18 @@ class ShardReader:
             self._crc32 = zlib.crc32(data, self._crc32)
             if self._next_row == self._file.rows:
                 self._verify_crc32()
+        if (bad := find_non_finite_row(rows)) is not None:
+            row = (start + bad) * self._file.num_shards + self._file.number
+            raise CorruptFileError(f"row {row} of table '{array.table}' has values that are not finite")
         return rows
 
-    def _read_rest(self) -> None:
+    def verify(self) -> None:
+        """Read the file from its first row to its last, and discard the rows.
+
+        Raises:
+            CorruptFileError: as ``read`` does.
+            OSError: it cannot be read.
+        """
         chunk_rows = max(1, CHUNK_BYTES // self._file.array.row_bytes)
         while not self._verified:
             self.read(self._next_row, min(chunk_rows, self._file.rows - self._next_row))

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.checkpoint.files import npy_header
 from crossfade.kvstore.checkpoint.format import TableShard
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.errors import CheckpointError, DivergedError
+from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import FileDigest
 
@@ -173,6 +174,21 @@ class _PendingShard:
         self.sent = stop
         return pieces
 
+    def check_finite(self, name: str, piece_PW: Words) -> None:
+        """Check the piece of one of the arrays that ``next_piece`` returned last.
+
+        Raises:
+            DivergedError: a value is not finite.
+        """
+        bad = find_non_finite_row(piece_PW.view(self.shard.arrays[name].dtype))
+        if bad is not None:
+            row = (self.sent - len(piece_PW) + bad) * self.shard.num_shards + self.shard.number
+            raise DivergedError(
+                f"table '{self.shard.table}', row {row}: has values that are not finite ({name}), so no checkpoint of "
+                "it is written: training has diverged; lower optimizer.learning_rate, and --resume",
+                row,
+            )
+
     def header(self, name: str) -> bytes:
         """Return the .npy header of the file of one of the arrays."""
         array = self.shard.arrays[name]
@@ -204,7 +220,8 @@ class Snapshot:
         self._changed = threading.Condition()
         self._finished = False
         self._failure: str | None = None
-        self._outcome: PartResult | CheckpointError | None = None
+        self._diverged: DivergedError | None = None
+        self._outcome: PartResult | CheckpointError | DivergedError | None = None
         try:
             self._writer, self._pipe = _start_writer(folder, part, parts)
         except OSError as error:
@@ -245,13 +262,14 @@ class Snapshot:
 
         Raises:
             CheckpointError: it could not be written. The arrays are unaffected.
+            DivergedError: a row has values that are not finite, so that no run could continue from it.
         """
         if self._outcome is None and self._writer.poll() is not None:
             self._outcome = self._collect()
         elif self._outcome is None and time.monotonic() - self._last_progress > MAX_STANDSTILL_SECONDS:
             with self._changed:
                 self._abandon(f"writing made no progress for {MAX_STANDSTILL_SECONDS:.0f} s")
-        if isinstance(self._outcome, CheckpointError):
+        if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
 
@@ -262,13 +280,15 @@ class Snapshot:
                 self._abandon("was abandoned before it was written")
             self._outcome = self._collect()
 
-    def _collect(self) -> PartResult | CheckpointError:
+    def _collect(self) -> PartResult | CheckpointError | DivergedError:
         """Wait for the writer, which is exiting, and return its result."""
         assert self._writer.stdout is not None
         output = self._writer.stdout.read()
         self._writer.stdout.close()
         code = self._writer.wait()
         self._thread.join()
+        if self._diverged is not None:
+            return self._diverged
         answer = json.loads(output) if output.endswith(b"\n") else {}
         if "name" in answer:
             total_bytes = answer.pop("total_bytes")
@@ -285,6 +305,8 @@ class Snapshot:
             self._send(memoryview(b'{"end": true}\n'))
         except BrokenPipeError:
             pass  # The writer has exited; its answer or exit code has the reason.
+        except DivergedError as error:
+            self._diverged = error
         except Exception as error:
             self._failure = f"its rows could not be sent: {type(error).__name__}: {error}"
         finally:
@@ -311,6 +333,7 @@ class Snapshot:
             pieces = shard.next_piece(stop)
             self._changed.notify_all()
         for name, piece_PW in pieces.items():
+            shard.check_finite(name, piece_PW)
             header = shard.header(name)
             prefix = header if is_first else b""
             file_bytes = len(header) + shard.rows * piece_PW.shape[1] * 4

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.durable_file import create_folder, replace_file, sync_folder
+from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import LocalRandomFile, RandomFile
 from crossfade.kvstore.io.s3 import S3Files
 
@@ -158,8 +159,12 @@ class Folder:
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every file below it, by path relative to it."""
+        return {path: found.bytes for path, found in self.files().items()}
+
+    def files(self) -> dict[str, FoundFile]:
+        """Return every file below it, by path relative to it."""
         with self._naming():
-            return self._files.sizes(self._prefix)
+            return self._files.files(self._prefix)
 
     def remove(self, name: str) -> None:
         """Delete the file ``name`` if it exists."""
@@ -211,7 +216,7 @@ class _Files(Protocol):
 
     def check_bucket(self) -> None: ...
 
-    def sizes(self, prefix: str) -> dict[str, int]: ...
+    def files(self, prefix: str) -> dict[str, FoundFile]: ...
 
     def remove(self, path: str) -> None: ...
 
@@ -227,24 +232,12 @@ class _LocalFiles:
         self.root = root
 
     def write(self, path: str, data: bytes) -> None:
-        target = self.root / path
-        _create_folder(target.parent)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        replace_file(self.root / path, data)
 
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
         target = self.root / path
-        _create_folder(target.parent)
+        create_folder(target.parent)
         try:
             with target.open("wb") as file:
                 yield file
@@ -253,7 +246,7 @@ class _LocalFiles:
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
@@ -278,12 +271,13 @@ class _LocalFiles:
     def check_bucket(self) -> None:
         """Return at once: a file system has no buckets."""
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def files(self, prefix: str) -> dict[str, FoundFile]:
         folder = self.root / prefix
         return {
-            (Path(parent, name).relative_to(folder)).as_posix(): Path(parent, name).stat().st_size
+            (Path(parent, name).relative_to(folder)).as_posix(): FoundFile(stat.st_size, stat.st_mtime)
             for parent, _, names in os.walk(folder, onerror=_raise)
             for name in names
+            for stat in [Path(parent, name).stat()]
         }
 
     def remove(self, path: str) -> None:
@@ -300,22 +294,3 @@ class _LocalFiles:
 def _raise(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-def _create_folder(folder: Path) -> None:
-    """Create ``folder`` and its parents; sync each parent, so that the new entry survives a crash."""
-    if folder.is_dir():
-        return
-    _create_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # where folders cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

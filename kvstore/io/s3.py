@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import RandomFile
 from crossfade.kvstore.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
 
@@ -201,11 +202,11 @@ class S3Files:
         listed = self.retry(lambda: self._list(prefix, recursive=False))
         return {info.base_name: info.size if info.is_file else None for info in listed}
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes of all objects below ``prefix`` by path."""
+    def files(self, prefix: str) -> dict[str, FoundFile]:
+        """Return all objects below ``prefix`` by path."""
         start = len(self._root + prefix)
         listed = self.retry(lambda: self._list(prefix, recursive=True))
-        return {info.path[start:]: info.size for info in listed if info.is_file}
+        return {info.path[start:]: FoundFile(info.size, info.mtime.timestamp()) for info in listed if info.is_file}
 
     def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
         from pyarrow import fs

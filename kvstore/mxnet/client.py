@@ -62,6 +62,7 @@ class MXNetStore:
         self._layouts: dict[str, TableLayout] = {}
         self._keys: dict[int, WorkerKey] = {}
         self._lr_factor = 1.0
+        self.first_step = 0
         self._servers = int(os.environ["DMLC_NUM_SERVER"])
         self.rank: int = self._store.rank
         self.workers: int = self._store.num_workers
@@ -78,7 +79,8 @@ class MXNetStore:
 
         Few keys are created at a time, on different servers, since MXNet copies the rows of a key several times then.
         """
-        self._command(create_command(tables, optimizer, seed, self._servers, self._max_key_bytes, checkpoint))
+        sizes = self._servers, self._max_key_bytes
+        self._command(create_command(tables, optimizer, seed, *sizes, checkpoint, self.first_step))
         self.barrier()
         self._store.init(ALL_REDUCE_KEY, self._mx.nd.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH)))
         self.all_reduce(np.zeros(1))

@@ -2,7 +2,8 @@
 
 Commands, by ``"command"``:
 
-- ``create``: the tables, the optimizer, the seed, the number of servers, the size of keys, a checkpoint or null
+- ``create``: the tables, the optimizer, the seed, the number of servers, the size of keys, a checkpoint or null, and
+  the steps taken before
 - ``load``: copy rows from that checkpoint
 - ``reset``: initialize ``rows`` of ``table``, and zero their optimizer state
 - ``lr_factor``: multiply the learning rate by ``factor`` from now on
@@ -44,8 +45,9 @@ def create_command(
     servers: int,
     max_key_bytes: int,
     checkpoint: str | None,
+    first_step: int = 0,
 ) -> str:
-    """Return the command with the layout of tables and the source of their rows."""
+    """Return the command with the layout of tables, the source of their rows, and the steps taken before."""
     return json.dumps(
         {
             "command": "create",
@@ -55,6 +57,7 @@ def create_command(
             "servers": servers,
             "max_key_bytes": max_key_bytes,
             "checkpoint": checkpoint,
+            "first_step": first_step,
         }
     )
 

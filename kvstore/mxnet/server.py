@@ -20,14 +20,14 @@ from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from crossfade.kvstore.errors import CheckpointError, StoreError
+from crossfade.kvstore.errors import CheckpointError, DivergedError, StoreError
 from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 from crossfade.kvstore.mxnet.commands import encode_status
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
 from crossfade.kvstore.mxnet.scheduler import run_until_done
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
+from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.kvstore.store import TableSpec
@@ -50,6 +50,8 @@ class _KeyShard:
         self._layout = layout
         self.number = layout.shard_of(key)
         self.table, self.dim = table, table.dim
+        self.steps = -1
+        """Steps taken since the tables were created. The first push, which creates the key, is none."""
         self.weights_ND: FloatArray = dense_view(weight, (layout.shard_rows, table.dim), np.float32)
         # MXNet's zeros are on small pages. Release them, so that later writes fault in huge ones.
         advise_huge_pages(self.weights_ND)
@@ -71,6 +73,10 @@ class _KeyShard:
         init_rows_at(self.weights_ND, positions_R, local_R, seed=seed, table=self.table.name, std=self.table.init_std)
         self.optimizer.reset(positions_R)
 
+    def row_of(self, position: int) -> int:
+        """Return the table's row at ``position`` of this shard."""
+        return position * self._layout.num_shards + self.number
+
     def as_table_shard(self) -> TableShard:
         """Return the same memory, weights and optimizer state, in the form that checkpoints use."""
         arrays = {WEIGHTS: self.weights_ND, **self.optimizer.state}
@@ -88,6 +94,7 @@ class RowServer:
         self._shards: dict[int, _KeyShard] = {}
         self._optimizer = OptimizerSpec()
         self._seed = 0
+        self._first_step = 0
         self._servers = 0
         self._checkpoint: Checkpoint | None = None
         self._snapshot: Snapshot | None = None
@@ -122,6 +129,7 @@ class RowServer:
         tables = [TableSpec(**table) for table in message["tables"]]
         self._optimizer = OptimizerSpec(**message["optimizer"])
         self._seed = message["seed"]
+        self._first_step = message["first_step"]
         self._servers = message["servers"]
         for layout in make_layout(tables, self._servers, message["max_key_bytes"]):
             self._layouts.update(dict.fromkeys(layout.key_numbers, layout))
@@ -195,13 +203,19 @@ class RowServer:
             self._status_row = weight, dense_view(weight, weight.shape, np.float32)
             return
         shard = self._shards.get(key) or self._add_shard(key, weight)
+        shard.steps += 1
         ids_A = row_sparse_ids(gradient)
         if len(ids_A) == 0:
             return
         with self.stats.timed_update(shard.table.name, len(ids_A)):
             if self._snapshot is not None:
                 self._snapshot.before_update(shard.table.name, shard.number, ids_A)
-            shard.optimizer.update(shard.weights_ND, ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))
+            gradient_AD = dense_view(gradient, (len(ids_A), shard.dim), np.float32)
+            try:
+                with name_divergence(shard.table.name, shard.row_of):
+                    shard.optimizer.update(shard.weights_ND, ids_A, gradient_AD)
+            except DivergedError as error:
+                raise DivergedError(f"step {self._first_step + shard.steps}: {error}", error.row) from error
 
     def _add_shard(self, key: int, weight: Any) -> _KeyShard:
         layout = self._layouts[key]

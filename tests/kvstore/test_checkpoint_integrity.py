@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from object_store import free_ports
-from saved_shards import blank_shards, random_table, save_shards, split_table
+from saved_shards import blank_shards, poison, random_table, reseal, save_shards, split_table
 
-from crossfade.kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune, step_folder
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.lifecycle import clear_later, latest_checkpoint, prune, step_folder
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
+TRAINING = {"run": "mine", "cursor": [3, 2], "x": 0.1}
 ADAM = OptimizerSpec("adam")
 ROWWISE = OptimizerSpec("rowwise_adagrad")
 CUSTOMER, TRACK = TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)
@@ -49,9 +50,7 @@ def copy_steps(small_steps: Path, folder: str, *steps: int) -> None:
 def save_small(folder: str, step: int) -> str:
     customer, track = (random_table(table, ROWWISE, seed=step) for table in (CUSTOMER, TRACK))
     shards = [*split_table(CUSTOMER, customer, 4), *split_table(TRACK, track, 2)]
-    return save_shards(
-        folder, step, [CUSTOMER, TRACK], ROWWISE, [shards[::2], shards[1::2]], {"cursor": [3, step], "x": 0.1}
-    )
+    return save_shards(folder, step, [CUSTOMER, TRACK], ROWWISE, [shards[::2], shards[1::2]], TRAINING)
 
 
 def load_small(uri: str) -> None:
@@ -136,12 +135,6 @@ def test_checkpoint_in_the_folder_of_another_step_is_rejected(checkpoints: str) 
         open_checkpoint(step_folder(checkpoints, 3))
 
 
-def reseal(path: Path, change: Callable[[str], str]) -> None:
-    """Change a manifest and make its CRC-32 match."""
-    body = change(path.read_text()[: path.read_text().rindex(',\n "crc32"')])
-    path.write_text(f'{body},\n "crc32": {zlib.crc32(body.encode())}\n}}\n')
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -169,13 +162,37 @@ def test_manifest_that_does_not_match_the_files_is_rejected(
     assert caught.value.checkpoint == uri
 
 
-def test_checkpoint_of_another_version_is_rejected_but_not_corrupt(checkpoints: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "fix"), [(1, "train again"), (3, "use the version of Crossfade that wrote it, or a later one")]
+)
+def test_checkpoint_of_another_version_is_rejected_but_not_corrupt(checkpoints: str, version: int, fix: str) -> None:
     uri = step_folder(checkpoints, 2)
-    reseal(Path(uri, "manifest.json"), lambda text: text.replace('"version": 2', '"version": 1'))
+    reseal(Path(uri, "manifest.json"), lambda text: text.replace('"version": 2', f'"version": {version}'))
     for read in (lambda: open_checkpoint(uri), lambda: latest_checkpoint(checkpoints)):
-        with pytest.raises(CheckpointError, match=r"has format version 1, .* reads version 2 only") as caught:
+        with pytest.raises(InputError, match=rf"has format version {version}, .* reads version 2 only; {fix}"):
             read()
-        assert caught.value.checkpoint is None
+
+
+def test_newer_version_without_this_crc_is_no_corruption(checkpoints: str) -> None:
+    manifest = Path(step_folder(checkpoints, 2), "manifest.json")
+    manifest.write_text('{"format": "crossfade-checkpoint", "version": 3, "sha256": "0", "shards": []}')
+    with pytest.raises(InputError, match="has format version 3"):
+        latest_checkpoint(checkpoints)
+
+
+@pytest.mark.parametrize(("array", "value"), [("weights", np.nan), ("weights", -np.inf), ("exp_avg", np.inf)])
+def test_value_that_is_not_finite_is_blamed_on_its_file_and_row(tmp_path: Path, array: str, value: float) -> None:
+    shards = split_table(CUSTOMER, random_table(CUSTOMER, ADAM), 4)
+    uri = save_shards(str(tmp_path), 2, [CUSTOMER], ADAM, [shards])
+    name = f"customer/{array}.00001-of-00004.npy"
+    poison(Path(uri), name, 7, value)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(uri).load(blank_shards(CUSTOMER, ADAM, 3))
+    assert str(caught.value) == f"{uri}/{name}: row 29 of table 'customer' has values that are not finite"
+    assert caught.value.checkpoint == uri
+    if array == "weights":
+        with closing(open_checkpoint(uri)) as checkpoint, pytest.raises(CheckpointError, match="row 29 of"):
+            checkpoint.weights("customer", 20, 50)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "", "\0\xff", '{"format": "crossfade-interactions", "version": 1}'])
@@ -219,7 +236,7 @@ def test_checkpoint_of_other_tables_is_rejected_but_not_corrupt(
 
 def test_manifest_returns_the_training_state(checkpoints: str) -> None:
     manifest = open_checkpoint(step_folder(checkpoints, 2)).manifest
-    assert manifest.training == {"cursor": [3, 2], "x": 0.1}
+    assert manifest.training == TRAINING
     assert (manifest.step, manifest.tables, manifest.optimizer) == (2, [CUSTOMER, TRACK], ROWWISE)
 
 
@@ -282,6 +299,14 @@ def test_corrupt_incomplete_and_rejected_checkpoints_are_skipped_with_reasons(
         assert part in reason
 
 
+def is_mine(manifest: CheckpointManifest) -> bool:
+    return manifest.training.get("run") == "mine"
+
+
+def steps_in(checkpoints: str) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in Path(checkpoints).glob("step-*"))
+
+
 def test_prune_keeps_the_newest_complete_checkpoints_and_newer_incomplete_ones(
     small_steps: Path, checkpoints: str
 ) -> None:
@@ -289,16 +314,46 @@ def test_prune_keeps_the_newest_complete_checkpoints_and_newer_incomplete_ones(
     Path(step_folder(checkpoints, 6), "manifest.json").unlink()
     Path(step_folder(checkpoints, 3), "manifest.json").unlink()
     Path(checkpoints, "owner.json").write_text("{}")
-    prune(checkpoints, keep_latest=2)
-    assert sorted(path.name for path in Path(checkpoints).iterdir()) == [
-        "owner.json",
-        "step-000000002",
-        "step-000000005",
-        "step-000000006",
-    ]
+    prune(checkpoints, 6, 2, is_mine)
+    assert steps_in(checkpoints) == [2, 5, 6]
+    assert Path(checkpoints, "owner.json").exists()
     load_small(step_folder(checkpoints, 2))
-    prune(checkpoints, keep_latest=1)
-    assert not Path(step_folder(checkpoints, 2)).exists()
+    prune(checkpoints, 6, 1, is_mine)
+    assert steps_in(checkpoints) == [5, 6]
+
+
+def make_foreign(checkpoints: str, *, corrupt: int, newer: int, other: int) -> None:
+    """Make these checkpoints unreadable, of a newer format, and of another run."""
+    flip(Path(step_folder(checkpoints, corrupt), "manifest.json"), 40)
+    for step, old, new in ((newer, '"version": 2', '"version": 3'), (other, '"mine"', '"other"')):
+        reseal(Path(step_folder(checkpoints, step), "manifest.json"), lambda text, a=old, b=new: text.replace(a, b))
+
+
+def test_prune_neither_deletes_nor_counts_what_is_unreadable_or_of_another_run(
+    small_steps: Path, checkpoints: str
+) -> None:
+    copy_steps(small_steps, checkpoints, 3, 4, 5, 6)
+    make_foreign(checkpoints, corrupt=1, newer=3, other=5)
+    prune(checkpoints, 6, 2, is_mine)
+    assert steps_in(checkpoints) == [1, 3, 4, 5, 6]
+
+
+def test_prune_does_not_count_checkpoints_that_the_run_did_not_continue_from(
+    small_steps: Path, checkpoints: str
+) -> None:
+    copy_steps(small_steps, checkpoints, 3, 4)
+    flip(Path(step_folder(checkpoints, 4), "customer", "weights.00001-of-00004.npy"), -1)
+    prune(checkpoints, 3, 1, is_mine)
+    assert steps_in(checkpoints) == [3, 4]
+
+
+def test_only_unfinished_checkpoints_are_cleared_when_a_run_resumes(small_steps: Path, checkpoints: str) -> None:
+    copy_steps(small_steps, checkpoints, 3, 4, 5, 6)
+    Path(step_folder(checkpoints, 2), "manifest.json").unlink()
+    make_foreign(checkpoints, corrupt=3, newer=4, other=5)
+    Path(checkpoints, "step-000000007").mkdir()
+    assert clear_later(checkpoints, 1, is_mine) == {3, 4, 5}
+    assert steps_in(checkpoints) == [1, 3, 4, 5, 6]
 
 
 def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
@@ -310,19 +365,17 @@ def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
         (folder / "customer" / "weights.00000-of-00004.npy").unlink()
         raise OSError("interrupted")
 
-    for action in (lambda: prune(checkpoints, keep_latest=2), lambda: delete_after(checkpoints, 2)):
-        with monkeypatch.context() as patch:
-            patch.setattr("crossfade.kvstore.io.folder.shutil.rmtree", delete_half)
-            with pytest.raises(CheckpointError, match="interrupted"):
-                action()
-    for step in (1, 3):
-        with pytest.raises(
-            CheckpointError, match=r"manifest.json: missing: this is not a checkpoint, or an incomplete one"
-        ):
-            open_checkpoint(step_folder(checkpoints, step))
+    with monkeypatch.context() as patch:
+        patch.setattr("crossfade.kvstore.io.folder.shutil.rmtree", delete_half)
+        with pytest.raises(CheckpointError, match="interrupted"):
+            prune(checkpoints, 3, 2, is_mine)
+    with pytest.raises(
+        CheckpointError, match=r"manifest.json: missing: this is not a checkpoint, or an incomplete one"
+    ):
+        open_checkpoint(step_folder(checkpoints, 1))
     checkpoint, _ = latest_checkpoint(checkpoints)
     assert checkpoint is not None
-    assert checkpoint.uri == step_folder(checkpoints, 2)
+    assert checkpoint.uri == step_folder(checkpoints, 3)
 
 
 def test_unreachable_storage_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:

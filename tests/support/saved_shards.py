@@ -1,13 +1,17 @@
 """Split random tables into shards, as servers hold them, and write checkpoints of them."""
 
+import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
+from crossfade.kvstore.checkpoint.files import HEADER_BYTES
 from crossfade.kvstore.checkpoint.format import CheckpointManifest, TableShard
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
@@ -17,6 +21,8 @@ from crossfade.kvstore.optimizers import make_optimizer
 from crossfade.kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
 WRITE_SECONDS = 60.0
+SEAL = ',\n "crc32": '
+"""What precedes the CRC-32 of a manifest."""
 PADDING = 77
 """The value of padding in shards that ``split_table`` returns."""
 
@@ -116,6 +122,35 @@ def save_shards(
     results = [wait_for_snapshot(snapshot).part for snapshot in snapshots]
     commit(checkpoints, make_manifest(step, tables, optimizer, results, training))
     return folder
+
+
+def rewrite_file(checkpoint: Path, path: str, data: bytes) -> None:
+    """Replace a file of a checkpoint, and the checksums that lead to it: what a writer without checks may leave."""
+    (checkpoint / path).write_bytes(data)
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    for listed in manifest["parts"]:
+        part = json.loads((checkpoint / listed["name"]).read_bytes())
+        for file in part["files"]:
+            if file["path"] == path:
+                file |= {"bytes": len(data), "crc32": zlib.crc32(data)}
+        text = json.dumps(part).encode()
+        (checkpoint / listed["name"]).write_bytes(text)
+        listed |= {"bytes": len(text), "crc32": zlib.crc32(text)}
+    reseal(checkpoint / "manifest.json", lambda _: json.dumps({**manifest, "crc32": 0}, indent=1).split(SEAL)[0])
+
+
+def poison(checkpoint: Path, path: str, entry: int, value: float = np.nan) -> None:
+    """Overwrite the last value of an entry of an array file, and the checksums that lead to it."""
+    values = np.load(checkpoint / path)
+    values[entry, -1] = value
+    header = (checkpoint / path).read_bytes()[:HEADER_BYTES]
+    rewrite_file(checkpoint, path, header + values.tobytes())
+
+
+def reseal(path: Path, change: Callable[[str], str]) -> None:
+    """Change a manifest and make its CRC-32 match."""
+    body = change(path.read_text().rpartition(SEAL)[0])
+    path.write_text(f"{body}{SEAL}{zlib.crc32(body.encode())}\n}}\n")
 
 
 def save_store(

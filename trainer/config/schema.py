@@ -27,7 +27,7 @@ EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
-    *("train.epochs", "train.max_steps", "train.patience", "train.device"),
+    *("train.epochs", "train.max_steps", "train.patience", "train.device", "optimizer.learning_rate"),
 )
 """Prefixes of keys that may change between the starts of one run."""
 
@@ -249,7 +249,8 @@ class JobConfig(Section):
     def resume_conflicts(self, earlier: JobConfig) -> list[str]:
         """List why a run of ``earlier`` cannot resume as this job, each as ``KEY was X and is now Y``.
 
-        The length of training, the placement of processes and the checkpoint schedule may change between starts.
+        The length of training, the placement of processes and the checkpoint schedule may change between starts. So may
+        the learning rate: a run that has diverged continues with a lower one.
         """
         now, before = (job.with_absolute_paths().values() for job in (self, earlier))
         return [

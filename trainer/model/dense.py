@@ -45,6 +45,7 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError
+from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
@@ -253,7 +254,7 @@ class DenseLayers:
         """Restore parameters and optimizer state from ``checkpoint``.
 
         Raises:
-            CheckpointError: its file is corrupt or cannot be read.
+            CheckpointError: its file is corrupt or cannot be read, or a value is not finite.
             InputError: it has no layers, or other layers.
         """
         data = checkpoint.file(DENSE_FILE)
@@ -273,6 +274,8 @@ class DenseLayers:
                     "checkpoint of a job with the same model.dense"
                 )
         for name, values in arrays.items():
+            if find_non_finite_row(found[name]) is not None:
+                raise CheckpointError(f"{uri}: {name} has values that are not finite", checkpoint.uri)
             values[...] = found[name]
 
 

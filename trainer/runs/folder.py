@@ -8,7 +8,8 @@
       metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
       checkpoints/  embeddings/  logs/  tensorboard/  run.lock
 
-Files are replaced atomically or appended to, so that a process killed at any time leaves a readable folder.
+Files are replaced atomically and durably, or appended to, so that a process killed at any time, or a crash of the
+machine, leaves a readable folder.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.durable_file import is_partial, replace_file
 from crossfade.kvstore.io.file_lock import folder_lock, try_lock, wait_for_lock
+from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -43,6 +48,7 @@ _FILES = (
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
 )
 _DONE = "done"
+Content = TypeVar("Content")
 _STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
 """Every name in a run folder begins with one of these, after a dot while it is being written."""
 
@@ -87,14 +93,54 @@ class RunFolder:
         return (self.path / RUN_FILE).exists()
 
     def run_id(self) -> str:
-        """Read the ID of the run, which also marks its checkpoints."""
-        run_id: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
-        return run_id
+        """Read the ID of the run, which also marks its checkpoints.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return self._identity().id
 
     def started(self) -> float | None:
-        """Read the Unix time when the run started, first if it was resumed; None for runs of earlier versions."""
-        started: float | None = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("started")
-        return started
+        """Read the Unix time when the run started, first if it was resumed; None for runs of earlier versions.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return self._identity().started
+
+    def _identity(self) -> _Identity:
+        return self._read(RUN_FILE, _Identity.model_validate_json, "restore it, or delete it for a new run ID")
+
+    def check_readable(self) -> None:
+        """Check the files that a run which resumes here reads, as far as they exist.
+
+        Raises:
+            InputError: one is empty, truncated or of other content.
+        """
+        if self.has_run_id():
+            self.run_id()
+        self.restarts()
+        if (self.path / JOB_FILE).exists():
+            self.job()
+
+    def _read(self, name: str, parse: Callable[[str], Content], fix: str) -> Content:
+        """Read and parse the file ``name``.
+
+        Raises:
+            InputError: it is not what was written.
+            FileNotFoundError: it does not exist.
+        """
+        path = self.path / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: is not UTF-8 text; {fix}") from error
+        if not text.strip("\0 \n"):
+            raise InputError(f"{path}: is empty; {fix}")
+        try:
+            return parse(text)
+        except ValidationError as error:
+            raise InputError(f"{path}: is truncated or corrupt: {format_validation_error(error)}; {fix}") from error
 
     def checkpoints(self, job: JobConfig) -> str:
         """Return the path or URI of the checkpoints of a run of ``job`` in this folder."""
@@ -123,6 +169,8 @@ class RunFolder:
                     self.path.mkdir(exist_ok=True)
                     lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
                     try_lock(lock)
+                    for unfinished in self.unfinished_files():
+                        unfinished.unlink()
                     if not self.has_run_id():
                         identity = {"id": uuid.uuid4().hex[:12], "name": job.name, "started": time.time()}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
@@ -148,8 +196,8 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Return whether there is more here than a run that was killed at once leaves."""
-        unfinished = _partial(RUN_FILE), _partial(JOB_FILE)
-        return any(path.name not in {LOCK_FILE, RUN_FILE, *unfinished} for path in self.path.iterdir())
+        names = {path.name for path in self.path.iterdir()} - {path.name for path in self.unfinished_files()}
+        return not names <= {LOCK_FILE, RUN_FILE}
 
     def _check_resumable(self, job: JobConfig) -> None:
         differences = job.resume_conflicts(self.job()) if self._holds_run() else []
@@ -196,6 +244,26 @@ class RunFolder:
             return True
         return False
 
+    @contextmanager
+    def hold_still(self) -> Iterator[None]:
+        """Keep a run from starting here while the context lasts.
+
+        Raises:
+            InputError: a run is in progress.
+        """
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):
+                lock = held.enter_context((self.path / LOCK_FILE).open("r+", encoding="ascii"))
+                try:
+                    try_lock(lock)
+                except BlockingIOError as error:
+                    raise InputError(f"{self.path}: a run is in progress; wait for it") from error
+            yield
+
+    def unfinished_files(self) -> list[Path]:
+        """Return the files that a process did not finish writing."""
+        return [path for path in self.path.iterdir() if is_partial(path.name) and path.is_file()]
+
     def files_for_roles(self) -> dict[str, str]:
         """Return the files that roles need on a host that does not share this folder: the text of each, by name."""
         return {
@@ -228,9 +296,12 @@ class RunFolder:
             return lock.read() or None
 
     def report(self) -> dict[str, Any]:
-        """Read the report of the finished run."""
-        report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
-        return report
+        """Read the report of the finished run.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._read(REPORT_FILE, _REPORT.validate_json, "delete it, and write it again with --resume")
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
@@ -255,12 +326,15 @@ class RunFolder:
         self._write(FINAL_METRICS_FILE, text)
 
     def restarts(self) -> list[dict[str, Any]]:
-        """Read the restarts of the run so far, over all commands that ran it."""
+        """Read the restarts of the run so far, over all commands that ran it.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         try:
-            restarts: list[dict[str, Any]] = json.loads((self.path / RESTARTS_FILE).read_text(encoding="utf-8"))
+            return self._read(RESTARTS_FILE, _RESTARTS.validate_json, "delete it, which loses only their list")
         except FileNotFoundError:
             return []
-        return restarts
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write ``state.json``, the state of the run and its processes."""
@@ -271,14 +345,18 @@ class RunFolder:
         self._write(RESTARTS_FILE, json.dumps(restarts, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        """Write the file ``name`` atomically: a process killed while writing leaves the earlier file, if any."""
-        unfinished = (self.path / name).with_name(_partial(Path(name).name))
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self.path / name)
+        """Write the file ``name`` atomically and durably: a crash leaves the earlier file, if any."""
+        replace_file(self.path / name, text.encode("utf-8"))
 
 
-def _partial(name: str) -> str:
-    return f".{name}.partial"
+class _Identity(BaseModel):
+    """``run.json``."""
+
+    id: str
+    started: float | None = None
+
+
+_REPORT, _RESTARTS = TypeAdapter(dict[str, Any]), TypeAdapter(list[dict[str, Any]])
 
 
 def _write_result(

@@ -1,8 +1,9 @@
 """Ownership of checkpoint folders: one run each, which the file ``owner.json`` in the folder names.
 
-Two runs in one folder would delete and corrupt each other's checkpoints. A new run rejects the folder of another run. A
-run that resumes on another machine takes its folder over; the process that had it before detects that before it commits
-its next checkpoint, and ends.
+Two runs in one folder would delete and corrupt each other's checkpoints. A new run rejects the folder of another run,
+and one that holds checkpoints without an owner. A run that resumes on another machine takes its folder over; the
+process that had it before detects that before it commits its next checkpoint, and ends. ``owner.json`` lists the runs
+that the owner has taken over from: their checkpoints are its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from crossfade.kvstore.checkpoint.files import STEP_NAME
 from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.io.folder import Folder
 
@@ -49,12 +51,15 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
     """
     folder = Folder(checkpoints)
     with _input_errors(checkpoints):
-        _check_owner(folder, run, name, take_over=take_over)
-        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
+        owner = _check_owner(folder, run, name, take_over=take_over) or {}
+        earlier = [*_earlier_runs(owner), *([owner["run"]] if owner.get("run") not in (None, run) else [])]
+        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name, "earlier_runs": earlier}).encode())
 
 
-def check_still_owned(checkpoints: str, run: str) -> None:
+def check_still_owned(checkpoints: str, run: str) -> set[str]:
     """Check that the folder, which ``run`` has claimed, has no other owner.
+
+    Returns the runs whose checkpoints it may delete: itself, and those that it has taken the folder over from.
 
     Raises:
         InputError: another run has taken it over.
@@ -69,6 +74,12 @@ def check_still_owned(checkpoints: str, run: str) -> None:
             f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with --resume and has taken "
             "it over; this run ends, since two runs would overwrite each other's checkpoints"
         )
+    return {run, *_earlier_runs(owner or {})}
+
+
+def _earlier_runs(owner: dict[str, Any]) -> list[str]:
+    earlier = owner.get("earlier_runs", [])
+    return earlier if isinstance(earlier, list) else []
 
 
 def _read_owner(folder: Folder) -> dict[str, Any] | None:
@@ -81,10 +92,19 @@ def _read_owner(folder: Folder) -> dict[str, Any] | None:
     return owner
 
 
-def _check_owner(folder: Folder, run: str | None, name: str, *, take_over: bool) -> None:
+def _check_owner(folder: Folder, run: str | None, name: str, *, take_over: bool) -> dict[str, Any] | None:
     owner = _read_owner(folder)
-    if owner is None or (run is not None and owner.get("run") == run) or (take_over and owner.get("name") == name):
-        return
+    if owner is None:
+        # Files, since some servers of S3 list a folder for a while after its last file was deleted.
+        steps = {path.partition("/")[0] for path in folder.sizes()} if not take_over else set()
+        if steps := set(filter(STEP_NAME.fullmatch, steps)):
+            raise InputError(
+                f"{folder.uri}: holds checkpoints of an earlier run ({max(steps)}), but no {OWNER_FILE} that names it; "
+                "set checkpoint.path to another folder, or continue that run with --resume"
+            )
+        return None
+    if (run is not None and owner.get("run") == run) or (take_over and owner.get("name") == name):
+        return owner
     raise InputError(
         f"{folder.uri}: holds checkpoints of another run, of job '{owner.get('name')}'; set checkpoint.path to another "
         "folder, or continue that run with --resume"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
@@ -43,10 +44,8 @@ class RowSelection:
         """Write the counts, if there are any, to the folder of a run of ``job``, for ``load_row_counts``."""
         if self.row_counts is None:
             return
-        partial = run_dir / f".{ROW_COUNTS_FILE}.partial"
         record = {**_selection_of(job, fingerprint), "row_counts": self.row_counts}
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(run_dir / ROW_COUNTS_FILE)
+        replace_file(run_dir / ROW_COUNTS_FILE, json.dumps(record).encode() + b"\n")
 
 
 def _selection_of(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crossfade.kvstore.checkpoint.lifecycle import commit, delete_after, delete_failed, prune, step_folder
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.lifecycle import clear_later, commit, delete_failed, prune, step_folder
+from crossfade.kvstore.errors import CheckpointError, DivergedError
 from crossfade.kvstore.store import RowStore, SaveResult
 from crossfade.trainer.runs.events import (
     CheckpointFailed,
@@ -64,11 +65,13 @@ class CheckpointWriter:
         self._complete_step: int | None = None
         self._pending: _Pending | None = None
         self._commit_result: Future[tuple[SaveResult, str | None]] | None = None
+        self._own_runs = {metadata.run}
+        self._protected_steps: set[int] = set()
         self.last_step: int | None = None
         """Step of the newest checkpoint, complete or not."""
 
     def begin(self, state: TrainState) -> None:
-        """Prepare for a run that starts at ``state``: delete later checkpoints, which it will write again.
+        """Prepare for a run that starts at ``state``: delete unfinished later checkpoints, which it will write again.
 
         Raises:
             InputError: another run has taken over the folder.
@@ -76,8 +79,11 @@ class CheckpointWriter:
         """
         self._stats = state.checkpoints
         self.last_step = self._complete_step = state.step or None
-        check_still_owned(self._folder, self._metadata.run)
-        delete_after(self._folder, state.step)
+        self._own_runs = check_still_owned(self._folder, self._metadata.run)
+        self._protected_steps = clear_later(self._folder, state.step, self._is_own)
+
+    def _is_own(self, manifest: CheckpointManifest) -> bool:
+        return manifest.training.get("run") in self._own_runs
 
     @property
     def busy(self) -> bool:
@@ -92,8 +98,12 @@ class CheckpointWriter:
         """Start a checkpoint of ``state`` with the ``totals`` of all workers' counters, after the one being written."""
         self.wait()
         self.last_step = state.step
+        folder = step_folder(self._folder, state.step)
+        if state.step in self._protected_steps:
+            self._count_failure(state.step, f"{folder}: holds a checkpoint that is not this run's; move it")
+            return
         self._pending = _Pending(state.step, state.to_record(totals), self._extra_files())
-        self._store.save(step_folder(self._folder, state.step))
+        self._store.save(folder)
 
     def poll(self) -> None:
         """Take the next action that the checkpoint being written is ready for."""
@@ -106,6 +116,8 @@ class CheckpointWriter:
                 saved = self._store.poll_save()
             except CheckpointError as error:
                 self._fail(error)
+            except DivergedError as error:
+                raise DivergedError(f"step {self._pending.step}: {error}", error.row) from error
             else:
                 if saved is not None:
                     self._commit_result = self._thread.submit(self._commit, saved, self._pending)
@@ -132,7 +144,7 @@ class CheckpointWriter:
         commit(self._folder, self._metadata.manifest(saved, pending.step, pending.train_state), pending.files)
         saved = replace(saved, bytes=saved.bytes + sum(map(len, pending.files.values())))
         try:
-            prune(self._folder, self._keep_latest)
+            prune(self._folder, pending.step, self._keep_latest, self._is_own)
         except CheckpointError as error:
             return saved, str(error)
         return saved, None
@@ -161,11 +173,14 @@ class CheckpointWriter:
     def _fail(self, error: Exception) -> None:
         """Report a checkpoint that could not be written. The run continues, since the next one may succeed."""
         step = self._end_pending()
-        self._stats.failed += 1
-        self._on_event(CheckpointFailed(step=step, message=str(error)))
+        self._count_failure(step, str(error))
         with suppress(CheckpointError):
             check_still_owned(self._folder, self._metadata.run)
             delete_failed(self._folder, step)
+
+    def _count_failure(self, step: int, message: str) -> None:
+        self._stats.failed += 1
+        self._on_event(CheckpointFailed(step=step, message=message))
 
     def _end_pending(self) -> int:
         assert self._pending is not None

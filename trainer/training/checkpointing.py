@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.store import RowStore, Traffic
 from crossfade.trainer.config.run_sections import CheckpointConfig
 from crossfade.trainer.runs.events import TotalsEvent
@@ -77,7 +75,7 @@ class CheckpointManager:
         self._writer.close(abandon=kind is not None)
 
     def begin(self, state: TrainState) -> None:
-        """Prepare for a run that starts at ``state``: delete later checkpoints, which it will write again."""
+        """Prepare for a run that starts at ``state``: delete later checkpoints that were not finished."""
         self._next_sync_step = state.step + 1
         self._last_sync = (state.step, self._clock())
         self._saved_at = self._clock()
@@ -153,15 +151,3 @@ class CheckpointManager:
     def stop_result(self, state: TrainState) -> StopResult:
         """Describe a run that stops at ``state``. Only rank 0 can answer."""
         return StopResult(state.step, self._writer.checkpoint_of(state.step))
-
-
-def latest_usable(checkpoints: str, rejected: set[str], log: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest complete checkpoint that is not ``rejected``; ``log`` gets why newer ones were skipped.
-
-    Raises:
-        InputError: ``checkpoints`` is not a folder.
-    """
-    checkpoint, reasons = latest_checkpoint(checkpoints, rejected)
-    for reason in reasons:
-        log(f"skipped a checkpoint: {reason}")
-    return checkpoint

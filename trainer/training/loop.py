@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import DivergedError
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.prefetch import Prefetcher
@@ -118,7 +119,10 @@ class TrainLoop:
 
     def _step(self, batch: Batch, state: TrainState) -> None:
         factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
-        loss, active = self.step.take(batch, factor, state)
+        try:
+            loss, active = self.step.take(batch, factor, state)
+        except DivergedError as error:
+            raise DivergedError(f"step {state.step + 1}: {error}", error.row) from error
         state.count_step(batch, loss, {table: len(active[table.name]) for table in self.model.tables})
         self.hooks.on_event(self._step_event(batch, state, loss, factor, active))
 

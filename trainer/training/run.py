@@ -14,7 +14,8 @@ from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.monitoring.registry import TableMetrics
 from crossfade.trainer.runs.events import ReportEvent
 from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.training.checkpointing import StopResult, latest_usable
+from crossfade.trainer.runs.resumption import find_start, last_saved_step
+from crossfade.trainer.training.checkpointing import StopResult
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.report import make_report
 from crossfade.trainer.training.session import open_session
@@ -61,16 +62,29 @@ def run_training(
 
 
 def run_in_process(
-    job: JobConfig, folder: RunFolder, hooks: TrainingHooks = NO_HOOKS, *, resume: bool = False
+    job: JobConfig,
+    folder: RunFolder,
+    hooks: TrainingHooks = NO_HOOKS,
+    *,
+    resume: bool = False,
+    allow_restart: bool = False,
 ) -> dict[str, Any] | StopResult:
     """Train ``job`` in this process, without servers; see ``run_training``.
 
     With ``resume`` it resumes from the newest checkpoint that can be read, and logs why newer ones were skipped. One
-    that turns out to be corrupt while it is read is skipped too.
+    that turns out to be corrupt while it is read is skipped too. Where none is usable, ``allow_restart`` is whether to
+    start over at step 0, see ``find_start``.
     """
     rejected: set[str] = set()
+    saved_step = last_saved_step(folder.path) if resume else None
     while True:
-        found = latest_usable(folder.checkpoints(job), rejected, hooks.log) if resume else None
+        found = None
+        if resume:
+            found, skipped = find_start(
+                folder.checkpoints(job), rejected, saved_step=saved_step, allow_restart=allow_restart
+            )
+            for reason in skipped:
+                hooks.log(f"skipped a checkpoint: {reason}")
         checkpoint = found.uri if found else None
         if found:
             hooks.log(f"resuming from step {found.manifest.step:,}")

@@ -70,6 +70,7 @@ class TrainingSession:
         """
         self.on_event(PhaseEvent(name="tables"))
         state = restore_train_state(self.metadata, checkpoint, self.store.rank) if checkpoint else TrainState()
+        self.store.first_step = state.step
         rows_from = create_tables(self.inputs, self.metadata, self.store, self.towers.dense, checkpoint)
         self.embeddings.discard_missing(state)
         self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from))

@@ -33,6 +33,7 @@ import yaml
 
 from crossfade.deploy.topology import Address
 from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
@@ -269,7 +270,7 @@ def restore_run(run: Path, job: JobConfig) -> None:
     if run.is_dir() and any(run.iterdir()):
         (run / LOCK_FILE).touch()
         if not (run / JOB_FILE).exists():
-            (run / JOB_FILE).write_text(job.with_absolute_paths().to_yaml(), encoding="utf-8")
+            replace_file(run / JOB_FILE, job.with_absolute_paths().to_yaml().encode())
 
 
 def export_model(paths: Paths, folder: RunFolder) -> None:

@@ -314,14 +314,14 @@ def test_failed_run_shows_its_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"time": "soon", "state": 3}', "\0\0\0"])
-@pytest.mark.parametrize("name", ["state.json", "report.json", "restarts.json", "job.yaml"])
+@pytest.mark.parametrize("name", ["state.json", "report.json", "restarts.json", "run.json", "job.yaml"])
 def test_corrupt_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2)])
     (folder / name).write_text(content)
     summary = look(folder, at=3)
     assert summary.step == 2
-    # Any mapping is accepted as a job or a report.
-    is_valid = content.startswith('{"') and name in {"job.yaml", "report.json"}
+    # Any mapping is accepted as a job, a report or an identity.
+    is_valid = content.startswith('{"') and name in {"job.yaml", "report.json", "run.json"}
     assert warned(summary, name, "cannot be read") != is_valid
 
 

@@ -1,11 +1,15 @@
 """A run folder stays usable when its process is killed while it creates, resumes or deletes a run."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job
+from error_table import documented
 
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io import durable_file
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, EarlierRun, RunFolder
@@ -38,16 +42,16 @@ class Killed(BaseException):
 
 
 def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Raise ``Killed`` half-way through the next write of the file ``name``, or of its temporary file."""
-    write = Path.write_text
+    """Raise ``Killed`` half-way through the next write of the file ``name``, whose temporary file then stays."""
+    write = durable_file.replace_file
 
-    def write_half(path: Path, text: str, **options: str) -> int:
-        if name not in path.name:
-            return write(path, text, **options)
-        write(path, text[: len(text) // 2], **options)
+    def write_half(path: Path, data: bytes) -> None:
+        if path.name != name:
+            return write(path, data)
+        path.with_name(f".{name}.1.partial").write_bytes(data[: len(data) // 2])
         raise Killed
 
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr("crossfade.trainer.runs.folder.replace_file", write_half)
 
 
 def test_run_keeps_its_id_and_start_when_it_resumes(run: RunFolder, job: JobConfig) -> None:
@@ -113,3 +117,53 @@ def test_interrupted_deletion_of_an_earlier_run_can_be_repeated(
             begin(run, job, overwrite=True)
     assert begin(run, job, overwrite=True) is None
     assert {path.name for path in run.path.iterdir()} == {JOB_FILE, LOCK_FILE, RUN_FILE}
+
+
+def test_file_is_synced_before_its_name_and_its_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    sync, replace = os.fsync, Path.replace
+
+    def recording_sync(number: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{number}").readlink())
+        sync(number)
+
+    def recording_replace(path: Path, target: Path) -> Path:
+        steps.append(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recording_sync)
+    monkeypatch.setattr(Path, "replace", recording_replace)
+    RunFolder(tmp_path).write_report({"steps": 1})
+    assert steps == [tmp_path / f".report.json.{os.getpid()}.partial", tmp_path / "report.json", tmp_path]
+    assert RunFolder(tmp_path).report() == {"steps": 1}
+
+
+@pytest.mark.parametrize("content", ["", "\0\0\0\0", '{"id": "a', '["x"'], ids=["empty", "zeros", "object", "list"])
+@pytest.mark.parametrize("name", [RUN_FILE, "restarts.json", JOB_FILE])
+def test_empty_or_truncated_file_is_named_before_training(
+    run: RunFolder, job: JobConfig, name: str, content: str
+) -> None:
+    begin(run, job)
+    (run.path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"^{run.path}/{name}") as caught:
+        run.check_readable()
+    assert "\n" not in str(caught.value)
+    if (name, content) == ("restarts.json", '["x"'):
+        documented("a truncated file of a run folder", str(caught.value))
+
+
+def test_truncated_report_is_named(run: RunFolder, job: JobConfig) -> None:
+    begin(run, job)
+    run.write_report({"steps": 1})
+    (run.path / "report.json").write_text('{"steps": ')
+    with pytest.raises(InputError, match=r"report.json: is truncated or corrupt: .*; delete it"):
+        run.report()
+
+
+def test_temporary_files_of_a_killed_process_are_deleted_by_the_next_run(run: RunFolder, job: JobConfig) -> None:
+    begin(run, job)
+    (run.path / ".state.json.7.partial").write_text("{")
+    (run.path / ".embeddings.partial").mkdir()
+    begin(run, job, resume=True)
+    assert run.unfinished_files() == []
+    assert (run.path / ".embeddings.partial").exists()

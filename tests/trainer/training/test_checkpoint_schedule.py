@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
+from saved_shards import reseal
 
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.local import LocalStore
@@ -168,12 +169,28 @@ def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
     assert CheckpointPruneFailed(message="permission denied") in training.events
 
 
-def test_run_that_resumes_deletes_later_checkpoints(tmp_path: Path, opened: ExitStack) -> None:
+def test_run_that_resumes_keeps_later_checkpoints_and_overwrites_its_own(tmp_path: Path, opened: ExitStack) -> None:
     training = Training(tmp_path, opened, interval_steps=1, keep_latest=9)
     training.checkpoints.begin(training.state)
+    for _ in range(4):
+        training.step()
+        training.checkpoints._writer.wait()
+    own, foreign = (training.folder / f"step-{step:09d}" / "manifest.json" for step in (3, 4))
+    reseal(foreign, lambda text: text.replace('"run": "run"', '"run": "another"'))
+    before = own.read_bytes(), foreign.read_bytes()
+    (training.folder / "step-000000005").mkdir()
+    training.state.step = 2
+    training.checkpoints.begin(training.state)
+    assert (own.read_bytes(), foreign.read_bytes()) == before
+    assert not (training.folder / "step-000000005").exists()
+    training.events.clear()
     for _ in range(3):
         training.step()
         training.checkpoints._writer.wait()
-    training.state.step = 2
-    training.checkpoints.begin(training.state)
-    assert sorted(path.name for path in training.folder.glob("step-*")) == ["step-000000001", "step-000000002"]
+    assert training.saved() == [3, 5]
+    assert own.read_bytes() != before[0]
+    assert foreign.read_bytes() == before[1]
+    [failure] = [event for event in training.events if isinstance(event, CheckpointFailed)]
+    assert failure == CheckpointFailed(
+        step=4, message=f"{foreign.parent}: holds a checkpoint that is not this run's; move it"
+    )

@@ -206,13 +206,14 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     assert_same_bits(run, undisturbed_on_servers if shape else undisturbed)
 
 
-def test_run_without_complete_checkpoint_restarts_from_the_beginning(
+def test_run_without_complete_checkpoint_restarts_from_the_beginning_if_allowed(
     workspace: Path, undisturbed: Path, killed: Stopped
 ) -> None:
     run = killed.copy("none-complete")
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
-    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=workspace))
+    allow = "--allow-restart-from-scratch"
+    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", allow, cwd=workspace))
     assert "skipped a checkpoint" in result.stderr
     assert_same_bits(run, undisturbed)
 
@@ -237,10 +238,10 @@ def test_warm_start_from_a_folder_without_checkpoint_is_rejected(workspace: Path
 
 def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path, killed: Stopped) -> None:
     run = killed.copy("another-job")
-    other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
+    other = ("--set", "optimizer.min_lr_factor=0.2", "--set", "train.epochs=3", "--set", "optimizer.learning_rate=0.2")
     result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=workspace)
     assert result.returncode == 2
-    assert "cannot resume: optimizer.learning_rate was 0.1 and is now 0.2" in result.stderr
+    assert "cannot resume: optimizer.min_lr_factor was 0.1 and is now 0.2; train" in result.stderr
     assert "epochs" not in result.stderr
 
 

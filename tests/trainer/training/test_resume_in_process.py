@@ -126,16 +126,17 @@ def test_run_stopped_in_the_middle_of_the_last_epoch_resumes_exactly(data: Path,
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, max_steps=steps), steps, 4)
 
 
-def test_corrupt_checkpoint_is_skipped_and_replaced(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["manifest.json", "part-00000-of-00001.json"])
+def test_corrupt_checkpoint_is_skipped_and_stays(data: Path, tmp_path: Path, damage: str) -> None:
     runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS)
     runs.run("run", 4 * EPOCH_STEPS)
     *_, before, newest = runs.checkpoints("run")
-    (newest / "manifest.json").write_text("{}")
+    corrupt = (newest / damage).read_bytes().replace(b"1", b"2")
+    (newest / damage).write_bytes(corrupt)
     stopped = runs.run("run", 1, resume=True, skipped=[newest.name])
     assert isinstance(stopped, StopResult)
     assert before.name < f"step-{stopped.step:09d}" < newest.name
-    assert newest not in runs.checkpoints("run")
-    runs.run("run", resume=True)
+    assert (newest / damage).read_bytes() == corrupt
 
 
 def test_failed_commit_leaves_the_checkpoint_before_and_no_files(

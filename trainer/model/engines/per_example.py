@@ -74,13 +74,13 @@ class PerExampleGradients:
         with store.updating(query_name, query.rows_A) as (query_RD, optimizer):
             tables = query_RD, query.rows_A, store.weights(item_name)
             step = update_queries(old_AD, *tables, *examples, *self._options(count), *optimizer)
-        loss_B, slope_N, divergent_rows = step
-        check_convergence(divergent_rows, len(query.rows_A))
+            loss_B, slope_N, divergent_rows = step
+            check_convergence(divergent_rows, query_RD, query.rows_A)
         uses = query.index_N, item.order_N, item.starts_A1, slope_N
         with store.updating(item_name, item.rows_A) as (item_RD, optimizer):
             options = count, get_num_threads(), *self._scales
             divergent_rows = update_items(item_RD, item.rows_A, old_AD, *uses, *options, *optimizer)
-        check_convergence(divergent_rows, len(item.rows_A))
+            check_convergence(divergent_rows, item_RD, item.rows_A)
         result: FloatArray = loss_B
         return result
 

@@ -1,0 +1,53 @@
+"""Replace small files so that a reader finds the old or the new content, also after a crash of the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_PARTIAL_SUFFIX = ".partial"
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write or replace the file ``path``: atomically, and durably once this returns.
+
+    Its folder is created if it does not exist.
+    """
+    create_folder(path.parent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file of this name is being written, or was when its process died."""
+    return name.startswith(".") and name.endswith(_PARTIAL_SUFFIX)
+
+
+def create_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents; sync each parent, so that the new entry survives a crash."""
+    if folder.is_dir():
+        return
+    create_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in ``folder`` survive a crash."""
+    if sys.platform == "win32":  # where folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

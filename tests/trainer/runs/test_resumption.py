@@ -1,0 +1,108 @@
+"""A run resumes from a usable checkpoint, and starts over only if it has saved none or is allowed to."""
+
+import json
+from pathlib import Path
+
+import pytest
+from error_table import documented
+from run_folders import add, training_from
+from saved_shards import random_table, reseal, save_shards, split_table
+
+from crossfade.kvstore.checkpoint.lifecycle import step_folder
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.runs.events import CheckpointSaved, to_record
+from crossfade.trainer.runs.ownership import check_claimable, check_still_owned, claim
+from crossfade.trainer.runs.resumption import find_start, last_saved_step
+
+SGD = OptimizerSpec("sgd")
+TRACK = TableSpec("track", rows=6, dim=2, init_std=0.1)
+
+
+def saved(step: int) -> dict[str, object]:
+    return to_record(CheckpointSaved(step=step, checkpoint="c", pause_seconds=0.0, seconds=0.1, bytes=9))
+
+
+def save(checkpoints: Path, *steps: int) -> None:
+    for step in steps:
+        shards = split_table(TRACK, random_table(TRACK, SGD), 2)
+        save_shards(str(checkpoints), step, [TRACK], SGD, [shards], {"run": "mine"})
+
+
+def test_last_saved_step_is_that_since_training_began(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    assert last_saved_step(tmp_path) is None
+    add(log, training_from(0, at=1))
+    assert last_saved_step(tmp_path) is None
+    add(log, saved(4), saved(8), training_from(8, at=2))
+    assert last_saved_step(tmp_path) == 8
+    add(log, training_from(0, at=3))
+    assert last_saved_step(tmp_path) is None
+    add(log, saved(2))
+    with log.open("a") as file:
+        file.write(json.dumps(saved(3))[:-9])
+    assert last_saved_step(tmp_path) == 2
+
+
+def test_run_that_has_saved_nothing_starts_over(tmp_path: Path) -> None:
+    assert find_start(str(tmp_path / "none")) == (None, [])
+    (tmp_path / "step-000000003").mkdir()
+    checkpoint, skipped = find_start(str(tmp_path))
+    assert (checkpoint, len(skipped)) == (None, 1)
+
+
+def test_missing_checkpoints_of_a_run_are_reported(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "unmounted" / "checkpoints"
+    with pytest.raises(InputError) as caught:
+        find_start(str(checkpoints), saved_step=8)
+    documented("checkpoints that are gone", str(caught.value))
+    assert not checkpoints.parent.exists()
+    assert find_start(str(checkpoints), saved_step=8, allow_restart=True) == (None, [])
+
+
+@pytest.mark.parametrize("saved_step", [None, 3])
+def test_unusable_checkpoints_are_reported_and_kept(tmp_path: Path, saved_step: int | None) -> None:
+    save(tmp_path, 1, 3)
+    for step in (1, 3):
+        Path(step_folder(str(tmp_path), step), "track", "weights.00001-of-00002.npy").unlink()
+    with pytest.raises(InputError) as caught:
+        find_start(str(tmp_path), saved_step=saved_step)
+    documented("checkpoints of which none is usable", str(caught.value))
+    assert "step-000000003/track/weights.00001-of-00002.npy: missing" in str(caught.value)
+    checkpoint, skipped = find_start(str(tmp_path), saved_step=saved_step, allow_restart=True)
+    assert (checkpoint, len(skipped)) == (None, 2)
+
+
+def test_checkpoints_found_corrupt_while_loading_are_no_reason_to_start_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(InputError, match=r"none of the checkpoints in .* is usable: .*was found corrupt before"):
+        find_start(str(tmp_path), {step_folder(str(tmp_path), 1)})
+
+
+def test_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1, 3)
+    path = Path(step_folder(str(tmp_path), 3), "manifest.json")
+    reseal(path, lambda text: text.replace('"version": 2', '"version": 3'))
+    with pytest.raises(InputError) as caught:
+        find_start(str(tmp_path), allow_restart=True)
+    documented("a checkpoint of a newer format", str(caught.value))
+
+
+def test_new_run_rejects_checkpoints_without_an_owner(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for attempt in (
+        lambda: check_claimable(str(tmp_path), None, "plays", take_over=False),
+        lambda: claim(str(tmp_path), "new", "plays", take_over=False),
+    ):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        documented("a checkpoint folder without an owner", str(caught.value))
+    claim(str(tmp_path), "new", "plays", take_over=True)
+    assert check_still_owned(str(tmp_path), "new") == {"new"}
+
+
+def test_run_that_takes_a_folder_over_owns_the_checkpoints_of_the_runs_before(tmp_path: Path) -> None:
+    for run in ("first", "second", "third", "third"):
+        claim(str(tmp_path), run, "plays", take_over=True)
+    assert check_still_owned(str(tmp_path), "third") == {"first", "second", "third"}
