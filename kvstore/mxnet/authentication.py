@@ -33,7 +33,7 @@ class CommandSigner:
 
     def __init__(self, secret: str) -> None:
         """Sign with ``secret``, from counter 1 on."""
-        self._secret, self._counter = secret.encode(), 0
+        self._secret, self._counter = _key(secret), 0
 
     def sign(self, text: str) -> str:
         """Return ``text`` with the next counter and the MAC of both."""
@@ -47,8 +47,8 @@ class CommandVerifier:
 
     def __init__(self, secret: str) -> None:
         """Accept commands that are signed with ``secret``."""
-        self._secret, self._counter = secret.encode(), 0
-        self.rejected: dict[Rejection, int] = dict.fromkeys(_REASONS, 0)
+        self._secret, self._counter = _key(secret), 0
+        self.rejected: dict[str, int] = dict.fromkeys(_REASONS, 0)
         """Rejected commands by reason; any thread may read it."""
 
     def verify(self, body: bytes) -> str | None:
@@ -57,15 +57,19 @@ class CommandVerifier:
         Raises:
             ClusterError: the command is authentic, but one before it is missing, so this server's state is wrong.
         """
-        if len(body) > MAX_COMMAND_BYTES:
-            return self._reject("size")
         mac, _, signed = body.partition(b" ")
-        if not hmac.compare_digest(mac, _mac(self._secret, signed)):
-            return self._reject("mac")
         number, _, text = signed.partition(b" ")
+        rejection: Rejection | None = None
+        if len(body) > MAX_COMMAND_BYTES:
+            rejection = "size"
+        elif not hmac.compare_digest(mac, _mac(self._secret, signed)):
+            rejection = "mac"
+        elif int(number) <= self._counter:
+            rejection = "replay"
+        if rejection is not None:
+            self._reject(rejection)
+            return None
         counter = int(number)
-        if counter <= self._counter:
-            return self._reject("replay")
         if counter != self._counter + 1:
             raise ClusterError(
                 f"received command {counter} after command {self._counter}: those in between were lost on the network"
@@ -84,6 +88,15 @@ class CommandVerifier:
                 _REASONS[reason],
                 count,
             )
+
+
+def _key(secret: str) -> bytes:
+    if len(secret) < MIN_SECRET_LENGTH:
+        raise ClusterError(
+            f"the secret for commands has {len(secret)} characters, expected {MIN_SECRET_LENGTH} or more: run the same "
+            "version of crossfade on all hosts"
+        )
+    return secret.encode()
 
 
 def _mac(secret: bytes, signed: bytes) -> bytes:

@@ -158,3 +158,10 @@ def generated(draw: random.Random, texts: list[str], executed: bytes) -> bytes:
             return json.dumps(any_value(draw)).encode()
         case _:
             return executed
+
+
+@pytest.mark.parametrize("secret", ["", "short"])
+def test_missing_secret_is_an_error(secret: str) -> None:
+    for kind in (CommandSigner, CommandVerifier):
+        with pytest.raises(ClusterError, match=f"has {len(secret)} characters, expected 16 or more"):
+            kind(secret)

@@ -20,7 +20,7 @@ def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:
         calls.append(json.loads(body.split(maxsplit=2)[2])["command"])
 
     store = object.__new__(MXNetStore)
-    store.rank, store._signer = 0, CommandSigner("secret")
+    store.rank, store._signer = 0, CommandSigner("the-secret-of-a-test")
     store._mx = SimpleNamespace(nd=SimpleNamespace(waitall=lambda: calls.append("waited")))
     store._store = SimpleNamespace(_send_command_to_servers=command)
     store.save("folder/step-000000001")
@@ -37,7 +37,7 @@ def store_with_statuses(*statuses: dict[str, Any]) -> MXNetStore:
     for status, row_N in zip(statuses, rows, strict=True):
         encode_status(status, row_N)
     store = object.__new__(MXNetStore)
-    store.rank, store._servers, store._signer = 0, len(statuses), CommandSigner("secret")
+    store.rank, store._servers, store._signer = 0, len(statuses), CommandSigner("the-secret-of-a-test")
     published = iter(rows)
 
     def pull(_key: int, out: SimpleNamespace) -> None:

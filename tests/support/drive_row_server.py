@@ -29,7 +29,7 @@ ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 def main(kind: Any, folder: Path) -> None:
     """Save the table while its rows change."""
     mx = import_mxnet()
-    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("unused"), str(folder))
+    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), str(folder))
     server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     status = mx.nd.zeros(STATUS_LENGTH)
     server.update(status_key(0, servers=1), mx.nd.zeros(STATUS_LENGTH), status)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from object_store import free_ports
-from strangers import listening, scrape
+from strangers import listening, send_malformed
 from waiting import wait_until
 
 from crossfade import deploy
@@ -49,6 +49,7 @@ class ScriptedCoordinator:
         scheduler = Endpoint(host="127.0.0.1", port=9)
         values = {"coordinator": "c1", "action": action, "generation": generation, "roles": list(roles)}
         values |= {"scheduler": scheduler, "servers": 1, "workers": 1, "job_digest": job_digest(self.folder)}
+        values |= {"secret": "0" * 64}
         self.desired = DesiredState(**values | more)
 
     @property
@@ -271,17 +272,12 @@ def sockets_of(agent: Agent) -> list[Path]:
 def test_role_that_a_scan_of_its_port_aborts_is_reported_as_such(
     agent: Agent, coordinator: ScriptedCoordinator
 ) -> None:
-    coordinator.set(scheduler=Endpoint(host="127.0.0.2", port=free_ports(1)[0]))
+    port = free_ports(1)[0]
+    coordinator.set(scheduler=Endpoint(host="127.0.0.2", port=port))
     run_until(agent, lambda: coordinator.last.generation == 1)
     [child] = children()
-
-    def scanned() -> bool:
-        for address in listening(child.pid):
-            if address.startswith("127.0.0.2:") and not scrape(address).startswith(b"HTTP"):
-                return True
-        return False
-
-    run_until(agent, scanned, seconds=30.0)
+    run_until(agent, lambda: f"127.0.0.2:{port}" in listening(child.pid), seconds=30.0)
+    send_malformed(f"127.0.0.2:{port}")
     run_until(agent, lambda: coordinator.last.failure)
     failure = coordinator.last.failure
     assert failure is not None
