@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import os
 import random
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from typing import Literal, cast
 import psutil
 
 from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 
@@ -36,6 +38,7 @@ TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
 _ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 10_000
 _MAX_TRIED_PORTS = 20
+_SOCKET_NUMBERS = 2**31 - 65536
 # Variables that roles must not inherit: ps-lite reads PORT, and DMLC_* of another job would name its scheduler.
 _DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
 _DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
@@ -229,6 +232,13 @@ class JobTopology:
     workers_here: int
     rendezvous: str | None = None
     """HOST:PORT/SECRET of the workers' rendezvous for Horovod, if there is one."""
+    on_one_host: bool = False
+    """Whether all roles run on this host, and so use Unix sockets, which ps-lite names after the numbers of ports."""
+
+
+def socket_number() -> int:
+    """Draw the number that names a Unix socket in place of a port: too large to collide with any other."""
+    return secrets.randbelow(_SOCKET_NUMBERS) + 65536
 
 
 def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str, str]:
@@ -256,12 +266,20 @@ def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str,
         "DMLC_NODE_HOST": topology.address,
         "DMLC_NUM_SERVER": str(topology.servers),
         "DMLC_NUM_WORKER": str(topology.workers),
+        **({"DMLC_LOCAL": "1", "PORT": str(socket_number())} if topology.on_one_host else {}),
         **(
             _horovod_environment(topology.rendezvous, topology.address)
             if role.kind == "worker" and topology.rendezvous
             else {}
         ),
     }
+
+
+def socket_path(role: Role, variables: Mapping[str, str]) -> Path | None:
+    """Return the Unix socket of ``role`` with the environment ``variables``; None if it uses TCP."""
+    if "DMLC_LOCAL" not in variables:
+        return None
+    return SOCKET_FOLDER / variables["DMLC_PS_ROOT_PORT" if role.kind == "scheduler" else "PORT"]
 
 
 def _horovod_environment(rendezvous: str, address: str) -> dict[str, str]:

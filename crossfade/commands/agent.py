@@ -47,9 +47,9 @@ the job waits for another to join, from any address, and resumes from its newest
 
 Hosts must share DIR and the dataset, at the same paths, and run the same version of crossfade. Without a shared folder,
 set cluster.shared_run_dir=false in the job: DIR is then any folder of this host, the job comes from the coordinator,
-and data.path and checkpoint.path must be on S3. Roles listen on ports of --advertise-address that the kernel picks,
-open to everyone who can reach them: keep that network closed. The token is sent in plain text; CROSSFADE_TOKEN_FILE may
-name a file that holds it.
+and data.path and checkpoint.path must be on S3. Roles listen on ports of --advertise-address that the kernel picks, and
+drop packets from other hosts than those of the job. The token is sent in plain text; CROSSFADE_TOKEN_FILE may name a
+file that holds it.
 
 With cluster.one_role_per_host each server and worker has its own host. The roles of a host that is lost and not
 replaced within cluster.host_timeout_seconds move to remaining hosts that accept them, or to the coordinator's host.

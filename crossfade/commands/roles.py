@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from crossfade import logs
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
+    from crossfade.deploy.cluster.role_credentials import RoleCredentials
     from crossfade.deploy.cluster.role_events import EventPipe
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.model.allreduce import HorovodAllReduce
@@ -43,6 +45,10 @@ The environment locates the roles:
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      number of servers and workers of the job
 
+Servers execute only commands that are signed with the secret in --secret-file: 16 or more characters, the same for all
+servers and workers, new for each start, so that nobody can replay the commands of an earlier one:
+  (umask 077; openssl rand -hex 32 > FILE)
+
 Several workers that train dense layers all-reduce gradients with Horovod, which needs:
   HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous server, as horovodrun has one
   HOROVOD_GLOO_RENDEZVOUS_PORT          its port
@@ -61,7 +67,9 @@ _QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three commands to the command line, but not to its help: 'crossfade train' runs them."""
     for role, sentence in _ROLES.items():
-        options = f"--run-dir /shared/plays{' --checkpoint s3://music/plays/step-000001200' * (role == 'worker')}"
+        secret = " --secret-file secret" * (role != "scheduler")
+        checkpoint = " --checkpoint s3://music/plays/step-000001200" * (role == "worker")
+        options = f"--run-dir /shared/plays{secret}{checkpoint}"
         parser = add_command(
             commands,
             role,
@@ -70,10 +78,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             examples=(
                 (
                     f"DMLC_PS_ROOT_URI=10.0.0.1 DMLC_PS_ROOT_PORT=9000 DMLC_NODE_HOST=10.0.0.2 DMLC_NUM_SERVER=1 \\\n"
-                    f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays",
+                    f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays{secret}",
                     f"Run a {role} of a job with one server and two workers.",
                 ),
-                (f"crossfade {role} {options} --log-format json", "Write log lines as JSON objects."),
+                (f"crossfade {role} {options} \\\n    --log-format json", "Write log lines as JSON objects."),
             ),
             notes=_NOTES,
         )
@@ -85,6 +93,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             metavar="DIR",
             help="read the job from job.yaml in DIR, on a file system that all roles share",
         )
+        if role != "scheduler":
+            job.add_argument(
+                "--secret-file",
+                type=Path,
+                metavar="FILE",
+                help="sign and verify commands with the secret in FILE, which only its owner may read; a role that an "
+                "agent starts gets its secret from the agent",
+            )
         if role == "worker":
             job.add_argument(
                 "--checkpoint", metavar="URI", help="resume from this checkpoint (default: start from scratch)"
@@ -192,8 +208,11 @@ def _run_role(
     from crossfade.trainer.monitoring.http import serve_metrics
     from crossfade.trainer.runs.folder import RunFolder
 
+    credentials = _credentials(arguments, started_by_agent=started_by_agent)
     folder = RunFolder(arguments.run_dir)
     job = folder.job()
+    if not job.cluster.filter_ports:
+        credentials.hosts.clear()
     metrics = process_metrics(
         job.name, arguments.role, job.cluster.stall_timeout_seconds if arguments.role == "worker" else None
     )
@@ -203,13 +222,24 @@ def _run_role(
             emit(MetricsAddress(address=listener.address))
         threading.Thread(target=_report_load, args=(emit, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
-            _work(job, folder, arguments.checkpoint, emit, metrics)
+            _work(job, folder, arguments.checkpoint, emit, metrics, credentials)
         elif arguments.role == "server":
-            _serve(metrics, fail)
+            _serve(metrics, fail, credentials, folder.checkpoints(job))
         else:
-            _schedule(metrics)
+            _schedule(metrics, credentials)
         write_final_metrics(folder, job, metrics)
     _logger.info("ended")
+
+
+def _credentials(arguments: argparse.Namespace, *, started_by_agent: bool) -> RoleCredentials:
+    """Return the role's credentials: from its agent, or for a role that was started by hand from the secret's file."""
+    from crossfade.deploy.cluster.role_credentials import RoleCredentials
+
+    if started_by_agent:
+        return RoleCredentials.receive(sys.stdin.buffer)
+    if arguments.role == "scheduler":  # it takes no commands
+        return RoleCredentials("")
+    return RoleCredentials.from_file(arguments.secret_file)
 
 
 def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
@@ -221,26 +251,32 @@ def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
         time.sleep(LOAD_INTERVAL_SECONDS)
 
 
-def _schedule(metrics: ProcessMetrics) -> None:
+def _schedule(metrics: ProcessMetrics, credentials: RoleCredentials) -> None:
     from crossfade.kvstore.mxnet.scheduler import run_scheduler
 
     metrics.state = lambda: "serving"
     metrics.set_identity()
-    run_scheduler()
+    run_scheduler(credentials.hosts)
 
 
-def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
+def _serve(
+    metrics: ProcessMetrics,
+    fail: Callable[[BaseException], NoReturn],
+    credentials: RoleCredentials,
+    checkpoints: str,
+) -> None:
     from crossfade.kvstore.mxnet.server import RowServer, run_server
-    from crossfade.trainer.monitoring.registry import TableMetrics
+    from crossfade.trainer.monitoring.registry import CommandMetrics, TableMetrics
 
     def joined(server: RowServer) -> None:
         _resume_garbage_collection()
         metrics.register("rows", TableMetrics(server.stats))
+        metrics.register("commands", CommandMetrics(server.verifier.rejected))
         metrics.state = lambda: "serving"
         metrics.set_identity(server.rank)
         _logger.info(f"joined as server {server.rank}")
 
-    run_server(fail, joined)
+    run_server(credentials.secret, credentials.hosts, checkpoints, fail, joined)
 
 
 def _work(
@@ -249,6 +285,7 @@ def _work(
     checkpoint: str | None,
     emit: EventSink,
     metrics: ProcessMetrics,
+    credentials: RoleCredentials,
 ) -> None:
     from crossfade.kvstore.mxnet.client import MXNetStore
     from crossfade.trainer.model.allreduce import check_horovod_env
@@ -260,7 +297,7 @@ def _work(
         check_horovod_env()
     metrics.state = lambda: "joining"
     emit(PhaseEvent(name="joining"))
-    store = MXNetStore(max_key_bytes=job.cluster.max_key_bytes)
+    store = MXNetStore(credentials.secret, credentials.hosts, job.cluster.max_key_bytes)
     all_reduce = _open_all_reduce(job, store.rank, store.workers)
     _resume_garbage_collection()
     emit(PhaseEvent(name="joined"))

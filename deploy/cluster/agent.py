@@ -23,11 +23,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
+from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_process import RoleProcess
 from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
-from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment
+from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment, socket_number
 from crossfade.kvstore.errors import ClusterError
-from crossfade.trainer.runs.events import StepEvent
+from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
+from crossfade.trainer.runs.events import PhaseEvent, StepEvent
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
@@ -162,6 +164,9 @@ class Agent:
                 )
             )
             self._has_news |= not is_step
+            if isinstance(event, PhaseEvent) and event.name == "training":
+                for each in self._processes:  # all are connected: from now on nobody else can connect
+                    each.remove_socket()
 
     def _start_roles(self, desired: DesiredState) -> None:
         assert desired.scheduler is not None
@@ -170,20 +175,24 @@ class Agent:
         names = ", ".join(desired.roles) or "no roles"
         self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
         roles = [Role.from_name(name) for name in desired.roles]
+        on_one_host = set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
         topology = JobTopology(
-            scheduler=Address(desired.scheduler.host, desired.scheduler.port),
+            scheduler=Address(desired.scheduler.host, socket_number() if on_one_host else desired.scheduler.port),
             address=self._address,
             servers=desired.servers,
             workers=desired.workers,
             workers_here=sum(role.kind == "worker" for role in roles),
             rendezvous=desired.rendezvous,
+            on_one_host=on_one_host,
         )
         cores = len(os.sched_getaffinity(0))
+        credentials = RoleCredentials(desired.secret, [] if on_one_host else desired.hosts)
         try:
             self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
             for role in roles:
-                process = RoleProcess(role, self._folder, desired, role_environment(role, topology, cores))
+                variables = role_environment(role, topology, cores)
+                process = RoleProcess(role, self._folder, desired, variables, credentials)
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:

@@ -22,7 +22,7 @@ from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
-from crossfade.deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat
+from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles
 from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
@@ -76,8 +76,8 @@ class Coordinator:
         self._deadline = _NEVER
         self._events: list[events.Event] = []
 
-    def handle_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
-        """Apply a heartbeat; return the agent's desired state."""
+    def handle_heartbeat(self, heartbeat: Heartbeat, source: str | None = None) -> DesiredState:
+        """Apply a heartbeat, which came from the address ``source``; return the agent's desired state."""
         with self._lock:
             if rejection := self._members.rejection(heartbeat):
                 return DesiredState(coordinator=self.id, action="leave", exit_code=1, message=rejection)
@@ -86,6 +86,7 @@ class Coordinator:
                 files = {} if heartbeat.agent == self.local_agent else self._files
                 return DesiredState(coordinator=self.id, action="wait", files=files)
             member = self._members.get(heartbeat.agent) or self._join(heartbeat)
+            member.source = source
             if heartbeat.number > member.heartbeat_number:
                 self._apply(member, heartbeat)
             self._advance()
@@ -116,7 +117,9 @@ class Coordinator:
             self._emit_start(spec)
             assigned = assign_roles(self._cluster, self._members.accepted_roles())
             hosts = {role.name: member.host for member in self._members for role in assigned.get(member.id, [])}
-            self._generation = Generation(self._generation.number + 1, spec, assigned, hosts, self._clock())
+            addresses = self._members.addresses(agent for agent, local in assigned.items() if local)
+            number = self._generation.number + 1
+            self._generation = Generation(number, spec, assigned, hosts, self._clock(), addresses)
             self.state, self._deadline, self._started_before = State.RUNNING, _NEVER, True
             for member in self._members:
                 member.roles = {}
@@ -265,20 +268,15 @@ class Coordinator:
         action: Action = "wait"
         if self.state in LIVE and member.id in assigned:
             action = "run" if self.state is State.RUNNING else "stop"
-        spec = self._generation.spec
         return DesiredState(
             coordinator=self.id,
             action=action,
             acknowledged_event=member.acknowledged_event,
-            generation=self.generation,
-            roles=[role.name for role in assigned.get(member.id, [])],
-            scheduler=Endpoint(host=spec.scheduler.host, port=spec.scheduler.port),
-            rendezvous=spec.rendezvous,
             servers=self._cluster.servers,
             workers=self._cluster.workers,
-            checkpoint=spec.checkpoint,
             job_digest=self._job_digest,
             checkpoints_requested=self._checkpoints_requested,
+            **self._generation.desired_fields(member.id),
         )
 
     def _outcome(self) -> tuple[int, str]:
@@ -362,7 +360,7 @@ class Coordinator:
             if not failure.restart:
                 self._error = failure
                 self._terminate(State.FAILED)
-            elif limit := self._restart_policy.try_restart():
+            elif limit := self._restart_policy.try_restart(self._clock(), from_network=failure.from_network):
                 self._error = failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1})
                 self._terminate(State.FAILED)
             else:

@@ -85,7 +85,8 @@ class _Handler(BoundedHandler):
         self._answer("/v1/heartbeat", self._handle_heartbeat)
 
     def _handle_heartbeat(self) -> str:
-        return self.server.coordinator.handle_heartbeat(self._read_heartbeat()).model_dump_json()
+        heartbeat, source = self._read_heartbeat(), str(self.client_address[0])
+        return self.server.coordinator.handle_heartbeat(heartbeat, source).model_dump_json()
 
     def _answer(self, path: str, make_body: Callable[[], str]) -> None:
         try:

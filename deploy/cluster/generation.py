@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.cluster.job_state import GenerationSpec
-from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.cluster.messages import Endpoint, NumberedEvent
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,
@@ -27,11 +28,21 @@ class Generation:
     """A generation, numbered from 1. Number 0 stands for the time before the first, and has no roles."""
 
     def __init__(
-        self, number: int, spec: GenerationSpec, assigned: dict[str, list[Role]], hosts: dict[str, str], now: float
+        self,
+        number: int,
+        spec: GenerationSpec,
+        assigned: dict[str, list[Role]],
+        hosts: dict[str, str],
+        now: float,
+        addresses: list[str] | None = None,
     ) -> None:
-        """Start the roles in ``assigned``, by agent, from ``spec``; ``hosts`` names the host of each role."""
+        """Start the roles in ``assigned``, by agent, from ``spec``.
+
+        ``hosts`` names the host of each role; ``addresses`` are those from which the roles connect.
+        """
         self.number, self.spec = number, spec
         self.assigned, self.hosts = assigned, hosts
+        self._secret, self._addresses = secrets.token_hex(32), addresses or []
         self.metrics_addresses: dict[str, str] = {}
         """HOST:PORT by role."""
         self.loads: dict[str, dict[str, Any]] = {}
@@ -58,6 +69,22 @@ class Generation:
     def role_names(self) -> set[str]:
         """Return the names of all roles."""
         return {role.name for assigned in self.assigned.values() for role in assigned}
+
+    def desired_fields(self, agent: str) -> dict[str, Any]:
+        """Return the fields of the desired state of ``agent`` that describe this generation.
+
+        An agent without roles gets no secret.
+        """
+        local = [role.name for role in self.assigned.get(agent, [])]
+        return {
+            "generation": self.number,
+            "roles": local,
+            "scheduler": Endpoint(host=self.spec.scheduler.host, port=self.spec.scheduler.port),
+            "rendezvous": self.spec.rendezvous,
+            "checkpoint": self.spec.checkpoint,
+            "secret": self._secret if local else "",
+            "hosts": self._addresses,
+        }
 
     def record(self, numbered: NumberedEvent, now: float) -> bool:
         """Record an event of a role; return whether others should see it too."""

@@ -30,6 +30,8 @@ class Member:
     heard_at: float
     heartbeat_number: int = 0
     metrics_address: str | None = None
+    source: str | None = None
+    """The address that its heartbeats come from, which differs from ``address`` on a host with several."""
     acknowledged_event: int = 0
     checkpoints_requested: int = 0
     interruption_notice: str | None = None
@@ -111,6 +113,11 @@ class Membership:
     def are_clear(self, agents: Iterable[str]) -> bool:
         """Return whether all ``agents`` that are still members have ended their roles of the generation."""
         return all(member.is_clear for agent in agents if (member := self._members.get(agent)))
+
+    def addresses(self, agents: Iterable[str]) -> list[str]:
+        """Return the addresses from which the roles of ``agents`` connect to others."""
+        members = [member for agent in agents if (member := self._members.get(agent))]
+        return sorted({each for member in members for each in (member.address, member.source) if each})
 
     def role_states(self) -> dict[str, RoleState]:
         """Return the state of each role that a member reports."""

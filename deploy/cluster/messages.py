@@ -46,6 +46,7 @@ class Failure(_Message):
     exit_code: int = 1
     restart: bool = Field(True, description="whether another generation may succeed")
     checkpoint: str | None = Field(None, description="a corrupt checkpoint, which must not be loaded again")
+    from_network: bool = Field(False, description="whether data at its port may be the cause, which anyone may send")
 
     def explain(self) -> str:
         """Return the message with its details."""
@@ -109,6 +110,8 @@ class DesiredState(_Message):
     checkpoint: str | None = None
     files: dict[str, str] = Field({}, description="files of the run folder by name, for hosts that do not share it")
     job_digest: str = Field("", description="SHA-256 of the job file that the roles must find")
+    secret: str = Field("", repr=False, description="what workers of the generation sign commands with")
+    hosts: list[str] = Field([], description="addresses from which the roles of the generation connect")
     checkpoints_requested: int = Field(0, description="how often a checkpoint has been requested out of schedule")
     exit_code: int = 0
     message: str = ""

@@ -11,6 +11,9 @@ from typing import Any
 from crossfade.trainer.runs.events import RestartEvent
 
 MAX_BACKOFF_SECONDS = 60.0
+NETWORK_FAILURE_SECONDS = 3600.0
+"""Of the failures that data from the network may have caused, which anyone who reaches a port can repeat, one in this
+time counts. All of them delay the next generation."""
 
 
 @dataclass
@@ -48,7 +51,9 @@ class RestartPolicy:
         """Why the current outage began; None while a generation runs."""
         self._max_restarts = max_restarts
         self._without_checkpoint = 0
+        self._uncounted = 0
         self._down_since: float | None = None
+        self._network_counted_at = float("-inf")
 
     def begin_outage(self, cause: str, now: float) -> None:
         """Record that a running generation ends because of ``cause``."""
@@ -64,13 +69,20 @@ class RestartPolicy:
     def note_checkpoint_written(self) -> None:
         """Count failures from 0: the generation that ended wrote a checkpoint."""
         self._without_checkpoint = 0
+        self._uncounted = 0
 
     def note_checkpoint_found(self) -> None:
         """Count this failure as the first: a newer checkpoint was found than the one before it started from."""
         self._without_checkpoint = min(self._without_checkpoint, 1)
+        self._uncounted = 0
 
-    def try_restart(self) -> str | None:
+    def try_restart(self, now: float, *, from_network: bool = False) -> str | None:
         """Count a failure; return why the job must not restart again, or None if it may."""
+        if from_network:
+            if now - self._network_counted_at < NETWORK_FAILURE_SECONDS:
+                self._uncounted += 1
+                return None
+            self._network_counted_at = now
         if self._without_checkpoint >= self._max_restarts:
             return f"restarted {self._without_checkpoint} times without a new checkpoint (cluster.max_restarts)"
         self._without_checkpoint += 1
@@ -78,9 +90,10 @@ class RestartPolicy:
 
     def backoff_seconds(self) -> float:
         """Return the pause before the next generation: none at first, then 1, 2, 4 ... 60 seconds."""
-        if self._without_checkpoint <= 1:
+        in_a_row = self._without_checkpoint + self._uncounted
+        if in_a_row <= 1:
             return 0.0
-        return min(2.0 ** (self._without_checkpoint - 2), MAX_BACKOFF_SECONDS)
+        return min(2.0 ** min(in_a_row - 2, 10), MAX_BACKOFF_SECONDS)
 
     def record_restart(self, generation: int, step: int, lost: tuple[int, float | None]) -> Restart | None:
         """Record that ``generation`` starts in place of one that reached ``step``; None if it replaces none.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
+from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE, GENERATION_VARIABLE, ROLE_VARIABLE
-from crossfade.deploy.topology import Role
+from crossfade.deploy.topology import Role, socket_path
 from crossfade.trainer.runs.events import Event, RoleError
 from crossfade.trainer.runs.folder import RunFolder
 
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
+_NETWORK_ABORT = re.compile(r"(ps-lite/|kvstore_dist_server\.h|libzmq)(?!.*bind failed)")
+"""What the log of a role names that MXNet or ZeroMQ aborts because of a message: the source file of the check."""
 _SAFE_PATH = ["-P"]
 """Python's option to import nothing from the current folder, which may contain another trainer/."""
 
@@ -23,13 +27,21 @@ _SAFE_PATH = ["-P"]
 class RoleProcess:
     """One running role, which the agent that started it watches."""
 
-    def __init__(self, role: Role, folder: RunFolder, desired: DesiredState, variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        folder: RunFolder,
+        desired: DesiredState,
+        variables: dict[str, str],
+        credentials: RoleCredentials,
+    ) -> None:
         """Start ``role`` in its own session, so that a terminal's Ctrl-C reaches only the agent."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None
         """The first error event."""
         self._lines = EventLines()
+        self._socket = socket_path(role, variables)
         self.pipe, role_end = os.pipe()
         os.set_blocking(self.pipe, False)
         arguments = [role.kind, "--run-dir", str(folder.path)]
@@ -37,9 +49,10 @@ class RoleProcess:
             arguments += ["--checkpoint", desired.checkpoint]
         try:
             with self.log.open("ab") as log:
+                self._log_begin = log.tell()
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
                     [sys.executable, *_SAFE_PATH, "-m", "crossfade", *arguments],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     env={
@@ -57,6 +70,9 @@ class RoleProcess:
             raise
         finally:
             os.close(role_end)
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # the end of the role is noticed by its exit code
+            credentials.send(self.process.stdin)
 
     def read_events(self) -> list[Event]:
         """Return the events since the last call, but errors: the first of these is kept in ``error``."""
@@ -88,15 +104,29 @@ class RoleProcess:
                 checkpoint=self.error.checkpoint,
             )
         assert code is not None
+        tail = self._log_tail()
+        if code == -signal.SIGABRT and _NETWORK_ABORT.search(tail):
+            return Failure(
+                message=f"{self.role.name} was aborted by data at its port that MXNet cannot read, as scanners and "
+                "other programs send it",
+                details=f"{tail}log: {self.log}; close the port to others: docs/distributed.md, 'Access to the ports'",
+                from_network=True,
+            )
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failure(message=f"{self.role.name} {how}", details=f"{self._log_tail()}log: {self.log}")
+        return Failure(message=f"{self.role.name} {how}", details=f"{tail}log: {self.log}")
 
     def _log_tail(self) -> str:
         with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            log.seek(max(self._log_begin, self.log.stat().st_size - _LOG_TAIL_BYTES))
             lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
         tail = b" | ".join(line for line in lines if line)
         return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
+
+    def remove_socket(self) -> None:
+        """Remove the Unix socket on which the process listens, if it has one: nobody else can connect to it then."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.unlink()
 
     def kill(self) -> None:
         """Kill the process and all that it started, which are in its session. Call ``wait`` next."""
@@ -107,4 +137,5 @@ class RoleProcess:
     def wait(self) -> None:
         """Wait until the process has ended."""
         self.process.wait()
+        self.remove_socket()
         os.close(self.pipe)

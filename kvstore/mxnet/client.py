@@ -11,6 +11,7 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, TableLayout, make_layout, status_key
+from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.commands import (
     COMMAND_HEAD,
     LOAD_COMMAND,
@@ -23,6 +24,7 @@ from crossfade.kvstore.mxnet.commands import (
     save_command,
 )
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_zeros
+from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
 from crossfade.kvstore.mxnet.worker_key import WorkerKey
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import (
@@ -49,15 +51,20 @@ class MXNetStore:
     step, even without rows, since servers update a key once all workers have pushed it.
     """
 
-    def __init__(self, max_key_bytes: int = DEFAULT_KEY_BYTES) -> None:
-        """Join the job; return when all its processes have.
+    def __init__(self, secret: str, hosts: Sequence[str], max_key_bytes: int = DEFAULT_KEY_BYTES) -> None:
+        """Join the job, and sign commands with ``secret``; return when all its processes have joined.
+
+        Others may connect from ``hosts``; none: from anywhere.
 
         Raises:
             MissingExtraError: MXNet is not installed.
         """
         os.environ[SPLIT_VARIABLE] = SPLIT_NEVER
         self._mx = import_mxnet()
-        self._store: Any = self._mx.kv.create("dist_sync")
+        filter_next_listener(hosts)
+        with private_sockets():
+            self._store: Any = self._mx.kv.create("dist_sync")
+        self._signer = CommandSigner(secret)
         self._max_key_bytes = max_key_bytes
         self._layouts: dict[str, TableLayout] = {}
         self._keys: dict[int, WorkerKey] = {}
@@ -121,7 +128,7 @@ class MXNetStore:
     def _command(self, body: str) -> None:
         """Send a command from rank 0 to all servers; return when all have executed it."""
         if self.rank == 0:
-            self._store._send_command_to_servers(COMMAND_HEAD, body)
+            self._store._send_command_to_servers(COMMAND_HEAD, self._signer.sign(body))
 
     def save(self, folder: str) -> None:
         """Start writing all tables and optimizer state into the checkpoint folder ``folder``.

@@ -1,13 +1,13 @@
 """Messages between workers and servers: JSON commands, and the status that each server publishes.
 
-Commands, by ``"command"``:
+Commands, which travel signed (``authentication.py``), by ``"command"``:
 
 - ``create``: the tables, the optimizer, the seed, the number of servers, the size of keys, a checkpoint or null, and
   the steps taken before
 - ``load``: copy rows from that checkpoint
 - ``reset``: initialize ``rows`` of ``table``, and zero their optimizer state
-- ``lr_factor``: multiply the learning rate by ``factor`` from now on
-- ``save``: start writing a checkpoint into ``folder``
+- ``lr_factor``: multiply the learning rate by ``factor``, above 0 and at most 1, from now on
+- ``save``: start writing a checkpoint into ``folder``, which must be below the job's folder of checkpoints
 - ``status``: publish the state of the last save in the server's row of the status key
 
 A status is ``{"state": "idle" | "running" | "saved" | "failed"}``, with a ``message`` where it failed, and with the
@@ -19,11 +19,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
@@ -77,6 +79,15 @@ def lr_factor_command(factor: float) -> str:
 def save_command(folder: str) -> str:
     """Return the command that starts a save into the checkpoint folder ``folder``, a path or URI."""
     return json.dumps({"command": "save", "folder": folder})
+
+
+def is_below(folder: str, parent: str) -> bool:
+    """Return whether ``folder``, a path or URI, is below the folder ``parent``."""
+    inner, outer = Folder(folder), Folder(parent)
+    if inner.path is not None and outer.path is not None:
+        return Path(outer.path).resolve() in Path(inner.path).resolve().parents
+    # Keys of S3 are no paths, but tools that copy them to a file system would follow '..'.
+    return inner.uri.startswith(f"{outer.uri.rstrip('/')}/") and ".." not in inner.uri.split("/")
 
 
 def decode_status(row_N: FloatArray) -> dict[str, Any]:

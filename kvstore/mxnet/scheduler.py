@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossfade.kvstore.mxnet.imports import import_mxnet
+from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
 
 Controller = Callable[[int, bytes, Any], None]
 """Executes a command of a worker: its number, its text, and a handle of MXNet."""
 
 
-def run_scheduler() -> None:
-    """Run the scheduler until the workers are done."""
-    run_until_done(import_mxnet().kv.create("dist_sync"), lambda _head, _body, _handle: None)
+def run_scheduler(hosts: Sequence[str]) -> None:
+    """Run the scheduler until the workers are done. Others may connect from ``hosts``; none: from anywhere."""
+    store = import_mxnet().kv.create("dist_sync")
+    filter_next_listener(hosts)
+    with private_sockets():
+        run_until_done(store, lambda _head, _body, _handle: None)
 
 
 def run_until_done(store: Any, control: Controller) -> None:

@@ -1,15 +1,17 @@
 """The server's side of ``dist_sync``, in place of the main function of MXNet.
 
-MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``commands.py``), and updates
-rows in place in the store's own memory with the kernels of ``optimizers.py``. An error in a command or an update ends
-the process at once: MXNet would swallow it, and workers would assume that the step was applied.
+MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``commands.py``) that a worker
+of the job has signed (``authentication.py``), ignores all others, and updates rows in place in the store's own memory
+with the kernels of ``optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow
+it, and workers would assume that the step was applied.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -21,11 +23,13 @@ from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.errors import CheckpointError, DivergedError, StoreError
-from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout
+from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, status_key
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
-from crossfade.kvstore.mxnet.commands import encode_status
+from crossfade.kvstore.mxnet.authentication import CommandVerifier
+from crossfade.kvstore.mxnet.commands import encode_status, is_below
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
-from crossfade.kvstore.mxnet.scheduler import run_until_done
+from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
+from crossfade.kvstore.mxnet.scheduler import Controller, run_until_done
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
@@ -86,10 +90,17 @@ class _KeyShard:
 class RowServer:
     """Executes commands, and applies each key's merged push to this server's rows."""
 
-    def __init__(self, store: Any) -> None:
-        """Serve the rows of ``store``, a connected ``dist_sync`` handle."""
+    def __init__(self, store: Any, verifier: CommandVerifier, checkpoints: str) -> None:
+        """Serve the rows of ``store``, a connected ``dist_sync`` handle.
+
+        Args:
+            store: the handle.
+            verifier: rejects commands that no worker of this job has sent.
+            checkpoints: the job's folder of checkpoints, the only one into which tables are saved.
+        """
         self.stats = UpdateStats()
-        self._store = store
+        self.verifier = verifier
+        self._store, self._checkpoints = store, checkpoints
         self._layouts: dict[int, TableLayout] = {}
         self._shards: dict[int, _KeyShard] = {}
         self._optimizer = OptimizerSpec()
@@ -110,10 +121,10 @@ class RowServer:
         }
 
     def command(self, body: str) -> None:
-        """Execute one JSON command.
+        """Execute one JSON command, which has been verified.
 
         Raises:
-            StoreError: it is not a command of ``commands.py``.
+            StoreError: it is not a command of ``commands.py``, or not one that the job can send.
             CheckpointError: the checkpoint to load is corrupt, or incompatible with the tables.
         """
         try:
@@ -153,11 +164,16 @@ class RowServer:
                 shard.reset_rows(self._seed, rows_R)
 
     def _set_lr_factor(self, message: dict[str, Any]) -> None:
+        factor = float(message["factor"])
+        if not 0 < factor <= 1:  # nor NaN
+            raise StoreError(f"received the LR factor {factor}; every schedule is above 0 and at most 1")
         for shard in self._shards.values():
-            shard.optimizer.lr_factor = float(message["factor"])
+            shard.optimizer.lr_factor = factor
 
     def _save(self, message: dict[str, Any]) -> None:
         """Start writing this server's rows. A failure is reported by status: training continues without the save."""
+        if not is_below(message["folder"], self._checkpoints):
+            raise StoreError(f"received a save to {message['folder']}, which is not below {self._checkpoints}")
         try:
             self._snapshot = Snapshot(message["folder"], self._store.rank, self._servers, self._table_shards())
             self._status = {"state": "running"}
@@ -200,7 +216,8 @@ class RowServer:
             dense_view(weight, weight.shape, np.float32)[:] = dense_view(gradient, weight.shape, np.float32)
             return
         if key not in self._layouts:
-            self._status_row = weight, dense_view(weight, weight.shape, np.float32)
+            if key == status_key(self.rank, self._servers):
+                self._status_row = weight, dense_view(weight, weight.shape, np.float32)
             return
         shard = self._shards.get(key) or self._add_shard(key, weight)
         shard.steps += 1
@@ -235,16 +252,25 @@ class RowServer:
             self._snapshot.close()
 
 
-def run_server(fail: Callable[[BaseException], NoReturn], on_joined: Callable[[RowServer], None]) -> None:
+def run_server(
+    secret: str,
+    hosts: Sequence[str],
+    checkpoints: str,
+    fail: Callable[[BaseException], NoReturn],
+    on_joined: Callable[[RowServer], None],
+) -> None:
     """Serve the rows of this process until the workers are done.
 
     Args:
+        secret: what the workers of this generation sign commands with.
+        hosts: the addresses from which others may connect; none: any.
+        checkpoints: the job's folder of checkpoints.
         fail: called with an error in a command or an update. It must report it and end the process: if it returned,
             MXNet would treat the command or the update as executed.
         on_joined: called with the server when its first command arrives.
     """
     store = import_mxnet().kv.create("dist_sync")
-    server = RowServer(store)
+    server = RowServer(store, CommandVerifier(secret), checkpoints)
 
     def update(key: int, gradient: Any, weight: Any) -> None:
         try:
@@ -252,17 +278,31 @@ def run_server(fail: Callable[[BaseException], NoReturn], on_joined: Callable[[R
         except BaseException as error:
             fail(error)
 
-    pending_callbacks = [on_joined]
+    joining = ExitStack()
+    joining.enter_context(private_sockets())
+    joining.callback(on_joined, server)
+    filter_next_listener(hosts)
+    # MXNet accepts an updater only after its server has started, so each command sets it.
+    run_until_done(store, controller(server, joining.close, lambda: store._set_updater(update), fail))
+    server.close()
+
+
+def controller(
+    server: RowServer, before: Callable[[], None], after: Callable[[], None], fail: Callable[[BaseException], NoReturn]
+) -> Controller:
+    """Return what executes the commands that reach ``server`` from workers of this job, and ignores all others.
+
+    ``before`` and ``after`` are called around each command. ``fail`` is as in ``run_server``.
+    """
 
     def control(_head: int, body: bytes, _handle: Any) -> None:
         try:
-            while pending_callbacks:
-                pending_callbacks.pop()(server)
-            server.command(body.decode("utf-8", errors="replace"))
-            # MXNet accepts an updater only after its server has started, so it is set here.
-            store._set_updater(update)
+            command = server.verifier.verify(body)
+            if command is not None:
+                before()
+                server.command(command)
+                after()
         except BaseException as error:
             fail(error)
 
-    run_until_done(store, control)
-    server.close()
+    return control

@@ -229,7 +229,10 @@ def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     write_job(workspace / "run" / "job.yaml", workspace / "data", model=model, cluster={"servers": 1, "workers": 2})
     names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
     variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
-    result = crossfade("worker", "--run-dir", "run", cwd=workspace, variables=variables)
+    secret = workspace / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("0123456789abcdef")
+    result = crossfade("worker", "--run-dir", "run", "--secret-file", secret, cwd=workspace, variables=variables)
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1].partition(" ERROR worker ")[2]  # a role writes log lines
     documented("a worker without Horovod's environment variables", message)

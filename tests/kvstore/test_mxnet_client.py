@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crossfade.kvstore.errors import CheckpointError
+from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.commands import STATUS_LENGTH, encode_status
 
@@ -16,10 +17,10 @@ def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:
     calls: list[str] = []
 
     def command(_head: int, body: str) -> None:
-        calls.append(json.loads(body)["command"])
+        calls.append(json.loads(body.split(maxsplit=2)[2])["command"])
 
     store = object.__new__(MXNetStore)
-    store.rank = 0
+    store.rank, store._signer = 0, CommandSigner("the-secret-of-a-test")
     store._mx = SimpleNamespace(nd=SimpleNamespace(waitall=lambda: calls.append("waited")))
     store._store = SimpleNamespace(_send_command_to_servers=command)
     store.save("folder/step-000000001")
@@ -36,7 +37,7 @@ def store_with_statuses(*statuses: dict[str, Any]) -> MXNetStore:
     for status, row_N in zip(statuses, rows, strict=True):
         encode_status(status, row_N)
     store = object.__new__(MXNetStore)
-    store.rank, store._servers = 0, len(statuses)
+    store.rank, store._servers, store._signer = 0, len(statuses), CommandSigner("the-secret-of-a-test")
     published = iter(rows)
 
     def pull(_key: int, out: SimpleNamespace) -> None:

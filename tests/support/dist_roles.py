@@ -26,6 +26,7 @@ from crossfade.kvstore.mxnet.server import run_server
 from crossfade.trainer.config.run_sections import ClusterConfig
 
 END_SECONDS = 60.0
+SECRET = "the-secret-of-these-roles"
 
 
 def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
@@ -33,13 +34,13 @@ def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
     try:
         role = os.environ["DMLC_ROLE"]
         if role == "worker":
-            store = MXNetStore(key_bytes)
+            store = MXNetStore(SECRET, [], key_bytes)
             work(store)
             store.close()
         elif role == "server":
-            run_server(_fail, lambda _: None)
+            run_server(SECRET, [], "/", _fail, lambda _: None)
         else:
-            run_scheduler()
+            run_scheduler([])
     except Exception as error:
         _fail(error)
 

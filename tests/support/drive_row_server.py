@@ -17,6 +17,7 @@ from touched_pages import TABLE
 from waiting import wait_until
 
 from crossfade.kvstore.layout import make_layout, status_key
+from crossfade.kvstore.mxnet.authentication import CommandVerifier
 from crossfade.kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from crossfade.kvstore.mxnet.server import RowServer
@@ -28,7 +29,7 @@ ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 def main(kind: Any, folder: Path) -> None:
     """Save the table while its rows change."""
     mx = import_mxnet()
-    server = RowServer(SimpleNamespace(rank=0))
+    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), str(folder))
     server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     status = mx.nd.zeros(STATUS_LENGTH)
     server.update(status_key(0, servers=1), mx.nd.zeros(STATUS_LENGTH), status)

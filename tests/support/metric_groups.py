@@ -37,6 +37,7 @@ FIRST = {
 }
 GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
 ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_table_shard_bytes"}
+SERVER = {"crossfade_rejected_commands_total"}
 JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
 HOST = {"crossfade_running_roles"}
 GROUPS = {
@@ -45,6 +46,7 @@ GROUPS = {
     "first": FIRST,
     "gpu": GPU,
     "rows": ROWS,
+    "server": SERVER,
     "job": JOB,
     "host": HOST,
 }

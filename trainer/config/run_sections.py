@@ -42,7 +42,7 @@ class ClusterConfig(Section):
     )
     host: str = Field("127.0.0.1", description="address that roles listen on and reach each other at")
     scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="port of the scheduler; 0: any free port"
+        0, description="port of the scheduler, if hosts are several; 0: any free port"
     )
     max_key_bytes: Annotated[int, Field(ge=1024, le=MAX_KEY_BYTES)] = Field(
         DEFAULT_KEY_BYTES, description="largest part of a table, in bytes, stored under one key"
@@ -77,6 +77,11 @@ class ClusterConfig(Section):
     )
     grace_period_seconds: Positive = Field(
         60.0, description="seconds a job that is asked to stop may take to write its checkpoint"
+    )
+    filter_ports: bool = Field(
+        True,
+        description="whether roles on several hosts drop packets from other addresses than those of the job's hosts; "
+        "false: where addresses are translated on the way",
     )
 
     @model_validator(mode="after")

@@ -84,6 +84,7 @@ GROUPS = {
     "first": "in-process, worker of rank 0",
     "gpu": "in-process, worker: where `train.device` is `gpu`",
     "rows": "in-process, server",
+    "server": "server",
     "job": "coordinator",
     "host": "coordinator, agent",
 }
@@ -259,6 +260,15 @@ TABLE_SHARD_BYTES = Metric(
     "bytes",
     "Bytes of the table shards of this process: weights, and each array of optimizer state.",
     ("table", "array"),
+)
+
+REJECTED_COMMANDS = Metric(
+    "crossfade_rejected_commands_total",
+    "counter",
+    "server",
+    "commands",
+    "Commands that were ignored, since no worker of the job has sent them; reason: size, mac or replay.",
+    ("reason",),
 )
 
 RESTARTS = Metric("crossfade_restarts_total", "counter", "job", "restarts", "Restarts of the job.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import psutil
@@ -154,3 +154,15 @@ class TableMetrics:
             "updates": updates,
             "held_bytes": {table: dict(arrays) for table, arrays in list(stats.held_bytes.items())},
         }
+
+
+class CommandMetrics:
+    """Commands that a server has ignored."""
+
+    def __init__(self, rejected: Mapping[str, int]) -> None:
+        """Expose ``rejected``, the number of commands by reason, as it grows."""
+        self._rejected = rejected
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the current values."""
+        yield names.REJECTED_COMMANDS.family(*(((reason,), count) for reason, count in self._rejected.items()))

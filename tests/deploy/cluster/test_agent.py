@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
+from object_store import free_ports
+from port_strangers import listening, send_malformed
 from waiting import wait_until
 
 from crossfade import deploy
@@ -47,6 +49,7 @@ class ScriptedCoordinator:
         scheduler = Endpoint(host="127.0.0.1", port=9)
         values = {"coordinator": "c1", "action": action, "generation": generation, "roles": list(roles)}
         values |= {"scheduler": scheduler, "servers": 1, "workers": 1, "job_digest": job_digest(self.folder)}
+        values |= {"secret": "0" * 64}
         self.desired = DesiredState(**values | more)
 
     @property
@@ -242,6 +245,47 @@ def test_roles_do_not_get_the_token(
     [child] = children()
     assert child.environ()["CROSSFADE_OTHER"] == "kept"
     assert "0123456789abcdef" not in {*child.environ().values(), *child.cmdline()}
+
+
+def test_roles_get_the_secret_by_no_way_that_others_can_read(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    secret = "0123456789abcdef" * 4
+    coordinator.set(roles=("scheduler", "server-0", "worker-0"), secret=secret, hosts=["127.0.0.2"])
+    run_until(agent, lambda: len(coordinator.last.roles) == 3)
+    for child in children():
+        assert secret not in " ".join([*child.cmdline(), *child.environ().values()])
+    run_until(agent, lambda: len(sockets_of(agent)) == 1, seconds=30.0)
+    [path] = sockets_of(agent)
+    assert path.stat().st_mode & 0o077 == 0
+    coordinator.set("wait")
+    run_until(agent, lambda: coordinator.last.generation is None)
+    assert not path.exists()
+    for file in coordinator.folder.path.rglob("*"):
+        assert not file.is_file() or secret not in file.read_text()
+
+
+def sockets_of(agent: Agent) -> list[Path]:
+    """Return the Unix socket of the scheduler, if it is there."""
+    paths = [process._socket for process in agent._processes if process.role.kind == "scheduler"]
+    return [path for path in paths if path is not None and path.exists()]
+
+
+def test_role_that_a_scan_of_its_port_aborts_is_reported_as_such(
+    agent: Agent, coordinator: ScriptedCoordinator
+) -> None:
+    port = free_ports(1)[0]
+    coordinator.set(scheduler=Endpoint(host="127.0.0.2", port=port))
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    [child] = children()
+    run_until(agent, lambda: f"127.0.0.2:{port}" in listening(child.pid), seconds=30.0)
+    send_malformed(f"127.0.0.2:{port}")
+    run_until(agent, lambda: coordinator.last.failure)
+    failure = coordinator.last.failure
+    assert failure is not None
+    assert failure.message == (
+        "scheduler was aborted by data at its port that MXNet cannot read, as scanners and other programs send it"
+    )
+    assert (failure.from_network, failure.restart) == (True, True)
+    assert "Check failed" in failure.details
 
 
 def test_logs_are_appended_across_generations(agent: Agent, coordinator: ScriptedCoordinator) -> None:

@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from fault_runs import (
+    ON_SERVERS,
     STEP_SECONDS,
     TOKEN,
     assert_last_is_complete,
@@ -14,6 +16,7 @@ from fault_runs import (
 )
 from net_hosts import network, unavailable
 from paced_training import pace
+from port_strangers import listening, reachable, scrape
 from run_results import report_of
 from running_command import started, succeeded
 from waiting import wait_until
@@ -27,7 +30,7 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
     run_dir = workspace / "hosts"
     token = {"CROSSFADE_TOKEN": TOKEN}
     variables = pace(workspace, workspace / "hosts.release", token, step_seconds=STEP_SECONDS)
-    with network(3) as (first, second, third):
+    with network(4) as (first, second, third, stranger):
         listen = f"{first.address}:7070"
         across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")
         options = [part for setting in across for part in ("--set", setting)]
@@ -41,6 +44,13 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
             job.wait_for("checkpoint_saved")
             assert sorted(job.command.roles()) == ["scheduler", "server-0", "worker-0"]
             assert sorted([*steady.roles(), *lost.roles()]) == ["server-1", "server-2"]
+            roles = {**job.command.roles(), **steady.roles(), **lost.roles()}
+            ports = {name: listening(role.pid) for name, role in roles.items()}
+            assert all(len(found) == 2 for found in ports.values())  # for the others, and for metrics
+            everything = set.union(*ports.values())
+            assert reachable(everything, third.within) == everything
+            admitted = reachable(everything, stranger.within)
+            assert all(len(found & admitted) == 1 for found in ports.values())  # that for metrics
             # A cut that is shorter than the leases costs no restart.
             third.cut_link()
             time.sleep(3)  # that is the fault
@@ -61,3 +71,26 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
     assert "waiting for 1 more host(s) to join" in result.stderr
     assert_undisturbed(run_dir, undisturbed)
     assert_last_is_complete(run_dir / "checkpoints")
+
+
+def test_requests_to_all_ports_of_a_job_on_one_host_change_nothing(workspace: Path, undisturbed: Path) -> None:
+    run_dir = workspace / "strays"
+    with train(run_dir, *ON_SERVERS) as job:
+        job.wait_for("step")
+        roles = job.command.roles()
+        sockets = {name: unix_sockets(role) for name, role in roles.items()}
+        assert all(len(paths) == 1 for paths in sockets.values())
+        job.wait(lambda: not any(path.exists() for paths in sockets.values() for path in paths), "removed sockets")
+        for role in roles.values():
+            [address] = listening(role.pid)
+            for _ in range(3):
+                assert scrape(address).startswith(b"HTTP/1.0 200 OK")
+        job.wait_for("checkpoint_saved")
+        succeeded(job.finish())
+    assert report_of(run_dir)["restarts"] == 0
+    assert_undisturbed(run_dir, undisturbed)
+
+
+def unix_sockets(role: psutil.Process) -> set[Path]:
+    """Return the paths of the Unix sockets on which a process listens."""
+    return {Path(connection.laddr) for connection in role.net_connections("unix") if connection.laddr}

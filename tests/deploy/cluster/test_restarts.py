@@ -4,9 +4,10 @@ import pytest
 from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
-from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.messages import Failure
-from crossfade.deploy.cluster.restart_policy import RestartPolicy
+from crossfade.deploy.cluster.restart_policy import NETWORK_FAILURE_SECONDS, RestartPolicy
+from crossfade.deploy.topology import Address
 from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
 
@@ -237,3 +238,75 @@ def test_roles_that_do_not_end_with_the_others_are_terminated(alone: Cluster) ->
     assert alone.state is State.PREPARING
     alone.start()
     assert "scheduler, server-1 did not end in 30 s" in alone.coordinator.restarts[0].cause
+
+
+SCANNED = Failure(message="server-0 was aborted by data at its port", from_network=True)
+
+
+def test_failures_from_the_network_delay_the_job_but_do_not_use_up_its_restarts(alone: Cluster) -> None:
+    delays = []
+    for _ in range(10 * RESTARTS):
+        alone.fail(SCANNED)
+        begin = alone.now
+        while alone.state is State.BACKOFF:
+            alone.wait_silently(0.25)
+        delays.append(alone.now - begin)
+        alone.start()
+    assert delays[:8] == [0, 1, 2, 4, 8, 16, 32, 60]
+    assert set(delays[8:]) == {60}
+    assert {restart.cause for restart in alone.coordinator.restarts} == {SCANNED.message}
+    backoffs = alone.events("backoff")
+    assert {event["cause"] for event in backoffs} == {SCANNED.message}
+    for _ in range(RESTARTS - 1):  # the first one has counted
+        alone.fail()
+        alone.wait_silently(60)
+        alone.start()
+    alone.fail()
+    assert alone.state is State.FAILED
+
+
+def test_failures_from_the_network_end_a_job_that_makes_no_progress_for_hours(alone: Cluster) -> None:
+    begin = alone.now
+    while alone.state is not State.FAILED:
+        alone.fail(SCANNED)
+        while alone.state is State.BACKOFF:
+            alone.wait_silently(5)
+        if alone.state is State.PREPARING:
+            alone.start()
+    assert RESTARTS * NETWORK_FAILURE_SECONDS <= alone.now - begin < (RESTARTS + 1) * NETWORK_FAILURE_SECONDS
+
+
+def test_checkpoint_resets_the_delay_of_failures_from_the_network(alone: Cluster) -> None:
+    for found in range(1, 5):
+        alone.fail(SCANNED)
+        alone.wait_silently(0)
+        assert alone.state is State.PREPARING
+        alone.start(f"folder/step-{found}", found)
+        alone.local.report_events(saved(found + 1))
+
+
+def test_each_generation_has_a_secret_of_its_own_that_only_hosts_with_roles_get(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    watcher = cluster.join("10.0.0.9", "none")
+    first = cluster.local.desired.secret
+    assert len(first) == 64
+    assert other.desired.secret == first
+    assert (watcher.desired.secret, watcher.desired.hosts) == ("", ["10.0.0.1", "10.0.0.2"])
+    assert first not in repr(other.desired)
+    assert first not in str(cluster.coordinator.status())
+    cluster.fail()
+    cluster.heartbeat_all()
+    cluster.start()
+    assert cluster.local.desired.secret not in {"", first}
+
+
+def test_roles_admit_the_addresses_from_which_agents_connect(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
+    cluster.fail()
+    cluster.heartbeat_all()
+    cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
+    assert cluster.state is State.PREPARING
+    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
+    desired = cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
+    assert desired.hosts == ["10.0.0.1", "10.0.0.2", "192.0.2.7"]
