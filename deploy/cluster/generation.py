@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.cluster.job_state import GenerationSpec
-from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.cluster.messages import Action, DesiredState, Endpoint, NumberedEvent
+from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS, SlowRoles
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,
@@ -27,14 +29,24 @@ class Generation:
     """A generation, numbered from 1. Number 0 stands for the time before the first, and has no roles."""
 
     def __init__(
-        self, number: int, spec: GenerationSpec, assigned: dict[str, list[Role]], hosts: dict[str, str], now: float
+        self,
+        number: int,
+        spec: GenerationSpec,
+        assigned: dict[str, list[Role]],
+        hosts: dict[str, str],
+        now: float,
+        compared_seconds: float = WINDOW_SECONDS,
     ) -> None:
-        """Start the roles in ``assigned``, by agent, from ``spec``; ``hosts`` names the host of each role."""
+        """Start the roles in ``assigned``, by agent, from ``spec``.
+
+        ``hosts`` names the host of each role; the roles are compared over the last ``compared_seconds``.
+        """
         self.number, self.spec = number, spec
         self.assigned, self.hosts = assigned, hosts
         self.metrics_addresses: dict[str, str] = {}
         """HOST:PORT by role."""
         self.loads: dict[str, dict[str, Any]] = {}
+        self.slow_roles = SlowRoles(compared_seconds)
         self.step = self.checkpoint_step = spec.step
         self.has_trained = False
         self._step_at = now
@@ -54,6 +66,22 @@ class Generation:
         begun_at = self._begun_at.get(step)
         seconds = None if begun_at is None else max(0.0, self._step_at - begun_at)
         return max(0, self.step - step), seconds
+
+    def agent_of(self, role: str) -> str:
+        """Return the agent that runs the role named ``role``."""
+        return next(agent for agent, assigned in self.assigned.items() if role in {each.name for each in assigned})
+
+    def desired_state(self, agent: str, action: Action, **job: Any) -> DesiredState:
+        """Return the desired state of ``agent``; ``job`` has the fields that are the same in all generations."""
+        return DesiredState(
+            action=action,
+            generation=self.number,
+            roles=[role.name for role in self.assigned.get(agent, [])],
+            scheduler=Endpoint(host=self.spec.scheduler.host, port=self.spec.scheduler.port),
+            rendezvous=self.spec.rendezvous,
+            checkpoint=self.spec.checkpoint,
+            **job,
+        )
 
     def role_names(self) -> set[str]:
         """Return the names of all roles."""
@@ -80,6 +108,7 @@ class Generation:
                 self.metrics_addresses[numbered.role] = address
             case LoadEvent(load=load):
                 self.loads[numbered.role] = load
+                self.slow_roles.record(numbered.role, load, now)
                 return False
         return True
 
@@ -92,9 +121,10 @@ class Generation:
             if role.name in self.metrics_addresses
         ]
 
-    def describe(self, role: Role) -> dict[str, Any]:
-        """Return the host, metrics address and newest load of ``role``."""
+    def describe(self, role: Role, states: Mapping[str, str]) -> dict[str, Any]:
+        """Return the state of ``role``, of those by role in ``states``, its host, metrics address and newest load."""
         return {
+            "state": states.get(role.name, "missing"),
             "host": self.hosts.get(role.name),
             "metrics": self.metrics_addresses.get(role.name),
             "load": self.loads.get(role.name, {}),
