@@ -2,7 +2,7 @@
 
 Two runs in one folder would delete and corrupt each other's checkpoints. A new run rejects the folder of another run. A
 run that resumes on another machine takes its folder over; the process that had it before detects that before it commits
-its next checkpoint, and ends.
+its next checkpoint, and ends. So does a command whose run another command has resumed while it was frozen.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def check_claimable(checkpoints: str, run: str | None, name: str, *, take_over: 
             folder.remove(_PROBE_FILE)
 
 
-def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
-    """Make the run ``run`` of the job ``name`` the owner of the folder.
+def claim(checkpoints: str, run: str, name: str, command: str | None = None, *, take_over: bool) -> None:
+    """Make the run ``run`` of the job ``name``, as run by ``command``, the owner of the folder.
 
     With ``take_over`` it replaces another run of the same name, as on a host that replaces another.
 
@@ -50,14 +50,14 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
     folder = Folder(checkpoints)
     with _input_errors(checkpoints):
         _check_owner(folder, run, name, take_over=take_over)
-        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
+        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name, "command": command}).encode())
 
 
-def check_still_owned(checkpoints: str, run: str) -> None:
-    """Check that the folder, which ``run`` has claimed, has no other owner.
+def check_still_owned(checkpoints: str, run: str, command: str | None = None) -> None:
+    """Check that the folder, which ``command`` has claimed for ``run``, has no other owner; None: any command.
 
     Raises:
-        InputError: another run has taken it over.
+        InputError: another run or command has taken it over.
         CheckpointError: the owner cannot be read.
     """
     try:
@@ -68,6 +68,11 @@ def check_still_owned(checkpoints: str, run: str) -> None:
         raise InputError(
             f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with --resume and has taken "
             "it over; this run ends, since two runs would overwrite each other's checkpoints"
+        )
+    if owner is not None and command is not None and owner.get("command") not in {None, command}:
+        raise InputError(
+            f"{checkpoints}: another command, with --resume or --standby, has taken the run over; this one ends, since "
+            "two commands would overwrite each other's checkpoints"
         )
 
 

@@ -76,7 +76,7 @@ class CheckpointWriter:
         """
         self._stats = state.checkpoints
         self.last_step = self._complete_step = state.step or None
-        check_still_owned(self._folder, self._metadata.run)
+        check_still_owned(self._folder, self._metadata.run, self._metadata.command)
         delete_after(self._folder, state.step)
 
     @property
@@ -128,7 +128,7 @@ class CheckpointWriter:
 
     def _commit(self, saved: SaveResult, pending: _Pending) -> tuple[SaveResult, str | None]:
         """Commit the checkpoint and prune old ones; return also why pruning failed, which does not harm it."""
-        check_still_owned(self._folder, self._metadata.run)
+        check_still_owned(self._folder, self._metadata.run, self._metadata.command)
         commit(self._folder, self._metadata.manifest(saved, pending.step, pending.train_state), pending.files)
         saved = replace(saved, bytes=saved.bytes + sum(map(len, pending.files.values())))
         try:
@@ -164,7 +164,7 @@ class CheckpointWriter:
         self._stats.failed += 1
         self._on_event(CheckpointFailed(step=step, message=str(error)))
         with suppress(CheckpointError):
-            check_still_owned(self._folder, self._metadata.run)
+            check_still_owned(self._folder, self._metadata.run, self._metadata.command)
             delete_failed(self._folder, step)
 
     def _end_pending(self) -> int:
