@@ -3,8 +3,13 @@
 from typing import Any
 
 import pytest
+from metric_groups import TABLES, make_job, step
 
 from crossfade.deploy.cluster.slow_roles import SlowRoles
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.trainer.monitoring.registry import TableMetrics
+from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.training.state import TrainState
 
 WINDOW = 60.0
 
@@ -108,3 +113,19 @@ def test_stalled_roles_are_not_compared() -> None:
         return {"worker-0": worker(min(now, WINDOW), step_seconds=0.2), "worker-1": slow}
 
     assert compared(loads, 2 * WINDOW + 4).slow() == {}
+
+
+def test_reports_of_real_workers_and_servers_are_compared() -> None:
+    slow_roles = SlowRoles(WINDOW)
+    for rank in range(2):
+        worker_metrics, state = TrainingMetrics(make_job(), TABLES, rank=rank), TrainState()
+        worker_metrics.attach(state)
+        stats = UpdateStats({"track": 0}, {"track": 0.0})
+        for now in (0.0, WINDOW):
+            slow_roles.record(f"worker-{rank}", worker_metrics.snapshot(), now)
+            slow_roles.record(f"server-{rank}", TableMetrics(stats).snapshot(), now)
+            state.seconds_by_phase["gradients"] += 10.0 + 20.0 * rank
+            worker_metrics.observe(step())
+            stats.update_seconds["track"], stats.updated_rows["track"] = 50.0 - 30.0 * rank, 100
+    slow_roles.compare(WINDOW)
+    assert slow_roles.ratios == pytest.approx({"worker-0": 1.0, "worker-1": 3.0, "server-0": 2.5, "server-1": 1.0})
