@@ -199,7 +199,7 @@ def run_in_folder(
     from crossfade.trainer.tracking.tracker import open_tracker
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
-    claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=context.resume)
+    claim(folder.checkpoints(job), folder.run_id(), job.name, folder.command, take_over=context.resume)
     folder.clear_metrics()
     try:
         tracker = open_tracker(job, folder, _logger.warning)
@@ -213,15 +213,17 @@ def run_in_folder(
                 report = _train(job, folder, show, context)
                 display.finish(report)
             except BaseException as error:
-                state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
-                context.state.end(state, str(error))
-                tracker.end(state)
+                if folder.holds_lock():
+                    state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
+                    context.state.end(state, str(error))
+                    tracker.end(state)
                 raise
             context.state.end("done")
             tracker.end("done", report)
             return report
     finally:
-        merge_final_metrics(folder, job, context.listener.metrics)
+        if folder.holds_lock():
+            merge_final_metrics(folder, job, context.listener.metrics)
 
 
 def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
@@ -264,11 +266,15 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             _print_addresses(context, folder)
         show(event)
 
+    def stop_requested() -> bool:
+        folder.check_held()  # this process may have been frozen
+        return stopper.number is not None or (spot is not None and spot.notice() is not None)
+
     with stopper.deferred(job.cluster.grace_period_seconds):
         hooks = TrainingHooks(
             on_event=take,
             log=_logger.info,
-            stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
+            stop_requested=stop_requested,
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )

@@ -204,12 +204,13 @@ def _run_role(
     # Imports, here and in other roles, may take long: phases in between are signs of progress.
     emit(PhaseEvent(name="starting"))
     from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.deploy.cluster.role_variables import COMMAND_VARIABLE
     from crossfade.trainer.monitoring.final import write_final_metrics
     from crossfade.trainer.monitoring.http import serve_metrics
     from crossfade.trainer.runs.folder import RunFolder
 
     credentials = _credentials(arguments, started_by_agent=started_by_agent)
-    folder = RunFolder(arguments.run_dir)
+    folder = RunFolder(arguments.run_dir, os.environ.get(COMMAND_VARIABLE))
     job = folder.job()
     if not job.cluster.filter_ports:
         credentials.hosts.clear()
@@ -303,7 +304,7 @@ def _work(
     emit(PhaseEvent(name="joined"))
     hooks = TrainingHooks(
         on_event=emit,
-        stop_requested=_remember_sigterm(),
+        stop_requested=_remember_sigterm(folder),
         checkpoints_requested=_count_save_signals(),
         metrics=metrics,
     )
@@ -326,19 +327,23 @@ def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduc
     return HorovodAllReduce(rank, workers, job.cluster.stall_timeout_seconds)
 
 
-def _remember_sigterm() -> Callable[[], bool]:
+def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:
     """Turn the first SIGTERM into a request to stop at the next step that all workers agree on.
 
-    A second SIGTERM ends the process at once.
+    A second SIGTERM ends the process at once. The request is an error once another command runs in ``folder``.
     """
     received = []
+
+    def is_requested() -> bool:
+        folder.check_held()
+        return bool(received)
 
     def remember(_number: int, _frame: FrameType | None) -> None:
         received.append(True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, remember)
-    return lambda: bool(received)
+    return is_requested
 
 
 def _count_save_signals() -> Callable[[], int]:

@@ -141,9 +141,26 @@ def _add_display_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the result."""
+    from crossfade.trainer.runs.folder import RunInProgressError
+
     _configure_logs(arguments)
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
+    while True:
+        try:
+            return _run_job(arguments)
+        except RunInProgressError as error:
+            if not arguments.standby:
+                raise
+            _logger.info(f"{error}; standing by again")
+
+
+def _run_job(arguments: argparse.Namespace) -> int:
+    """Run the job, with --standby once it is this process's turn.
+
+    Raises:
+        RunInProgressError: another process runs it, such as another standby that has taken it over first.
+    """
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay, progress_bars
     from crossfade.run_job import (
@@ -239,7 +256,10 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
     # On loopback, the job's port belongs to the running process.
     metrics_port = None if is_loopback(job.cluster.host) else job.metrics.port
     with serve_metrics(metrics, metrics_port, "127.0.0.1", "127.0.0.1"):
-        return folder.wait_for_end(lambda: _logger.info(f"{folder.path}: a run is in progress; standing by"))
+        return folder.wait_for_end(
+            lambda: _logger.info(f"{folder.path}: a run is in progress; standing by"),
+            job.cluster.standby_timeout_seconds,
+        )
 
 
 def _run_in_container(arguments: argparse.Namespace) -> int:

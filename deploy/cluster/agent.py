@@ -89,11 +89,11 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._processes: list[RoleProcess] = []
         self._coordinator: str | None = None
+        self._earlier_coordinators: set[str] = set()
         self._generation: int | None = None
-        self._ended_generation = 0
         self._failure: Failure | None = None
         self._done: set[str] = set()
-        self._stop_requested, self._checkpoints_signaled = False, 0
+        self._ended_generation, self._stop_requested, self._checkpoints_signaled = 0, False, 0
         self._events: list[NumberedEvent] = []
         self._heartbeat_number, self._event_number, self._has_news = 0, 0, True
         self._next_heartbeat = self._answered_at = time.monotonic()
@@ -231,6 +231,8 @@ class Agent:
         self._has_news = False
         try:
             desired = self._send(self._heartbeat())
+            if desired.coordinator in self._earlier_coordinators:
+                raise CoordinatorUnreachable("an earlier coordinator answers, which another one has replaced")
         except CoordinatorUnreachable as error:
             if not self._retry_seconds:
                 self._notify(f"{error}; trying again until it answers")
@@ -290,6 +292,8 @@ class Agent:
         """Join the coordinator that sent ``desired``: it counts generations and events anew."""
         self._end_roles()
         self._folder.write_role_files(desired.files)
+        if self._coordinator is not None:
+            self._earlier_coordinators.add(self._coordinator)
         self._coordinator = desired.coordinator
         self._ended_generation, self._events, self._has_news = 0, [], True
         self._notify("joined the coordinator")

@@ -20,6 +20,7 @@ from typing import Any
 
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation
+from crossfade.deploy.cluster.host_health import HostHealth
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
@@ -42,6 +43,7 @@ class Coordinator:
         self,
         cluster: ClusterConfig,
         *,
+        identity: str | None = None,
         job_digest: str = "",
         files: dict[str, str] | None = None,
         started_before: bool = False,
@@ -51,12 +53,13 @@ class Coordinator:
 
         Args:
             cluster: sizes and timeouts of the job.
+            identity: the ID of the command; by default a new random one.
             job_digest: SHA-256 of the job file, by which agents check that they share it.
             files: the text of each file of the run folder, by name, for hosts that do not share the folder.
             started_before: whether roles ran under an earlier coordinator, so that missing hosts may be lost.
             clock: seconds, monotonic.
         """
-        self.id = secrets.token_hex(8)
+        self.id = identity or secrets.token_hex(8)
         self.local_agent = secrets.token_hex(8)
         """The ID for the agent in this process, which gets the scheduler and has no lease."""
         self.state = State.WAITING
@@ -67,14 +70,15 @@ class Coordinator:
         self._lock = threading.RLock()
         self._members = Membership(cluster, self.local_agent, clock)
         self._restart_policy = RestartPolicy(cluster.max_restarts)
+        self._events: list[events.Event] = []
+        self._health = HostHealth(cluster, self._members, self._events.append)
         self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
         self._started_before = started_before
         self._after_terminating = State.BACKOFF
         self._error: Failure | None = None
         self._checkpoints_requested = 0
         self._interruption_notice: str | None = None
-        self._deadline = _NEVER
-        self._events: list[events.Event] = []
+        self._deadline, self._drain_seconds = _NEVER, NOTICE_SECONDS
 
     def handle_heartbeat(self, heartbeat: Heartbeat, source: str | None = None) -> DesiredState:
         """Apply a heartbeat, which came from the address ``source``; return the agent's desired state."""
@@ -97,10 +101,12 @@ class Coordinator:
         with self._lock:
             for member in self._members.expired():
                 self._remove_member(member, f"sent no heartbeat for {LEASE_SECONDS:.0f} s")
-            stall_timeout = self._cluster.stall_timeout_seconds
-            if self.state is State.RUNNING and self._clock() - self._generation.progress_at > stall_timeout:
+            stall_timeout, now = self._cluster.stall_timeout_seconds, self._clock()
+            if self.state is State.RUNNING and now - self._generation.progress_at > stall_timeout:
                 self._fail(Failure(message=f"no sign of progress for {stall_timeout:g} s"))
-            if self.state in LIVE and self._clock() > self._deadline:
+            if self.state is State.RUNNING and (cause := self._health.exclude_slow_host(self._generation, now)):
+                self._drain(cause, stall_timeout)
+            if self.state in LIVE and now > self._deadline:
                 self._pass_deadline()
             self._advance()
 
@@ -118,8 +124,8 @@ class Coordinator:
             assigned = assign_roles(self._cluster, self._members.accepted_roles())
             hosts = {role.name: member.host for member in self._members for role in assigned.get(member.id, [])}
             addresses = self._members.addresses(agent for agent, local in assigned.items() if local)
-            number = self._generation.number + 1
-            self._generation = Generation(number, spec, assigned, hosts, self._clock(), addresses)
+            number, window = self.generation + 1, self._health.window_seconds
+            self._generation = Generation(number, spec, assigned, hosts, self._clock(), addresses, window)
             self.state, self._deadline, self._started_before = State.RUNNING, _NEVER, True
             for member in self._members:
                 member.roles = {}
@@ -150,7 +156,7 @@ class Coordinator:
     def take_events(self) -> list[events.Event]:
         """Return the events since the last call, in order: those of the roles, and those of the job itself."""
         with self._lock:
-            taken, self._events = self._events, []
+            taken, self._events[:] = self._events.copy(), []
             return taken
 
     @property
@@ -189,6 +195,8 @@ class Coordinator:
                 "checkpoint_step": self._generation.checkpoint_step,
                 "restarts": [vars(restart) for restart in self.restarts],
                 "agents": self._members.status(),
+                "slowdowns": self._generation.slow_roles.ratios,
+                "warnings": self._health.warnings(self._generation),
             }
 
     def scrape_targets(self) -> list[tuple[str, str, str]]:
@@ -200,10 +208,7 @@ class Coordinator:
         """Return, by role: its state, host, metrics address and newest load."""
         with self._lock:
             states = self._members.role_states()
-            return {
-                role.name: {"state": states.get(role.name, "missing"), **self._generation.describe(role)}
-                for role in roles(self._cluster)
-            }
+            return {role.name: self._generation.describe(role, states) for role in roles(self._cluster)}
 
     # ---- members
 
@@ -219,19 +224,19 @@ class Coordinator:
 
     def _apply(self, member: Member, heartbeat: Heartbeat) -> None:
         member.update(heartbeat, self._clock(), self.generation)
-        for event in heartbeat.events:
-            if event.number > member.acknowledged_event:
-                member.acknowledged_event = event.number
-                if self.state in LIVE and event.generation == self.generation:
-                    if self._generation.record(event, self._clock()):
-                        self._events.append(event.event)
-                    if isinstance(event.event, events.StepEvent):
-                        self._restart_policy.end_outage(self._clock())
+        for event in member.acknowledge(heartbeat.events):
+            if self.state in LIVE and event.generation == self.generation:
+                if self._generation.record(event, self._clock()):
+                    self._events.append(event.event)
+                if isinstance(event.event, events.StepEvent):
+                    self._restart_policy.end_outage(self._clock())
         if heartbeat.checkpoints_requested > member.checkpoints_requested:
             member.checkpoints_requested = heartbeat.checkpoints_requested
             self._checkpoints_requested += 1
         if heartbeat.interruption_notice and not member.interruption_notice:
             self._note_interruption(member, heartbeat.interruption_notice)
+        if heartbeat.failure and heartbeat.generation == self.generation and not heartbeat.failure.checkpoint:
+            self._health.note_failure(member)
         if heartbeat.leaving:
             self._remove_member(member, "has left", for_good=True)
         elif self.state in LIVE and member.id in self._generation.assigned:
@@ -253,7 +258,8 @@ class Coordinator:
         elif "done" in heartbeat.roles.values():
             self._note_done_roles()
         elif member.interruption_notice and self.state is State.RUNNING and member.id != self.local_agent:
-            self._drain(member)
+            notice = f"interruption notice: {member.interruption_notice}"
+            self._drain(f"the host {member.host} ({member.address}) received an {notice}", NOTICE_SECONDS)
 
     # ---- desired states
 
@@ -268,15 +274,15 @@ class Coordinator:
         action: Action = "wait"
         if self.state in LIVE and member.id in assigned:
             action = "run" if self.state is State.RUNNING else "stop"
-        return DesiredState(
+        return self._generation.desired_state(
+            member.id,
+            action,
             coordinator=self.id,
-            action=action,
             acknowledged_event=member.acknowledged_event,
             servers=self._cluster.servers,
             workers=self._cluster.workers,
             job_digest=self._job_digest,
             checkpoints_requested=self._checkpoints_requested,
-            **self._generation.desired_fields(member.id),
         )
 
     def _outcome(self) -> tuple[int, str]:
@@ -321,14 +327,11 @@ class Coordinator:
         else:
             self._fail(Failure(message="a worker was asked to stop by another process"))
 
-    def _drain(self, member: Member) -> None:
-        """Write a checkpoint and start again without the host of ``member``, which is about to be reclaimed."""
-        notice = f"interruption notice: {member.interruption_notice}"
-        self._restart_policy.begin_outage(
-            f"the host {member.host} ({member.address}) received an {notice}", self._clock()
-        )
+    def _drain(self, cause: str, seconds: float) -> None:
+        """Write a checkpoint, in ``seconds`` at most, and start again without a host, because of ``cause``."""
+        self._restart_policy.begin_outage(cause, self._clock())
         if self._generation.has_trained:
-            self.state, self._deadline = State.DRAINING, self._clock() + NOTICE_SECONDS
+            self.state, self._drain_seconds, self._deadline = State.DRAINING, seconds, self._clock() + seconds
         else:
             self._terminate(State.BACKOFF)  # there is nothing yet that a checkpoint could hold
 
@@ -339,7 +342,7 @@ class Coordinator:
         if self.state is State.STOPPING:
             self._terminate_stopped(f", which took more than {self._grace_seconds():g} s to write")
         elif self.state is State.DRAINING and self._generation.stop_result is None:
-            self._fail(Failure(message=f"its checkpoint took more than {NOTICE_SECONDS:g} s to write"))
+            self._fail(Failure(message=f"its checkpoint took more than {self._drain_seconds:g} s to write"))
         else:
             states = self._members.role_states()
             lingering = ", ".join(sorted(name for name, state in states.items() if state != "done"))
@@ -382,6 +385,7 @@ class Coordinator:
         if self.state is State.TERMINATING and self._members.are_clear(self._generation.assigned):
             self._generation.assigned = {}
             self.state = self._after_terminating
+            self._health.end_generation()
             if self.state is State.BACKOFF:
                 self._back_off()
         if self.state is State.BACKOFF and self._clock() >= self._deadline:

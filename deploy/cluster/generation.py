@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.cluster.job_state import GenerationSpec
-from crossfade.deploy.cluster.messages import Endpoint, NumberedEvent
+from crossfade.deploy.cluster.messages import Action, DesiredState, Endpoint, NumberedEvent
+from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS, SlowRoles
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,
@@ -35,10 +37,12 @@ class Generation:
         hosts: dict[str, str],
         now: float,
         addresses: list[str] | None = None,
+        compared_seconds: float = WINDOW_SECONDS,
     ) -> None:
         """Start the roles in ``assigned``, by agent, from ``spec``.
 
-        ``hosts`` names the host of each role; ``addresses`` are those from which the roles connect.
+        ``hosts`` names the host of each role; ``addresses`` are those from which the roles connect. The roles are
+        compared over the last ``compared_seconds``.
         """
         self.number, self.spec = number, spec
         self.assigned, self.hosts = assigned, hosts
@@ -46,6 +50,7 @@ class Generation:
         self.metrics_addresses: dict[str, str] = {}
         """HOST:PORT by role."""
         self.loads: dict[str, dict[str, Any]] = {}
+        self.slow_roles = SlowRoles(compared_seconds)
         self.step = self.checkpoint_step = spec.step
         self.has_trained = False
         self._step_at = now
@@ -66,25 +71,31 @@ class Generation:
         seconds = None if begun_at is None else max(0.0, self._step_at - begun_at)
         return max(0, self.step - step), seconds
 
-    def role_names(self) -> set[str]:
-        """Return the names of all roles."""
-        return {role.name for assigned in self.assigned.values() for role in assigned}
+    def agent_of(self, role: str) -> str:
+        """Return the agent that runs the role named ``role``."""
+        return next(agent for agent, assigned in self.assigned.items() if role in {each.name for each in assigned})
 
-    def desired_fields(self, agent: str) -> dict[str, Any]:
-        """Return the fields of the desired state of ``agent`` that describe this generation.
+    def desired_state(self, agent: str, action: Action, **job: Any) -> DesiredState:
+        """Return the desired state of ``agent``; ``job`` has the fields that are the same in all generations.
 
         An agent without roles gets no secret.
         """
         local = [role.name for role in self.assigned.get(agent, [])]
-        return {
-            "generation": self.number,
-            "roles": local,
-            "scheduler": Endpoint(host=self.spec.scheduler.host, port=self.spec.scheduler.port),
-            "rendezvous": self.spec.rendezvous,
-            "checkpoint": self.spec.checkpoint,
-            "secret": self._secret if local else "",
-            "hosts": self._addresses,
-        }
+        return DesiredState(
+            action=action,
+            generation=self.number,
+            roles=local,
+            scheduler=Endpoint(host=self.spec.scheduler.host, port=self.spec.scheduler.port),
+            rendezvous=self.spec.rendezvous,
+            checkpoint=self.spec.checkpoint,
+            secret=self._secret if local else "",
+            hosts=self._addresses,
+            **job,
+        )
+
+    def role_names(self) -> set[str]:
+        """Return the names of all roles."""
+        return {role.name for assigned in self.assigned.values() for role in assigned}
 
     def record(self, numbered: NumberedEvent, now: float) -> bool:
         """Record an event of a role; return whether others should see it too."""
@@ -107,6 +118,7 @@ class Generation:
                 self.metrics_addresses[numbered.role] = address
             case LoadEvent(load=load):
                 self.loads[numbered.role] = load
+                self.slow_roles.record(numbered.role, load, now)
                 return False
         return True
 
@@ -119,9 +131,10 @@ class Generation:
             if role.name in self.metrics_addresses
         ]
 
-    def describe(self, role: Role) -> dict[str, Any]:
-        """Return the host, metrics address and newest load of ``role``."""
+    def describe(self, role: Role, states: Mapping[str, str]) -> dict[str, Any]:
+        """Return the state of ``role``, of those by role in ``states``, its host, metrics address and newest load."""
         return {
+            "state": states.get(role.name, "missing"),
             "host": self.hosts.get(role.name),
             "metrics": self.metrics_addresses.get(role.name),
             "load": self.loads.get(role.name, {}),

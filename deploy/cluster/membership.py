@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from crossfade.deploy.cluster.messages import Heartbeat, RoleState
+from crossfade.deploy.cluster.messages import Heartbeat, NumberedEvent, RoleState
 from crossfade.deploy.topology import AcceptedRoles, missing_hosts
 from crossfade.trainer.config.run_sections import ClusterConfig
 
@@ -46,6 +46,13 @@ class Member:
         self.is_clear = heartbeat.generation != generation
         self.roles = {} if self.is_clear else heartbeat.roles
 
+    def acknowledge(self, events: Iterable[NumberedEvent]) -> Iterator[NumberedEvent]:
+        """Yield those of ``events`` that are new: a lost answer makes the agent send them again."""
+        for event in events:
+            if event.number > self.acknowledged_event:
+                self.acknowledged_event = event.number
+                yield event
+
 
 class Membership:
     """The members of a job, in the order in which they joined."""
@@ -55,6 +62,8 @@ class Membership:
         self._cluster, self._local_agent, self._clock = cluster, local_agent, clock
         self._members: dict[str, Member] = {}
         self._departed: set[str] = set()
+        self._excluded: dict[str, str] = {}
+        """Why, by agent: also those that are lost, and may return."""
         self._changed_at = clock()
 
     def __iter__(self) -> Iterator[Member]:
@@ -105,6 +114,23 @@ class Membership:
         """Record that the host of ``member`` is about to be reclaimed: it gets no more roles."""
         member.interruption_notice, self._changed_at = notice, self._clock()
 
+    def is_local(self, member: Member) -> bool:
+        """Return whether ``member`` is on the coordinator's host."""
+        return member.id == self._local_agent
+
+    def can_spare(self, member: Member) -> bool:
+        """Return whether the other hosts suffice for the job. The coordinator's own host is always needed."""
+        others = {agent: kind for agent, kind in self.accepted_roles().items() if agent != member.id}
+        return not self.is_local(member) and not missing_hosts(self._cluster, others)
+
+    def exclude(self, member: Member, reason: str) -> None:
+        """Give ``member`` no more roles. A new agent on its host may get some: a user has started it."""
+        self._excluded[member.id], self._changed_at = reason, self._clock()
+
+    def excluded(self) -> list[tuple[Member, str]]:
+        """Return the members that get no more roles, and why."""
+        return [(member, self._excluded[member.id]) for member in self if member.id in self._excluded]
+
     def require_clear(self) -> None:
         """Require each member to report again that it runs no role of the generation."""
         for member in self:
@@ -133,6 +159,7 @@ class Membership:
                 "accepted_roles": member.accepted_roles,
                 "heard_seconds_ago": round(now - member.heard_at, 3),
                 "roles": member.roles,
+                "excluded": self._excluded.get(member.id),
             }
             for member in self
         ]
@@ -143,7 +170,7 @@ class Membership:
 
     def accepted_roles(self) -> dict[str, AcceptedRoles]:
         """Return what each agent that may get roles accepts: the local agent first, the others as they joined."""
-        staying = [member for member in self if member.interruption_notice is None]
+        staying = [member for member in self if member.interruption_notice is None and member.id not in self._excluded]
         remote = {member.id: member.accepted_roles for member in staying if member.accepted_roles != "none"}
         return {self._local_agent: "all", **remote}
 

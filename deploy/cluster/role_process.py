@@ -12,7 +12,12 @@ from contextlib import suppress
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
-from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE, GENERATION_VARIABLE, ROLE_VARIABLE
+from crossfade.deploy.cluster.role_variables import (
+    AGENT_VARIABLE,
+    COMMAND_VARIABLE,
+    GENERATION_VARIABLE,
+    ROLE_VARIABLE,
+)
 from crossfade.deploy.topology import Role, socket_path
 from crossfade.trainer.runs.events import Event, RoleError
 from crossfade.trainer.runs.folder import RunFolder
@@ -61,6 +66,7 @@ class RoleProcess:
                         AGENT_VARIABLE: str(os.getpid()),
                         ROLE_VARIABLE: role.name,
                         GENERATION_VARIABLE: str(desired.generation),
+                        COMMAND_VARIABLE: desired.coordinator,
                     },
                     pass_fds=[role_end],
                     start_new_session=True,

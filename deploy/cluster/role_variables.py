@@ -10,6 +10,8 @@ from crossfade.kvstore.processes import die_with_parent
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
 """Name and generation of a role, for its log lines, and for users who inspect its process."""
+COMMAND_VARIABLE = "CROSSFADE_COMMAND"
+"""ID of the command that coordinates the job: its roles commit no checkpoint once another has taken the run over."""
 CHECKPOINT_SIGNAL = signal.SIGURG
 """Asks a worker for a checkpoint. A process that does not handle it yet ignores it."""
 

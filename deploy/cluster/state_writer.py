@@ -29,10 +29,12 @@ from crossfade.trainer.runs.events import (
     CommandEnded,
     CommandStarted,
     Event,
+    HostExcluded,
     HostsMissing,
     LoadSample,
     RestartEvent,
     ResumeEvent,
+    SlowRole,
     WaitingForHosts,
     to_record,
 )
@@ -43,7 +45,7 @@ STATE_SECONDS = 1.0
 MAX_SAMPLE_SECONDS = 15.0
 """Maximum time between two load samples. Short runs sample more often, to have ``_SAMPLES_PER_RUN``."""
 _SAMPLES_PER_RUN = 60
-JOB_EVENTS = (RestartEvent, ResumeEvent, BackoffEvent, WaitingForHosts, HostsMissing)
+JOB_EVENTS = (RestartEvent, ResumeEvent, BackoffEvent, WaitingForHosts, HostsMissing, SlowRole, HostExcluded)
 """The events that ``processes.jsonl`` keeps: those of the job, not of its training."""
 
 StateSource = Callable[[], dict[str, Any]]

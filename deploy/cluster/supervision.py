@@ -94,7 +94,7 @@ def run_job(
         spot: reports when this host is about to be reclaimed.
 
     Raises:
-        InputError: a role found the input wrong.
+        InputError: a role found the input wrong, or another command has taken the run over.
         ClusterError: restarts did not help.
         JobStopped: a stop was requested, or (JobInterrupted) this host is about to be reclaimed.
     """
@@ -109,18 +109,21 @@ def run_job(
         start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
+            folder.check_held()  # since this process may have been frozen
             if stop_requested() or coordinator.interruption_notice():
                 coordinator.stop()
             coordinator.tick()
             start_finder.run_once(coordinator)
             restarts.update(coordinator)
             _publish_events(coordinator, state, emit)
-    return _finish(coordinator, folder, restarts, stop_requested=stop_requested())
+    _raise_unless_done(coordinator, stop_requested())
+    return _complete_report(folder, restarts.all_of(coordinator))
 
 
 def _make_coordinator(job: JobConfig, folder: RunFolder, resume: bool) -> Coordinator:
     return Coordinator(
         job.cluster,
+        identity=folder.command,
         job_digest=job_digest(folder),
         files=folder.files_for_roles() if job.no_shared_run_dir else None,
         started_before=resume and folder.logs.exists(),
@@ -201,24 +204,17 @@ def _expose(
 
 def _job_status(coordinator: Coordinator) -> dict[str, Any]:
     generation, processes = coordinator.generation, coordinator.processes()
-    return {"state": coordinator.state.value, "generation": generation, "processes": processes}
+    status = coordinator.status()
+    return {"state": status["state"], "generation": generation, "processes": processes, "warnings": status["warnings"]}
 
 
-def _finish(
-    coordinator: Coordinator, folder: RunFolder, restarts: _RestartLog, *, stop_requested: bool
-) -> dict[str, Any]:
-    """Return the report of a job that is done; raise how it ended otherwise."""
-    if coordinator.state is not State.DONE:
-        raise _outcome_error(coordinator, stop_requested)
-    return _complete_report(folder, restarts.all_of(coordinator))
-
-
-def _outcome_error(coordinator: Coordinator, stop_requested: bool) -> Exception:
-    """Return what to raise for a job that failed or was stopped."""
+def _raise_unless_done(coordinator: Coordinator, stop_requested: bool) -> None:
+    """Raise the error of a job that failed or was stopped."""
     if coordinator.state is State.FAILED:
-        return coordinator.error()
-    notice = None if stop_requested else coordinator.interruption_notice()
-    return JobInterrupted(f"{coordinator.message}: {notice}") if notice else JobStopped(coordinator.message)
+        raise coordinator.error()
+    if coordinator.state is State.STOPPED:
+        notice = None if stop_requested else coordinator.interruption_notice()
+        raise JobInterrupted(f"{coordinator.message}: {notice}") if notice else JobStopped(coordinator.message)
 
 
 class _RestartLog:

@@ -67,6 +67,8 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         ago = duration(now - recent[-1]["time"])
         lost = f"; {steps}" if (steps := lost_steps(recent[-1])) else ""
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{lost}{more}")
+    for warning in run.state.warnings if run.state else []:
+        yield Alert("warning", warning)
     interval = run.setting("checkpoint", "interval_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
     if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:

@@ -61,6 +61,7 @@ class StateFile(BaseModel):
     generation: int = 0
     command: dict[str, Any] = {}
     processes: dict[str, ProcessState] = {}
+    warnings: list[str] = []
 
 
 class RunFile(BaseModel):

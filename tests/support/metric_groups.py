@@ -38,7 +38,10 @@ FIRST = {
 GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
 ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_table_shard_bytes"}
 SERVER = {"crossfade_rejected_commands_total"}
-JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
+JOB = {
+    *("crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"),
+    *("crossfade_role_slowdown_ratio", "crossfade_host_excluded"),
+}
 HOST = {"crossfade_running_roles"}
 GROUPS = {
     "process": PROCESS,

@@ -101,7 +101,7 @@ class Cluster:
     def __init__(
         self, *, hosts: int = 1, servers: int = 2, workers: int = 2, started_before: bool = False, **settings: Any
     ) -> None:
-        self.now = 1000.0
+        self.now = self.began = 1000.0
         config = ClusterConfig(
             servers=servers,
             workers=workers,

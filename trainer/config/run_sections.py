@@ -58,6 +58,11 @@ class ClusterConfig(Section):
         description="seconds to wait for lost hosts, since the last host joined or left, before their roles move to "
         "the remaining ones; null: no limit",
     )
+    standby_timeout_seconds: Positive | None = Field(
+        60.0,
+        description="seconds without a sign of life from the command that runs the job, as when its host is frozen, "
+        "before a standby takes over; null: only once it has ended",
+    )
     coordinator_address: str | None = Field(
         None,
         description="HOST:PORT at which agents on other hosts reach the coordinator; needs CROSSFADE_TOKEN",
@@ -67,6 +72,11 @@ class ClusterConfig(Section):
         True,
         description="whether the run folder is on a file system that all hosts share and that outlives them; false: "
         "hosts get the job from the coordinator, and the best embeddings stay with the checkpoints until the run ends",
+    )
+    slow_host_timeout_seconds: Positive | None = Field(
+        1800.0,
+        description="seconds for which a role may take more than twice as long as the others of its kind for the same "
+        "work before its host is drained, if the other hosts suffice for the job; null: no limit",
     )
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
         5, description="consecutive restarts without a new checkpoint after which the job fails"

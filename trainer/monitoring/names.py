@@ -286,6 +286,23 @@ ROLE_UP = Metric(
     "1 for each role of the job that an agent reports as running or done, 0 for one that is missing.",
     ("process",),
 )
+ROLE_SLOWDOWN = Metric(
+    "crossfade_role_slowdown_ratio",
+    "gauge",
+    "job",
+    "ratio",
+    "Seconds that a server or worker took for its own work in the last minute, as a multiple of the median of the "
+    "others of its kind for the same work; 1 if the difference is less than a tenth of the time.",
+    ("process",),
+)
+HOST_EXCLUDED = Metric(
+    "crossfade_host_excluded",
+    "gauge",
+    "job",
+    "1",
+    "1 for a host that gets no more roles, since it was slow or its roles failed repeatedly; 0 for the others.",
+    ("host", "address"),
+)
 RUNNING_ROLES = Metric("crossfade_running_roles", "gauge", "host", "roles", "Roles that run on this agent's host.")
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS

@@ -2,8 +2,9 @@
 
 Two runs in one folder would delete and corrupt each other's checkpoints. A new run rejects the folder of another run,
 and one that holds checkpoints without an owner. A run that resumes on another machine takes its folder over; the
-process that had it before detects that before it commits its next checkpoint, and ends. ``owner.json`` lists the runs
-that the owner has taken over from: their checkpoints are its own.
+process that had it before detects that before it commits its next checkpoint, and ends. So does a command whose run
+another command has resumed while it was frozen. ``owner.json`` lists the runs that the owner has taken over from: their
+checkpoints are its own.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def check_claimable(checkpoints: str, run: str | None, name: str, *, take_over: 
             folder.remove(_PROBE_FILE)
 
 
-def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
-    """Make the run ``run`` of the job ``name`` the owner of the folder.
+def claim(checkpoints: str, run: str, name: str, command: str | None = None, *, take_over: bool) -> None:
+    """Make the run ``run`` of the job ``name``, as run by ``command``, the owner of the folder.
 
     With ``take_over`` it replaces another run of the same name, as on a host that replaces another.
 
@@ -53,16 +54,17 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
     with _input_errors(checkpoints):
         owner = _check_owner(folder, run, name, take_over=take_over) or {}
         earlier = [*_earlier_runs(owner), *([owner["run"]] if owner.get("run") not in (None, run) else [])]
-        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name, "earlier_runs": earlier}).encode())
+        values = {"run": run, "name": name, "command": command, "earlier_runs": earlier}
+        folder.write(OWNER_FILE, json.dumps(values).encode())
 
 
-def check_still_owned(checkpoints: str, run: str) -> set[str]:
-    """Check that the folder, which ``run`` has claimed, has no other owner.
+def check_still_owned(checkpoints: str, run: str, command: str | None = None) -> set[str]:
+    """Check that the folder, which ``command`` has claimed for ``run``, has no other owner; None: any command.
 
     Returns the runs whose checkpoints it may delete: itself, and those that it has taken the folder over from.
 
     Raises:
-        InputError: another run has taken it over.
+        InputError: another run or command has taken it over.
         CheckpointError: the owner cannot be read.
     """
     try:
@@ -73,6 +75,11 @@ def check_still_owned(checkpoints: str, run: str) -> set[str]:
         raise InputError(
             f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with --resume and has taken "
             "it over; this run ends, since two runs would overwrite each other's checkpoints"
+        )
+    if owner is not None and command is not None and owner.get("command") not in {None, command}:
+        raise InputError(
+            f"{checkpoints}: another command, with --resume or --standby, has taken the run over; this one ends, since "
+            "two commands would overwrite each other's checkpoints"
         )
     return {run, *_earlier_runs(owner or {})}
 

@@ -21,6 +21,7 @@ class CheckpointMetadata:
     Attributes:
         run: ID of the run.
         data: fingerprint of its dataset.
+        command: ID of the command that runs it; None if roles were started by hand.
     """
 
     run: str
@@ -28,15 +29,18 @@ class CheckpointMetadata:
     tables: Sequence[TableSpec]
     optimizer: OptimizerSpec
     data: int
+    command: str | None = None
 
     @staticmethod
-    def of(job: JobConfig, run: str, tables: Sequence[TableSpec]) -> CheckpointMetadata:
-        """Describe the run ``run`` of ``job``, whose model has ``tables``.
+    def of(job: JobConfig, run: str, tables: Sequence[TableSpec], command: str | None = None) -> CheckpointMetadata:
+        """Describe the run ``run`` of ``job``, whose model has ``tables``, as run by ``command``.
 
         Raises:
             InputError: the dataset cannot be read.
         """
-        return CheckpointMetadata(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)))
+        return CheckpointMetadata(
+            run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)), command
+        )
 
     def manifest(self, saved: SaveResult, step: int, train_state: dict[str, Any]) -> CheckpointManifest:
         """Make the manifest of the checkpoint of ``step`` whose tables are ``saved``."""

@@ -79,7 +79,7 @@ class CheckpointWriter:
         """
         self._stats = state.checkpoints
         self.last_step = self._complete_step = state.step or None
-        self._own_runs = check_still_owned(self._folder, self._metadata.run)
+        self._own_runs = check_still_owned(self._folder, self._metadata.run, self._metadata.command)
         self._protected_steps = clear_later(self._folder, state.step, self._is_own)
 
     def _is_own(self, manifest: CheckpointManifest) -> bool:
@@ -140,7 +140,7 @@ class CheckpointWriter:
 
     def _commit(self, saved: SaveResult, pending: _Pending) -> tuple[SaveResult, str | None]:
         """Commit the checkpoint and prune old ones; return also why pruning failed, which does not harm it."""
-        check_still_owned(self._folder, self._metadata.run)
+        check_still_owned(self._folder, self._metadata.run, self._metadata.command)
         commit(self._folder, self._metadata.manifest(saved, pending.step, pending.train_state), pending.files)
         saved = replace(saved, bytes=saved.bytes + sum(map(len, pending.files.values())))
         try:
@@ -175,7 +175,7 @@ class CheckpointWriter:
         step = self._end_pending()
         self._count_failure(step, str(error))
         with suppress(CheckpointError):
-            check_still_owned(self._folder, self._metadata.run)
+            check_still_owned(self._folder, self._metadata.run, self._metadata.command)
             delete_failed(self._folder, step)
 
     def _count_failure(self, step: int, message: str) -> None:

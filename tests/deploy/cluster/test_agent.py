@@ -103,6 +103,23 @@ def command(name: str) -> list[str]:
     return words[words.index(name) :]
 
 
+def test_earlier_coordinator_that_wakes_up_is_ignored(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    run_until(agent, lambda: coordinator.last.coordinator == "c1")
+    coordinator.set(coordinator="c2", action="wait")
+    run_until(agent, lambda: coordinator.last.coordinator == "c2")
+    coordinator.set(coordinator="c2")
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    for action in ("wait", "run", "leave"):
+        coordinator.set(coordinator="c1", action=action, generation=2)
+        sent = coordinator.last.number
+        run_until(agent, lambda sent=sent: coordinator.last.number > sent + 1)
+        assert (coordinator.last.coordinator, agent.final_state) == ("c2", None)
+    # It does not renew the lease either.
+    run_until(agent, lambda: coordinator.last.ended_generation == 1)
+    coordinator.set(coordinator="c2", generation=2)
+    run_until(agent, lambda: coordinator.last.generation == 2)
+
+
 def test_desired_roles_are_started(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("worker-3",), checkpoint="folder/step-7")
     run_until(agent, lambda: coordinator.last.generation == 1)

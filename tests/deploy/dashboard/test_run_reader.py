@@ -301,6 +301,13 @@ def test_slow_worker_and_low_memory_are_alerts(tmp_path: Path) -> None:
     assert not warned(look(folder, at=5), "worker-1")
 
 
+def test_warnings_of_the_coordinator_are_alerts_while_the_run_lasts(tmp_path: Path) -> None:
+    warning = "two (10.0.0.2) gets no more roles: it was slow"
+    for kind in ("running", "done"):
+        its = state(kind, at=3) | {"warnings": [warning]}
+        assert warned(look(write_run(tmp_path / kind, state=its), at=3), warning) == (kind == "running")
+
+
 def test_failed_run_shows_its_message(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run", state=state("failed", at=3, message="restarted 3 times without a new checkpoint")

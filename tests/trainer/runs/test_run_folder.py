@@ -2,17 +2,22 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_data import write_job
 from error_table import documented
+from waiting import wait_until
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io import durable_file
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, EarlierRun, RunFolder
+from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, EarlierRun, RunFolder, RunInProgressError
 
 MODES = pytest.mark.parametrize(
     "mode", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"]
@@ -167,3 +172,48 @@ def test_temporary_files_of_a_killed_process_are_deleted_by_the_next_run(run: Ru
     begin(run, job, resume=True)
     assert run.unfinished_files() == []
     assert (run.path / ".embeddings.partial").exists()
+
+
+@pytest.fixture
+def holder(run: RunFolder, job: JobConfig, tmp_path: Path) -> Iterator[psutil.Popen]:
+    """Run a process that holds the run."""
+    script = Path(__file__).resolve().parents[2] / "support" / "hold_run.py"
+    command = [sys.executable, str(script), str(run.path), str(tmp_path / "job.yaml")]
+    with psutil.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_frozen_process_loses_its_run_to_one_of_two_standbys(
+    run: RunFolder, job: JobConfig, holder: psutil.Popen
+) -> None:
+    first, second = RunFolder(run.path), RunFolder(run.path)
+    holder.suspend()
+    assert first.wait_for_end(lambda: None, 1.5) is None
+    # It has been resumed before its run was taken over.
+    frozen_at = (run.path / LOCK_FILE).stat().st_mtime_ns
+    holder.resume()
+    wait_until(lambda: (run.path / LOCK_FILE).stat().st_mtime_ns > frozen_at, 10, "a sign of life")
+    with pytest.raises(RunInProgressError, match="a run is in progress"):
+        begin(first, job, resume=True)
+    holder.suspend()
+    for standby in (first, second):
+        assert standby.wait_for_end(lambda: None, 1.5) is None
+    with first.open_run(job, resume=True):
+        with pytest.raises(RunInProgressError, match="a run is in progress"):
+            begin(second, job, resume=True)
+        holder.resume()
+        assert "another command, with --resume or --standby, has taken the run over" in holder.stdout.readline()
+        holder.wait(10)
+        first.check_held()
+    # The end of the process that lost it is not taken for the end of the run.
+    assert (run.path / LOCK_FILE).read_text() == "done"
+    assert second.wait_for_end(lambda: None) is None
+
+
+def test_killed_process_leaves_a_run_to_resume(run: RunFolder, holder: psutil.Popen) -> None:
+    standby = RunFolder(run.path)
+    assert standby.wait_for_end(holder.kill) is None

@@ -1,0 +1,50 @@
+"""A command that is frozen until a standby has taken its run over neither commits nor starts anything any more."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from fault_runs import ON_SERVERS, assert_last_is_complete, assert_undisturbed, train
+from running_command import succeeded
+from waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+TAKEN_OVER = "another command, with --resume or --standby, has taken the run over"
+TIMEOUT = ("--set", "cluster.standby_timeout_seconds=3")
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path, undisturbed: Path) -> None:
+    run_dir = workspace / "frozen"
+    with ExitStack() as stack:
+        frozen = stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT))
+        frozen.wait_for("checkpoint_saved")
+        standbys = [stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT, "--standby")) for _ in range(2)]
+        for standby in standbys:
+            assert standby.command.process.stderr is not None
+            assert "a run is in progress; standing by" in standby.command.process.stderr.readline()
+        roles = frozen.command.roles()
+        coordinator = psutil.Process(frozen.command.process.pid)
+        coordinator.suspend()
+        wait_until(lambda: any(standby.command.roles() for standby in standbys), 60, "the roles of a standby")
+        # The roles of the frozen coordinator, which still run, end without another checkpoint.
+        wait_until(lambda: has_ended(roles["worker-0"]), 30, "the end of the frozen coordinator's worker")
+        assert "ERROR worker-0 generation=1" in (run_dir / "logs" / "worker-0.log").read_text()
+        coordinator.resume()
+        result = frozen.command.finish()
+        assert (result.returncode, result.stderr.count(TAKEN_OVER)) == (2, 1)
+        assert frozen.command.mark.processes() == []
+        [winner] = [standby for standby in standbys if standby.command.roles()]
+        [loser] = [standby for standby in standbys if standby is not winner]
+        winner.wait_for("checkpoint_saved")
+        assert loser.command.process.poll() is None
+        stderr = succeeded(winner.finish()).stderr
+        assert "resuming from" in stderr
+        assert succeeded(loser.command.finish()).stderr.endswith("the run there is over (done): nothing to resume\n")
+    assert_undisturbed(run_dir, undisturbed)
+    assert_last_is_complete(run_dir / "checkpoints")
