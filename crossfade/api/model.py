@@ -26,6 +26,8 @@ import yaml
 from crossfade.api.frames import FrameKind, default_kind, to_frame
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.output import staged_folder
+from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings
@@ -220,25 +222,24 @@ class Model:
         The dataset of a model that was trained on a data frame is written too. The model then belongs to ``folder``.
 
         Raises:
-            InputError: ``folder`` exists, and ``overwrite`` is false.
+            InputError: ``folder`` exists, and ``overwrite`` is false, or another process writes it.
         """
         target = Path(folder).absolute()
         if "://" in str(folder):
             raise InputError(f"{folder}: expected a local folder; copy it to S3 afterwards")
         if target.exists() and not overwrite:
             raise InputError(f"{folder}: already exists; choose another, or replace it with overwrite=True")
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self.source, partial, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER))
-        (partial / LOCK_FILE).touch()
-        if self._workspace is not None:
-            shutil.copytree(self.job.data.path, partial / DATASET_FOLDER)
-            values = yaml.safe_load((partial / JOB_FILE).read_text(encoding="utf-8"))
-            values["data"]["path"] = str(target / DATASET_FOLDER)
-            (partial / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with staged_folder(target) as staging:
+            shutil.copytree(
+                self.source, staging, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER), dirs_exist_ok=True
+            )
+            (staging / LOCK_FILE).touch()
+            if self._workspace is not None:
+                shutil.copytree(self.job.data.path, staging / DATASET_FOLDER)
+                values = yaml.safe_load((staging / JOB_FILE).read_text(encoding="utf-8"))
+                values["data"]["path"] = str(target / DATASET_FOLDER)
+                (staging / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            replace_folder(target, staging)
         self.source = str(target)
         if self._workspace is not None:
             self._workspace()

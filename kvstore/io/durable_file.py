@@ -1,9 +1,10 @@
-"""Replace small files so that a reader finds the old or the new content, also after a crash of the machine."""
+"""Make files and folders durable, and replace small files so that a reader finds the old or the new content."""
 
 from __future__ import annotations
 
 import os
 import sys
+import uuid
 from pathlib import Path
 
 _PARTIAL_SUFFIX = ".partial"
@@ -15,7 +16,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Its folder is created if it does not exist.
     """
     create_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -51,3 +52,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Have the content of ``path`` survive a crash."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

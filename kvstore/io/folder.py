@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ from crossfade.kvstore.io.durable_file import create_folder, replace_file, sync_
 from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import LocalRandomFile, RandomFile
 from crossfade.kvstore.io.s3 import S3Files
+from crossfade.kvstore.io.s3_conditional import ChangedError, Version
 
 
 class InputFile(Protocol):
@@ -116,6 +117,32 @@ class Folder:
         with self._naming(name):
             return self._files.read(self._prefix + name)
 
+    def read_version(self, name: str) -> Version:
+        """Read the small file ``name`` together with what identifies this version of it.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._naming(name):
+            return self._files.read_version(self._prefix + name)
+
+    def version(self, name: str) -> str | None:
+        """Return what identifies the present version of the small file ``name``; None if it does not exist."""
+        with suppress(FileNotFoundError):
+            return self.read_version(name).version
+        return None
+
+    def write_over(self, name: str, data: bytes, version: str | None) -> str:
+        """Write the small file ``name`` if its version is still ``version``, None if absent; return the new version.
+
+        S3 compares and writes in one step. A file system does not: callers hold a lock (``writer_lock.py``).
+
+        Raises:
+            ChangedError: another process has written or deleted it.
+        """
+        with self._naming(name):
+            return self._files.write_over(self._prefix + name, data, version)
+
     def open_input(self, name: str) -> InputFile:
         """Open the file ``name`` for sequential reading. Errors of later reads do not name it.
 
@@ -166,10 +193,14 @@ class Folder:
         with self._naming():
             return self._files.files(self._prefix)
 
-    def remove(self, name: str) -> None:
-        """Delete the file ``name`` if it exists."""
+    def remove(self, name: str, version: str | None = None) -> None:
+        """Delete the file ``name`` if it exists or, with ``version``, if it still has this version.
+
+        Raises:
+            ChangedError: it has not.
+        """
         with self._naming(name):
-            self._files.remove(self._prefix + name)
+            self._files.remove(self._prefix + name, version)
 
     def delete(self) -> None:
         """Delete it with all its content, if it exists."""
@@ -206,6 +237,10 @@ class _Files(Protocol):
 
     def read(self, path: str) -> bytes: ...
 
+    def read_version(self, path: str) -> Version: ...
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> str: ...
+
     def open_input(self, path: str) -> InputFile: ...
 
     def open_random(self, path: str) -> RandomFile: ...
@@ -218,7 +253,7 @@ class _Files(Protocol):
 
     def files(self, prefix: str) -> dict[str, FoundFile]: ...
 
-    def remove(self, path: str) -> None: ...
+    def remove(self, path: str, version: str | None = None) -> None: ...
 
     def delete(self, prefix: str) -> None: ...
 
@@ -251,6 +286,22 @@ class _LocalFiles:
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
+    def read_version(self, path: str) -> Version:
+        with closing(LocalRandomFile(str(self.root / path))) as file:
+            return Version(file.read_at(0, file.size()), file.version, (self.root / path).stat().st_mtime)
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> str:
+        self._check_version(path, version)
+        self.write(path, data)
+        return self.read_version(path).version
+
+    def _check_version(self, path: str, version: str | None) -> None:
+        found = None
+        with suppress(FileNotFoundError):
+            found = self.read_version(path).version
+        if found != version:
+            raise ChangedError("was changed by another process")
+
     def open_input(self, path: str) -> InputFile:
         return (self.root / path).open("rb", buffering=0)
 
@@ -280,7 +331,9 @@ class _LocalFiles:
             for stat in [Path(parent, name).stat()]
         }
 
-    def remove(self, path: str) -> None:
+    def remove(self, path: str, version: str | None = None) -> None:
+        if version is not None:
+            self._check_version(path, version)
         (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:

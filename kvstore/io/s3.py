@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.s3_conditional import ConditionalClient, Version
 from crossfade.kvstore.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
 
 ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
@@ -68,6 +69,15 @@ class S3Files:
     def _writes(self) -> Any:
         """The client of uploads, which retries by itself."""
         return self._client(max_retries=_positive_int_variable(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1)
+
+    @cached_property
+    def _conditional(self) -> ConditionalClient:
+        """The client of conditional requests, which ``retry`` repeats."""
+        endpoint = _endpoint()
+        timeout = _positive_int_variable(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS)
+        return ConditionalClient(
+            self._bucket, self._region(bool(endpoint)), endpoint, _CONNECT_TIMEOUT_SECONDS, timeout
+        )
 
     def _client(self, max_retries: int) -> Any:
         from pyarrow import fs
@@ -185,6 +195,17 @@ class S3Files:
         with closing(self.open_random(path)) as file:
             return file.read_at(0, file.size()) if file.size() else b""
 
+    def read_version(self, path: str) -> Version:
+        """Read a small object and its version."""
+        return self.retry(lambda: self._conditional.get(self._key(path)), path)
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> str:
+        """Write a small object if ``version`` is still that of the present one; return the new version."""
+        return self.retry(lambda: self._conditional.put(self._key(path), data, version), path)
+
+    def _key(self, path: str) -> str:
+        return (self._root + path).partition("/")[2]
+
     def open_input(self, path: str) -> RandomFile:
         """Open an object for reading."""
         return self.open_random(path)
@@ -217,8 +238,11 @@ class S3Files:
         )
         return listed
 
-    def remove(self, path: str) -> None:
-        """Delete an object if it exists."""
+    def remove(self, path: str, version: str | None = None) -> None:
+        """Delete an object if it exists or, with ``version``, if it still has this version."""
+        if version is not None:
+            self.retry(lambda: self._conditional.delete(self._key(path), version), path)
+            return
         with suppress(FileNotFoundError):
             self.retry(lambda: self._reads.delete_file(self._root + path))
 

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.output import finish_replacement
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.validation_errors import format_validation_error
 
@@ -183,7 +184,18 @@ class DatasetManifest(_Strict):
 
     def write(self, folder: Folder) -> None:
         """Write ``manifest.json`` into ``folder``: last and atomically, since it completes the dataset."""
-        folder.write(FILE_NAME, (self.model_dump_json(indent=1) + "\n").encode())
+        folder.write(FILE_NAME, self._to_bytes())
+
+    def write_over(self, folder: Folder, version: str | None) -> None:
+        """Write it as ``write`` does, if the version of the present one is still ``version``, None if there is none.
+
+        Raises:
+            ChangedError: another process has written or deleted it.
+        """
+        folder.write_over(FILE_NAME, self._to_bytes(), version)
+
+    def _to_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
 
 
 def read_manifest(folder: Folder) -> DatasetManifest:
@@ -217,10 +229,10 @@ def data_fingerprint(folder: Folder) -> int:
 
 
 def manifest_bytes(folder: Folder) -> bytes:
-    """Return the manifest of ``folder`` as it was written.
+    """Return the manifest of ``folder`` as it was written, after restoring a dataset whose replacement was killed.
 
     Raises:
-        InputError: there is none, or it may not be read.
+        InputError: there is none, it may not be read, or another process is replacing it.
         StorageUnavailableError: storage does not answer.
     """
     with translate_storage_errors(
@@ -228,4 +240,16 @@ def manifest_bytes(folder: Folder) -> bytes:
         action="read",
         if_missing=f"no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'",
     ):
+        restore_dataset(folder)
         return folder.read(FILE_NAME)
+
+
+def restore_dataset(folder: Folder) -> None:
+    """Restore the dataset in ``folder`` if a process that was replacing it was killed.
+
+    Raises:
+        InputError: another process is replacing it.
+        OSError: it cannot be restored.
+    """
+    if folder.path is not None:
+        finish_replacement(folder.path.absolute())

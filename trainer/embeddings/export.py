@@ -25,7 +25,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
 from crossfade.trainer.embeddings.export_folder import check_free
-from crossfade.trainer.embeddings.files import staged_folder, write_table
+from crossfade.trainer.embeddings.files import staged_export, write_table
 from crossfade.trainer.embeddings.model_card import ExportedTable, ModelCard
 from crossfade.trainer.embeddings.python_example import ArrayReader, choose_example, python_example
 from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
@@ -102,7 +102,7 @@ def _export(
     model = make_model(job, manifest)
     tables = _tables(checkpoint, model, request.entities)
     log(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{job.name}'")
-    with staged_folder(out, lambda: check_free(out, request.overwrite)) as staging:
+    with staged_export(out, lambda: check_free(out, request.overwrite)) as staging:
         towers = load_towers(job, model, data, manifest)
         towers.dense.load(checkpoint)
         source = CheckpointVectors(checkpoint, reporter, towers, staging.parent)

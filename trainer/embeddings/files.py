@@ -13,11 +13,10 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +29,8 @@ import pyarrow.parquet as pq
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.output import staged_folder
+from crossfade.kvstore.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.parquet import open_parquet
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -77,7 +78,7 @@ def write_embeddings(
         source: provides the vectors; by default, the store.
     """
     staging = folder.with_name(f".{folder.name}.partial")
-    _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
+    _on_first(store, lambda: _clear(folder, staging))
     source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
@@ -99,42 +100,36 @@ def write_table(
         _write_file(path, source, table, vocabulary, start, min(start + FILE_ROWS, table.rows))
 
 
-def replace_folder(folder: Path, staging: Path) -> None:
-    """Replace ``folder`` by ``staging``, and delete the previous folder afterwards."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextmanager
-def staged_folder(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
+def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
     """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
 
-    ``check_free`` raises if ``out`` may not be replaced; it is called before the folder is moved.
+    ``check_free`` raises if ``out`` may not be replaced; it is called at the beginning and before the folder is moved.
 
     Raises:
         CrossfadeError: writing fails.
-        InputError: ``out`` may not be replaced, or its parent cannot be written.
+        InputError: ``out`` may not be replaced, its parent cannot be written, or another process writes ``out``.
     """
     out = out.absolute()
-    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out.parent}: cannot be written: {error.strerror}; choose another --out") from error
-    try:
-        yield staging
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(staged_folder(out))
+        except OSError as error:
+            raise InputError(f"{out.parent}: cannot be written: {error.strerror}; choose another --out") from error
         check_free()
-        replace_folder(out, staging)
-    except OSError as error:
-        # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
-        raise CrossfadeError(f"{out}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            yield staging
+            check_free()
+            replace_folder(out, staging)
+        except OSError as error:
+            # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
+            raise CrossfadeError(f"{out}: could not be written: {error}") from error
+
+
+def _clear(folder: Path, staging: Path) -> None:
+    """Delete what a killed run has left beside ``folder``, or restore ``folder`` from it."""
+    restore_folder(folder)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _on_first(store: RowStore, action: Callable[[], None]) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, replace_folder, write_table
+from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, write_table
 
 LIST_FILE = "embeddings.json"
 _CHUNK_BYTES = 8 << 20

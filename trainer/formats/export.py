@@ -19,7 +19,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.export_folder import check_free, write_listing
-from crossfade.trainer.embeddings.files import staged_folder
+from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.model_card import ExportedTable, ModelCard
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
 from crossfade.trainer.formats import arrays, faiss_indexes, opensearch, pgvector, pgvector_push, pgvector_sql, qdrant
@@ -139,7 +139,7 @@ def export_format(
     check_free(out, overwrite)
 
     def write(exported: ExportedModel, origin: VectorOrigin) -> str:
-        with staged_folder(out, lambda: check_free(out, overwrite)) as staging:
+        with staged_export(out, lambda: check_free(out, overwrite)) as staging:
             FORMATS[request.to].write(exported, staging)
             _card(exported, origin, request.to, staging).write(staging)
             write_listing(staging, request.to)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.output import staged_file
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.page import write_page
 from crossfade.trainer.maps.picture import write_picture
@@ -19,6 +20,7 @@ def write_map(items_map: ItemsMap, folder: Path) -> None:
 
     Raises:
         CrossfadeError: a file cannot be written.
+        InputError: another process writes one of them.
         MissingExtraError: matplotlib is not installed.
     """
     writers: dict[str, Callable[[ItemsMap, Path], None]] = {
@@ -27,12 +29,10 @@ def write_map(items_map: ItemsMap, folder: Path) -> None:
         "map.parquet": _write_table,
     }
     for name, write in writers.items():
-        partial = folder / f".{name}.partial"
         try:
-            write(items_map, partial)
-            partial.replace(folder / name)
+            with staged_file(folder / name) as partial:
+                write(items_map, partial)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise CrossfadeError(f"{folder / name}: could not be written: {error.strerror or error}") from error
 
 

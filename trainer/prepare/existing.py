@@ -5,7 +5,7 @@ from __future__ import annotations
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest, restore_dataset
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:
@@ -15,6 +15,7 @@ def read_complete(out: Folder) -> DatasetManifest | None:
         InputError: the folder cannot be read, or its manifest is not one of this format version.
     """
     with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
+        restore_dataset(out)
         sizes = out.sizes()
         if FILE_NAME not in sizes:
             return None

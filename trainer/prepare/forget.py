@@ -6,7 +6,8 @@ Their rows become vacant but stay in place, so that all other rows keep their nu
 that only those IDs had. Only files that hold or count something of the IDs are rewritten, next to the old ones; then
 the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first
 of these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes
-the other files.
+the other files. A lock keeps other processes from changing the dataset meanwhile, and the new manifest replaces only
+the one that was read.
 
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
@@ -26,8 +27,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.s3_conditional import ChangedError
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.io.writer_lock import WriterLock, folder_writer
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.data.features import ROW, iter_pairs
 from crossfade.trainer.data.manifest import (
@@ -93,9 +97,22 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
     Ids that it does not have are counted and skipped.
 
     Raises:
-        InputError: there is no dataset, it has no such entity, or one of its files is missing or corrupt.
+        InputError: there is no dataset, it has no such entity, one of its files is missing or corrupt, or another
+            process is writing it.
+        CrossfadeError: another process has replaced the dataset meanwhile.
         StorageUnavailableError: storage does not answer; the dataset is complete, before or after the deletion.
     """
+    read_manifest(folder)  # Without a dataset, nothing can be locked.
+    with ExitStack() as stack:
+        with translate_storage_errors(folder.uri):
+            lock = stack.enter_context(folder_writer(folder))
+            version = folder.version(FILE_NAME)
+        return _forget(folder, ids, entity, progress, lock, version)
+
+
+def _forget(
+    folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter, lock: WriterLock, version: str | None
+) -> ForgetReport:
     manifest = read_manifest(folder)
     if entity not in manifest.entities:
         raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
@@ -105,7 +122,7 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
             f"whose features are forgotten with them"
         )
     leftovers_deleted = _delete_leftovers(folder, manifest)
-    return _Forgetting(folder, manifest, entity, progress).run(ids, leftovers_deleted)
+    return _Forgetting(folder, manifest, entity, progress, lock, version).run(ids, leftovers_deleted)
 
 
 @dataclass
@@ -124,13 +141,23 @@ class _RewritePlan:
 class _Forgetting:
     """One deletion: plan which files change, write them, replace the manifest."""
 
-    def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str, progress: ProgressReporter) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: DatasetManifest,
+        entity: str,
+        progress: ProgressReporter,
+        lock: WriterLock,
+        version: str | None,
+    ) -> None:
         self._folder = folder
         self._files = ParquetFiles(folder)
         self._manifest = manifest
         self._entity = entity
         self._other = manifest.item if entity == manifest.query else manifest.query
         self._progress = progress
+        self._lock = lock
+        self._version = version
         self._plan = _RewritePlan()
         # By entity: how much the count of each row drops.
         self._lost: dict[str, IntArray] = {
@@ -245,13 +272,38 @@ class _Forgetting:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
             replacements = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
             manifest = self._new_manifest(replacements)
-            manifest.write(self._folder)
-        except BaseException:
+            self._lock.check()
+            manifest.write_over(self._folder, self._version)
+        except BaseException as error:
+            if self._is_overtaken(error):
+                self._give_up(error)
             with suppress(OSError, InputError):  # the next call deletes them
                 _delete_leftovers(self._folder, read_manifest(self._folder))
             raise
         _delete_leftovers(self._folder, manifest)
         return manifest
+
+    def _is_overtaken(self, error: BaseException) -> bool:
+        """Return whether another process has written the dataset, which may be the cause of ``error``."""
+        try:
+            self._lock.check()
+        except ChangedError:
+            return True
+        except OSError:
+            return False
+        return isinstance(error, ChangedError)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Delete the new files and no others: the journal may be that of the other process."""
+        with suppress(OSError):
+            for name in self._plan.names.values():
+                self._folder.remove(name)
+        if isinstance(error, Exception):
+            raise CrossfadeError(
+                f"{self._folder.uri}: another process has written it since this command began, so nothing was deleted; "
+                f"run the command again ({error})"
+            ) from error
+        raise error
 
     def _rewrite(self, file: DataFile, change: Change) -> DataFile | None:
         """Write the replacement of ``file``; return None if nothing is left of it."""

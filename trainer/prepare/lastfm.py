@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.output import staged_file
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.features import FeatureFile
@@ -182,6 +183,5 @@ def _unpack(content: bytes, cache: Path) -> None:
                 raise CrossfadeError(f"the archive has no {name}")
             if members[name].file_size > MAX_BYTES:
                 raise CrossfadeError(f"{name} in the archive is larger than {MAX_BYTES >> 20} MiB")
-            partial = cache / f".{name}.partial-{os.getpid()}"
-            partial.write_bytes(archive.read(members[name]))
-            partial.replace(cache / name)
+            with staged_file(cache / name) as partial:
+                partial.write_bytes(archive.read(members[name]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.output import staged_file
 
 OPTION = "--on-bad-line"
 
@@ -51,7 +52,8 @@ class Quarantine:
         """
         self._file.close()
         try:
-            shutil.move(self._collected, self._target)
+            with staged_file(self._target) as partial:
+                shutil.move(self._collected, partial)
         except OSError as error:
             raise CrossfadeError(
                 f"{OPTION} quarantine={self._target}: cannot be written: {error.strerror or error}; name another file"

@@ -6,7 +6,8 @@ with staged_output("s3://music/lastfm", overwrite=True) as staged:
 
 On a file system the files are written to a folder next to the output and moved there in one step. On S3, where nothing
 can be moved, they get unique names; the manifest, written last, makes them the dataset, and then the files of the
-dataset before it are deleted. If the block ends without ``publish``, nothing remains.
+dataset before it are deleted. If the block ends without ``publish``, nothing remains. A lock keeps other processes from
+writing the same output; on S3, the manifest also replaces only the one that was there when the block began.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from pathlib import Path
 
 from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.output import staged_folder
+from crossfade.kvstore.io.replacing import replace_folder
+from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
     FEATURES,
@@ -35,12 +40,10 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
 )
 
-_WORK_SUFFIX = ".work"
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet"
 )
-_PROBE = ".writable"
 
 
 class Staged:
@@ -51,15 +54,20 @@ class Staged:
         overwrite: Whether it may replace a dataset there.
         folder: Where its files are written.
         work: A local folder for temporary files.
+        lock: The lock of the dataset at ``out``; None if there is none yet on a file system.
         tag: A suffix of the file names that makes them unique; empty on file systems.
     """
 
-    def __init__(self, out: Folder, overwrite: bool, folder: Folder, work: Path, tag: str) -> None:
+    def __init__(
+        self, out: Folder, overwrite: bool, folder: Folder, work: Path, lock: WriterLock | None, tag: str = ""
+    ) -> None:
         self.out = out
         self.folder = folder
         self.work = work
         self._overwrite = overwrite
+        self._lock = lock
         self._tag = tag
+        self._replaced = out.version(FILE_NAME) if tag else None
 
     def file_name(self, stem: str) -> str:
         """Return the name of the Parquet file ``stem``."""
@@ -72,22 +80,32 @@ class Staged:
 
         Raises:
             InputError: something else has been written there since the check.
-            CrossfadeError: the dataset is complete, but files of the one before it could not be deleted.
+            CrossfadeError: another process has written it meanwhile, or the dataset is complete, but files of the one
+                before it could not be deleted.
         """
         if manifest is not None and not self.out.on_s3:
             manifest.write(self.folder)
         check_free(self.out, self._overwrite, self._tag)
-        if not self.out.on_s3:
-            _swap(_path(self.folder), _path(self.out))
-        elif manifest is not None:
-            manifest.write(self.folder)
-            self._delete_others()
-
-    def _delete_others(self) -> None:
         try:
-            for name in self.folder.sizes():
-                if name != FILE_NAME and self._tag not in name:
-                    self.folder.remove(name)
+            if self._lock is not None:
+                self._lock.check()
+            if not self.out.on_s3:
+                replace_folder(_path(self.out), _path(self.folder))
+            elif manifest is not None:
+                self._replace_on_s3(manifest)
+        except ChangedError as error:
+            raise CrossfadeError(
+                f"{self.out.uri}: another process has written it since this command began, so the new dataset was "
+                f"discarded; run the command again ({error})"
+            ) from error
+
+    def _replace_on_s3(self, manifest: DatasetManifest) -> None:
+        # Listed before the manifest is written: a process that writes here later loses nothing.
+        others = [name for name in self.folder.sizes() if name not in (FILE_NAME, LOCK_NAME) and self._tag not in name]
+        manifest.write_over(self.folder, self._replaced)
+        try:
+            for name in others:
+                self.folder.remove(name)
         except OSError as error:
             raise CrossfadeError(
                 f"{self.out.uri}: the new dataset is complete, but files of the old one could not be deleted: {error}; "
@@ -129,7 +147,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
-    found = {name for name in out.sizes() if not tag or tag not in name}
+    found = {name for name in out.sizes() if name != LOCK_NAME and (not tag or tag not in name)}
     if not found:
         return
     if not overwrite:
@@ -157,10 +175,12 @@ def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | Non
     temporary files.
 
     Raises:
-        InputError: ``out`` exists and may not be replaced, or it or ``work`` cannot be written.
+        InputError: ``out`` exists and may not be replaced, it or ``work`` cannot be written, or another process writes
+            ``out``.
     """
     folder = Folder(out)
-    check_free(folder, overwrite)
+    if not folder.on_s3:
+        check_free(folder, overwrite)
     with ExitStack() as stack:
         # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
         own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
@@ -188,66 +208,37 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
 @contextmanager
 def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[Staged]:
     target = _path(out).absolute()
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    created = [parent for parent in partial.parents if not parent.exists()]
-    inner = partial.with_name(f"{partial.name}{_WORK_SUFFIX}")
-    try:
-        for folder in (partial, inner):
-            if folder.exists():
-                shutil.rmtree(folder)
-        partial.mkdir(parents=True)
-        if work is None:
-            inner.mkdir()
-    except OSError as error:
-        _remove(partial, created)
-        raise InputError(
-            f"{partial.parent}: cannot be written: {error.strerror or error}; choose another --out"
-        ) from error
-    try:
-        yield Staged(out, overwrite, Folder(partial), work or inner, "")
-    except BaseException:
-        shutil.rmtree(inner, ignore_errors=True)
-        _remove(partial, created)
-        raise
-    shutil.rmtree(inner, ignore_errors=True)
-
-
-def _remove(partial: Path, created: list[Path]) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    for parent in created:
+    with ExitStack() as stack:
         try:
-            parent.rmdir()
-        except OSError:
-            return  # never created, or in use by something else by now
-
-
-def _swap(partial: Path, out: Path) -> None:
-    if not os.path.lexists(out):
-        partial.rename(out)
-        return
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
+            partial = stack.enter_context(staged_folder(target))
+            inner = partial.with_name(f"{partial.name}.work")
+            stack.callback(shutil.rmtree, inner, ignore_errors=True)
+            if work is None:
+                inner.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"{target.parent}: cannot be written: {error.strerror or error}; choose another --out"
+            ) from error
+        check_free(out, overwrite)
+        lock = stack.enter_context(folder_writer(out)) if target.exists() else None
+        yield Staged(out, overwrite, Folder(partial), work or inner, lock)
 
 
 @contextmanager
 def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
-    with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
-        out.check_bucket()
-        out.write(_PROBE + tag, b"")
-        out.remove(_PROBE + tag)
-    try:
-        yield Staged(out, overwrite, out, work, tag)
-    except BaseException:
-        if not _is_published(out, tag):
-            _delete_tagged(out, tag)
-        raise
+    with ExitStack() as stack:
+        with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
+            out.check_bucket()
+            lock = stack.enter_context(folder_writer(out))
+            check_free(out, overwrite)
+            staged = Staged(out, overwrite, out, work, lock, tag)
+        try:
+            yield staged
+        except BaseException:
+            if not _is_published(out, tag):
+                _delete_tagged(out, tag)
+            raise
 
 
 def _is_published(out: Folder, tag: str) -> bool:

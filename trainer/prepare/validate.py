@@ -17,7 +17,8 @@ from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest
+from crossfade.kvstore.io.writer_lock import folder_writer
+from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
 from crossfade.trainer.prepare.problems import Problems
@@ -58,6 +59,7 @@ def validate(
     """
     problems = Problems()
     with translate_storage_errors(folder.uri, unreachable=InputError):
+        restore_dataset(folder)
         is_new = FILE_NAME not in folder.names()
     try:
         manifest = infer_manifest(folder, query, item, progress) if is_new else read_manifest(folder)
@@ -72,8 +74,8 @@ def validate(
     notes = [*_find_stray_files(folder, manifest, problems), *split_notes]
     writes_manifest = is_new and not problems.count
     if writes_manifest:
-        with translate_storage_errors(folder.uri):
-            manifest.write(folder)
+        with translate_storage_errors(folder.uri), folder_writer(folder):
+            manifest.write_over(folder, None)
     return ValidationReport(manifest, problems, notes, writes_manifest)
 
 

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.durable_file import sync_folder
+from crossfade.kvstore.io.output import output_lock, staged_file
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -48,10 +50,27 @@ def recommend_in_bulk(
     """Recommend to ``queries_Q``, int64, sorted and unique, and write ``out``; return the number of its rows.
 
     Raises:
-        InputError: ``out`` cannot be written, parts of another request are in its way, or a filter is invalid.
+        InputError: ``out`` cannot be written, another process writes it, parts of another request are in its way, or a
+            filter is invalid.
         CheckpointError: the checkpoint is corrupt or cannot be read.
     """
     recommender = Recommender(model, options, reporter)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
+    with output_lock(out):
+        return _recommend_in_parts(model, recommender, options, queries_Q, out, reporter)
+
+
+def _recommend_in_parts(
+    model: TrainedModel,
+    recommender: Recommender,
+    options: RecommendOptions,
+    queries_Q: IntArray,
+    out: Path,
+    reporter: ProgressReporter,
+) -> int:
     folder = _open_parts(out, _request(model, recommender, options, queries_Q))
     starts_P1 = part_starts(model.vocabulary(model.spec.query.name).counts()[queries_Q])
     paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
@@ -66,6 +85,7 @@ def recommend_in_bulk(
     finished = folder / "finished.parquet"
     rows = write_tables(finished, map(pq.read_table, paths))
     finished.replace(out)
+    sync_folder(out.parent)
     shutil.rmtree(folder)
     return rows
 
@@ -172,8 +192,8 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.with_suffix(".partial").write_text(json.dumps(request), encoding="utf-8")
-            path.with_suffix(".partial").replace(path)
+            with staged_file(path) as partial:
+                partial.write_text(json.dumps(request), encoding="utf-8")
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
@@ -188,15 +208,13 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write ``tables`` to ``path``, which appears when it is complete; return the number of rows."""
-    partial, rows = path.with_suffix(".partial"), 0
-    writer: pq.ParquetWriter | None = None
-    try:
+    rows = 0
+    with staged_file(path) as partial, ExitStack() as opened:
+        writer: pq.ParquetWriter | None = None
         for table in tables:
-            writer = writer or pq.ParquetWriter(partial, table.schema, compression="zstd")
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema, compression="zstd"))
             writer.write_table(table)
             rows += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    partial.replace(path)
+        opened.close()
     return rows

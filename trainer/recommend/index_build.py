@@ -27,7 +27,7 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_folder
+from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
@@ -98,7 +98,7 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
         raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
     table = next(table for table in model.spec.vectors if table.name == entity)
     start = time.perf_counter()
-    with staged_folder(request.out, lambda: check_free(request.out, request.overwrite)) as folder:
+    with staged_export(request.out, lambda: check_free(request.out, request.overwrite)) as folder:
         options = ListOptions(metric, request.codes)
         lists = _train(model, table, rows_N, options, reporter)
         for block_N, vectors_ND in _blocks(model, table, indexed_R, "add", reporter):

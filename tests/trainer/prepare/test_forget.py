@@ -220,7 +220,7 @@ class CrashingStorage:
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
         self.calls, self._at, self.down = 0, at, False
-        for name in ("write", "open_output", "remove"):
+        for name in ("write", "write_over", "open_output", "remove"):
             patch.setattr(Folder, name, self._guarded(getattr(Folder, name)))
 
     def _guarded(self, method: Any) -> Any:

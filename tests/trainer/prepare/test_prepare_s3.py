@@ -268,11 +268,11 @@ def test_failed_write_of_the_manifest_on_s3_leaves_the_old_dataset(
     prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
     before, old = workspace.sizes(), contents(workspace)
 
-    def fail(_manifest: DatasetManifest, _folder: Folder) -> None:
+    def fail(_manifest: DatasetManifest, _folder: Folder, _version: str | None) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DatasetManifest, "write", fail)
+        patch.setattr(DatasetManifest, "write_over", fail)
         with pytest.raises(OSError, match="Input/output error"):
             prepare_files(
                 workspace.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
@@ -284,10 +284,11 @@ def test_failed_write_of_the_manifest_on_s3_leaves_the_old_dataset(
 class InterruptedFolder(Folder):
     """A folder that is interrupted right after its manifest is written."""
 
-    def write(self, name: str, data: bytes) -> None:
-        super().write(name, data)
+    def write_over(self, name: str, data: bytes, version: str | None) -> str:
+        written = super().write_over(name, data, version)
         if name == FILE_NAME:
             raise KeyboardInterrupt
+        return written
 
 
 def test_interrupt_after_manifest_leaves_new_dataset_complete(

@@ -139,7 +139,10 @@ def test_file_is_synced_before_its_name_and_its_folder_after(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", recording_sync)
     monkeypatch.setattr(Path, "replace", recording_replace)
     RunFolder(tmp_path).write_report({"steps": 1})
-    assert steps == [tmp_path / f".report.json.{os.getpid()}.partial", tmp_path / "report.json", tmp_path]
+    partial, *later = steps
+    assert partial.parent == tmp_path
+    assert durable_file.is_partial(partial.name)
+    assert later == [tmp_path / "report.json", tmp_path]
     assert RunFolder(tmp_path).report() == {"steps": 1}
 
 

@@ -1,0 +1,287 @@
+"""One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
+
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from error_table import documented
+from flaky_proxy import flaky_proxy
+from killed_process import holding
+from object_store import ObjectStore, running_object_store
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io import writer_lock as module
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.output import output_lock, staged_file, staged_folder
+from crossfade.kvstore.io.s3_conditional import ChangedError
+from crossfade.kvstore.io.writer_lock import LOCK_NAME, _Owner, folder_writer, path_lock
+
+
+def test_second_writer_names_the_first_and_a_killed_one_holds_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holding(lambda: folder_writer(Folder(tmp_path))) as pid:
+        with pytest.raises(InputError) as caught, folder_writer(Folder(tmp_path)):
+            pass
+        message = documented("forget: another process changes the dataset", str(caught.value))
+        assert f": process {pid} on host {socket.gethostname()} has been writing it since 20" in message
+    assert (tmp_path / LOCK_NAME).exists(), "it was killed"
+    with caplog.at_level(logging.WARNING), folder_writer(Folder(tmp_path)):
+        owner = f"process {pid} on host {socket.gethostname()}"
+        assert caplog.messages == [f"{tmp_path}: took over the lock of {owner}, which has ended"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def count_up(path: Path, lock: Path, times: int) -> None:
+    """Add 1 to the number in ``path`` so many times, which loses some if two processes do so at once."""
+    while times:
+        with suppress(InputError), path_lock(lock, "the counter"):
+            path.write_text(str(int(path.read_text()) + 1))
+            times -= 1
+
+
+def test_processes_that_take_and_delete_the_lock_exclude_each_other(tmp_path: Path) -> None:
+    counter, lock = tmp_path / "counter", tmp_path / "lock"
+    counter.write_text("0")
+    children = []
+    for _ in range(3):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                count_up(counter, lock, 100)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+    count_up(counter, lock, 100)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert counter.read_text() == "400"
+    assert not lock.exists()
+
+
+def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with folder_writer(Folder(data)) as first:
+        data.rename(tmp_path / "old")
+        data.mkdir()
+        with pytest.raises(ChangedError):
+            first.check()
+        with folder_writer(Folder(data)) as second:
+            with pytest.raises(InputError), folder_writer(Folder(data)):
+                pass
+            second.check()
+    assert list(data.iterdir()) == []
+
+
+def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_file: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module, "try_lock", fail)
+    with path_lock(tmp_path / "lock", "data"):
+        with pytest.raises(InputError) as caught, path_lock(tmp_path / "lock", "data"):
+            pass
+        documented("forget: another process holds a lock on S3 or without file locks", str(caught.value))
+        assert f"process {os.getpid()} on host" in str(caught.value)
+    with path_lock(tmp_path / "lock", "data"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="data: cannot be locked for writing"), path_lock(tmp_path / "lock", "data"):
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_record_of_another_kind_is_not_shown(tmp_path: Path) -> None:
+    with path_lock(tmp_path / "lock", "data"):
+        (tmp_path / "lock").write_bytes(b'{"pid": "\x1b[2J", "host": 1}')
+        with pytest.raises(InputError, match="data: another process is writing it; wait"):
+            path_lock(tmp_path / "lock", "data").__enter__()
+
+
+def test_process_has_ended_only_if_that_is_certain() -> None:
+    own = _Owner.this_process()
+    assert not own.has_ended()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert own.model_copy(update={"pid": child.pid}).has_ended()
+    assert own.model_copy(update={"started": own.started - 60}).has_ended(), "its ID was given to another process"
+    assert not own.model_copy(update={"pid": child.pid, "machine": "another"}).has_ended()
+    assert not own.model_copy(update={"pid": child.pid, "machine": ""}).has_ended()
+
+
+def test_leftovers_of_a_killed_writer_are_deleted_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = tmp_path / "[new]" / "data*"
+    other = tmp_path / "[new]" / ".data2.partial-1"
+    with holding(lambda: staged_folder(target)):
+        other.mkdir()
+        with pytest.raises(InputError, match=r"has been writing it since"), staged_folder(target):
+            pass
+    [left] = target.parent.glob(".data[*].partial-*")
+    with caplog.at_level(logging.WARNING), output_lock(target):
+        assert caplog.messages[-1] == f"{left}: deleting what a command that was killed has left"
+    assert list(target.parent.iterdir()) == [other]
+
+
+def test_file_is_replaced_when_complete_and_kept_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "recs.parquet"
+    for text in ("old", "new"):
+        with staged_file(path) as partial:
+            partial.write_text(text)
+            assert not path.exists() if text == "old" else path.read_text() == "old"
+
+    def fail() -> None:
+        with staged_file(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "new"
+    with output_lock(path), pytest.raises(InputError, match="wait until it ends"), staged_file(path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with staged_file(tmp_path / "pipe") as partial:
+        assert partial == tmp_path / "pipe"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Folder:
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return Folder(server.uri(f"locks/{tmp_path.name}"))
+
+
+@pytest.mark.slow
+def test_of_writers_on_s3_one_gets_the_lock(folder: Folder) -> None:
+    for _ in range(3):
+        barrier, done, results = threading.Barrier(4), threading.Barrier(4), []
+
+        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
+            own = Folder(folder.uri)
+            barrier.wait()
+            try:
+                with folder_writer(own):
+                    results.append("got it")  # noqa: B023 - the threads end in this round
+                    done.wait()
+            except InputError as error:
+                results.append(str(error))  # noqa: B023
+                done.wait()
+
+        threads = [threading.Thread(target=compete) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
+            "got it",
+            *[f"if that process has ended, delete {folder.uri}/{LOCK_NAME}"] * 3,
+        ]
+        assert folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_a_dead_process_is_taken_over(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import sys; from crossfade.kvstore.io.folder import Folder\n"
+        "from crossfade.kvstore.io.writer_lock import folder_writer\n"
+        "with folder_writer(Folder(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InputError) as caught, folder_writer(folder):
+            pass
+        assert f"process {process.pid} on host {socket.gethostname()} has been" in str(caught.value)
+        process.send_signal(signal.SIGKILL)
+    with caplog.at_level(logging.WARNING), folder_writer(folder):
+        assert caplog.messages[-1].endswith(f"process {process.pid} on host {socket.gethostname()}, which has ended")
+    assert folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = _Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
+    folder.write(LOCK_NAME, other.model_dump_json().encode())
+    with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(folder):
+        pass
+    monkeypatch.setattr(module, "_STALE_SECONDS", -3600)
+    with folder_writer(folder) as lock:
+        lock.check()
+        folder.write(LOCK_NAME, other.model_dump_json().encode())
+        with pytest.raises(ChangedError):
+            lock.check()
+    assert list(folder.sizes()) == [LOCK_NAME], "the lock of the other one is not deleted"
+
+
+@pytest.mark.slow
+def test_of_writers_of_one_version_on_s3_one_succeeds(folder: Folder) -> None:
+    version: str | None = None
+    for turn in range(3):
+        barrier, written = threading.Barrier(4), []
+
+        def write(number: int, barrier: threading.Barrier = barrier, version: str | None = version) -> None:
+            own = Folder(folder.uri)
+            barrier.wait()
+            with suppress(ChangedError):
+                written.append((own.write_over("manifest", f"{turn} {number}".encode(), version), number))  # noqa: B023
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [(version, winner)] = written
+        assert folder.read_version("manifest")[:2] == (f"{turn} {winner}".encode(), version)
+    with pytest.raises(ChangedError):
+        folder.write_over("manifest", b"", None)
+    with pytest.raises(ChangedError):
+        folder.write_over("missing", b"", version)
+    with pytest.raises(ChangedError):
+        folder.remove("manifest", '"0"')
+    folder.remove("manifest", version)
+    assert folder.version("manifest") is None
+
+
+@pytest.mark.slow
+def test_conditional_request_is_repeated_after_a_fault(
+    folder: Folder, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = None
+    for data in (b"old", b"new"):
+        first = folder.write_over("manifest", data, version)
+        assert folder.write_over("manifest", data, version) == first, "as if the first answer had been lost"
+        version = first
+    with flaky_proxy(server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        through = Folder(folder.uri)
+        for fault in ("reset", "throttle", "cut"):
+            proxy.inject(fault, 2)
+            assert through.read_version("manifest") == folder.read_version("manifest")
+            assert proxy.left == 0

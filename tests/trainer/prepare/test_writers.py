@@ -1,0 +1,255 @@
+"""Commands that write one dataset at once: one succeeds or both, one after the other, and the dataset is complete."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from object_store import ObjectStore, running_object_store
+from preparing import interactions, prepare_files, write_parquet
+from running_command import single_line
+
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.output import output_lock
+from crossfade.kvstore.io.writer_lock import LOCK_NAME, folder_writer
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+
+DRIVER = Path(__file__).resolve().parents[2] / "support" / "drive_cli.py"
+FORGOTTEN = ("c1", "c2")
+EVENTS = {"customer": [f"c{number % 50}" for number in range(300)], "item": [number % 20 for number in range(300)]}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare a dataset, and write files of IDs to forget."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare_files(folder / "data", write_parquet(folder / "events.parquet", **EVENTS), hold_out="random:0.1")
+    for name in FORGOTTEN:
+        (folder / name).write_text(f"{name}\n")
+    return folder
+
+
+@contextmanager
+def two_processes() -> Iterator[list["subprocess.Popen[str]"]]:
+    """Start two processes that run commands on request."""
+    with ExitStack() as stack:
+        processes = []
+        for _ in range(2):
+            process = subprocess.Popen(
+                [sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        yield processes
+
+
+def run_both(
+    processes: Sequence["subprocess.Popen[str]"], commands: Sequence[Sequence[object]]
+) -> list["subprocess.CompletedProcess[str]"]:
+    """Run a command in each process, at once, and return the results."""
+    for process, command in zip(processes, commands, strict=True):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps([str(word) for word in command]) + "\n")
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.flush()
+    results = []
+    for process in processes:
+        assert process.stdout is not None
+        results.append(subprocess.CompletedProcess([], *json.loads(process.stdout.readline())))
+    return results
+
+
+def check_complete(data: Path) -> set[str]:
+    """Check that all files are there as the manifest describes them, and nothing else; return the customers."""
+    manifest, files = read_manifest(Folder(data)), ParquetFiles(Folder(data))
+    for file in manifest.files():
+        files.footer(file)
+    assert set(Folder(data).sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
+    return {row[0] for split in manifest.splits for row in interactions(data, split)}
+
+
+def check_loser(result: "subprocess.CompletedProcess[str]", winner: int, data: Path) -> None:
+    """Check that a command that failed names the process of the other."""
+    line = documented(
+        "forget: another process changes the dataset", single_line(result.returncode, result.stdout, result.stderr)
+    )
+    assert line.startswith((f"{data}: process {winner} on host ", f"{data}: another process"))
+
+
+def overwriting(prepared: Path, out: Path) -> tuple[object, ...]:
+    """Return the arguments of a command that replaces the dataset in ``out``."""
+    return ("prepare", "--events", prepared / "events.parquet", "--query", "customer", "--out", out, "--overwrite")
+
+
+@pytest.mark.slow
+def test_of_two_forgets_at_once_one_succeeds_or_both_in_turn(tmp_path: Path, prepared: Path) -> None:
+    losers = 0
+    with two_processes() as processes:
+        for number in range(40):
+            data = tmp_path / str(number) / "data"
+            shutil.copytree(prepared / "data", data)
+            commands = [("forget", data, "--ids", prepared / name) for name in FORGOTTEN]
+            results = run_both(processes, commands)
+            left = check_complete(data)
+            assert [result.returncode for result in results].count(0) >= 1
+            for name, result, other in zip(FORGOTTEN, results, reversed(processes), strict=True):
+                assert (name in left) == (result.returncode != 0), result.stderr
+                if result.returncode:
+                    losers += 1
+                    check_loser(result, other.pid, data)
+            assert len(left) >= 48
+    assert losers, "the two never met"
+
+
+@pytest.mark.slow
+def test_forget_and_overwriting_prepare_at_once_leave_one_complete_dataset(tmp_path: Path, prepared: Path) -> None:
+    losers = 0
+    with two_processes() as processes:
+        for number in range(8):
+            data = tmp_path / str(number) / "data"
+            shutil.copytree(prepared / "data", data)
+            again = overwriting(prepared, data)
+            other_command = ("forget", data, "--ids", prepared / "c1") if number % 2 else again
+            results = run_both(processes, (again, other_command))
+            assert 0 in [result.returncode for result in results]
+            left = check_complete(data)
+            assert len(left) in (49, 50)
+            for result, other in zip(results, reversed(processes), strict=True):
+                if result.returncode:
+                    losers += 1
+                    check_loser(result, other.pid, data)
+            assert [path.name for path in data.parent.iterdir()] == ["data"]
+    assert losers, "the two never met"
+
+
+def test_second_writer_of_a_dataset_names_the_first(tmp_path: Path, prepared: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared / "data", data)
+    before = Folder(data).sizes()
+    with folder_writer(Folder(data)):
+        for cause, command in (
+            ("forget: another process changes the dataset", ("forget", data, "--ids", prepared / "c1")),
+            ("another process writes --out", overwriting(prepared, data)),
+        ):
+            result = crossfade_here(*command)
+            line = documented(cause, single_line(result.returncode, result.stdout, result.stderr))
+            assert f"process {os.getpid()} on host" in line
+    with output_lock(tmp_path / "new"):
+        result = crossfade_here(*overwriting(prepared, tmp_path / "new"))
+        documented("another process writes --out", single_line(result.returncode, result.stdout, result.stderr))
+    assert Folder(data).sizes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_manifest_is_written_by_one_process_at_a_time(tmp_path: Path, prepared: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared / "data", data)
+    (data / "manifest.json").unlink()
+    with folder_writer(Folder(data)):
+        result = crossfade_here("validate", data)
+    assert result.returncode == 2
+    assert "has been writing it since" in result.stderr
+    assert not (data / "manifest.json").exists()
+    assert crossfade_here("validate", data).returncode == 0
+
+
+def test_dataset_whose_replacement_was_killed_is_restored_by_the_next_command(tmp_path: Path, prepared: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared / "data", tmp_path / ".data.old")  # what the first of the two renames leaves
+    result = crossfade_here("validate", data)
+    assert result.returncode == 0
+    assert f"{data}: restored from .data.old, where a command that was killed had moved it" in result.stderr
+    assert len(check_complete(data)) == 50
+    with output_lock(data):
+        shutil.move(data, tmp_path / ".data.old")
+        result = crossfade_here("validate", data)
+        assert "has been writing it since" in result.stderr, "the replacement is in progress"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
+def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """Copy the dataset, to a local folder and to S3."""
+    folder = Folder(tmp_path / "data")
+    if request.param == "s3":
+        server: ObjectStore = request.getfixturevalue("server")
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        folder = Folder(server.uri(f"writers/{tmp_path.name}"))
+    for path in sorted((prepared / "data").rglob("*.*")):
+        folder.write(path.relative_to(prepared / "data").as_posix(), path.read_bytes())
+    return folder
+
+
+class ActingReporter(NullReporter):
+    """A progress reporter that calls ``act`` when the phase ``name`` begins."""
+
+    def __init__(self, name: str, act: Any) -> None:
+        self._name, self._act = name, act
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        """Call it."""
+        if name == self._name:
+            self._act()
+
+
+def test_forget_whose_lock_was_taken_over_changes_nothing(data: Folder) -> None:
+    def take_over() -> None:
+        data.remove(LOCK_NAME)
+        forget(Folder(data.uri), pa.array(["c2"]), "customer", NullReporter())
+
+    with pytest.raises(CrossfadeError) as caught:
+        forget(data, pa.array(["c1"]), "customer", ActingReporter("rewrite", take_over))
+    documented("forget: another process has changed the dataset meanwhile", str(caught.value), exit_code=1)
+    manifest, files = read_manifest(data), ParquetFiles(data)
+    for file in manifest.files():
+        files.footer(file)
+    assert set(data.sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
+    assert len(manifest.entities["customer"].vacant_rows) == 1
+
+
+def test_manifest_that_was_replaced_is_not_overwritten(data: Folder, prepared: Path) -> None:
+    """The lock is still held, as by a process that was suspended after it checked the lock."""
+    source: dict[str, object] = {}
+
+    def replace() -> None:
+        nonlocal source
+        source = {"by": "another process", "time": time.time()}
+        read_manifest(data).model_copy(update={"source": source}).write(data)
+
+    with pytest.raises(CrossfadeError, match="nothing was deleted"):
+        forget(data, pa.array(["c1"]), "customer", ActingReporter("rewrite", replace))
+    if data.on_s3:
+        options = PrepareOptions(out=data.uri, train=[prepared / "events.parquet"], overwrite=True, threads=1)
+        with pytest.raises(CrossfadeError, match="another process has written it since this command began"):
+            prepare(options, ActingReporter("write train", replace))
+    assert read_manifest(data).source == source
+    files = ParquetFiles(data)
+    for file in read_manifest(data).files():
+        files.footer(file)
