@@ -199,7 +199,7 @@ def run_in_folder(
     from crossfade.trainer.tracking.tracker import open_tracker
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
-    claim(folder.checkpoints(job), folder.run_id(), job.name, folder.command, take_over=context.resume)
+    claim(folder.checkpoints(job), folder.run_id(), job.name, folder.lock.command, take_over=context.resume)
     folder.clear_metrics()
     try:
         tracker = open_tracker(job, folder, _logger.warning)
@@ -213,7 +213,7 @@ def run_in_folder(
                 report = _train(job, folder, show, context)
                 display.finish(report)
             except BaseException as error:
-                if folder.holds_lock():
+                if folder.lock.is_owned():
                     state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
                     context.state.end(state, str(error))
                     tracker.end(state)
@@ -222,7 +222,7 @@ def run_in_folder(
             tracker.end("done", report)
             return report
     finally:
-        if folder.holds_lock():
+        if folder.lock.is_owned():
             merge_final_metrics(folder, job, context.listener.metrics)
 
 
@@ -267,7 +267,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
         show(event)
 
     def stop_requested() -> bool:
-        folder.check_held()  # this process may have been frozen
+        folder.lock.check_owned()  # this process may have been frozen
         return stopper.number is not None or (spot is not None and spot.notice() is not None)
 
     with stopper.deferred(job.cluster.grace_period_seconds):

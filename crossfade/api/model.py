@@ -39,7 +39,8 @@ from crossfade.trainer.recommend.recommender import ALL_SPLITS, Recommender, Rec
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.similar import similar_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.folder import JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""

@@ -188,7 +188,7 @@ def _find(source: str, written_before: float, locked: ExitStack) -> list[Leftove
     found: list[Leftover] = []
     if "://" not in source and (Path(source) / JOB_FILE).exists():
         run = RunFolder(Path(source))
-        locked.enter_context(run.hold_still())
+        locked.enter_context(run.lock.kept_free())
         found += [
             Leftover(str(path), "temporary file", path.stat().st_size, path.stat().st_mtime, path.unlink)
             for path in run.unfinished_files()

@@ -335,7 +335,7 @@ def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:
     received: list[bool] = []
 
     def is_requested() -> bool:
-        folder.check_held()
+        folder.lock.check_owned()
         return bool(received)
 
     def remember(_number: int, _frame: FrameType | None) -> None:

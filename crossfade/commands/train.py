@@ -141,7 +141,7 @@ def _add_display_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the result."""
-    from crossfade.trainer.runs.folder import RunInProgressError
+    from crossfade.trainer.runs.run_lock import RunInProgressError
 
     _configure_logs(arguments)
     if arguments.job is None or arguments.sagemaker is not None:
@@ -256,7 +256,7 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
     # On loopback, the job's port belongs to the running process.
     metrics_port = None if is_loopback(job.cluster.host) else job.metrics.port
     with serve_metrics(metrics, metrics_port, "127.0.0.1", "127.0.0.1"):
-        return folder.wait_for_end(
+        return folder.lock.wait_for_end(
             lambda: _logger.info(f"{folder.path}: a run is in progress; standing by"),
             job.cluster.standby_timeout_seconds,
         )

@@ -73,10 +73,8 @@ class Coordinator:
         self._events: list[events.Event] = []
         self._health = HostHealth(cluster, self._members, self._events.append)
         self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
-        self._started_before = started_before
-        self._after_terminating = State.BACKOFF
+        self._started_before, self._after_terminating, self._checkpoints_requested = started_before, State.BACKOFF, 0
         self._error: Failure | None = None
-        self._checkpoints_requested = 0
         self._interruption_notice: str | None = None
         self._deadline, self._drain_seconds = _NEVER, NOTICE_SECONDS
 

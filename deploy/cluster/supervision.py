@@ -109,10 +109,8 @@ def run_job(
         start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
-            folder.check_held()  # since this process may have been frozen
-            if stop_requested() or coordinator.interruption_notice():
-                coordinator.stop()
-            coordinator.tick()
+            folder.lock.check_owned()  # since this process may have been frozen
+            _advance(coordinator, stop_requested)
             start_finder.run_once(coordinator)
             restarts.update(coordinator)
             _publish_events(coordinator, state, emit)
@@ -120,10 +118,17 @@ def run_job(
     return _complete_report(folder, restarts.all_of(coordinator))
 
 
+def _advance(coordinator: Coordinator, stop_requested: Callable[[], bool]) -> None:
+    """Stop the job if that is requested or this host is about to be reclaimed, and act on what is due."""
+    if stop_requested() or coordinator.interruption_notice():
+        coordinator.stop()
+    coordinator.tick()
+
+
 def _make_coordinator(job: JobConfig, folder: RunFolder, resume: bool) -> Coordinator:
     return Coordinator(
         job.cluster,
-        identity=folder.command,
+        identity=folder.lock.command,
         job_digest=job_digest(folder),
         files=folder.files_for_roles() if job.no_shared_run_dir else None,
         started_before=resume and folder.logs.exists(),

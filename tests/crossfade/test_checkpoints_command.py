@@ -129,7 +129,7 @@ def error(*arguments: object) -> str:
 
 
 def test_clean_leaves_the_folder_of_a_run_in_progress_alone(copy: Path) -> None:
-    with RunFolder(copy).hold_still():
+    with RunFolder(copy).lock.kept_free():
         documented("checkpoints of a run in progress", error("clean", copy, "--older-than", "0"))
     assert set(states(copy)) == set(EXPECTED)
 

@@ -16,7 +16,7 @@ try:
     with folder.open_run(load_job(Path(sys.argv[2]))):
         print("held", flush=True)
         while True:
-            folder.check_held()
+            folder.lock.check_owned()
             time.sleep(0.05)
 except InputError as error:
     print(error, flush=True)

@@ -1,4 +1,4 @@
-"""The folder of a run, and the lock that only one process holds.
+"""The folder of a run.
 
     runs/NAME/
       job.yaml          the job, resolved              events.jsonl      events of the training
@@ -17,27 +17,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import is_partial, replace_file
-from crossfade.kvstore.io.file_lock import folder_lock, try_lock
+from crossfade.kvstore.io.file_lock import folder_lock
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError, RunLock
 
-JOB_FILE, RUN_FILE, LOCK_FILE = "job.yaml", "run.json", "run.lock"
+JOB_FILE, RUN_FILE = "job.yaml", "run.json"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"
 ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE = "row_counts.json", "restarts.json", "report.json"
 FINAL_METRICS_FILE = "metrics.prom"
@@ -48,10 +46,6 @@ _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
 )
-_DONE, _FAILED = "done", "failed"
-_RENEW_SECONDS = 1.0
-"""Seconds between two signs of life of the process that holds the lock: changes of the lock file's time."""
-_POLL_SECONDS = 0.5
 Content = TypeVar("Content")
 _STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
 """Every name in a run folder begins with one of these, after a dot while it is being written."""
@@ -65,10 +59,6 @@ class EarlierRun:
     finished: bool
 
 
-class RunInProgressError(InputError):
-    """Another process runs in the folder."""
-
-
 class RunFolder:
     """The folder of one run, which may not exist yet."""
 
@@ -78,9 +68,7 @@ class RunFolder:
         ``command`` is the ID of the command that runs the run, which its roles get; None: they were started by hand.
         """
         self.path = path if path.name else path.absolute()
-        self.command = command
-        self._silent: tuple[int, int] | None = None
-        """The lock of a process that gave no sign of life, which another process may take over."""
+        self.lock = RunLock(self.path, command)
         self.embeddings = self.path / EMBEDDINGS_FOLDER
         self.logs = self.path / "logs"
         self.tensorboard = self.path / "tensorboard"
@@ -181,23 +169,13 @@ class RunFolder:
                         self._check_resumable(job)
                     moved = None if resume else self._clear_the_way(overwrite)
                     self.path.mkdir(exist_ok=True)
-                    if self._silent is not None:
-                        # The process still holds the lock of this file: the lock of a new one is free.
-                        (self.path / LOCK_FILE).unlink(missing_ok=True)
-                    lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
-                    try_lock(lock)
+                    running.enter_context(self.lock.held())
                     for unfinished in self.unfinished_files():
                         unfinished.unlink()
-                    self.command = uuid.uuid4().hex[:16]
-                    lock.write(self.command)
-                    lock.flush()
                     if not self.has_run_id():
                         identity = {"id": uuid.uuid4().hex[:12], "name": job.name, "started": time.time()}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
                     self._write(JOB_FILE, job.with_absolute_paths().to_yaml())
-                    running.push(partial(self._write_result, lock))
-                    running.enter_context(_signs_of_life(lock))
-                    self._silent = None
             except FileExistsError as error:
                 raise InputError(
                     f"{self.path}: cannot be a run folder: {error.filename} is a file; name another with --run-dir"
@@ -212,7 +190,7 @@ class RunFolder:
             return False
         if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
             raise InputError(f"{self.path}: exists and is not a run folder; name another with --run-dir")
-        if self._is_running():
+        if self.lock.is_held():
             raise RunInProgressError(
                 f"{self.path}: a run is in progress; wait for it, or name another folder with --run-dir"
             )
@@ -240,7 +218,7 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        finished = (self.path / LOCK_FILE).read_text(encoding="ascii") == _DONE
+        finished = self.lock.is_done()
         return EarlierRun(self.path.rename(aside), finished)
 
     def _empty(self) -> None:
@@ -258,63 +236,9 @@ class RunFolder:
             else:
                 path.unlink()
 
-    def _is_running(self) -> bool:
-        try:
-            with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
-                try_lock(lock)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return self._silent is None or self._lock_time() != self._silent
-        return False
-
-    @contextmanager
-    def hold_still(self) -> Iterator[None]:
-        """Keep a run from starting here while the context lasts.
-
-        Raises:
-            InputError: a run is in progress.
-        """
-        with ExitStack() as held:
-            with suppress(FileNotFoundError):
-                lock = held.enter_context((self.path / LOCK_FILE).open("r+", encoding="ascii"))
-                try:
-                    try_lock(lock)
-                except BlockingIOError as error:
-                    raise InputError(f"{self.path}: a run is in progress; wait for it") from error
-            yield
-
     def unfinished_files(self) -> list[Path]:
         """Return the files that a process did not finish writing."""
         return [path for path in self.path.iterdir() if is_partial(path.name) and path.is_file()]
-
-    def _lock_time(self) -> tuple[int, int]:
-        """Return what changes with each sign of life, and with each process that holds the lock."""
-        status = (self.path / LOCK_FILE).stat()
-        return status.st_ino, status.st_mtime_ns
-
-    def check_held(self) -> None:
-        """Check that no other command has taken the run over from that of this process.
-
-        Raises:
-            InputError: one has, while this process was frozen.
-        """
-        # A host that does not share the folder has no lock file. The owner of the checkpoints is checked as well.
-        with suppress(OSError):
-            holder = (self.path / LOCK_FILE).read_text(encoding="ascii")
-            if self.command is not None and holder not in {"", _DONE, _FAILED, self.command}:
-                raise InputError(
-                    f"{self.path}: another command, with --resume or --standby, has taken the run over, since this one "
-                    "gave no sign of life; this one ends"
-                )
-
-    def holds_lock(self) -> bool:
-        """Return whether the run is still that of this process."""
-        try:
-            self.check_held()
-        except InputError:
-            return False
-        return True
 
     def files_for_roles(self) -> dict[str, str]:
         """Return the files that roles need on a host that does not share this folder: the text of each, by name."""
@@ -333,48 +257,6 @@ class RunFolder:
         for name in _FILES_FOR_ROLES:
             if name in files:
                 self._write(name, files[name])
-
-    def wait_for_end(self, on_wait: Callable[[], None], silent_seconds: float | None = None) -> str | None:
-        """Wait while another process runs, after a call of ``on_wait``.
-
-        A process that gives no sign of life for ``silent_seconds`` counts as killed: it may be frozen, or its host be
-        lost. Its run may be taken over as long as it stays silent; it ends when it detects that.
-
-        Returns:
-            ``done`` or ``failed``; None if the process was killed, or if none was running.
-        """
-        last, since = self._probe(), time.monotonic()
-        if last is None:
-            return None
-        on_wait()
-        while (found := self._probe()) is not None:
-            # By this process's own monotonic clock: those of two hosts may differ.
-            if found != last:
-                last, since = found, time.monotonic()
-            elif silent_seconds is not None and time.monotonic() - since > silent_seconds:
-                self._silent = last
-                return None
-            time.sleep(_POLL_SECONDS)
-        with folder_lock(self.path.parent):
-            result = (self.path / LOCK_FILE).read_text(encoding="ascii")
-        return result if result in {_DONE, _FAILED} else None
-
-    def _probe(self) -> tuple[int, int] | None:
-        """Return the lock's time if a process runs. No command that starts may mistake this one for it."""
-        if not self.path.parent.exists():
-            return None
-        with folder_lock(self.path.parent):
-            return self._lock_time() if self._is_running() else None
-
-    def _write_result(
-        self, lock: TextIO, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        """Write the result of the run to its lock file. A killed process leaves the ID of its command there."""
-        if self.holds_lock():
-            lock.seek(0)
-            lock.truncate()
-            lock.write(_DONE if error is None else _FAILED)
-            lock.flush()
 
     def report(self) -> dict[str, Any]:
         """Read the report of the finished run.
@@ -438,25 +320,6 @@ class _Identity(BaseModel):
 
 
 _REPORT, _RESTARTS = TypeAdapter(dict[str, Any]), TypeAdapter(list[dict[str, Any]])
-
-
-@contextmanager
-def _signs_of_life(lock: TextIO) -> Iterator[None]:
-    """Change the time of the lock file every second while the context lasts, unless this process is frozen."""
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(_RENEW_SECONDS):
-            with suppress(OSError):  # another process then takes the run over, and this one ends
-                os.utime(lock.fileno() if os.utime in os.supports_fd else lock.name)
-
-    thread = threading.Thread(target=renew, name="signs of life", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def default_run_dir(job: JobConfig) -> Path:

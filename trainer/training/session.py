@@ -139,7 +139,7 @@ def open_session(
             on_event=metrics.observing(_first_worker_sink(job, folder, store, hooks.on_event, opened)),
             on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
         )
-        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.command)
+        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.lock.command)
         row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads)

@@ -36,7 +36,8 @@ from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"

@@ -17,7 +17,8 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io import durable_file
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, EarlierRun, RunFolder, RunInProgressError
+from crossfade.trainer.runs.folder import JOB_FILE, RUN_FILE, EarlierRun, RunFolder
+from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError
 
 MODES = pytest.mark.parametrize(
     "mode", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"]
@@ -195,7 +196,7 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
 ) -> None:
     first, second = RunFolder(run.path), RunFolder(run.path)
     holder.suspend()
-    assert first.wait_for_end(lambda: None, 1.5) is None
+    assert first.lock.wait_for_end(lambda: None, 1.5) is None
     # It has been resumed before its run was taken over.
     frozen_at = (run.path / LOCK_FILE).stat().st_mtime_ns
     holder.resume()
@@ -204,19 +205,19 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
         begin(first, job, resume=True)
     holder.suspend()
     for standby in (first, second):
-        assert standby.wait_for_end(lambda: None, 1.5) is None
+        assert standby.lock.wait_for_end(lambda: None, 1.5) is None
     with first.open_run(job, resume=True):
         with pytest.raises(RunInProgressError, match="a run is in progress"):
             begin(second, job, resume=True)
         holder.resume()
         assert "another command, with --resume or --standby, has taken the run over" in holder.stdout.readline()
         holder.wait(10)
-        first.check_held()
+        first.lock.check_owned()
     # The end of the process that lost it is not taken for the end of the run.
     assert (run.path / LOCK_FILE).read_text() == "done"
-    assert second.wait_for_end(lambda: None) is None
+    assert second.lock.wait_for_end(lambda: None) is None
 
 
 def test_killed_process_leaves_a_run_to_resume(run: RunFolder, holder: psutil.Popen) -> None:
     standby = RunFolder(run.path)
-    assert standby.wait_for_end(holder.kill) is None
+    assert standby.lock.wait_for_end(holder.kill) is None
