@@ -175,13 +175,16 @@ class _FileLock:
             self._descriptor, is_new = self._open()
             try:
                 if self._lock(is_new, deadline) and self._is_at_path():
-                    break
+                    self._write(record)
+                    return
             except BaseException:
                 os.close(self._descriptor)
                 raise
             os.close(self._descriptor)  # its owner has not written its record yet, or deleted it in between
             time.sleep(_POLL_SECONDS)
-        if not is_new and (owner := _parse(self._record())) is not None:
+
+    def _write(self, record: bytes) -> None:
+        if (owner := _parse(self._record())) is not None:
             _logger.warning(f"{self._subject}: took over the lock of {owner}, which has ended")
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.ftruncate(self._descriptor, 0)

@@ -1,17 +1,27 @@
-"""A folder behaves alike on a file system and on S3."""
+"""A folder behaves alike on a file system and on S3, where conditional requests lock it for one writer."""
 
 import errno
+import logging
 import os
+import re
+import signal
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from flaky_proxy import flaky_proxy
 from object_store import ObjectStore, running_object_store
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io import writer_lock
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.s3_conditional import ChangedError
+from crossfade.kvstore.io.writer_lock import LOCK_NAME, folder_writer
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +228,121 @@ def test_failed_write_keeps_the_previous_small_file(tmp_path: Path, monkeypatch:
         folder.write("manifest.json", b"later")
     assert folder.read("manifest.json") == b"earlier"
     assert folder.names() == ["manifest.json"]
+
+
+@pytest.fixture
+def s3_folder(s3: ObjectStore, tmp_path: Path) -> Folder:
+    return Folder(s3.uri(f"locks/{tmp_path.name}"))
+
+
+@pytest.mark.slow
+def test_of_writers_on_s3_one_gets_the_lock(s3_folder: Folder) -> None:
+    for _ in range(3):
+        barrier, done, results = threading.Barrier(4, timeout=60), threading.Barrier(4, timeout=60), []
+
+        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
+            own = Folder(s3_folder.uri)
+            barrier.wait()
+            try:
+                with folder_writer(own):
+                    results.append("got it")  # noqa: B023 - the threads end in this round
+                    done.wait()
+            except InputError as error:
+                results.append(str(error))  # noqa: B023
+                done.wait()
+
+        threads = [threading.Thread(target=compete) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
+            "got it",
+            *[f"if that process has ended, delete {s3_folder.uri}/{LOCK_NAME}"] * 3,
+        ]
+        assert s3_folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_a_dead_process_is_taken_over(s3_folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import sys; from crossfade.kvstore.io.folder import Folder\n"
+        "from crossfade.kvstore.io.writer_lock import folder_writer\n"
+        "with folder_writer(Folder(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, s3_folder.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InputError) as caught, folder_writer(s3_folder):
+            pass
+        assert f"process {process.pid} on host {socket.gethostname()} has been" in str(caught.value)
+        process.send_signal(signal.SIGKILL)
+    with caplog.at_level(logging.WARNING), folder_writer(s3_folder):
+        assert caplog.messages[-1].endswith(f"process {process.pid} on host {socket.gethostname()}, which has ended")
+    assert s3_folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(
+    s3_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = writer_lock._Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
+    s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
+    with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(s3_folder):
+        pass
+    monkeypatch.setattr(writer_lock, "_STALE_SECONDS", -3600)
+    with folder_writer(s3_folder) as lock:
+        lock.check()
+        s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
+        with pytest.raises(ChangedError):
+            lock.check()
+    assert list(s3_folder.sizes()) == [LOCK_NAME], "the lock of the other one is not deleted"
+
+
+@pytest.mark.slow
+def test_of_writers_of_one_version_on_s3_one_succeeds(s3_folder: Folder) -> None:
+    version: str | None = None
+    for turn in range(3):
+        barrier, written = threading.Barrier(4, timeout=60), []
+
+        def write(number: int, barrier: threading.Barrier = barrier, version: str | None = version) -> None:
+            own = Folder(s3_folder.uri)
+            barrier.wait()
+            with suppress(ChangedError):
+                written.append((own.write_over("manifest", f"{turn} {number}".encode(), version), number))  # noqa: B023
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [(version, winner)] = written
+        assert s3_folder.read_version("manifest")[:2] == (f"{turn} {winner}".encode(), version)
+    with pytest.raises(ChangedError):
+        s3_folder.write_over("manifest", b"", None)
+    with pytest.raises(ChangedError):
+        s3_folder.write_over("missing", b"", version)
+    with pytest.raises(ChangedError):
+        s3_folder.remove("manifest", '"0"')
+    s3_folder.remove("manifest", version)
+    assert s3_folder.version("manifest") is None
+
+
+@pytest.mark.slow
+def test_conditional_request_is_repeated_after_a_fault(
+    s3_folder: Folder, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = None
+    for data in (b"old", b"new"):
+        first = s3_folder.write_over("manifest", data, version)
+        assert s3_folder.write_over("manifest", data, version) == first, "as if the first answer had been lost"
+        version = first
+    with flaky_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        through = Folder(s3_folder.uri)
+        for fault in ("reset", "throttle", "cut"):
+            proxy.inject(fault, 2)
+            assert through.read_version("manifest") == s3_folder.read_version("manifest")
+            assert proxy.left == 0

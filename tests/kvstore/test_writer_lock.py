@@ -3,21 +3,15 @@
 import errno
 import logging
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from error_table import documented
-from flaky_proxy import flaky_proxy
 from killed_process import holding
-from object_store import ObjectStore, running_object_store
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io import writer_lock as module
@@ -161,127 +155,3 @@ def test_device_is_written_and_not_replaced(tmp_path: Path) -> None:
     with staged_file(tmp_path / "pipe") as partial:
         assert partial == tmp_path / "pipe"
     assert (tmp_path / "pipe").is_fifo()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
-@pytest.fixture
-def folder(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Folder:
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    return Folder(server.uri(f"locks/{tmp_path.name}"))
-
-
-@pytest.mark.slow
-def test_of_writers_on_s3_one_gets_the_lock(folder: Folder) -> None:
-    for _ in range(3):
-        barrier, done, results = threading.Barrier(4), threading.Barrier(4), []
-
-        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
-            own = Folder(folder.uri)
-            barrier.wait()
-            try:
-                with folder_writer(own):
-                    results.append("got it")  # noqa: B023 - the threads end in this round
-                    done.wait()
-            except InputError as error:
-                results.append(str(error))  # noqa: B023
-                done.wait()
-
-        threads = [threading.Thread(target=compete) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
-            "got it",
-            *[f"if that process has ended, delete {folder.uri}/{LOCK_NAME}"] * 3,
-        ]
-        assert folder.sizes() == {}
-
-
-@pytest.mark.slow
-def test_lock_on_s3_of_a_dead_process_is_taken_over(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
-    code = (
-        "import sys; from crossfade.kvstore.io.folder import Folder\n"
-        "from crossfade.kvstore.io.writer_lock import folder_writer\n"
-        "with folder_writer(Folder(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, folder.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        with pytest.raises(InputError) as caught, folder_writer(folder):
-            pass
-        assert f"process {process.pid} on host {socket.gethostname()} has been" in str(caught.value)
-        process.send_signal(signal.SIGKILL)
-    with caplog.at_level(logging.WARNING), folder_writer(folder):
-        assert caplog.messages[-1].endswith(f"process {process.pid} on host {socket.gethostname()}, which has ended")
-    assert folder.sizes() == {}
-
-
-@pytest.mark.slow
-def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = _Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
-    folder.write(LOCK_NAME, other.model_dump_json().encode())
-    with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(folder):
-        pass
-    monkeypatch.setattr(module, "_STALE_SECONDS", -3600)
-    with folder_writer(folder) as lock:
-        lock.check()
-        folder.write(LOCK_NAME, other.model_dump_json().encode())
-        with pytest.raises(ChangedError):
-            lock.check()
-    assert list(folder.sizes()) == [LOCK_NAME], "the lock of the other one is not deleted"
-
-
-@pytest.mark.slow
-def test_of_writers_of_one_version_on_s3_one_succeeds(folder: Folder) -> None:
-    version: str | None = None
-    for turn in range(3):
-        barrier, written = threading.Barrier(4), []
-
-        def write(number: int, barrier: threading.Barrier = barrier, version: str | None = version) -> None:
-            own = Folder(folder.uri)
-            barrier.wait()
-            with suppress(ChangedError):
-                written.append((own.write_over("manifest", f"{turn} {number}".encode(), version), number))  # noqa: B023
-
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        [(version, winner)] = written
-        assert folder.read_version("manifest")[:2] == (f"{turn} {winner}".encode(), version)
-    with pytest.raises(ChangedError):
-        folder.write_over("manifest", b"", None)
-    with pytest.raises(ChangedError):
-        folder.write_over("missing", b"", version)
-    with pytest.raises(ChangedError):
-        folder.remove("manifest", '"0"')
-    folder.remove("manifest", version)
-    assert folder.version("manifest") is None
-
-
-@pytest.mark.slow
-def test_conditional_request_is_repeated_after_a_fault(
-    folder: Folder, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = None
-    for data in (b"old", b"new"):
-        first = folder.write_over("manifest", data, version)
-        assert folder.write_over("manifest", data, version) == first, "as if the first answer had been lost"
-        version = first
-    with flaky_proxy(server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        through = Folder(folder.uri)
-        for fault in ("reset", "throttle", "cut"):
-            proxy.inject(fault, 2)
-            assert through.read_version("manifest") == folder.read_version("manifest")
-            assert proxy.left == 0

@@ -1,6 +1,6 @@
 """Forgetting ids: all_bytes of them is deleted from the dataset, also if the deletion is interrupted at any point."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import pytest
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.writer_lock import LOCK_NAME
 from crossfade.main import main
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
@@ -284,6 +285,38 @@ def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="the disk is full"):
         forget_all(data)
     assert data.sizes() == before
+
+
+class ActingReporter(NullReporter):
+    """Calls ``act`` when the files are rewritten."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        if name == "rewrite":
+            self._act()
+
+
+def test_forget_whose_lock_was_taken_over_changes_nothing(data: Folder) -> None:
+    def take_over() -> None:
+        data.remove(LOCK_NAME)
+        forget_all(Folder(data.uri), FORGOTTEN[1:])
+
+    with pytest.raises(CrossfadeError) as caught:
+        forget(data, pa.array(FORGOTTEN[:1]), "customer", ActingReporter(take_over))
+    documented("forget: another process has changed the dataset meanwhile", str(caught.value), exit_code=1)
+    manifest = check_complete(data)
+    assert set(data.sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
+    assert len(manifest.entities["customer"].vacant_rows) == 2
+
+
+def test_manifest_that_was_replaced_meanwhile_stays(data: Folder) -> None:
+    """The lock is still held, as by a process that was suspended after it checked the lock."""
+    other = read_manifest(data).model_copy(update={"source": {"by": "another process"}})
+    with pytest.raises(CrossfadeError, match="so nothing was deleted"):
+        forget(data, pa.array(FORGOTTEN), "customer", ActingReporter(lambda: other.write(data)))
+    assert check_complete(data) == other
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,25 @@ def test_interrupt_after_manifest_leaves_new_dataset_complete(
     )
 
 
+def test_manifest_that_was_replaced_meanwhile_stays(workspace: Folder, tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(400))
+    other = prepare_files(workspace.uri, train).model_copy(update={"source": {"by": "another process"}})
+
+    class Other:
+        def phase(self, name: str, total: int | None, unit: str) -> None:
+            other.write(workspace)
+
+        def advance(self, amount: int) -> None:
+            pass
+
+    with pytest.raises(
+        CrossfadeError, match="has written it since this command began, so the new dataset was discarded"
+    ):
+        prepare(PrepareOptions(out=workspace.uri, train=[train], overwrite=True), Other())
+    assert read_manifest(workspace) == other
+    assert set(workspace.sizes()) == {FILE_NAME, *(file.path for file in other.files())}
+
+
 def test_foreign_objects_are_kept_and_leftovers_are_reported(workspace: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     workspace.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")

@@ -5,30 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from command_here import crossfade_here
 from error_table import documented
-from object_store import ObjectStore, running_object_store
 from preparing import interactions, prepare_files, write_parquet
 from running_command import single_line
 
-from crossfade.kvstore.errors import CrossfadeError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import output_lock
-from crossfade.kvstore.io.writer_lock import LOCK_NAME, folder_writer
+from crossfade.kvstore.io.writer_lock import folder_writer
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget
-from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.pipeline import prepare
 
 DRIVER = Path(__file__).resolve().parents[2] / "support" / "drive_cli.py"
 FORGOTTEN = ("c1", "c2")
@@ -185,71 +176,3 @@ def test_dataset_whose_replacement_was_killed_is_restored_by_the_next_command(tm
         shutil.move(data, tmp_path / ".data.old")
         result = crossfade_here("validate", data)
         assert "has been writing it since" in result.stderr, "the replacement is in progress"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
-@pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
-def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """Copy the dataset, to a local folder and to S3."""
-    folder = Folder(tmp_path / "data")
-    if request.param == "s3":
-        server: ObjectStore = request.getfixturevalue("server")
-        for name, value in server.variables.items():
-            monkeypatch.setenv(name, value)
-        folder = Folder(server.uri(f"writers/{tmp_path.name}"))
-    for path in sorted((prepared / "data").rglob("*.*")):
-        folder.write(path.relative_to(prepared / "data").as_posix(), path.read_bytes())
-    return folder
-
-
-class ActingReporter(NullReporter):
-    """A progress reporter that calls ``act`` when the phase ``name`` begins."""
-
-    def __init__(self, name: str, act: Any) -> None:
-        self._name, self._act = name, act
-
-    def phase(self, name: str, total: int | None, unit: str) -> None:
-        """Call it."""
-        if name == self._name:
-            self._act()
-
-
-def test_forget_whose_lock_was_taken_over_changes_nothing(data: Folder) -> None:
-    def take_over() -> None:
-        data.remove(LOCK_NAME)
-        forget(Folder(data.uri), pa.array(["c2"]), "customer", NullReporter())
-
-    with pytest.raises(CrossfadeError) as caught:
-        forget(data, pa.array(["c1"]), "customer", ActingReporter("rewrite", take_over))
-    documented("forget: another process has changed the dataset meanwhile", str(caught.value), exit_code=1)
-    manifest, files = read_manifest(data), ParquetFiles(data)
-    for file in manifest.files():
-        files.footer(file)
-    assert set(data.sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
-    assert len(manifest.entities["customer"].vacant_rows) == 1
-
-
-def test_manifest_that_was_replaced_is_not_overwritten(data: Folder, prepared: Path) -> None:
-    """The lock is still held, as by a process that was suspended after it checked the lock."""
-    source: dict[str, object] = {}
-
-    def replace() -> None:
-        nonlocal source
-        source = {"by": "another process", "time": time.time()}
-        read_manifest(data).model_copy(update={"source": source}).write(data)
-
-    with pytest.raises(CrossfadeError, match="nothing was deleted"):
-        forget(data, pa.array(["c1"]), "customer", ActingReporter("rewrite", replace))
-    if data.on_s3:
-        options = PrepareOptions(out=data.uri, train=[prepared / "events.parquet"], overwrite=True, threads=1)
-        with pytest.raises(CrossfadeError, match="another process has written it since this command began"):
-            prepare(options, ActingReporter("write train", replace))
-    assert read_manifest(data).source == source
-    files = ParquetFiles(data)
-    for file in read_manifest(data).files():
-        files.footer(file)
