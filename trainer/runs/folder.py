@@ -30,6 +30,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.file_lock import folder_lock, try_lock, wait_for_lock
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.run_files import RunIdentity, RunRestarts, read_report, read_run_file
 
 JOB_FILE, RUN_FILE, LOCK_FILE = "job.yaml", "run.json", "run.lock"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"
@@ -88,13 +89,11 @@ class RunFolder:
 
     def run_id(self) -> str:
         """Read the ID of the run, which also marks its checkpoints."""
-        run_id: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
-        return run_id
+        return read_run_file(self.path / RUN_FILE, RunIdentity).id
 
     def started(self) -> float | None:
         """Read the Unix time when the run started, first if it was resumed; None for runs of earlier versions."""
-        started: float | None = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("started")
-        return started
+        return read_run_file(self.path / RUN_FILE, RunIdentity).started
 
     def checkpoints(self, job: JobConfig) -> str:
         """Return the path or URI of the checkpoints of a run of ``job`` in this folder."""
@@ -181,7 +180,7 @@ class RunFolder:
             )
         # The files that mark a run folder go last, so that a deletion that was killed can be repeated.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():  # what a link leads to is not part of the run
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -229,8 +228,7 @@ class RunFolder:
 
     def report(self) -> dict[str, Any]:
         """Read the report of the finished run."""
-        report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
-        return report
+        return read_report(self.path / REPORT_FILE)
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
@@ -257,10 +255,9 @@ class RunFolder:
     def restarts(self) -> list[dict[str, Any]]:
         """Read the restarts of the run so far, over all commands that ran it."""
         try:
-            restarts: list[dict[str, Any]] = json.loads((self.path / RESTARTS_FILE).read_text(encoding="utf-8"))
+            return read_run_file(self.path / RESTARTS_FILE, RunRestarts).root
         except FileNotFoundError:
             return []
-        return restarts
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write ``state.json``, the state of the run and its processes."""

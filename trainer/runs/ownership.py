@@ -14,6 +14,7 @@ from typing import Any
 
 from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.json_text import parse_json
 
 OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"
@@ -73,7 +74,7 @@ def check_still_owned(checkpoints: str, run: str) -> None:
 
 def _read_owner(folder: Folder) -> dict[str, Any] | None:
     try:
-        owner = json.loads(folder.read(OWNER_FILE))
+        owner = parse_json(folder.read(OWNER_FILE))
     except FileNotFoundError:
         return None
     if not isinstance(owner, dict):
