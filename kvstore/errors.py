@@ -18,6 +18,8 @@ from typing import Literal
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
 CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
+_HALF_LENGTH = 980
+"""Letters of a message that are shown from its beginning and from its end, which has how to fix it."""
 
 
 class CrossfadeError(Exception):
@@ -26,8 +28,9 @@ class CrossfadeError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the message in one printable line: text from corrupt files must not control the terminal."""
-        return escape_unprintable(super().__str__())
+        """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
+        text = escape_unprintable(super().__str__())
+        return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 
 class DivergedError(CrossfadeError):

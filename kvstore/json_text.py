@@ -1,10 +1,10 @@
-"""Parse JSON that others may have written: one meaning, finite numbers of 64 bits, bounded depth.
+"""Parse JSON that others may have written: one meaning, finite numbers, integers of 128 bits, bounded depth.
 
 manifest = validate_json(DatasetManifest, folder.read("manifest.json"))
 report = parse_json(data)
 
-Of a key that is given twice, programs take the first or the last; of an integer above 64 bits, some take another
-number. Such text is rejected rather than interpreted.
+Of a key that is given twice, programs take the first or the last, and what follows an integer of any size may fail on
+it. Such text is rejected rather than interpreted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from crossfade.kvstore.validation_errors import format_validation_error
 
-_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
-_MAX_INTEGER_LETTERS = 20
+_MAX_INTEGER = 2**127 - 1
+"""Counters of bytes exceed 64 bits in runs of billions of rows."""
+_MAX_INTEGER_LETTERS = 40
 _MAX_DEPTH = 100
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -74,8 +75,8 @@ def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(text: str) -> int:
     value = int(text) if len(text) <= _MAX_INTEGER_LETTERS else _MAX_INTEGER + 1
-    if not _MIN_INTEGER <= value <= _MAX_INTEGER:
-        raise ValueError(f"the integer {text[:_MAX_INTEGER_LETTERS]}… has more than 64 bits")
+    if abs(value) > _MAX_INTEGER:
+        raise ValueError(f"the integer {text[:_MAX_INTEGER_LETTERS]}… has more than 128 bits")
     return value
 
 

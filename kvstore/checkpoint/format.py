@@ -84,7 +84,7 @@ class _Strict(BaseModel):
 class PartFile(_Strict):
     """A file of array rows that a part lists: its path, size in bytes and CRC-32."""
 
-    path: str
+    path: Annotated[str, Field(max_length=300)]
     bytes: Count
     crc32: Crc32
 

@@ -47,8 +47,9 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int = SMALL_FILE_BYTES
         OSError: it cannot be read.
     """
     with open(open_regular(path), "rb") as file:
-        check_size(os.fstat(file.fileno()).st_size, max_bytes, os.fspath(path))
-        return file.read(max_bytes)
+        size = os.fstat(file.fileno()).st_size
+        check_size(size, max_bytes, os.fspath(path))
+        return file.read(size)
 
 
 def check_size(size: int, max_bytes: int, name: str | None = None) -> None:

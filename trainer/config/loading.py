@@ -117,7 +117,7 @@ def make_job(
         text = text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: is not UTF-8 text; expected a YAML file") from error
-    values = _parse_yaml(text, source)
+    values = parse_job_text(text, source)
     if not isinstance(values, dict):
         raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top level")
     for override in overrides:
@@ -142,7 +142,12 @@ def check_job(values: dict[str, Any], source: str) -> JobConfig:
         raise InputError(f"{source}: {_format_error(error)}") from error
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_job_text(text: str, source: str) -> Any:
+    """Parse ``text``, YAML of bounded size, without checking its keys; messages name it as ``source``.
+
+    Raises:
+        InputError: it is not such YAML.
+    """
     if len(text) > _MAX_BYTES:
         raise InputError(f"{source}: has {len(text):,} letters; expected a job of at most {_MAX_BYTES:,}")
     try:
@@ -169,7 +174,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target[section]
         if not isinstance(target, dict):
             raise InputError(f"--set {override}: '{section}' is a value, not a section")
-    target[last] = _parse_yaml(text, f"--set {override}")
+    target[last] = parse_job_text(text, f"--set {override}")
 
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:

@@ -262,6 +262,6 @@ def check_entity(option: str, name: str) -> None:
     """
     if not is_entity_name(name):
         raise InputError(
-            f"{option} {name}: cannot be the name of an entity; expected a word of letters, digits, '_' and '-', "
-            f"other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
+            f"{option} {name}: cannot be the name of an entity; expected a word of at most 100 letters, digits, '_' "
+            f"and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
         )
