@@ -60,9 +60,11 @@ def check_runnable(
     """
     from crossfade.deploy.capacity.fit import check_fits_this_machine
     from crossfade.deploy.capacity.inputs import read_inputs
+    from crossfade.trainer.data.vocabulary import check_vocabularies
     from crossfade.trainer.runs.ownership import check_claimable
 
     inputs = read_inputs(job, progress)
+    check_vocabularies(inputs.folder, inputs.manifest)
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)

@@ -22,6 +22,8 @@ _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
 _WRITTEN_WITH = "\u200c\u200d\u3000"
 """What names are written with that Python does not call printable: joiners in Persian, in Indic scripts, and in emoji;
 the space between Japanese names."""
+_HALF_LENGTH = 980
+"""Letters of a message that are shown from its beginning and from its end, which has how to fix it."""
 
 
 class CrossfadeError(Exception):
@@ -30,8 +32,9 @@ class CrossfadeError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the message in one printable line: text from corrupt files must not control the terminal."""
-        return escape_unprintable(super().__str__())
+        """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
+        text = escape_unprintable(super().__str__())
+        return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 
 class DivergedError(CrossfadeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 _MISSING = "–"  # noqa: RUF001 - a dash
@@ -30,7 +31,7 @@ def size(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format a time span: ``0.4 s``, ``12 s``, ``4 min 10 s``, ``3 h 20 min``, ``2 d 4 h``."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return _MISSING
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
+from crossfade.deploy.dashboard.process_load import check_load
 from crossfade.trainer.runs.events import LoadSample, TimedEvent, parse_record
 
 RATE_SECONDS = 30.0
@@ -50,10 +51,12 @@ class ProcessHistory:
             if not isinstance(timed.event, LoadSample):
                 self.events.append(timed)
                 return
+            for load in timed.event.processes.values():
+                check_load(load)
             for name, load in timed.event.processes.items():
                 self.samples.setdefault(name, ColumnBuffer(*_COLUMNS)).add(*load_columns(timed.time, load))
                 self.loads[name] = load
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, ValueError):
             self.invalid_records += 1
 
     def rates(self, name: str, now: float, load: Mapping[str, Any], *, over: float) -> dict[str, float]:

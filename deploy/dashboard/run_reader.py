@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from crossfade.deploy.dashboard.process_history import ProcessHistory
+from crossfade.deploy.dashboard.process_load import Load
 from crossfade.deploy.dashboard.tail import Tail
 from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.trainer.config.loading import parse_job_text
+from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.folder import (
     EVENTS_FILE,
     JOB_FILE,
@@ -48,17 +52,17 @@ class ProcessState(BaseModel):
     state: str
     host: str | None = None
     metrics: str | None = None
-    load: dict[str, Any] = {}
+    load: Load = {}
 
 
 class StateFile(BaseModel):
     """The parts of ``state.json`` that are shown. Times are Unix times."""
 
-    time: float
+    time: UnixTime
     state: str
     message: str = ""
-    started: float | None = None
-    generation: int = 0
+    started: UnixTime | None = None
+    generation: Whole = 0
     command: dict[str, Any] = {}
     processes: dict[str, ProcessState] = {}
     warnings: list[str] = []
@@ -68,7 +72,7 @@ class RunFile(BaseModel):
     """The parts of ``run.json`` that are shown: ID and start of the run, as Unix time."""
 
     id: str | None = None
-    started: float | None = None
+    started: UnixTime | None = None
 
 
 class BaselinesOfReport(BaseModel):
@@ -84,15 +88,30 @@ class ReportFile(BaseModel):
     model_config = ConfigDict(extra="ignore")
     metrics: dict[str, dict[str, float]] = {}
     baselines: BaselinesOfReport = BaselinesOfReport()
-    seconds_by_phase: dict[str, float] = {}
-    examples_per_second: float | None = None
+    seconds_by_phase: dict[str, Seconds] = {}
+    examples_per_second: Seconds | None = None
     stopped_early: bool = False
-    bytes_pulled: int = 0
-    bytes_pushed: int = 0
-    dense_equivalent_bytes_pushed: int = 0
+    bytes_pulled: Whole = 0
+    bytes_pushed: Whole = 0
+    dense_equivalent_bytes_pushed: Whole = 0
 
 
-_Restarts = TypeAdapter(list[dict[str, Any]])
+class Restart(BaseModel):
+    """The parts of an entry of ``restarts.json`` that are shown."""
+
+    model_config = ConfigDict(extra="allow")
+    generation: Whole | None = None
+    cause: str | None = None
+    step: Whole | None = None
+    lost_steps: Whole | None = None
+    lost_seconds: Seconds | None = None
+
+
+_Restarts = TypeAdapter(list[Restart])
+
+
+def _parse_restarts(data: bytes) -> list[dict[str, Any]]:
+    return [restart.model_dump(exclude_unset=True) for restart in _Restarts.validate_json(data)]
 
 
 class RunReader:
@@ -145,7 +164,7 @@ class RunReader:
         if self._has_changed(REPORT_FILE):
             self.report = self._read_json(REPORT_FILE, ReportFile.model_validate_json, None)
         if self._has_changed(RESTARTS_FILE):
-            self.restarts = self._read_json(RESTARTS_FILE, _Restarts.validate_json, [])
+            self.restarts = self._read_json(RESTARTS_FILE, _parse_restarts, [])
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""
@@ -176,18 +195,18 @@ class RunReader:
         self.job_text, self.job = "", {}
         self._problems.pop(JOB_FILE, None)
         try:
-            self.job_text = (self.path / JOB_FILE).read_text(encoding="utf-8")
-            found = yaml.safe_load(self.job_text)
+            self.job_text = read_regular(self.path / JOB_FILE).decode()
+            found = parse_job_text(self.job_text, JOB_FILE)
             if not isinstance(found, dict):
                 raise ValueError("expected a mapping")
             self.job = found
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, InputError) as error:
             self._problems[JOB_FILE] = f"{JOB_FILE} cannot be read: {_first_line(error)}"
 
-    def _read_json(self, name: str, parse: Callable[[str], T], default: T) -> T:
+    def _read_json(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
         self._problems.pop(name, None)
         try:
-            return parse((self.path / name).read_text(encoding="utf-8"))
+            return parse(read_regular(self.path / name))
         except FileNotFoundError:
             return default
         except ValidationError as error:

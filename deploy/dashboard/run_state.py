@@ -55,5 +55,5 @@ def _is_gone(command: dict[str, Any]) -> bool:
         return abs(psutil.Process(int(command["pid"])).create_time() - float(command["pid_started"])) > 1.0
     except psutil.NoSuchProcess:
         return True
-    except (KeyError, TypeError, ValueError, psutil.Error):
+    except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
         return False

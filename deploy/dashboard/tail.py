@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from crossfade.kvstore.io.regular_files import open_regular
+
 _CHUNK_BYTES = 4 << 20
 _MAX_LINE_BYTES = 4 << 20
 _parse = json.JSONDecoder().decode
@@ -54,7 +56,7 @@ class Tail:
         if self._inode is None:
             return
         try:
-            with self.path.open("rb") as file:
+            with os.fdopen(open_regular(self.path), "rb") as file:
                 if os.fstat(file.fileno()).st_ino == self._inode:
                     file.seek(self._offset)
                     while chunk := self._complete_lines(file.read(_CHUNK_BYTES)):
@@ -78,7 +80,7 @@ class Tail:
             self._lines += 1
             try:
                 found = _parse(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = None
             if isinstance(found, dict) and isinstance(found.get("event"), str) and "time" in found:
                 yield found

@@ -17,8 +17,14 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS = "weights"
 HEADER_BYTES = 128
 
-STEP_NAME = re.compile(r"step-(\d{9,})")
-SHARD_NAME = re.compile(r"(?P<table>[\w-]+)/(?P<array>[\w-]+)\.(?P<number>\d{5,})-of-(?P<shards>\d{5,})\.npy")
+STEP_NAME = re.compile(r"step-([0-9]{9,18})")
+TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+PART_NAME = re.compile(r"part-[0-9]{5,9}-of-[0-9]{5,9}\.json")
+SHARD_NAME = re.compile(
+    r"(?P<table>[A-Za-z0-9_-]+)/(?P<array>[a-z_]+)\.(?P<number>[0-9]{5,9})-of-(?P<shards>[0-9]{5,9})\.npy"
+)
+EXTRA_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.npz")
+"""Name of a small file that the writer adds: never that of a manifest or a part."""
 
 
 def step_name(step: int) -> str:

@@ -11,20 +11,30 @@ Everything read from a checkpoint is validated: a file that fails raises ``Corru
 from __future__ import annotations
 
 import errno
-import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
-from crossfade.kvstore.errors import CheckpointError, InputError
+from crossfade.kvstore.checkpoint.files import (
+    EXTRA_NAME,
+    FORMAT_VERSION,
+    MANIFEST_FORMAT,
+    PART_NAME,
+    TABLE_NAME,
+    shard_name,
+)
+from crossfade.kvstore.errors import CheckpointError, InputError, format_names
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.regular_files import UnsuitableFileError
+from crossfade.kvstore.json_text import parse_json
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
 from crossfade.kvstore.validation_errors import format_validation_error
@@ -32,7 +42,11 @@ from crossfade.kvstore.validation_errors import format_validation_error
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
 _MAX_SEAL_BYTES = 64
 
-Count = Annotated[int, Field(ge=0)]
+_MAX_TABLE_VALUES = 2**60
+"""Above that, the bytes of an array do not fit into 64 bits."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,9 @@ class _Strict(BaseModel):
 class PartFile(_Strict):
     """A file of array rows that a part lists: its path, size in bytes and CRC-32."""
 
-    path: str
+    path: Annotated[str, Field(max_length=300)]
     bytes: Count
-    crc32: Count
+    crc32: Crc32
 
 
 class Part(_Strict):
@@ -82,6 +96,41 @@ class Part(_Strict):
     format: Literal["crossfade-checkpoint-part"]
     version: Literal[2]
     files: list[PartFile]
+
+
+def _check_tables(tables: list[TableSpec]) -> list[TableSpec]:
+    for table in tables:
+        if not TABLE_NAME.fullmatch(table.name):
+            raise ValueError(f"'{table.name:.100}' cannot be the name of a table")
+        if table.rows < 0 or table.dim < 1 or table.rows * table.dim > _MAX_TABLE_VALUES:
+            raise ValueError(f"'{table.name}' has {table.rows} rows of {table.dim} columns")
+        if not (isfinite(table.init_std) and table.init_std >= 0):
+            raise ValueError(f"'{table.name}' has init_std {table.init_std}; expected a number of 0 or more")
+    _check_distinct([table.name for table in tables])
+    return tables
+
+
+def _check_optimizer(optimizer: OptimizerSpec) -> OptimizerSpec:
+    for field in fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{field.name} is {value}; expected a finite number")
+    return optimizer
+
+
+def _check_digests(pattern: re.Pattern[str], digests: list[FileDigest]) -> list[FileDigest]:
+    for digest in digests:
+        if not pattern.fullmatch(digest.name):
+            raise ValueError(f"'{digest.name:.100}' is not the name of such a file")
+        if digest.bytes < 0 or not 0 <= digest.crc32 < 2**32:
+            raise ValueError(f"'{digest.name}' has {digest.bytes} bytes and the CRC-32 {digest.crc32}")
+    _check_distinct([digest.name for digest in digests])
+    return digests
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected each name once, but found {format_names(names)}")
 
 
 class CheckpointManifest(_Strict):
@@ -94,11 +143,13 @@ class CheckpointManifest(_Strict):
     format: Literal["crossfade-checkpoint"] = "crossfade-checkpoint"
     version: Literal[2] = 2
     step: Count
-    tables: list[TableSpec]
-    optimizer: OptimizerSpec
+    tables: Annotated[list[TableSpec], AfterValidator(_check_tables)]
+    optimizer: Annotated[OptimizerSpec, AfterValidator(_check_optimizer)]
     seed: int
-    parts: list[FileDigest]
-    files: list[FileDigest] = Field(default_factory=list)
+    parts: Annotated[list[FileDigest], AfterValidator(partial(_check_digests, PART_NAME))]
+    files: Annotated[list[FileDigest], AfterValidator(partial(_check_digests, EXTRA_NAME))] = Field(
+        default_factory=list
+    )
     training: dict[str, Any] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
@@ -116,9 +167,9 @@ class CheckpointManifest(_Strict):
             ValidationError: a field is missing or has a wrong type.
         """
         try:
-            raw = json.loads(data)
+            raw = parse_json(data)
         except ValueError as error:
-            raise CorruptFileError(f"not JSON: {error}") from error
+            raise CorruptFileError(f"not a checkpoint manifest: {error}") from error
         found = raw.get("format") if isinstance(raw, dict) else None
         if found != MANIFEST_FORMAT:
             raise CorruptFileError(f"not a checkpoint manifest: expected format {MANIFEST_FORMAT!r}, found {found!r}")
@@ -129,7 +180,7 @@ class CheckpointManifest(_Strict):
             raise FormatVersionError(raw.get("version"))
         if seal is None or not sealed:
             raise CorruptFileError("its CRC-32 does not match its content")
-        return CheckpointManifest.model_validate_json(data[: seal.start()] + b"}")
+        return CheckpointManifest.model_validate_json(data[: seal.start()] + b"}", strict=True)
 
 
 class CorruptFileError(Exception):
@@ -166,6 +217,8 @@ def translate_read_errors(folder: Folder, name: str) -> Iterator[None]:
         raise CheckpointError(f"{uri}: invalid content: {format_validation_error(error)}", folder.uri) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{uri}: missing", folder.uri) from error
+    except (IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
+        raise CheckpointError(f"{uri}: cannot be read: {error.strerror}", folder.uri) from error
     except OSError as error:
         # EIO is a disk that lost the data, so the checkpoint is corrupt; any other error may be transient.
         corrupt = folder.uri if error.errno == errno.EIO else None

@@ -46,6 +46,8 @@ from crossfade.kvstore.checkpoint.shard_files import (
 )
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES
+from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
 
@@ -97,12 +99,15 @@ def _file_sizes(folder: Folder) -> dict[str, int]:
 
 def _read_part(folder: Folder, part: FileDigest) -> list[PartFile]:
     with translate_read_errors(folder, part.name):
-        return Part.model_validate_json(_read_listed(folder, part)).files
+        try:
+            return validate_json(Part, _read_listed(folder, part)).files
+        except ValueError as error:
+            raise CorruptFileError(f"invalid content: {error}") from error
 
 
-def _read_listed(folder: Folder, listed: FileDigest) -> bytes:
+def _read_listed(folder: Folder, listed: FileDigest, max_bytes: int = SMALL_FILE_BYTES) -> bytes:
     """Read and verify a file that the manifest lists."""
-    data = folder.read(listed.name)
+    data = folder.read(listed.name, max_bytes)
     if len(data) != listed.bytes:
         raise CorruptFileError(f"has {len(data)} bytes, but {MANIFEST_NAME} lists {listed.bytes}")
     if zlib.crc32(data) != listed.crc32:
@@ -131,8 +136,8 @@ class Checkpoint:
         """Return the number of rows it has of ``table``: 0 if it lacks the table."""
         return self._tables[table].rows if table in self._tables else 0
 
-    def file(self, name: str) -> bytes | None:
-        """Read the small file ``name`` that its writer added; None if it has none of that name.
+    def file(self, name: str, max_bytes: int) -> bytes | None:
+        """Read the file ``name`` that its writer added, of ``max_bytes`` at most; None if it has none of that name.
 
         Raises:
             CheckpointError: the file is corrupt or unreadable.
@@ -140,7 +145,7 @@ class Checkpoint:
         for listed in self.manifest.files:
             if listed.name == name:
                 with translate_read_errors(self._folder, name):
-                    return _read_listed(self._folder, listed)
+                    return _read_listed(self._folder, listed, max_bytes)
         return None
 
     def check_fits(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec) -> None:
@@ -214,7 +219,7 @@ class Checkpoint:
                 with translate_read_errors(self._folder, file.path), closing(ShardReader(self._folder, file)) as reader:
                     reader.verify()
         for listed in self.manifest.files:
-            self.file(listed.name)
+            self.file(listed.name, listed.bytes)
 
     def weights(self, table: str, start: int, stop: int) -> FloatArray:
         """Read rows ``start`` to ``stop`` of ``table``, float32 (stop - start, dim).
@@ -285,7 +290,9 @@ def _group_by_array(
         of_array.sort(key=lambda file: file.number)
         of_weights = grouped[by_name[array.table, WEIGHTS]]
         num_shards = of_weights[0].num_shards if of_weights else 1
-        if [(file.number, file.num_shards) for file in of_array] != [(n, num_shards) for n in range(num_shards)]:
+        found = [(file.number, file.num_shards) for file in of_array]
+        # Their number first: it is bounded by the file, while that in a name is not.
+        if len(found) != num_shards or found != [(number, num_shards) for number in range(num_shards)]:
             with translate_read_errors(folder, f"{array.table}/{array.name}.*.npy"):
                 raise CorruptFileError("expected exactly one file for each shard of the table")
     return grouped

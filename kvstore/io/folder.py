@@ -5,12 +5,14 @@
     folder.names()                                                # ["step-000000123"]
 
 Both kinds behave alike. Every method raises OSError with the path or URI in its message: FileNotFoundError if there is
-no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, and ConnectionError if S3 stayed
-unreachable or too busy for all retries.
+no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, ConnectionError if S3 stayed
+unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a device is in place of a file. Nothing is
+deleted through a link that leads out of the folder.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import create_folder, replace_file, sync_folder
 from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import LocalRandomFile, RandomFile
+from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES, UnsuitableFileError, open_regular, read_regular
 from crossfade.kvstore.io.s3 import S3Files
 from crossfade.kvstore.io.s3_conditional import ChangedError, Version
 
@@ -108,14 +111,15 @@ class Folder:
         with self._naming(name), self._files.open_output(self._prefix + name) as file:
             yield file
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = SMALL_FILE_BYTES) -> bytes:
         """Read the small file ``name``.
 
         Raises:
             FileNotFoundError: it does not exist.
+            UnsuitableFileError: it has more than ``max_bytes``.
         """
         with self._naming(name):
-            return self._files.read(self._prefix + name)
+            return self._files.read(self._prefix + name, max_bytes)
 
     def read_version(self, name: str) -> Version:
         """Read the small file ``name`` together with what identifies this version of it.
@@ -235,7 +239,7 @@ class _Files(Protocol):
 
     def open_output(self, path: str) -> Any: ...
 
-    def read(self, path: str) -> bytes: ...
+    def read(self, path: str, max_bytes: int) -> bytes: ...
 
     def read_version(self, path: str) -> Version: ...
 
@@ -283,8 +287,8 @@ class _LocalFiles:
             raise
         sync_folder(target.parent)
 
-    def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+    def read(self, path: str, max_bytes: int) -> bytes:
+        return read_regular(self.root / path, max_bytes)
 
     def read_version(self, path: str) -> Version:
         with closing(LocalRandomFile(str(self.root / path))) as file:
@@ -303,7 +307,7 @@ class _LocalFiles:
             raise ChangedError("was changed by another process")
 
     def open_input(self, path: str) -> InputFile:
-        return (self.root / path).open("rb", buffering=0)
+        return open(open_regular(self.root / path), "rb", buffering=0)  # noqa: PTH123 - a descriptor
 
     def open_random(self, path: str) -> RandomFile:
         return LocalRandomFile(str(self.root / path))
@@ -332,13 +336,20 @@ class _LocalFiles:
         }
 
     def remove(self, path: str, version: str | None = None) -> None:
+        self._check_inside(path)
         if version is not None:
             self._check_version(path, version)
         (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
+        self._check_inside(prefix)
         with suppress(FileNotFoundError):
             shutil.rmtree(self.root / prefix)
+
+    def _check_inside(self, path: str) -> None:
+        """Reject a path that a link leads out of the root: what is there belongs to something else."""
+        if path and not (self.root / path).parent.resolve().is_relative_to(self.root.resolve()):
+            raise UnsuitableFileError(errno.ELOOP, "a link leads out of the folder, where nothing is deleted")
 
     def interrupt(self) -> None:
         """Return at once: nothing is retried."""

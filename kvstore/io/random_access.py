@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 import sys
 import threading
 from abc import abstractmethod
 from typing import Any
+
+from crossfade.kvstore.io.regular_files import open_regular
 
 
 class RandomFile(io.RawIOBase):
@@ -85,11 +85,8 @@ class LocalRandomFile(RandomFile):
     """A file on a file system. Replacing the file does not affect one that is open."""
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._descriptor = open_regular(path)
         status = os.fstat(self._descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            os.close(self._descriptor)
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
     def read_at(self, offset: int, length: int) -> bytes:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.regular_files import check_size
 from crossfade.kvstore.io.s3_conditional import ConditionalClient, Version
 from crossfade.kvstore.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
 
@@ -190,9 +191,10 @@ class S3Files:
             raise translate_s3_error(error, self._bucket, _endpoint_name()) from error
         _unfinished.remove(file)
 
-    def read(self, path: str) -> bytes:
-        """Read a small object."""
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Read an object of at most ``max_bytes``."""
         with closing(self.open_random(path)) as file:
+            check_size(file.size(), max_bytes)
             return file.read_at(0, file.size()) if file.size() else b""
 
     def read_version(self, path: str) -> Version:

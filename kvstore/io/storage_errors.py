@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.regular_files import UnsuitableFileError
 from crossfade.kvstore.io.s3 import NoBucketError
 
 
@@ -46,7 +47,7 @@ def translate_storage_errors(
         if if_missing is None or isinstance(error, NoBucketError):
             raise InputError(_message(subject, action, error)) from error
         raise InputError(f"{subject}: {if_missing}") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (PermissionError, IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
         raise InputError(_message(subject, action, error)) from error
     except ConnectionError as error:
         raise unreachable(_message(subject, action, error)) from error

@@ -1,7 +1,10 @@
 """A corrupt, incomplete or incompatible checkpoint is rejected with the name of a file and a reason."""
 
 import json
+import os
 import shutil
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -148,6 +151,18 @@ def test_checkpoint_in_the_folder_of_another_step_is_rejected(checkpoints: str) 
         ),
         (lambda text: text.replace('"rows": 50', '"rows": 49'), "bytes, but its rows take"),
         (lambda text: text.replace('"dim": 3', '"dim": 5'), "bytes, but its rows take"),
+        (lambda text: text.replace('"dim": 3', '"dim": 0'), "'track' has 30 rows of 0 columns"),
+        (lambda text: text.replace('"rows": 50', '"rows": -1'), "'customer' has -1 rows of 4 columns"),
+        (lambda text: text.replace('"rows": 50', '"rows": 9223372036854775807'), "rows of 4 columns"),
+        (lambda text: text.replace('"rows": 50', '"rows": true'), "tables.0.rows: input should be a valid integer"),
+        (lambda text: text.replace('"name": "track"', '"name": "../track"'), "cannot be the name of a table"),
+        (lambda text: text.replace('"name": "track"', '"name": "customer"'), "expected each name once"),
+        (lambda text: text.replace('"name": "part-00000', '"name": "../part-00000'), "is not the name of such a file"),
+        (lambda text: text.replace('"init_std": 0.5', '"init_std": -1.0'), "'track' has init_std -1.0"),
+        (lambda text: text.replace('"init_std": 0.5', '"init_std": 1e999'), "1e999 is not finite"),
+        (lambda text: text.replace('"init_std": 0.5', '"init_std": NaN'), "NaN is not a number of JSON"),
+        (lambda text: text.replace('"seed": 1', '"seed": 1,\n "seed": 2'), "the key 'seed' is given twice"),
+        (lambda text: text.replace('"x": 0.1', f'"x": {"[" * 5000}{"]" * 5000}'), "nested too deeply"),
     ],
 )
 def test_manifest_that_does_not_match_the_files_is_rejected(
@@ -160,6 +175,48 @@ def test_manifest_that_does_not_match_the_files_is_rejected(
     with pytest.raises(CheckpointError, match=reason) as caught:
         open_checkpoint(uri)
     assert caught.value.checkpoint == uri
+
+
+def test_number_of_shards_in_a_name_takes_no_memory(checkpoints: str) -> None:
+    uri = Path(step_folder(checkpoints, 2))
+    huge = {"path": "track/weights.00000-of-999999999.npy", "bytes": 128 + 4 * TRACK.dim, "crc32": 0}
+    (uri / str(huge["path"])).write_bytes(bytes(128 + 4 * TRACK.dim))
+    for number, path in enumerate(sorted(uri.glob("part-*"))):
+        part = json.loads(path.read_bytes())
+        files = [file for file in part["files"] if file["path"].startswith("customer")]
+        path.write_text(json.dumps({**part, "files": files + [huge] * (number == 0)}))
+
+    def with_digests(text: str) -> str:
+        manifest = json.loads(text + "}")
+        for entry in manifest["parts"]:
+            content = (uri / entry["name"]).read_bytes()
+            entry.update(bytes=len(content), crc32=zlib.crc32(content))
+        return json.dumps(manifest, indent=1).removesuffix("\n}")
+
+    reseal(uri / "manifest.json", with_digests)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="expected exactly one file for each shard"):
+        open_checkpoint(str(uri))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_checkpoint_with_a_fifo_for_a_manifest_is_skipped(checkpoints: str) -> None:
+    manifest = Path(step_folder(checkpoints, 2), "manifest.json")
+    manifest.unlink()
+    os.mkfifo(manifest)
+    checkpoint, [skipped] = latest_checkpoint(checkpoints)
+    assert checkpoint is not None and checkpoint.uri == step_folder(checkpoints, 1)  # noqa: PT018
+    assert "manifest.json: cannot be read: not a regular file" in skipped
+
+
+def test_prune_deletes_nothing_through_a_link(small_steps: Path, checkpoints: str, tmp_path: Path) -> None:
+    copy_steps(small_steps, str(tmp_path / "others"), 1)
+    shutil.rmtree(step_folder(checkpoints, 1))
+    Path(step_folder(checkpoints, 1)).symlink_to(step_folder(str(tmp_path / "others"), 1))
+    with pytest.raises(CheckpointError, match="a link leads out of the folder"):
+        prune(checkpoints, keep_latest=1)
+    load_small(step_folder(str(tmp_path / "others"), 1))
 
 
 @pytest.mark.parametrize(

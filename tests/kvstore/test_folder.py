@@ -20,6 +20,7 @@ from object_store import ObjectStore, running_object_store
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io import writer_lock
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.regular_files import UnsuitableFileError
 from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.writer_lock import LOCK_NAME, folder_writer
 
@@ -346,3 +347,51 @@ def test_conditional_request_is_repeated_after_a_fault(
             proxy.inject(fault, 2)
             assert through.read_version("manifest") == s3_folder.read_version("manifest")
             assert proxy.left == 0
+
+
+def test_fifo_in_place_of_a_file_is_rejected_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    folder = Folder(tmp_path)
+    for read in (folder.read, folder.open_input, folder.open_random):
+        with pytest.raises(UnsuitableFileError, match="not a regular file"):
+            read("pipe")
+
+
+def test_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    folder = Folder(tmp_path)
+    with pytest.raises(UnsuitableFileError, match=r"1,099,511,627,776 bytes, of 67,108,864 at most"):
+        folder.read("sparse")
+    folder.write("small", b"12345")
+    assert folder.read("small", 5) == b"12345"
+    with pytest.raises(UnsuitableFileError, match="5 bytes, of 4 at most"):
+        folder.read("small", 4)
+
+
+def test_nothing_is_deleted_through_a_link_that_leads_outside(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "kept").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(outside)
+    folder = Folder(tmp_path / "data")
+    for delete in (
+        lambda: folder.remove("train/kept"),
+        lambda: folder.child("train").remove("kept"),
+        lambda: folder.child("train").child("deep").delete(),
+        lambda: folder.child("train").delete(),
+    ):
+        with pytest.raises(OSError, match=r"link"):
+            delete()
+    assert sorted(path.name for path in outside.iterdir()) == ["deep", "kept"]
+
+
+def test_files_are_deleted_in_a_folder_that_is_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "below").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    folder = Folder(tmp_path / "data")
+    folder.write("below/x", b"")
+    folder.remove("below/x")
+    folder.child("below").delete()
+    assert folder.names() == []

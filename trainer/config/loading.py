@@ -17,19 +17,46 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
 NO_OPTIONS: Mapping[str, str] = {}
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_SCALAR_LETTERS = 1 << 16, 10_000, 32, 100
+"""Limits of a job file: a job has about a hundred values, three levels deep, in 4 kB."""
 
 
 class _JobLoader(yaml.SafeLoader):
     """Safe YAML that rejects duplicate keys, of which the last would silently win, and malformed plain values."""
 
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document's nodes, which aliases cannot multiply without bound."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
 
-def _construct_mapping(loader: _JobLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return how many values ``node`` stands for, with those of an alias each time, and how deep they are nested."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES + 1, 0  # until it is known: a structure that contains itself has no end
+        entries = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))]
+        measured = [_measure(child, known) for child in children]
+        values, depth = 1 + sum(count for count, _ in measured), 1 + max((depth for _, depth in measured), default=0)
+        if values > _MAX_VALUES or depth > _MAX_DEPTH:
+            found = "nested too deeply" if depth > _MAX_DEPTH else f"more than {_MAX_VALUES:,} values, with aliases"
+            raise yaml.MarkedYAMLError(problem=found, problem_mark=node.start_mark)
+        known[id(node)] = values, depth
+    return known[id(node)]
+
+
+def _construct_mapping(loader: _JobLoader, node: yaml.Node) -> dict[Any, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.MarkedYAMLError(problem="expected a mapping", problem_mark=node.start_mark)
     seen = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -45,7 +72,10 @@ def _reject_malformed(tag: str, kind: str) -> None:
 
     def construct_checked(loader: _JobLoader, node: yaml.ScalarNode) -> Any:
         try:
-            return construct(loader, node)
+            value = construct(loader, node) if len(node.value) <= _MAX_SCALAR_LETTERS else None
+            if value is None or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+                raise ValueError("not a number of 64 bits")
+            return value
         except (ValueError, KeyError, AttributeError, IndexError) as error:
             problem = f"'{node.value[:40]}' is not a valid {kind}; put text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
@@ -67,23 +97,27 @@ def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str]
         InputError: the file is missing or not YAML, or has an unknown key or an invalid value.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such job file; see jobs/ for examples") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text; expected a YAML file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return make_job(text, str(path), overrides, typed)
+    return make_job(data, str(path), overrides, typed)
 
 
-def make_job(text: str, source: str, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:
+def make_job(
+    text: str | bytes, source: str, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS
+) -> JobConfig:
     """Parse and check the job file ``text`` with ``overrides``, see ``load_job``; messages name it as ``source``.
 
     Raises:
         InputError: as ``load_job``.
     """
-    values = _parse_yaml(text, source)
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: is not UTF-8 text; expected a YAML file") from error
+    values = parse_job_text(text, source)
     if not isinstance(values, dict):
         raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top level")
     for override in overrides:
@@ -108,7 +142,14 @@ def check_job(values: dict[str, Any], source: str) -> JobConfig:
         raise InputError(f"{source}: {_format_error(error)}") from error
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_job_text(text: str, source: str) -> Any:
+    """Parse ``text``, YAML of bounded size, without checking its keys; messages name it as ``source``.
+
+    Raises:
+        InputError: it is not such YAML.
+    """
+    if len(text) > _MAX_BYTES:
+        raise InputError(f"{source}: has {len(text):,} letters; expected a job of at most {_MAX_BYTES:,}")
     try:
         return yaml.load(text, Loader=_JobLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -133,7 +174,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target[section]
         if not isinstance(target, dict):
             raise InputError(f"--set {override}: '{section}' is a value, not a section")
-    target[last] = _parse_yaml(text, f"--set {override}")
+    target[last] = parse_job_text(text, f"--set {override}")
 
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:

@@ -17,18 +17,20 @@ docs/data-format.md describes every column.
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections import Counter
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import finish_replacement
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.json_text import validate_json
 
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"
@@ -45,17 +47,44 @@ TIMESTAMP = "timestamp"
 _VERSION: Literal[3] = 3
 _FIX_HINT = "; prepare the data again into another folder"
 
-Count = Annotated[int, Field(ge=0)]
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 1024
+"""What file systems allow of a name, and S3 of a path."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _check_relative(path: str) -> str:
-    if not path or path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
-        raise ValueError(f"'{path}' must be a relative path inside the dataset")
-    return str(PurePosixPath(path))
+    names = path.split("/")
+    if {"", ".", ".."} & set(names) or PureWindowsPath(path).drive:
+        raise ValueError(f"'{path:.200}' must be a relative path inside the dataset")
+    if "\\" in path or not path.isprintable():
+        raise ValueError(f"'{path:.200}' has a backslash or a character that is not printable")
+    if len(path.encode()) > _MAX_PATH_BYTES or max(len(name.encode()) for name in names) > _MAX_NAME_BYTES:
+        raise ValueError(f"'{path:.60}…' is longer than paths can be")
+    return path
 
 
 FilePath = Annotated[str, AfterValidator(_check_relative)]
 """A path relative to the manifest, which cannot lead out of its folder."""
+
+_ENTITY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
+
+
+def _check_name(name: str) -> str:
+    if not is_entity_name(name):
+        raise ValueError(
+            f"'{name:.100}' cannot be the name of an entity; expected a word of at most 100 letters, digits, '_' and "
+            f"'-', other than '{WEIGHT}' and '{TIMESTAMP}'"
+        )
+    return name
+
+
+def is_entity_name(name: str) -> bool:
+    """Return whether ``name`` can be the name of an entity, which also names folders, columns and tables."""
+    return _ENTITY_NAME.fullmatch(name) is not None and name.lower() not in (WEIGHT, TIMESTAMP)
+
+
+EntityName = Annotated[str, AfterValidator(_check_name)]
 
 
 class _Strict(BaseModel):
@@ -112,7 +141,7 @@ class Entity(_Strict):
     so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row.
     """
 
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, lt=2**63)]
     id_type: Literal["int64", "string"]
     has_names: bool = False
     has_warm: bool = False
@@ -138,9 +167,9 @@ class DatasetManifest(_Strict):
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
     version: Literal[3] = _VERSION
-    query: str
-    item: str
-    entities: dict[str, Entity]
+    query: EntityName
+    item: EntityName
+    entities: dict[EntityName, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     lineage: list[Count] = Field(default_factory=list)
@@ -157,6 +186,8 @@ class DatasetManifest(_Strict):
 
     @model_validator(mode="after")
     def _check_features(self) -> DatasetManifest:
+        if self.query == self.item:
+            raise ValueError(f"query and item are both '{self.query}'; expected two entities")
         taken = {self.query, self.item}
         for entity, features in self.features.items():
             if entity not in (self.query, self.item):
@@ -165,6 +196,16 @@ class DatasetManifest(_Strict):
                 if name not in self.entities or name in taken:
                     raise ValueError(f"features: '{name}' of '{entity}' must be an entity of its own")
                 taken.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _check_files(self) -> DatasetManifest:
+        """Reject a file that is listed twice: its rows would count twice, and a deletion would rewrite it twice."""
+        listed = Counter(file.path for file in self.files())
+        if listed and listed.most_common(1)[0][1] > 1:
+            raise ValueError(f"'{listed.most_common(1)[0][0]}' is listed more than once")
+        if sum(file.rows for file in self.files()) >= 2**63:
+            raise ValueError("files have more rows than 64-bit integers can count")
         return self
 
     def features_of(self, entity: str) -> dict[str, Feature]:
@@ -205,17 +246,27 @@ def read_manifest(folder: Folder) -> DatasetManifest:
         InputError: there is none, it is not a manifest of this format version, or it may not be read.
         StorageUnavailableError: storage does not answer.
     """
-    path = f"{folder.uri}/{FILE_NAME}"
     try:
-        manifest = DatasetManifest.model_validate_json(manifest_bytes(folder))
-    except ValidationError as error:
-        raise InputError(
-            f"{path}: not a manifest of prepared data: {format_validation_error(error)}{_FIX_HINT}"
-        ) from error
+        manifest = validate_json(DatasetManifest, manifest_bytes(folder))
+        _check_entities(manifest)
+    except ValueError as error:
+        raise InputError(f"{folder.uri}/{FILE_NAME}: not a manifest of prepared data: {error}{_FIX_HINT}") from error
+    return manifest
+
+
+def _check_entities(manifest: DatasetManifest) -> None:
+    """Check that query and item have vocabularies, and that files have as many rows as their entity.
+
+    Arrays and tables are made with ``rows`` entries, and a footer that disagrees with ``row_groups`` is rejected, so a
+    manifest alone cannot make a table of any size.
+    """
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
-            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_FIX_HINT}")
-    return manifest
+            raise ValueError(f"entities: '{name}' is missing")
+    for name, entity in manifest.entities.items():
+        rows = sum(file.rows for file in entity.files)
+        if rows != entity.rows:
+            raise ValueError(f"entities.{name}: has {entity.rows:,} rows, but its files have {rows:,}")
 
 
 def data_fingerprint(folder: Folder) -> int:

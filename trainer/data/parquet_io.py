@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from crossfade.kvstore.errors import InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.kvstore.io.regular_files import UnsuitableFileError
 from crossfade.kvstore.io.s3 import NoBucketError
 
 NOT_LOADED = "a page extends beyond its column"
@@ -32,7 +33,7 @@ def storage_errors_of(folder: Folder, path: str) -> Iterator[None]:
         raise InputError(_message(uri, error)) from error
     except FileNotFoundError as error:
         raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (PermissionError, IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
         raise InputError(_message(uri, error)) from error
     except OSError as error:
         raise StorageUnavailableError(_message(uri, error)) from error

@@ -9,6 +9,7 @@ Shapes: R rows of the vocabulary, N rows of a part of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
+
+_FOOTER_THREADS = 8
 
 
 class Vocabulary:
@@ -123,6 +126,25 @@ class Vocabulary:
                 if rows and first < stop and first + rows > start:
                     yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
+
+
+def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
+    """Check that all files of vocabularies are there, and have as many rows as the manifest lists.
+
+    Their footers state that. It is checked before tables with a row for each ID take memory, and not only when the IDs
+    are read, after the training.
+
+    Raises:
+        InputError: a file is missing or corrupt, or differs from the manifest.
+        StorageUnavailableError: storage does not answer.
+    """
+    files = ParquetFiles(folder)
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers") as pool:
+        try:
+            for _ in pool.map(files.footer, (file for entity in manifest.entities.values() for file in entity.files)):
+                pass
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def plain_strings(table: pa.Table) -> pa.Table:

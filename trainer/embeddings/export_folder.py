@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.json_text import parse_json
 from crossfade.trainer.embeddings.model_card import CARD_FILE, is_model_card
 
 LISTING_FILE = "export.json"
@@ -67,9 +69,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def _listed_files(out: Path) -> set[str]:
     """Return the files of the export in ``out`` with its list; none if there is no list of an export."""
     try:
-        listing = json.loads((out / LISTING_FILE).read_text(encoding="utf-8"))
+        listing = parse_json(read_regular(out / LISTING_FILE))
     except (OSError, ValueError):
         return set()
-    if not isinstance(listing, dict) or listing.get("format") != _KIND:
-        return set()
-    return {LISTING_FILE, *listing["files"]}
+    files = listing.get("files") if isinstance(listing, dict) and listing.get("format") == _KIND else None
+    return {LISTING_FILE, *files} if isinstance(files, dict) else set()

@@ -16,16 +16,29 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.replacing import replace_folder
+from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, write_table
 
 LIST_FILE = "embeddings.json"
 _CHUNK_BYTES = 8 << 20
+
+
+class _Listing(BaseModel):
+    """The list of files. Names are those that ``stage`` gives: others might lead out of the folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: Annotated[int, Field(ge=0)]
+    folder: Annotated[str, Field(pattern=r"^epoch-[0-9]{6,18}$")]
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet$")], int]
 
 
 class StagedEmbeddings:
@@ -93,9 +106,9 @@ class StagedEmbeddings:
             OSError: storage cannot be read.
         """
         listing = self._list()
-        if listing is None or self._folder.child(listing["folder"]).sizes() != listing["files"]:
+        if listing is None or self._folder.child(listing.folder).sizes() != listing.files:
             return None
-        return int(listing["epoch"])
+        return listing.epoch
 
     def folder(self) -> Folder:
         """Return the folder of the staged embeddings.
@@ -103,10 +116,7 @@ class StagedEmbeddings:
         Raises:
             FileNotFoundError: there are none.
         """
-        listing = self._list()
-        if listing is None:
-            raise FileNotFoundError(f"{self._folder.uri}/{LIST_FILE}: no embeddings are staged there")
-        return self._folder.child(listing["folder"])
+        return self._folder.child(self._require_list().folder)
 
     def fetch(self, folder: Path) -> None:
         """Copy the embeddings to ``folder``, and replace its previous content when all are copied.
@@ -114,9 +124,10 @@ class StagedEmbeddings:
         Raises:
             OSError: there are none, or a file system cannot be read or written.
         """
-        source, staging = self.folder(), folder.with_name(f".{folder.name}.partial")
+        listing, staging = self._require_list(), folder.with_name(f".{folder.name}.partial")
+        source = self._folder.child(listing.folder)
         shutil.rmtree(staging, ignore_errors=True)
-        for path in source.sizes():
+        for path in listing.files:
             entity, _, name = path.rpartition("/")
             (staging / entity).mkdir(parents=True, exist_ok=True)
             file = source.child(entity).open_input(name)
@@ -129,9 +140,14 @@ class StagedEmbeddings:
                 file.close()
         replace_folder(folder, staging)
 
-    def _list(self) -> dict[str, Any] | None:
+    def _require_list(self) -> _Listing:
+        listing = self._list()
+        if listing is None:
+            raise FileNotFoundError(f"{self._folder.uri}/{LIST_FILE}: no embeddings are staged there")
+        return listing
+
+    def _list(self) -> _Listing | None:
         try:
-            listing: dict[str, Any] = json.loads(self._folder.read(LIST_FILE))
+            return validate_json(_Listing, self._folder.read(LIST_FILE))
         except (FileNotFoundError, ValueError):
             return None
-        return listing if {"epoch", "folder", "files"} <= listing.keys() else None

@@ -6,16 +6,14 @@ origin.metrics["test"]["ndcg@10"]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import REPORT_FILE
+from crossfade.trainer.runs.run_files import RunReport, parse_run_file
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Metrics of each split."""
@@ -52,8 +50,8 @@ def checkpoint_origin(location: str, step: int) -> VectorOrigin:
         InputError: the report cannot be read.
     """
     report = _read_report(location)
-    is_best = report is not None and report["steps"] == step and report["best_epoch"] == report["epochs"]
-    return VectorOrigin(step=step, metrics=report["metrics"] if report is not None and is_best else {})
+    is_best = report is not None and report.steps == step and report.best_epoch == report.epochs
+    return VectorOrigin(step=step, metrics=report.metrics if report is not None and is_best else {})
 
 
 def embeddings_origin(location: str, job: JobConfig) -> VectorOrigin:
@@ -66,20 +64,16 @@ def embeddings_origin(location: str, job: JobConfig) -> VectorOrigin:
     # Of a job that writes no embeddings, an export wrote them, and the report may be of another step.
     if report is None or job.train.save_embeddings == "none":
         return VectorOrigin()
-    if report["best_epoch"] is None:
-        return VectorOrigin(step=report["steps"], metrics=report["metrics"])
-    return VectorOrigin(epoch=report["best_epoch"], metrics=report["metrics"])
+    if report.best_epoch is None:
+        return VectorOrigin(step=report.steps, metrics=report.metrics)
+    return VectorOrigin(epoch=report.best_epoch, metrics=report.metrics)
 
 
-def _read_report(location: str) -> dict[str, Any] | None:
+def _read_report(location: str) -> RunReport | None:
     """Read the report of the run folder at ``location``; None if it is no run folder, or the run has not finished."""
     folder = Folder(location)
     with translate_storage_errors(f"{folder.uri}/{REPORT_FILE}", action="read"):
         if not folder.exists(REPORT_FILE):
             return None
         content = folder.read(REPORT_FILE)
-    try:
-        report: dict[str, Any] = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{folder.uri}/{REPORT_FILE}: is not JSON: {error}; move it, or train again") from error
-    return report
+    return parse_run_file(content, f"{folder.uri}/{REPORT_FILE}", RunReport)

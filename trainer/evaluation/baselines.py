@@ -27,9 +27,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig, SplitName
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
 from crossfade.trainer.data.reader import InteractionReader
@@ -83,6 +85,21 @@ def _key(split: SplitName, spec: EvaluateConfig) -> str:
     return f"{split}, without {', '.join(sorted(spec.excluded_from(split))) or 'nothing'}, k {sorted(set(spec.k))}"
 
 
+class _Result(BaseModel):
+    """The metrics of each baseline, and notes."""
+
+    metrics: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+class _File(BaseModel):
+    """The file that keeps results."""
+
+    version: int
+    fingerprint: int
+    results: dict[str, _Result]
+
+
 class _Kept:
     """The results that are kept beside a dataset, by key; those of another version of it are left out."""
 
@@ -92,8 +109,8 @@ class _Kept:
         self.results: dict[str, dict[str, Any]] = {}
         # A file that cannot be read or written costs time and nothing else.
         with suppress(OSError, ValueError):
-            found = None if data.on_s3 else json.loads(data.read(BASELINES_FILE))
-            if isinstance(found, dict) and found.items() >= self._stamp.items():
+            found = None if data.on_s3 else validate_json(_File, data.read(BASELINES_FILE)).model_dump()
+            if found is not None and found.items() >= self._stamp.items():
                 self.results = found["results"]
 
     def write(self) -> None:

@@ -34,11 +34,13 @@ Shapes: A rows, N parameters, D columns. Here, A1 is a column, (A, 1).
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -46,6 +48,7 @@ from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError
 from crossfade.kvstore.finite import find_non_finite_row
+from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
@@ -257,9 +260,10 @@ class DenseLayers:
             CheckpointError: its file is corrupt or cannot be read, or a value is not finite.
             InputError: it has no layers, or other layers.
         """
-        data = checkpoint.file(DENSE_FILE)
-        uri = f"{checkpoint.uri}/{DENSE_FILE}"
         arrays = self._arrays()
+        expected_bytes = sum(values.nbytes for values in arrays.values())
+        data = checkpoint.file(DENSE_FILE, max(SMALL_FILE_BYTES, 2 * expected_bytes))
+        uri = f"{checkpoint.uri}/{DENSE_FILE}"
         if data is None and arrays:
             raise InputError(
                 f"{checkpoint.uri}: has no dense layers, but the job has some for {' and '.join(self.entities)}; "
@@ -308,10 +312,32 @@ def _outputs(tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -
 
 def _read(data: bytes, uri: str, checkpoint: str) -> dict[str, FloatArray]:
     try:
+        _check_members(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    # RuntimeError: encrypted, compressed in another way, or a header nested too deeply.
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError, MemoryError, struct.error) as error:
         raise CheckpointError(f"{uri}: is not an .npz file: {error}", checkpoint) from error
+
+
+def _check_members(data: bytes) -> None:
+    """Reject arrays that would take more memory than the file: ``np.savez`` stores them as they are.
+
+    Raises:
+        ValueError: there is one.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > len(data):
+            raise ValueError("its arrays are compressed, or take more bytes than the file")
+        for member in members:
+            with archive.open(member) as file:
+                if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+                    raise ValueError(f"{member.filename} is of another version of the format")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+            if prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} has fewer bytes than its header announces")
 
 
 def _describe(values: FloatArray | None) -> str:

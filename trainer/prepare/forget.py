@@ -24,7 +24,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError
@@ -32,7 +32,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.io.writer_lock import WriterLock, folder_writer
-from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.data.features import ROW, iter_pairs
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
@@ -361,17 +361,18 @@ class _Forgetting:
 def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
     """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal."""
     try:
-        listed = _Journal.model_validate_json(folder.read(JOURNAL)).files
+        listed = validate_json(_Journal, folder.read(JOURNAL)).files
     except FileNotFoundError:
         return False
-    except ValidationError as error:
+    except ValueError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {format_validation_error(error)}; "
+            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {error}; "
             f"delete it, and list what is left over with 'crossfade validate {folder.uri}'"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:
         if path not in used:
-            folder.remove(path)
+            with translate_storage_errors(f"{folder.uri}/{path}", action="deleted"):
+                folder.remove(path)
     folder.remove(JOURNAL)
     return True

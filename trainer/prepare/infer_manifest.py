@@ -31,6 +31,7 @@ from crossfade.trainer.data.manifest import (
     Entity,
     Feature,
     Split,
+    is_entity_name,
 )
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -73,6 +74,7 @@ def infer_manifest(folder: Folder, query: str | None, item: str | None, progress
             f"the query entity, rows of the item entity, and '{WEIGHT}'"
         )
     sides = query or columns[0], item or columns[1]
+    _check_names(folder, sides, found)
     features = _features(folder, sides, found)
     names = [*sides, *(name for some in features.values() for name in some)]
     return DatasetManifest(
@@ -84,6 +86,20 @@ def infer_manifest(folder: Folder, query: str | None, item: str | None, progress
         has_timestamp=TIMESTAMP in columns,
         source={"command": "validate"},
     )
+
+
+def _check_names(folder: Folder, sides: tuple[str, str], found: dict[str, _DataFolder]) -> None:
+    """Check that the entities, and the features that folders name, have names that a manifest can hold."""
+    if sides[0] == sides[1]:
+        raise InputError(
+            f"{folder.uri}: query and item are both '{sides[0]}'; name two columns with --query and --item"
+        )
+    for name in [*sides, *(path.split("/")[2] for path in found if path.startswith(f"{FEATURES}/"))]:
+        if not is_entity_name(name):
+            raise InputError(
+                f"{folder.uri}: '{name:.100}' cannot be the name of an entity; expected a word of at most 100 letters, "
+                "digits, '_' and '-': rename the column and its folders, or name others with --query and --item"
+            )
 
 
 def _data_paths(folder: Folder) -> list[str]:

@@ -6,14 +6,13 @@ options.check()
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
 from crossfade.trainer.prepare.composite_ids import PLUS
@@ -30,7 +29,6 @@ Duplicates = Literal["keep", "sum"]
 OnBadLine = Literal["fail", "skip"]
 OnMissing = Literal["fail", "drop"]
 
-_ENTITY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _MAX_SEED = 2**63 - 1
 
 
@@ -262,8 +260,8 @@ def check_entity(option: str, name: str) -> None:
     Raises:
         InputError: it cannot.
     """
-    if not _ENTITY.fullmatch(name) or name.lower() in (WEIGHT, TIMESTAMP):
+    if not is_entity_name(name):
         raise InputError(
-            f"{option} {name}: cannot be the name of an entity; expected a word of letters, digits, '_' and '-', "
-            f"other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
+            f"{option} {name}: cannot be the name of an entity; expected a word of at most 100 letters, digits, '_' "
+            f"and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
         )

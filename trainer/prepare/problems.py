@@ -47,6 +47,7 @@ class Problems:
 
     def check_columns(self, files: ParquetFiles, file: DataFile, expected: Mapping[str, pa.DataType]) -> int:
         """Check that a file has the ``expected`` columns with their types."""
+        files.check_footer(file)
         schema = files.footer(file).schema.to_arrow_schema()
         before = self.count
         for name, data_type in expected.items():

@@ -62,7 +62,6 @@ class VocabularyCheck:
         """Read and check all files, with a database in ``work`` to find IDs that occur twice."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
-        before = self._problems.count
         progress.phase(f"check {self._name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
             execute(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
@@ -79,10 +78,6 @@ class VocabularyCheck:
             )
         for text, first, last, times in repeated:
             self._problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
-        if self._problems.count == before and self._next_row != self._entity.rows:
-            self._problems.add(
-                f"{self._where}: has {self._next_row:,} rows, but the manifest lists {self._entity.rows:,}"
-            )
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""

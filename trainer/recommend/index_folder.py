@@ -15,16 +15,17 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.model_sections import ScoreKind
-from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.data.manifest import Count, data_fingerprint
 from crossfade.trainer.recommend.faiss_lists import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -44,8 +45,8 @@ class IndexedModel(_Section):
     uri: str
     version: str
     job: str
-    data_fingerprint: int
-    crc32: int
+    data_fingerprint: Count
+    crc32: Count
 
 
 class IndexParameters(_Section):
@@ -53,16 +54,16 @@ class IndexParameters(_Section):
 
     type: Literal["IVF"] = "IVF"
     codes: Codes
-    columns: int
-    lists: int
-    probes: int
+    columns: Count
+    lists: Count
+    probes: Count
 
 
 class IndexMeasurements(_Section):
     """Approximate search compared with exact search, for ``queries`` vectors of the entity ``query_entity``."""
 
     query_entity: str
-    queries: int
+    queries: Count
     recall_at_10: float
     recall_at_100: float
     exact_queries_per_second: float
@@ -78,13 +79,13 @@ class IndexCard(_Section):
     model: IndexedModel
     entity: str
     metric: ScoreKind
-    rows: int
-    dim: int
+    rows: Count
+    dim: Annotated[int, Field(ge=1, lt=2**31)]
     library: Literal["faiss"] = "faiss"
     library_version: str
     index: IndexParameters
     measured: IndexMeasurements
-    bytes: int
+    bytes: Count
     build_seconds: float
     date: str
 
@@ -97,13 +98,14 @@ def read_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        return IndexCard.model_validate_json(path.read_bytes())
+        return validate_json(IndexCard, read_regular(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
-    except ValidationError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise InputError(
-            f"{path}: is not the card of an index: {format_validation_error(error)}; build it again with "
-            "'crossfade index'"
+            f"{path}: is not the card of an index: {error}; build it again with 'crossfade index'"
         ) from error
 
 

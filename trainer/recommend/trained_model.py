@@ -132,7 +132,7 @@ def _has_embeddings(folder: Folder) -> bool:
 
 
 def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
-    job = make_job(run.read(JOB_FILE).decode("utf-8"), f"{run.uri}/{JOB_FILE}")
+    job = make_job(run.read(JOB_FILE), f"{run.uri}/{JOB_FILE}")
     if data is not None:
         job = job.model_copy(update={"data": job.data.model_copy(update={"path": data})})
     inputs = open_inputs(job)

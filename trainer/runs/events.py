@@ -12,9 +12,19 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, get_args
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Whole = Annotated[int, Field(gt=-(2**127), lt=2**127)]
+"""An integer that a float can hold: bytes of a long run exceed 64 bits, but text may hold any number of digits."""
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+_MAX_TIME = 1e11
+UnixTime = Annotated[float, Field(gt=-_MAX_TIME, lt=_MAX_TIME)]
+"""Up to the year 5138: later times have no date on some systems."""
 
 
 class _Event(BaseModel):
@@ -28,25 +38,25 @@ class StepEvent(_Event):
     """A step of training, as one worker took it. Logs and pipes keep a sample of them."""
 
     kind: ClassVar[str] = "step"
-    epoch: int = Field(description="epoch of the step, from 1")
-    step: int = Field(description="steps taken so far")
-    steps: int = Field(description="steps that the run takes unless it stops early")
-    examples: int = Field(description="examples of all workers so far")
+    epoch: Whole = Field(description="epoch of the step, from 1")
+    step: Whole = Field(description="steps taken so far")
+    steps: Whole = Field(description="steps that the run takes unless it stops early")
+    examples: Whole = Field(description="examples of all workers so far")
     loss: float = Field(description="mean loss of this worker's slice of the batch")
     learning_rate: float = Field(description="learning rate of the step")
-    local_examples: int = Field(description="examples in this worker's slice of the batch")
-    rows: dict[str, int] = Field(description="active rows of the step, by table")
-    seconds: dict[str, float] = Field(description="seconds of all steps so far, by phase of a step")
+    local_examples: Whole = Field(description="examples in this worker's slice of the batch")
+    rows: dict[str, Whole] = Field(description="active rows of the step, by table")
+    seconds: dict[str, Seconds] = Field(description="seconds of all steps so far, by phase of a step")
 
 
 class EpochEvent(_Event):
     """The end of an epoch, or of the run."""
 
     kind: ClassVar[str] = "epoch"
-    epoch: int = Field(description="epoch that ended, from 1")
-    step: int = Field(description="steps taken so far")
+    epoch: Whole = Field(description="epoch that ended, from 1")
+    step: Whole = Field(description="steps taken so far")
     loss: float = Field(description="mean loss of the epoch's examples, over all workers")
-    valid: dict[str, int | float] | None = Field(None, description="metrics on the valid split, if it was evaluated")
+    valid: dict[str, Whole | float] | None = Field(None, description="metrics on the valid split, if it was evaluated")
 
 
 class PhaseEvent(_Event):
@@ -54,8 +64,8 @@ class PhaseEvent(_Event):
 
     kind: ClassVar[str] = "phase"
     name: str = Field(description="such as `tables`, `training`, `evaluate`, `embeddings`, `checkpoint`, `test`")
-    epoch: int | None = Field(None, description="epoch that has started, from 1")
-    step: int | None = Field(None, description="steps taken so far; always present in `training`")
+    epoch: Whole | None = Field(None, description="epoch that has started, from 1")
+    step: Whole | None = Field(None, description="steps taken so far; always present in `training`")
     rows_from: str | None = Field(None, description="in `training`: checkpoint that the rows were loaded from")
 
 
@@ -63,30 +73,30 @@ class TotalsEvent(_Event):
     """Rows and bytes that all workers together have moved so far."""
 
     kind: ClassVar[str] = "totals"
-    step: int = Field(description="steps taken so far")
-    rows_pulled: int = Field(description="rows pulled")
-    rows_pushed: int = Field(description="rows pushed")
-    bytes_pulled: int = Field(description="bytes of row IDs and values pulled")
-    bytes_pushed: int = Field(description="bytes of row IDs and gradients pushed")
-    dense_equivalent_bytes_pushed: int = Field(description="bytes that dense gradients would have been")
+    step: Whole = Field(description="steps taken so far")
+    rows_pulled: Whole = Field(description="rows pulled")
+    rows_pushed: Whole = Field(description="rows pushed")
+    bytes_pulled: Whole = Field(description="bytes of row IDs and values pulled")
+    bytes_pushed: Whole = Field(description="bytes of row IDs and gradients pushed")
+    dense_equivalent_bytes_pushed: Whole = Field(description="bytes that dense gradients would have been")
 
 
 class CheckpointSaved(_Event):
     """A checkpoint is complete."""
 
     kind: ClassVar[str] = "checkpoint_saved"
-    step: int = Field(description="step of the checkpoint")
+    step: Whole = Field(description="step of the checkpoint")
     checkpoint: str = Field(description="its path or URI")
-    pause_seconds: float = Field(description="seconds that training paused for it")
-    seconds: float = Field(description="seconds from the request until all servers had written it")
-    bytes: int = Field(description="its size")
+    pause_seconds: Seconds = Field(description="seconds that training paused for it")
+    seconds: Seconds = Field(description="seconds from the request until all servers had written it")
+    bytes: Whole = Field(description="its size")
 
 
 class CheckpointFailed(_Event):
     """A checkpoint could not be written; training continues."""
 
     kind: ClassVar[str] = "checkpoint_failed"
-    step: int = Field(description="step of the checkpoint")
+    step: Whole = Field(description="step of the checkpoint")
     message: str = Field(description="why")
 
 
@@ -101,7 +111,7 @@ class StoppedEvent(_Event):
     """The run stopped on request before it was done."""
 
     kind: ClassVar[str] = "stopped"
-    step: int = Field(description="step after which it stopped")
+    step: Whole = Field(description="step after which it stopped")
     checkpoint: str | None = Field(None, description="checkpoint of that step; absent if it could not be written")
 
 
@@ -124,7 +134,7 @@ class RoleError(_Event):
 
     kind: ClassVar[str] = "error"
     message: str = Field(description="what went wrong")
-    exit_code: int = Field(description="exit code of the role")
+    exit_code: Whole = Field(description="exit code of the role")
     restart: bool = Field(description="whether a restart of the job may help")
     checkpoint: str | None = Field(None, description="corrupt checkpoint that must not be loaded again")
 
@@ -147,14 +157,14 @@ class WaitingForHosts(_Event):
     """The job waits until enough hosts have joined."""
 
     kind: ClassVar[str] = "waiting"
-    hosts: int = Field(description="hosts that are missing")
+    hosts: Whole = Field(description="hosts that are missing")
 
 
 class HostsMissing(_Event):
     """The job starts without some of its hosts."""
 
     kind: ClassVar[str] = "hosts_missing"
-    hosts: int = Field(description="hosts that are missing")
+    hosts: Whole = Field(description="hosts that are missing")
 
 
 class ListeningEvent(_Event):
@@ -204,20 +214,20 @@ class RestartEvent(_Event):
     """A new generation of roles starts because the one before it failed or lost a host."""
 
     kind: ClassVar[str] = "restart"
-    generation: int = Field(description="number of the new generation")
+    generation: Whole = Field(description="number of the new generation")
     cause: str = Field(description="why the one before it ended")
-    step: int = Field(description="step that training resumes from")
+    step: Whole = Field(description="step that training resumes from")
     checkpoint: str | None = Field(None, description="checkpoint that it resumes from; absent: from the beginning")
     skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
-    lost_steps: int | None = Field(None, description="steps since that checkpoint, which are taken again")
-    lost_seconds: float | None = Field(None, description="seconds that they took, if that is known")
+    lost_steps: Whole | None = Field(None, description="steps since that checkpoint, which are taken again")
+    lost_seconds: Seconds | None = Field(None, description="seconds that they took, if that is known")
 
 
 class ResumeEvent(_Event):
     """The first generation of a command resumes an earlier run."""
 
     kind: ClassVar[str] = "resume"
-    step: int = Field(description="step that training resumes from")
+    step: Whole = Field(description="step that training resumes from")
     checkpoint: str | None = Field(None, description="checkpoint that it resumes from; absent: from the beginning")
     skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
 
@@ -227,7 +237,7 @@ class BackoffEvent(_Event):
 
     kind: ClassVar[str] = "backoff"
     cause: str = Field(description="why the last generation ended")
-    seconds: float = Field(description="seconds until the restart")
+    seconds: Seconds = Field(description="seconds until the restart")
 
 
 class CommandStarted(_Event):
@@ -235,15 +245,15 @@ class CommandStarted(_Event):
 
     kind: ClassVar[str] = "begin"
     host: str = Field(description="name of its host")
-    pid: int = Field(description="its process id")
-    pid_started: float = Field(description="Unix time when the process started")
+    pid: Whole = Field(description="its process id")
+    pid_started: Seconds = Field(description="Unix time when the process started")
 
 
 class LoadSample(_Event):
     """The latest load of every process of the run. Only in `processes.jsonl`."""
 
     kind: ClassVar[str] = "sample"
-    generation: int = Field(description="generation of the processes")
+    generation: Whole = Field(description="generation of the processes")
     processes: dict[str, dict[str, Any]] = Field(description="load by process, as in `load`")
 
 
@@ -332,7 +342,7 @@ def parse_record(record: Mapping[str, Any]) -> TimedEvent:
     """
     values = dict(record)
     written = values.pop("time", None)
-    if not isinstance(written, int | float):
+    if not isinstance(written, int | float) or not -_MAX_TIME < written < _MAX_TIME:
         raise ValueError(f"time: expected Unix time, but found {written!r}")
     return TimedEvent(float(written), parse_event(values))
 
@@ -341,8 +351,9 @@ def events_markdown() -> str:
     """Describe every event and its fields in Markdown: the generated part of docs/events.md."""
     sections = []
     for kind, event in EVENT_TYPES.items():
+        types = get_type_hints(event)
         rows = [
-            f"| `{name}` | {_type_name(field.annotation)} | {field.description} |"
+            f"| `{name}` | {_type_name(types[name])} | {field.description} |"
             for name, field in event.model_fields.items()
         ]
         header = [f"### `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
@@ -350,7 +361,16 @@ def events_markdown() -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _joined_by_bars(annotation: Any) -> Any:
+    """Return ``annotation`` with ``|`` in place of ``Union``, which constraints turn it into."""
+    parts = [_joined_by_bars(part) for part in get_args(annotation)]
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, parts)
+    return annotation.__origin__[*parts] if parts and get_origin(annotation) is dict else annotation
+
+
 def _type_name(annotation: Any) -> str:
+    annotation = _joined_by_bars(annotation)
     name = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
     optional = name.endswith(" | None")
     # A vertical bar would end the cell of the table.

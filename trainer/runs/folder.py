@@ -19,20 +19,18 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing import Any
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import is_partial, replace_file
 from crossfade.kvstore.io.file_lock import folder_lock
-from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.run_files import RunIdentity, RunRestarts, read_report, read_run_file
 from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError, RunLock
 
 JOB_FILE, RUN_FILE = "job.yaml", "run.json"
@@ -46,7 +44,6 @@ _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
 )
-Content = TypeVar("Content")
 _STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
 """Every name in a run folder begins with one of these, after a dot while it is being written."""
 
@@ -110,8 +107,8 @@ class RunFolder:
         """
         return self._identity().started
 
-    def _identity(self) -> _Identity:
-        return self._read(RUN_FILE, _Identity.model_validate_json, "restore it, or delete it for a new run ID")
+    def _identity(self) -> RunIdentity:
+        return read_run_file(self.path / RUN_FILE, RunIdentity, "restore it, or delete it for a new run ID")
 
     def check_readable(self) -> None:
         """Check the files that a run which resumes here reads, as far as they exist.
@@ -124,25 +121,6 @@ class RunFolder:
         self.restarts()
         if (self.path / JOB_FILE).exists():
             self.job()
-
-    def _read(self, name: str, parse: Callable[[str], Content], fix: str) -> Content:
-        """Read and parse the file ``name``.
-
-        Raises:
-            InputError: it is not what was written.
-            FileNotFoundError: it does not exist.
-        """
-        path = self.path / name
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text; {fix}") from error
-        if not text.strip("\0 \n"):
-            raise InputError(f"{path}: is empty; {fix}")
-        try:
-            return parse(text)
-        except ValidationError as error:
-            raise InputError(f"{path}: is truncated or corrupt: {format_validation_error(error)}; {fix}") from error
 
     def checkpoints(self, job: JobConfig) -> str:
         """Return the path or URI of the checkpoints of a run of ``job`` in this folder."""
@@ -231,7 +209,7 @@ class RunFolder:
             )
         # The files that mark a run folder go last, so that a deletion that was killed can be repeated.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():  # what a link leads to is not part of the run
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -264,7 +242,7 @@ class RunFolder:
         Raises:
             InputError: it cannot be read.
         """
-        return self._read(REPORT_FILE, _REPORT.validate_json, "delete it, and write it again with --resume")
+        return read_report(self.path / REPORT_FILE, "delete it, and write it again with --resume")
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
@@ -295,7 +273,8 @@ class RunFolder:
             InputError: the file cannot be read.
         """
         try:
-            return self._read(RESTARTS_FILE, _RESTARTS.validate_json, "delete it, which loses only their list")
+            fix = "delete it, which loses only their list"
+            return read_run_file(self.path / RESTARTS_FILE, RunRestarts, fix).root
         except FileNotFoundError:
             return []
 
@@ -310,16 +289,6 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         """Write the file ``name`` atomically and durably: a crash leaves the earlier file, if any."""
         replace_file(self.path / name, text.encode("utf-8"))
-
-
-class _Identity(BaseModel):
-    """``run.json``."""
-
-    id: str
-    started: float | None = None
-
-
-_REPORT, _RESTARTS = TypeAdapter(dict[str, Any]), TypeAdapter(list[dict[str, Any]])
 
 
 def default_run_dir(job: JobConfig) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 from crossfade.kvstore.checkpoint.files import STEP_NAME
 from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.json_text import parse_json
 
 OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"
@@ -91,7 +92,7 @@ def _earlier_runs(owner: dict[str, Any]) -> list[str]:
 
 def _read_owner(folder: Folder) -> dict[str, Any] | None:
     try:
-        owner = json.loads(folder.read(OWNER_FILE))
+        owner = parse_json(folder.read(OWNER_FILE))
     except FileNotFoundError:
         return None
     if not isinstance(owner, dict):

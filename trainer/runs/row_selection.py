@@ -12,9 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
@@ -46,6 +50,17 @@ class RowSelection:
             return
         record = {**_selection_of(job, fingerprint), "row_counts": self.row_counts}
         replace_file(run_dir / ROW_COUNTS_FILE, json.dumps(record).encode() + b"\n")
+
+
+class _RowCounts(BaseModel):
+    """The file of counts: what they are of, and the counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: int | str | None
+    until: int | str | None
+    data: int
+    row_counts: list[list[int]]
 
 
 def _selection_of(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
@@ -84,13 +99,18 @@ def select_rows(
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
     """Load the counts in ``run_dir``; None if there are none for this job and this dataset."""
     try:
-        record = json.loads((run_dir / ROW_COUNTS_FILE).read_text(encoding="utf-8"))
-        row_counts: list[list[int]] = record.pop("row_counts")
-    except (OSError, ValueError, KeyError, AttributeError):
+        record = validate_json(_RowCounts, read_regular(run_dir / ROW_COUNTS_FILE))
+    except (OSError, ValueError):
         return None
-    shape = [len(file.row_groups) for file in train.files]
-    matches = record == _selection_of(job, fingerprint) and [len(rows) for rows in row_counts] == shape
-    return row_counts if matches else None
+    if record.model_dump(exclude={"row_counts"}) != _selection_of(job, fingerprint):
+        return None
+    stored = [file.row_groups for file in train.files]
+    fits = [len(rows) for rows in record.row_counts] == [len(rows) for rows in stored] and all(
+        0 <= counted <= rows
+        for counts, groups in zip(record.row_counts, stored, strict=True)
+        for counted, rows in zip(counts, groups, strict=True)
+    )
+    return record.row_counts if fits else None
 
 
 def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> None:

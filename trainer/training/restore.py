@@ -35,15 +35,17 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
         CheckpointError: the checkpoint is incomplete.
         InputError: it is of other data, or of a job that ``metadata.job`` must not resume.
     """
+    manifest = open_checkpoint(uri).manifest
     try:
-        record = _RunRecord.model_validate(open_checkpoint(uri).manifest.training)
+        record = _RunRecord.model_validate(manifest.training)
         state = TrainState.from_record(record.train_state, keep_counters=rank == 0)
     except ValidationError as error:
         raise InputError(
             f"{uri}: has no train state; expected a checkpoint that 'crossfade train' wrote "
             f"({format_validation_error(error)})"
         ) from error
-    if conflicts := metadata.job.resume_conflicts(check_job(record.job, uri)):
+    saved_job = check_job(record.job, uri)
+    if conflicts := metadata.job.resume_conflicts(saved_job):
         raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
     if record.data != metadata.data:
         raise InputError(
@@ -51,6 +53,8 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
             f"another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows without an id "
             "are reset)"
         )
+    if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
+        raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
     return state
 
 

@@ -1,5 +1,6 @@
 """Job files: defaults, overrides, error messages, and the explained keys."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -381,7 +382,7 @@ BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
             ":1: not valid YAML: '9999999999999999999999999999999999999999' is not a valid integer",
         ),
         ("[" * 5000, "nested too deeply"),
-        (BILLION, "train.seed: input should be a valid integer"),
+        (BILLION, ":9: not valid YAML: more than 10,000 values, with aliases"),
         ('"na\\nme": x\ndata: {path: d}\nname: y\n', "unknown key 'na\\nme'"),
     ],
 )
@@ -392,3 +393,41 @@ def test_malformed_or_huge_value_is_rejected_in_one_short_line(job_path: Path, t
     assert expected in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
+
+
+def laughs(levels: int, fan_out: int = 10) -> str:
+    """Return a job in which each level has the one before it ``fan_out`` times, by an alias."""
+    lists = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * fan_out)}]\n" for level in range(1, levels)]
+    return "".join(["a0: &a0 [x]\n", *lists, SMALL])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (laughs(20, 1) + f"b: {'[' * 15}*a19{']' * 15}\n", "nested too deeply"),
+        (SMALL + "train: &t {epochs: 2, x: *t}\n", "more than 10,000 values, with aliases"),
+        (laughs(9).replace("[", "{<<: [").replace("]", "]}").replace("{<<: [x]}", "{x: 1}"), "values, with aliases"),
+        (SMALL + "train: !!python/object/apply:os.system [id]\n", "could not determine a constructor for the tag"),
+        (SMALL + "train: !!map x\n", "expected a mapping"),
+        (SMALL + "train: !!map [1]\n", "expected a mapping"),
+        (SMALL + "train: !!set [1]\n", "expected a mapping node"),
+        (SMALL + f"train: {{epochs: 0x{'F' * 5000}}}\n", "is not a valid integer"),
+        (SMALL + f"train: {{epochs: 0x{'F' * 20}}}\n", "is not a valid integer"),
+        (SMALL + f"train: {{epochs: 1{':1' * 5000}}}\n", "is not a valid integer"),
+        (SMALL + "#" * 70_000, "has 70,037 bytes, of 65,536 at most"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_hostile_job_is_rejected_in_one_line(job_path: Path, text: str, expected: str) -> None:
+    assert expected in error_of(job_path, text)
+
+
+def test_job_with_aliases_is_read(job_path: Path) -> None:
+    job = load(job_path, SMALL + "train: {epochs: &n 3, patience: *n}\n")
+    assert (job.train.epochs, job.train.patience) == (3, 3)
+
+
+def test_job_that_is_a_fifo_does_not_block(job_path: Path) -> None:
+    os.mkfifo(job_path)
+    with pytest.raises(InputError, match="cannot be read: not a regular file"):
+        load_job(job_path)

@@ -269,7 +269,11 @@ def test_manifest_that_does_not_match_files_is_reported(dataset: ForeignDataset)
     manifest = read_manifest(folder)
     described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
-    assert problems(folder) == [f"{folder.uri}/vocabulary/customer: has 12 rows, but the manifest lists 13"]
+    [problem] = problems(folder)
+    assert problem == (
+        f"{folder.uri}/manifest.json: not a manifest of prepared data: entities.customer: has 13 rows, but its files "
+        "have 12; prepare the data again into another folder"
+    )
     manifest.write(folder)
     folder.remove(manifest.splits["test"].files[0].path)
     [problem] = problems(folder)
