@@ -215,7 +215,7 @@ def test_prune_deletes_nothing_through_a_link(small_steps: Path, checkpoints: st
     shutil.rmtree(step_folder(checkpoints, 1))
     Path(step_folder(checkpoints, 1)).symlink_to(step_folder(str(tmp_path / "others"), 1))
     with pytest.raises(CheckpointError, match="a link leads out of the folder"):
-        prune(checkpoints, keep_latest=1)
+        prune(checkpoints, 2, 1, lambda _: True)
     load_small(step_folder(str(tmp_path / "others"), 1))
 
 

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.io.durable_file import is_partial
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder
@@ -143,7 +144,9 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{out}: holds no prepared data, so --overwrite does not replace it; choose another --out ({error})"
         ) from None
-    _check_foreign(str(out), {entry.name for entry in out.iterdir()} - _OUR_ENTRIES)
+    # A file that another command is writing, or was when it was killed, is none of its user's.
+    found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
+    _check_foreign(str(out), found - _OUR_ENTRIES)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:

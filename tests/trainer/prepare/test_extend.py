@@ -137,7 +137,8 @@ def test_base_with_duplicate_id_is_rejected(tmp_path: Path, first: Path) -> None
 
 def test_large_base_vocabulary_is_read_one_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entity = write_vocabulary(tmp_path, "customer", range(1000), file_rows=300, group_rows=70)
-    manifest = DatasetManifest(query="customer", item="item", entities={"customer": entity, "item": entity}, splits={})
+    item = write_vocabulary(tmp_path, "item", range(1), file_rows=1, group_rows=1)
+    manifest = DatasetManifest(query="customer", item="item", entities={"customer": entity, "item": item}, splits={})
     part_rows: list[int] = []
 
     class RecordingReporter:
