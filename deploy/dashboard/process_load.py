@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel
 
 from crossfade.trainer.runs.events import Seconds, Whole
 
@@ -18,8 +18,6 @@ class _Updates(BaseModel):
 
 class _Load(BaseModel):
     """The figures that are shown; further ones are ignored."""
-
-    model_config = ConfigDict(strict=True)
 
     pid: Whole
     resident_bytes: Whole
@@ -40,7 +38,7 @@ def check_load(load: dict[str, Any]) -> dict[str, Any]:
         ValueError: a figure is missing, not a number, or not finite.
     """
     if load:
-        _Load.model_validate(load)
+        _Load.model_validate(load, strict=True)
     return load
 
 

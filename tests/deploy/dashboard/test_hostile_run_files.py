@@ -50,7 +50,8 @@ def test_hostile_event_is_skipped_and_counted(tmp_path: Path, line: str) -> None
 
 
 def test_hostile_load_is_skipped(tmp_path: Path) -> None:
-    bad = [load(pid="7"), load(cpu=math.inf), {**load(updated=3), "held_bytes": {"track": 3}}, {"pid": 3}]  # type: ignore[arg-type]
+    bad = [load(pid="7"), load(cpu=math.inf), {**load(updated=3), "held_bytes": {"track": 3}}, {"pid": 3}]
+    bad.append({**load(), "updates": {"track": {"updated": "3", "seconds": 0.1}}})  # type: ignore[arg-type]
     run = write_run(
         tmp_path / "run",
         processes=[sample(at=0, worker_0=load()), *(sample(at=1, worker_0=each) for each in bad)],
