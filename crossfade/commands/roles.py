@@ -295,7 +295,7 @@ def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:
 
     A second SIGTERM ends the process at once. The request is an error once another command runs in ``folder``.
     """
-    received = []
+    received: list[bool] = []
 
     def is_requested() -> bool:
         folder.check_held()
