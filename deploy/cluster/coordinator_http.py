@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -170,45 +171,70 @@ def serve_coordinator(coordinator: Coordinator, listen: Address, token: str) -> 
         thread.join()
 
 
+REQUEST_DEADLINE_SECONDS = 2 * REQUEST_TIMEOUT_SECONDS
+"""Maximum duration of a request as a whole: that of its steps, each with its own timeout, has no bound."""
+
+
 class RemoteCoordinator:
     """The client of a coordinator on another host."""
 
     def __init__(self, address: Address, token: str) -> None:
         """Connect to ``address`` with ``token``, with a new connection for each heartbeat."""
         self._address, self._token = address, token
+        self._request: Future[tuple[int, bytes]] | None = None
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
-        """Send ``heartbeat`` and return the answer.
+        """Send ``heartbeat`` and return the answer, within a few seconds even if DNS or the network is silent.
 
         Raises:
             CoordinatorUnreachable: there was no answer; try again.
             InputError: the coordinator rejects the token.
             ClusterError: the server is not a coordinator, or one of another version.
         """
-        # http.client, since urllib would send the token to a proxy that the environment names.
-        connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=REQUEST_TIMEOUT_SECONDS)
         try:
-            headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-            connection.request("POST", "/v1/heartbeat", heartbeat.model_dump_json().encode(), headers)
-            response = connection.getresponse()
-            body = response.read(MAX_BODY_BYTES)
+            status, body = self._exchange(heartbeat.model_dump_json().encode())
         except (OSError, http.client.HTTPException) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
             raise CoordinatorUnreachable(f"the coordinator at {self._address} cannot be reached: {reason}") from error
-        finally:
-            connection.close()
-        if response.status == HTTPStatus.UNAUTHORIZED:
+        if status == HTTPStatus.UNAUTHORIZED:
             raise InputError(f"the coordinator at {self._address} rejects the token in {TOKEN_VARIABLE}")
-        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             reason = body[:200].decode(errors="replace")
-            raise CoordinatorUnreachable(
-                f"the coordinator at {self._address} answers with error {response.status}: {reason}"
-            )
+            raise CoordinatorUnreachable(f"the coordinator at {self._address} answers with error {status}: {reason}")
         try:
-            if response.status != HTTPStatus.OK:
-                raise ValueError(f"{response.status} {body[:200].decode(errors='replace')}")
+            if status != HTTPStatus.OK:
+                raise ValueError(f"{status} {body[:200].decode(errors='replace')}")
             return DesiredState.model_validate_json(body)
         except ValueError as error:
             raise ClusterError(
                 f"{self._address}: not a coordinator of this version: {' '.join(str(error).split())}"
             ) from error
+
+    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        """Post ``body`` and return status and body of the answer.
+
+        In a thread, since the agent must not wait for DNS, whose timeouts exceed its lease. An answer that comes too
+        late counts as lost. There is one request at a time, however long DNS takes.
+
+        Raises:
+            TimeoutError: there was no answer by the deadline.
+            OSError, HTTPException: the request failed.
+        """
+        if self._request is None or self._request.done():
+            self._request = Future()
+            threading.Thread(target=self._post, args=(body, self._request), daemon=True).start()
+            return self._request.result(REQUEST_DEADLINE_SECONDS)
+        raise TimeoutError
+
+    def _post(self, body: bytes, result: Future[tuple[int, bytes]]) -> None:
+        # http.client, since urllib would send the token to a proxy that the environment names.
+        connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=REQUEST_TIMEOUT_SECONDS)
+        try:
+            headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+            connection.request("POST", "/v1/heartbeat", body, headers)
+            response = connection.getresponse()
+            result.set_result((response.status, response.read(MAX_BODY_BYTES)))
+        except Exception as error:
+            result.set_exception(error)
+        finally:
+            connection.close()

@@ -62,6 +62,10 @@ class Membership:
         self._cluster, self._local_agent, self._clock = cluster, local_agent, clock
         self._members: dict[str, Member] = {}
         self._departed: set[str] = set()
+        self._addresses: dict[str, str] = {}
+        """The address of each agent that was ever heard."""
+        self._newest: dict[str, str] = {}
+        """The agent at each address that was first heard last. A late message of an earlier one does not replace it."""
         self._excluded: dict[str, str] = {}
         """Why, by agent: also those that are lost, and may return."""
         self._changed_at = clock()
@@ -75,7 +79,9 @@ class Membership:
 
     def rejection(self, heartbeat: Heartbeat) -> str | None:
         """Return why the sender of ``heartbeat`` may not take part; None if it may."""
-        if heartbeat.agent in self._departed:
+        if heartbeat.agent not in self._addresses:
+            self._addresses[heartbeat.agent], self._newest[heartbeat.address] = heartbeat.address, heartbeat.agent
+        if heartbeat.agent in self._departed or self._newest[heartbeat.address] != heartbeat.agent:
             return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         local = self._members.get(self._local_agent)
         if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:

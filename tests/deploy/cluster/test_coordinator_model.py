@@ -208,6 +208,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.late += [(agent, heartbeat)] * (fate == "late")
             return
         answer = self.coordinator.handle_heartbeat(heartbeat)
+        if self.coordinator.state not in FINISHED and not agent.has_left:
+            assert (answer.action, answer.exit_code) != ("leave", 1), "a message of an earlier agent has replaced it"
         if fate == "twice":
             answer = self.coordinator.handle_heartbeat(heartbeat)
         if fate != "answer lost":

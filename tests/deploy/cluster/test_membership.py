@@ -95,3 +95,17 @@ def test_agent_that_ended_its_roles_causes_a_restart(pair: tuple[Cluster, Host])
     cluster.heartbeat_all()
     cluster.start()
     assert "ended its roles" in cluster.coordinator.restarts[0].cause
+
+
+def test_late_heartbeat_of_a_lost_agent_does_not_evict_its_replacement(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    late = other.make_heartbeat()
+    cluster.hosts.remove(other)
+    cluster.wait(LEASE_SECONDS + 1)
+    new = Host(cluster, other.address, "the new one")
+    new.heartbeat()
+    cluster.hosts.append(new)
+    cluster.start()
+    desired = cluster.coordinator.handle_heartbeat(late)
+    assert (desired.action, desired.exit_code) == ("leave", 1)
+    assert (cluster.state, new.heartbeat().action) == (State.RUNNING, "run")

@@ -1,6 +1,9 @@
-"""A host that loses its network."""
+"""Hosts that lose their network, or each other, or DNS."""
 
+import os
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -94,3 +97,65 @@ def test_requests_to_all_ports_of_a_job_on_one_host_change_nothing(workspace: Pa
 def unix_sockets(role: psutil.Process) -> set[Path]:
     """Return the paths of the Unix sockets on which a process listens."""
     return {Path(connection.laddr) for connection in role.net_connections("unix") if connection.laddr}
+
+
+STALL_SECONDS = 25
+
+
+def test_partition_between_server_and_worker_costs_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
+    """Both reach the coordinator all the time, but not each other: in one direction, or in both."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    run_dir = workspace / "partition"
+    token = {"CROSSFADE_TOKEN": TOKEN}
+    variables = pace(workspace, workspace / "partition.release", token, step_seconds=STEP_SECONDS)
+    with network(3) as (first, second, third), ExitStack() as stack:
+        listen = f"{first.address}:7070"
+        settings = {
+            "host": first.address,
+            "coordinator_address": listen,
+            "one_role_per_host": "true",
+            "stall_timeout_seconds": STALL_SECONDS,
+        }
+        options = [part for name, value in settings.items() for part in ("--set", f"cluster.{name}={value}")]
+        options += ["--servers", 1, "--workers", 1]
+        job = stack.enter_context(train(run_dir, *options, variables=variables, within=first.within))
+        for host, kind in ((second, "server"), (third, "worker")):
+            join = ("agent", "--join", listen, "--run-dir", run_dir, "--roles", kind)
+            stack.enter_context(started(*join, cwd=workspace, variables=variables, within=host.within))
+        job.wait_for("checkpoint_saved")
+        for directions in ([(third, second)], [(second, third), (third, second)]):
+            for here, there in directions:
+                here.drop_from(there)
+            time.sleep(2)  # that is the fault
+            for here, there in directions:
+                here.accept_from(there)
+            assert_training_continues(job)
+        second.drop_from(third)
+        job.wait((run_dir / "restarts.json").exists, "a restart")
+        second.accept_from(third)
+        succeeded(job.finish())
+    causes = {restart["cause"] for restart in report_of(run_dir)["restart_causes"]}
+    assert causes == {f"no sign of progress for {STALL_SECONDS} s"}
+    assert_undisturbed(run_dir, undisturbed)
+    assert_last_is_complete(run_dir / "checkpoints")
+
+
+def test_silent_dns_does_not_keep_an_agent_from_its_timeouts(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("another resolv.conf, and port 53, are for root")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
+        dns.bind(("127.0.0.77", 53))
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\noptions timeout:30 attempts:2\n")
+        mount = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        within = ("unshare", "--mount", "sh", "-c", mount, tmp_path / "resolv.conf")
+        join = ("agent", "--join", "coordinator.invalid:7070", "--run-dir", "run", "--advertise-address", "127.0.0.2")
+        variables = {"CROSSFADE_TOKEN": TOKEN}
+        with started(
+            *join, "--coordinator-timeout", 5, cwd=tmp_path, variables=variables, within=list(map(str, within))
+        ) as agent:
+            result = agent.finish(seconds=45)
+        assert b"coordinator" in dns.recv(512)
+    assert result.returncode == 1
+    assert "the coordinator at coordinator.invalid:7070 cannot be reached: no answer in time" in result.stderr
+    assert "has not answered for 5 s (--coordinator-timeout)" in result.stderr
