@@ -17,10 +17,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.similar_names import similar_path
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
 NO_OPTIONS: Mapping[str, str] = {}
+_JOBS = Path("jobs")
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
 
@@ -69,12 +71,22 @@ def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such job file; see jobs/ for examples") from None
+        raise InputError(f"{path}: no such job file; {_suggest_file(path)}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; expected a YAML file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     return make_job(text, str(path), overrides, typed)
+
+
+def _suggest_file(path: Path) -> str:
+    """Describe where the job file that ``path`` was meant to name may be."""
+    near = similar_path(path.stem, [file for folder in (path.parent, Path(), _JOBS) for file in folder.glob("*.y*ml")])
+    if near is not None:
+        return f"did you mean '{near}'?"
+    return (
+        f"see {_JOBS}/ for examples" if _JOBS.is_dir() else "expected a YAML file with keys such as 'name:' and 'data:'"
+    )
 
 
 def make_job(text: str, source: str, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:

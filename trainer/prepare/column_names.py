@@ -5,11 +5,10 @@ check_columns("plays.csv", ["User Id", "Song Title"], ["User Id", "song_title"])
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Sequence
 
 from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.similar_names import similar_name
 
 
 def check_columns(table: str, found: Sequence[str], columns: Iterable[str]) -> None:
@@ -25,10 +24,3 @@ def check_columns(table: str, found: Sequence[str], columns: Iterable[str]) -> N
             raise InputError(f"{table}: has no column '{column}'{hint}; its columns are: {format_names(found)}")
         if found.count(column) > 1:
             raise InputError(f"{table}: has {found.count(column)} columns '{column}'; rename all but one")
-
-
-def similar_name(name: str, names: Iterable[str]) -> str | None:
-    """Return that of ``names`` which is most like ``name``, without regard to case, blanks, underscores and dashes."""
-    plain = {re.sub(r"[\W_]+", "", other.casefold()): other for other in names}
-    near = difflib.get_close_matches(re.sub(r"[\W_]+", "", name.casefold()), plain, n=1, cutoff=0.75)
-    return plain[near[0]] if near else None
