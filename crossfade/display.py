@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ from crossfade.trainer.runs.events import (
 )
 
 _logger = logging.getLogger(__name__)
+_WORTH_COMPARING = 1.05
 _LINE_SECONDS = 10.0
 """Least time between two lines of progress in a log."""
 Progress = Literal["bar", "lines", "metrics"]
@@ -199,16 +200,18 @@ class TrainDisplay:
     def _stopped_early(self) -> str:
         return f"stopped early: the last evaluations did not improve {self._best_metric}"
 
-    def print_report(self, report: dict[str, Any], folder: Path) -> None:
-        """Print the result of a run, ``report.json`` in ``folder``, on stdout."""
+    def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
+        """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
         print_line(
             f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {report['epochs']} epochs, {report['steps']:,} steps"
         )
         dense = report["dense_equivalent_bytes_pushed"] / max(1, report["bytes_pushed"])
+        # With all items as negatives and a batch of most customers, nearly all rows are active.
+        compared = f"; dense gradients would have been {dense:,.1f} times as large" if dense >= _WORTH_COMPARING else ""
         print_line(
             f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
-            f"{report['bytes_pushed'] / 1e6:,.1f} MB; dense gradients would have been {dense:,.1f} times as large"
+            f"{report['bytes_pushed'] / 1e6:,.1f} MB{compared}"
         )
         if report["stopped_early"]:
             print_line(self._stopped_early())
@@ -216,16 +219,21 @@ class TrainDisplay:
             print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
             print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
-        print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"))
+        print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"), interactions)
         print_line(f"embeddings and report: {folder}")
 
 
 def print_metrics(
-    metrics: dict[str, dict[str, float]], task: str, best_metric: str, baselines: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, float]],
+    task: str,
+    best_metric: str,
+    baselines: dict[str, Any] | None = None,
+    interactions: Mapping[str, int] | None = None,
 ) -> None:
     """Print a table for each split, a row for each metric and a column for each depth K, and what ``task`` counts.
 
-    Recall and ndcg have those of ``baselines`` below them, as ``load_baselines`` returns them.
+    ``interactions`` is the number of those in each split, which is explained if not as many pairs count. Recall and
+    ndcg have those of ``baselines`` below them, as ``load_baselines`` returns them.
     """
     baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
@@ -244,7 +252,8 @@ def print_metrics(
             for label, found in {metric: values, **(of_split if metric in ("recall", "ndcg") else {})}.items():
                 cells = (f"{found[f'{metric}@{depth}']:>8.4f}" for depth in depths)
                 print_line("  ".join([f"{label:<{width}}", *cells]))
-        print_line(f"task {task}: {_describe_pairs(values, task)}")
+        repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
+        print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         for label, found in of_split.items():
             if values[best_metric] < found[best_metric]:
                 print_line(f"{best_metric} on {split} is below that {label.strip()}, without training")
@@ -260,6 +269,13 @@ def _describe_pairs(values: dict[str, float], task: str) -> str:
         return f"{values['pairs']:,} held-out pairs count; none is in an excluded split too"
     dropped = f"{values['pairs_dropped']:,} are in an excluded split too and are dropped (task repeat counts them)"
     return f"{values['pairs']:,} held-out pairs count; {dropped}"
+
+
+def _describe_repeats(values: dict[str, float], interactions: int) -> str:
+    """Explain why a split has more ``interactions`` than pairs; empty if it has not."""
+    if interactions <= values["pairs"] + values["pairs_dropped"]:
+        return ""
+    return f"; of {interactions:,} interactions, replays count once, and negative feedback not at all"
 
 
 class PhaseLines:

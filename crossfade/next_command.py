@@ -11,9 +11,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossfade.kvstore.io.folder import Folder
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.manifest import DatasetManifest
+
+_FIRST_ROWS = 1000
 
 
 def command_line(*words: object) -> str:
@@ -44,6 +49,27 @@ def train_command(data: str, query: str, item: str) -> str:
     job = next(path for path in _file_names(name) if not path.exists())
     text = _yaml({"name": name, "data": {"path": data}})
     return f"echo {shlex.quote(text)} > {shlex.quote(str(job))} && {command_line('train', job)}"
+
+
+def use_commands(run: Path, data: Folder, manifest: DatasetManifest) -> list[str]:
+    """Return command lines that use the model of ``run``: of a frequent item, and of a frequent customer.
+
+    ``data`` is the dataset of the run.
+    """
+    item, query = (_frequent_id(data, manifest, entity) for entity in (manifest.item, manifest.query))
+    commands = [] if item is None else [command_line("similar", run, item)]
+    return commands if query is None else [*commands, command_line("recommend", run, "--customer", query)]
+
+
+def _frequent_id(data: Folder, manifest: DatasetManifest, entity: str) -> str | None:
+    """Return the most frequent of the first IDs of ``entity``; None if none can be typed as a value of an option."""
+    from crossfade.trainer.data.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(data, manifest, entity)
+    first = vocabulary.read(0, min(vocabulary.rows, _FIRST_ROWS), ["id", "count"]).to_pylist()
+    counts = {str(row["id"]): row["count"] for row in first if row["count"]}
+    usable = [id for id in counts if id.isprintable() and not id.startswith("-")]
+    return max(usable, key=counts.__getitem__) if usable else None
 
 
 def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | None:

@@ -340,7 +340,7 @@ def _print_addresses(context: RunContext, folder: RunFolder) -> None:
         _print(context.note)
     if context.listener.address is not None:
         _print(f"metrics: http://{context.listener.address}/metrics")
-    _print(f"page: {command_line('dashboard', folder.path)}")
+    _print(f"to see it: {command_line('dashboard', folder.path)}")
 
 
 def _print(line: str) -> None:

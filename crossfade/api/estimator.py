@@ -45,6 +45,7 @@ class Recommender:
         *,
         weight: str | None = None,
         timestamp: str | None = None,
+        read: Mapping[str, Any] | None = None,
         dim: int = 64,
         epochs: int | None = None,
         seed: int = 1,
@@ -56,6 +57,7 @@ class Recommender:
         self.item = item
         self.weight = weight
         self.timestamp = timestamp
+        self.read = read
         self.dim = dim
         self.epochs = epochs
         self.seed = seed
@@ -115,7 +117,7 @@ class Recommender:
             InputError: a query was not in training.
         """
         column = split_column(self.query)[1]
-        queries = pa.Table.from_batches(open_batches(X)).column(column)
+        queries = pa.Table.from_batches(open_batches(X, {"query": column})).column(column)
         return self.model_.recommend(pc.unique(queries).to_pylist(), k=self.k)
 
     def score(self, X: Any, y: object = None) -> float:
@@ -127,8 +129,9 @@ class Recommender:
         Raises:
             InputError: no event is left.
         """
-        events = pa.Table.from_batches(open_batches(X))
-        query, item = (events.column(split_column(name)[1]) for name in (self.query, self.item))
+        columns = {"query": split_column(self.query)[1], "item": split_column(self.item)[1]}
+        events = pa.Table.from_batches(open_batches(X, columns))
+        query, item = (events.column(column) for column in columns.values())
         return self.model_.use(lambda model: _recall(model, query, item, self.k))
 
 

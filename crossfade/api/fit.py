@@ -19,6 +19,7 @@ from crossfade.api.frames import frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import DATASET_FOLDER, Model
 from crossfade.api.progress import bar_type
+from crossfade.api.reading import python_messages, read_options
 from crossfade.api.training import train
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
@@ -39,6 +40,7 @@ def fit(
     weight: str | None = None,
     timestamp: str | None = None,
     names: Mapping[str, str] | None = None,
+    read: Mapping[str, Any] | None = None,
     valid: str | None = "random:0.1",
     test: str | None = None,
     dim: int = 64,
@@ -60,6 +62,7 @@ def fit(
         weight: the column of weights; None: every event weighs 1. Below 0 is negative feedback.
         timestamp: the column of times, which hold-outs by time need.
         names: the column of names, such as ``{"artist": "artist_name"}``, by entity.
+        read: how dirty events are read, such as ``{"on_bad_line": "skip"}``: see docs/python-api.md.
         valid: what is held out to choose the best epoch: ``random:FRACTION``, ``last-N``, ``after:TIME``, or None.
         test: what is held out for the metrics of the report, in the same form.
         dim: columns of the embeddings.
@@ -72,20 +75,28 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    columns = _Columns(query, item, weight, timestamp, names or {})
+    columns = _Columns(query, item, weight, timestamp, names or {}, read or {})
     chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
     return _fit(plays, columns, (valid, test), {**chosen, **(settings or {})}, progress)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of the events; ``query`` and ``item`` may be NAME=COLUMN, ``names`` has the column by entity."""
+    """The columns of the events, and how they are read; ``query`` and ``item`` may be NAME=COLUMN."""
 
     query: str
     item: str
     weight: str | None
     timestamp: str | None
     names: Mapping[str, str]
+    read: Mapping[str, Any]
+
+    def roles(self) -> dict[str, str]:
+        """Return the column of each role that has one."""
+        columns = {"weight": self.weight, "timestamp": self.timestamp}
+        columns |= {f"name of {entity}": column for entity, column in self.names.items()}
+        used = {role: column for role, column in columns.items() if column is not None}
+        return {"query": split_column(self.query)[1], "item": split_column(self.item)[1], **used}
 
 
 def _fit(
@@ -99,25 +110,13 @@ def _fit(
     folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
     try:
         kind = frame_kind(plays)
-        files = [_write_events(plays, folder)] if kind is not None else _paths(plays)
-        (query, query_column), (item, item_column) = split_column(columns.query), split_column(columns.item)
-        options = PrepareOptions(
-            out=folder / DATASET_FOLDER,
-            train=files,
-            query=query,
-            item=item,
-            query_column=query_column,
-            item_column=item_column,
-            weight=columns.weight,
-            timestamp=columns.timestamp,
-            hold_out_valid=hold_outs[0] or NONE,
-            hold_out_test=hold_outs[1],
-            names=_names_files(columns.names, {query: query_column, item: item_column}, files),
-            seed=settings["train.seed"],
+        files = [_write_events(plays, columns.roles(), folder)] if kind is not None else _paths(plays)
+        options = read_options(columns.read, of_files=kind is None)
+        with python_messages(folder / _EVENTS_FILE if kind is not None else None):
+            _prepare(files, columns, hold_outs, {**options, "seed": settings["train.seed"]}, folder, progress)
+        job = Job(
+            {"name": "model", "data": {"path": str(folder / DATASET_FOLDER)}, "metrics": {"port": None}}, settings
         )
-        with progress_bars(bar_type(progress)) as reporter:
-            prepare(options, reporter)
-        job = Job({"name": "model", "data": {"path": str(options.out)}, "metrics": {"port": None}}, settings)
         train(job.config, RunFolder(folder / _RUN_FOLDER), progress=progress)
         return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
     except BaseException:
@@ -125,10 +124,38 @@ def _fit(
         raise
 
 
-def _write_events(plays: Any, folder: Path) -> Path:
-    """Write a table as Parquet, which ``prepare`` reads in bounded memory."""
+def _prepare(
+    files: Sequence[str | Path],
+    columns: _Columns,
+    hold_outs: tuple[str | None, str | None],
+    options: Mapping[str, Any],
+    folder: Path,
+    progress: bool | None,
+) -> None:
+    """Write the dataset of ``files`` to its folder in ``folder``; ``options`` are further ones of ``prepare``."""
+    (query, query_column), (item, item_column) = split_column(columns.query), split_column(columns.item)
+    prepared = PrepareOptions(
+        out=folder / DATASET_FOLDER,
+        train=files,
+        query=query,
+        item=item,
+        query_column=query_column,
+        item_column=item_column,
+        weight=columns.weight,
+        timestamp=columns.timestamp,
+        hold_out_valid=hold_outs[0] or NONE,
+        hold_out_test=hold_outs[1],
+        names=_names_files(columns.names, {query: query_column, item: item_column}, files),
+        **options,
+    )
+    with progress_bars(bar_type(progress)) as reporter:
+        prepare(prepared, reporter)
+
+
+def _write_events(plays: Any, columns: Mapping[str, str], folder: Path) -> Path:
+    """Write ``columns`` (by role) of a table as Parquet, which ``prepare`` reads in bounded memory."""
     path = folder / _EVENTS_FILE
-    reader = open_batches(plays)
+    reader = open_batches(plays, columns)
     schema = pa.schema([_plain(field) for field in reader.schema])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in reader:

@@ -1,19 +1,25 @@
 """Tables of pandas, Polars, DuckDB, and Arrow: read as Arrow, and returned as the same kind.
 
 kind = frame_kind(plays)                    # "pandas"
-reader = open_batches(plays)                # a pyarrow.RecordBatchReader
+reader = open_batches(plays, {"query": "user", "item": "song"})     # a pyarrow.RecordBatchReader
 to_frame(table, kind)                       # a pandas.DataFrame
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.column_names import check_columns
+from crossfade.trainer.prepare.composite_ids import source_columns
+
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
 _PACKAGES: dict[str, FrameKind] = {"pandas": "pandas", "polars": "polars", "duckdb": "duckdb", "_duckdb": "duckdb"}
+_MAX_SHOWN = 60
 
 
 def frame_kind(data: object) -> FrameKind | None:
@@ -32,18 +38,75 @@ def default_kind() -> FrameKind:
     return "pandas" if find_spec("pandas") is not None else "arrow"
 
 
-def open_batches(data: Any) -> pa.RecordBatchReader:
-    """Open a table for reading in batches, without a copy where its library allows that."""
+def open_batches(data: Any, columns: Mapping[str, str]) -> pa.RecordBatchReader:
+    """Open ``columns`` (role to column name) of a table for reading in batches; the others may be of any type.
+
+    A column of IDs may join several (``composite_ids.py``): then the parts are read.
+
+    Raises:
+        InputError: the table lacks a column, or the values of one have no type of Arrow.
+    """
+    if frame_kind(data) == "pandas":
+        return _from_pandas(data, columns)
     if frame_kind(data) == "polars":
         import polars
 
+        used = _used_columns(columns, data.collect_schema().names())
         # Categories of the newest level hold views of text, which Arrow cannot decode.
-        data = data.lazy().collect().to_arrow(compat_level=polars.CompatLevel.oldest())
+        data = data.lazy().select(used).collect().to_arrow(compat_level=polars.CompatLevel.oldest())
     if isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if hasattr(data, "scanner"):
-        data = data.scanner().to_reader()  # a dataset of Arrow
-    return pa.RecordBatchReader.from_stream(data)
+        used = _used_columns(columns, data.schema.names)
+        data = data.scanner(columns=used).to_reader()  # a dataset of Arrow
+    reader = pa.RecordBatchReader.from_stream(data)
+    used = _used_columns(columns, reader.schema.names)
+    schema = pa.schema([reader.schema.field(name) for name in used])
+    return pa.RecordBatchReader.from_batches(schema, (batch.select(used) for batch in reader))
+
+
+def _used_columns(columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Return those of the columns ``names`` of the events that ``columns`` name, each once."""
+    parts = dict.fromkeys(part for role, column in columns.items() for part in source_columns(role, column, names))
+    check_columns("plays", names, parts)
+    return list(parts)
+
+
+def _from_pandas(frame: Any, columns: Mapping[str, str]) -> pa.RecordBatchReader:
+    named = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    if named:
+        frame = frame.reset_index(named)
+    names = [str(name) for name in frame.columns]
+    used = _used_columns(columns, names)
+    arrays = [_to_arrow(frame.iloc[:, names.index(name)], name) for name in used]
+    return pa.table(arrays, names=used).to_reader()
+
+
+def _to_arrow(series: Any, column: str) -> Any:
+    """Return the values of a column of pandas.
+
+    Raises:
+        InputError: they have no type of Arrow.
+    """
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowException, OverflowError) as error:
+        given = zip(series, series.notna(), strict=True)
+        values = [(row, value) for row, (value, is_given) in enumerate(given, 1) if is_given]
+        first_row, first = values[0]
+        row, odd = next((at for at in values if type(at[1]) is not type(first)), values[0])
+        expected = "integers, numbers, strings, timestamps, or dates"
+        if row != first_row:
+            expected = f"values of one type, as row {first_row} has {_shown(first)}"
+        raise InputError(
+            f"plays: column '{column}' has {_shown(odd)} ({type(odd).__name__}) in row {row}; expected {expected}: "
+            f"convert it, as by plays['{column}'].astype(str)"
+        ) from error
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def to_frame(table: pa.Table, kind: FrameKind) -> Any:

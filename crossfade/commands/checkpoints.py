@@ -40,7 +40,7 @@ still be writing it; of a run folder nothing is deleted while a run is in progre
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    parser: argparse.ArgumentParser = add_command(
         commands,
         "checkpoints",
         "list checkpoints, and delete what dead processes have left",

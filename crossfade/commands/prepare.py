@@ -19,6 +19,7 @@ from crossfade.options.parsing import (
     parse_minimums,
     parse_names,
     parse_on_bad_line,
+    parse_on_missing,
     parse_spans,
     split_pair,
 )
@@ -84,6 +85,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
+    parser.suggest = lambda word, value: "" if word.startswith("-") else f"use --events {word}"
     add_options(parser)
     parser.set_defaults(run=run)
 
@@ -143,7 +145,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         timestamp_formats=arguments.timestamp_format or (),
         on_bad_line=on_bad_line,
         quarantine=quarantine,
-        on_missing=arguments.on_missing or "fail",
+        on_missing=parse_on_missing(arguments.on_missing),
         since=arguments.since,
         until=arguments.until,
         duplicates=arguments.duplicates or "keep",

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.options.command import add_command
+from crossfade.options.command import CommandParser, add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
 from crossfade.terminal import print_json, print_line
@@ -80,21 +80,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = parser.add_argument_group("input")
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--data", metavar="DATA", help="read IDs and interactions here (default: data.path of the job)")
-    customers = parser.add_argument_group("customers (one of these)").add_mutually_exclusive_group(required=True)
-    customers.add_argument(
-        "--customer", nargs="+", metavar="ID", help="recommend to the customers with these IDs or names"
-    )
-    customers.add_argument("--customers", metavar="FILE", help="recommend to the customers whose IDs are in this file")
-    customers.add_argument("--all", action="store_true", help="recommend to all customers")
-    customers.add_argument(
-        "--history",
-        nargs="+",
-        metavar="ITEM",
-        help="recommend to somebody who was not in training, by the IDs or names of items that they like",
-    )
-    customers.add_argument(
-        "--history-file", metavar="FILE", help="recommend to new customers, by the interactions in this file"
-    )
+    _add_customers(parser)
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument(
         "-k", "--count", type=int, default=10, metavar="N", help="recommend N items to each customer (default: 10)"
@@ -117,6 +103,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     output.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     output.add_argument("--json", action="store_true", help="print recommendations as JSON")
     parser.set_defaults(run=run)
+
+
+def _add_customers(parser: CommandParser) -> None:
+    parser.suggest = _suggest_customer
+    customers = parser.add_argument_group("customers (one of these)").add_mutually_exclusive_group(required=True)
+    customers.add_argument(
+        "--customer", nargs="+", metavar="ID", help="recommend to the customers with these IDs or names"
+    )
+    customers.add_argument("--customers", metavar="FILE", help="recommend to the customers whose IDs are in this file")
+    customers.add_argument("--all", action="store_true", help="recommend to all customers")
+    customers.add_argument(
+        "--history",
+        nargs="+",
+        metavar="ITEM",
+        help="recommend to somebody who was not in training, by the IDs or names of items that they like",
+    )
+    customers.add_argument(
+        "--history-file", metavar="FILE", help="recommend to new customers, by the interactions in this file"
+    )
+
+
+def _suggest_customer(option: str, value: str) -> str:
+    """Return what to type instead of an option that is named as the query entity may be, such as ``--listener``."""
+    return f"use --customer {value}, whatever customers are called in the data" if value else ""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -264,26 +274,28 @@ def _print(
     """Print the recommendations to ``queries``, each with its label and its place in ``recommended``."""
     import numpy as np
 
-    from crossfade.trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels
 
     query, item = model.spec.query.name, model.spec.item.name
     favorites = [recommended.histories.favorites(place, recommended.item_QK.shape[1]) for _, place in queries]
     shown_N = np.concatenate([recommended.item_QK.ravel(), *favorites])
     labels = RowNames(model.vocabulary(item), item).labels(shown_N[shown_N >= 0])
+    texts = distinct_labels(labels)
     results = []
     for (label, place), favorite_N in zip(queries, favorites, strict=True):
         found = [
-            (labels[int(row)], float(score))
+            (int(row), float(score))
             for row, score in zip(recommended.item_QK[place], recommended.score_QK[place], strict=True)
             if row >= 0
         ]
-        known = [labels[int(row)] for row in favorite_N]
         if as_json:
-            scored = [_as_dict(item, label) | {"score": score} for label, score in found]
-            history = [_as_dict(item, label) for label in known]
+            scored = [_as_dict(item, labels[row]) | {"score": score} for row, score in found]
+            history = [_as_dict(item, labels[int(row)]) for row in favorite_N]
             results.append({query: label.id or None, "recommendations": scored, "history": history})
         else:
-            _print_lists(f"{query} {label}" if label.id else f"new {query}", item, found, known)
+            scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in found]
+            known = [texts[int(row)] for row in favorite_N]
+            _print_lists(f"{query} {label}" if label.id else f"new {query}", item, scored_texts, known)
     if as_json:
         print_json(results)
 
@@ -292,9 +304,8 @@ def _as_dict(entity: str, label: RowLabel) -> dict[str, int | str | float | None
     return {entity: label.id, **({"name": label.name} if label.name is not None else {})}
 
 
-def _print_lists(title: str, item: str, found: list[tuple[RowLabel, float]], known: list[RowLabel]) -> None:
+def _print_lists(title: str, item: str, lines: list[str], known: list[str]) -> None:
     """Print recommendations beside the items of the largest weights in the history."""
-    lines = [f"{score:8.3f}  {label}" for label, score in found]
     head = f"{'score':>8}  recommended {item}"
     width = max(map(_columns, [head, *lines]))
     print_line(title)

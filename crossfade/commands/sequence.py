@@ -124,7 +124,7 @@ def _run(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namesp
 
 def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
     from crossfade.kvstore.errors import InputError
-    from crossfade.trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels
 
     names = RowNames(model.vocabulary(entity), entity)
     start, end = names.find([arguments.start, arguments.end], _logger.warning)
@@ -145,8 +145,11 @@ def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments:
         print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})
         return
     print_line(f"{'cosine':>8}  {'progress':>8}  {entity}")
-    for label, cosine, progress in zip(found, cosines, path.progress_K, strict=True):
-        print_line(f"{'' if cosine is None else f'{cosine:.3f}':>8}  {round(float(progress), 2) + 0.0:>8.2f}  {label}")
+    texts = distinct_labels(labels)
+    for row, cosine, progress in zip(path.row_K.tolist(), cosines, path.progress_K, strict=True):
+        print_line(
+            f"{'' if cosine is None else f'{cosine:.3f}':>8}  {round(float(progress), 2) + 0.0:>8.2f}  {texts[row]}"
+        )
     print_line(f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}")
 
 

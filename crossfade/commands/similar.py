@@ -32,7 +32,8 @@ FROM is a run folder, a folder of checkpoints or one checkpoint, each of which m
 used if it has written any, otherwise its newest complete checkpoint.
 
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
-accents. If several rows have the name, they are listed, and the first is used. Similarity is the cosine of embeddings.
+accents; or by a part of its ID, such as the title, if that joins several columns. If several rows have the name or
+part, they are listed, and the first is used. Similarity is the cosine of embeddings.
 Items and customers without an interaction of positive weight in train are left out, unless they have features: their
 vectors are random. With --index, some of the nearest rows may be missing.
 
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from crossfade.trainer.recommend.row_names import RowNames
+    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels
     from crossfade.trainer.recommend.similar import similar_rows
 
     entity = arguments.entity or model.spec.item.name
@@ -97,7 +98,7 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     rows_QK, cosine_QK = similar_rows(
         model, entity, np.array(rows, np.int64), arguments.count, filters, arguments.index
     )
-    labels = names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]]))
+    labels = distinct_labels(names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]])))
     for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
         print_line(labels[row])
         for other, cosine in zip(other_K, cosine_K, strict=True):

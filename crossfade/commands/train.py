@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crossfade import logs
 from crossfade.options.command import CommandParser, add_command
-from crossfade.options.job import add_job, add_sizes, load_job_arguments
+from crossfade.options.job import add_job, add_sizes, load_job_arguments, suggest_setting
 from crossfade.options.parsing import port
 from crossfade.terminal import print_line
 
@@ -83,6 +83,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
+    parser.suggest = suggest_setting
     job = parser.add_argument_group("job")
     add_job(job, optional=True)
     add_sizes(job, "servers", "workers")
@@ -163,6 +164,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
     """
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay, progress_bars
+    from crossfade.next_command import use_commands
     from crossfade.run_job import (
         RunContext,
         await_final_scrape,
@@ -202,7 +204,10 @@ def _run_job(arguments: argparse.Namespace) -> int:
             context = RunContext(listener, spot, StateWriter(folder), arguments.resume, note, allow_restart)
             with serve_dashboard(folder, arguments.dashboard):
                 report = run_in_folder(job, folder, inputs, display, context)
-        display.print_report(report, folder.path)
+        interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
+        display.print_report(report, folder.path, interactions)
+        for command in use_commands(folder.path, inputs.folder, inputs.manifest):
+            print(f"next: {command}")
         await_final_scrape(listener)
     return 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.next_command import command_line
 from crossfade.options.command import add_command
-from crossfade.options.job import add_job, load_job_arguments
+from crossfade.options.job import add_job, load_job_arguments, suggest_setting
 from crossfade.options.parsing import positive_integer
 from crossfade.terminal import print_line
 
@@ -53,6 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
+    parser.suggest = suggest_setting
     add_job(parser.add_argument_group("job"), set_help="override a key of the job file in all trials")
     study = parser.add_argument_group("study")
     study.add_argument(

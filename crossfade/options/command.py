@@ -8,10 +8,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from crossfade.kvstore.errors import escape_unprintable
+
+Suggest = Callable[[str, str], str]
+"""Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
+
+_VERY_SIMILAR = 0.8
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -21,13 +27,17 @@ class CommandParser(argparse.ArgumentParser):
         # Abbreviated options would turn into other options, or errors, as new ones are added.
         super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self._words: Sequence[str] = ()
+        self.suggest: Suggest = lambda word, value: ""
+        """Gives the command's own advice about an unknown word; empty: it has none."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse ``args``; unlike the base class, end the process if one is unknown."""
         self._words = list(args or ())
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self._fail(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion()}")
+            advice = "" if unknown[0].startswith("-") else self.suggest(unknown[0], "")
+            suggestion = f"; {advice}" if advice else self._suggestion()
+            self._fail(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -41,11 +51,15 @@ class CommandParser(argparse.ArgumentParser):
 
     def _suggestion(self) -> str:
         known = list(self._option_string_actions)
-        for word in self._words:
-            option = word.partition("=")[0]
+        for word, following in zip_longest(self._words, self._words[1:], fillvalue=""):
+            option, _, value = word.partition("=")
             if option.startswith("--") and option not in known:
                 longer = [name for name in known if len(option) > 3 and name.startswith(option)]
-                near = longer or difflib.get_close_matches(option, known, n=1)
+                if near := longer or difflib.get_close_matches(option, known, n=1, cutoff=_VERY_SIMILAR):
+                    return f"; did you mean {near[0]}?"
+                if advice := self.suggest(option, value or ("" if following.startswith("-") else following)):
+                    return f"; {advice}"
+                near = difflib.get_close_matches(option, known, n=1)
                 return f"; did you mean {near[0]}?" if near else ""
         return ""
 
@@ -73,7 +87,7 @@ def add_command(
     *,
     examples: Sequence[tuple[str, str]],
     notes: str = "",
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Add the command ``name`` and return its parser.
 
     Args:
@@ -93,4 +107,5 @@ def add_command(
         **shown,
     )
     parser.set_defaults(parser=parser)
+    assert isinstance(parser, CommandParser)
     return parser

@@ -31,6 +31,16 @@ def add_job(
     )
 
 
+def suggest_setting(option: str, value: str) -> str:
+    """Return how to set the key of a job whose last part is ``option``; empty: there is none."""
+    from crossfade.trainer.config.explain import explain_fields
+
+    keys = [key for key, *_ in explain_fields()]
+    name = option.removeprefix("--").replace("-", "_")
+    found = [key for key in keys if name in (key, key.rpartition(".")[2])]
+    return f"use {' or '.join(f'--set {key}={value}' for key in found)}" if found and option.startswith("--") else ""
+
+
 def add_sizes(parser: argparse._ActionsContainer, *keys: str, default: str = "") -> None:
     """Add an option for each of these keys of the ``cluster`` section of a job."""
     for key in keys:

@@ -13,7 +13,7 @@ from crossfade.kvstore.errors import InputError
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.admission import MaxAge
     from crossfade.trainer.prepare.features import FeatureFile
-    from crossfade.trainer.prepare.options import OnBadLine
+    from crossfade.trainer.prepare.options import OnBadLine, OnMissing
     from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
@@ -45,19 +45,32 @@ def parse_event_weights(text: str | None) -> dict[str, float]:
 
 
 def parse_on_bad_line(text: str | None) -> tuple[OnBadLine, Path | None]:
-    """Read ``fail``, ``skip`` or ``quarantine=FILE``; return what to do, and the file.
+    """Read ``fail``, ``skip`` (also ``drop``) or ``quarantine=FILE``; return what to do, and the file.
 
     Raises:
         InputError: the text has another form.
     """
     if text in (None, "fail"):
         return "fail", None
-    if text == "skip":
+    if text in ("skip", "drop"):
         return "skip", None
     action, file = split_pair(text or "")
     if action == "quarantine" and file:
         return "skip", Path(file)
     raise InputError(f"--on-bad-line {text}: expected fail, skip or quarantine=FILE")
+
+
+def parse_on_missing(text: str | None) -> OnMissing:
+    """Read ``fail`` or ``drop`` (also ``skip``).
+
+    Raises:
+        InputError: the text is neither.
+    """
+    if text in (None, "fail"):
+        return "fail"
+    if text in ("drop", "skip"):
+        return "drop"
+    raise InputError(f"--on-missing {text}: expected fail or drop")
 
 
 def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:

@@ -128,7 +128,7 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--on-missing",
-        choices=["fail", "drop"],
+        metavar="fail|drop",
         help="fail (default) if a row lacks an ID, weight, event or timestamp, or drop it",
     )
 

@@ -30,10 +30,13 @@ def open_runs(paths: Sequence[Path]) -> Runs:
     """
     from crossfade.deploy.dashboard.runs import Runs
     from crossfade.kvstore.errors import InputError
+    from crossfade.trainer.runs.folder import similar_run
 
     for path in paths or [Path("runs")]:
         if not path.is_dir():
             expected = "expected a folder that 'crossfade train' wrote, or one that holds such"
-            found = "is a file" if path.exists() else "is not there"
-            raise InputError(f"{path}: {found}; {expected}{'' if paths else ': name one'}")
+            if path.exists():
+                raise InputError(f"{path}: is a file; {expected}")
+            near = similar_run(path)
+            raise InputError(f"{path}: is not there{near or f'; {expected}'}{'' if near or paths else ': name one'}")
     return Runs(paths or [Path("runs")])

@@ -79,7 +79,7 @@ def change_manifest(workspace: Path, change: Any) -> None:
 
 def test_missing_job_file_is_rejected(workspace: Path) -> None:
     message = rejection(crossfade("train", "nowhere.yaml", cwd=workspace))
-    assert message == "nowhere.yaml: no such job file; see jobs/ for examples"
+    assert message == "nowhere.yaml: no such job file; expected a YAML file with keys such as 'name:' and 'data:'"
 
 
 def test_invalid_yaml_is_rejected(train_rejected: Rejected, workspace: Path) -> None:

@@ -188,7 +188,11 @@ def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
     printed = (workspace / "printed").read_text()
     assert f"{report['examples']:,} examples" in printed
     assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
-    assert printed.rstrip().endswith("embeddings and report: run")
+    *_, place, similar, recommend = printed.splitlines()
+    assert place == "embeddings and report: run"
+    assert similar.startswith("next: ")
+    assert " similar run " in similar
+    assert " recommend run --customer " in recommend
 
 
 def evaluate(workspace: Path, *arguments: object) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FAULTS = {
     "stray quote": b'u1,"Bjork,Hyperballad,3,2024-05-01T10:00:00\n',
     "not UTF-8": b"u1,Sigur R\xf3s,Svefn,3,2024-05-01T10:00:00\n",
     "text as plays": b"u1,Bjork,Army of Me,n/a,2024-05-01T10:00:00\n",
+    "null byte": b"u1,Bj\0rk,Army of Me,3,2024-05-01T10:00:00\n",
     "no such time": b"u1,Bjork,Army of Me,3,soon\n",
     "no customer": b",Bjork,Army of Me,3,2024-05-01T10:00:00\n",
     "no artist": b"u1,,Army of Me,3,2024-05-01T10:00:00\n",

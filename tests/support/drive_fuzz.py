@@ -226,7 +226,7 @@ def problem_of(command: Command, named: str) -> str | None:
     others = [
         line
         for line in lines[:-1]
-        if not line.lstrip("\r").startswith(("crossfade: skipped ", "crossfade: epoch=", "metrics: ", "page: "))
+        if not line.lstrip("\r").startswith(("crossfade: skipped ", "crossfade: epoch=", "metrics: ", "to see it: "))
     ]
     if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not lists_problems and code == 2):
         return f"exit code {code}, with the output:\n{stderr}"

@@ -18,10 +18,12 @@ from pydantic import BaseModel, ValidationError
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.similar_names import similar_path
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
 NO_OPTIONS: Mapping[str, str] = {}
+_JOBS = Path("jobs")
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_SCALAR_LETTERS = 1 << 16, 10_000, 32, 100
@@ -99,10 +101,20 @@ def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str]
     try:
         data = read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such job file; see jobs/ for examples") from None
+        raise InputError(f"{path}: no such job file; {_suggest_file(path)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     return make_job(data, str(path), overrides, typed)
+
+
+def _suggest_file(path: Path) -> str:
+    """Describe where the job file that ``path`` was meant to name may be."""
+    near = similar_path(path.stem, [file for folder in (path.parent, Path(), _JOBS) for file in folder.glob("*.y*ml")])
+    if near is not None:
+        return f"did you mean '{near}'?"
+    return (
+        f"see {_JOBS}/ for examples" if _JOBS.is_dir() else "expected a YAML file with keys such as 'name:' and 'data:'"
+    )
 
 
 def make_job(

@@ -21,7 +21,7 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.folder import JOB_FILE, RunFolder, similar_run
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 
@@ -57,7 +57,8 @@ def locate_checkpoint(text: str) -> CheckpointSource:
     except NotADirectoryError as error:
         raise InputError(f"{text}: is a file; {_EXPECTED}") from error
     if not names:
-        raise InputError(f"{text}: no such folder, or an empty one; {_EXPECTED}")
+        near = "" if "://" in text else similar_run(Path(text))
+        raise InputError(f"{text}: no such folder, or an empty one{near or f'; {_EXPECTED}'}")
     if VOCABULARY in names:
         raise InputError(f"{text}: is a dataset; {_EXPECTED}")
     if MANIFEST_NAME in names or folder.name.startswith("step-"):

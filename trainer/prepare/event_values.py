@@ -23,6 +23,8 @@ INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 
 _FLOAT_MAX = 3.4028234663852886e38
 _EMPTY_ID = "is missing or empty; expected an id in every row"
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
+"""Control characters other than tabs and line ends, which text may hold."""
 _NUMBER = "TRY_CAST(weight AS DOUBLE)"
 _WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
 
@@ -65,6 +67,10 @@ def _is_missing(role: str, kind: Kind) -> str:
 
 def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
     checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID, missing=True)]
+    if id_type == "string":
+        checks.append(
+            Check(role, f"regexp_matches(CAST({role} AS VARCHAR), '{_CONTROL}')", "has a control character; remove it")
+        )
     if id_type == "integer":
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),

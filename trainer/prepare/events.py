@@ -39,7 +39,9 @@ from crossfade.trainer.prepare.raw_files import (
 )
 from crossfade.trainer.prepare.row_faults import report_row_faults, sound_rows
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_formats import check_formats, find_mixed_formats
+from crossfade.trainer.prepare.timestamp_ambiguity import TimestampAmbiguity
+from crossfade.trainer.prepare.timestamp_formats import check_formats
+from crossfade.trainer.prepare.timestamp_suggestions import find_unnamed_formats
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]
@@ -95,7 +97,8 @@ class EventRules:
 class ReadStats:
     """The numbers of files and rows that were read, and of rows that were left out, by reason.
 
-    ``delimiters``: what separates fields, where that is not what the format has by default.
+    ``delimiters``: what separates fields, where that is not what the format has by default. ``times_without_zone``:
+    whether there were any, which are read as UTC.
     """
 
     files: int = 0
@@ -106,6 +109,7 @@ class ReadStats:
     zero_weight: int = 0
     lines_without_items: int = 0
     delimiters: set[str] = field(default_factory=set)
+    times_without_zone: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class _Reader:
         self._types: dict[str, tuple[str, RawFile]] = {}
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
+        self._ambiguity = TimestampAmbiguity(rules.timestamp_formats)
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -181,6 +186,8 @@ class _Reader:
             checks = value_checks(kinds, types, self._columns.event_weights, formats)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             rows, sound = self._check(file, checks, timestamp, types, kinds)
+            if types.get("timestamp") == "datetime":
+                self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows)
 
@@ -206,6 +213,8 @@ class _Reader:
         if self._encoder is None:
             raise InputError("the files given hold no interaction; expected at least one in --train")
         self._encoder.finish()
+        self._ambiguity.warn()
+        self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
             side: "int64" if self._types[side][0] == "integer" else "string" for side in ("query", "item")
         }
@@ -246,7 +255,7 @@ class _Reader:
             f"count(*) FILTER (NOT coalesce({INTEGER_TEXT.format(role)}, coalesce({role}, '') = '')) FROM raw",
         )
         if role == "timestamp" and integers and others:
-            return other if find_mixed_formats(self._connection, file, self._column(role)) else "integer"
+            return other if find_unnamed_formats(self._connection, file, self._column(role)) else "integer"
         return other if others else "integer"
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
@@ -280,7 +289,7 @@ class _Reader:
             of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
             is_text = kinds.get("timestamp") in ("text", "string")
             if of_timestamps and is_text and not self._rules.timestamp_formats:
-                mixed = find_mixed_formats(self._connection, file, self._column("timestamp"))
+                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"))
                 if mixed is not None:
                     self._faults.add_error(mixed)
                     checks = [check for check in checks if check.role != "timestamp" or check.missing]

@@ -51,6 +51,23 @@ class _Problem:
     places: list[Place] = field(default_factory=list)
 
 
+class EventFaultsError(InputError):
+    """Event files have several faults, which were logged.
+
+    Attributes:
+        count: how many.
+        kinds: a line for each kind, with its number and its first places.
+        choice: which of them can be left out, and by which options; empty: none.
+    """
+
+    def __init__(self, count: int, kinds: Sequence[str], choice: str) -> None:
+        super().__init__(
+            f"the events have {count:,} faults, listed above; correct the files"
+            f"{', or leave out ' if choice else ''}{choice}"
+        )
+        self.count, self.kinds, self.choice = count, kinds, choice
+
+
 class Faults:
     """The faults of all files, by problem.
 
@@ -67,6 +84,10 @@ class Faults:
         self._skip_bad = skip_bad
         self._drop_missing = drop_missing
         self._problems: dict[str, _Problem] = {}
+
+    def emptied(self, keep_lines: bool) -> Faults:
+        """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
+        return Faults(self._skip_bad, self._drop_missing, self.quarantine if keep_lines else None)
 
     def add(
         self,
@@ -124,18 +145,16 @@ class Faults:
             return
         if total == 1:
             raise InputError(next(iter(rejected.values())).message)
-        for text, problem in rejected.items():
-            _logger.warning(escape_unprintable(_format(text, problem, values=True)))
+        listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
+        for line in listed:
+            _logger.warning(escape_unprintable(line))
         kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
         left_out = {
             False: "bad lines with --on-bad-line skip (quarantine=FILE moves them to a file)",
             True: "rows with a missing value with --on-missing drop",
         }
         choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
-        raise InputError(
-            f"the events have {total:,} faults, listed above; correct the files"
-            f"{', or leave out ' if choice else ''}{choice}"
-        )
+        raise EventFaultsError(total, listed, choice)
 
     def _rejects(self, problem: _Problem) -> bool:
         return problem.fatal or not (self._drop_missing if problem.missing else self._skip_bad)

@@ -29,6 +29,7 @@ from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.features import plan_features
 from crossfade.trainer.prepare.hold_out import apply_hold_out
+from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.inputs import Inputs, find_base, find_inputs
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
@@ -104,7 +105,13 @@ class _Preparation:
         options, sides = self._options, self._options.sides()
         events = self._read_events()
         vocabularies = VocabularyBuilder(
-            self._connection, self._staged, self._progress, self._base, options.names, self._inputs.names
+            self._connection,
+            self._staged,
+            self._progress,
+            self._base,
+            options.names,
+            self._inputs.names,
+            self._faults_of_names,
         )
         vocabularies.load_base(sides, events.id_types)
         table = self._sum_duplicates("events")
@@ -144,6 +151,11 @@ class _Preparation:
         if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise InputError("--train: the files hold no interaction with a weight above 0; expected at least one")
         return events
+
+    def _faults_of_names(self, file: Source) -> Faults:
+        """Return what receives the bad lines of a ``file`` of names, which has its own if it is no file of events."""
+        events = {str(source) for files in self._inputs.events.values() for source in files}
+        return self._faults.emptied(keep_lines=str(file) not in events)
 
     def _sum_duplicates(self, table: str) -> str:
         """Sum duplicates if requested; return the table to continue with. (So do the other filters.)"""
@@ -302,6 +314,7 @@ def _describe_stats(stats: ReadStats, faults: Faults) -> Facts:
         "dropped_from_until": stats.from_until,
         "dropped_zero_weight": stats.zero_weight,
         "lines_without_items": stats.lines_without_items,
+        **({"times_without_zone": True} if stats.times_without_zone else {}),
     }
 
 

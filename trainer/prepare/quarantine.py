@@ -22,15 +22,20 @@ class Quarantine:
     """Collects lines in the folder ``work`` and moves them to the file ``target`` at the end."""
 
     def __init__(self, target: Path, work: Path, overwrite: bool) -> None:
-        """Check that ``target`` can be written; a file that exists is only replaced with ``overwrite``.
+        """Check that ``target`` can be written.
+
+        A file that exists is only replaced with ``overwrite``, or if every line of it is as ``write`` writes it.
 
         Raises:
             InputError: it cannot.
         """
         self._target = target
         self._collected = work / "quarantine.jsonl"
-        if target.exists() and not overwrite:
-            raise InputError(f"{OPTION} quarantine={target}: exists already; name another file, or add --overwrite")
+        if target.exists() and not overwrite and not _is_quarantine(target):
+            raise InputError(
+                f"{OPTION} quarantine={target}: exists already, and not every line of it was written by {OPTION}; name "
+                "another file, or add --overwrite"
+            )
         if not target.parent.is_dir():
             raise InputError(f"{OPTION} quarantine={target}: there is no folder '{target.parent}'; create it first")
         self._file: IO[str] = self._collected.open("w", encoding="utf-8")
@@ -58,3 +63,19 @@ class Quarantine:
             raise CrossfadeError(
                 f"{OPTION} quarantine={self._target}: cannot be written: {error.strerror or error}; name another file"
             ) from error
+
+
+def _is_quarantine(path: Path) -> bool:
+    """Return whether each line of the file is an entry of a quarantine."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return all(map(_is_entry, file))
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and entry.keys() - {"line", "row"} == {"file", "problem", "text"}

@@ -30,7 +30,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import InputError, format_names
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import joined_sql, source_columns
 from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
 from crossfade.trainer.prepare.input_files import RawFile
@@ -166,23 +167,28 @@ def column_names(file: RawFile) -> list[str]:
 
 
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
-    """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, the first whose header has all ``columns``.
+    """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, that whose header has most of the ``columns``.
+
+    Of several, it is the one that splits the header into the most fields, so that the error about a missing column
+    lists the others as they are.
 
     Raises:
         InputError: the file cannot be read.
     """
     if file.format not in DELIMITERS or file.delimiter is not None:
         return file
+    candidates = [replace(file, delimiter=DELIMITERS[file.format])]
     if file.format == "csv":
-        with read_errors(file):
-            for delimiter in _SNIFFED_DELIMITERS:
-                candidate = replace(file, delimiter=delimiter)
-                names = _read_header(candidate)
-                if all(
-                    part in names for role, column in columns.items() for part in source_columns(role, column, names)
-                ):
-                    return candidate
-    return replace(file, delimiter=DELIMITERS[file.format])
+        candidates = [replace(file, delimiter=delimiter) for delimiter in _SNIFFED_DELIMITERS]
+    with read_errors(file):
+        return max(candidates, key=lambda candidate: _header_match(candidate, columns))
+
+
+def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
+    """Return how many of ``columns`` the header of ``file`` has, and how many fields; zeros if it cannot be split."""
+    with open_records(file, any_header=True) as (names, _):
+        parts = [part for role, column in columns.items() for part in source_columns(role, column, names)]
+        return sum(part in names for part in parts), len(names)
 
 
 def _read_schema(file: RawFile) -> pa.Schema:
@@ -201,7 +207,7 @@ def _open_parquet(
     schema = _read_schema(file)
     parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
     used = [column for role_parts in parts.values() for column in role_parts]
-    _check_columns(file, schema.names, used)
+    check_columns(str(file), schema.names, used)
     for column in used:
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
         if twins:  # names are case-insensitive in DuckDB
@@ -255,7 +261,7 @@ def _open_text(
     names = _read_header(file)
     parts = {role: source_columns(role, column, names) for role, column in columns.items()}
     used = [column for role_parts in parts.values() for column in role_parts]
-    _check_columns(file, names, used)
+    check_columns(str(file), names, used)
     indexes = sorted({names.index(column) for column in used})
     try:
         _load_text(connection, file, names, indexes)
@@ -346,12 +352,3 @@ def _compression(file: RawFile) -> str:
 def _read_header(file: RawFile) -> list[str]:
     with open_records(file) as (names, _):
         return names
-
-
-def _check_columns(file: RawFile, found: Sequence[str], columns: Iterable[str]) -> None:
-    shown = format_names(found)
-    for column in columns:
-        if column not in found:
-            raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
-        if found.count(column) > 1:
-            raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")

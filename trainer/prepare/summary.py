@@ -95,8 +95,8 @@ def _top(folder: Folder, manifest: DatasetManifest, entity: str) -> str:
             best_row, best_count = first + index, int(count_N[index])
         first += len(count_N)
     best = vocabulary.read(best_row, best_row + 1).to_pylist()[0]
-    name = f" {best['name']}" if best.get("name") else ""
-    return f"{best['id']}{name} ({best_count:,})"
+    name = f" '{best['name']}'" if best.get("name") else ""
+    return escape_unprintable(f"{best['id']}{name} ({best_count:,})")
 
 
 def _feature(manifest: DatasetManifest, name: str) -> list[str]:
@@ -162,7 +162,8 @@ def _signs_and_times(manifest: DatasetManifest) -> list[str]:
     first, last = facts.get("first_timestamp"), facts.get("last_timestamp")
     if isinstance(first, int) and isinstance(last, int):
         are_dates = facts.get("timestamps_are_dates")
-        lines.append(f"time: from {_utc(first) if are_dates else first} to {_utc(last) if are_dates else last}")
+        zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
+        lines.append(f"time: from {_utc(first) if are_dates else first} to {_utc(last) if are_dates else last}{zone}")
     return lines
 
 
@@ -200,8 +201,10 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     for name, entity in manifest.entities.items():
         named, ignored = facts.get(f"{name}_named"), facts.get(f"{name}_names_ignored")
         if named is not None:
+            bad = facts.get(f"{name}_names_bad_lines")
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
                 f"{ignored:,} names ignored, whose ids are in no event"
+                + (f"; {bad:,} bad lines left out (--on-bad-line)" if bad else "")
             )
     return lines

@@ -98,13 +98,13 @@ class _Lines:
 
 
 @contextmanager
-def open_records(file: RawFile) -> Iterator[tuple[list[str], Iterator[Record]]]:
+def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[str], Iterator[Record]]]:
     """Open a text file; return the names of its columns and its records, of which lines without content are none.
 
     Adjacency text has no columns, and its records have no values.
 
     Raises:
-        InputError: the file has no header, or one that cannot be read.
+        InputError: the file has no header or, unless ``any_header``, one that cannot be split, which has no names.
         OSError: it cannot be read.
     """
     with _open_lines(file) as lines:
@@ -118,7 +118,7 @@ def open_records(file: RawFile) -> Iterator[tuple[list[str], Iterator[Record]]]:
             header = delimited.header
             if header is None or header.line != 1:
                 raise InputError(f"{file}: is empty; expected a header line with the names of the columns")
-            if header.problem:
+            if header.problem and not any_header:
                 raise InputError(header.describe(file))
             yield [str(value) for value in header.values], delimited.records()
 

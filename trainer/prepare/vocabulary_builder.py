@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Build and write the vocabularies of a preparation: those of the two sides, then those of their features.
 
-builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names)
+builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
 builder.load_base({"customer": "query", "track": "item"}, id_types)
 builder.read_features(plans, id_type="auto")
 entity = builder.build_side("item", "track", "int64", in_catalog=False, policy=None)
@@ -11,7 +11,7 @@ builder.facts                                                       # for the ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import duckdb
 
@@ -21,6 +21,7 @@ from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.events import IdChoice, IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.features import (
     FeaturePlan,
     catalog_ids_sql,
@@ -55,6 +56,7 @@ class VocabularyBuilder:
         base: The dataset whose vocabularies are extended, if any.
         names: The names file of each entity that has one.
         files: The files found for ``names``.
+        faults: Returns what receives the bad lines of such a file.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class VocabularyBuilder:
         base: BaseDataset | None,
         names: Mapping[str, NamesFile],
         files: Mapping[str, Source],
+        faults: Callable[[Source], Faults],
     ) -> None:
         self._connection = connection
         self._staged = staged
@@ -72,6 +75,7 @@ class VocabularyBuilder:
         self._base = base
         self._names = names
         self._files = files
+        self._faults = faults
         self._plans: Sequence[FeaturePlan] = ()
         self._value_types: dict[str, IdType] = {}
         self.facts: Facts = {}
@@ -163,9 +167,11 @@ class VocabularyBuilder:
             names = self._names[entity]
             columns = [names.id_column, names.name_column]
             with fetch_files([self._files[entity]], self._staged.work, columns) as local_files:
-                report = join_names(self._connection, key, next(local_files), names)
+                faults = self._faults(self._files[entity])
+                report = join_names(self._connection, key, next(local_files), names, faults)
             self.facts[f"{entity}_names_ignored"] = report.ignored
             self.facts[f"{entity}_named"] = report.named
+            self.facts |= {f"{entity}_names_bad_lines": report.bad_lines} if report.bad_lines else {}
         base = self._base.manifest.entities.get(entity) if self._base else None
         if base and base.has_names:
             carry_names(self._connection, key, joined=has_names_file)

@@ -2,7 +2,7 @@
 """Vocabularies as tables of the working database: one row per ID, the most frequent first, with its name if given.
 
 rows = build_vocabulary(connection, "item", counted_ids_sql("item"))        # the table vocabulary_item
-report = join_names(connection, "item", names_file, names)                  # the table names_item
+report = join_names(connection, "item", names_file, names, faults)          # the table names_item
 entity = write_vocabulary(connection, "item", staged=staged, entity="track", id_type="int64", has_names=True)
 """
 
@@ -19,6 +19,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
 from crossfade.trainer.prepare.database import execute, fetch_count
 from crossfade.trainer.prepare.events import IdType
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
@@ -65,10 +66,11 @@ class NamesFile:
 
 @dataclass(frozen=True)
 class NamesReport:
-    """The number of IDs that got a name, and of IDs of the names file that occur in no event."""
+    """The number of IDs that got a name, of IDs of the names file that occur in no event, and of its bad lines."""
 
     named: int
     ignored: int
+    bad_lines: int
 
 
 def vocabulary_schema(
@@ -134,14 +136,17 @@ def counted_ids_sql(side: Side) -> str:
 
 
 def join_names(
-    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, file: RawFile, names: NamesFile
+    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, file: RawFile, names: NamesFile, faults: Faults
 ) -> NamesReport:
     """Create the table ``names_KEY`` (id, name) of the IDs of ``vocabulary_KEY`` that ``file`` has a name for.
+
+    ``faults`` gets the lines that cannot be read, and rejects them or has them left out.
 
     Raises:
         InputError: the file cannot be read, or has a name for none of the IDs.
     """
-    open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
+    open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
+    faults.check()
     with read_errors(file):
         # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
         execute(
@@ -163,7 +168,7 @@ def join_names(
             f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
             "expected ids of the same entity: check the columns in --names"
         )
-    return NamesReport(named=named, ignored=given - named)
+    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count(missing=False))
 
 
 def write_vocabulary(

@@ -9,7 +9,9 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import duckdb
@@ -20,6 +22,7 @@ import pyarrow.compute as pc
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.composite_ids import SEPARATOR, escape, split_id
 
 Fold = Callable[[Any], Any]
 """Makes equal the texts of an array that count as equal."""
@@ -30,8 +33,12 @@ _NAMESAKES = 5
 _MIN_SIMILARITY = 0.85
 """Jaro-Winkler similarity from which a name is suggested."""
 _SIMILAR_NAMES = """
-    SELECT label, jaro_winkler_similarity(strip_accents(lower(label)), strip_accents($wanted)) AS similarity
-    FROM labels WHERE label IS NOT NULL ORDER BY similarity DESC, position LIMIT $count
+    SELECT label, max(jaro_winkler_similarity(strip_accents(lower(part)), strip_accents($wanted))) AS similarity
+    FROM (
+        SELECT label, position, unnest(CASE WHEN contains(label, '|') THEN list_append(string_split(label, '|'), label)
+        ELSE [label] END) AS part FROM labels WHERE label IS NOT NULL
+    )
+    GROUP BY label ORDER BY similarity DESC, min(position) LIMIT $count
 """
 
 
@@ -55,6 +62,12 @@ class RowLabel(NamedTuple):
         return escape_unprintable(self.name or str(self.id))
 
 
+def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:
+    """Return the text of each of ``labels`` of one list: the name, and the ID where others of the list have it too."""
+    names = Counter(map(str, labels.values()))
+    return {row: f"{label} ({label.id})" if names[str(label)] > 1 else str(label) for row, label in labels.items()}
+
+
 class RowNames:
     """IDs and names of the rows of one entity."""
 
@@ -66,8 +79,10 @@ class RowNames:
     def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
         """Return the row of each text: that with this ID or else the first, which is the most frequent, of this name.
 
-        Names are compared without regard to case and accents, but one that differs only in case is preferred. ``log``
-        gets a line for each name that several rows have.
+        Without such a row, it is the first whose ID has the text as one of the parts that it joins: a title, of IDs
+        such as ``Radiohead|Creep``. Names, joined IDs, and their parts are compared without regard to case and accents,
+        but a name that differs only in case is preferred. ``log`` gets a line for each name that several rows have, and
+        for each part.
 
         Raises:
             InputError: there is none; the message suggests similar names.
@@ -80,6 +95,7 @@ class RowNames:
                     if len(rows) > 1:
                         log(self._describe_namesakes(text, rows))
             found |= named
+        found |= self._find_joined([text for text in texts if text not in found], log)
         missing = [text for text in texts if text not in found]
         if missing:
             more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
@@ -119,15 +135,47 @@ class RowNames:
                 break
         return {text: found[value] for text, value in zip(texts, wanted, strict=True) if value in found}
 
+    def _find_joined(self, texts: Sequence[str], log: Callable[[str], None] | None) -> dict[str, list[int]]:
+        """Return the rows of each text whose joined IDs are that text or, if none is, have it as a part."""
+        plain = dict(zip(texts, _without_accents(pa.array(texts, pa.string())).to_pylist(), strict=True))
+        wanted = set(plain.values())
+        pattern = "|".join(re.escape(text) for each in wanted for text in (each, escape(each)))
+        whole: dict[str, list[int]] = {}
+        parts: dict[str, list[int]] = {}
+        for table in self._vocabulary.iter_tables(["row", "id"]) if texts else ():
+            ids = _without_accents(table.column("id").cast(pa.string()))
+            near = pc.and_(pc.match_substring(ids, SEPARATOR), pc.match_substring_regex(ids, pattern))
+            for row, id in zip(table.column("row").filter(near).to_pylist(), ids.filter(near).to_pylist(), strict=True):
+                for found, keys in ((whole, [id]), (parts, split_id(id))):
+                    for key in wanted.intersection(keys):
+                        found.setdefault(key, []).append(row)
+        if log is not None:
+            for text, key in plain.items():
+                if key in parts and key not in whole:
+                    log(self._describe_joined(text, parts[key]))
+        rows = parts | whole
+        return {text: rows[key] for text, key in plain.items() if key in rows}
+
+    def _describe_joined(self, text: str, rows: Sequence[int]) -> str:
+        """Describe the ``rows`` whose joined IDs have the part ``text``, the first of which is meant."""
+        if len(rows) > 1:
+            return f"'{text}' is part of {len(rows):,} ids of {self._entity}: {self._list_rows(rows)}"
+        return f"'{text}' is part of one id of {self._entity}, which is used: {self._list_rows(rows)}"
+
     def _describe_namesakes(self, text: str, rows: Sequence[int]) -> str:
         """Describe the ``rows`` that have the name ``text``, the first of which is meant."""
-        listed = self._vocabulary.take(np.array(rows[:_NAMESAKES], np.int64), ["id", "name", "count"]).to_pylist()
-        shown = ", ".join(f"{row['id']} '{row['name']}' (count {row['count']:,})" for row in listed)
+        return f"{len(rows):,} rows of {self._entity} are named '{text}': {self._list_rows(rows)}"
+
+    def _list_rows(self, rows: Sequence[int]) -> str:
+        """List ``rows``, of several of which the first is meant, with their IDs, names, and counts."""
+        columns = [*self._vocabulary.columns, "count"]
+        shown = []
+        for row in self._vocabulary.take(np.array(rows[:_NAMESAKES], np.int64), columns).to_pylist():
+            name = f" '{row['name']}'" if row.get("name") else ""
+            shown.append(f"{row['id']}{name} (count {row['count']:,})")
         more = f" and {len(rows) - _NAMESAKES:,} more" if len(rows) > _NAMESAKES else ""
-        return (
-            f"{len(rows):,} rows of {self._entity} are named '{text}': {shown}{more}; the first is used; name another "
-            "one by its ID"
-        )
+        choice = "; the first is used; name another one by its ID" if len(rows) > 1 else ""
+        return f"{', '.join(shown)}{more}{choice}"
 
     def _hint(self, text: str) -> str:
         """Suggest what ``text`` may have meant; empty if nothing is similar."""
@@ -138,7 +186,7 @@ class RowNames:
                 connection.register("labels", pa.table({"label": labels, "position": pa.array(range(len(labels)))}))
                 found = connection.execute(_SIMILAR_NAMES, {"wanted": text.lower(), "count": _SUGGESTIONS}).fetchall()
                 near += [(-similarity, label) for label, similarity in found if similarity >= _MIN_SIMILARITY]
-                near = sorted(near, key=lambda pair: pair[0])[:_SUGGESTIONS]
+                near = sorted(dict.fromkeys(near), key=lambda pair: pair[0])[:_SUGGESTIONS]
                 if position == 0:
                     examples = format_names(pc.drop_null(labels)[:3].to_pylist())
         if near and (has_names or not text.isdecimal()):

@@ -28,6 +28,7 @@ from typing import Any
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import is_partial, replace_file
 from crossfade.kvstore.io.file_lock import folder_lock
+from crossfade.kvstore.similar_names import similar_path
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_files import RunIdentity, RunRestarts, read_report, read_run_file
@@ -46,6 +47,13 @@ _FILES = (
 )
 _STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
 """Every name in a run folder begins with one of these, after a dot while it is being written."""
+
+
+def similar_run(path: Path) -> str:
+    """Return the end of a message about a ``path`` that is not a run folder: the one meant, if there is a similar."""
+    folders = [found.parent for parent in (path.parent, Path("runs")) for found in sorted(parent.glob(f"*/{JOB_FILE}"))]
+    near = similar_path(path.name, folders)
+    return "" if near is None else f"; did you mean '{near}'?"
 
 
 @dataclass(frozen=True)

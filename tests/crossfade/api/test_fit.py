@@ -81,6 +81,74 @@ def test_invalid_option_is_an_input_error(plays: pd.DataFrame, options: dict[str
         crossfade.fit(plays[:50], **(OPTIONS | options))
 
 
+def rejection(plays: Any, **options: Any) -> str:
+    """Return the message of the error that ``fit`` raises."""
+    with pytest.raises(crossfade.InputError) as caught:
+        crossfade.fit(plays, **(OPTIONS | options))
+    return str(caught.value)
+
+
+def test_columns_that_are_not_named_may_be_of_any_type(plays: pd.DataFrame) -> None:
+    mixed = plays[:500].assign(extra=[1, "a", b"c", {}, []] * 100)
+    mixed.index = pd.Index(range(500, 1000))
+    assert len(crossfade.fit(mixed, **OPTIONS).ids("user")) == plays[:500]["user"].nunique()
+    message = rejection(mixed, item="Tracks")
+    assert (
+        message
+        == "plays: has no column 'Tracks' (did you mean 'track'?); its columns are: user, track, title, at, extra"
+    )
+    for other in (pl.from_pandas(plays[:50]), duckdb.from_df(plays[:50]), pa.Table.from_pandas(plays[:50])):
+        assert "has no column 'Tracks' (did you mean 'track'?)" in rejection(other, item="Tracks")
+
+
+def test_named_column_of_mixed_types_is_an_input_error_with_a_value(plays: pd.DataFrame) -> None:
+    mixed = plays[:50].assign(track=[7, *["x"] * 49])
+    assert rejection(mixed) == (
+        "plays: column 'track' has 'x' (str) in row 2; expected values of one type, as row 1 has 7: convert it, as by "
+        "plays['track'].astype(str)"
+    )
+    assert "column 'track' has [1] (list) in row 2; expected values of one type" in rejection(
+        plays[:50].assign(track=["x", [1], *["x"] * 48])
+    )
+
+
+def test_faults_are_in_the_message_and_named_as_in_python(plays: pd.DataFrame, tmp_path: Path) -> None:
+    dirty = plays[:50].assign(user=[None, None, *["u"] * 48], at=[*["2024-05-01"] * 2, "soon", *["2024-05-01"] * 47])
+    message = rejection(dirty, timestamp="at")
+    assert message.startswith("the events have 3 faults: 2 rows: the query id of column 'user' is missing or empty; ")
+    assert "(plays, rows 1, 2); 1 line: the timestamp of column 'at' is not a timestamp; " in message
+    assert "(plays, row 3 'soon'); correct the values, or leave out bad lines with " in message
+    assert message.endswith('{"on_bad_line": "skip"} and rows with a missing value with read={"on_missing": "drop"}')
+    assert not any(word in message for word in ("--", "listed above", "crossfade-", ".parquet"))
+    read = {"on_missing": "skip", "on_bad_line": "drop"}
+    assert crossfade.fit(dirty, timestamp="at", read=read, **OPTIONS).ids("user") == ["u"]
+
+
+def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
+    lines = ["user;track;title;at", "u1;1;One;31/05/2024", "u1;2;Two", "u2;1;One;1717186500", "u2;3;Three;01/06/2024"]
+    path = tmp_path / "plays.csv"
+    path.write_text("\n".join(lines) + "\n")
+    message = rejection(path, timestamp="at", read={"on_bad_line": "skip"})
+    assert 'read={"timestamp_format": [' in message
+    assert "'%d/%m/%Y'" in message
+    read = {"on_bad_line": "skip", "timestamp_format": ["%d/%m/%Y", "epoch-s"], "delimiter": ";"}
+    options = {**OPTIONS, "timestamp": "at", "names": {"track": "title"}, "valid": None}
+    model = crossfade.fit(str(path), read=read, **options)
+    assert sorted(model.ids("track")) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        ({"on_badline": "skip"}, "read: unknown key 'on_badline'; did you mean 'on_bad_line'?"),
+        ({"on_missing": "maybe"}, 'read={"on_missing": "maybe"}: expected fail or drop'),
+        ({"delimiter": ";"}, "read: 'delimiter' describes files, and plays is a data frame; leave it out"),
+    ],
+)
+def test_invalid_way_to_read_is_an_input_error(plays: pd.DataFrame, read: dict[str, Any], message: str) -> None:
+    assert rejection(plays[:50], read=read) == message
+
+
 def test_something_else_than_events_is_an_input_error() -> None:
     with pytest.raises(crossfade.InputError, match=r"plays: expected a table of pandas.* found int"):
         crossfade.fit(3, query="user", item="track")

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import random
+import re
+import subprocess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -18,6 +20,8 @@ from running_command import messages
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.summary import format_summary
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 COUNT = 2000
 COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
@@ -60,6 +64,7 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
         "a quote opens and does not close": ("stray quote", ""),
         "is not UTF-8": ("not UTF-8", ""),
         "the weight of column 'plays' is not a number": ("text as plays", " 'n/a'"),
+        "the item id of column 'artist+title' has a control character": ("null byte", " 'Bj\\x00rk|Army of Me'"),
         "the timestamp of column 'at' has none of the formats": ("no such time", " 'soon'"),
         "the query id of column 'user' is missing": ("no customer", ""),
         "the item id of column 'artist+title' is missing": ("no artist", ""),
@@ -104,6 +109,18 @@ def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path,
     assert f"dropped: {dropped} rows with a missing value (--on-missing drop)" in result.stdout
 
 
+def test_documented_command_writes_the_bad_lines_to_be_corrected(tmp_path: Path, plays: DirtyPlays) -> None:
+    words = ("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop")
+    assert prepare(tmp_path, *FORMATS, *words).returncode == 0
+    page = (Path(__file__).resolve().parents[3] / "docs" / "preparing-data.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"```\n(\(head [^`]+)```", page)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    header, *lines = (tmp_path / "corrected.csv").read_bytes().splitlines()
+    assert header == b"user,artist,title,plays,at"
+    bad = {FAULTS[fault].rstrip(b"\n") for fault in plays.lines if fault not in MISSING}
+    assert set(lines) == bad
+
+
 def test_policies_are_independent(tmp_path: Path, plays: DirtyPlays) -> None:
     skipped = prepare(tmp_path, *FORMATS, "--on-bad-line", "skip")
     assert len(listing(skipped.stderr)) == len(MISSING)
@@ -129,6 +146,17 @@ def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
         "--on-bad-line skip (quarantine=FILE moves them to a file) and rows with a missing value with --on-missing "
         "drop",
     ]
+
+
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x9f"])
+def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str) -> None:
+    train = write_text(tmp_path / "e.csv", f"customer,item\nc,a{character}b\nc,ab\n")
+    with pytest.raises(InputError) as caught:
+        prepare_files(tmp_path / "out", train)
+    assert documented("a control character in an ID", str(caught.value))
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == ["ab"]
+    assert json.loads((tmp_path / "bad.jsonl").read_text())["text"] == f"c,a{character}b"
 
 
 def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
@@ -185,6 +213,37 @@ def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> No
     assert kept.read_text() == "earlier\n"
     prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=kept, overwrite=True)
     assert json.loads(kept.read_text())["line"] == 3
+
+
+def test_quarantine_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
+    for folder, text in (
+        ("1", "customer,item\n1,1\n2\n"),
+        ("2", "customer,item\n1,1\n"),
+        ("3", "customer,item\n1,1\n\n2\n"),
+    ):
+        write_text(train, text)
+        prepare_files(tmp_path / folder, train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    assert json.loads((tmp_path / "bad.jsonl").read_text())["line"] == 4
+
+
+def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item,title\n1,1,One\n2\n2,2,Two\n")
+    other = write_text(tmp_path / "n.csv", "item,title\n1,Uno\n2\n2,Dos,x\n")
+    kept, of_events = tmp_path / "bad.jsonl", {"item": NamesFile(train, "item", "title")}
+    with pytest.raises(InputError, match="has 1 fields"):
+        prepare_files(tmp_path / "out", train, names=of_events)
+    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line="skip", quarantine=kept)
+    assert [row["name"] for row in vocabulary(tmp_path / "1", "item")] == ["One", "Two"]
+    assert len(kept.read_text().splitlines()) == 1
+    of_other = {"item": NamesFile(other, "item", "title")}
+    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line="skip", quarantine=kept)
+    assert manifest.source["item_names_bad_lines"] == 2
+    assert [json.loads(line)["file"].rpartition("/")[2] for line in kept.read_text().splitlines()] == [
+        "e.csv",
+        *["n.csv"] * 2,
+    ]
+    assert "; 2 bad lines left out (--on-bad-line)" in format_summary(manifest, Folder(tmp_path / "2"))
 
 
 def test_weights_and_counts_skip_dropped_rows(tmp_path: Path) -> None:

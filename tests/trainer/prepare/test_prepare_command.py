@@ -36,7 +36,7 @@ def test_command_prints_summary_and_next_command(
     assert sorted(interactions(Path("data/x"), "test")) == [(1, 6, 3.0, 2), (2, 6, 1.0, 5)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data/x: customer x track"
-    assert any("Five, live (2)" in line for line in lines)
+    assert any("'Five, live' (2)" in line for line in lines)
     assert lines[-1] == "next: echo '{name: x, data: {path: data/x}}' > x.yaml && crossfade train x.yaml"
 
 

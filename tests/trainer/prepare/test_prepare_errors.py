@@ -161,6 +161,10 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,31/12/2020\n", timestamp="t"),
         ["line 2", "line 3", "'2020-01-01'", "'31/12/2020'", "--timestamp-format"],
     ),
+    "timestamps of one other format": (
+        csv_case("customer,item,t\n1,1,1/2/2020 5:30 PM\n1,2,3/4/2020 6:00 AM\n", timestamp="t"),
+        ["line 2", "'%d/%m/%Y %I:%M %p'"],
+    ),
     "dates and numbers as timestamps": (
         csv_case("customer,item,t\n1,1,1700000000\n1,2,2020-01-01\n", timestamp="t"),
         ["'1700000000'", "'2020-01-01'", "--timestamp-format"],

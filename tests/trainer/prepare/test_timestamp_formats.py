@@ -1,10 +1,16 @@
 """Timestamps in named formats: strptime, ISO, and epochs in several units; all become seconds since 1970."""
 
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from preparing import interactions, prepare_files, write_parquet, write_text
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.summary import format_summary
 
 SECONDS = 1_717_186_500  # 2024-05-31T20:15:00Z
 
@@ -56,3 +62,75 @@ def test_formats_apply_to_strings_and_integers_of_parquet_but_not_to_its_timesta
     manifest = prepare_files(tmp_path / "out", *files, timestamp="at", timestamp_formats=["%d/%m/%Y %H:%M", "epoch-ms"])
     assert [row[3] for row in interactions(tmp_path / "out", "train")] == [SECONDS] * 3
     assert manifest.source["timestamp_formats"] == ["%d/%m/%Y %H:%M", "epoch-ms"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "suggested", "note"),
+    [
+        (["31/05/2024 20:15", "01/02/2024 00:00"], ["%d/%m/%Y %H:%M"], "'31/05/2024 20:15' fits only '%d/%m/%Y %H:%M'"),
+        (["5/6/2024 8:15:09 PM", "5/31/2024 8:15:00 pm"], ["%m/%d/%Y %I:%M:%S %p"], "'5/31/2024 8:15:00 pm' fits only"),
+        (["2024-05-31", "31.05.2024 20:15:01"], ["iso", "%d.%m.%Y %H:%M:%S"], "'31.05.2024 20:15:01' fits only"),
+        (
+            ["31-05-24", str(SECONDS), f"{SECONDS}000"],
+            ["%d-%m-%y", "epoch-s", "epoch-ms"],
+            "(check whether '%y-%m-%d' is meant)",
+        ),
+        (["31 May 2024 20:15", '"January 12, 2024"'], ["%d %b %Y %H:%M", "%B %d, %Y"], ""),
+        (["01/02/2024", "03/04/2024"], ["%d/%m/%Y"], "no day is above 12, so check whether '%m/%d/%Y' is meant"),
+        (
+            ["31/05/2024", "30/05/2024", "05/30/2024"],
+            ["%d/%m/%Y", "%m/%d/%Y"],
+            "days and months are in both orders, so check those that fit both",
+        ),
+    ],
+)
+def test_formats_are_suggested_from_the_values(
+    tmp_path: Path, texts: list[str], suggested: list[str], note: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        times(tmp_path, [], texts)
+    message = str(caught.value)
+    option = message.partition("--timestamp-format ")[2]
+    words = shlex.split(option.partition(" (")[0])
+    assert words == suggested
+    assert note in message
+    assert len(times(tmp_path, words, texts)) == len(texts)
+
+
+def test_format_that_fits_with_day_and_month_swapped_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [
+        write_text(tmp_path / f"{day}.csv", f"customer,item,at\n1,{day},0{day}/02/2024\n1,7,2024-05-31\n")
+        for day in (3, 4)
+    ]
+    formats = {"timestamp": "at", "timestamp_formats": ["iso", "%d/%m/%Y"]}
+    prepare_files(tmp_path / "open", *files, **formats)
+    warned = [record.message for record in caplog.records if "--timestamp-format" in record.message]
+    assert warned == [
+        "--timestamp-format '%d/%m/%Y': no day is above 12, so that every value fits '%m/%d/%Y' too; check the order "
+        "of day and month"
+    ]
+    caplog.clear()
+    decisive = write_text(tmp_path / "5.csv", "customer,item,at\n1,5,31/05/2024\n")
+    prepare_files(tmp_path / "decided", *files, decisive, **formats)
+    assert "--timestamp-format" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("texts", "formats", "noted"),
+    [
+        (["2024-05-31 20:15", "2024-05-31T20:15:00Z"], [], True),
+        (["2024-05-31"], [], True),
+        (["2024-05-31T20:15:00Z", "2024-05-31 20:15:00.5+02:00"], [], False),
+        ([str(SECONDS)], [], False),
+        (["31/05/2024"], ["%d/%m/%Y"], True),
+        (["31/05/2024 20:15 +0200", str(SECONDS)], ["%d/%m/%Y %H:%M %z", "epoch-s"], False),
+    ],
+)
+def test_summary_says_once_that_times_had_no_zone(
+    tmp_path: Path, texts: list[str], formats: list[str], noted: bool
+) -> None:
+    times(tmp_path, formats, texts)
+    summary = format_summary(read_manifest(Folder(tmp_path / "out")), Folder(tmp_path / "out"))
+    assert summary.count("times without a zone were read as UTC") == noted

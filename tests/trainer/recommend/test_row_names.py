@@ -14,7 +14,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames
+from crossfade.trainer.recommend.row_names import RowLabel, RowNames, distinct_labels
 
 ARTISTS = ["Radiohead", "Björk", "311", "Muse", "muse", None, "Sigur Rós"]
 IDS = [10, 11, 12, 13, 14, 311, 16]
@@ -91,6 +91,35 @@ def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
     lettered = names_of(tmp_path / "lettered", ["c001", "c002"], None)
     with pytest.raises(InputError, match=r"'c003'; did you mean 'c001', 'c002'\?$"):
         lettered.find(["c003"])
+
+
+def test_joined_id_is_found_by_a_part_and_in_any_case(tmp_path: Path) -> None:
+    ids = ["Sigur Rós|Hoppípolla", "AC\\|DC|Thunderstruck", "Muse|Intro", "Alt-J|intro", "Intro"]
+    names, lines = names_of(tmp_path, ids, None), list[str]()
+    assert names.find(["sigur ros|HOPPIPOLLA", "Intro"], lines.append) == [0, 4]
+    assert lines == []
+    assert names.find(["hoppipolla", "ac|dc"], lines.append) == [0, 1]
+    assert lines == [
+        "'hoppipolla' is part of one id of artist, which is used: Sigur Rós|Hoppípolla (count 90)",
+        "'ac|dc' is part of one id of artist, which is used: AC\\|DC|Thunderstruck (count 70)",
+    ]
+    assert names.find(["INTRO"], lines.append) == [2]
+    assert lines[2] == (
+        "'INTRO' is part of 2 ids of artist: Muse|Intro (count 60), Alt-J|intro (count 40); the first is used; name "
+        "another one by its ID"
+    )
+    with pytest.raises(InputError, match=r"'Thunderstrock'; did you mean 'AC\\\\\|DC\|Thunderstruck'\?"):
+        names.find(["Thunderstrock"])
+
+
+def test_suggestions_do_not_repeat(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean 'Intro'\?$"):
+        names_of(tmp_path, [1, 2, 3, 4, 5], ["Intro", "Intro", "Intro", "Xyz", "Intro"]).find(["Itnro"])
+
+
+def test_names_that_several_rows_of_a_list_have_get_their_ids() -> None:
+    labels = {3: RowLabel(30, "Intro"), 1: RowLabel(10, "Intro"), 2: RowLabel(20, "Creep"), 4: RowLabel("x", None)}
+    assert distinct_labels(labels) == {3: "Intro (30)", 1: "Intro (10)", 2: "Creep", 4: "x"}
 
 
 def test_rows_of_a_list_of_ids(names: RowNames) -> None:
