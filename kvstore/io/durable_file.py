@@ -11,11 +11,7 @@ _PARTIAL_SUFFIX = ".partial"
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write or replace the file ``path``: atomically, and durably once this returns.
-
-    Its folder is created if it does not exist.
-    """
-    create_folder(path.parent)
+    """Write or replace the file ``path``, whose folder exists: atomically, and durably once this returns."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:

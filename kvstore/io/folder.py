@@ -271,6 +271,7 @@ class _LocalFiles:
         self.root = root
 
     def write(self, path: str, data: bytes) -> None:
+        create_folder((self.root / path).parent)
         replace_file(self.root / path, data)
 
     @contextmanager
