@@ -40,6 +40,7 @@ def one_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param == "exchange"
 
 
+@pytest.mark.slow
 def test_kill_at_any_system_call_leaves_old_or_new_folder(tmp_path: Path, one_step: bool) -> None:
     found, restored = [], False
     for point in range(1, 1000):

@@ -182,7 +182,7 @@ def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | Non
             ``out``.
     """
     folder = Folder(out)
-    if not folder.on_s3:
+    if not folder.on_s3 and not overwrite:
         check_free(folder, overwrite)
     with ExitStack() as stack:
         # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
@@ -222,8 +222,9 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
             raise InputError(
                 f"{target.parent}: cannot be written: {error.strerror or error}; choose another --out"
             ) from error
+        is_folder = target.is_dir() and not target.is_symlink()
+        lock = stack.enter_context(folder_writer(out)) if is_folder else None
         check_free(out, overwrite)
-        lock = stack.enter_context(folder_writer(out)) if target.exists() else None
         yield Staged(out, overwrite, Folder(partial), work or inner, lock)
 
 
