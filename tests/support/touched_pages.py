@@ -57,12 +57,13 @@ def _call(name: str, *arguments: Any) -> None:
 def server_update_pages(kind: Any) -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
     from crossfade.kvstore.layout import make_layout
+    from crossfade.kvstore.mxnet.authentication import CommandVerifier
     from crossfade.kvstore.mxnet.commands import create_command
     from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
     from crossfade.kvstore.mxnet.server import RowServer
 
     import_mxnet()
-    server = RowServer(SimpleNamespace(rank=0))
+    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "unused")
     server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape
