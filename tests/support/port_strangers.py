@@ -61,17 +61,3 @@ def scrape(address: str) -> bytes:
             return client.recv(1 << 16)
         except OSError:
             return b""
-
-
-def send_malformed(address: str) -> None:
-    """Send a message to a port of ZeroMQ, which ps-lite uses, in the correct protocol; ps-lite cannot parse it."""
-    host, port = address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
-        client.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 1 + 31))
-        properties = b"\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
-        ready = b"\x05READY" + properties
-        client.sendall(b"\x04" + bytes([len(ready)]) + ready)
-        client.sendall(b"\x00\x05hello")
-        with suppress(OSError):
-            while client.recv(1 << 10):  # until the peer has ended
-                pass

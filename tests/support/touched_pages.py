@@ -63,7 +63,7 @@ def server_update_pages(kind: Any) -> dict[str, int]:
     from crossfade.kvstore.mxnet.server import RowServer
 
     import_mxnet()
-    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "")
+    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "unused")
     server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape

@@ -9,14 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
-from object_store import free_ports
-from port_strangers import listening, send_malformed
 from waiting import wait_until
 
 from crossfade import deploy
 from crossfade.deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
+from crossfade.deploy.cluster.role_process import _NETWORK_ABORT
 from crossfade.deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
 from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
@@ -286,23 +285,17 @@ def sockets_of(agent: Agent) -> list[Path]:
     return [path for path in paths if path is not None and path.exists()]
 
 
-def test_role_that_a_scan_of_its_port_aborts_is_reported_as_such(
-    agent: Agent, coordinator: ScriptedCoordinator
-) -> None:
-    port = free_ports(1)[0]
-    coordinator.set(scheduler=Endpoint(host="127.0.0.2", port=port))
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    [child] = children()
-    run_until(agent, lambda: f"127.0.0.2:{port}" in listening(child.pid), seconds=30.0)
-    send_malformed(f"127.0.0.2:{port}")
-    run_until(agent, lambda: coordinator.last.failure)
-    failure = coordinator.last.failure
-    assert failure is not None
-    assert failure.message == (
-        "scheduler was aborted by data at its port that MXNet cannot read, as scanners and other programs send it"
-    )
-    assert (failure.from_network, failure.restart) == (True, True)
-    assert "Check failed" in failure.details
+@pytest.mark.parametrize(
+    ("check", "from_network"),
+    [
+        # As recorded when the port of a server had received a message that was not one of ps-lite's.
+        ("van.cc:520: Check failed: pb.ParseFromArray(meta_buf, buf_size): failed to parse string into protobuf", True),
+        ("van.cc:432: Check failed: my_node_.port != -1 (-1 vs. -1) : bind failed", False),
+    ],
+)
+def test_abort_by_data_at_a_port_differs_from_a_port_in_use(check: str, from_network: bool) -> None:
+    line = f"what():  [21:01:49] ../3rdparty/ps-lite/src/{check}"
+    assert bool(_NETWORK_ABORT.search(line)) == from_network
 
 
 def test_logs_are_appended_across_generations(agent: Agent, coordinator: ScriptedCoordinator) -> None:

@@ -150,7 +150,7 @@ def test_internal_error_is_logged_and_answered_and_the_agent_retries(
     cluster, address = served
     agent, remote = Host(cluster, "127.0.0.2"), RemoteCoordinator(address, TOKEN)
 
-    def fail(_heartbeat: object) -> None:
+    def fail(_heartbeat: object, _source: str) -> None:
         raise KeyError("step")
 
     with monkeypatch.context() as patch:
