@@ -25,12 +25,10 @@ def run(base: Path, parse: Command) -> int:
     Raises:
         CrossfadeError: the run failed.
     """
-    from crossfade.deploy.aws.sagemaker.container import Paths, drop_root, write_failure
+    from crossfade.deploy.aws.sagemaker.container import Paths, write_failure
 
     paths = Paths(base)
     try:
-        if (line := drop_root(paths)) is not None:
-            _logger.warning(line)
         return _run(paths, parse)
     except Exception as error:
         message = str(error) if isinstance(error, CrossfadeError | OSError) else f"{type(error).__name__}: {error}"

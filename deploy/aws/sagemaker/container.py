@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -45,8 +44,6 @@ TRAINING_CHANNEL = "training"
 """The channel that replaces data.path."""
 JOB_PARAMETER = "job"
 """The hyperparameter that may hold the text of a job file."""
-IMAGE_USER = "crossfade"
-"""The user of the image (docker/Dockerfile)."""
 MAX_FAILURE_CHARACTERS = 1024
 STOP_SECONDS = 110.0
 """Time for a container to end: SageMaker kills it 120 seconds after SIGTERM."""
@@ -189,28 +186,6 @@ class Hosts:
     def coordinator(self) -> Address:
         """Return the address of the coordinator."""
         return Address(self.address(self.first), int(os.environ.get(PORT_VARIABLE, PORT)))
-
-
-def drop_root(paths: Paths) -> str | None:
-    """Give the container's folders to the image's user and continue as that user, if this process is root.
-
-    SageMaker's folders belong to root, so the container starts as root. Return why it stays root, if the folders cannot
-    be given away, as those of a mounted channel; None otherwise.
-    """
-    if os.geteuid() != 0 or not any(entry.pw_name == IMAGE_USER for entry in pwd.getpwall()):
-        return None
-    user = pwd.getpwnam(IMAGE_USER)
-    try:
-        for folder, _, files in os.walk(paths.base):
-            for path in (folder, *(f"{folder}/{name}" for name in files)):
-                os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    except OSError as error:
-        return f"{error.filename} cannot be given to the user {IMAGE_USER} ({error.strerror}): the job runs as root"
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
-    os.environ["HOME"] = user.pw_dir
-    return None
 
 
 def read_job(paths: Paths, hosts: Hosts) -> JobConfig:

@@ -1,13 +1,10 @@
 """``crossfade train`` as SageMaker starts it, with a temporary folder in place of /opt/ml."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,52 +160,3 @@ def test_host_that_resolves_to_loopback_uses_its_interface_address() -> None:
     hosts = Hosts("localhost", ("localhost",), "lo")
     assert hosts.address("localhost") == "127.0.0.1"
     assert Hosts("localhost", ("localhost",), "no-such-card").address("localhost") == "127.0.0.1"
-
-
-# ---- root
-
-DROP = """import json, os, sys
-from pathlib import Path
-from crossfade.deploy.aws.sagemaker.container import Paths, drop_root
-line = drop_root(Paths(Path(sys.argv[1])))
-print(json.dumps([line, os.getresuid(), os.getresgid(), os.getgroups(), os.environ["HOME"]]))
-"""
-
-
-def drop_root_in(base: Path, passwd: Path, mount: str = "") -> list[Any]:
-    """Call ``drop_root`` in a process with this passwd file, after the command ``mount``; return what it became."""
-    passwd.write_text("root:x:0:0:root:/root:/bin/sh\ncrossfade:x:10001:10001::/home/crossfade:/bin/sh\n")
-    script = f'mount --bind {passwd} /etc/passwd && {mount or "true"} && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", DROP, str(base)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: list[Any] = json.loads(result.stdout)
-    return found
-
-
-def owners(base: Path) -> set[int]:
-    return {path.lstat().st_uid for path in [base, *base.rglob("*")]}
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_container_continues_as_the_images_user_once_its_folders_are_its_own(tmp_path: Path) -> None:
-    base = tmp_path / "ml"
-    for name in ("input/config", "checkpoints/algo-1", "output"):
-        (base / name).mkdir(parents=True)
-    (base / "checkpoints" / "algo-1" / "events.jsonl").touch()
-    secret = tmp_path / "secret"
-    secret.touch()
-    (base / "checkpoints" / "link").symlink_to(secret)
-    user = [10001] * 3
-    assert drop_root_in(base, tmp_path / "passwd") == [None, user, user, [], "/home/crossfade"]
-    assert owners(base) == {10001}
-    assert secret.stat().st_uid == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_container_whose_folders_cannot_be_given_away_stays_root(tmp_path: Path) -> None:
-    base = tmp_path / "ml"
-    (base / "input" / "data").mkdir(parents=True)
-    mount = f"mount --bind {base}/input/data {base}/input/data && mount -o remount,bind,ro {base}/input/data"
-    line, users, *_ = drop_root_in(base, tmp_path / "passwd", mount)
-    expected = f"{base}/input/data cannot be given to the user crossfade (Read-only file system): the job runs as root"
-    assert (line, users) == (expected, [0] * 3)
