@@ -66,7 +66,7 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
     assert_last_is_complete(run_dir / "checkpoints")
 
 
-STALL_SECONDS = 25
+STALL_SECONDS = 15
 
 
 def test_partition_between_server_and_worker_costs_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
