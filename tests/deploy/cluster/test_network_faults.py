@@ -99,7 +99,7 @@ def unix_sockets(role: psutil.Process) -> set[Path]:
     return {Path(connection.laddr) for connection in role.net_connections("unix") if connection.laddr}
 
 
-STALL_SECONDS = 25
+STALL_SECONDS = 15
 
 
 def test_partition_between_server_and_worker_costs_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
