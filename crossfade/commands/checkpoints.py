@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
 from crossfade.options.parsing import hours
+from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -138,11 +138,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
     entries = list_checkpoints(_locate(arguments.source), verify=arguments.verify)
     if arguments.json:
-        print(json.dumps([vars(entry) for entry in entries]))
+        print_json([vars(entry) for entry in entries])
     elif entries:
         _print_entries(entries)
     else:
-        print("no checkpoints")
+        print_line("no checkpoints")
     return 0
 
 
@@ -151,11 +151,11 @@ def _print_entries(entries: Sequence[CheckpointEntry]) -> None:
     from crossfade.kvstore.errors import escape_unprintable
 
     now = time.time()
-    print(f"{'step':>11}  {'size':>9}  {'age':>13}  state")
+    print_line(f"{'step':>11}  {'size':>9}  {'age':>13}  state")
     for entry in entries:
         age = text.duration(None if entry.modified is None else now - entry.modified)
         detail = f": {escape_unprintable(entry.detail)}" if entry.detail else ""
-        print(f"{entry.step:>11,}  {text.size(entry.bytes):>9}  {age:>13}  {entry.state}{detail}")
+        print_line(f"{entry.step:>11,}  {text.size(entry.bytes):>9}  {age:>13}  {entry.state}{detail}")
 
 
 def _clean(arguments: argparse.Namespace) -> int:
@@ -173,9 +173,9 @@ def _clean(arguments: argparse.Namespace) -> int:
             age = text.duration(time.time() - leftover.modified)
             action = "would delete" if arguments.dry_run else "deleted"
             uri = escape_unprintable(leftover.uri)
-            print(f"{action} {uri}: {leftover.kind}, {text.size(leftover.bytes)}, {age} old")
+            print_line(f"{action} {uri}: {leftover.kind}, {text.size(leftover.bytes)}, {age} old")
     size = text.size(sum(leftover.bytes for leftover in found))
-    print(f"{len(found)} to delete, {size}" if arguments.dry_run else f"{len(found)} deleted, {size}")
+    print_line(f"{len(found)} to delete, {size}" if arguments.dry_run else f"{len(found)} deleted, {size}")
     return 0
 
 

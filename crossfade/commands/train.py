@@ -187,14 +187,8 @@ def _run_job(arguments: argparse.Namespace) -> int:
         arguments.resume = True
     allow_restart = _allows_restart(arguments)
     with progress_bars() as bars:
-        inputs = check_runnable(
-            job,
-            folder,
-            bars,
-            resume=arguments.resume,
-            allow_restart=allow_restart,
-            dashboard=arguments.dashboard,
-        )
+        options = {"resume": arguments.resume, "allow_restart": allow_restart, "dashboard": arguments.dashboard}
+        inputs = check_runnable(job, folder, bars, **options)
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
@@ -207,7 +201,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
         interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
         display.print_report(report, folder.path, interactions)
         for command in use_commands(folder.path, inputs.folder, inputs.manifest):
-            print(f"next: {command}")
+            print_line(f"next: {command}")
         await_final_scrape(listener)
     return 0
 

@@ -147,14 +147,11 @@ def test_missing_file_of_dataset_is_rejected(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), ("--servers", 4)], ids=["in process", "on servers"])
-def test_tables_larger_than_memory_are_rejected(
-    train_rejected: Rejected, workspace: Path, shape: tuple[object, ...]
-) -> None:
-    change_manifest(workspace, lambda manifest: manifest["entities"]["track"].update(rows=10**11))
-    message = train_rejected(*shape)
-    # 8 columns and as many of adagrad's state, 4 bytes each
-    assert "the tables need 5,960.5 GiB with their adagrad state" in message
-    assert "track 100,000,000,000 x 8 = 5,960.5 GiB" in message
+def test_tables_larger_than_memory_are_rejected(train_rejected: Rejected, shape: tuple[object, ...]) -> None:
+    message = train_rejected(*shape, "--set", "model.dim=1000000000")
+    # 300 and 200 rows, whose columns and as many of adagrad's state have 4 bytes each
+    assert "the tables need 3,725.3 GiB with their adagrad state" in message
+    assert "track 200 x 1000000000 = 1,490.1 GiB" in message
     assert "GiB are free here: " in message
 
 
