@@ -76,6 +76,7 @@ lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer v
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in
+	$(COMPILE) --output-file deploy/requirements-audit.lock $(ARGS) deploy/requirements-audit.in
 	HOROVOD_WITHOUT_PYTORCH=1 $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --output-file deploy/requirements-horovod.lock deploy/requirements-horovod.in
 
 setup: ## set up .venv, nothing else
