@@ -5,8 +5,8 @@
 #   sh deploy/supply-chain.sh sbom [LOCK...]     list it as CycloneDX files, build/sbom/NAME.cdx.json
 #
 # By default, all lock files. `audit` sends the names and versions of packages to the advisory service at $OSV_URL, by
-# default that of OSV, which has the advisories of PyPA and GitHub. Where the service does not answer, it says so in one
-# line and ends with 0. deploy/accepted-advisories.txt has the vulnerabilities that are accepted, each with the reason.
+# default that of OSV, which has the advisories of PyPA and GitHub. Where the service does not answer, it prints a line
+# and ends with 0. deploy/accepted-advisories.txt has the vulnerabilities that are accepted, each with the reason.
 #
 # The tools are those of deploy/requirements-audit.lock, in build/audit. They need .venv.
 set -eu

@@ -30,7 +30,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         UnsuitableFileError: it is a FIFO, a socket, or a device.
         OSError: it cannot be opened.
     """
-    # Before it is opened, which for some devices has effects of its own.
+    # Before it is opened, since opening some devices has effects.
     mode = Path(path).stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))

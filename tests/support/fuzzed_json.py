@@ -2,7 +2,7 @@
 
     failures = fuzz("dataset manifests", cases=300, first=0, case=case)
 
-Mutations know the structure: types are exchanged, keys removed, doubled or renamed, numbers huge, negative or not
+Mutations follow the structure: types are exchanged, keys removed, doubled or renamed, numbers huge, negative or not
 finite, paths lead outside, values are nested deeply; or bytes are changed, cut off or random.
 """
 

@@ -1,4 +1,4 @@
-"""Clients that a server does not know: they hold connections open, send slowly, or send anything but requests.
+"""Clients without the token of a server: they hold connections open, send slowly, or send anything but requests.
 
 with idle_strangers(address, 300):
     assert is_answered(...)
@@ -62,7 +62,7 @@ def send_slowly_until_closed(address: Address, beginning: bytes) -> None:
 
 
 def send_garbage(address: Address, frames: int, seed: int = 1) -> None:
-    """Send ``frames`` mixtures of random bytes and parts of requests, each by a connection of its own."""
+    """Send ``frames`` mixtures of random bytes and parts of requests, each by a separate connection."""
     draw = random.Random(seed)
     for _ in range(frames):
         parts = [draw.choice(_PARTS) if draw.random() < 0.6 else draw.randbytes(draw.randrange(200)) for _ in range(6)]

@@ -19,7 +19,7 @@ def worker(now: float, *, step_seconds: float, steps_per_second: float = 1.0, ex
     steps = now * steps_per_second
     phases = {"data": 0.1, "sample": 0.3, "gradients": 0.6}
     seconds = {phase: share * step_seconds * steps for phase, share in phases.items()}
-    # The time that it waits for others is no work of its own.
+    # The time that it waits for others does not count as its work.
     return {"steps": steps, "examples": examples * steps, "phase_seconds": {**seconds, "pull": now, "push": now}}
 
 
