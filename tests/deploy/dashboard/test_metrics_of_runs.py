@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, TRAINING
+from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, SERVER, TRAINING
 from paced_training import metrics_address, paced
 from push_gateway import running_gateway
 from running_command import started, succeeded
@@ -19,8 +19,8 @@ from crossfade.kvstore.store import VALUE_BYTES
 TOKEN = "the-token-of-these-tests"
 ON_TWO_HOSTS = {
     "scheduler": ("127.0.0.1", PROCESS),
-    "server-0": ("127.0.0.1", PROCESS | ROWS),
-    "server-1": ("127.0.0.2", PROCESS | ROWS),
+    "server-0": ("127.0.0.1", PROCESS | ROWS | SERVER),
+    "server-1": ("127.0.0.2", PROCESS | ROWS | SERVER),
     "worker-0": ("127.0.0.1", PROCESS | TRAINING),
     "worker-1": ("127.0.0.2", PROCESS | TRAINING),
     "coordinator": ("127.0.0.1", PROCESS | JOB | HOST),
