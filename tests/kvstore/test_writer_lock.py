@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -64,15 +64,17 @@ def test_processes_that_take_and_delete_the_lock_exclude_each_other(tmp_path: Pa
 def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    with folder_writer(Folder(data)) as first:
-        data.rename(tmp_path / "old")
-        data.mkdir()
-        with pytest.raises(ChangedError):
-            first.check()
-        with folder_writer(Folder(data)) as second:
-            with pytest.raises(InputError), folder_writer(Folder(data)):
-                pass
-            second.check()
+    first = ExitStack()
+    lock = first.enter_context(folder_writer(Folder(data)))
+    data.rename(tmp_path / "old")
+    data.mkdir()
+    with pytest.raises(ChangedError):
+        lock.check()
+    with folder_writer(Folder(data)) as second:
+        first.close()
+        second.check()
+        with pytest.raises(InputError), folder_writer(Folder(data)):
+            pass
     assert list(data.iterdir()) == []
 
 
