@@ -109,6 +109,8 @@ venv_works() {
 }
 
 create_venv() {
+    # venv --clear would empty the folder that a link leads to.
+    [ ! -L "$venv" ] || fail "$PWD/$venv is a link, to what was not set up for this folder: remove the link"
     report "creating $venv with $1"
     output=$("$1" -I -m venv --clear "$venv" 2>&1) ||
         fail "$1 could not create $PWD/$venv: $(printf '%s\n' "$output" | tail -n 1)"

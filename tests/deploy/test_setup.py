@@ -186,6 +186,16 @@ def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     assert not (checkout.root / ".venv").exists()
 
 
+def test_venv_of_another_folder_behind_a_link_is_kept(checkout: Checkout) -> None:
+    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
+    other = checkout.root / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (checkout.root / ".venv").symlink_to(other)
+    assert ".venv is a link" in checkout.rejection(PYTHON=sys.executable)
+    assert (other / "kept").exists()
+
+
 @pytest.mark.slow
 def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
