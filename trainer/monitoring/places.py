@@ -4,8 +4,8 @@
     evicted = places.add(connection, "10.0.0.7")        # close it: the newest connection gets its place
     evicted = places.admit(connection)                  # its request may be answered: it is a member now
 
-A connection is a stranger's until its request has passed the server's checks. Whoever connects gets a place, since the
-oldest connection of the host with the most is closed for it: a member, who sends its request at once, is admitted long
+A connection is a stranger's until its request has passed the server's checks. Every new connection gets a place, since
+the oldest one of the host with the most is closed for it: a member, who sends its request at once, is admitted long
 before its turn comes.
 """
 
