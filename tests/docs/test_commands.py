@@ -88,7 +88,7 @@ def test_unknown_options_and_keys_are_found() -> None:
 # ---- README.md
 
 NOT_RUN = (
-    "train jobs/plays.yaml --servers",
+    "train plays.yaml --servers",
     "jobs/billions.yaml",
     "dashboard",
     "tune",
@@ -114,7 +114,7 @@ def write_events(path: Path, *, query: str, item: str, seed: int) -> None:
 def reader(tmp_path: Path) -> Path:
     """Write what a reader of README.md has: events, a list of IDs, and ``runs/lastfm`` as 'make train' leaves it."""
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
-    write_job = "echo '{name: plays, data: {path: data/plays}}' > jobs/plays.yaml"
+    write_job = "echo '{name: plays, data: {path: data/plays}}' > plays.yaml"
     assert write_job in (ROOT / "README.md").read_text(encoding="utf-8")
     subprocess.run(["sh", "-c", write_job], cwd=tmp_path, check=True)
     for seed, name in enumerate(("plays", "day2")):
