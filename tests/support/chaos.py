@@ -12,6 +12,7 @@ restart (a slow one need not), one of storage as a checkpoint that failed. The s
     slow                      a role is stopped and continued again and again, for seconds
     coordinator               SIGKILL to the command that started the roles; it is started again with --resume
     storage                   a full disk, or an S3 that is down, until a checkpoint fails, or for seconds in start-up
+    throttle                  an S3 that answers each request with 503 Slow Down, as long
     cut                       a host loses its network: for two seconds, or until the job waits for it
 """
 
@@ -47,12 +48,12 @@ PULSES, PULSE_SECONDS = 10, 0.2
 OUTAGE_SECONDS = 5.0
 FAULTS_PER_ROUND = 20
 
-Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "cut"]
+Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "throttle", "cut"]
 Moment = Literal["steps", "checkpoint", "start-up"]
 KINDS: dict[Name, list[Kind]] = {
     "process": ["kill", "terminate", "slow", "storage"],
     "host": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
-    "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage"],
+    "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage", "throttle"],
     "hosts": ["kill", "kill", "freeze", "cut", "cut", "slow"],
 }
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
@@ -104,11 +105,10 @@ class Injector:
         """Wait for the fault's moment, cause it, and wait until the training goes on."""
         self._wait(lambda: self._saved_step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
-        since, target = time.monotonic() - self.started_at, "" if fault.kind in ("storage", "cut") else fault.role
+        since, step = time.monotonic() - self.started_at, self._saved_step()
+        target = "" if fault.kind in ("storage", "throttle", "cut") else fault.role
         name = self.training.layout.name
-        self.log(
-            f"{since:6.1f} s  step {self._saved_step():>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}"
-        )
+        self.log(f"{since:6.1f} s  step {step:>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}")
         getattr(self, f"_{fault.kind}", self._signal)(fault)
         steps = len(self.training.events("step"))
         self._wait(lambda: len(self.training.events("step")) > steps, "a step after the fault")
@@ -143,27 +143,41 @@ class Injector:
         self.training.resume()
         self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the resumed run")
 
+    def _throttle(self, fault: Fault) -> None:
+        proxy = self.training.layout.proxy
+        assert proxy is not None
+        proxy.reject_all("throttle")
+        try:
+            self._await_failed_checkpoint(fault)
+        finally:
+            proxy.reject_all(None)
+
     def _storage(self, fault: Fault) -> None:
         layout = self.training.layout
-        failed = len(self.training.events("checkpoint_failed"))
-
-        def has_failed() -> bool:
-            if layout.disk is not None:
-                fill(layout.disk)  # again and again, since deleted checkpoints make room
-            return len(self.training.events("checkpoint_failed")) > failed
-
         if layout.store is not None:
             layout.store.stop()
         try:
-            if fault.moment == "start-up":
-                time.sleep(OUTAGE_SECONDS)  # the generation waits for its checkpoint, or has begun
-            else:
-                self._wait(has_failed, "a checkpoint that fails")
+            self._await_failed_checkpoint(fault)
         finally:
             if layout.disk is not None:
                 make_room(layout.disk)
             if layout.store is not None:
                 layout.store.start()
+
+    def _await_failed_checkpoint(self, fault: Fault) -> None:
+        """Wait until a checkpoint has failed; during start-up, for a few seconds."""
+        disk = self.training.layout.disk
+        failed = len(self.training.events("checkpoint_failed"))
+
+        def has_failed() -> bool:
+            if disk is not None:
+                fill(disk)  # again and again, since deleted checkpoints make room
+            return len(self.training.events("checkpoint_failed")) > failed
+
+        if fault.moment == "start-up":
+            time.sleep(OUTAGE_SECONDS)  # the generation waits for its checkpoint, or has begun
+        else:
+            self._wait(has_failed, "a checkpoint that fails")
 
     def _cut(self, fault: Fault) -> None:
         host = self.training.layout.hosts[1 + int(2 * fault.delay)]
@@ -246,7 +260,7 @@ def run_chaos(
     settings["cluster"] = {"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000, **settings.get("cluster", {})}
     job = write_job(
         folder / "job.yaml",
-        write_planted(folder / "data"),
+        write_planted(folder / "data", with_genres=layout.name == "host"),
         train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
         **settings,

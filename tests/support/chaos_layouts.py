@@ -1,4 +1,9 @@
-"""Where a training runs that faults are injected into: in process, on one host, with checkpoints on S3, on three hosts.
+"""Where a training runs that faults are injected into.
+
+    process    in process, with dense layers, and checkpoints on a small disk
+    host       on servers and workers of one host, with features of tracks, and checkpoints on a small disk
+    s3         on servers and workers of one host, with checkpoints on S3, reached through a proxy
+    hosts      on three hosts in network namespaces
 
 with layout_of("hosts", folder) as layout, layout.running("disturbed", variables) as training:
     training.roles()["server-1"].kill()
@@ -13,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from flaky_proxy import Proxy, flaky_proxy
 from net_hosts import Host, network
 from object_store import ObjectStore, running_object_store
 from running_command import RunningCommand, records, started
@@ -36,6 +42,7 @@ class Layout:
         self.servers = {"process": 0, "hosts": 3}.get(name, 2)
         self.disk: Path | None = None
         self.store: ObjectStore | None = None
+        self.proxy: Proxy | None = None
         self.hosts: list[Host] = []
         self.variables: dict[str, str] = {}
         if name in ("process", "host"):
@@ -43,7 +50,8 @@ class Layout:
         if name == "s3":
             (folder / "store").mkdir()
             self.store = stack.enter_context(running_object_store(folder / "store"))
-            self.variables = {**self.store.variables, **FAST_S3_ERRORS}
+            self.proxy = stack.enter_context(flaky_proxy(self.store.endpoint))
+            self.variables = {**self.store.variables, "AWS_ENDPOINT_URL": self.proxy.endpoint, **FAST_S3_ERRORS}
         if name == "hosts":
             self.hosts = stack.enter_context(network(3))
             self.variables = {"CROSSFADE_TOKEN": TOKEN}
@@ -52,6 +60,8 @@ class Layout:
         """Return the sections of the job that differ between layouts."""
         if self.name == "process":
             return {"model": {"dense": {"item": [8], "query": [8]}}}
+        if self.name == "host":
+            return {"model": {"item_features": ["track", "genre"]}, "cluster": {"servers": 2, "workers": 2}}
         if self.name == "hosts":
             address = self.hosts[0].address
             at = {"host": address, "coordinator_address": f"{address}:{_PORT}", "hosts": 3}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.io.folder import Folder
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
@@ -60,10 +60,12 @@ def write_planted(
     named: bool = False,
     held_out: bool = True,
     tracks: int = TRACKS,
+    with_genres: bool = False,
 ) -> Path:
     """Write a dataset to ``folder``: train in files of the given row groups, valid and test in one file each.
 
-    If there are more than ``TRACKS`` tracks, the last ones were never played.
+    If there are more than ``TRACKS`` tracks, the last ones were never played. ``with_genres`` writes the feature
+    ``genre`` of tracks.
     """
     splits = planted_splits()
     if not held_out:
@@ -80,7 +82,18 @@ def write_planted(
             names=[f"Genre {row % GENRES} Song {row}" for row in range(tracks)] if named else None,
         ),
     }
-    return write_data(folder, entities, {name: (splits[name], files[name]) for name in splits})
+    features = {"track": {"genre": _write_genres(folder, entities, tracks)}} if with_genres else {}
+    return write_data(folder, entities, {name: (splits[name], files[name]) for name in splits}, features)
+
+
+def _write_genres(folder: Path, entities: dict[str, Entity], tracks: int) -> Feature:
+    """Write the genre of each track, and add the vocabulary of genres to ``entities``."""
+    entities["genre"] = write_vocabulary(folder, "genre", [f"Genre {genre}" for genre in range(GENRES)])
+    path = "features/track/genre/part-00000.parquet"
+    (folder / path).parent.mkdir(parents=True)
+    row_T = np.arange(tracks)
+    pq.write_table(pa.table({"row": row_T, "value": row_T % GENRES}), folder / path)
+    return Feature(files=[file_entry(Folder(folder), path)])
 
 
 def write_vocabulary(
@@ -111,7 +124,10 @@ def write_vocabulary(
 
 
 def write_data(
-    folder: Path, entities: dict[str, Entity], splits: dict[str, tuple[Pairs, Sequence[Sequence[int]]]]
+    folder: Path,
+    entities: dict[str, Entity],
+    splits: dict[str, tuple[Pairs, Sequence[Sequence[int]]]],
+    features: dict[str, dict[str, Feature]] | None = None,
 ) -> Path:
     """Write interactions of ``customer`` and ``track`` in files of the given row groups, and the manifest."""
     manifest = DatasetManifest(
@@ -122,6 +138,7 @@ def write_data(
             name: Split(files=list(_write_split(folder, name, pairs, files)))  # type: ignore[misc]
             for name, (pairs, files) in splits.items()
         },
+        features=features or {},
     )
     manifest.write(Folder(folder))
     return folder
