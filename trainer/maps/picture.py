@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.errors import MissingExtraError, escape_unprintable
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import place_names
 
@@ -33,17 +33,24 @@ def write_picture(items_map: ItemsMap, path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ImportError as error:
         raise MissingExtraError("matplotlib", "map", "crossfade map") from error
+
+    with rc_context({"text.parse_math": False}):  # names may have dollar signs
+        _draw(items_map, path)
+
+
+def _draw(items_map: ItemsMap, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set_title(items_map.title, fontsize=15, loc="left")
+    axes.set_title(_shown(items_map.title), fontsize=15, loc="left")
     _draw_items(axes, items_map)
     _draw_names(axes, items_map)
     if items_map.labels is not None:
@@ -51,7 +58,7 @@ def write_picture(items_map: ItemsMap, path: Path) -> None:
         for name, (x, y) in place_names(items_map.labels, items_map.place_N2).items():
             number = items_map.labels.names.index(name)
             axes.text(
-                *(x, y, name),
+                *(x, y, _shown(name)),
                 fontsize=17,
                 weight="bold",
                 color=PALETTE[number % len(PALETTE)],
@@ -71,7 +78,7 @@ def _draw_items(axes: Any, items_map: ItemsMap) -> None:
     for number, name in enumerate(items_map.labels.names if items_map.labels is not None else ()):
         point_N2 = items_map.place_N2[label_N == number]
         color = PALETTE[number % len(PALETTE)]
-        axes.scatter(*point_N2.T, s=area, c=color, linewidths=0, label=name, rasterized=True)
+        axes.scatter(*point_N2.T, s=area, c=color, linewidths=0, label=_shown(name), rasterized=True)
 
 
 def _draw_names(axes: Any, items_map: ItemsMap) -> None:
@@ -82,8 +89,13 @@ def _draw_names(axes: Any, items_map: ItemsMap) -> None:
         distance_M = np.hypot(*(items_map.place_N2[drawn] - place_2).T)
         if len(drawn) < _NAMED_ITEMS and (distance_M > _MIN_DISTANCE * size).all():
             drawn.append(number)
-            name = items_map.names[number]
+            name = _shown(items_map.names[number])
             axes.text(*place_2, name, fontsize=7, ha="center", va="bottom", color="#222222", path_effects=_outline(2))
+
+
+def _shown(name: str) -> str:
+    """Return ``name`` without characters that fonts lack, which matplotlib would print to the terminal as they are."""
+    return escape_unprintable(name)
 
 
 def _outline(width: float) -> list[Any]:

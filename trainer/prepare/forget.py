@@ -181,6 +181,7 @@ class _Forgetting:
                     self._plan_feature(owner, name, feature)
             self._plan_vocabularies()
         if self._plan.changes:
+            self._check_links()
             manifest = self._apply()
         return ForgetReport(
             manifest=manifest,
@@ -263,6 +264,17 @@ class _Forgetting:
                 if np.searchsorted(changed_N, first) < np.searchsorted(changed_N, first + file.rows):
                     self._plan.add(file, partial(reduce_counts, lost_V=lost_V, vacant_R=vacant_R))
                 first += file.rows
+
+    def _check_links(self) -> None:
+        """Reject files that links lead to: deleting the link would leave the data at its target."""
+        if (root := self._folder.path) is None:
+            return
+        for name in self._plan.names:
+            if (found := (root / name).resolve()) != root.resolve() / name:
+                raise InputError(
+                    f"{root / name}: a link leads to {found}, where nothing is deleted; run the command on the folder "
+                    "that holds the files, or move them into this one"
+                )
 
     def _apply(self) -> DatasetManifest:
         """Write the new files, then the manifest, then delete the old files."""

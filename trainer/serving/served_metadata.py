@@ -3,8 +3,9 @@
     metadata = ServedMetadata(folder / "metadata.duckdb", data, manifest, "track", has_file=True)
     kept_R = metadata.rows_where("year > 1990")
 
-The file is one of ``write_metadata``. Conditions come from unauthenticated clients: each is evaluated with one
-thread, bounded memory, no access to files, and is interrupted after some seconds.
+The file is one of ``write_metadata``. Conditions come from unauthenticated clients: each may use few functions
+(``condition.py``), and is evaluated with one thread, bounded memory, no access to files, and interrupted after some
+seconds.
 
 Shapes: R rows.
 """
@@ -24,6 +25,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.prepare.database import execute
 from crossfade.trainer.recommend.metadata_table import GroupLists, MetadataTable
+from crossfade.trainer.serving.condition import check_condition
 
 MAX_SECONDS = 2.0
 _MEMORY = "512MB"
@@ -56,9 +58,11 @@ class ServedMetadata:
         """Return which rows meet ``condition``, bool (R,).
 
         Raises:
-            InputError: it is not a condition on the columns, or needs too much time or memory.
+            InputError: it is not a condition on the columns, uses a function that is not accepted, or needs too much
+                time or memory.
         """
         with self._limited(f"where {condition}"):
+            check_condition(self._connection, condition)
             return self._table.rows_where(condition, "where")
 
     def groups(self, column: str) -> GroupLists:
