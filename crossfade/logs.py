@@ -112,6 +112,27 @@ class StderrHandler(logging.Handler):
         sys.stderr.flush()
 
 
+class RoleLogHandler(StderrHandler):
+    """Writes records to the log of a process that runs for long, and goes on where its disk is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._omitted = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write ``record``, after the number of those before it that could not be written."""
+        try:
+            if self._omitted:
+                missing = f"{self._omitted} records are missing here: they could not be written"
+                values = {**vars(record), "msg": missing, "args": (), "exc_info": None, "levelno": logging.WARNING}
+                sys.stderr.write("\n")  # a part of the first of them may have been written
+                super().emit(logging.makeLogRecord({**values, "levelname": "WARNING"}))
+                self._omitted = 0
+            super().emit(record)
+        except OSError:
+            self._omitted += 1
+
+
 def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") -> None:
     """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment.
 
@@ -144,7 +165,7 @@ def configure(role: str, log_format: str | None, log_level: str = "info", genera
     os.environ.update({FORMAT_VARIABLE: log_format or FORMATS[0], LEVEL_VARIABLE: log_level})
     context.clear()
     context.update(role=role, generation=generation)
-    _install(JsonFormatter() if log_format == "json" else TextFormatter(), log_level)
+    _install(RoleLogHandler(), JsonFormatter() if log_format == "json" else TextFormatter(), log_level)
 
 
 def configure_console(log_level: str = "info") -> None:
@@ -152,7 +173,7 @@ def configure_console(log_level: str = "info") -> None:
     if log_level != "info":
         os.environ[LEVEL_VARIABLE] = log_level
     context.clear()
-    _install(ConsoleFormatter(), log_level)
+    _install(StderrHandler(), ConsoleFormatter(), log_level)
 
 
 def is_console() -> bool:
@@ -160,8 +181,7 @@ def is_console() -> bool:
     return any(isinstance(handler.formatter, ConsoleFormatter) for handler in logging.getLogger().handlers)
 
 
-def _install(formatter: logging.Formatter, log_level: str) -> None:
-    handler = StderrHandler()
+def _install(handler: StderrHandler, formatter: logging.Formatter, log_level: str) -> None:
     handler.setFormatter(formatter)
     handler.addFilter(context)
     root = logging.getLogger()

@@ -153,12 +153,11 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _report_error(error: BaseException, pipe: EventPipe) -> None:
-    """Log ``error`` and send it to the agent, with whether a restart may help and which checkpoint is corrupt."""
+    """Send ``error`` to the agent, and log it, with whether a restart may help and which checkpoint is corrupt."""
     from crossfade.kvstore.errors import CrossfadeError, DivergedError, InputError, StoreError
     from crossfade.trainer.runs.events import RoleError
 
     message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
-    _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
     pipe.emit(
         RoleError(
             message=message,
@@ -167,6 +166,7 @@ def _report_error(error: BaseException, pipe: EventPipe) -> None:
             checkpoint=getattr(error, "checkpoint", None),
         )
     )
+    _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
 
 
 def _log_event(event: Event) -> None:

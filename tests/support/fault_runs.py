@@ -24,10 +24,14 @@ FAST_S3_ERRORS = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": 
 
 
 def train(
-    run_dir: Path, *options: object, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    run_dir: Path,
+    *options: object,
+    job: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> AbstractContextManager[Training]:
-    """Start a training whose steps are paced."""
-    job = run_dir.parent / "job.yaml"
+    """Start a training of ``job``, by default the one beside ``run_dir``, whose steps are paced."""
+    job = job or run_dir.parent / "job.yaml"
     return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within, step_seconds=STEP_SECONDS)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -57,7 +59,8 @@ class BestEmbeddings:
             return
         path, tables, vocabularies = self.folder.embeddings, self.model.vectors, dict(self.vocabularies)
         if self.job.cluster.shared_run_dir:
-            write_embeddings(self.store, tables, vocabularies, path, self.vectors)
+            with translate_storage_errors(str(path), action="written", other=CrossfadeError):
+                write_embeddings(self.store, tables, vocabularies, path, self.vectors)
         else:
             scratch = path.with_name(f".embeddings.worker-{self.store.rank}")
             self._staged.stage(self.store, tables, vocabularies, epoch, scratch, self.vectors)

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from fault_runs import (
 )
 from run_results import report_of
 from running_command import crossfade, succeeded
-from small_disk import MountError, fill, mounted_disk
+from small_disk import MountError, fill, make_room, mounted_disk
 
 from crossfade.trainer.runs.event_log import EventLog
 from crossfade.trainer.runs.events import EpochEvent
@@ -109,6 +111,55 @@ def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
     begun = numbers.index(200)
     assert numbers == [*range(-1, begun - 1), 200, 201]
     assert 1 < begun < 150
+
+
+def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(
+    workspace: Path, undisturbed: Path, disk: Path
+) -> None:
+    options = checkpoint_option(workspace / "beside")
+    with train(disk / "run", *options, job=workspace / "job.yaml") as training:
+        training.wait_for("checkpoint_saved")
+        fill(disk)
+        result = training.finish()
+    assert result.returncode == 1
+    assert f"crossfade: error: {disk}/run/embeddings: cannot be written: " in result.stderr.splitlines()[-1]
+    make_room(disk)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", disk / "run", *options, "--resume", cwd=workspace))
+    assert_undisturbed(disk / "run", undisturbed)
+
+
+LOGGING = """
+import logging, sys
+from crossfade import logs
+logs.configure("server-0", "text")
+for line in sys.stdin:
+    logging.getLogger("crossfade.x").info(line.strip())
+    print(flush=True)
+"""
+
+
+def test_process_goes_on_where_its_log_is_full_and_counts_what_is_missing(disk: Path) -> None:
+    with (disk / "log").open("ab") as log:
+        command = [sys.executable, "-c", LOGGING]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def write(text: str) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(text, file=process.stdin, flush=True)
+        assert process.stdout.readline() == "\n"
+
+    with process:
+        write("first")
+        fill(disk, leave=0)
+        for _ in range(3):
+            write("x" * 5000)
+        make_room(disk)
+        write("second")
+    assert process.returncode == 0
+    *_, missing, last = [line.partition(" server-0 ")[2] for line in (disk / "log").read_text().splitlines()]
+    assert re.fullmatch("[23] records are missing here: they could not be written", missing)
+    assert last == "second"
 
 
 def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(workspace: Path, disk: Path) -> None:
