@@ -167,8 +167,8 @@ def _run_job(arguments: argparse.Namespace) -> int:
     from crossfade.next_command import use_commands
     from crossfade.run_job import (
         RunContext,
-        await_final_scrape,
         check_runnable,
+        final_scrape,
         note_without_valid,
         run_in_folder,
         serve_dashboard,
@@ -190,7 +190,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
         options = {"resume": arguments.resume, "allow_restart": allow_restart, "dashboard": arguments.dashboard}
         inputs = check_runnable(job, folder, bars, **options)
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
-    with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
+    with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot, final_scrape(listener):
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 _describe_moved(folder, moved)
@@ -202,7 +202,6 @@ def _run_job(arguments: argparse.Namespace) -> int:
         display.print_report(report, folder.path, interactions)
         for command in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {command}")
-        await_final_scrape(listener)
     return 0
 
 
