@@ -57,6 +57,8 @@ Several hosts: set the coordinator's address and start an agent on each other ho
   crossfade train jobs/lastfm.yaml --servers 2 --workers 4 --run-dir /shared/lastfm \\
       --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
 """
+_EXIT_CODES = {"done": 0, "failed": 1, "stopped": 143}
+"""Exit codes of a standby by the end of the run that it waited for."""
 
 
 class _Explain(argparse.Action):
@@ -183,7 +185,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
     if arguments.standby:
         if ended := _wait_as_standby(job, folder):
             _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
-            return int(ended != "done")
+            return _EXIT_CODES[ended]
         arguments.resume = True
     allow_restart = _allows_restart(arguments)
     with progress_bars() as bars:
