@@ -3,7 +3,7 @@
     sys.exit(main(["train", "jobs/lastfm.yaml"]))
 
 Exit codes: 0 success; 1 the run failed; 2 invalid input, reported in one line; 75 the host is being interrupted (a spot
-instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
+instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM; 141 the reader of the output has ended.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parse(arguments)
+    try:
+        parsed = _parse(arguments)
+    except BrokenPipeError:  # an option such as --explain prints while it is parsed
+        return _output_lost()
     stopper.listen()
     try:
         code: int = parsed.run(parsed)
@@ -127,11 +130,15 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
             _logger.error(parser.in_words_typed(str(error)))
             return error.exit_code
         case BrokenPipeError():
-            # The reader of stdout, such as head, has exited; the command may not have finished its work.
-            sys.stderr.close()
-            return 128 + _SIGPIPE
+            return _output_lost()
         case OSError():
             # An error of the machine, not of the program: a full disk, a deleted folder.
             _logger.error(str(error))
             return 1
     return None
+
+
+def _output_lost() -> int:
+    """Return the exit code after the reader of stdout, such as head, has ended; the command may not be done."""
+    sys.stderr.close()
+    return 128 + _SIGPIPE

@@ -174,13 +174,32 @@ def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManag
     return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
 
 
-def await_final_scrape(listener: MetricsEndpoint) -> None:
-    """Wait until Prometheus has scraped the final values; a signal ends the wait, since the run is done."""
+@contextmanager
+def final_scrape(listener: MetricsEndpoint) -> Iterator[None]:
+    """Let Prometheus scrape the final values of a run that is done or has failed, so that its alerts see the end.
+
+    A run that is stopped ends without it: whoever stops it may not wait.
+    """
+    from crossfade.kvstore.errors import CrossfadeError
+    from crossfade.signals import stopper
+
+    try:
+        yield
+    except (CrossfadeError, OSError):
+        if stopper.number is None:
+            _await_final_scrape(listener, "the run has failed; ")
+            stopper.forget()  # a signal has ended only the wait
+        raise
+    _await_final_scrape(listener)
+
+
+def _await_final_scrape(listener: MetricsEndpoint, outcome: str = "") -> None:
+    """Wait until Prometheus has scraped the final values; a signal ends the wait, since the run has ended."""
     from crossfade.signals import stopper
 
     seconds = listener.seconds_until_scrape()
     if seconds > 1.0:
-        _print(f"waiting for Prometheus to scrape the final values: {seconds:.0f} s at most")
+        _print(f"{outcome}waiting for Prometheus to scrape the final values: {seconds:.0f} s at most")
     with stopper.deferred():
         listener.await_final_scrape(is_canceled=lambda: stopper.number is not None)
 

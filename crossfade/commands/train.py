@@ -57,6 +57,8 @@ Several hosts: set the coordinator's address and start an agent on each other ho
   crossfade train jobs/lastfm.yaml --servers 2 --workers 4 --run-dir /shared/lastfm \\
       --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
 """
+_EXIT_CODES = {"done": 0, "failed": 1, "stopped": 143}
+"""Exit codes of a standby by the end of the run that it waited for."""
 
 
 class _Explain(argparse.Action):
@@ -167,8 +169,8 @@ def _run_job(arguments: argparse.Namespace) -> int:
     from crossfade.next_command import use_commands
     from crossfade.run_job import (
         RunContext,
-        await_final_scrape,
         check_runnable,
+        final_scrape,
         note_without_valid,
         run_in_folder,
         serve_dashboard,
@@ -183,14 +185,14 @@ def _run_job(arguments: argparse.Namespace) -> int:
     if arguments.standby:
         if ended := _wait_as_standby(job, folder):
             _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
-            return int(ended != "done")
+            return _EXIT_CODES[ended]
         arguments.resume = True
     allow_restart = _allows_restart(arguments)
     with progress_bars() as bars:
         options = {"resume": arguments.resume, "allow_restart": allow_restart, "dashboard": arguments.dashboard}
         inputs = check_runnable(job, folder, bars, **options)
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
-    with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot:
+    with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot, final_scrape(listener):
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 _describe_moved(folder, moved)
@@ -202,7 +204,6 @@ def _run_job(arguments: argparse.Namespace) -> int:
         display.print_report(report, folder.path, interactions)
         for command in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {command}")
-        await_final_scrape(listener)
     return 0
 
 

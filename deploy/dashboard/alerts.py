@@ -14,13 +14,12 @@ from crossfade.trainer.monitoring.thresholds import (
     MIN_FREE_MEMORY_RATIO,
     OVERDUE_CHECKPOINTS,
     OVERDUE_SECONDS,
+    RECENT_RESTART_SECONDS,
     ROLE_ALERT_STATES,
     STALLED_SECONDS,
 )
 from crossfade.trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
-RECENT_SECONDS = 600.0
-"""Time for which a restart is shown as an alert."""
 _MIN_SKEW_SECONDS = 60.0
 """Local work of the slowest worker below which skew is not judged."""
 
@@ -61,9 +60,9 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         for process in summary.processes:
             if process.state == "missing":
                 yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")
-    recent = [each for each in summary.restarts if now - (each.get("time") or 0.0) < RECENT_SECONDS]
+    recent = [each for each in summary.restarts if now - (each.get("time") or 0.0) < RECENT_RESTART_SECONDS]
     if recent:
-        more = f" (and {len(recent) - 1} more within {duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
+        more = f" (and {len(recent) - 1} more within {duration(RECENT_RESTART_SECONDS)})" if len(recent) > 1 else ""
         ago = duration(now - recent[-1]["time"])
         lost = f"; {steps}" if (steps := lost_steps(recent[-1])) else ""
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{lost}{more}")

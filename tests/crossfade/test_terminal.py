@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +143,13 @@ def test_usage_error_prints_no_controls(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert_harmless(result.stderr)
+
+
+@pytest.mark.parametrize("words", [("schema",), ("train", "--explain")])
+def test_command_whose_output_is_not_read_ends_with_141(words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "crossfade", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.communicate()[1] == b""
+    assert process.returncode == 128 + signal.SIGPIPE

@@ -36,8 +36,9 @@ if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in
     step = TrainLoop._step
 
     def slow_step(self, batch, progress):
-        if not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]):
-            time.sleep(float(os.environ["{_SECONDS_VARIABLE}"]))
+        end = time.monotonic() + float(os.environ["{_SECONDS_VARIABLE}"])
+        while not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]) and time.monotonic() < end:
+            time.sleep(0.02)
         step(self, batch, progress)
 
     TrainLoop._step = slow_step

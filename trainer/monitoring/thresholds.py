@@ -7,6 +7,8 @@ from __future__ import annotations
 
 STALLED_SECONDS = 600.0
 """Time without a step, evaluation or checkpoint after which a run counts as stalled."""
+RECENT_RESTART_SECONDS = 600.0
+"""Time for which a restart is an alert."""
 OVERDUE_CHECKPOINTS = 3
 """Checkpoint intervals that may pass without a checkpoint, in addition to ``OVERDUE_SECONDS``."""
 OVERDUE_SECONDS = 60.0

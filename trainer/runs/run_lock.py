@@ -3,7 +3,7 @@
     lock = RunLock(Path("runs/plays"))
     if lock.wait_for_end(on_wait=log_that_we_wait, silent_seconds=60) is None:
         with lock.held():                   # the file has the ID of this command
-            ...                             # at the end: done or failed
+            ...                             # at the end: done, failed or stopped
 
 The command that holds the lock changes the file's time every second. A command that finds it silent for long, since its
 process is frozen or its host is lost, may take the run over; the silent one ends when it detects that.
@@ -26,7 +26,8 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.file_lock import folder_lock, try_lock
 
 LOCK_FILE = "run.lock"
-DONE, FAILED = "done", "failed"
+DONE, FAILED, STOPPED = "done", "failed", "stopped"
+_RESULTS = {DONE, FAILED, STOPPED}
 _RENEW_SECONDS = 1.0
 _POLL_SECONDS = 0.5
 
@@ -48,7 +49,7 @@ class RunLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock during the context, and then write how it ended: as done, or with an error.
+        """Hold the lock during the context, and then write how it ended: as done, with an error, or by a signal.
 
         Raises:
             BlockingIOError: another process holds it.
@@ -108,7 +109,7 @@ class RunLock:
         # A host that does not share the folder has no lock file. The owner of the checkpoints is checked as well.
         with suppress(OSError):
             holder = self._file.read_text(encoding="ascii")
-            if self.command is not None and holder not in {"", DONE, FAILED, self.command}:
+            if self.command is not None and holder not in {"", *_RESULTS, self.command}:
                 raise InputError(
                     f"{self._folder}: another command, with --resume or --standby, has taken the run over, since this "
                     "one gave no sign of life; this one ends"
@@ -129,7 +130,7 @@ class RunLock:
         lost. Its run may be taken over as long as it stays silent; it ends when it detects that.
 
         Returns:
-            ``done`` or ``failed``; None if the process was killed, or if none was running.
+            ``done``, ``failed`` or ``stopped``; None if the process was killed, or if none was running.
         """
         last, since = self._probe(), time.monotonic()
         if last is None:
@@ -145,7 +146,7 @@ class RunLock:
             time.sleep(_POLL_SECONDS)
         with folder_lock(self._folder.parent):
             result = self._file.read_text(encoding="ascii")
-        return result if result in {DONE, FAILED} else None
+        return result if result in _RESULTS else None
 
     def _probe(self) -> tuple[int, int] | None:
         """Return the lock's time if a process holds it. No command that starts may mistake this one for it."""
@@ -166,7 +167,8 @@ class RunLock:
         if self.is_owned():
             lock.seek(0)
             lock.truncate()
-            lock.write(DONE if error is None else FAILED)
+            # What a signal raises is not an error.
+            lock.write(DONE if error is None else FAILED if isinstance(error, Exception) else STOPPED)
             lock.flush()
 
 

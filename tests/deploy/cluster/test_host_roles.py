@@ -299,5 +299,5 @@ def test_standby_exits_with_the_outcome_of_the_run(tmp_path: Path) -> None:
         first.process.terminate()
         assert first.finish().returncode == 143
         result = standby.finish()
-    assert result.returncode == 1
-    assert result.stderr.endswith("run: the run there is over (failed): nothing to resume\n")
+    assert result.returncode == 143
+    assert result.stderr.endswith("run: the run there is over (stopped): nothing to resume\n")

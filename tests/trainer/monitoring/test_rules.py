@@ -21,7 +21,7 @@ def test_documented_prometheus_configuration_is_valid(tmp_path: Path) -> None:
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
-    assert "16 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+    assert "18 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
 def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
@@ -44,6 +44,7 @@ def test_limits_in_the_rules_equal_the_thresholds() -> None:
     rules = (RULES / "rules.yml").read_text()
     expressions = {
         "CrossfadeStalled": rf"last_progress_timestamp_seconds\) > {thresholds.STALLED_SECONDS:g}\s",
+        "CrossfadeRestarted": rf"\[{thresholds.RECENT_RESTART_SECONDS / 60:g}m\]",
         "CrossfadeCheckpointTooOld": (
             rf"> on \(run\) {thresholds.OVERDUE_CHECKPOINTS} \* .* \+ {thresholds.OVERDUE_SECONDS:g}\s"
         ),
