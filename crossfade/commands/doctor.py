@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([vars(finding) for finding in findings])
     else:
-        print_line(f"{counts['fix']} to fix, {counts['warning']} warnings")
+        print_line(f"{counts['fix']} to fix, {counts['warning']} warning{'s' * (counts['warning'] != 1)}")
     return int(counts["fix"] > 0)
 
 

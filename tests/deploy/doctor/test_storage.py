@@ -18,6 +18,7 @@ from command_here import crossfade_here
 from object_store import BUCKET, FOREIGN_CREDENTIALS, READER, ObjectStore, running_object_store
 
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
+from crossfade.deploy.doctor.leftovers import check_leftovers
 from crossfade.deploy.doctor.storage import (
     check_checkpoint_storage,
     check_clock,
@@ -25,6 +26,8 @@ from crossfade.deploy.doctor.storage import (
     short_requests,
 )
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +199,10 @@ def test_run_whose_credentials_may_only_read_is_to_be_fixed(
     assert (result.returncode, result.stderr) == (1, "")
     assert [finding["check"] for finding in found if finding["state"] == "fix"] == ["storage"]
     assert {"clock", "data", "memory", "leftovers"} <= {finding["check"] for finding in found}
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    left = only(partial(check_leftovers, load_job(job), RunFolder(tmp_path / "run")))
+    assert (left.state, left.message.startswith("unfinished uploads were not listed: no AWS region")) == (
+        "warning",
+        True,
+    )
