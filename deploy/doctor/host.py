@@ -177,7 +177,7 @@ def check_open_files(roles: int) -> Iterator[Finding]:
         yield Finding("open files", "fix", f"{found}: ulimit -n {needed}, or LimitNOFILE of the service")
     else:
         count = "any number" if limit == resource.RLIM_INFINITY else f"{limit:,}"
-        yield Finding("open files", "ok", f"a process may open {count}, and needs {needed:,} at most")
+        yield Finding("open files", "ok", f"a process may open {count}; expected {needed:,} or more")
 
 
 def check_temporary_files() -> Iterator[Finding]:
