@@ -47,6 +47,7 @@ _MODULES = {
     "plan": ("plan",),
     "train": ("train",),
     "tune": ("tune",),
+    "doctor": ("doctor",),
     "checkpoints": ("checkpoints",),
     "status": ("status",),
     "dashboard": ("dashboard",),

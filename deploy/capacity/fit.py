@@ -43,12 +43,12 @@ def check_fits_this_machine(inputs: PlanInputs) -> str | None:
         InputError: it does not fit; with the figures of ``crossfade plan``.
     """
     machine = this_machine()
-    plan = _plan_local_host(inputs)
+    plan = plan_local_host(inputs)
     fit = check_fit(inputs, plan, machine)
     if fit.verdict == "does not fit":
         raise InputError(_rejection(inputs, plan, fit))
     inputs = inputs.with_counts()
-    plan = _plan_local_host(inputs)
+    plan = plan_local_host(inputs)
     fit = check_fit(inputs, plan, machine)
     if fit.verdict == "fits":
         return None
@@ -102,7 +102,7 @@ def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
     return job.model_copy(update={"cluster": cluster})
 
 
-def _plan_local_host(inputs: PlanInputs) -> CapacityPlan:
+def plan_local_host(inputs: PlanInputs) -> CapacityPlan:
     """Plan the job; with a host for each role only this one is checked, since the others have what they need."""
     plan = plan_capacity(inputs)
     return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.one_role_per_host else plan

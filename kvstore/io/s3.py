@@ -74,7 +74,7 @@ class S3Files:
     @cached_property
     def _conditional(self) -> ConditionalClient:
         """The client of conditional requests, which ``retry`` repeats."""
-        endpoint = _endpoint()
+        endpoint = s3_endpoint()
         timeout = _positive_int_variable(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS)
         return ConditionalClient(
             self._bucket, self._region(bool(endpoint)), endpoint, _CONNECT_TIMEOUT_SECONDS, timeout
@@ -83,7 +83,7 @@ class S3Files:
     def _client(self, max_retries: int) -> Any:
         from pyarrow import fs
 
-        endpoint = _endpoint()
+        endpoint = s3_endpoint()
         address = {}
         if endpoint:
             url = urlsplit(endpoint)
@@ -284,12 +284,13 @@ class _S3RandomFile(RandomFile):
         super().close()
 
 
-def _endpoint() -> str | None:
+def s3_endpoint() -> str | None:
+    """Return the URL of the S3 server that the environment sets; None: AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _endpoint_name() -> str:
-    return _endpoint() or "AWS"
+    return s3_endpoint() or "AWS"
 
 
 def _positive_int_variable(variable: str, default: int) -> int:

@@ -111,6 +111,12 @@ def _parse(record: bytes) -> _Owner | None:
         return None
 
 
+def ended_owner(record: bytes) -> str | None:
+    """Return the process that wrote ``record`` into a lock if it ran on this host and has ended; otherwise None."""
+    owner = _parse(record)
+    return str(owner) if owner is not None and owner.has_ended() else None
+
+
 def _busy(subject: str, record: bytes, lock: str | None) -> InputError:
     """Return the error of a lock that another process holds, which names ``lock`` if that may have to be deleted."""
     owner = _parse(record)

@@ -1,0 +1,81 @@
+"""Examine a host and, if one is named, a job on it.
+
+for finding in examine(job, RunFolder(Path("runs/plays")), seconds=60):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from crossfade.deploy.doctor.findings import Finding, run_check
+from crossfade.deploy.doctor.storage import (
+    check_checkpoint_storage,
+    check_clock,
+    check_dataset_storage,
+    short_requests,
+)
+from crossfade.deploy.doctor.versions import check_versions
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import RunFolder
+
+
+def examine(job: JobConfig | None, run: RunFolder | None, seconds: float) -> Iterator[Finding]:
+    """Yield what checks of this host find and, with both, those of ``job`` and its run folder ``run``.
+
+    Each check may take ``seconds``.
+    """
+    with short_requests():
+        yield from _examine_host(job, seconds)
+        if job is None or run is None:
+            return
+        yield from _examine_storage(job, run, seconds)
+        yield from _examine_job(job, run, seconds)
+
+
+def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
+    from crossfade.deploy.doctor import host
+
+    roles = 1 + job.cluster.servers + job.cluster.workers if job is not None and job.cluster.servers else 0
+    needs_mxnet = job is not None and (roles > 0 or job.train.engine == "mxnet")
+    yield from run_check("packages", check_versions, seconds)
+    yield from run_check("mxnet", partial(host.check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
+    yield from run_check("kernels", partial(host.check_kernel_cache, seconds=seconds), seconds)
+    yield from run_check("loopback", host.check_loopback, seconds)
+    yield from run_check("huge pages", host.check_huge_pages, seconds)
+    yield from run_check("memory limit", host.check_memory_limit, seconds)
+    yield from run_check("open files", partial(host.check_open_files, roles), seconds)
+    yield from run_check("temporary", host.check_temporary_files, seconds)
+
+
+def _examine_storage(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
+    data, checkpoints = job.data.path, run.checkpoints(job)
+    if data.startswith("s3://") or checkpoints.startswith("s3://"):
+        yield from run_check("clock", check_clock, seconds)
+    if data.startswith("s3://"):
+        yield from run_check("storage", partial(check_dataset_storage, data), seconds)
+    if checkpoints.startswith("s3://"):
+        yield from run_check("storage", partial(check_checkpoint_storage, checkpoints), seconds)
+
+
+def _examine_job(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
+    try:
+        from crossfade.deploy.doctor.job import JobChecks
+    except RuntimeError as error:  # of Numba, if no folder for compiled kernels can be written
+        yield Finding("data", "warning", f"the job was not checked, since its kernels cannot be imported: {error}")
+        return
+    from crossfade.deploy.doctor.leftovers import check_leftovers
+
+    checks = JobChecks(job, run)
+    for name, check in (
+        ("packages", checks.check_packages),
+        ("run", checks.check_run),
+        ("checkpoints", checks.check_checkpoints),
+        ("data", checks.check_data),
+        ("memory", checks.check_memory),
+        ("disk", checks.check_disks),
+        ("ports", checks.check_ports),
+        ("leftovers", partial(check_leftovers, job, run)),
+    ):
+        yield from run_check(name, check, seconds)

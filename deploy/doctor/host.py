@@ -1,0 +1,198 @@
+"""Check a host: what training needs of it, whatever the job."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from crossfade.deploy.capacity.machine import limit_bytes
+from crossfade.deploy.dashboard.formatting import size
+from crossfade.deploy.doctor.findings import Finding
+from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
+
+_SAFE_PATH = "-P"
+"""Python's option to import nothing from the current folder, as roles are started."""
+_IMPORT_MXNET = """\
+import sys
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.mxnet.imports import import_mxnet
+try:
+    print(import_mxnet().__version__)
+except CrossfadeError as error:
+    sys.exit(str(error))
+"""
+_FIND_CACHE = """\
+from crossfade.kvstore.philox import philox
+print(philox._cache.cache_path if hasattr(philox, "_cache") else "")
+"""
+_SYSTEM_LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}
+"""Libraries that MXNet loads and its wheel lacks, and the packages of Debian that have them."""
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_CGROUPS = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CONNECT_SECONDS = 5.0
+_FILES, _FILES_PER_ROLE = 256, 4
+"""Open files of a process, beyond those for each role. Of 9 roles each had 40 at most, of 5 each 28; requests to S3
+and reading threads add some."""
+_MIN_TEMP_BYTES, _LOW_TEMP_BYTES = 2**24, 2**30
+"""Free bytes for temporary files below which nothing works, and below which preparing a large dataset may fail."""
+
+
+def _run_python(code: str, seconds: float) -> tuple[int, str, str]:
+    """Run ``code`` in a child process, as a library that cannot be loaded may abort it; return exit code and output.
+
+    Raises:
+        TimeoutExpired: it did not end within ``seconds``.
+    """
+    command = [sys.executable, _SAFE_PATH, "-c", code]
+    result = subprocess.run(  # noqa: S603 - our own command
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    return result.returncode, result.stdout.strip(), (result.stderr.strip().splitlines() or [""])[-1]
+
+
+def check_mxnet(*, needed: bool, seconds: float) -> Iterator[Finding]:
+    """Check that MXNet can be imported, if it is installed or the job needs it."""
+    if find_spec("mxnet") is None and not needed:
+        yield Finding("mxnet", "ok", "is not installed: training runs in process only")
+        return
+    code, version, problem = _run_python(_IMPORT_MXNET, seconds)
+    if code == 0:
+        yield Finding("mxnet", "ok", f"{version} can be imported")
+        return
+    if code < 0:
+        problem = f"importing it ended with signal {-code}; install the wheel for this processor again"
+    missing = [package for library, package in _SYSTEM_LIBRARIES.items() if not _can_load(library)]
+    fix = f"; apt-get install {' '.join(missing)}, or the packages of this system that have them" if missing else ""
+    state = "fix" if needed else "warning"
+    yield Finding("mxnet", "fix" if state == "fix" else "warning", f"{problem}{fix}")
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def check_kernel_cache(*, seconds: float) -> Iterator[Finding]:
+    """Check that a folder for compiled kernels can be written: without one, nothing that has kernels is imported."""
+    code, folder, problem = _run_python(_FIND_CACHE, seconds)
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if code and "no locator available" in problem:
+        problem = "no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one that can"
+    if code:
+        yield Finding("kernels", "fix", problem)
+    elif not folder:
+        found = "NUMBA_DISABLE_JIT is set, so that kernels run as Python, a thousand times slower; unset it"
+        yield Finding("kernels", "warning", found)
+    elif chosen and not Path(folder).resolve().is_relative_to(Path(chosen).resolve()):
+        found = f"NUMBA_CACHE_DIR={chosen} cannot be written, so that compiled kernels are kept in {folder}"
+        yield Finding("kernels", "warning", f"{found}; make it writable, or unset it")
+    else:
+        yield Finding("kernels", "ok", f"compiled ones are kept in {folder}")
+
+
+def check_loopback() -> Iterator[Finding]:
+    """Check that a connection within this host succeeds."""
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), _CONNECT_SECONDS),
+        ):
+            yield Finding("loopback", "ok", "127.0.0.1 accepts connections")
+    except OSError as error:
+        found = f"127.0.0.1 accepts no connections: {error.strerror or error}"
+        yield Finding("loopback", "fix", f"{found}; ip link set lo up, or look for a firewall")
+
+
+def check_huge_pages() -> Iterator[Finding]:
+    """Check that large tables may get huge pages."""
+    try:
+        enabled = re.search(r"\[(\w+)\]", _HUGE_PAGES.read_text(encoding="ascii"))
+    except OSError:
+        yield Finding("huge pages", "ok", "this kernel has no setting for them")
+        return
+    if enabled is not None and enabled[1] == "never":
+        fix = f"echo madvise > {_HUGE_PAGES}, as root"
+        yield Finding("huge pages", "warning", f"are disabled, which slows down access to large tables; {fix}")
+    else:
+        yield Finding("huge pages", "ok", f"are enabled ({enabled[1] if enabled else 'unknown'})")
+
+
+def check_memory_limit() -> Iterator[Finding]:
+    """Check that the limit of the control group, if there is one, is the one that ``crossfade plan`` counts."""
+    limit, total = _group_limit(), int(psutil.virtual_memory().total)
+    if limit is None or limit >= total:
+        yield Finding("memory limit", "ok", f"none below the {size(total)} of this machine")
+    elif limit >= limit_bytes():
+        yield Finding("memory limit", "ok", f"{size(limit)}, of the {size(total)} of this machine")
+    else:
+        found = f"the control group has {size(limit)} of {size(total)}, which 'crossfade plan' does not count"
+        yield Finding("memory limit", "warning", f"{found}; compare it with the plan, or raise it")
+
+
+def _group_limit() -> int | None:
+    """Return the lowest limit of memory of this process's control group and those around it, of version 1 or 2."""
+    try:
+        lines = _CGROUPS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_CGROUP_ROOT / "memory", "memory.limit_in_bytes") if controllers else (_CGROUP_ROOT, "memory.max")
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (folder / name).is_file():
+                text = (folder / name).read_text(encoding="ascii").strip()
+                limits += [int(text)] if text.isdecimal() else []
+    return min(limits, default=None)
+
+
+def check_open_files(roles: int) -> Iterator[Finding]:
+    """Check that a process of a job of so many ``roles`` may open enough files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _FILES + _FILES_PER_ROLE * roles
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        found = f"a process may open {limit:,}; expected {needed:,} or more"
+        yield Finding("open files", "fix", f"{found}: ulimit -n {needed}, or LimitNOFILE of the service")
+    else:
+        count = "any number" if limit == resource.RLIM_INFINITY else f"{limit:,}"
+        yield Finding("open files", "ok", f"a process may open {count}; expected {needed:,} or more")
+
+
+def check_temporary_files() -> Iterator[Finding]:
+    """Check that temporary files can be written, and sockets where ps-lite creates them."""
+    chosen, folder = os.environ.get("TMPDIR"), tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if chosen and Path(chosen).absolute() != Path(folder).absolute():
+        fix = "make it writable, or unset it"
+        yield Finding("temporary", "warning", f"TMPDIR={chosen} cannot be written, so that {folder} is used; {fix}")
+    elif free < _LOW_TEMP_BYTES:
+        state = "fix" if free < _MIN_TEMP_BYTES else "warning"
+        fix = "make room, or set TMPDIR to a folder on a larger disk"
+        yield Finding("temporary", "fix" if state == "fix" else "warning", f"{folder}: {size(free)} are free; {fix}")
+    else:
+        yield Finding("temporary", "ok", f"{folder}: {size(free)} are free")
+    if not os.access(SOCKET_FOLDER, os.W_OK | os.X_OK):
+        found = f"{SOCKET_FOLDER}: cannot be written, where the roles of a job on one host create their sockets"
+        yield Finding("temporary", "fix", f"{found}; make it writable")

@@ -1,0 +1,50 @@
+"""Installed packages are compared with the metadata of the installed distribution."""
+
+from pathlib import Path
+
+import pytest
+
+from crossfade.deploy.doctor.findings import Finding
+from crossfade.deploy.doctor.versions import check_versions
+
+
+def install(folder: Path, name: str, version: str, *lines: str) -> None:
+    """Write the metadata of a distribution into ``folder``, as an installer does."""
+    metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("\n".join(("Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *lines, "")))
+
+
+def findings() -> dict[str, Finding]:
+    return {finding.check: finding for finding in check_versions()}
+
+
+def test_environment_of_the_tests_has_the_required_versions() -> None:
+    assert {name: finding.state for name, finding in findings().items()} == {"python": "ok", "packages": "ok"}
+
+
+def test_wrong_and_missing_packages_are_named_with_how_to_install_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "duckdb", "1.4.0")
+    install(
+        tmp_path,
+        "crossfade",
+        "0.1.0",
+        "Requires-Python: >=3.99",
+        "Requires-Dist: duckdb>=2.0",
+        "Requires-Dist: no-such-package<3",
+        "Requires-Dist: numpy>=1",
+        'Requires-Dist: numpy==0.5; extra == "used"',
+        'Requires-Dist: pyarrow<1; extra == "unused"',
+        'Requires-Dist: no-other-package; extra == "unused"',
+        "Provides-Extra: used",
+        "Provides-Extra: unused",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = findings()
+    assert found["python"].state == found["packages"].state == "fix"
+    assert "expected >=3.99" in found["python"].message
+    problems, _, fix = found["packages"].message.partition("; ")
+    assert problems.startswith("duckdb is 1.4.0, no-such-package is missing, numpy is ")
+    assert fix == "pip install 'duckdb>=2.0' 'no-such-package<3' 'numpy==0.5'"
