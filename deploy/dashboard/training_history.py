@@ -29,6 +29,7 @@ from crossfade.trainer.runs.events import (
     TotalsEvent,
     parse_record,
 )
+from crossfade.trainer.runs.unsaved_work import UnsavedWork
 from crossfade.trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
@@ -57,6 +58,7 @@ class TrainingHistory:
         self.saves: list[TimedEvent] = []
         """Checkpoints that are complete (CheckpointSaved), and those that could not be written (CheckpointFailed)."""
         self.stopped: StoppedEvent | None = None
+        self.work = UnsavedWork(0, 0.0)
         self.phase = ""
         self.planned_steps: int | None = None
         self.first_time: float | None = None
@@ -74,6 +76,7 @@ class TrainingHistory:
 
     def _add(self, timed: TimedEvent) -> None:
         time, event = timed
+        self.work.record(event, time)
         match event:
             case StepEvent():
                 self._add_step(time, event)
