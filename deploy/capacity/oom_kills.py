@@ -21,10 +21,10 @@ _OF_THE_MACHINE = Path("/proc/vmstat")
 class OomKills:
     """The count in a file, as it was when this object was created."""
 
-    def __init__(self, source: Path) -> None:
-        """Read the count in ``source``."""
+    def __init__(self, source: Path, count: int | None = None) -> None:
+        """Read the count in ``source``, or continue with an earlier ``count``."""
         self.source = source
-        self._before = _read(source)
+        self.count = _read(source) if count is None else count
 
     @classmethod
     def of_this_process(cls) -> OomKills:
@@ -38,7 +38,12 @@ class OomKills:
     def have_risen(self) -> bool:
         """Return whether the kernel has killed a process since."""
         now = _read(self.source)
-        return now is not None and self._before is not None and now > self._before
+        return now is not None and self.count is not None and now > self.count
+
+
+def is_source(path: Path) -> bool:
+    """Return whether ``path`` may be the file of a count, so that reading it is harmless."""
+    return path == _OF_THE_MACHINE or (path.is_relative_to(_CGROUPS) and ".." not in path.parts)
 
 
 def find_source(membership: str, cgroups: Path) -> Path:

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import psutil
 
+from crossfade.deploy.capacity.oom_kills import OomKills
 from crossfade.deploy.cluster.role_errors import error_line
 from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.runs.events import (
@@ -69,6 +70,7 @@ class StateWriter:
         self._folder = folder
         self._source: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
         self._started, self._sampled_at = time.time(), float("-inf")
+        self._oom_kills = OomKills.of_this_process().source
         self._work = UnsavedWork(0, time.monotonic())
         self._failure: dict[str, Any] | None = None
         """The record of the last failure, of those of this command."""
@@ -150,7 +152,9 @@ class StateWriter:
             self._append(_load_sample(state))
 
     def _write_state(self, state: dict[str, Any]) -> None:
+        kills = {"source": str(self._oom_kills), "count": OomKills(self._oom_kills).count}
         header = {"time": time.time(), "started": self._started, "command": self._command, "failure": self._failure}
+        header["oom_kills"] = kills  # by which readers detect why the command has ended, if it could not write that
         with suppress(OSError):  # readers detect a stale file by its timestamp
             self._folder.write_state({**header, **state})
 

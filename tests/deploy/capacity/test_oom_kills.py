@@ -1,13 +1,19 @@
 """Kills for lack of memory are counted for the cgroup of a process, by the kernel's own count."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from memory_cgroup import memory_cgroup
+from run_folders import BEGAN, state, write_run
 
-from crossfade.deploy.capacity.oom_kills import OomKills, find_source
+from crossfade.deploy.capacity.oom_kills import OomKills, find_source, is_source
+from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.run_state import find_state
 
 FIRST = "4:memory:/jobs/one\n1:cpu:/\n0::/\n"
 SECOND = "0::/jobs/one\n"
@@ -21,6 +27,13 @@ before = kills.have_risen()
 hungry = subprocess.run([sys.executable, "-c", "bytearray(2**29)"]).returncode
 print(plain, before, hungry, kills.have_risen())
 """
+PRINT_COUNT = """
+import json
+from crossfade.deploy.capacity.oom_kills import OomKills
+
+kills = OomKills.of_this_process()
+print(json.dumps({"source": str(kills.source), "count": kills.count}))
+"""
 
 
 def test_kill_by_the_kernel_for_lack_of_memory_differs_from_another() -> None:
@@ -29,6 +42,26 @@ def test_kill_by_the_kernel_for_lack_of_memory_differs_from_another() -> None:
         command = [*cgroup.within, sys.executable, "-c", COUNT_OF_CHILDREN]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout == "-9 False -9 True\n", result.stderr
+
+
+def test_lost_command_was_killed_for_lack_of_memory_if_the_count_has_risen(tmp_path: Path) -> None:
+    command = {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": 1.0}  # of another process
+    with memory_cgroup() as cgroup:
+        cgroup.limit_to(2**28)
+        result = subprocess.run([*cgroup.within, sys.executable, "-c", PRINT_COUNT], capture_output=True, check=True)
+        written = {**state("running", at=0), "command": command, "oom_kills": json.loads(result.stdout)}
+        run = RunReader(write_run(tmp_path / "run", state=written), "run")
+        run.refresh()
+        kind, message = find_state(run, BEGAN + 9)
+        assert (kind, message.partition(": ")[2]) == ("lost", "it was killed, or its machine restarted")
+        subprocess.run([*cgroup.within, sys.executable, "-c", "bytearray(2**29)"], check=False)
+        message = find_state(run, BEGAN + 9)[1]
+        assert "no longer exists: the kernel has killed a process for lack of memory since; " in message
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "/sys/fs/cgroup/../../../etc/passwd", "memory.events"])
+def test_count_is_read_from_no_file_that_a_run_folder_chooses(source: str) -> None:
+    assert not is_source(Path(source))
 
 
 @pytest.mark.parametrize(

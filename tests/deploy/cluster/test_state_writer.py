@@ -9,6 +9,7 @@ import pytest
 from scripted_agents import Cluster, saved, step
 from waiting import wait_until
 
+from crossfade.deploy.capacity.oom_kills import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.kvstore.errors import ClusterError
@@ -39,6 +40,7 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
     with StateWriter(RunFolder(tmp_path)) as state:
         assert read_state(tmp_path)["state"] == "starting"
         assert read_state(tmp_path)["command"]["pid"] == os.getpid()
+        assert is_source(Path(read_state(tmp_path)["oom_kills"]["source"]))
         state.watch(source)
         wait_until(lambda: read_state(tmp_path)["state"] == "running", 10, "the state of the source")
         before = read_state(tmp_path)["time"]
