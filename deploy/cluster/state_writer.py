@@ -36,6 +36,7 @@ from crossfade.trainer.runs.events import (
     HostExcluded,
     HostsMissing,
     LoadSample,
+    PhaseEvent,
     RestartEvent,
     ResumeEvent,
     SlowRole,
@@ -89,7 +90,10 @@ class StateWriter:
 
     def take(self, event: Event) -> None:
         """Record ``event`` if it is an event of the job; of those of the training, how far it is."""
-        self._work.record(event, time.monotonic())
+        now = time.monotonic()
+        if isinstance(event, PhaseEvent) and event.name == "training":
+            self._work = UnsavedWork(event.step or 0, now)
+        self._work.record(event, now)
         if isinstance(event, FailureEvent):
             self._failure = to_record(event)
         if isinstance(event, JOB_EVENTS):

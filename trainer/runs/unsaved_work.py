@@ -1,7 +1,7 @@
 """Measure the work of a run that no checkpoint has saved: what is lost if the run fails now.
 
-work = UnsavedWork(0, time.monotonic())
-work.record(event, time.monotonic())            # for every event of the training
+work = UnsavedWork(0, time.monotonic())  # for every attempt to train
+work.record(event, time.monotonic())  # for every event of it
 steps, seconds = work.since(work.checkpoint_step)
 """
 
@@ -27,8 +27,8 @@ class UnsavedWork:
             case StepEvent(step=step):
                 self.step, self._step_at = step, now
             case PhaseEvent(name="training", step=step):
-                self.step = self.checkpoint_step = step or 0
-                self._step_at = self._begun_at[self.step] = now
+                # Each worker reports it, some of them late, when the agent of their host was out of reach.
+                self._begun_at.setdefault(step or 0, now)
             case CheckpointSaved(step=step, seconds=seconds):
                 self.checkpoint_step = max(self.checkpoint_step, step)
                 self._begun_at[step] = now - seconds

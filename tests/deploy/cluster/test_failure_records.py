@@ -44,6 +44,15 @@ def test_failure_has_the_role_its_host_its_error_and_what_was_lost(pair: tuple[C
     ]
 
 
+def test_late_event_of_another_worker_changes_nothing(alone: Cluster) -> None:
+    training = PhaseEvent(name="training", step=0)
+    alone.local.report_events(training, step(1), saved(10), step(25), training)
+    assert alone.coordinator.status()["checkpoint_step"] == 10
+    alone.fail(NO_MEMORY)
+    [event] = alone.events("failure")
+    assert (event["step"], event["lost_steps"]) == (25, 15)
+
+
 def test_last_failure_ends_the_run_with_its_host_and_what_was_lost(alone: Cluster) -> None:
     for _ in range(RESTARTS):
         alone.fail(NO_MEMORY)

@@ -229,6 +229,9 @@ def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp
         assert f"{missing}: no such file, but the manifest lists it" in message
         assert "Traceback" not in result.stderr
         assert command.mark.processes() == []
+    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
+    assert (failure["role"], failure["cause"], failure["ends_run"]) == ("worker-0", "ended with exit code 2", True)
+    assert failure["error"].startswith(f"{missing}: no such file, but the manifest lists it")
 
 
 def test_corrupt_data_file_ends_a_running_job_with_its_name(job: Path, tmp_path: Path) -> None:

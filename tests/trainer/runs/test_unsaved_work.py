@@ -19,10 +19,10 @@ def test_work_since_a_checkpoint_and_since_the_start_is_measured() -> None:
     assert work.since(40)[0] == 31
 
 
-def test_new_attempt_begins_at_its_checkpoint() -> None:
-    work = UnsavedWork(0, 0.0)
-    work.record(step(70), 10.0)
+def test_attempt_that_resumes_begins_at_its_checkpoint() -> None:
+    work = UnsavedWork(40, 490.0)
+    assert (work.step, work.checkpoint_step, work.since(40)) == (40, 40, (0, None))
     work.record(PhaseEvent(name="training", step=40), 500.0)
-    assert (work.step, work.checkpoint_step, work.since(40)) == (40, 40, (0, 0.0))
     work.record(step(45), 503.0)
-    assert work.since(40) == (5, 3.0)
+    work.record(PhaseEvent(name="training", step=40), 504.0)  # of another worker
+    assert (work.step, work.checkpoint_step, work.since(40)) == (45, 40, (5, 3.0))
