@@ -235,9 +235,12 @@ def run_in_folder(
                 display.finish(report)
             except BaseException as error:
                 if folder.lock.is_owned():
-                    state = "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed"
-                    context.state.end(state, str(error))
-                    tracker.end(state)
+                    if isinstance(error, StopSignal | SpotInterruption):
+                        context.state.end("stopped", str(error))
+                        tracker.end("stopped")
+                    else:
+                        context.state.fail(error)
+                        tracker.end("failed")
                 raise
             context.state.end("done")
             tracker.end("done", report)
@@ -282,6 +285,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
     _describe_process(job, context)
 
     def take(event: Event) -> None:
+        context.state.take(event)
         if isinstance(event, PhaseEvent) and event.name == "training":
             # Not earlier: invalid input is reported in a single line.
             _print_addresses(context, folder)

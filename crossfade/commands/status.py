@@ -14,13 +14,14 @@ from crossfade.options.runs import add_runs_argument, open_runs
 from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
+    from crossfade.deploy.dashboard.last_failure import LastFailure
     from crossfade.deploy.dashboard.process_rows import ProcessRow
     from crossfade.deploy.dashboard.run_figures import Summary
     from crossfade.deploy.dashboard.runs import Runs
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
-restarts and alerts.
+restarts, the cause of the last failure and what was lost, and alerts.
 
 The command reads only the run folders. It works during a run, on another host that shares the folder, and afterwards.
 """
@@ -125,6 +126,8 @@ def _screen(run: Summary) -> Iterator[str]:
         yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
     yield _line("checkpoints", _checkpoints(run))
     yield _line("restarts", _restarts(run.restarts))
+    if run.failure is not None:
+        yield from _failure(run.failure)
     if run.processes:
         yield ""
         yield from _processes(run.processes)
@@ -171,6 +174,19 @@ def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
         return "none"
     lost = lost_steps(restarts[-1])
     return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
+
+
+def _failure(failure: LastFailure) -> Iterator[str]:
+    """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
+    from crossfade.deploy.dashboard import formatting as text
+
+    yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
+    log = f"log: {failure.log}" if failure.log else ""
+    if failure.error:
+        yield _line("", f"{failure.error} ({log})" if log else failure.error)
+    elif log:
+        yield _line("", log)
+    yield _line("", f"lost {failure.work()}{'; it ended the run' if failure.ends_run else ''}")
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:

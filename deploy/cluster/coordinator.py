@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
-from crossfade.deploy.cluster.generation import Generation
+from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.host_health import HostHealth
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
@@ -101,7 +101,7 @@ class Coordinator:
                 self._remove_member(member, f"sent no heartbeat for {LEASE_SECONDS:.0f} s")
             stall_timeout, now = self._cluster.stall_timeout_seconds, self._clock()
             if self.state is State.RUNNING and now - self._generation.progress_at > stall_timeout:
-                self._fail(Failure(message=f"no sign of progress for {stall_timeout:g} s"))
+                self._fail(self._generation.stall(stall_timeout, now))
             if self.state is State.RUNNING and (cause := self._health.exclude_slow_host(self._generation, now)):
                 self._drain(cause, stall_timeout)
             if self.state in LIVE and now > self._deadline:
@@ -189,8 +189,8 @@ class Coordinator:
             return {
                 "state": self.state.value,
                 "generation": self.generation,
-                "step": self._generation.step,
-                "checkpoint_step": self._generation.checkpoint_step,
+                "step": self._generation.work.step,
+                "checkpoint_step": self._generation.work.checkpoint_step,
                 "restarts": [vars(restart) for restart in self.restarts],
                 "agents": self._members.status(),
                 "slowdowns": self._generation.slow_roles.ratios,
@@ -218,7 +218,7 @@ class Coordinator:
     def _remove_member(self, member: Member, how: str, *, for_good: bool = False) -> None:
         self._members.remove(member, for_good=for_good)
         if member.id in self._generation.assigned:
-            self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}"))
+            self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}", host=member.host))
 
     def _apply(self, member: Member, heartbeat: Heartbeat) -> None:
         member.update(heartbeat, self._clock(), self.generation)
@@ -250,7 +250,7 @@ class Coordinator:
         """Act on the reported states of ``member``'s roles."""
         if heartbeat.ended_generation >= self.generation:
             how = "ended its roles: it could not reach the coordinator"
-            self._fail(Failure(message=f"the agent on {member.host} {how}"))
+            self._fail(Failure(message=f"the agent on {member.host} {how}", host=member.host))
         elif heartbeat.generation == self.generation and heartbeat.failure:
             self._fail(heartbeat.failure)
         elif "done" in heartbeat.roles.values():
@@ -298,8 +298,8 @@ class Coordinator:
 
     def _emit_start(self, spec: GenerationSpec) -> None:
         origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
-        lost = self._generation.lost_since(spec.step)
-        if restart := self._restart_policy.record_restart(self.generation + 1, self._generation.step, lost):
+        work = self._generation.work
+        if restart := self._restart_policy.record_restart(self.generation + 1, work.step, work.since(spec.step)):
             self._events.append(restart.to_event(**origin))
         elif spec.checkpoint or spec.skipped:
             self._events.append(events.ResumeEvent(**origin))
@@ -350,6 +350,7 @@ class Coordinator:
     def _fail(self, failure: Failure) -> None:
         """End the generation because of ``failure``, and restart the job if that may help."""
         if self.state is State.STOPPING:
+            self._events.append(self._generation.failure_event(failure, ends_run=True))
             self._terminate_stopped(f": {failure.message}")
         elif self.state in {State.RUNNING, State.DRAINING, State.PREPARING}:
             if failure.checkpoint is not None:
@@ -358,14 +359,13 @@ class Coordinator:
                 self._restart_policy.note_checkpoint_written()
             # A generation that could not start does not replace the cause of the outage: it adds one.
             self._restart_policy.add_cause(failure.message, self._clock())
-            if not failure.restart:
-                self._error = failure
-                self._terminate(State.FAILED)
-            elif limit := self._restart_policy.try_restart(self._clock(), from_network=failure.from_network):
-                self._error = failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1})
-                self._terminate(State.FAILED)
-            else:
-                self._terminate(State.BACKOFF)
+            now, from_network = self._clock(), failure.from_network
+            limit = self._restart_policy.try_restart(now, from_network=from_network) if failure.restart else None
+            ends_run = limit is not None or not failure.restart
+            self._events.append(event := self._generation.failure_event(failure, ends_run=ends_run))
+            if ends_run:
+                self._error = final_failure(failure, event, limit)
+            self._terminate(State.FAILED if ends_run else State.BACKOFF)
 
     def _terminate_stopped(self, why: str) -> None:
         """Stop at once; ``why`` there is no checkpoint, unless the workers have reported one."""

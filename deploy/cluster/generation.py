@@ -7,22 +7,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.cluster.job_state import GenerationSpec
-from crossfade.deploy.cluster.messages import Action, DesiredState, Endpoint, NumberedEvent
+from crossfade.deploy.cluster.messages import MAX_MESSAGE, Action, DesiredState, Endpoint, Failure, NumberedEvent
 from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS, SlowRoles
+from crossfade.deploy.dashboard.formatting import lost
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,
     EpochEvent,
+    FailureEvent,
     LoadEvent,
     MetricsAddress,
     PhaseEvent,
     StepEvent,
     StoppedEvent,
 )
+from crossfade.trainer.runs.unsaved_work import UnsavedWork
 
 if TYPE_CHECKING:
     from crossfade.trainer.training.checkpointing import StopResult
 
+SILENT_SECONDS = 10.0
+"""Time without a load, which each role sends every two seconds, after which a role may have caused a stall."""
 _PROGRESS_EVENTS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
 
 
@@ -51,11 +56,10 @@ class Generation:
         """HOST:PORT by role."""
         self.loads: dict[str, dict[str, Any]] = {}
         self.slow_roles = SlowRoles(compared_seconds)
-        self.step = self.checkpoint_step = spec.step
+        self.work = UnsavedWork(spec.step, now)
         self.has_trained = False
-        self._step_at = now
-        self._begun_at: dict[int, float] = {}
-        """When training after a step began, for the step that training started from and those of checkpoints."""
+        self._heard_at: dict[str, float] = {}
+        """When each role that has reported its load was last heard."""
         self.stop_result: StopResult | None = None
         """What the workers reported once they had stopped as requested."""
         self.progress_at = now
@@ -63,13 +67,34 @@ class Generation:
     @property
     def wrote_checkpoint(self) -> bool:
         """Whether there is a newer checkpoint than the one it started from."""
-        return self.checkpoint_step > self.spec.step
+        return self.work.checkpoint_step > self.spec.step
 
-    def lost_since(self, step: int) -> tuple[int, float | None]:
-        """Return how many steps were taken after ``step``, and in how many seconds; None if that is not known."""
-        begun_at = self._begun_at.get(step)
-        seconds = None if begun_at is None else max(0.0, self._step_at - begun_at)
-        return max(0, self.step - step), seconds
+    def _silent_role(self, now: float) -> str | None:
+        """Return the role that has sent nothing for long, not even its load, if it is the only one."""
+        silent = [role for role, heard_at in self._heard_at.items() if now - heard_at > SILENT_SECONDS]
+        return silent[0] if len(silent) == 1 else None
+
+    def stall(self, timeout_seconds: float, now: float) -> Failure:
+        """Return the failure of a generation without progress for ``timeout_seconds``, with the role that is silent."""
+        message, role = f"no sign of progress for {timeout_seconds:g} s", self._silent_role(now)
+        cause = None if role is None else f"sent nothing for {now - self._heard_at[role]:.0f} s; {message}"
+        return Failure(message=message, role=role, cause=cause)
+
+    def failure_event(self, failure: Failure, *, ends_run: bool) -> FailureEvent:
+        """Return the record of ``failure``: of which role, on which host, and what was lost."""
+        lost_steps, lost_seconds = self.work.since(self.work.checkpoint_step)
+        return FailureEvent(
+            generation=self.number,
+            role=failure.role,
+            host=failure.host or self.hosts.get(failure.role or ""),
+            cause=failure.cause or failure.message,
+            error=failure.error,
+            log=failure.log,
+            ends_run=ends_run,
+            step=self.work.step,
+            lost_steps=lost_steps,
+            lost_seconds=lost_seconds,
+        )
 
     def agent_of(self, role: str) -> str:
         """Return the agent that runs the role named ``role``."""
@@ -101,23 +126,20 @@ class Generation:
         """Record an event of a role; return whether others should see it too."""
         if isinstance(numbered.event, _PROGRESS_EVENTS):
             self.progress_at = now
+        self.work.record(numbered.event, now)
+        if numbered.role in self._heard_at:
+            self._heard_at[numbered.role] = now
         match numbered.event:
-            case StepEvent(step=step):
-                self.step, self.has_trained, self._step_at = step, True, now
-            case PhaseEvent(name="training"):
-                self._begun_at[self.spec.step] = now
-            case CheckpointSaved(step=step, seconds=seconds):
-                self.checkpoint_step = max(self.checkpoint_step, step)
-                self._begun_at[step] = now - seconds
+            case StepEvent():
+                self.has_trained = True
             case StoppedEvent(step=step, checkpoint=checkpoint):
                 from crossfade.trainer.training.checkpointing import StopResult  # imports numba, which takes time
 
                 self.stop_result = StopResult(step, checkpoint)
-                self.step = step
             case MetricsAddress(address=address):
                 self.metrics_addresses[numbered.role] = address
             case LoadEvent(load=load):
-                self.loads[numbered.role] = load
+                self.loads[numbered.role], self._heard_at[numbered.role] = load, now
                 self.slow_roles.record(numbered.role, load, now)
                 return False
         return True
@@ -139,3 +161,13 @@ class Generation:
             "metrics": self.metrics_addresses.get(role.name),
             "load": self.loads.get(role.name, {}),
         }
+
+
+def final_failure(failure: Failure, event: FailureEvent, limit: str | None) -> Failure:
+    """Return the failure that ends a job: ``failure``, with what it lost if ``limit`` is why it was the last one."""
+    if limit is None:
+        return failure
+    host = f"on {event.host}; " if event.role and event.host else ""
+    work = lost(event.lost_steps, event.lost_seconds, from_step=event.step - event.lost_steps)
+    details = f"{host}lost {work}; {failure.details}".removesuffix("; ")[:MAX_MESSAGE]
+    return failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1, "details": details})

@@ -14,6 +14,8 @@ from crossfade.deploy.topology import AcceptedRoles
 from crossfade.trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
+MAX_ERROR = 500
+"""Maximum length of the last line of a role's error."""
 MAX_EVENTS = 200
 """Maximum number of events in one heartbeat; the others follow in the next."""
 
@@ -47,6 +49,11 @@ class Failure(_Message):
     restart: bool = Field(True, description="whether another generation may succeed")
     checkpoint: str | None = Field(None, description="a corrupt checkpoint, which must not be loaded again")
     from_network: bool = Field(False, description="whether data at its port may be the cause, which anyone may send")
+    role: str | None = Field(None, max_length=64, description="the role that failed, if it is known")
+    host: str | None = Field(None, description="the host that was lost")
+    cause: str | None = Field(None, max_length=MAX_ERROR, description="how the role ended; None: as ``message`` says")
+    error: str | None = Field(None, max_length=MAX_ERROR, description="last line of the role's error")
+    log: str | None = Field(None, max_length=MAX_MESSAGE, description="path of the role's log")
 
     def explain(self) -> str:
         """Return the message with its details."""

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from contextlib import suppress
 
+from crossfade.deploy.capacity.oom_kills import OomKills
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
+from crossfade.deploy.cluster.role_errors import error_line, last_error
 from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
 from crossfade.deploy.cluster.role_variables import (
     AGENT_VARIABLE,
@@ -45,7 +47,7 @@ class RoleProcess:
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None
         """The first error event."""
-        self._lines = EventLines()
+        self._lines, self._oom_kills = EventLines(), OomKills.of_this_process()
         self._socket = socket_path(role, variables)
         self.pipe, role_end = os.pipe()
         os.set_blocking(self.pipe, False)
@@ -108,25 +110,49 @@ class RoleProcess:
                 exit_code=self.error.exit_code,
                 restart=self.error.restart,
                 checkpoint=self.error.checkpoint,
+                role=self.role.name,
+                cause=f"ended with exit code {self.error.exit_code}",
+                error=error_line(self.error.message),
+                log=str(self.log),
             )
         assert code is not None
-        tail = self._log_tail()
+        return self._unreported_failure(code)
+
+    def _unreported_failure(self, code: int) -> Failure:
+        """Return why the role ended with ``code`` without an error event."""
+        log = self._log_end()
+        tail = f"its log ends: {' | '.join(log.splitlines()[-_LOG_TAIL_LINES:])}; " if log else ""
         if code == -signal.SIGABRT and _NETWORK_ABORT.search(tail):
             return Failure(
                 message=f"{self.role.name} was aborted by data at its port that MXNet cannot read, as scanners and "
                 "other programs send it",
                 details=f"{tail}log: {self.log}; close the port to others: docs/distributed.md, 'Access to the ports'",
                 from_network=True,
+                role=self.role.name,
+                cause="was aborted by data at its port",
+                error=last_error(log),
+                log=str(self.log),
             )
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failure(message=f"{self.role.name} {how}", details=f"{tail}log: {self.log}")
+        details = f"{tail}log: {self.log}"
+        if code == -signal.SIGKILL and self._oom_kills.have_risen():
+            how = "was killed for lack of memory"
+            details += "; 'crossfade plan' has the memory that each process needs"
+        return Failure(
+            message=f"{self.role.name} {how}",
+            details=details,
+            role=self.role.name,
+            cause=how,
+            error=last_error(log),
+            log=str(self.log),
+        )
 
-    def _log_tail(self) -> str:
+    def _log_end(self) -> str:
+        """Return the last lines of what the process has logged, without empty ones."""
         with self.log.open("rb") as log:
             log.seek(max(self._log_begin, self.log.stat().st_size - _LOG_TAIL_BYTES))
-            lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
-        tail = b" | ".join(line for line in lines if line)
-        return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
+            lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines()]
+        return "\n".join(line for line in lines if line)
 
     def remove_socket(self) -> None:
         """Remove the Unix socket on which the process listens, if it has one: nobody else can connect to it then."""

@@ -6,7 +6,7 @@
         state.end("done")
 
     state.json        the state of the run and of each of its processes, rewritten every second
-    processes.jsonl   its history: load samples, restarts, and the start and end of each command
+    processes.jsonl   its history: load samples, failures, restarts, and the start and end of each command
 
 The run itself reads neither file, so a full disk costs only these records.
 """
@@ -24,14 +24,19 @@ from typing import Any, Self
 
 import psutil
 
+from crossfade.deploy.capacity.oom_kills import OomKills
+from crossfade.deploy.cluster.role_errors import error_line
+from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,
     CommandStarted,
     Event,
+    FailureEvent,
     HostExcluded,
     HostsMissing,
     LoadSample,
+    PhaseEvent,
     RestartEvent,
     ResumeEvent,
     SlowRole,
@@ -39,13 +44,19 @@ from crossfade.trainer.runs.events import (
     to_record,
 )
 from crossfade.trainer.runs.folder import PROCESSES_FILE, RunFolder
+from crossfade.trainer.runs.unsaved_work import UnsavedWork
 
+IN_PROCESS = "in-process"
+"""The name of the only process of a run without servers."""
 STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""
 MAX_SAMPLE_SECONDS = 15.0
 """Maximum time between two load samples. Short runs sample more often, to have ``_SAMPLES_PER_RUN``."""
 _SAMPLES_PER_RUN = 60
-JOB_EVENTS = (RestartEvent, ResumeEvent, BackoffEvent, WaitingForHosts, HostsMissing, SlowRole, HostExcluded)
+JOB_EVENTS = (
+    *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
+    *(WaitingForHosts, HostsMissing, SlowRole, HostExcluded),
+)
 """The events that ``processes.jsonl`` keeps: those of the job, not of its training."""
 
 StateSource = Callable[[], dict[str, Any]]
@@ -60,6 +71,10 @@ class StateWriter:
         self._folder = folder
         self._source: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
         self._started, self._sampled_at = time.time(), float("-inf")
+        self._oom_kills = OomKills.of_this_process().source
+        self._work = UnsavedWork(0, time.monotonic())
+        self._failure: dict[str, Any] | None = None
+        """The record of the last failure, of those of this command."""
         self._append_lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         process = psutil.Process()
@@ -74,7 +89,13 @@ class StateWriter:
         self._source = source
 
     def take(self, event: Event) -> None:
-        """Record ``event`` if it is an event of the job."""
+        """Record ``event`` if it is an event of the job; of those of the training, how far it is."""
+        now = time.monotonic()
+        if isinstance(event, PhaseEvent) and event.name == "training":
+            self._work = UnsavedWork(event.step or 0, now)
+        self._work.record(event, now)
+        if isinstance(event, FailureEvent):
+            self._failure = to_record(event)
         if isinstance(event, JOB_EVENTS):
             self._append(event)
 
@@ -87,6 +108,29 @@ class StateWriter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def fail(self, error: BaseException) -> None:
+        """Write that the run has ended because of ``error``; write nothing afterwards."""
+        if self._failure is None or not self._failure["ends_run"]:
+            # Not a failure of a role, which the coordinator records.
+            self.take(self._own_failure(error))
+        self.end("failed", str(error))
+
+    def _own_failure(self, error: BaseException) -> FailureEvent:
+        """Return the record of an error in this process: of a run in process, or of the coordinator."""
+        last, (lost_steps, lost_seconds) = self._source(), self._work.since(self._work.checkpoint_step)
+        message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+        return FailureEvent(
+            generation=last["generation"],
+            role=IN_PROCESS if IN_PROCESS in last["processes"] else "coordinator",
+            host=self._command["host"],
+            cause=f"ended with exit code {getattr(error, 'exit_code', 1)}",
+            error=error_line(message),
+            ends_run=True,
+            step=self._work.step,
+            lost_steps=lost_steps,
+            lost_seconds=lost_seconds,
+        )
 
     def end(self, state: str, message: str = "") -> None:
         """Write that the run has ended as ``state`` (done, failed or stopped), and why; write nothing afterwards."""
@@ -112,7 +156,9 @@ class StateWriter:
             self._append(_load_sample(state))
 
     def _write_state(self, state: dict[str, Any]) -> None:
-        header = {"time": time.time(), "started": self._started, "command": self._command}
+        kills = {"source": str(self._oom_kills), "count": OomKills(self._oom_kills).count}
+        header = {"time": time.time(), "started": self._started, "command": self._command, "failure": self._failure}
+        header["oom_kills"] = kills  # by which readers detect why the command has ended, if it could not write that
         with suppress(OSError):  # readers detect a stale file by its timestamp
             self._folder.write_state({**header, **state})
 

@@ -192,8 +192,25 @@ def _process_cells(process: ProcessRow) -> list[Component]:
 
 
 def events(shown: Sequence[RunView]) -> Component:
-    """Build the table of checkpoints and restarts of each run, the latest first."""
-    return [_events(each) for each in shown]
+    """Build the last failure of each run, and the table of its checkpoints and restarts, the latest first."""
+    return [part for each in shown for part in (*_failure(each.summary), _events(each))]
+
+
+def _failure(run: Summary) -> list[Component]:
+    """Build a table with the last failure of ``run``; nothing without one."""
+    failure = run.failure
+    if failure is None:
+        return []
+    ended = "; it ended the run" if failure.ends_run else ""
+    parts = [
+        failure.cause,
+        failure.error,
+        f"lost {failure.work()}{ended}",
+        f"log: {failure.log}" if failure.log else "",
+    ]
+    row = (local_time(failure.time), failure.role or "", failure.host or "", "; ".join(filter(None, parts)))
+    titles = ("Time", "Process", "Host", "Details")
+    return [table(f"Last failure of {run.name}", titles, [row], text_columns=4, stacked=True)]
 
 
 def _events(each: RunView) -> Component:

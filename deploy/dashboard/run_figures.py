@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from crossfade.deploy.dashboard.formatting import lost
+from crossfade.deploy.dashboard.last_failure import LastFailure
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.run_state import ENDED
 
@@ -62,6 +63,7 @@ class Summary:
     phase_seconds: dict[str, float]
     checkpoints: dict[str, Any]
     restarts: list[dict[str, Any]]
+    failure: LastFailure | None
     processes: list[ProcessRow]
     alerts: list[Alert] = field(default_factory=list)
     run_id: str | None = None

@@ -55,6 +55,13 @@ class ProcessState(BaseModel):
     load: Load = {}
 
 
+class OomKillsOfState(BaseModel):
+    """The count of processes that the kernel killed for lack of memory, and the file that has it."""
+
+    source: str
+    count: Whole | None = None
+
+
 class StateFile(BaseModel):
     """The parts of ``state.json`` that are shown. Times are Unix times."""
 
@@ -64,6 +71,7 @@ class StateFile(BaseModel):
     started: UnixTime | None = None
     generation: Whole = 0
     command: dict[str, Any] = {}
+    oom_kills: OomKillsOfState | None = None
     processes: dict[str, ProcessState] = {}
     warnings: list[str] = []
 

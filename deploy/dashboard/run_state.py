@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from crossfade.deploy.capacity.oom_kills import OomKills, is_source
 from crossfade.deploy.dashboard.formatting import duration
-from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""
@@ -28,7 +30,7 @@ def find_state(run: RunReader, now: float) -> tuple[str, str]:
     if state in ENDED:
         return state, run.state.message
     if silent_seconds > GONE_SECONDS and _is_gone(run.state.command):
-        return "lost", "the process of its command no longer exists: it was killed, or its machine restarted"
+        return "lost", f"the process of its command no longer exists: {_why_gone(run.state)}"
     if silent_seconds > SILENT_SECONDS:
         return "lost", f"its command has not updated the state for {duration(silent_seconds)}"
     return state, ""
@@ -57,3 +59,11 @@ def _is_gone(command: dict[str, Any]) -> bool:
         return True
     except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
         return False
+
+
+def _why_gone(state: StateFile) -> str:
+    """Return why a command of this host may have ended: by the kernel's count of kills for lack of memory."""
+    kills = state.oom_kills
+    if kills is not None and is_source(Path(kills.source)) and OomKills(Path(kills.source), kills.count).have_risen():
+        return "the kernel has killed a process for lack of memory since; 'crossfade plan' has what it needs"
+    return "it was killed, or its machine restarted"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crossfade.deploy.dashboard.alerts import find_alerts
+from crossfade.deploy.dashboard.last_failure import find_failure
 from crossfade.deploy.dashboard.process_rows import process_rows
 from crossfade.deploy.dashboard.run_figures import Summary
 from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader
@@ -67,6 +68,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         phase_seconds=report.seconds_by_phase or _phase_seconds(run),
         checkpoints=_checkpoints(run),
         restarts=_restarts(run),
+        failure=find_failure(run, state, message),
         processes=process_rows(run, live=live),
         run_id=run.identity.id,
     )

@@ -29,6 +29,7 @@ from crossfade.trainer.runs.events import (
     TotalsEvent,
     parse_record,
 )
+from crossfade.trainer.runs.unsaved_work import UnsavedWork
 from crossfade.trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
@@ -57,6 +58,8 @@ class TrainingHistory:
         self.saves: list[TimedEvent] = []
         """Checkpoints that are complete (CheckpointSaved), and those that could not be written (CheckpointFailed)."""
         self.stopped: StoppedEvent | None = None
+        self.work = UnsavedWork(0, 0.0)
+        """That of the current attempt."""
         self.phase = ""
         self.planned_steps: int | None = None
         self.first_time: float | None = None
@@ -84,11 +87,12 @@ class TrainingHistory:
                 self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
                 self.epochs.append(EpochResult(time, event.epoch, event.step, event.loss, event.valid or {}))
             case PhaseEvent():
-                self._add_phase(event)
+                self._add_phase(time, event)
             case CheckpointSaved() | CheckpointFailed():
                 self.saves.append(timed)
             case StoppedEvent():
                 self.stopped = event
+        self.work.record(event, time)
         self.last_time = time
         if self.first_time is None:
             self.first_time = time
@@ -98,10 +102,11 @@ class TrainingHistory:
         self.steps.add(time, event.step, event.epoch, event.examples, event.loss, *phases)
         self.planned_steps, self.phase, self.stopped = event.steps, "training", None
 
-    def _add_phase(self, event: PhaseEvent) -> None:
+    def _add_phase(self, time: float, event: PhaseEvent) -> None:
         self.phase = event.name
         if event.name == "training":
             self._resumed_from = event.step or 0
+            self.work = UnsavedWork(self._resumed_from, time)
             for columns in (self.steps, self.totals):
                 columns.begin_attempt(self._resumed_from)
             self.epochs = [epoch for epoch in self.epochs if epoch.step <= self._resumed_from]

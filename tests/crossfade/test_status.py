@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from command_here import crossfade_here
 from paced_training import Training, paced
 from run_folders import epoch, state, step, write_run
 from running_command import crossfade, records, started, succeeded
@@ -82,7 +83,9 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_killed_run_is_lost_and_stopped_run_is_stopped(job: Path, tmp_path: Path) -> None:
+def test_killed_run_is_lost_and_stopped_run_is_stopped(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = tmp_path / "runs" / "killed"
     run_dir.parent.mkdir()
     with paced("train", job, run_dir=run_dir) as training:
@@ -92,6 +95,11 @@ def test_killed_run_is_lost_and_stopped_run_is_stopped(job: Path, tmp_path: Path
         wait_until(lambda: status(tmp_path)[0]["state"] == "lost", 30, "that it is lost")
         (lost,) = status(tmp_path)
         assert lost["alerts"][0]["level"] == "critical"
+        failure = lost["failure"]
+        assert (failure["role"], failure["host"], failure["ends_run"]) == ("in-process", os.uname().nodename, True)
+        assert failure["lost_steps"] == lost["step"] - (lost["checkpoints"]["last_step"] or 0)
+        screen = printed_by(run_dir, capsys=capsys)
+        assert "last failure the process of its command no longer exists: it was killed" in screen
     with paced("train", job, "--resume", run_dir=run_dir) as training:
         training.wait(lambda: read_state(run_dir)["state"] == "running", "its state")
         training.wait_for("step")
@@ -122,10 +130,17 @@ def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) ->
         assert (again["state"], again["generation"], len(again["restarts"])) == ("running", 2, 1)
         assert "server-0 was killed by SIGKILL" in again["restarts"][0]["cause"]
         assert any("SIGKILL" in alert["text"] for alert in again["alerts"])
+        failure = again["failure"]
+        assert failure["text"] == f"server-0 on {os.uname().nodename} was killed by SIGKILL"
+        assert (failure["cause"], failure["ends_run"], failure["error"]) == ("was killed by SIGKILL", False, None)
+        assert failure["lost_steps"] == again["restarts"][0]["lost_steps"]
+        assert read_state(run_dir)["failure"]["role"] == "server-0"
+        assert (tmp_path / failure["log"]).name == "server-0.log"
         assert again["step"] < again["planned_steps"]
         succeeded(training.finish())
     (done,) = status(tmp_path)
     assert (done["state"], len(done["restarts"])) == ("done", 1)
+    assert done["failure"] == failure
     assert {row["state"] for row in done["processes"]} == {"done"}
 
 
@@ -139,6 +154,24 @@ def _kill_server(training: Training, run_dir: Path) -> None:
     """Kill a server, and wait for the next generation."""
     training.command.roles()["server-0"].kill()
     training.wait(lambda: read_state(run_dir)["generation"] == 2, "the next generation")
+
+
+def test_diverged_run_shows_its_error_and_what_was_lost(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    result = crossfade_here("train", job, "--run-dir", run_dir, "--set", "optimizer.learning_rate=1e18")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
+    (failed,) = json.loads(printed_by(run_dir, "--json", capsys=capsys))
+    failure = failed["failure"]
+    assert (failed["state"], failure["role"], failure["cause"]) == ("failed", "in-process", "ended with exit code 1")
+    assert failure["error"] == error
+    lines = printed_by(run_dir, capsys=capsys).splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("last failure in-process on "))
+    assert lines[first + 1].strip() == error
+    assert lines[first + 2].strip().startswith("lost ")
+    assert lines[first + 2].endswith("; it ended the run")
 
 
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

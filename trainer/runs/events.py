@@ -232,6 +232,27 @@ class ResumeEvent(_Event):
     skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
 
 
+class FailureEvent(_Event):
+    """A role, a host, or a run in process has failed, which ends its generation."""
+
+    kind: ClassVar[str] = "failure"
+    generation: Whole = Field(description="number of the generation")
+    role: str | None = Field(None, description="name of the role; absent if it is not known")
+    host: str | None = Field(None, description="name of its host, or of the host that was lost")
+    cause: str = Field(description="how it ended, such as `was killed by SIGKILL`; what happened if no role is named")
+    error: str | None = Field(None, description="last line of its error, if it has written one")
+    log: str | None = Field(None, description="path of its log on its host")
+    ends_run: bool = Field(description="whether no generation follows")
+    step: Whole = Field(description="steps taken until then")
+    lost_steps: Whole = Field(description="steps since the newest checkpoint")
+    lost_seconds: Seconds | None = Field(None, description="seconds that they took, if that is known")
+
+    def describe(self) -> str:
+        """Return a line for users."""
+        where = f" on {self.host}" if self.host else ""
+        return f"{self.role}{where} {self.cause}" if self.role else self.cause
+
+
 class BackoffEvent(_Event):
     """A restart is delayed after repeated failures."""
 
@@ -287,6 +308,7 @@ JobEvent = (
     | HostExcluded
     | RestartEvent
     | ResumeEvent
+    | FailureEvent
     | BackoffEvent
 )
 CommandEvent = CommandStarted | LoadSample | CommandEnded

@@ -170,6 +170,9 @@ def test_killed_role_is_reported_at_once_with_its_log(agent: Agent, coordinator:
     assert coordinator.last.failure.message == "server-1 was killed by SIGKILL"
     assert coordinator.last.failure.details.endswith(f"log: {coordinator.folder.logs}/server-1.log")
     assert (coordinator.last.failure.restart, coordinator.last.failure.checkpoint) == (True, None)
+    assert (coordinator.last.failure.role, coordinator.last.failure.cause) == ("server-1", "was killed by SIGKILL")
+    assert coordinator.last.failure.error is None
+    assert coordinator.last.failure.log == f"{coordinator.folder.logs}/server-1.log"
     assert first.is_running()
 
 
@@ -183,6 +186,9 @@ def test_error_event_of_a_role_is_reported(agent: Agent, coordinator: ScriptedCo
         f"worker-0: {coordinator.folder.path}/{JOB_FILE}: not a job file"
     )
     assert (coordinator.last.failure.exit_code, coordinator.last.failure.restart) == (2, False)
+    assert (coordinator.last.failure.role, coordinator.last.failure.cause) == ("worker-0", "ended with exit code 2")
+    assert coordinator.last.failure.error is not None
+    assert coordinator.last.failure.error.startswith(f"{coordinator.folder.path}/{JOB_FILE}: not a job file")
 
 
 def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoordinator) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agents import Cluster, step
+from scripted_agents import Cluster, saved, step
 from waiting import wait_until
 
+from crossfade.deploy.capacity.oom_kills import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
-from crossfade.trainer.runs.events import LoadEvent, RestartEvent
+from crossfade.kvstore.errors import ClusterError
+from crossfade.trainer.runs.events import FailureEvent, LoadEvent, PhaseEvent, RestartEvent
 from crossfade.trainer.runs.folder import RunFolder
 
 
@@ -38,6 +40,7 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
     with StateWriter(RunFolder(tmp_path)) as state:
         assert read_state(tmp_path)["state"] == "starting"
         assert read_state(tmp_path)["command"]["pid"] == os.getpid()
+        assert is_source(Path(read_state(tmp_path)["oom_kills"]["source"]))
         state.watch(source)
         wait_until(lambda: read_state(tmp_path)["state"] == "running", 10, "the state of the source")
         before = read_state(tmp_path)["time"]
@@ -50,6 +53,34 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
     events = read_log(tmp_path)
     assert [event["event"] for event in events if event["event"] != "sample"] == ["begin", "restart", "end"]
     assert events[-2]["processes"] == {"in-process": source()["processes"]["in-process"]["load"]}
+
+
+def test_error_of_the_run_itself_is_recorded_with_what_was_lost(tmp_path: Path) -> None:
+    with StateWriter(RunFolder(tmp_path)) as state:
+        state.watch(source)
+        state.take(PhaseEvent(name="training", step=0))
+        for event in (step(4), saved(4), step(9)):
+            state.take(event)
+        state.fail(MemoryError("no \x1b more\nat all"))
+    *_, failure, _, end = read_log(tmp_path)
+    assert (end["event"], end["state"]) == ("end", "failed")
+    assert failure.pop("lost_seconds") >= 0
+    assert failure.pop("host") == os.uname().nodename
+    expected = {"event": "failure", "generation": 1, "role": "in-process", "cause": "ended with exit code 1"}
+    lost = {"error": r"MemoryError: no \x1b more", "ends_run": True, "step": 9, "lost_steps": 5}
+    assert {name: value for name, value in failure.items() if name != "time"} == expected | lost
+    assert read_state(tmp_path)["failure"]["role"] == "in-process"
+
+
+def test_failure_that_the_coordinator_has_recorded_is_not_recorded_again(tmp_path: Path) -> None:
+    failure = FailureEvent(generation=1, cause="x", ends_run=False, step=4, lost_steps=0)
+    with StateWriter(RunFolder(tmp_path)) as state:
+        state.take(failure)
+        wait_until(lambda: read_state(tmp_path)["failure"], 10, "the failure in the state")
+        state.take(failure.model_copy(update={"cause": "y", "ends_run": True}))
+        state.fail(ClusterError("y"))
+    assert [event["cause"] for event in read_log(tmp_path) if event["event"] == "failure"] == ["x", "y"]
+    assert read_state(tmp_path)["failure"]["cause"] == "y"
 
 
 def test_line_after_an_incomplete_line_is_readable(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Distributed runs: restarts after processes fail, and how runs end without leaving anything behind."""
 
+import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +100,9 @@ def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_
         assert training.command.mark.processes() == []
     report = read_report(tmp_path / "run")
     assert report["restart_causes"][0]["cause"] == "no sign of progress for 30 s"
+    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
+    assert failure["role"] == "server-1"
+    assert re.fullmatch(r"sent nothing for \d\d s; no sign of progress for 30 s", failure["cause"])
     assert report["restarts"] == 1
     times = [record["time"] for record in records(tmp_path / "run")]
     assert max(times) - min(times) > 80_000  # so the hook was active
@@ -119,8 +125,11 @@ def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: 
         assert result.returncode == 1
         _, message = messages(result.stderr)
         assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 1 times without a new ")
+        assert f" (cluster.max_restarts) (on {os.uname().nodename}; lost " in message
         assert message.endswith("log: run/logs/server-0.log)")
         assert command.mark.processes() == []
+    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
+    assert (failure["role"], failure["cause"], failure["ends_run"]) == ("server-0", "was killed by SIGKILL", True)
     assert not (tmp_path / "run" / "report.json").exists()
 
 
@@ -220,6 +229,9 @@ def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp
         assert f"{missing}: no such file, but the manifest lists it" in message
         assert "Traceback" not in result.stderr
         assert command.mark.processes() == []
+    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
+    assert (failure["role"], failure["cause"], failure["ends_run"]) == ("worker-0", "ended with exit code 2", True)
+    assert failure["error"].startswith(f"{missing}: no such file, but the manifest lists it")
 
 
 def test_corrupt_data_file_ends_a_running_job_with_its_name(job: Path, tmp_path: Path) -> None:

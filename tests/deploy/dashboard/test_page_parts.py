@@ -196,6 +196,19 @@ def test_restart_says_how_much_was_lost(tmp_path: Path) -> None:
     ]
 
 
+def test_last_failure_is_a_table_above_that_of_checkpoints_and_restarts(tmp_path: Path) -> None:
+    failed = {"role": "server-0", "host": "b2", "cause": "ended with exit code 1", "error": "<b>ValueError</b>: no"}
+    lost = {"generation": 1, "ends_run": True, "step": 40, "lost_steps": 0, "log": "logs/server-0.log"}
+    record = {"time": BEGAN, "event": "failure", **failed, **lost}
+    shown = show(write_run(tmp_path / "run", state=state("failed", at=90), processes=[record]))
+    failure, _ = page.events([shown])
+    details = "ended with exit code 1; <b>ValueError</b>: no; lost no step; it ended the run; log: logs/server-0.log"
+    [[at, *cells]] = _rows(failure)
+    assert at.startswith("2023-11-1")
+    assert cells == ["server-0", "b2", details]
+    assert failure.children.children[0].children == "Last failure of run"
+
+
 def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path) -> None:
     events = [step(10, at=10), epoch(1, at=10, step=10, quality=0.31), epoch(2, at=20, step=20, quality=0.29)]
     report = {"metrics": {"valid": {"ndcg@10": 0.31, "queries": 3}}, "stopped_early": True}

@@ -92,7 +92,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     restart = {"generation": 2, "cause": "x", "step": 3, "checkpoint": None, "lost_steps": 1, "lost_seconds": 0.5}
     (run / "restarts.json").write_text(json.dumps([restart]))
     counts = {"since": None, "until": None, "row_counts": [[500, 17], [40]]}
+    failure = {"generation": 1, "role": "worker-0", "host": "here", "cause": "x", "error": "y", "log": "z"}
+    lost = {"ends_run": True, "step": 3, "lost_steps": 1, "lost_seconds": 0.5}
     with (run / "processes.jsonl").open("a") as file:
+        file.write(json.dumps({"time": 1.0, "event": "failure", **failure, **lost}) + "\n")
         file.write(
             json.dumps(sample(at=1.0, worker_0=load(phase_seconds={"pull": 1.0}), server_0=load(updated=3))) + "\n"
         )

@@ -1,0 +1,35 @@
+"""The last line of a role's error, from its log or its message."""
+
+import pytest
+
+from crossfade.deploy.cluster.messages import MAX_ERROR
+from crossfade.deploy.cluster.role_errors import error_line, last_error
+
+HEAD = "2026-03-01T12:00:00.123Z ERROR server-0 generation=2 step=7 "
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (f"{HEAD}Traceback (most recent call last):\n{HEAD}ValueError: bad row\n{HEAD}ended", "ValueError: bad row"),
+        (f"{HEAD}KeyError: 'a'\nTraceback:\nmxnet.base.MXNetError: b\n", "mxnet.base.MXNetError: b"),
+        ("Fatal Python error: Segmentation fault\n\nCurrent thread 0x1:\n", "Fatal Python error: Segmentation fault"),
+        (
+            "terminate called after throwing an instance of 'dmlc::Error'\n  what():  Check failed: x\n",
+            "what():  Check failed: x",
+        ),
+        (f"{HEAD.replace('ERROR', 'INFO')}phase name=training epoch=1\n", None),
+        ("no errors so far\n", None),
+        ("", None),
+    ],
+)
+def test_last_exception_or_abort_in_a_log_is_found(log: str, expected: str | None) -> None:
+    assert last_error(log) == expected
+
+
+def test_line_is_printable_and_bounded() -> None:
+    assert error_line("\n  StoreError: \x1b[2J\u202e no\nStack trace:\n") == r"StoreError: \x1b[2J\u202e no"
+    assert error_line(" \n") is None
+    long = error_line("x\x00" * MAX_ERROR)
+    assert long is not None
+    assert (len(long), long[-1]) == (MAX_ERROR, "…")
