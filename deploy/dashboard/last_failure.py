@@ -62,17 +62,17 @@ def _of_event(time: float, event: FailureEvent) -> LastFailure:
 def _of_lost_command(run: RunReader, state: StateFile, message: str) -> LastFailure:
     """Return the failure of a command that could not record it, as far as the events of the training have it."""
     work, host = run.training.work, state.command.get("host")
-    lost_steps, lost_seconds = work.since(work.checkpoint_step)
+    step = run.training.step  # also of events other than steps, of which the log has a sample
     return LastFailure(
         time=state.time,
         text=message,
-        role=IN_PROCESS if IN_PROCESS in state.processes else "coordinator",
+        role="coordinator" if run.setting("cluster", "servers") else IN_PROCESS,
         host=host if isinstance(host, str) else None,
         cause=message,
         error=None,
         log=None,
         ends_run=True,
-        step=work.step,
-        lost_steps=lost_steps,
-        lost_seconds=lost_seconds,
+        step=step,
+        lost_steps=max(0, step - work.checkpoint_step),
+        lost_seconds=work.since(work.checkpoint_step)[1],
     )

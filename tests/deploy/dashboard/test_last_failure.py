@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import BEGAN, add, load, state, step, training_from, write_run
+from run_folders import BEGAN, JOB, add, state, step, training_from, write_run
 
 from crossfade.deploy.dashboard import run_reader
 from crossfade.deploy.dashboard.last_failure import LastFailure
@@ -61,8 +61,7 @@ def test_failure_stays_visible_after_the_run_is_done(tmp_path: Path) -> None:
 def test_run_whose_command_was_killed_has_lost_what_no_checkpoint_has(tmp_path: Path) -> None:
     saved = {"event": "checkpoint_saved", "step": 4, "checkpoint": "c", "pause_seconds": 0.0, "seconds": 1.0}
     events = [training_from(0, at=0), step(4, at=4), {"time": BEGAN + 5, **saved, "bytes": 9}, step(9, at=9)]
-    written = state("running", at=10, in_process=("running", load()))
-    folder = write_run(tmp_path / "run", metrics=events, state=written)
+    folder = write_run(tmp_path / "run", metrics=events, state=state("starting", at=10))
     found = last_failure(folder, at=60)
     assert (found.role, found.host, found.time) == ("in-process", "another host", BEGAN + 10)
     assert found.text.startswith("its command has not updated the state for")
@@ -70,7 +69,8 @@ def test_run_whose_command_was_killed_has_lost_what_no_checkpoint_has(tmp_path: 
     assert found.ends_run
     # It was resumed from that checkpoint, and killed again.
     add(folder / "events.jsonl", training_from(4, at=500), step(6, at=502))
-    (folder / "state.json").write_text(json.dumps(state("running", at=503, server_0=("running", load()))))
+    (folder / "state.json").write_text(json.dumps(state("running", at=503)))
+    (folder / "job.yaml").write_text(f"{JOB}cluster: {{servers: 2}}\n")
     found = last_failure(folder, at=600)
     assert (found.role, found.work()) == ("coordinator", "2 steps since the last checkpoint, 2.0 s")
 
