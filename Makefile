@@ -38,7 +38,7 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
-chaos-long: setup ## inject 200 faults: in process, on one host, with S3, on three hosts; about two hours, as root
+chaos-long: setup ## inject 200 faults: in process, on one host, with S3, on three hosts; about three hours, as root
 	.venv/bin/python tests/support/chaos.py --faults 200 --layouts process host s3 hosts $(ARGS)
 
 mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')

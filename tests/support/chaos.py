@@ -1,7 +1,7 @@
 """Inject random faults into trainings, and check that they end like undisturbed ones.
 
     python tests/support/chaos.py --seed 1 --faults 20 --layouts host s3
-    python tests/support/chaos.py --faults 200 --layouts process host s3 hosts        # in turn; takes about two hours
+    python tests/support/chaos.py --faults 200 --layouts process host s3 hosts        # in turn; takes about three hours
 
 Each round trains a job twice in one layout (``chaos_layouts.py``): once undisturbed, and once with faults, while the
 wall clocks of all its processes jump by a day. The embeddings must be equal bit for bit, the ledger must hold each
