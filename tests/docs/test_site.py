@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import browsing, visiting
+from playwright.sync_api import expect
 
 import crossfade
 from crossfade.main import make_parser
@@ -103,8 +104,9 @@ def test_links_to_sources_lead_to_their_pages(site: Path) -> None:
 
 def test_search_finds_a_heading_without_other_hosts(address: str) -> None:
     with browsing() as browser, visiting(browser, f"{address}/index.html") as visit:
-        visit.page.get_by_placeholder("Search").fill("adding a row store")
+        visit.page.get_by_text("Type to start searching").wait_for(state="attached")  # the index is loaded
+        visit.page.get_by_placeholder("Search").press_sequentially("adding a row store")
         found = visit.page.locator(".md-search-result__link").first
-        assert "contributing.html" in str(found.get_attribute("href"))
+        expect(found).to_have_attribute("href", re.compile("contributing.html"))  # each key changes what is found
         assert visit.hosts == {address.removeprefix("http://")}
         assert visit.errors == []

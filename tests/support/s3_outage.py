@@ -57,9 +57,8 @@ def run_outage(folder: Path, seconds: float) -> None:
             time.sleep(seconds)  # the outage
             assert command.process.poll() is None, command.finish().stderr
             proxy.reject_all(None)
-            print(
-                f"still running after {seconds:g} s; next checkpoint {wait_for_checkpoint(command, run_dir):.0f} s later"
-            )
+            waited = wait_for_checkpoint(command, run_dir)
+            print(f"still running after {seconds:g} s; next checkpoint {waited:.0f} s later")
             command.process.send_signal(signal.SIGTERM)
             stderr = command.finish(300).stderr
     print(f"{stderr.count('; restarting (generation')} restart(s)")
