@@ -178,7 +178,7 @@ def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManag
 def final_scrape(listener: MetricsEndpoint) -> Iterator[None]:
     """Let Prometheus scrape the final values of a run that is done or has failed, so that its alerts see the end.
 
-    A run that is stopped ends without it: whoever stops it may not wait.
+    A run that is stopped ends without it, at once.
     """
     from crossfade.kvstore.errors import CrossfadeError
     from crossfade.signals import stopper

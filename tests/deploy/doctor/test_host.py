@@ -1,4 +1,4 @@
-"""A host with everything broken, by mounts, limits, and namespaces of a process of its own; and checks one by one."""
+"""A host with everything broken, by mounts, limits, and namespaces of a separate process; and checks one by one."""
 
 import json
 import os
@@ -38,7 +38,7 @@ exec "$@"
 def examine(
     *arguments: object, within: Sequence[object] = (), variables: Mapping[str, object] | None = None
 ) -> tuple[int, dict[str, dict[str, str]]]:
-    """Run the command in a process of its own; return its exit code, and what it found by check."""
+    """Run the command in a separate process; return its exit code, and what it found by check."""
     command = [*within, sys.executable, "-m", "crossfade", "doctor", "--json", *arguments]
     environment = os.environ | {name: str(value) for name, value in (variables or {}).items()}
     result = subprocess.run(
