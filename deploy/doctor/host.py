@@ -39,8 +39,6 @@ print(philox._cache.cache_path if hasattr(philox, "_cache") else "")
 _SYSTEM_LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}
 """Libraries that MXNet loads and its wheel lacks, and the packages of Debian that have them."""
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_CGROUPS = Path("/proc/self/cgroup")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CONNECT_SECONDS = 5.0
 _FILES, _FILES_PER_ROLE = 256, 4
 """Open files of a process, beyond those for each role. Of 9 roles each had 40 at most, of 5 each 28; requests to S3
@@ -133,35 +131,10 @@ def check_huge_pages() -> Iterator[Finding]:
 
 
 def check_memory_limit() -> Iterator[Finding]:
-    """Check that the limit of the control group, if there is one, is the one that ``crossfade plan`` counts."""
-    limit, total = _group_limit(), int(psutil.virtual_memory().total)
-    if limit is None or limit >= total:
-        yield Finding("memory limit", "ok", f"none below the {size(total)} of this machine")
-    elif limit >= limit_bytes():
-        yield Finding("memory limit", "ok", f"{size(limit)}, of the {size(total)} of this machine")
-    else:
-        found = f"the control group has {size(limit)} of {size(total)}, which 'crossfade plan' does not count"
-        yield Finding("memory limit", "warning", f"{found}; compare it with the plan, or raise it")
-
-
-def _group_limit() -> int | None:
-    """Return the lowest limit of memory of this process's control group and those around it, of version 1 or 2."""
-    try:
-        lines = _CGROUPS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    limits = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, name = (_CGROUP_ROOT / "memory", "memory.limit_in_bytes") if controllers else (_CGROUP_ROOT, "memory.max")
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root) and (folder / name).is_file():
-                text = (folder / name).read_text(encoding="ascii").strip()
-                limits += [int(text)] if text.isdecimal() else []
-    return min(limits, default=None)
+    """Name the limit of the control groups of this process, which ``crossfade plan`` counts, if there is one."""
+    limit, total = limit_bytes(), int(psutil.virtual_memory().total)
+    found = f"{size(limit)}, of the {size(total)}" if limit < total else f"none below the {size(total)}"
+    yield Finding("memory limit", "ok", f"{found} of this machine")
 
 
 def check_open_files(roles: int) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SECONDS = 240.0
+MAX_HOURS = 720
 TYPE = ("--instance-type", "r6i.large")
 ON_TWO = ("--hosts", 2, "--servers", 2, "--workers", 1)
 """One worker gives the bits of a run in process, whatever the number of servers."""
@@ -75,8 +76,9 @@ def machines(aws: AwsServer, s3: ObjectStore, workspace: Path, tmp_path: Path) -
 
 
 def submit(workspace: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
-    """Start the command."""
+    """Start the command. The hours of its instances count from their boot, which is that of this machine."""
     output = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
+    output += ("--max-hours", MAX_HOURS)
     return started("submit", "ec2", "job.yaml", *output, *TYPE, *options, cwd=workspace, variables=variables)
 
 
@@ -180,6 +182,6 @@ def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
     assert "host 0 failed: cannot pull the image registry.example/crossfade:cpu: manifest unknown" in result.stderr
     assert leftovers(aws) == []
     [machine] = machines.all
-    assert machine.calls[0].startswith("shutdown -h +1440")
+    assert machine.calls[0].startswith(f"shutdown -h +{60 * MAX_HOURS}")
     assert sum(call.startswith("docker pull") for call in machine.calls) == 5
     assert os.environ.get("AWS_SECRET_ACCESS_KEY", "secret") not in machine.console
