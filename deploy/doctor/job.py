@@ -15,7 +15,7 @@ from crossfade.deploy.capacity.machine import this_machine
 from crossfade.deploy.capacity.plan import CapacityPlan
 from crossfade.deploy.cluster.supervision import check_hosts
 from crossfade.deploy.dashboard.formatting import size
-from crossfade.deploy.doctor.findings import Finding
+from crossfade.deploy.doctor.findings import Finding, State
 from crossfade.deploy.topology import Address, scheduler_address
 from crossfade.kvstore.checkpoint.inventory import list_checkpoints
 from crossfade.kvstore.errors import InputError, MissingExtraError
@@ -26,7 +26,7 @@ from crossfade.trainer.data.vocabulary import check_vocabularies
 from crossfade.trainer.model.allreduce import require_horovod
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
-from crossfade.trainer.runs.run_lock import DONE, FAILED, LOCK_FILE
+from crossfade.trainer.runs.run_lock import DONE, FAILED, LOCK_FILE, STOPPED
 from crossfade.trainer.tracking.tracker import check_tracking
 
 _OTHER_BYTES = 2**24
@@ -71,9 +71,11 @@ class JobChecks:
             yield Finding("run", "ok", f"{path}: {'its run is finished' if ended else 'has no run yet'}")
         else:
             find_start(self.run.checkpoints(self.job), saved_step=last_saved_step(path), allow_restart=False)
-            found = "its run was stopped, or failed" if ended == FAILED else "its run was killed"
+            expected = {FAILED: "its run has failed, or was interrupted", STOPPED: "its run was stopped"}
+            found = expected.get(ended, "its run was killed")
+            state: State = "ok" if ended in expected else "warning"
             resume = f"crossfade train {path / JOB_FILE} --run-dir {path} --resume"
-            yield Finding("run", "ok" if ended == FAILED else "warning", f"{path}: {found}; to resume it: {resume}")
+            yield Finding("run", state, f"{path}: {found}; to resume it: {resume}")
 
     def check_checkpoints(self) -> Iterator[Finding]:
         """Check that no checkpoint is corrupt or of another format, as far as that is known without reading values."""

@@ -78,6 +78,8 @@ def test_third_party_images_are_pinned_and_services_get_only_required_secrets(co
     for name in ("dashboard", "serve"):
         service = compose_file["services"][name]
         assert service["environment"]["AWS_SHARED_CREDENTIALS_FILE"] == "/secrets/view/aws"
+        token = f"CROSSFADE_{name.upper()}_TOKEN"
+        assert service["environment"][token] == f"${{{token}:-}}"
         assert "runs:/runs:ro" in service["volumes"]
         assert not any(volume.startswith("cache:") for volume in service["volumes"])
 

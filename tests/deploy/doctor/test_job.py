@@ -19,8 +19,10 @@ from crossfade.deploy.capacity.machine import available_bytes
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
 from crossfade.deploy.doctor.job import JobChecks
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
+from crossfade.kvstore.errors import CrossfadeError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
+from crossfade.signals import StopSignal
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 
@@ -158,3 +160,18 @@ def test_run_that_cannot_be_resumed_is_to_be_fixed(data: Path) -> None:
     assert (found.state, found.message.startswith("cannot resume: ")) == ("fix", True), found
     (job.run.path / "run.json").write_text("{")
     assert "run.json: is not as 'crossfade train' writes it" in only(job.check_run).message
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (StopSignal(), "its run was stopped"),
+        (CrossfadeError("diverged"), "its run has failed, or was interrupted"),
+    ],
+)
+def test_run_that_has_ended_can_be_resumed(data: Path, error: BaseException, ended: str) -> None:
+    job = checks(data)
+    with pytest.raises(type(error)), job.run.open_run(job.job):
+        raise error
+    found = only(job.check_run)
+    assert (found.state, f": {ended}; to resume it: crossfade train " in found.message) == ("ok", True), found.message
