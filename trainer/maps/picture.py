@@ -37,7 +37,8 @@ def write_picture(items_map: ItemsMap, path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("matplotlib", "map", "crossfade map") from error
 
-    with rc_context({"text.parse_math": False}):  # names may have dollar signs
+    # Names may have dollar signs, and controls of terminals, which matplotlib would print in its warnings.
+    with rc_context({"text.parse_math": False}):
         _draw(items_map, path)
 
 
@@ -50,7 +51,7 @@ def _draw(items_map: ItemsMap, path: Path) -> None:
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set_title(_shown(items_map.title), fontsize=15, loc="left")
+    axes.set_title(escape_unprintable(items_map.title), fontsize=15, loc="left")
     _draw_items(axes, items_map)
     _draw_names(axes, items_map)
     if items_map.labels is not None:
@@ -58,7 +59,7 @@ def _draw(items_map: ItemsMap, path: Path) -> None:
         for name, (x, y) in place_names(items_map.labels, items_map.place_N2).items():
             number = items_map.labels.names.index(name)
             axes.text(
-                *(x, y, _shown(name)),
+                *(x, y, escape_unprintable(name)),
                 fontsize=17,
                 weight="bold",
                 color=PALETTE[number % len(PALETTE)],
@@ -78,7 +79,7 @@ def _draw_items(axes: Any, items_map: ItemsMap) -> None:
     for number, name in enumerate(items_map.labels.names if items_map.labels is not None else ()):
         point_N2 = items_map.place_N2[label_N == number]
         color = PALETTE[number % len(PALETTE)]
-        axes.scatter(*point_N2.T, s=area, c=color, linewidths=0, label=_shown(name), rasterized=True)
+        axes.scatter(*point_N2.T, s=area, c=color, linewidths=0, label=escape_unprintable(name), rasterized=True)
 
 
 def _draw_names(axes: Any, items_map: ItemsMap) -> None:
@@ -89,13 +90,8 @@ def _draw_names(axes: Any, items_map: ItemsMap) -> None:
         distance_M = np.hypot(*(items_map.place_N2[drawn] - place_2).T)
         if len(drawn) < _NAMED_ITEMS and (distance_M > _MIN_DISTANCE * size).all():
             drawn.append(number)
-            name = _shown(items_map.names[number])
+            name = escape_unprintable(items_map.names[number])
             axes.text(*place_2, name, fontsize=7, ha="center", va="bottom", color="#222222", path_effects=_outline(2))
-
-
-def _shown(name: str) -> str:
-    """Return ``name`` without characters that fonts lack, which matplotlib would print to the terminal as they are."""
-    return escape_unprintable(name)
 
 
 def _outline(width: float) -> list[Any]:

@@ -28,19 +28,8 @@ FUNCTIONS = {
     *("contains", "starts_with", "ends_with", "prefix", "suffix", "length", "lower", "upper", "trim", "ltrim", "rtrim"),
     *("left", "right", "substr", "substring", "strip_accents", "regexp_matches", "regexp_full_match"),
     *("len", "list_contains", "list_has", "list_has_all", "list_has_any", "list_value"),
-    *(
-        "year",
-        "month",
-        "day",
-        "date_part",
-        "date_trunc",
-        "date_diff",
-        "now",
-        "today",
-        "to_days",
-        "to_months",
-        "to_years",
-    ),
+    *("year", "month", "day", "date_part", "date_trunc", "date_diff", "now", "today"),
+    *("to_days", "to_months", "to_years", "trunc"),
 }
 """The functions that conditions may call."""
 
@@ -54,7 +43,10 @@ def check_condition(connection: duckdb.DuckDBPyConnection, condition: str) -> No
     """
     query = f"SELECT row FROM items WHERE ({condition}\n)"  # noqa: S608 - it is not executed
     [(text,)] = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-    parsed = json.loads(text)
+    try:
+        parsed = json.loads(text)
+    except RecursionError:
+        raise InputError(f"where {condition}: is nested too deeply; expected a simpler condition") from None
     if parsed["error"]:
         raise InputError(f"where {condition}: {parsed['error_message']}")
     statements = parsed["statements"]

@@ -196,9 +196,10 @@ def test_conditions_are_limited(served: ServedModel, workspace: Path, monkeypatc
         "list_resize([1], 1000000000) IS NULL",
         "list_sum([x FOR x IN range(1000000000)]) > 1",
         "id = $1",
+        "id = 1" + "+1" * 490,
     ):
         with pytest.raises(
-            InputError, match=r"^where .*(accepted; expected|expected one condition|Only SELECT statements)"
+            InputError, match=r"^where .*(accepted; expected|expected one|expected a simpler|Only SELECT)"
         ):
             served.metadata.rows_where(forbidden)
     for accepted in (
@@ -206,6 +207,7 @@ def test_conditions_are_limited(served: ServedModel, workspace: Path, monkeypatc
         "lower(genre) LIKE '_1' AND id::VARCHAR IS NOT NULL AND id % 2 < 3",
         "genre IN ('g1', 'none') OR genre ~ '^x' OR count BETWEEN -2 AND -1",
         "CASE WHEN coalesce(genre, '') = 'g' || '1' THEN length(genre) END = 2",
+        "genre = 'g1' AND TIMESTAMP '2020-01-01' + INTERVAL 1 DAY < now()",
     ):
         assert served.metadata.rows_where(accepted).sum() == TRACKS / GENRES
 
