@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job
+from memory_cgroup import memory_cgroup
 
 from crossfade.deploy.doctor import host
 from crossfade.deploy.doctor.findings import run_check
 
 ROOT = Path(__file__).resolve().parents[3]
-GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 LIMIT = 6 * 2**30
 BROKEN = """
 set -e
@@ -95,20 +95,11 @@ def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_limit_of_a_control_group_is_found() -> None:
-    root = next((folder for folder in GROUPS if (folder / "cgroup.procs").exists()), None)
-    group = root / f"crossfade-doctor-{os.getpid()}" if root is not None else None
-    if group is None or root is None or not os.access(root, os.W_OK):
-        pytest.skip("creating a control group requires root")
-    group.mkdir()
-    try:
-        name = "memory.limit_in_bytes" if root == GROUPS[0] else "memory.max"
-        (group / name).write_text(str(LIMIT))
-        code = "from crossfade.deploy.doctor.host import check_memory_limit; print(*check_memory_limit())"
-        enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-        command = ["sh", "-c", enter, "sh", sys.executable, "-c", code]
+    code = "from crossfade.deploy.doctor.host import check_memory_limit; print(*check_memory_limit())"
+    with memory_cgroup() as cgroup:
+        cgroup.limit_to(LIMIT)
+        command = [*cgroup.within, sys.executable, "-c", code]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    finally:
-        group.rmdir()
     assert "state='ok', message='6.44 GB, of the " in found
 
 
