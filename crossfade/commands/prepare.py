@@ -70,7 +70,7 @@ _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
     *("delimiter", "timestamp_format", "on_bad_line", "on_missing"),
     *("features", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit", "expire_after"),
-    *("hold_out", "hold_out_valid", "hold_out_test", "work_dir", "memory", "threads"),
+    *("hold_out", "hold_out_valid", "hold_out_test", "order", "work_dir", "memory", "threads"),
 )
 """Options that describe event files; ``--sample`` rejects them."""
 
@@ -160,6 +160,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         features=parse_features(arguments.features or ()),
         catalog=arguments.catalog or (),
         base=arguments.base,
+        order=arguments.order or "random",
         seed=arguments.seed,
         overwrite=arguments.overwrite,
         work_dir=arguments.work_dir,

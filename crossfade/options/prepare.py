@@ -35,6 +35,11 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --sample: do nothing if DIR is complete and was made by the same command",
     )
+    group.add_argument(
+        "--order",
+        choices=("random", "grouped"),
+        help="order interactions at random, or keep those of a query entity together, for data.group (default: random)",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed row order and hold-outs (default: 0)")
 
 

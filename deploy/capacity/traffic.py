@@ -6,9 +6,10 @@ probability
 
     C(N - c, b) / C(N, b)  ≈  (1 - b / (N - (c - 1) / 2))^c
 
-and from m negatives, each drawn with probability q, with (1 - q)^m. The expected number of active rows is the sum of
-the complements over all rows. Rows of the same count have the same probability, so a histogram of counts represents a
-vocabulary.
+and from m negatives, each drawn with probability q, with (1 - q)^m. Where g rows of a query are read together, a step
+that takes b consecutive ones of the n rows of their partition misses them with probability 1 - (g + b - 1) / n. The
+expected number of active rows is the sum of the complements over all rows. Rows of the same count have the same
+probability, so a histogram of counts represents a vocabulary.
 
 Shape suffixes. K: distinct counts of a table. N: any rows. P: partitions.
 """
@@ -107,6 +108,8 @@ class WorkerLoad:
     """Interactions of the largest shuffle block of all workers."""
     partition_examples: float = 0.0
     """Examples of each of its partitions, which are one another's in-batch negatives."""
+    step_examples: float = 0.0
+    """Examples of all workers."""
 
 
 def worker_loads(
@@ -120,6 +123,7 @@ def worker_loads(
         partitions=job.data.partitions,
         shuffle_block_rows=job.data.shuffle_block_rows,
         seed=job.train.seed,
+        group_rows=job.data.group_rows,
     )
     blocks_P = [
         [block.rows for block in schedule.shuffle_blocks(0, partition, partition_groups, skip=0)]
@@ -128,14 +132,15 @@ def worker_loads(
     # After an epoch's last shuffle block comes the first of the next epoch.
     held_P = [max(map(sum, pairwise([*blocks, blocks[0]]))) for blocks in blocks_P]
     max_block_rows = max(max(blocks) for blocks in blocks_P)
-    loads = []
+    loads, step_examples = [], schedule.rows / schedule.steps
     items = manifest.entities[manifest.item].rows
     for rank in range(job.cluster.workers):
         local = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, blocks_P[local])) / schedule.steps
         negatives = _negatives(job.resolved_negatives(items), examples, items)
         partition_examples = examples / max(1, len(blocks_P[local]))
-        loads.append(WorkerLoad(examples, negatives, sum(held_P[local]), max_block_rows, partition_examples))
+        held_rows = sum(held_P[local])
+        loads.append(WorkerLoad(examples, negatives, held_rows, max_block_rows, partition_examples, step_examples))
     return loads
 
 
@@ -170,6 +175,28 @@ def touch_probability(
         absent_K = absent_K * (1.0 - np.maximum(counts.count_K, 1.0) ** power / mass) ** load.negatives
     touched_K: FloatArray = 1.0 - absent_K
     return touched_K
+
+
+def touch_probability_of_groups(
+    counts: CountHistogram, load: WorkerLoad, total: int, group_rows: int | None, piece_rows: float
+) -> FloatArray:
+    """Return the same for queries whose interactions in a partition are read in groups of ``group_rows``; None: all.
+
+    A query's interactions are consecutive in up to ``piece_rows`` rows, which are assigned to a partition together: the
+    row groups of a grouped dataset, else single rows.
+    """
+    if load.examples == 0:
+        return np.zeros(len(counts.count_K))
+    scaled_K = np.maximum(counts.count_K * counts.factor(total), 1e-9)
+    partitions = load.step_examples / load.partition_examples
+    pieces_K = 1.0 + np.maximum(scaled_K - 1.0, 0.0) / piece_rows
+    occupied_K = partitions * (1.0 - (1.0 - 1.0 / partitions) ** pieces_K)
+    rows_K = scaled_K / occupied_K
+    size_K = np.maximum(np.minimum(rows_K, group_rows or total), 1.0)
+    hit_K = np.minimum(1.0, (size_K + load.partition_examples - 1.0) * partitions / total)
+    touched_K = (1.0 - (1.0 - hit_K) ** (rows_K / size_K)) * load.examples / load.step_examples
+    touched_by_any_K: FloatArray = 1.0 - (1.0 - touched_K) ** occupied_K
+    return touched_by_any_K
 
 
 def touch_probability_of_values(
@@ -239,6 +266,9 @@ def expect_traffic(
     tables = []
     moved = Traffic()
     owners = manifest.feature_owners()
+    group_rows = job.data.group_rows
+    row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
+    piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
     for table in model.tables:
         negatives = job.resolved_negatives(table.rows) if table == model.item else None
         # Cold items of a model with item features are never negatives, and have no ID embedding.
@@ -246,7 +276,11 @@ def expect_traffic(
         if table == model.item and model.has_item_features:
             rows_of_table = rows_of_table.warm()
         owner = owners.get(table.name)
-        if owner is None:
+        if table == model.query and rows_of_table.known and (group_rows != 1 or manifest.is_grouped):
+            touched_by_worker = [
+                touch_probability_of_groups(rows_of_table, load, total, group_rows, piece_rows) for load in loads
+            ]
+        elif owner is None:
             touched_by_worker = [touch_probability(rows_of_table, load, total, negatives) for load in loads]
         else:
             pairs, drawn = manifest.features[owner][table.name].pairs, owner == model.item.name

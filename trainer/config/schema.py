@@ -47,6 +47,12 @@ class DataConfig(Section):
     shuffle_block_rows: AtLeastOne = Field(
         131_072, description="rows of a partition that are held in memory and shuffled together"
     )
+    group: Literal["all"] | AtLeastOne = Field(
+        1,
+        description="interactions of a query in a shuffle block that are read one after the other, at most; 1: rows in "
+        "random order; all: every one, so that a softmax over all items scores a query about once an epoch "
+        "('crossfade prepare --order grouped' puts them into the same block)",
+    )
     since: TimeValue | None = Field(
         None,
         description="first timestamp to train on: an integer in the unit of the timestamps, or an ISO date (UTC)",
@@ -65,6 +71,11 @@ class DataConfig(Section):
     def _check_time_range(self) -> DataConfig:
         self.time_range()
         return self
+
+    @property
+    def group_rows(self) -> int | None:
+        """``group`` as the batch schedule takes it; None: all interactions of a query."""
+        return None if self.group == "all" else self.group
 
     def time_range(self) -> TimeRange | None:
         """Return the time range to train on; None: all interactions."""

@@ -161,8 +161,9 @@ class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
     ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``lineage`` holds the fingerprints
-    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source`` documents how
-    the data were prepared, what was dropped and why.
+    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. With ``is_grouped``, the
+    interactions of a query entity are consecutive in each split. ``source`` documents how the data were prepared, what
+    was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -174,6 +175,7 @@ class DatasetManifest(_Strict):
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     lineage: list[Count] = Field(default_factory=list)
     has_timestamp: bool = False
+    is_grouped: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
     @model_validator(mode="before")

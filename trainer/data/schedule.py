@@ -19,9 +19,9 @@ A global batch, and each example's position in it, thus follow only from (seed, 
 workers nor the step at which a run resumes changes what a step sees. Every worker takes T steps, every interaction is
 read exactly once an epoch, and a worker computes the size of the global batch without the others.
 
-Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block. While the
-current block of a partition is consumed, other threads fetch the next one, across the end of an epoch too, so a worker
-holds two blocks per partition.
+Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
+or in groups of the same query (``group_order.py``). While the current block of a partition is consumed, other threads
+fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition.
 
 Shapes: B examples of a slice, P partitions.
 """
@@ -39,6 +39,7 @@ import numpy as np
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
+from crossfade.trainer.data.group_order import group_order
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
 from crossfade.trainer.data.stopwatch import Stopwatch
 
@@ -100,13 +101,18 @@ class BatchSchedule:
         partitions: int,
         shuffle_block_rows: int,
         seed: int,
+        group_rows: int | None = 1,
     ) -> None:
-        """Schedule ``groups`` in global batches of about ``batch_size``; the module describes how."""
+        """Schedule ``groups`` in global batches of about ``batch_size``; the module describes how.
+
+        Up to ``group_rows`` rows of a query in a shuffle block are read one after the other; None: all of them.
+        """
         self._reader = reader
         self._groups = groups
         self.partitions = min(partitions, len(self._groups))
         self._block_rows = shuffle_block_rows
         self._seed = seed
+        self._group_rows = group_rows
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
 
@@ -149,7 +155,7 @@ class BatchSchedule:
 
         timer = wait_timer or Stopwatch()
         streams = {
-            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, timer)
+            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, self._group_rows, timer)
             for partition in range(rank, self.partitions, workers)
         }
         for at in range(epoch, epoch + epochs):
@@ -216,10 +222,11 @@ def _rows(assignment: list[list[RowGroup]]) -> IntArray:
 class _BlockFetch:
     """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    def __init__(self, reader: InteractionReader, block: ShuffleBlock, seed: int) -> None:
+    def __init__(self, reader: InteractionReader, block: ShuffleBlock, seed: int, group_rows: int | None) -> None:
         self._reader = reader
         self._block = block
         self._seed = seed
+        self._group_rows = group_rows
         self._parts: list[Interactions | None] = [None] * len(block.groups)
         self._left = len(block.groups)
         self._lock = threading.Lock()
@@ -247,11 +254,16 @@ class _BlockFetch:
 
     def _shuffled(self) -> Interactions:
         block = self._block
-        order = permutation(
-            block.rows, seed=self._seed, stream=_SHUFFLE_STREAM, epoch=block.epoch, position=block.position
-        )
         parts, self._parts = [part for part in self._parts if part is not None], []
         joined = concatenate(parts)
+        order = group_order(
+            joined.query_N,
+            group_rows=self._group_rows,
+            seed=self._seed,
+            stream=_SHUFFLE_STREAM,
+            epoch=block.epoch,
+            position=block.position,
+        )
         return Interactions(*_take(joined.query_N, joined.item_N, joined.weight_N, order[block.skip :]))
 
 
@@ -270,11 +282,17 @@ class _PartitionStream:
     """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
     def __init__(
-        self, reader: InteractionReader, blocks: Iterator[ShuffleBlock], seed: int, wait_timer: Stopwatch
+        self,
+        reader: InteractionReader,
+        blocks: Iterator[ShuffleBlock],
+        seed: int,
+        group_rows: int | None,
+        wait_timer: Stopwatch,
     ) -> None:
         self._reader = reader
         self._blocks = blocks
         self._seed = seed
+        self._group_rows = group_rows
         self._wait_timer = wait_timer
         self._current = concatenate([])
         self._consumed = 0
@@ -282,7 +300,7 @@ class _PartitionStream:
 
     def _fetch_next(self) -> _BlockFetch | None:
         block = next(self._blocks, None)
-        return None if block is None else _BlockFetch(self._reader, block, self._seed)
+        return None if block is None else _BlockFetch(self._reader, block, self._seed, self._group_rows)
 
     def take(self, count: int) -> list[Interactions]:
         """Return the next ``count`` rows, in one piece per shuffle block."""

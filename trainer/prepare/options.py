@@ -28,6 +28,7 @@ from crossfade.trainer.prepare.vocabulary_tables import NamesFile, Side
 Duplicates = Literal["keep", "sum"]
 OnBadLine = Literal["fail", "skip"]
 OnMissing = Literal["fail", "drop"]
+Order = Literal["random", "grouped"]
 
 _MAX_SEED = 2**63 - 1
 
@@ -66,7 +67,8 @@ class PrepareOptions:
         features: The files with features of IDs (``features.py``).
         catalog: The entities of which IDs that have a feature but no event get rows too.
         base: The path or URI of the base dataset, whose IDs keep their rows (``extend.py``).
-        seed: Determines the order of the shards and random hold-outs.
+        order: The order of interactions: 'random', or 'grouped', all of a query entity together.
+        seed: Determines the order of interactions and random hold-outs.
         overwrite: Whether to replace a prepared dataset in ``out``.
         work_dir: Where temporary files go (``staging.py``).
         memory_bytes: The memory of DuckDB; by default half of the machine's, at most 4 GiB.
@@ -105,6 +107,7 @@ class PrepareOptions:
     features: Sequence[FeatureFile] = ()
     catalog: Sequence[str] = ()
     base: str | None = None
+    order: Order = "random"
     seed: int = 0
     overwrite: bool = False
     work_dir: Path | None = None

@@ -130,6 +130,7 @@ class _Preparation:
             features=features,
             lineage=self._base.lineage() if self._base else [],
             has_timestamp=events.timestamps is not None,
+            is_grouped=options.order == "grouped",
             source={
                 **_describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
@@ -281,11 +282,14 @@ class _Preparation:
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
+        shuffle = f"hash(hash({options.seed}::BIGINT, seq)), seq"
+        if options.order == "grouped":
+            shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
         shuffled = self._connection.sql(
             f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, weight{timestamp} "
             "FROM interactions e "
             "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item "
-            f"WHERE split = {SPLITS.index(split)} ORDER BY hash(hash({options.seed}::BIGINT, seq)), seq"
+            f"WHERE split = {SPLITS.index(split)} ORDER BY {shuffle}"
         )
         self._progress.phase(f"write {split}", rows, "row")
         group_rows = row_group_rows(rows)

@@ -246,6 +246,7 @@ class _Parts:
             partitions=job.data.partitions,
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
+            group_rows=job.data.group_rows,
         )
         if self._store.rank == 0:
             warn_odd_batches(job.train.batch_size, schedule.rows, schedule.partitions, self._negatives.kind)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from capacity_jobs import plan_of, zipf_job
+from preparing import prepare_files, write_parquet
 from running_command import crossfade, succeeded
 
 from crossfade.deploy.capacity.inputs import read_inputs
@@ -36,6 +37,7 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
             partitions=job.data.partitions,
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=1,
+            group_rows=job.data.group_rows,
         )
         sampler = NegativeSampler(job.resolved_negatives(items.rows), items.rows, counts_N, seed=1)
         workers = job.cluster.workers
@@ -70,6 +72,31 @@ def test_expected_rows_equal_those_of_real_batches(
     actual = count_touched_rows(job, zipf)
     assert sum(traffic.rows) == pytest.approx(sum(actual), rel=0.02)
     assert traffic.rows == pytest.approx(actual, rel=0.05)
+
+
+@pytest.fixture(scope="module", params=["random", "grouped"])
+def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Prepare events of frequent and rare customers in an order."""
+    folder = tmp_path_factory.mktemp(request.param)
+    draw = np.random.default_rng(4)
+    customer = np.minimum(draw.zipf(1.3, 40_000) - 1, 2_000)
+    events = write_parquet(folder / "events.parquet", customer=customer, track=draw.integers(0, 300, 40_000))
+    prepare_files(folder / "data", events, item="track", hold_out_valid="none", order=request.param)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("group", [1, 8, "all"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_expected_rows_of_grouped_steps_equal_those_of_real_batches(
+    tmp_path: Path, prepared: Path, group: int | str, workers: int
+) -> None:
+    cluster = {"servers": workers - 1, "workers": workers}
+    job = zipf_job(tmp_path, prepared, negatives={"kind": "all"}, cluster=cluster)
+    job = job.model_copy(update={"data": job.data.model_copy(update={"group": group})})
+    traffic = plan_of(job).traffic
+    assert traffic is not None
+    actual = count_touched_rows(job, prepared)
+    assert sum(traffic.rows) == pytest.approx(sum(actual), rel=0.03)
 
 
 def test_vocabulary_without_counts_gives_upper_bound(tmp_path: Path, zipf: Path) -> None:

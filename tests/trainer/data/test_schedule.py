@@ -4,7 +4,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +43,9 @@ def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def schedule_of(folder: Path, **changes: int) -> BatchSchedule:
+def schedule_of(folder: Path, **changes: int | None) -> BatchSchedule:
     manifest = read_manifest(Folder(folder))
-    options = {"batch_size": 32, "partitions": 4, "shuffle_block_rows": 50, "seed": 1, **changes}
+    options: dict[str, Any] = {"batch_size": 32, "partitions": 4, "shuffle_block_rows": 50, "seed": 1, **changes}
     return BatchSchedule(InteractionReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
 
 
@@ -76,7 +78,15 @@ def order(schedule: BatchSchedule, epoch: int = 0) -> IntArray:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"partitions": 1}, {"partitions": 100}, {"shuffle_block_rows": 1}, {"shuffle_block_rows": 10**6}],
+    [
+        {},
+        {"partitions": 1},
+        {"partitions": 100},
+        {"shuffle_block_rows": 1},
+        {"shuffle_block_rows": 10**6},
+        {"group_rows": None},
+        {"group_rows": 3, "shuffle_block_rows": 10**6},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("workers", WORKERS)
@@ -95,9 +105,12 @@ def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, workers:
         assert len(list(schedule.slices(0, 0, rank, workers))) == schedule.steps
 
 
+@pytest.mark.parametrize("group_rows", [1, 3, None])
 @pytest.mark.parametrize("workers", WORKERS[1:])
-def test_global_batch_does_not_depend_on_number_of_workers(uneven_data: Path, workers: int) -> None:
-    schedule = schedule_of(uneven_data)
+def test_global_batch_does_not_depend_on_number_of_workers(
+    uneven_data: Path, workers: int, group_rows: int | None
+) -> None:
+    schedule = schedule_of(uneven_data, group_rows=group_rows)
     for epoch in (0, 3):
         assert global_batches(schedule, epoch, workers) == global_batches(schedule, epoch, 1)
 
@@ -117,12 +130,32 @@ def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
         assert part.global_size > 0
 
 
+@pytest.mark.parametrize("group_rows", [1, None])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_starting_at_a_step_yields_the_remaining_slices(uneven_data: Path, workers: int) -> None:
-    schedule = schedule_of(uneven_data)
+def test_starting_at_a_step_yields_the_remaining_slices(
+    uneven_data: Path, workers: int, group_rows: int | None
+) -> None:
+    schedule = schedule_of(uneven_data, group_rows=group_rows)
     expected = global_batches(schedule, 1, workers)
     for first_step in range(schedule.steps + 1):
         assert global_batches(schedule, 1, workers, first_step) == expected[first_step:]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_grouped_interactions_of_a_query_are_read_together(uneven_data: Path, workers: int) -> None:
+    # One block for each of the four partitions: a query is split where a partition or a step ends.
+    schedule = schedule_of(uneven_data, group_rows=None, shuffle_block_rows=10**6)
+    for rank in range(workers):
+        slices = schedule.slices(0, 0, rank, workers)
+        queries = [part.interactions.query_N[start:end] for part in slices for start, end in partition_bounds(part)]
+        for partition in range(len(schedule.assign_partitions(0)[rank::workers])):
+            query_N = np.concatenate(queries[partition :: -(-schedule.partitions // workers)])
+            assert np.count_nonzero(np.diff(query_N)) == len(np.unique(query_N)) - 1
+
+
+def partition_bounds(part: BatchSlice) -> list[tuple[int, int]]:
+    ends = np.cumsum(part.partition_sizes_P).tolist()
+    return list(pairwise([0, *ends]))
 
 
 def test_starting_at_a_step_keeps_the_order_of_examples(uneven_data: Path) -> None:

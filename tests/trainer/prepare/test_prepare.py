@@ -3,6 +3,8 @@
 import csv
 import random
 from collections import Counter
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.staging import Staged
 from crossfade.trainer.prepare.summary import format_summary
@@ -85,6 +88,22 @@ def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path
     assert [file.path for file in files] == ["train/part-00000.parquet", "train/part-00001.parquet"]
     values = [value for file in files for value in pq.read_table(tmp_path / file.path)["x"].to_pylist()]
     assert values == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("order", ["random", "grouped"])
+def test_grouped_order_keeps_interactions_of_a_query_together(tmp_path: Path, order: Order) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(5000))
+    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none", order=order)
+    rows = interactions(tmp_path / "out", "train")
+    groups = [(query, [row[1] for row in group]) for query, group in groupby(rows, key=itemgetter(0))]
+    is_grouped = len(groups) == len({query for query, _ in groups})
+    assert is_grouped == manifest.is_grouped == (order == "grouped")
+    # Neither the queries nor the items of a query are sorted.
+    ordered = [first < second for first, second in pairwise(query for query, _ in groups)]
+    assert 0.2 < np.mean(ordered) < 0.8
+    if is_grouped:
+        ordered = [first <= second for _, items in groups for first, second in pairwise(items)]
+        assert 0.4 < np.mean(ordered) < 0.6
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ _TILE_SCORES = 1 << 19
 _MIN_TILE = 128
 """Queries of a tile at least: products with fewer rows are slow."""
 _CHUNK_QUERIES = 256
+_MIN_CHUNK_QUERIES = 32
+"""Queries of a chunk at least, where a step has so few that they would all be of one chunk, the work of one thread."""
 _SUMS_BYTES = 64 << 20
 """Memory of the sums of all chunks, each of which is as large as the table of items."""
 _MIN_CHUNKS, _MAX_CHUNKS = 8, 64
@@ -51,6 +53,8 @@ class AllItemsGradients:
         fill_squares(item_AD, norm_scale, offset_C)
         max_chunks = min(max(_SUMS_BYTES // item_AD.nbytes, _MIN_CHUNKS), _MAX_CHUNKS)
         chunk_size = max(_CHUNK_QUERIES, -(-len(query_AD) // max_chunks))
+        if len(query_AD) <= chunk_size:
+            chunk_size = max(_MIN_CHUNK_QUERIES, -(-len(query_AD) // _MIN_CHUNKS))
         chunks = [slice(start, start + chunk_size) for start in range(0, len(query_AD), chunk_size)]
         loss_N, factor_A = np.empty(len(order_B), np.float32), self._scratch.array("factors", len(query_AD))
         query_gradient_AD = np.empty_like(query_AD)
