@@ -14,6 +14,7 @@ from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
 from crossfade.trainer.data.features import lists_bytes
 from crossfade.trainer.embeddings.files import GROUP_ROWS
+from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
 
 ACTIVE_COPIES = 8
@@ -54,6 +55,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     )
     yield MemoryItem("fetching, decoding and shuffling them", _decoding_bytes(inputs, load.max_block_rows))
     yield from _features(inputs)
+    yield from _given_vectors(inputs)
     uses = row_uses(inputs, load)
     yield MemoryItem("batches", _BATCHES_HELD * uses * _ROW_USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in model.tables))
@@ -89,6 +91,13 @@ def _features(inputs: PlanInputs) -> Iterable[MemoryItem]:
         yield MemoryItem(f"which {entity} is warm", rows)
         # Counts of the vocabulary, or how many values each row has.
         yield MemoryItem(f"reading the features of each {entity}", 3 * 8 * rows, "start")
+
+
+def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
+    """Yield what the first worker holds while it joins given vectors with a table, of which it has as many as rows."""
+    for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
+        block = min(BLOCK_ROWS, table.rows) * table.dim * (VALUE_BYTES + 2 * 8)
+        yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
 
 
 def _weights_of_rows(inputs: PlanInputs) -> Iterable[MemoryItem]:

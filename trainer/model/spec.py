@@ -107,6 +107,7 @@ class ModelSpec:
         score: compares a query's vector with an item's.
         towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
         dense: layers that the vectors of a side then pass through.
+        frozen: tables that are pulled, but neither pushed nor updated.
     """
 
     query: TableSpec
@@ -114,6 +115,7 @@ class ModelSpec:
     score: Score
     towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -187,7 +189,21 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
         for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
         if widths
     )
-    return ModelSpec(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
+    score = Score.of(job.model.score, job.model.temperature)
+    model = ModelSpec(table(query), table(item), score, towers, dense, tuple(job.model.frozen))
+    _check_tables(source, job, model)
+    return model
+
+
+def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
+    """Check that ``model.start`` and ``model.frozen`` name tables of ``model``, and that something is left to train."""
+    known = [table.name for table in model.tables]
+    for key, names in (("start", job.model.start), ("frozen", job.model.frozen)):
+        for name in names:
+            if name not in known:
+                raise InputError(f"{source}: model.{key} names '{name}'; the tables of the job are {', '.join(known)}")
+    if set(known) <= set(model.frozen) and not model.dense:
+        raise InputError(f"{source}: model.frozen names every table, so there is nothing to train; leave one out")
 
 
 def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:

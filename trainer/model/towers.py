@@ -14,10 +14,10 @@ With ID embedding e, and x_f the mean of the embeddings of a row's values of fea
     sum    e + Σ_f x_f
     mean   (e + Σ_f x_f) / (1 + number of features that the row has a value of)
 
-A cold row, without a positive interaction in train (nor, after a warm start, in the data before), has an untrained ID
-embedding. Where such a row has values of a feature, e is left out (and the 1), in training as in evaluation, so that a
-new track is represented by its artist and tags. In a step, e is dropped for a fraction of the warm rows as well
-(``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
+A cold row, without a positive interaction in train (nor, after a warm start, in the data before) and without a given
+vector, has an untrained ID embedding. Where such a row has values of a feature, e is left out (and the 1), in training
+as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
+the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
@@ -42,6 +42,7 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
+from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec
 from crossfade.trainer.model.tower_inputs import FeatureBag, TowerInputs
 
@@ -216,5 +217,7 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
         vocabulary = Vocabulary(folder, manifest, name)
         # Rows that only an earlier run trained are warm only where this run starts from its checkpoint.
         warm_R = vocabulary.warm_rows() if job.checkpoint.warm_start_from else vocabulary.counts() > 0
+        if name in job.model.start:
+            warm_R = warm_R | GivenVectors(name, job.model.start[name], vocabulary, tower.entity.dim).has_vector_R
         features.append(TowerFeatures(tower, lists, warm_R))
     return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))
