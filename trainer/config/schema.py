@@ -188,7 +188,7 @@ class JobConfig(Section):
     @property
     def all_reduces_dense(self) -> bool:
         """Whether several workers train dense layers, whose gradients Horovod sums."""
-        return self.cluster.workers > 1 and bool(self.model.dense.query or self.model.dense.item)
+        return self.cluster.workers > 1 and self.model.has_dense_layers
 
     @model_validator(mode="after")
     def _check_shared_storage(self) -> JobConfig:
