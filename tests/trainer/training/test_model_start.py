@@ -13,15 +13,19 @@ import pytest
 from cluster_data import TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
+from object_store import running_object_store
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.inputs import open_inputs
@@ -135,6 +139,19 @@ def test_embeddings_of_a_run_are_given_vectors(workspace: Path, frozen: Path) ->
     start = ("--set", "model.start={track: frozen/embeddings/track}", "--set", "model.frozen=[track]")
     found = checkpoint_arrays(train(workspace, "second", *start, "--set", "train.seed=2"), "track")["weights"]
     assert found.tobytes() == checkpoint_arrays(frozen, "track")["weights"].tobytes()
+
+
+def test_vectors_are_read_from_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, manifest, _ = open_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
+    with running_object_store(tmp_path) as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        Folder(server.uri("given")).write("vectors.parquet", (workspace / "vectors.parquet").read_bytes())
+        for source in (server.uri("given/vectors.parquet"), server.uri("given")):
+            given = GivenVectors("track", source, Vocabulary(data, manifest, "track"), DIM)
+            [(rows_A, values_AD)] = given.blocks(np.ones(TRACKS + 10, np.bool_))
+            np.testing.assert_array_equal(rows_A, np.sort(GIVEN))
+            np.testing.assert_array_equal(values_AD, given_vectors()[np.argsort(GIVEN)].astype(np.float32))
 
 
 def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path) -> None:
