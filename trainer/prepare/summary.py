@@ -114,13 +114,13 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
 
 def _content(manifest: DatasetManifest, name: str) -> list[str]:
     """Describe the content of an entity."""
-    rows = manifest.entities[name].rows
-    return [
-        f"content {column}: {of.width:,} numbers" * (of.width > 1)
-        + f"content {column}: a number" * (of.width == 1)
-        + f" of {of.pairs:,} of {rows:,} rows"
-        for column, of in manifest.content_of(name).items()
-    ]
+    rows, lines = manifest.entities[name].rows, []
+    for column, of in manifest.content_of(name).items():
+        numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
+        ignored = manifest.source.get(f"{column}_ids_ignored")
+        after = f"; {ignored:,} ids ignored, which are in no event" if ignored else ""
+        lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
+    return lines
 
 
 def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:

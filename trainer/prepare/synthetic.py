@@ -51,8 +51,8 @@ from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 MAX_NAMED_ITEMS = 100_000
 GENRE = "genre"
 AUDIO = "audio"
-_AUDIO_STREAM = 7
-"""Separates these draws from those of interactions."""
+_CENTER_STREAM, _AUDIO_STREAM = 8, 7
+"""Separate the draws of genres' centers from those of noise."""
 _AUDIO_ROWS = 4096
 FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fails visibly
 
@@ -184,7 +184,7 @@ def _write_audio(staged: Staged, spec: SyntheticSpec, seed: int, progress: Progr
     """Write the content of items: unit variance around the centers of genres, which have it too."""
     progress.phase(f"{AUDIO} of {spec.item}", spec.items, "row")
     schema, width = content_schema(spec.audio), spec.audio
-    center_GD = np.random.default_rng((seed, _AUDIO_STREAM)).standard_normal((spec.genres, width))
+    center_GD = np.random.default_rng((seed, _CENTER_STREAM)).standard_normal((spec.genres, width))
     group_rows = content_group_rows(row_group_rows(spec.items), width)
     with PartWriter(staged, f"{CONTENT}/{spec.item}/{AUDIO}", schema, group_rows) as writer:
         for start in range(0, spec.items, _AUDIO_ROWS):
