@@ -75,6 +75,11 @@ class LocalStore:
         for shard in self._shards():
             self.stats.add_arrays(shard.table, shard.arrays)
 
+    def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
+        """Replace the values of rows."""
+        check_rows(self._tables[table], rows_A)
+        self._weights[table][rows_A] = values_AD
+
     def _shards(self) -> list[TableShard]:
         """Return each table as its only shard."""
         return [

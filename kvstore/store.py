@@ -144,6 +144,15 @@ class RowStore(Protocol):
             StoreError: a row of ``reset_rows`` lies outside its table.
         """
 
+    def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
+        """Replace the values of rows, int64, sorted and unique, by ``values_AD``, float32. Their state is unchanged.
+
+        Every worker calls it, before the first step; only the rows of rank 0 count.
+
+        Raises:
+            StoreError: a row lies outside its table.
+        """
+
     def save(self, folder: str) -> None:
         """Start writing all tables and optimizer state into the checkpoint folder ``folder``, a path or URI.
 

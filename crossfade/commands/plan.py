@@ -321,20 +321,20 @@ def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Itera
     rows.append(("examples", f"{traffic.examples:,.0f}", ""))
     for table in traffic.tables:
         rows.append((f"rows of {table.table}", f"{sum(table.rows):,.0f}", "at most" if table.bound else ""))
-    workers = len(traffic.rows)
-    each = f"{size(max(traffic.rows) * traffic.bytes_pushed / sum(traffic.rows))} the busiest" if workers > 1 else ""
-    rows.append(("bytes pulled", size(traffic.bytes_pulled), each))
-    rows.append(("bytes pushed", size(traffic.bytes_pushed), each))
-    times = f"{traffic.dense_equivalent_bytes_pushed / traffic.bytes_pushed:,.0f} x as many"
+    busiest = max(traffic.rows) / sum(traffic.rows)
+    for moved, count in (("pulled", traffic.bytes_pulled), ("pushed", traffic.bytes_pushed)):
+        rows.append((f"bytes {moved}", size(count), f"{size(count * busiest)} the busiest" if busiest < 1 else ""))
+    times = f"{traffic.dense_equivalent_bytes_pushed / max(1.0, traffic.bytes_pushed):,.0f} x as many"
     rows.append(("bytes pushed, if dense", size(traffic.dense_equivalent_bytes_pushed), times))
     if traffic.bytes_all_reduced:
         rows.append(("bytes summed", size(traffic.bytes_all_reduced), "gradients of dense layers, by each worker"))
     if servers := inputs.job.cluster.servers:
         # Modulo sharding: each server has as many popular rows as the others.
         values, requests = traffic.wire(sum(traffic.rows) / servers)
-        rows.append(("each server receives", size(values + requests), "pushes and requests, on the wire"))
+        received = values * traffic.pushed_share + requests
+        rows.append(("each server receives", size(received), "pushes and requests, on the wire"))
         rows.append(("each server sends", size(values), "answers, on the wire"))
-        keys = sum(table.keys for table in plan.tables)
+        keys = sum(table.keys for table in plan.tables if table.name not in inputs.model.frozen)
         rows.append(("keys pushed by each worker", f"{keys:,}", ""))
     yield from _aligned(rows, left=(0, 2))
 

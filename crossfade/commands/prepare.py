@@ -69,8 +69,8 @@ stays text. An ID that occurs only in valid or test gets a row too. Synthetic da
 _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
     *("delimiter", "timestamp_format", "on_bad_line", "on_missing"),
-    *("features", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit", "expire_after"),
-    *("hold_out", "hold_out_valid", "hold_out_test", "order", "work_dir", "memory", "threads"),
+    *("features", "content", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit"),
+    *("expire_after", "hold_out", "hold_out_valid", "hold_out_test", "order", "work_dir", "memory", "threads"),
 )
 """Options that describe event files; ``--sample`` rejects them."""
 
@@ -158,6 +158,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         hold_out_test=arguments.hold_out_test,
         names=parse_names(arguments.names or ()),
         features=parse_features(arguments.features or ()),
+        content=parse_features(arguments.content or (), "--content"),
         catalog=arguments.catalog or (),
         base=arguments.base,
         order=arguments.order or "random",

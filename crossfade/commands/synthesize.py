@@ -61,6 +61,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     size.add_argument("--test", metavar="FRACTION", help="hold out this fraction as test (default: 0.1)")
     content = parser.add_argument_group("content")
     content.add_argument("--genres", metavar="N", help="plant N genres (default: 20)")
+    content.add_argument(
+        "--audio", metavar="N", help="give each item a vector of N numbers, by its genre (default: none)"
+    )
     content.add_argument("--query", default="customer", metavar="NAME", help="name the querying entity (%(default)s)")
     content.add_argument("--item", default="track", metavar="NAME", help="name the item entity (%(default)s)")
     content.add_argument("--seed", type=int, default=0, metavar="N", help="seed all draws (default: 0)")
@@ -111,7 +114,7 @@ def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
 def _write_raw_events(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
     from crossfade.trainer.prepare.synthetic_events import prepare_arguments, write_raw_events
 
-    for name in ("skip_existing", "overwrite", "work_dir", "valid", "test"):
+    for name in ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio"):
         if getattr(arguments, name) not in (None, False):
             raise InputError(f"--{name.replace('_', '-')}: applies to datasets, not to --raw-events; leave it out")
     with progress_bars() as bars:

@@ -131,8 +131,8 @@ def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
     return names
 
 
-def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
-    """Read ``ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN[,[NAME=]COLUMN…]``.
+def parse_features(texts: Sequence[str], option: str = "--features") -> list[FeatureFile]:
+    """Read ``ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN[,[NAME=]COLUMN…]``, given with ``option``.
 
     Raises:
         InputError: a text has another form, or a feature has two columns.
@@ -145,7 +145,7 @@ def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
         parts = rest.rsplit(":", 2)
         if not entity or len(parts) != 3 or not all(parts):
             raise InputError(
-                f"--features {text}: expected ENTITY=FILE:ID_COLUMN:COLUMN[,COLUMN…], as in "
+                f"{option} {text}: expected ENTITY=FILE:ID_COLUMN:COLUMN[,COLUMN…], as in "
                 "track=songs.parquet:id:artist,tag=tags"
             )
         columns: dict[str, str] = {}
@@ -153,7 +153,7 @@ def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
             name, of_file = split_pair(column)
             if not name or of_file == "" or name in columns:
                 raise InputError(
-                    f"--features {text}: '{column}' is not COLUMN or NAME=COLUMN, each name once; expected "
+                    f"{option} {text}: '{column}' is not COLUMN or NAME=COLUMN, each name once; expected "
                     "artist,tag=tags"
                 )
             columns[name] = of_file or name

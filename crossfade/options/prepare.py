@@ -110,10 +110,18 @@ def _add_attribute_options(parser: argparse.ArgumentParser) -> None:
         "an entity for model.query_features and model.item_features; repeatable",
     )
     group.add_argument(
+        "--content",
+        action="append",
+        metavar="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
+        help="read numbers or vectors of IDs, such as a track's tempo and an embedding of its audio, from such files, "
+        "for model.query_content and model.item_content; repeatable",
+    )
+    group.add_argument(
         "--catalog",
         action="append",
         metavar="ENTITY",
-        help="give rows to all IDs of ENTITY in its --features files, also to those without events (new tracks)",
+        help="give rows to all IDs of ENTITY in its --features and --content files, also to those without events (new "
+        "tracks)",
     )
     group.add_argument(
         "--names",

@@ -156,8 +156,7 @@ def horovod_note(job: JobConfig, hosts: int) -> str | None:
 
     None for jobs that do not. Each of ``hosts`` runs a worker, or more if ``cluster.workers`` is larger.
     """
-    dense = job.model.dense
-    if max(hosts, job.cluster.workers) == 1 or not (dense.query or dense.item):
+    if max(hosts, job.cluster.workers) == 1 or not job.model.has_dense_layers:
         return None
     return (
         "dense layers (model.dense) of several workers need Horovod: use an image of variant cpu that was built with "

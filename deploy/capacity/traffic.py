@@ -245,6 +245,11 @@ class StepTraffic:
         return tuple(sum(rows) for rows in zip(*(table.rows for table in self.tables), strict=True))
 
     @property
+    def pushed_share(self) -> float:
+        """The share of pulled rows that are pushed: those of tables that are not frozen."""
+        return self.bytes_pushed / self.bytes_pulled
+
+    @property
     def bound(self) -> bool:
         """Whether any figure is an upper bound."""
         return any(table.bound for table in self.tables)
@@ -289,16 +294,17 @@ def expect_traffic(
             ]
         rows = tuple(float(touched_K @ rows_of_table.rows_K) for touched_K in touched_by_worker)
         tables.append(TableTraffic(table.name, rows, bound=not rows_of_table.known))
-        for _ in rows:
-            moved.count_push(0, table)
+        if table.name not in model.frozen:
+            for _ in rows:
+                moved.count_push(0, table)
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES
-    all_bytes = sum(sum(table.rows) for table in tables) * row_bytes
+    pushed = sum(sum(table.rows) for table in tables if table.table not in model.frozen)
     return StepTraffic(
         examples=sum(load.examples for load in loads),
         tables=tuple(tables),
         dim=job.model.dim,
-        bytes_pulled=all_bytes,
-        bytes_pushed=all_bytes,
+        bytes_pulled=sum(sum(table.rows) for table in tables) * row_bytes,
+        bytes_pushed=pushed * row_bytes,
         dense_equivalent_bytes_pushed=moved.dense_equivalent_bytes_pushed,
         bytes_all_reduced=_all_reduced_bytes(job, model),
     )
@@ -326,4 +332,4 @@ def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> floa
         share = here / sum(servers)
         busiest_rows = max(busiest_rows, local_rows * (1 - share), (sum(rows_by_host) - local_rows) * share)
     values, requests = traffic.wire(busiest_rows)
-    return requests + 2 * values + ring
+    return requests + (1 + traffic.pushed_share) * values + ring

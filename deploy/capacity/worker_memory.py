@@ -12,9 +12,12 @@ from crossfade.deploy.capacity.inputs import PlanInputs
 from crossfade.deploy.capacity.traffic import CountHistogram, WorkerLoad
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
+from crossfade.trainer.data.content import content_group_rows, content_width
 from crossfade.trainer.data.features import lists_bytes
 from crossfade.trainer.embeddings.files import GROUP_ROWS
+from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
+from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push
@@ -54,6 +57,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     )
     yield MemoryItem("fetching, decoding and shuffling them", _decoding_bytes(inputs, load.max_block_rows))
     yield from _features(inputs)
+    yield from _given_vectors(inputs)
     uses = row_uses(inputs, load)
     yield MemoryItem("batches", _BATCHES_HELD * uses * _ROW_USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in model.tables))
@@ -86,9 +90,21 @@ def _features(inputs: PlanInputs) -> Iterable[MemoryItem]:
         for table in tower.features:
             pairs = inputs.manifest.features[entity][table.name].pairs
             yield MemoryItem(f"{table.name} of each {entity}", lists_bytes(rows, pairs, table.rows))
+        if tower.content:
+            width = content_width([inputs.manifest.content[entity][name] for name in tower.content])
+            group = content_group_rows(min(rows, GROUP_ROWS_MAX), width) * width * VALUE_BYTES
+            yield MemoryItem(f"content of each {entity}", rows * (width * VALUE_BYTES + 1))
+            yield MemoryItem(f"reading the content of each {entity}", 4 * group, "start")
         yield MemoryItem(f"which {entity} is warm", rows)
         # Counts of the vocabulary, or how many values each row has.
         yield MemoryItem(f"reading the features of each {entity}", 3 * 8 * rows, "start")
+
+
+def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
+    """Yield what the first worker holds while it joins given vectors with a table, of which it has as many as rows."""
+    for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
+        block = min(BLOCK_ROWS, table.rows) * table.dim * (VALUE_BYTES + 2 * 8)
+        yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
 
 
 def _weights_of_rows(inputs: PlanInputs) -> Iterable[MemoryItem]:
@@ -115,9 +131,11 @@ def _dense_layers(inputs: PlanInputs, rows: int) -> Iterable[MemoryItem]:
             yield MemoryItem(f"dense layers of {spec.entity}: state of {kind}", state)
         yield MemoryItem(f"dense layers of {spec.entity}: gradients", VALUE_BYTES * spec.parameters, "steps")
         activations = LAYER_COPIES * sum(spec.widths[1:]) * VALUE_BYTES
+        if spec.reads_content:
+            activations += _BATCHES_HELD * spec.widths[0] * VALUE_BYTES
         yield MemoryItem(f"rows of a step in the dense layers of {spec.entity}", rows * activations, "steps")
         if inputs.job.train.save_embeddings == "best":
-            piece = min(GROUP_ROWS, inputs.manifest.entities[spec.entity].rows)
+            piece = min(GROUP_ROWS, inputs.manifest.entities[spec.side].rows)
             yield MemoryItem(f"writing outputs of the dense layers of {spec.entity}", piece * activations, "evaluation")
     if inputs.job.all_reduces_dense:
         parameters = sum(spec.parameters for spec in inputs.model.dense)

@@ -83,7 +83,7 @@ def check_storage(job: JobConfig) -> None:
     paths = {
         "data.path": (job.data.path, ", or name where the pods find the dataset with --data"),
         "checkpoint.path": (job.checkpoint.path, ""),
-        "checkpoint.warm_start_from": (job.checkpoint.warm_start_from, ""),
+        **{key: (source, "") for key, source in job.starting_points().items()},
     }
     for key, (path, how) in paths.items():
         if path is not None and not path.startswith(("s3://", f"{RUNS_FOLDER}/")):

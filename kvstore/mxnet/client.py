@@ -17,6 +17,7 @@ from crossfade.kvstore.mxnet.commands import (
     LOAD_COMMAND,
     STATUS_COMMAND,
     STATUS_LENGTH,
+    assign_command,
     create_command,
     decode_status,
     lr_factor_command,
@@ -124,6 +125,18 @@ class MXNetStore:
             for command in reset_commands(name, rows_R):
                 self._command(command)
         self.barrier()
+
+    def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
+        """Replace the values of rows: servers copy the next push to the table's keys instead of applying it.
+
+        As in ``set_lr_factor``, servers cannot apply that push before the command: this worker has not pushed yet.
+        """
+        if self.rank == 0:
+            self._mx.nd.waitall()
+            self._command(assign_command(table))
+            self.push({table: RowGradient(rows_A, values_AD)})
+        else:
+            self.push({table: RowGradient(rows_A[:0], values_AD[:0])})
 
     def _command(self, body: str) -> None:
         """Send a command from rank 0 to all servers; return when all have executed it."""

@@ -6,6 +6,7 @@ Commands, which travel signed (``authentication.py``), by ``"command"``:
   the steps taken before
 - ``load``: copy rows from that checkpoint
 - ``reset``: initialize ``rows`` of ``table``, and zero their optimizer state
+- ``assign``: copy the next push of each key of ``table`` into its rows, instead of updating them with it
 - ``lr_factor``: multiply the learning rate by ``factor``, above 0 and at most 1, from now on
 - ``save``: start writing a checkpoint into ``folder``, which must be below the job's folder of checkpoints
 - ``status``: publish the state of the last save in the server's row of the status key
@@ -69,6 +70,11 @@ def reset_commands(table: str, rows_R: IntArray) -> Iterator[str]:
     for start in range(0, len(rows_R), RESET_ROWS):
         rows = rows_R[start : start + RESET_ROWS].tolist()
         yield json.dumps({"command": "reset", "table": table, "rows": rows})
+
+
+def assign_command(table: str) -> str:
+    """Return the command that makes the next push of each key of ``table`` replace rows."""
+    return json.dumps({"command": "assign", "table": table})
 
 
 def lr_factor_command(factor: float) -> str:

@@ -54,6 +54,8 @@ class _KeyShard:
         self._layout = layout
         self.number = layout.shard_of(key)
         self.table, self.dim = table, table.dim
+        self.assigns_next = False
+        """Whether the next push replaces rows: given vectors at the start."""
         self.steps = -1
         """Steps taken since the tables were created. The first push, which creates the key, is none."""
         self.weights_ND: FloatArray = dense_view(weight, (layout.shard_rows, table.dim), np.float32)
@@ -76,6 +78,11 @@ class _KeyShard:
         positions_R = local_R // self._layout.num_shards
         init_rows_at(self.weights_ND, positions_R, local_R, seed=seed, table=self.table.name, std=self.table.init_std)
         self.optimizer.reset(positions_R)
+
+    def assign(self, positions_A: IntArray, values_AD: FloatArray) -> None:
+        """Copy ``values_AD`` to the rows at ``positions_A``; the push after this one is a step again."""
+        self.weights_ND[positions_A] = values_AD
+        self.assigns_next = False
 
     def row_of(self, position: int) -> int:
         """Return the table's row at ``position`` of this shard."""
@@ -115,6 +122,7 @@ class RowServer:
             "create": self._create,
             "load": self._load,
             "reset": self._reset_rows,
+            "assign": self._assign_next,
             "lr_factor": self._set_lr_factor,
             "save": self._save,
             "status": self._publish_status,
@@ -162,6 +170,11 @@ class RowServer:
         for shard in self._shards.values():
             if shard.table.name == message["table"]:
                 shard.reset_rows(self._seed, rows_R)
+
+    def _assign_next(self, message: dict[str, Any]) -> None:
+        for shard in self._shards.values():
+            if shard.table.name == message["table"]:
+                shard.assigns_next = True
 
     def _set_lr_factor(self, message: dict[str, Any]) -> None:
         factor = float(message["factor"])
@@ -220,8 +233,11 @@ class RowServer:
                 self._status_row = weight, dense_view(weight, weight.shape, np.float32)
             return
         shard = self._shards.get(key) or self._add_shard(key, weight)
-        shard.steps += 1
         ids_A = row_sparse_ids(gradient)
+        if shard.assigns_next:
+            shard.assign(ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))
+            return
+        shard.steps += 1
         if len(ids_A) == 0:
             return
         with self.stats.timed_update(shard.table.name, len(ids_A)):

@@ -166,12 +166,13 @@ def test_all_roles_exit_with_zero_and_leave_no_process(job: FinishedJob) -> None
     assert job.remaining_processes == []
 
 
-def test_servers_reset_the_same_rows_as_a_local_store(tmp_path: Path) -> None:
+def test_servers_reset_and_assign_the_same_rows_as_a_local_store(tmp_path: Path) -> None:
     tables, optimizer = drive_reset.TABLES, drive_reset.OPTIMIZER
     parts = [split_table(table, random_table(table, optimizer), 1)[0] for table in tables]
     old = save_shards(str(tmp_path / "old"), 1, tables, optimizer, [parts])
     with closing(LocalStore()) as store:
         store.create(tables, optimizer, drive_reset.SEED, old, drive_reset.RESETS)
+        drive_reset.assign_and_step(store)
         expected = save_store(store, str(tmp_path / "here"), 1, tables, optimizer)
     output = tmp_path / "servers"
     with running_roles("drive_reset.py", 1 << 16, old, output, servers=2, workers=2, folder=tmp_path) as roles:

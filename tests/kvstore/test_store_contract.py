@@ -142,6 +142,29 @@ def test_push_does_not_modify_the_gradients(open_store: OpenStore) -> None:
         np.testing.assert_array_equal(gradient.values_AD, before[name])
 
 
+def test_assigned_rows_are_replaced_and_their_optimizer_state_stays(open_store: OpenStore) -> None:
+    optimizer = OptimizerSpec("adagrad", learning_rate=1.0)
+    store, other = open_store(optimizer=optimizer), open_store(optimizer=optimizer)
+    before, rows_A = pull_all(store), np.array([0, 7, 49])
+    values_AD = random_rows(len(rows_A), 4, seed=3)
+    store.assign("customer", rows_A, values_AD)
+    assigned = pull_all(store)
+    np.testing.assert_array_equal(assigned["customer"][rows_A], values_AD)
+    rest = np.setdiff1d(np.arange(50), rows_A)
+    np.testing.assert_array_equal(assigned["customer"][rest], before["customer"][rest])
+    np.testing.assert_array_equal(assigned["track"], before["track"])
+    # The first step of Adagrad depends on its state, which is 0 as in the other store.
+    for each in (store, other):
+        each.push(make_step(each, customer=rows_A))
+    moved, expected = (
+        pull_all(each)["customer"][rows_A] - start
+        for each, start in ((store, values_AD), (other, before["customer"][rows_A]))
+    )
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    with pytest.raises(StoreError, match="customer"):
+        store.assign("customer", np.array([50]), values_AD[:1])
+
+
 def test_push_without_rows_changes_nothing(open_store: OpenStore) -> None:
     store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
     before = pull_all(store)

@@ -38,8 +38,11 @@ def _type_name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if all(isinstance(argument, str) for argument in arguments):
         return " | ".join(arguments)
-    if getattr(annotation, "__origin__", None) is list:
+    origin = getattr(annotation, "__origin__", None)
+    if origin is list:
         return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"{_type_name(arguments[1])} by name"
     if hasattr(annotation, "__metadata__"):
         return _type_name(arguments[0])
     return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)

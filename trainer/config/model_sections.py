@@ -52,6 +52,12 @@ class ModelConfig(Section):
         description="tables whose embeddings make up an item's vector, such as [track, artist, tag]: data.item, which "
         "may be left out, and its features; default: [data.item]",
     )
+    query_content: list[Name] = Field(
+        [],
+        description="content columns of data.query, numbers and vectors that 'crossfade prepare --content' added: a "
+        "linear layer maps them to model.dim, as one more part of a query's vector",
+    )
+    item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
     combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -59,6 +65,20 @@ class ModelConfig(Section):
         "features learn to represent new rows (DropoutNet)",
     )
     dense: DenseConfig = DenseConfig()
+    start: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description="vectors that tables begin with, by table: a Parquet file with the columns id and vector, or a "
+        "folder of them (a path or s3:// URI), such as RUN/embeddings/track; rows without one are drawn",
+        examples=[{"track": "vectors.parquet"}],
+    )
+    frozen: list[Name] = Field(
+        [], description="tables that training leaves as they begin, such as [track]: their rows are never updated"
+    )
+
+    @property
+    def has_dense_layers(self) -> bool:
+        """Whether a side has dense layers, or a content layer."""
+        return any((self.dense.query, self.dense.item, self.query_content, self.item_content))
 
     @model_validator(mode="after")
     def _check_last_width(self) -> ModelConfig:

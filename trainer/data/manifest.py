@@ -7,6 +7,7 @@
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
+    DATA/content/ENTITY/COLUMN/part-00000.parquet       row int64 of ENTITY, value: a list of float32
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
 
 ``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to IDs.
@@ -39,6 +40,7 @@ JOURNAL = "forget.json"
 """The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"
 FEATURES = "features"
+CONTENT = "content"
 PENDING = "pending"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
@@ -47,6 +49,8 @@ TIMESTAMP = "timestamp"
 _VERSION: Literal[3] = 3
 _FIX_HINT = "; prepare the data again into another folder"
 
+MAX_CONTENT_WIDTH = 2**14
+"""Numbers of a value of content, at most."""
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 1024
 """What file systems allow of a name, and S3 of a path."""
 
@@ -131,6 +135,24 @@ class Feature(_Strict):
         return sum(file.rows for file in self.files)
 
 
+class Content(_Strict):
+    """The files of one content column: (row, value) pairs with ``width`` float32 each, at most one per row, sorted.
+
+    Models read (value − ``mean``) / ``std``, which are those of the column's numbers. For vectors, ``mean`` is 0 and
+    ``std`` the root mean square of all their values, so that their directions are kept.
+    """
+
+    width: Annotated[int, Field(ge=1, le=MAX_CONTENT_WIDTH)]
+    mean: Annotated[float, Field(allow_inf_nan=False)]
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    files: list[DataFile]
+
+    @property
+    def pairs(self) -> int:
+        """The number of rows that have a value."""
+        return sum(file.rows for file in self.files)
+
+
 class Entity(_Strict):
     """The vocabulary of one entity, such as customers, tracks or artists: its files in the order of rows.
 
@@ -160,10 +182,10 @@ class Entity(_Strict):
 class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
-    ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``lineage`` holds the fingerprints
-    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. With ``is_grouped``, the
-    interactions of a query entity are consecutive in each split. ``source`` documents how the data were prepared, what
-    was dropped and why.
+    ``features`` and ``content`` are grouped by their ``query`` or ``item`` entity, then by name; ``content`` is left
+    out of the JSON if empty. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose rows
+    this one keeps, the oldest first. With ``is_grouped``, the interactions of a query entity are consecutive in each
+    split. ``source`` documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -173,6 +195,7 @@ class DatasetManifest(_Strict):
     entities: dict[EntityName, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
+    content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
     lineage: list[Count] = Field(default_factory=list)
     has_timestamp: bool = False
     is_grouped: bool = False
@@ -201,6 +224,18 @@ class DatasetManifest(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_content(self) -> DatasetManifest:
+        taken = set(self.entities)
+        for entity, columns in self.content.items():
+            if entity not in (self.query, self.item):
+                raise ValueError(f"content: '{entity}' is neither '{self.query}' nor '{self.item}'")
+            for name in columns:
+                if name in taken:
+                    raise ValueError(f"content: the name '{name}' of '{entity}' is in use")
+                taken.add(name)
+        return self
+
+    @model_validator(mode="after")
     def _check_files(self) -> DatasetManifest:
         """Reject a file that is listed twice: its rows would count twice, and a deletion would rewrite it twice."""
         listed = Counter(file.path for file in self.files())
@@ -214,14 +249,20 @@ class DatasetManifest(_Strict):
         """Return the features of ``entity`` by name, which may be none."""
         return self.features.get(entity, {})
 
+    def content_of(self, entity: str) -> dict[str, Content]:
+        """Return the content columns of ``entity`` by name, which may be none."""
+        return self.content.get(entity, {})
+
     def feature_owners(self) -> dict[str, str]:
         """Return, for each feature, the entity whose rows have it."""
         return {name: entity for entity, features in self.features.items() for name in features}
 
     def files(self) -> list[DataFile]:
-        """Return every file of vocabularies, pending IDs, features and splits."""
+        """Return every file of vocabularies, pending IDs, features, content and splits."""
         features = [feature for some in self.features.values() for feature in some.values()]
-        parts: list[Entity | Feature | Split] = [*self.entities.values(), *features, *self.splits.values()]
+        content = [column for some in self.content.values() for column in some.values()]
+        splits = self.splits.values()
+        parts: list[Entity | Feature | Content | Split] = [*self.entities.values(), *features, *content, *splits]
         pending = [file for entity in self.entities.values() for file in entity.pending]
         return [*(file for part in parts for file in part.files), *pending]
 
@@ -238,7 +279,7 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        return (self.model_dump_json(indent=1, exclude=None if self.content else {"content"}) + "\n").encode()
 
 
 def read_manifest(folder: Folder) -> DatasetManifest:

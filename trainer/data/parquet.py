@@ -309,7 +309,9 @@ def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
 
 def _byte_ranges(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
     """Return the byte ranges of ``columns``, merged where they are close to each other."""
-    chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    # The values of a column of lists have a longer path: 'value.list.element'.
+    numbers = range(group.num_columns)
+    chunks = {group.column(number).path_in_schema.partition(".")[0]: group.column(number) for number in numbers}
     if missing := [name for name in columns if name not in chunks]:
         raise _corrupt(
             where, f"has the columns {format_names(chunks)}, but not '{missing[0]}'; expected {format_names(columns)}"

@@ -70,7 +70,7 @@ class CheckpointVectors:
         block = {name: self._copies[name][bag.values.rows_A] for name, bag in inputs.bags.items()}
         if of.tower.id_table is not None:
             block[entity] = self._weights(entity, rows_N)[inputs.uses_id_A]
-        return self._towers.dense.apply(entity, inputs.combine(of.tower, block))
+        return self._towers.vectors_of(entity, inputs, block)
 
     def _weights(self, table: str, rows_N: IntArray) -> FloatArray:
         if not len(rows_N):

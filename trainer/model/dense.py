@@ -20,6 +20,9 @@ g = ∂loss/∂h ⊙ f′(z), sums over rows,
 
     ∂bias = Σ g,  ∂gain = Σ g ⊙ n,  ∂n = g ⊙ gain,  ∂a = (∂n − mean(∂n) − n mean(∂n ⊙ n))/σ,  ∂W = Σ ∂a xᵀ,  ∂x = Wᵀ ∂a
 
+The content layer of a side is a single layer, W x + bias, whose x is the content of a row (``trainer/data/content.py``)
+and whose output is one part of the tower's vector. It begins with outputs about as long as an embedding.
+
 W is initialized uniformly with standard deviation √(2/(inputs + outputs)) (Glorot and Bengio, 2010) from the
 counter-based generator; biases are 0 and gains 1. The optimizer is the job's and treats each unit as a row that is
 always active; weight decay applies to W only, and max_norm not at all. Rows are processed in tiles of a fixed size,
@@ -109,7 +112,10 @@ def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray)
 def backward_layers(
     spec: LayerSpec, parameters: Parameters, activations: Sequence[LayerActivations], gradient_AD: FloatArray
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Compute the gradients of the inputs and of the parameters from that of the result of ``forward_layers``."""
+    """Compute the gradients of the inputs and of the parameters from that of the result of ``forward_layers``.
+
+    That of content, which nothing is learned by, is left out: the first array is then meaningless.
+    """
     gradients: dict[str, FloatArray] = {}
     residual_AD = gradient_AD
     for number, layer_activations in reversed(list(enumerate(activations))):
@@ -126,7 +132,8 @@ def backward_layers(
             gradient_AD = gradient_AD - gradient_AD.mean(axis=1, keepdims=True) - normal_AD * along_A1
             gradient_AD *= layer_activations.inverse_A1
         gradients[f"{layer}/weights"] = gradient_AD.T @ layer_activations.inputs_AD
-        gradient_AD = gradient_AD @ parameters[f"{layer}/weights"]
+        if number or not spec.reads_content:
+            gradient_AD = gradient_AD @ parameters[f"{layer}/weights"]
     return gradient_AD + residual_AD if spec.residual else gradient_AD, gradients
 
 
@@ -138,7 +145,11 @@ class DenseLayers:
         self._specs = {spec.entity: spec for spec in specs}
         self.entities = tuple(self._specs)
         shapes = {name: shape for spec in specs for name, shape in spec.shapes().items()}
-        self.parameters = {name: _initial_values(name, shape, seed) for name, shape in shapes.items()}
+        self.parameters = {
+            name: _initial_values(name, shape, seed, spec.init_std)
+            for spec in specs
+            for name, shape in spec.shapes().items()
+        }
         self._optimizers = {name: _optimizer(name, shape, optimizer) for name, shape in shapes.items()}
         self.all_reduce: AllReduce | None = None
         """Sums gradients over workers; None with a single worker."""
@@ -155,16 +166,23 @@ class DenseLayers:
         """Compute the vectors of ``entity`` from the rows of its tower; the rows themselves if it has no layers."""
         if entity not in self._specs:
             return rows_AD
-        return _outputs(self._forward(entity, rows_AD), rows_AD)
+        return self._outputs(entity, self._forward(entity, rows_AD), rows_AD)
 
     def forward(self, block: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], DenseTape]:
-        """Compute the vectors of all entities in ``block``, float32 (A, D) each.
+        """Compute the outputs for the entities and content layers in ``block``, float32 (A, D) each.
 
         Returns:
             The vectors by entity, and the tape that ``backward`` needs.
         """
-        tape = {entity: self._forward(entity, block[entity]) for entity in self.entities}
-        return {**block, **{entity: _outputs(tiles, block[entity]) for entity, tiles in tape.items()}}, tape
+        tape = {entity: self._forward(entity, block[entity]) for entity in self.entities if entity in block}
+        outputs = {entity: self._outputs(entity, tiles, block[entity]) for entity, tiles in tape.items()}
+        return {**block, **outputs}, tape
+
+    def _outputs(self, entity: str, tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -> FloatArray:
+        """Join the outputs of the last layer for ``rows_AD``."""
+        if not tiles:
+            return np.empty((0, self._specs[entity].widths[-1]), rows_AD.dtype)
+        return np.concatenate([activations[-1].outputs_AD for activations in tiles])
 
     def _forward(self, entity: str, rows_AD: FloatArray) -> list[list[LayerActivations]]:
         spec, parameters = self._specs[entity], self.parameters
@@ -178,11 +196,11 @@ class DenseLayers:
 
         Args:
             tape: what ``forward`` returned with the vectors.
-            gradients: those of the vectors, by entity.
+            gradients: those of the outputs, by entity or content layer; others are returned unchanged.
         """
         by_inputs: dict[str, FloatArray] = {}
         by_parameters: dict[str, FloatArray] = {}
-        for entity in self.entities:
+        for entity in (entity for entity in self.entities if entity in gradients):
             by_inputs[entity], of_entity = self._backward(entity, tape[entity], gradients[entity])
             by_parameters |= of_entity
         return {**gradients, **by_inputs}, by_parameters
@@ -191,8 +209,8 @@ class DenseLayers:
         self, entity: str, tape: Sequence[Sequence[LayerActivations]], gradient_AD: FloatArray
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         spec, parameters = self._specs[entity], self.parameters
-        by_parameters = {name: np.zeros(shape, np.float32) for name, shape in spec.shapes().items()}
-        out_AD = np.empty((len(gradient_AD), spec.widths[0]), np.float32)
+        by_parameters = {name: np.zeros(shape, gradient_AD.dtype) for name, shape in spec.shapes().items()}
+        out_AD = np.empty((len(gradient_AD), spec.widths[-1 if spec.reads_content else 0]), gradient_AD.dtype)
         assert self._threads is not None
         tiles = self._threads.map(
             lambda activations, tile_AD: backward_layers(spec, parameters, activations, tile_AD),
@@ -267,7 +285,7 @@ class DenseLayers:
         if data is None and arrays:
             raise InputError(
                 f"{checkpoint.uri}: has no dense layers, but the job has some for {' and '.join(self.entities)}; "
-                "expected a checkpoint of a job with the same model.dense"
+                "expected a checkpoint of a job with the same model.dense and content"
             )
         found = {} if data is None else _read(data, uri, checkpoint.uri)
         for name in sorted(found.keys() | arrays.keys()):
@@ -275,7 +293,7 @@ class DenseLayers:
             if actual != expected:
                 raise InputError(
                     f"{uri}: {name} is {actual} in the checkpoint and {expected} in the job; expected a "
-                    "checkpoint of a job with the same model.dense"
+                    "checkpoint of a job with the same model.dense and content"
                 )
         for name, values in arrays.items():
             if find_non_finite_row(found[name]) is not None:
@@ -283,12 +301,12 @@ class DenseLayers:
             values[...] = found[name]
 
 
-def _initial_values(name: str, shape: tuple[int, int], seed: int) -> FloatArray:
+def _initial_values(name: str, shape: tuple[int, int], seed: int, init_std: float | None) -> FloatArray:
     kind = name.rpartition("/")[2]
     if kind != "weights":
         return np.full(shape, 1 if kind == "gain" else 0, np.float32)
     values = np.empty(shape, np.float32)
-    std = float(np.sqrt(2 / sum(shape)))
+    std = float(np.sqrt(2 / sum(shape)) if init_std is None else init_std / np.sqrt(shape[1]))
     # Names of tables have no slash, so no table shares these random numbers.
     init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", std=std)
     return values
@@ -301,13 +319,6 @@ def _optimizer(name: str, shape: tuple[int, int], spec: OptimizerSpec) -> LazyOp
 
 def _tiles(rows_AD: FloatArray) -> list[FloatArray]:
     return [rows_AD[start : start + _TILE_ROWS] for start in range(0, len(rows_AD), _TILE_ROWS)]
-
-
-def _outputs(tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -> FloatArray:
-    """Join the outputs of the last layer, which is as wide as the input ``rows_AD``."""
-    if not tiles:
-        return np.empty_like(rows_AD)
-    return np.concatenate([activations[-1].outputs_AD for activations in tiles])
 
 
 def _read(data: bytes, uri: str, checkpoint: str) -> dict[str, FloatArray]:

@@ -6,7 +6,7 @@ model = make_model(job, manifest)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -16,6 +16,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.content import content_width
 from crossfade.trainer.data.manifest import DatasetManifest
 
 
@@ -50,12 +51,14 @@ class TowerSpec:
         features: the tables of its features. A row's values of a feature enter as their mean; features that a row has
             no value of are left out.
         mean: whether the vector is the mean of these embeddings, rather than their sum.
+        content: the content columns of the row, which the content layer maps to one more embedding.
     """
 
     entity: TableSpec
     id_table: TableSpec | None
     features: tuple[TableSpec, ...]
     mean: bool
+    content: tuple[str, ...] = ()
 
     @property
     def tables(self) -> list[TableSpec]:
@@ -65,14 +68,15 @@ class TowerSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The dense layers of one side (``trainer/model/dense.py``).
+    """The dense layers of one side, or its content layer (``trainer/model/dense.py``).
 
     Attributes:
-        entity: whose vectors pass through the layers.
+        entity: whose vectors pass through the layers; of a content layer, ``content_layer(entity)``.
         widths: of the input, then of each layer's output.
         activation: after all layers but the last.
         layer_norm: whether those layers are normalized before the activation.
         residual: whether the input is added to the output of the last layer.
+        init_std: standard deviation of the outputs of a content layer at the start; None: Glorot's initialization.
     """
 
     entity: str
@@ -80,6 +84,17 @@ class LayerSpec:
     activation: Literal["relu", "tanh"]
     layer_norm: bool
     residual: bool
+    init_std: float | None = None
+
+    @property
+    def reads_content(self) -> bool:
+        """Whether the input is content, which has no gradient."""
+        return self.init_std is not None
+
+    @property
+    def side(self) -> str:
+        """The entity, also of a content layer."""
+        return self.entity.partition("/")[0]
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Return the shape of each parameter array by its name."""
@@ -97,6 +112,11 @@ class LayerSpec:
         return sum(prod(shape) for shape in self.shapes().values())
 
 
+def content_layer(entity: str) -> str:
+    """Return the name of the content layer of ``entity``, by which its input, output, and parameters are found."""
+    return f"{entity}/content"
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A two-tower model.
@@ -107,6 +127,7 @@ class ModelSpec:
         score: compares a query's vector with an item's.
         towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
         dense: layers that the vectors of a side then pass through.
+        frozen: tables that are pulled, but neither pushed nor updated.
     """
 
     query: TableSpec
@@ -114,6 +135,7 @@ class ModelSpec:
     score: Score
     towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -132,7 +154,7 @@ class ModelSpec:
 
     @property
     def has_item_features(self) -> bool:
-        """Whether items have features.
+        """Whether items have features or content.
 
         Cold items are then not used as negatives: no query could have interacted with them.
         """
@@ -153,15 +175,16 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
     sides = (
-        ("query", query, manifest.query, job.model.query_features),
-        ("item", item, manifest.item, job.model.item_features),
+        ("query", query, manifest.query, job.model.query_features, job.model.query_content),
+        ("item", item, manifest.item, job.model.item_features, job.model.item_content),
     )
-    for side, name, expected, tower in sides:
+    for side, name, expected, tower, content in sides:
         if name != expected:
             raise InputError(
                 f"{source}: data.{side} is '{name}', but the {side} column of {job.data.path} is '{expected}'"
             )
         _check_tower(f"{source}: model.{side}_features", tower, expected, manifest, job.data.path)
+        _check_content(f"{source}: model.{side}_content", content, expected, manifest, job.data.path)
 
     def table(name: str) -> TableSpec:
         return TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.init_std)
@@ -169,25 +192,59 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     towers = tuple(
         TowerSpec(
             table(name),
-            table(name) if name in tower else None,
+            table(name) if name in tower or not tower else None,
             tuple(table(feature) for feature in tower if feature != name),
             mean=job.model.combine == "mean",
+            content=tuple(content),
         )
-        for _, name, _, tower in sides
-        if tower not in ([], [name])
+        for _, name, _, tower, content in sides
+        if tower not in ([], [name]) or content
     )
-    dense = tuple(
-        LayerSpec(
-            name,
-            (job.model.dim, *widths),
-            job.model.dense.activation,
-            job.model.dense.layer_norm,
-            job.model.dense.residual,
+    dense = (*_content_layers(job, manifest, towers), *_dense_layers(job, query, item))
+    score = Score.of(job.model.score, job.model.temperature)
+    model = ModelSpec(table(query), table(item), score, towers, dense, tuple(job.model.frozen))
+    _check_tables(source, job, model)
+    return model
+
+
+def _content_layers(job: JobConfig, manifest: DatasetManifest, towers: Sequence[TowerSpec]) -> Iterator[LayerSpec]:
+    for tower in (tower for tower in towers if tower.content):
+        name = tower.entity.name
+        widths = content_width([manifest.content[name][column] for column in tower.content]), job.model.dim
+        yield LayerSpec(
+            content_layer(name), widths, "relu", layer_norm=False, residual=False, init_std=job.model.init_std
         )
-        for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
-        if widths
-    )
-    return ModelSpec(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
+
+
+def _dense_layers(job: JobConfig, query: str, item: str) -> Iterator[LayerSpec]:
+    dense = job.model.dense
+    for name, widths in ((query, dense.query), (item, dense.item)):
+        if widths:
+            yield LayerSpec(name, (job.model.dim, *widths), dense.activation, dense.layer_norm, dense.residual)
+
+
+def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
+    """Check that ``model.start`` and ``model.frozen`` name tables of ``model``, and that something is left to train."""
+    known = [table.name for table in model.tables]
+    for key, names in (("start", job.model.start), ("frozen", job.model.frozen)):
+        for name in names:
+            if name not in known:
+                raise InputError(f"{source}: model.{key} names '{name}'; the tables of the job are {', '.join(known)}")
+    if set(known) <= set(model.frozen) and not model.dense:
+        raise InputError(f"{source}: model.frozen names every table, so there is nothing to train; leave one out")
+
+
+def _check_content(key: str, names: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:
+    known = list(manifest.content_of(entity))
+    for name in names:
+        if name not in known:
+            others = f"; it has {', '.join(known)}" if known else ""
+            raise InputError(
+                f"{key} names '{name}', but {path} has no such content of {entity}{others}: expected columns that "
+                "'crossfade prepare --content' adds"
+            )
+    if len(set(names)) < len(names):
+        raise InputError(f"{key} is {list(names)}: expected each name once")
 
 
 def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:

@@ -5,7 +5,8 @@
     vectors_AD = inputs.combine(tower, block)
     gradients = inputs.gradients(tower, gradient_AD)        # by table, for the same active rows
 
-Shapes: A active rows of a tower, N uses of a feature's values, V active values, D columns.
+Shapes: A active rows of a tower, N uses of a feature's values, V active values, F places of the content of a
+row (``trainer/data/content.py``), D columns.
 """
 
 from __future__ import annotations
@@ -54,20 +55,24 @@ class TowerInputs:
         id_rows: those rows, in the ID table.
         bags: feature bags by feature.
         weight_A: float64, the weight of each embedding in the row's vector; None: 1.
+        content_AF: what the content layer reads, float32; None without content.
     """
 
     uses_id_A: BoolArray
     id_rows: IntArray
     bags: dict[str, FeatureBag]
     weight_A: FloatArray | None
+    content_AF: FloatArray | None = None
 
     def active(self, tower: TowerSpec) -> dict[str, IntArray]:
         """Return the active rows of each table, sorted and unique."""
         ids = {tower.id_table.name: self.id_rows} if tower.id_table else {}
         return ids | {name: bag.values.rows_A for name, bag in self.bags.items()}
 
-    def combine(self, tower: TowerSpec, block: Mapping[str, FloatArray]) -> FloatArray:
-        """Compute the vectors (A, D) from the active rows of each table in ``block``."""
+    def combine(
+        self, tower: TowerSpec, block: Mapping[str, FloatArray], content_AD: FloatArray | None = None
+    ) -> FloatArray:
+        """Compute the vectors (A, D) from active rows of each table in ``block``, and outputs of the content layer."""
         some_VD = next(iter(block[table.name] for table in tower.tables))
         out_AD = np.zeros((len(self.uses_id_A), tower.entity.dim), some_VD.dtype)
         if tower.id_table is not None:
@@ -77,7 +82,20 @@ class TowerInputs:
         for name, bag in self.bags.items():
             weight_A = self._value_weights(bag, out_AD.dtype)
             _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_A)
+        if content_AD is not None:
+            out_AD += self._weighted(content_AD)
         return out_AD
+
+    def _weighted(self, rows_AD: FloatArray) -> FloatArray:
+        """Multiply each row by the weight of an embedding in its vector."""
+        if self.weight_A is None:
+            return rows_AD
+        weighted_AD: FloatArray = rows_AD * self.weight_A[:, None].astype(rows_AD.dtype)
+        return weighted_AD
+
+    def content_gradient(self, gradient_AD: FloatArray) -> FloatArray:
+        """Compute the gradients with respect to the outputs of the content layer from those of the vectors."""
+        return self._weighted(gradient_AD)
 
     def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
         """Compute the gradients with respect to the active rows of each table from those of the vectors."""

@@ -11,18 +11,20 @@
 
 With ID embedding e, and x_f the mean of the embeddings of a row's values of feature f (0 without any), its vector is
 
-    sum    e + Σ_f x_f
-    mean   (e + Σ_f x_f) / (1 + number of features that the row has a value of)
+    sum    e + Σ_f x_f + c
+    mean   (e + Σ_f x_f + c) / (1 + number of features that the row has a value of)
 
-A cold row, without a positive interaction in train (nor, after a warm start, in the data before), has an untrained ID
-embedding. Where such a row has values of a feature, e is left out (and the 1), in training as in evaluation, so that a
-new track is represented by its artist and tags. In a step, e is dropped for a fraction of the warm rows as well
-(``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
+Where the side has content, c is the output of its content layer (``dense.py``), and content counts as a feature.
+
+A cold row, without a positive interaction in train (nor, after a warm start, in the data before) and without a given
+vector, has an untrained ID embedding. Where such a row has values of a feature, e is left out (and the 1), in training
+as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
+the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
 
-Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity.
+Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, F places of a row's content.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.philox import uniform
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.content import ContentMatrix, load_content
 from crossfade.trainer.data.features import JaggedFeature, load_feature
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
-from crossfade.trainer.model.spec import ModelSpec, TowerSpec
+from crossfade.trainer.model.given_vectors import GivenVectors
+from crossfade.trainer.model.spec import ModelSpec, TowerSpec, content_layer
 from crossfade.trainer.model.tower_inputs import FeatureBag, TowerInputs
 
 _STREAM = "ids"
@@ -60,11 +64,13 @@ class TowerFeatures:
         tower: the tables that vectors are made of.
         lists: by feature, the values of each row.
         warm_R: which rows have a trained ID embedding.
+        content: the content of each row; None: the tower has none.
     """
 
     tower: TowerSpec
     lists: Mapping[str, JaggedFeature]
     warm_R: BoolArray
+    content: ContentMatrix | None = None
 
     def inputs(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
         """Gather what the vectors of ``rows_A``, sorted and unique, are made of; ID dropout keeps ``id_kept_A``."""
@@ -72,14 +78,17 @@ class TowerFeatures:
         for table in self.tower.features:
             starts_A1, values_N = self.lists[table.name].gather(rows_A)
             bags[table.name] = FeatureBag.of(values_N, starts_A1)
-        filled_A = np.sum([bag.counts_A > 0 for bag in bags.values()], axis=0)
+        filled_A = np.zeros(len(rows_A), np.int64) if self.content is None else 1 * self.content.filled_R[rows_A]
+        for bag in bags.values():
+            filled_A += bag.counts_A > 0
         if self.tower.id_table is None:
             uses_id_A = np.zeros(len(rows_A), np.bool_)
         else:
             uses_id_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
             uses_id_A = uses_id_A | (filled_A == 0)
         weight_A = 1.0 / np.maximum(uses_id_A + filled_A, 1) if self.tower.mean else None
-        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, weight_A)
+        content_AF = None if self.content is None else self.content.values_RF[rows_A]
+        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, weight_A, content_AF)
 
 
 @dataclass(frozen=True)
@@ -154,9 +163,33 @@ class Towers:
         Returns:
             The vectors by entity, float32 (A, D), and the tape that ``backward`` needs.
         """
-        combined = {name: batch.tower_inputs[name].combine(of.tower, block) for name, of in self._features.items()}
+        contents, content_tape = self._forward_contents(batch)
+        combined = {
+            name: batch.tower_inputs[name].combine(of.tower, block, contents.get(content_layer(name)))
+            for name, of in self._features.items()
+        }
         vectors = {**block, **combined} if combined else block
-        return self.dense.forward(vectors) if self.dense.entities else (vectors, {})
+        if not self.dense.entities:
+            return vectors, {}
+        vectors, tape = self.dense.forward(vectors)
+        return vectors, {**content_tape, **tape}
+
+    def _forward_contents(self, batch: Batch) -> tuple[Mapping[str, FloatArray], DenseTape]:
+        """Compute the outputs of the content layers of both sides, by layer, and their tape."""
+        return self.dense.forward(
+            {
+                content_layer(name): inputs.content_AF
+                for name, inputs in batch.tower_inputs.items()
+                if inputs.content_AF is not None
+            }
+        )
+
+    def vectors_of(self, entity: str, inputs: TowerInputs, block: Mapping[str, FloatArray]) -> FloatArray:
+        """Compute the vectors of ``entity``, outside training, from ``inputs`` and active rows in ``block``."""
+        content_AD = None
+        if inputs.content_AF is not None:
+            content_AD = self.dense.apply(content_layer(entity), inputs.content_AF)
+        return self.dense.apply(entity, inputs.combine(self._features[entity].tower, block, content_AD))
 
     def backward(self, batch: Batch, tape: DenseTape, gradients: Mapping[str, FloatArray]) -> TowerGradients:
         """Compute the gradients of tables and layers from those of the vectors, with the tape of ``forward``."""
@@ -166,13 +199,17 @@ class Towers:
         if not self._features:
             return TowerGradients(gradients, dense)
         tables: dict[str, FloatArray] = {}
+        contents: dict[str, FloatArray] = {}
         for name in self._names:
             of = self._features.get(name)
             if of is None:
                 tables[name] = gradients[name]
-            else:
-                tables |= batch.tower_inputs[name].gradients(of.tower, gradients[name])
-        return TowerGradients(tables, dense)
+                continue
+            inputs = batch.tower_inputs[name]
+            tables |= inputs.gradients(of.tower, gradients[name])
+            if inputs.content_AF is not None:
+                contents[content_layer(name)] = inputs.content_gradient(gradients[name])
+        return TowerGradients(tables, {**dense, **self.dense.backward(tape, contents)[1]})
 
     def update(self, gradients: DenseGradients, lr_factor: float) -> None:
         """Apply ``gradients`` to the dense layers, at their learning rate times ``lr_factor``.
@@ -199,7 +236,7 @@ class TowerVectors:
         if of is None:
             return self._towers.dense.apply(entity, self._pull({entity: rows_N})[entity])
         inputs = of.inputs(rows_N)
-        return self._towers.dense.apply(entity, inputs.combine(of.tower, self._pull(inputs.active(of.tower))))
+        return self._towers.vectors_of(entity, inputs, self._pull(inputs.active(of.tower)))
 
 
 def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: DatasetManifest) -> Towers:
@@ -216,5 +253,8 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
         vocabulary = Vocabulary(folder, manifest, name)
         # Rows that only an earlier run trained are warm only where this run starts from its checkpoint.
         warm_R = vocabulary.warm_rows() if job.checkpoint.warm_start_from else vocabulary.counts() > 0
-        features.append(TowerFeatures(tower, lists, warm_R))
+        if name in job.model.start:
+            warm_R = warm_R | GivenVectors(name, job.model.start[name], vocabulary, tower.entity.dim).has_vector_R
+        content = load_content(folder, manifest, name, tower.content) if tower.content else None
+        features.append(TowerFeatures(tower, lists, warm_R, content))
     return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))

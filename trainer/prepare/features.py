@@ -77,6 +77,11 @@ class FeaturePlan:
         """The suffix of its tables in the working database."""
         return f"feature_{self.number}"
 
+    @property
+    def given_table(self) -> str:
+        """The table of the working database with the IDs and values of its files."""
+        return f"given_{self.key}"
+
 
 @dataclass(frozen=True)
 class FeatureReport:
@@ -266,14 +271,12 @@ def counted_values_sql(plan: FeaturePlan) -> str:
     )
 
 
-def catalog_ids_sql(plans: Sequence[FeaturePlan], side: Side, id_type: IdType) -> str:
-    """Return a query for each ID of ``side`` that has a feature but no interaction, for ``build_vocabulary``.
+def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) -> str:
+    """Return a query for each ID of ``side`` in ``given_tables`` that has no interaction, for ``build_vocabulary``.
 
     Its count is 0, and it ranks after all IDs that occur in events.
     """
-    given = " UNION ".join(
-        f"SELECT id FROM given_{plan.key}" for plan in plans if plan.side == side and plan.source is not None
-    )
+    given = " UNION ".join(f"SELECT id FROM {table}" for table in given_tables)
     typed = given
     if id_type == "int64":
         typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"

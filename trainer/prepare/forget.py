@@ -1,4 +1,4 @@
-"""Delete everything that a prepared dataset holds of some IDs: their interactions, IDs, names and features.
+"""Delete all that a prepared dataset holds of some IDs: their interactions, IDs, names, features and content.
 
     report = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
 
@@ -33,6 +33,7 @@ from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.io.writer_lock import WriterLock, folder_writer
 from crossfade.kvstore.json_text import validate_json
+from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.features import ROW, iter_pairs
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
@@ -51,7 +52,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.id_list import typed_ids
 from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
-from crossfade.trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, select_ids
+from crossfade.trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, replace_files, select_ids
 from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
@@ -179,6 +180,7 @@ class _Forgetting:
             for owner, features in self._manifest.features.items():
                 for name, feature in features.items():
                     self._plan_feature(owner, name, feature)
+            self._plan_content(rows_R)
             self._plan_vocabularies()
         if self._plan.changes:
             self._check_links()
@@ -254,6 +256,12 @@ class _Forgetting:
                 self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
             self._progress.advance(len(row_N))
         self._vacant[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
+
+    def _plan_content(self, rows_R: IntArray) -> None:
+        for name in self._manifest.content_of(self._entity):
+            for file, row_N, _ in iter_content(self._folder, self._manifest, self._entity, name):
+                if is_in(row_N, rows_R).any() and file.path not in self._plan.names:
+                    self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
 
     def _plan_vocabularies(self) -> None:
         for name, entity in self._manifest.entities.items():
@@ -352,10 +360,8 @@ class _Forgetting:
         changes = {
             "entities": entities,
             "splits": {split: Split(files=replace(old.files)) for split, old in self._manifest.splits.items()},
-            "features": {
-                owner: {name: Feature(files=replace(feature.files)) for name, feature in features.items()}
-                for owner, features in self._manifest.features.items()
-            },
+            "features": replace_files(self._manifest.features, replace),
+            "content": replace_files(self._manifest.content, replace),
             # Checkpoints trained on the old data identify them by the old manifest.
             "lineage": [*self._manifest.lineage, data_fingerprint(self._folder)],
             # Statistics of all interactions are no longer true.

@@ -12,6 +12,8 @@ from itertools import chain
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS
+from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
+from crossfade.trainer.prepare.content import check_content
 from crossfade.trainer.prepare.extend import OPTION as BASE_OPTION
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
@@ -29,11 +31,12 @@ from crossfade.trainer.prepare.options import PrepareOptions
 
 @dataclass(frozen=True)
 class Inputs:
-    """The input files: of the events by split, of names by entity, and of each entry of ``options.features``."""
+    """The input files: of the events by split, of names by entity, and of each entry of the features and content."""
 
     events: dict[str, list[Source]]
     names: dict[str, Source]
     features: list[list[Source]]
+    content: list[list[Source]]
 
 
 def find_inputs(options: PrepareOptions) -> Inputs:
@@ -45,6 +48,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     events = {split: _find_events(options, split) for split in SPLITS}
     names = {entity: find_files(f"--names {entity}", [names.path], None)[0] for entity, names in options.names.items()}
     features = [find_files(f"{FEATURES_OPTION} {file.entity}", [file.path], None) for file in options.features]
+    content = [find_files(f"{CONTENT_OPTION} {file.entity}", [file.path], None) for file in options.content]
     seen: dict[str, str] = {}
     for split, files in events.items():
         for file in files:
@@ -56,14 +60,14 @@ def find_inputs(options: PrepareOptions) -> Inputs:
                 _check_no_columns(options, file)
     folder = Folder(options.out)
     out = folder.uri if folder.path is None else str(folder.path.resolve())
-    for file in [*chain(*events.values()), *names.values(), *chain(*features)]:
+    for file in [*chain(*events.values()), *names.values(), *chain(*features, *content)]:
         if _location(file).startswith(f"{out}/"):
             raise InputError(f"{file}: is inside --out {options.out}, which would be replaced; choose another --out")
-    return Inputs(events, names, features)
+    return Inputs(events, names, features, content)
 
 
 def find_base(options: PrepareOptions) -> BaseDataset | None:
-    """Open the base dataset of ``options``, if any, and check that entities and features fit it.
+    """Open the base dataset of ``options``, if any, and check that entities, features, and content fit it.
 
     Raises:
         InputError: it is missing, would be replaced by the output, or has other entities; or a feature is invalid.
@@ -78,6 +82,9 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
             )
     in_base = base.manifest.feature_owners() if base else {}
     check_features(options.features, options.query, options.item, in_base)
+    features = {*in_base, *(name for file in options.features for name in file.columns)}
+    taken = {options.query: "side", options.item: "side", **dict.fromkeys(features, "feature")}
+    check_content(options.content, taken, base)
     return base
 
 

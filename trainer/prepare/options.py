@@ -16,6 +16,7 @@ from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
 from crossfade.trainer.prepare.composite_ids import PLUS
+from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
 from crossfade.trainer.prepare.event_values import check_event_weights
 from crossfade.trainer.prepare.events import ColumnMapping, EventRules, IdChoice
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
@@ -65,7 +66,8 @@ class PrepareOptions:
             Valid is held out by default, unless ``hold_out_valid`` is 'none' or valid or test has files.
         names: The file with names of IDs, by entity.
         features: The files with features of IDs (``features.py``).
-        catalog: The entities of which IDs that have a feature but no event get rows too.
+        content: The files with content of IDs (``content.py``).
+        catalog: The entities of which IDs that have a feature or content but no event get rows too.
         base: The path or URI of the base dataset, whose IDs keep their rows (``extend.py``).
         order: The order of interactions: 'random', or 'grouped', all of a query entity together.
         seed: Determines the order of interactions and random hold-outs.
@@ -105,6 +107,7 @@ class PrepareOptions:
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
     features: Sequence[FeatureFile] = ()
+    content: Sequence[FeatureFile] = ()
     catalog: Sequence[str] = ()
     base: str | None = None
     order: Order = "random"
@@ -206,13 +209,14 @@ class PrepareOptions:
 
     def _check_named_entities(self) -> None:
         """Check that the options that name an entity name an existing one."""
-        for file in self.features:
-            for name in file.columns:
-                check_entity(FEATURES_OPTION, name)
+        for option, files in ((FEATURES_OPTION, self.features), (CONTENT_OPTION, self.content)):
+            for name in (name for file in files for name in file.columns):
+                check_entity(option, name)
         for entity in self.catalog:
-            if entity not in {file.entity for file in self.features}:
+            if entity not in {file.entity for file in (*self.features, *self.content)}:
                 raise InputError(
-                    f"--catalog {entity}: adds the ids in the files of --features {entity}=…, which is missing; add it"
+                    f"--catalog {entity}: adds the ids in the files of --features {entity}=… or --content {entity}=…, "
+                    "which are missing; add one"
                 )
         sides = [self.query, self.item]
         nameable = [*sides, *(name for file in self.features for name in file.columns)]

@@ -22,6 +22,7 @@ from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetMa
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from crossfade.trainer.prepare.content import plan_content
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.disk_space import warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
@@ -121,6 +122,7 @@ class _Preparation:
         self._hold_out(table, events)
         rows = self._count_splits()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
+        content = vocabularies.write_content()
         self._facts |= vocabularies.facts
         return DatasetManifest(
             query=options.query,
@@ -128,6 +130,7 @@ class _Preparation:
             entities=entities,
             splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
             features=features,
+            content=content,
             lineage=self._base.lineage() if self._base else [],
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
@@ -264,7 +267,8 @@ class _Preparation:
         """Write the vocabularies of the two sides and of their features, and the pairs of the features."""
         options, sides = self._options, self._options.sides()
         plans = plan_features(options.features, self._inputs.features, sides, self._base)
-        vocabularies.read_features(plans, options.id_type)
+        content = plan_content(options.content, self._inputs.content, sides, self._base)
+        vocabularies.read_features(plans, content, options.id_type)
         entities = {
             entity: vocabularies.build_side(
                 side, entity, events.id_types[side], entity in options.catalog, policies.get(side)
@@ -337,6 +341,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
         "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.expire_after.items()],
         "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
+        "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
     }
     return {
         "command": "prepare",

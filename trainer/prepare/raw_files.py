@@ -68,11 +68,13 @@ def open_columns(
     file: RawFile,
     columns: Mapping[str, str],
     lists: Collection[str] = (),
+    whole_lists: Collection[str] = (),
     on_fault: OnFault = raise_fault,
 ) -> dict[str, Kind]:
     """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
 
-    The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value. Those of IDs may join
+    The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
+    in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
     several (``composite_ids.py``).
 
     Raises:
@@ -82,7 +84,7 @@ def open_columns(
     with read_errors(file):
         close_raw(connection)
         if file.format == "parquet":
-            return _open_parquet(connection, file, columns, lists)
+            return _open_parquet(connection, file, columns, lists, whole_lists)
         return _open_text(connection, find_delimiter(file, columns), columns, on_fault)
 
 
@@ -202,7 +204,11 @@ def _read_schema(file: RawFile) -> pa.Schema:
 
 
 def _open_parquet(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    columns: Mapping[str, str],
+    lists: Collection[str],
+    whole_lists: Collection[str],
 ) -> dict[str, Kind]:
     schema = _read_schema(file)
     parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
@@ -221,8 +227,8 @@ def _open_parquet(
             for column in role_parts:
                 _parquet_kind(file, schema.field(column))
             field = field.with_type(pa.string())
-        if role in lists and _is_list(field.type):
-            field, value = field.with_type(field.type.value_type), f"unnest({value})"
+        if (role in lists or role in whole_lists) and _is_list(field.type):
+            field, value = field.with_type(field.type.value_type), f"unnest({value})" if role in lists else value
         kinds[role] = _parquet_kind(file, field)
         selected += f", {value} AS {identifier(role)}"
     execute(

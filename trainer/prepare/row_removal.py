@@ -4,16 +4,24 @@
     drop_ids(pending, ids)                              # without these pending IDs
     reduce_counts(vocabulary, lost_V, rows_R)           # lower counts, and vacant rows
 
+``replace_files`` replaces files of features and content in a manifest.
+
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.trainer.data.manifest import Content, DataFile, Feature
+
+Column = TypeVar("Column", Feature, Content)
 
 _NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
 """Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
@@ -47,6 +55,16 @@ def reduce_counts(table: pa.Table, lost_V: IntArray, vacant_R: IntArray) -> pa.T
     count_N = np.maximum(table.column(index).to_numpy() - lost_V[table.column("row").to_numpy()], 0)
     table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
     return _empty_rows(table, vacant_R) if len(vacant_R) else table
+
+
+def replace_files(
+    owners: Mapping[str, Mapping[str, Column]], replace: Callable[[list[DataFile]], list[DataFile]]
+) -> dict[str, dict[str, Column]]:
+    """Return the features or the content of entities, by name, with the files that ``replace`` returns for theirs."""
+    return {
+        owner: {name: column.model_copy(update={"files": replace(column.files)}) for name, column in columns.items()}
+        for owner, columns in owners.items()
+    }
 
 
 def _empty_rows(table: pa.Table, rows_R: IntArray) -> pa.Table:

@@ -112,9 +112,20 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {ignored:,} ids ignored, which are in no event" if ignored else "")]
 
 
+def _content(manifest: DatasetManifest, name: str) -> list[str]:
+    """Describe the content of an entity."""
+    rows, lines = manifest.entities[name].rows, []
+    for column, of in manifest.content_of(name).items():
+        numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
+        ignored = manifest.source.get(f"{column}_ids_ignored")
+        after = f"; {ignored:,} ids ignored, which are in no event" if ignored else ""
+        lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
+    return lines
+
+
 def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
     new = manifest.source.get(f"{name}_cataloged")
-    return [] if new is None else [f"{new:,} rows are in no event, only in files of features (--catalog)"]
+    return [] if new is None else [f"{new:,} rows are in no event, only in files of features or content (--catalog)"]
 
 
 def _changes(manifest: DatasetManifest, name: str) -> list[str]:
@@ -151,7 +162,7 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
 
 
-_DETAILS = (_feature, _cataloged, _changes, _popularity_line)
+_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
 """What is described of each entity below its row count."""
 
 

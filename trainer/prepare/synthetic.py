@@ -19,13 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.data.features import SCHEMA
+from crossfade.trainer.data.content import content_group_rows, content_schema
+from crossfade.trainer.data.features import SCHEMA, VALUE
 from crossfade.trainer.data.manifest import (
+    CONTENT,
     FEATURES,
     SPLITS,
     TIMESTAMP,
     VOCABULARY,
     WEIGHT,
+    Content,
     DatasetManifest,
     Entity,
     Feature,
@@ -47,12 +50,17 @@ from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_NAMED_ITEMS = 100_000
 GENRE = "genre"
+AUDIO = "audio"
+_CENTER_STREAM, _AUDIO_STREAM = 8, 7
+"""Separate the draws of genres' centers from those of noise."""
+_AUDIO_ROWS = 4096
 FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fails visibly
 
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
-    return {"command": "synthetic", "seed": seed, **asdict(spec)}
+    values = {name: value for name, value in asdict(spec).items() if value or name != "audio"}
+    return {"command": "synthetic", "seed": seed, **values}
 
 
 def write_synthetic(
@@ -99,6 +107,7 @@ def write_synthetic(
             entities=entities,
             splits={split: splits[split] for split in SPLITS if rows[split]},
             features=features,
+            content={spec.item: {AUDIO: _write_audio(staged, spec, seed, progress)}} if spec.audio else {},
             has_timestamp=True,
             source=synthetic_source(spec, seed),
         )
@@ -169,6 +178,24 @@ def _write_genre_pairs(staged: Staged, spec: SyntheticSpec, progress: ProgressRe
             writer.write(pa.RecordBatch.from_arrays(pairs, schema=SCHEMA))
             progress.advance(len(row_N))
         return Feature(files=writer.close())
+
+
+def _write_audio(staged: Staged, spec: SyntheticSpec, seed: int, progress: ProgressReporter) -> Content:
+    """Write the content of items: unit variance around the centers of genres, which have it too."""
+    progress.phase(f"{AUDIO} of {spec.item}", spec.items, "row")
+    schema, width = content_schema(spec.audio), spec.audio
+    center_GD = np.random.default_rng((seed, _CENTER_STREAM)).standard_normal((spec.genres, width))
+    group_rows = content_group_rows(row_group_rows(spec.items), width)
+    with PartWriter(staged, f"{CONTENT}/{spec.item}/{AUDIO}", schema, group_rows) as writer:
+        for start in range(0, spec.items, _AUDIO_ROWS):
+            row_N = np.arange(start, min(start + _AUDIO_ROWS, spec.items), dtype=np.int64)
+            noise_ND = np.random.default_rng((seed, _AUDIO_STREAM, start)).standard_normal((len(row_N), width))
+            value_ND = (center_GD[genre_of(row_N, spec.genres)] + noise_ND).astype(np.float32)
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field(VALUE).type)
+            writer.write(pa.RecordBatch.from_arrays([pa.array(row_N), lists], schema=schema))
+            progress.advance(len(row_N))
+        # The root mean square that is expected, whatever was drawn, so that datasets of one kind agree.
+        return Content(width=width, mean=0.0, std=float(np.sqrt(2.0)), files=writer.close())
 
 
 def _write_splits(

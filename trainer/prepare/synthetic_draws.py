@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.manifest import MAX_CONTENT_WIDTH
 from crossfade.trainer.prepare.options import check_entities
 
 Unsigned = npt.NDArray[np.uint64]
@@ -50,7 +51,8 @@ class SyntheticSpec:
     """The size of a synthetic dataset.
 
     ``valid`` and ``test`` are fractions of the interactions, met in expectation; 0 leaves the split out. Items have the
-    feature ``genre``, unless ``query`` or ``item`` has that name.
+    feature ``genre``, unless ``query`` or ``item`` has that name. With ``audio`` above 0, they have content of
+    that name and so many numbers: the center of their genre, and noise as strong.
     """
 
     queries: int = 2_000
@@ -59,6 +61,7 @@ class SyntheticSpec:
     genres: int = 20
     valid: float = 0.1
     test: float = 0.1
+    audio: int = 0
     query: str = "customer"
     item: str = "track"
 
@@ -72,6 +75,8 @@ class SyntheticSpec:
         for name in ("queries", "items", "interactions", "genres"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.audio <= MAX_CONTENT_WIDTH:
+            raise InputError(f"--audio {self.audio}: expected from 0 to {MAX_CONTENT_WIDTH} numbers")
         if self.genres > self.items:
             raise InputError(f"--genres {self.genres}: expected at most one for each of the {self.items} items")
         for name in ("valid", "test"):

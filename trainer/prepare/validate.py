@@ -13,11 +13,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.io.writer_lock import folder_writer
+from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
@@ -87,7 +90,7 @@ def _check_files(
     memory_bytes: int | None,
     progress: ProgressReporter,
 ) -> list[str]:
-    """Check splits, features and vocabularies, in this order, since each gives the counts for the next."""
+    """Check splits, features, content and vocabularies, in this order, since each gives the counts for the next."""
     splits = SplitCheck(folder, manifest, problems, work, _PART_ROWS)
     splits.run(progress)
     counts: dict[str, IntArray] = splits.counts if splits.train_is_valid else {}
@@ -96,11 +99,23 @@ def _check_files(
             count_R = counts.get(entity)
             check = FeatureCheck(folder, manifest, problems, entity, name, work, count_R, _PART_ROWS)
             counts |= check.run(progress)
+    for entity, columns in manifest.content.items():
+        for name in columns:
+            _check_content(folder, manifest, entity, name, problems)
     for name in manifest.entities:
         VocabularyCheck(folder, manifest, problems, name, counts.get(name), _PART_ROWS).run(
             work, memory_bytes, progress
         )
     return splits.notes()
+
+
+def _check_content(folder: Folder, manifest: DatasetManifest, entity: str, name: str, problems: Problems) -> None:
+    """Check that the content column ``name`` of ``entity`` can be read, and has no value of a vacant row."""
+    vacant_R = np.array(manifest.entities[entity].vacant_rows, np.int64)
+    with problems.collect_errors():
+        for file, row_N, _ in iter_content(folder, manifest, entity, name):
+            template = f"{folder.uri}/{file.path}: has content of row {{1}}, a vacant row of {entity}; delete it"
+            problems.add_values(np.isin(row_N, vacant_R), row_N, template)
 
 
 def _find_stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import duckdb
 
-from crossfade.trainer.data.manifest import Entity, Feature
+from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
+from crossfade.trainer.prepare.content import ContentPlan, read_content, write_content
 from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.events import IdChoice, IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
@@ -77,6 +78,7 @@ class VocabularyBuilder:
         self._files = files
         self._faults = faults
         self._plans: Sequence[FeaturePlan] = ()
+        self._content: Sequence[ContentPlan] = ()
         self._value_types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
@@ -91,13 +93,14 @@ class VocabularyBuilder:
                 self._base.check_id_type(entity, id_types[side])
                 load_base(self._connection, self._base, side, entity, self._progress)
 
-    def read_features(self, plans: Sequence[FeaturePlan], id_type: IdChoice) -> None:
-        """Read the files of the features in ``plans``.
+    def read_features(self, plans: Sequence[FeaturePlan], content: Sequence[ContentPlan], id_type: IdChoice) -> None:
+        """Read the files of the features in ``plans``, and of the columns in ``content``.
 
         Raises:
             InputError: one cannot be used.
         """
-        self._plans = plans
+        self._plans, self._content = plans, content
+        read_content(self._connection, content, self._staged.work, self._progress)
         self._value_types = read_features(
             self._connection, plans, self._staged.work, id_type, self._base, self._progress
         )
@@ -105,11 +108,12 @@ class VocabularyBuilder:
     def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
         """Build and write the vocabulary of the IDs of ``interactions`` on one side, and its pending IDs.
 
-        With ``in_catalog``, IDs that occur only in files of features get rows too.
+        With ``in_catalog``, IDs that occur only in files of features or content get rows too.
         """
         counted = counted_ids_sql(side)
         if in_catalog:
-            further = catalog_ids_sql(self._plans, side, id_type)
+            files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
+            further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
             self.facts[f"{entity}_cataloged"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
@@ -144,6 +148,19 @@ class VocabularyBuilder:
             self.facts[f"{name}_filled"] = report.filled_rows
             self.facts[f"{name}_ids_ignored"] = report.ignored_ids
         return entities, features
+
+    def write_content(self) -> dict[str, dict[str, Content]]:
+        """Write the content of the sides that ``build_side`` has written; return the columns by entity and name.
+
+        Raises:
+            InputError: files have a value for none of the IDs, or of another length than in the base dataset.
+        """
+        written: dict[str, dict[str, Content]] = {}
+        for plan in self._content:
+            column, ignored = write_content(self._connection, plan, self._base, self._staged)
+            written.setdefault(plan.entity, {})[plan.name] = column
+            self.facts[f"{plan.name}_ids_ignored"] = ignored
+        return written
 
     def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
         """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""

@@ -31,6 +31,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
@@ -82,13 +83,16 @@ class TrainedModel:
     def trained_rows(self, table: TableSpec) -> BoolArray:
         """Return which rows of the queries or items, ``table``, training has given a vector, bool (R,).
 
-        A row without an interaction of positive weight in train has its initial, random vector, unless it has features.
+        A row without an interaction of positive weight in train has its initial vector, which is random unless it has
+        features or ``model.start`` gave it one.
         """
         if any(tower.entity == table for tower in self.spec.towers):
             trained_R = np.ones(table.rows, np.bool_)
             trained_R[self.manifest.entities[table.name].vacant_rows] = False
             return trained_R
-        return self.vocabulary(table.name).warm_rows()
+        vocabulary, start = self.vocabulary(table.name), self.job.model.start.get(table.name)
+        warm_R = vocabulary.warm_rows()
+        return warm_R if start is None else warm_R | GivenVectors(table.name, start, vocabulary, table.dim).has_vector_R
 
 
 def with_trained_model(location: str, data: str | None, log: Log, use: Callable[[TrainedModel], Result]) -> Result:

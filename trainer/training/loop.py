@@ -123,7 +123,8 @@ class TrainLoop:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
             raise DivergedError(f"step {state.step + 1}: {error}", error.row) from error
-        state.count_step(batch, loss, {table: len(active[table.name]) for table in self.model.tables})
+        rows = {table: len(active[table.name]) for table in self.model.tables}
+        state.count_step(batch, loss, rows, self.model.frozen)
         self.hooks.on_event(self._step_event(batch, state, loss, factor, active))
 
     def _step_event(

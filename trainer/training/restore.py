@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.dense import DenseLayers
+from crossfade.trainer.model.given_vectors import open_given_vectors
 from crossfade.trainer.runs.inputs import JobInputs
 from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
 from crossfade.trainer.training.state import TrainState
@@ -61,12 +65,13 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
 def create_tables(
     inputs: JobInputs, metadata: CheckpointMetadata, store: RowStore, dense: DenseLayers, checkpoint: str | None
 ) -> str | None:
-    """Create the tables and dense layers: from ``checkpoint``, from the job's warm start, or with random values.
+    """Create the tables and dense layers: from ``checkpoint``, or from the job's warm start, or new.
 
-    Every worker calls this. Returns the checkpoint that the rows come from, if any.
+    New rows begin with the vectors of ``model.start`` or random values. Every worker calls this. Returns the checkpoint
+    that rows come from, if any.
 
     Raises:
-        InputError: the warm start cannot be used.
+        InputError: the warm start or the given vectors cannot be used.
         CheckpointError: the checkpoint is incomplete.
         ClusterError: the workers have different dense layers.
     """
@@ -75,10 +80,35 @@ def create_tables(
     rows_from = warm_start.checkpoint if warm_start else checkpoint
     resets = warm_start.rows_to_reset(inputs.folder, inputs.manifest) if warm_start else NO_RESETS
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
+    if not checkpoint:
+        _assign_given_vectors(inputs, metadata.job, store, warm_start.rows if warm_start else {}, resets)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
     check_dense_in_sync(dense, store)
     return rows_from
+
+
+def _assign_given_vectors(
+    inputs: JobInputs, job: JobConfig, store: RowStore, loaded: Mapping[str, int], resets: Mapping[str, IntArray]
+) -> None:
+    """Replace the random values of rows by given vectors, except of the ``loaded`` rows of a warm start.
+
+    Only rank 0 reads them. Every worker takes part in each block, since servers wait for all.
+    """
+    if not job.model.start:
+        return
+    folder, manifest, model = inputs
+    given = open_given_vectors(job, model, folder, manifest) if store.rank == 0 else {}
+    for table in (table for table in model.tables if table.name in job.model.start):
+        name, count = table.name, 0
+        blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())
+        if store.rank == 0:
+            wanted_R = np.arange(table.rows) >= loaded.get(name, 0)
+            wanted_R[resets.get(name, [])] = True
+            blocks, count = given[name].blocks(wanted_R), given[name].count_blocks()
+        no_rows = np.empty(0, np.int64), np.empty((0, table.dim), np.float32)
+        for _ in range(int(store.all_reduce(np.array([float(count)]))[0])):
+            store.assign(name, *next(blocks, no_rows))
 
 
 def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:

@@ -9,7 +9,7 @@ process, without copies of rows and arrays of gradients, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from crossfade.kvstore.arrays import IntArray
@@ -40,8 +40,9 @@ class Step(Protocol):
 class PullPushStep:
     """Pulls active rows, computes their gradients with an engine, and pushes them."""
 
-    def __init__(self, store: RowStore, engine: Engine, towers: Towers) -> None:
-        self._store, self._engine, self._towers = store, engine, towers
+    def __init__(self, store: RowStore, engine: Engine, towers: Towers, frozen: Collection[str] = ()) -> None:
+        """Connect the parts. Tables in ``frozen`` are not pushed, so neither their rows nor their state change."""
+        self._store, self._engine, self._towers, self._frozen = store, engine, towers, frozen
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
@@ -54,7 +55,8 @@ class PullPushStep:
             gradients = self._towers.backward(batch, tape, by_vectors)
         with state.timed("push"):
             self._store.set_lr_factor(lr_factor)
-            self._store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
+            pushed = {name: rows_A for name, rows_A in active.items() if name not in self._frozen}
+            self._store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in pushed.items()})
             self._towers.update(gradients.dense, lr_factor)
         return loss, active
 
@@ -83,7 +85,7 @@ class InPlaceStep:
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
     """Choose how the steps of a job are taken."""
     negatives = job.resolved_negatives(model.item.rows)
-    plain = not model.towers and not towers.dense.entities and not model.score.normalized
+    plain = not (model.towers or towers.dense.entities or model.score.normalized or model.frozen)
     if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)
-    return PullPushStep(store, engine, towers)
+    return PullPushStep(store, engine, towers, model.frozen)

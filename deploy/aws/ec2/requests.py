@@ -73,6 +73,7 @@ def host_policy(spec: RunSpec) -> dict[str, object]:
     sources = [spec.data]
     if spec.job["checkpoint"]["warm_start_from"]:
         sources.append(spec.job["checkpoint"]["warm_start_from"])
+    sources += spec.job["model"]["start"].values()
     folder = f"arn:{spec.partition}:s3:::{bucket}/{prefix}"
     statements = [
         _allow(["s3:GetObject"], f"{folder}/*"),

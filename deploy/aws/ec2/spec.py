@@ -155,11 +155,9 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
             f"data.path: {job.data.path} is a folder of this machine, which the instances cannot read; copy it to S3, "
             "as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.path"
         )
-    if job.checkpoint.warm_start_from is not None and not job.checkpoint.warm_start_from.startswith("s3://"):
-        raise InputError(
-            f"checkpoint.warm_start_from: {job.checkpoint.warm_start_from} is on this machine, "
-            "which the instances cannot read; copy it to S3"
-        )
+    for key, source in job.starting_points().items():
+        if not source.startswith("s3://"):
+            raise InputError(f"{key}: {source} is on this machine, which the instances cannot read; copy it to S3")
     values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]
     if hosts > 1 and not cluster["servers"]:

@@ -94,9 +94,9 @@ def _check_data(submission: Submission) -> None:
             f"data.path: {data} is on this machine, which the job cannot read; prepare the data on S3 "
             "('crossfade prepare --out s3://BUCKET/PREFIX') and add --set data.path=s3://BUCKET/PREFIX"
         )
-    warm_start = submission.job.checkpoint.warm_start_from
-    if warm_start is not None and not warm_start.startswith(("s3://", "/opt/ml/")):
-        raise InputError(f"checkpoint.warm_start_from: {warm_start} is on this machine; expected an S3 URI")
+    for key, source in submission.job.starting_points().items():
+        if not source.startswith(("s3://", "/opt/ml/")):
+            raise InputError(f"{key}: {source} is on this machine; expected an S3 URI")
     path = submission.job.checkpoint.path
     if path is not None and not path.startswith("s3://"):
         raise InputError(f"checkpoint.path: {path} is on this machine; expected an S3 URI, or none")
@@ -173,7 +173,7 @@ def network_uses(submission: Submission) -> list[str]:
         "--hosts": submission.hosts > 1,  # they write checkpoints to S3
         "data.path": TRAINING_CHANNEL not in submission.channels and job.data.path.startswith("s3://"),
         "checkpoint.path": job.checkpoint.path is not None,
-        "checkpoint.warm_start_from": (job.checkpoint.warm_start_from or "").startswith("s3://"),
+        **{key: source.startswith("s3://") for key, source in job.starting_points().items()},
         "metrics.pushgateway": job.metrics.pushgateway is not None,
         "tracking.mlflow": job.tracking.mlflow is not None,
     }

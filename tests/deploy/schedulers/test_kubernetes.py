@@ -226,6 +226,7 @@ def test_jobs_end_with_the_results_of_the_training_and_replace_other_pods(shared
     [
         ({"checkpoint": {"path": "checkpoints"}}, "checkpoint.path"),
         ({"checkpoint": {"warm_start_from": "/home/me/runs/old"}}, "checkpoint.warm_start_from"),
+        ({"model": {"start": {"track": "/home/me/vectors.parquet"}}}, "model.start.track"),
         ({}, "data.path"),
     ],
 )

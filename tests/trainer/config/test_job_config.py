@@ -282,10 +282,12 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     }
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"--set {override}: {message}"
-    keys = {"name", "query", "item", "query_features", "item_features", "best_metric", "pushgateway", "mlflow"}
+    names = {"query_features", "item_features", "query_content", "item_content", "frozen"}
+    keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", *names}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
-    for feature in ("query_features", "item_features"):
-        assert "expected a letter" in error_of(job_path, SMALL, f"model.{feature}=['a b']")
+    for name in names:
+        assert "expected a letter" in error_of(job_path, SMALL, f"model.{name}=['a b']")
+    assert "expected a letter" in error_of(job_path, SMALL, "model.start={a b: vectors.parquet}")
 
 
 def test_override_that_is_not_yaml_is_rejected_with_its_key(job_path: Path) -> None:

@@ -9,15 +9,18 @@ from finite_differences import numeric_gradient
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.content import ContentMatrix
 from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
+from crossfade.trainer.model.dense import DenseLayers
+from crossfade.trainer.model.spec import LayerSpec, ModelSpec, Score, TowerSpec, make_model
 from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
 
 CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
@@ -76,6 +79,69 @@ def expected_vector(
             parts.append(values_by_table[name][values].mean(axis=0))
     total: FloatArray = np.sum(parts, axis=0) if parts else np.zeros(DIM)
     return total / max(len(parts), 1) if mean else total
+
+
+AUDIO = ContentMatrix(
+    np.array([[0.5, -1, 0], [2, 0.3, 0], [0, 0, 1], [0, 0, 1], [-1, 1.5, 0], [0.2, 0.1, 0]], np.float32),
+    np.array([True, True, False, False, True, True]),
+)
+"""Content of tracks: two numbers and the mask."""
+
+
+def make_content_towers(mean: bool, id_dropout: float = 0.0) -> Towers:
+    """Return towers of IDs, artists, and content, with a dense layer behind them, all in float64."""
+    tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean, content=("audio",))
+    layers = (
+        LayerSpec("track/content", (3, DIM), "relu", layer_norm=False, residual=False, init_std=0.1),
+        LayerSpec("track", (DIM, 4, DIM), "tanh", layer_norm=True, residual=True),
+    )
+    model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,), layers)
+    content = ContentMatrix(AUDIO.values_RF.astype(np.float64), AUDIO.filled_R)
+    features = TowerFeatures(tower, {"artist": feature_lists(ARTIST_OF)}, np.array(WARM), content)
+    dense = DenseLayers(layers, OptimizerSpec(), seed=4)
+    draw = np.random.default_rng(8)
+    dense.parameters = {name: draw.standard_normal(values.shape) for name, values in dense.parameters.items()}
+    return Towers(model, [features], 3, id_dropout, dense)
+
+
+def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None:
+    values_by_table = tables()
+    for mean in (False, True):
+        towers = make_content_towers(mean)
+        weights = towers.dense.parameters["track/content/0/weights"]
+        bias = towers.dense.parameters["track/content/0/bias"][0]
+        for track, own in ((0, True), (1, True), (2, False), (3, True), (5, False)):
+            parts = [values_by_table["track"][track]] if own else []
+            parts += [values_by_table["artist"][artist] for artist in ARTIST_OF[track]]
+            filled = len(parts) + AUDIO.filled_R[track]
+            expected = np.sum(parts, axis=0) + weights @ AUDIO.values_RF[track].astype(np.float64) + bias
+            expected = expected / filled if mean else expected
+            source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows[name]] for name in rows})
+            found = source.vectors("track", np.array([track]))
+            np.testing.assert_allclose(found, towers.dense.apply("track", expected[None]), atol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "id_dropout"), [*product([False, True], [0.0, 0.5])])
+def test_gradients_with_content_match_finite_differences(mean: bool, id_dropout: float) -> None:
+    towers = make_content_towers(mean, id_dropout)
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
+    values_by_table = tables()
+    block = {name: values_by_table[name][rows] for name, rows in towers.active(batch).items() if name != "customer"}
+    weight_AD = np.random.default_rng(1).standard_normal((len(batch.item.rows_A), DIM))
+
+    def loss() -> float:
+        return float((weight_AD * np.tanh(towers.forward(batch, block)[0]["track"])).sum())
+
+    vectors, tape = towers.forward(batch, block)
+    by_vectors = weight_AD / np.cosh(vectors["track"]) ** 2
+    gradients = towers.backward(batch, tape, {"customer": np.zeros((4, DIM)), "track": by_vectors})
+    assert set(gradients.tables) == {"customer", *block}
+    assert set(gradients.dense) == set(towers.dense.parameters)
+    learned = {**block, **towers.dense.parameters}
+    for name, found in {**gradients.tables, **gradients.dense}.items():
+        if name != "customer":
+            np.testing.assert_allclose(found, numeric_gradient(loss, learned[name]), atol=1e-7, err_msg=name)
+            assert np.abs(found).max() > 1e-3
 
 
 NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag",)]

@@ -10,6 +10,7 @@ import pytest
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.content import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare import synthetic, synthetic_draws
 from crossfade.trainer.prepare.part_writer import row_group_rows
@@ -121,6 +122,24 @@ def test_fraction_of_zero_omits_the_split(tmp_path: Path, valid: float, test: fl
         "features",
         "manifest.json",
     }
+
+
+def test_audio_follows_genres_and_is_the_same_again(tmp_path: Path) -> None:
+    spec = SyntheticSpec(queries=50, items=6000, interactions=5000, genres=5, audio=8)
+    manifest, again = (write_synthetic(tmp_path / name, spec, 1) for name in ("one", "two"))
+    assert manifest == again
+    assert manifest.source["audio"] == 8
+    content = load_content(Folder(tmp_path / "one"), manifest, "track", ["audio"])
+    assert content.filled_R.all()
+    numbers_RF = content.values_RF[:, :8]
+    assert np.square(numbers_RF).mean() == pytest.approx(1.0, rel=0.35)
+    center_GF = np.array([numbers_RF[genre::5].mean(axis=0) for genre in range(5)])
+    noise_RF = numbers_RF - center_GF[np.arange(6000) % 5]
+    assert np.abs(noise_RF[:5] / center_GF - 1).min() > 0.01
+    assert noise_RF.var() == pytest.approx(0.5, rel=0.05)
+    assert len({row.tobytes() for row in numbers_RF}) == 6000
+    with pytest.raises(InputError, match="--audio -1: expected from 0 to"):
+        SyntheticSpec(audio=-1).check()
 
 
 def test_popularity_and_activity_follow_a_power_law(dataset: tuple[Path, DatasetManifest]) -> None:

@@ -22,6 +22,10 @@ pytestmark = pytest.mark.slow
         (("--output", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
         (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (
+            ("--output", "s3://music/runs", "--set", "model.start={track: here.parquet}"),
+            "model.start.track: here.parquet is on this machine, which the instances cannot read; copy it to S3",
+        ),
+        (
             ("--output", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")),
             "is in eu-west-1, but",
         ),

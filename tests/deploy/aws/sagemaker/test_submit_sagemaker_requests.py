@@ -111,6 +111,7 @@ def test_job_that_needs_no_network_is_isolated_from_it(job: Path) -> None:
     for key, value in (
         ("checkpoint.path", "s3://music/checkpoints"),
         ("checkpoint.warm_start_from", "s3://music/checkpoints"),
+        ("model.start.track", "s3://music/vectors.parquet"),
         ("metrics.pushgateway", "http://pushgateway:9091"),
         ("tracking.mlflow", "http://mlflow:5000"),
     ):

@@ -1,0 +1,219 @@
+"""Tables that begin with given vectors (``model.start``), frozen or not, in process; test_content.py has servers."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from object_store import running_object_store
+from run_results import checkpoint_arrays
+from running_command import succeeded
+
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.local import LocalStore
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.model.given_vectors import GivenVectors
+from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.runs.inputs import open_inputs
+
+pytestmark = pytest.mark.slow
+
+DIM = 8
+GIVEN = np.random.default_rng(3).permutation(TRACKS + 10)[: TRACKS - 50]
+"""Tracks that get a vector, in the order of the file; the last ten tracks have no interaction."""
+START = ("--set", "model.start={track: vectors.parquet}")
+FROZEN = (*START, "--set", "model.frozen=[track]")
+
+
+def given_vectors() -> FloatArray:
+    """Return the vectors of ``GIVEN``, float64, as other tools may write them."""
+    return np.random.default_rng(5).normal(size=(len(GIVEN), DIM))
+
+
+def write_vectors(path: Path, ids: Any, vectors: Any) -> None:
+    pq.write_table(pa.table({"id": ids, "vector": vectors}), path, row_group_size=64)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a dataset and a job, and vectors of some tracks, of an id that the dataset lacks, and of no id."""
+    folder = tmp_path_factory.mktemp("start")
+    write_planted(folder / "data", tracks=TRACKS + 10, with_genres=True)
+    write_job(folder / "job.yaml", "data", model={"dim": DIM}, train={"epochs": 2}, checkpoint={"interval_steps": 5})
+    vectors = given_vectors().tolist()
+    write_vectors(folder / "vectors.parquet", [*(5000 + GIVEN).tolist(), 4, None], [*vectors, [9.0] * DIM, [9.0] * DIM])
+    return folder
+
+
+def train(workspace: Path, run: str, *options: object) -> Path:
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
+    return workspace / run
+
+
+@pytest.fixture(scope="module")
+def frozen(workspace: Path) -> Path:
+    return train(workspace, "frozen", *FROZEN)
+
+
+def initial_rows(workspace: Path) -> dict[str, FloatArray]:
+    """Return the tables of the job as they are drawn."""
+    job = load_job(workspace / "frozen" / "job.yaml")
+    model = open_inputs(job).model
+    with closing(LocalStore()) as store:
+        store.create(model.tables, job.optimizer_spec, job.train.seed)
+        return store.pull({table.name: np.arange(table.rows) for table in model.tables})
+
+
+def test_frozen_table_keeps_given_and_drawn_rows_and_its_state(workspace: Path, frozen: Path) -> None:
+    expected = initial_rows(workspace)["track"]
+    expected[GIVEN] = given_vectors()
+    trained = checkpoint_arrays(frozen, "track")
+    assert trained["weights"].tobytes() == expected.tobytes()
+    assert not trained["sum_of_squares"].any()
+    written = EmbeddingFiles(frozen / "embeddings").vectors("track", np.arange(TRACKS + 10))
+    assert written.tobytes() == expected.tobytes()
+    moved = checkpoint_arrays(frozen, "customer")["weights"] != initial_rows(workspace)["customer"]
+    assert moved.any(axis=1).all()
+    report = json.loads((frozen / "report.json").read_text())
+    assert 0 < report["bytes_pushed"] < report["bytes_pulled"] / 1.2
+
+
+def test_start_without_freezing_trains_from_the_given_vectors(workspace: Path, frozen: Path) -> None:
+    slow = ("--set", "optimizer.learning_rate=1e-30")
+    unmoved = checkpoint_arrays(train(workspace, "unmoved", *START, *slow), "track")["weights"]
+    assert unmoved.tobytes() == checkpoint_arrays(frozen, "track")["weights"].tobytes()
+    trained = checkpoint_arrays(train(workspace, "started", *START), "track")
+    assert (trained["weights"][:TRACKS] != unmoved[:TRACKS]).any(axis=1).all()
+    assert trained["sum_of_squares"].any()
+
+
+def test_in_place_steps_are_not_taken_with_a_frozen_table(workspace: Path, frozen: Path) -> None:
+    in_place = ("--set", "negatives.kind=per_example", "--set", "model.score=dot", "--set", "loss=bpr")
+    trained = checkpoint_arrays(train(workspace, "bpr", *FROZEN, *in_place), "track")["weights"]
+    assert trained.tobytes() == checkpoint_arrays(frozen, "track")["weights"].tobytes()
+
+
+def test_resumed_run_does_not_read_the_vectors_again(workspace: Path) -> None:
+    whole = train(workspace, "whole", *START)
+    half = train(workspace, "half", *START, "--set", "train.epochs=1")
+    (workspace / "vectors.parquet").rename(workspace / "moved.parquet")
+    try:
+        train(workspace, "half", *START, "--resume", "--set", "train.epochs=2")
+    finally:
+        (workspace / "moved.parquet").rename(workspace / "vectors.parquet")
+    for table in ("customer", "track"):
+        for name, values in checkpoint_arrays(whole, table).items():
+            assert checkpoint_arrays(half, table)[name].tobytes() == values.tobytes()
+    other = crossfade_here("train", "job.yaml", "--run-dir", "half", "--resume", cwd=workspace)
+    assert other.returncode == 2
+    assert "model.start.track was" in other.stderr
+    assert "and is now None" in other.stderr
+
+
+def test_warm_start_gives_vectors_to_new_rows_only(workspace: Path, frozen: Path) -> None:
+    write_planted(workspace / "fewer", tracks=TRACKS)
+    small = ("--set", "data.path=fewer", "--set", "train.epochs=1")
+    old = checkpoint_arrays(train(workspace, "old", *small), "track")["weights"]
+    slow = ("--set", "optimizer.learning_rate=1e-30", "--set", "checkpoint.warm_start_from=old/checkpoints")
+    new = checkpoint_arrays(train(workspace, "new", *START, *slow), "track")["weights"]
+    assert new[:TRACKS].tobytes() == old.tobytes()
+    assert new[TRACKS:].tobytes() == checkpoint_arrays(frozen, "track")["weights"][TRACKS:].tobytes()
+    assert np.isin(np.arange(TRACKS, TRACKS + 10), GIVEN).any()
+
+
+def test_embeddings_of_a_run_are_given_vectors(workspace: Path, frozen: Path) -> None:
+    start = ("--set", "model.start={track: frozen/embeddings/track}", "--set", "model.frozen=[track]")
+    found = checkpoint_arrays(train(workspace, "second", *start, "--set", "train.seed=2"), "track")["weights"]
+    assert found.tobytes() == checkpoint_arrays(frozen, "track")["weights"].tobytes()
+
+
+def test_vectors_are_read_from_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, manifest, _ = open_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
+    with running_object_store(tmp_path) as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        Folder(server.uri("given")).write("vectors.parquet", (workspace / "vectors.parquet").read_bytes())
+        for source in (server.uri("given/vectors.parquet"), server.uri("given")):
+            given = GivenVectors("track", source, Vocabulary(data, manifest, "track"), DIM)
+            [(rows_A, values_AD)] = given.blocks(np.ones(TRACKS + 10, np.bool_))
+            np.testing.assert_array_equal(rows_A, np.sort(GIVEN))
+            np.testing.assert_array_equal(values_AD, given_vectors()[np.argsort(GIVEN)].astype(np.float32))
+
+
+def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path) -> None:
+    cold = np.arange(TRACKS, TRACKS + 10)
+    given = np.isin(cold, GIVEN)
+    assert 0 < given.sum() < 10
+    trained_R = with_trained_model(str(frozen), None, print, lambda model: model.trained_rows(model.spec.item))
+    np.testing.assert_array_equal(trained_R[cold], given)
+    job = load_job(workspace / "job.yaml", ["model.item_features=[track, genre]", f"data.path={workspace}/data"])
+    for start, expected in (({}, np.zeros(10, bool)), ({"track": f"{workspace}/vectors.parquet"}, given)):
+        started = job.model_copy(update={"model": job.model.model_copy(update={"start": start})})
+        folder, manifest, model = open_inputs(started)
+        tower = load_towers(started, model, folder, manifest).of("track")
+        assert tower is not None
+        np.testing.assert_array_equal(tower.inputs(cold).uses_id_A, expected)
+
+
+def test_plan_counts_no_pushes_of_frozen_tables(workspace: Path) -> None:
+    options = [f"data.path={workspace}/data", "model.start={track: v.parquet}"]
+    plans = [
+        plan_capacity(read_inputs(load_job(workspace / "job.yaml", [*options, *more])).with_counts())
+        for more in ([], ["model.frozen=[track]"])
+    ]
+    learned, frozen = (plan.traffic for plan in plans)
+    assert learned is not None
+    assert frozen is not None
+    assert frozen.bytes_pulled == learned.bytes_pulled == learned.bytes_pushed
+    tracks = next(sum(table.rows) for table in frozen.tables if table.table == "track")
+    assert learned.bytes_pushed - frozen.bytes_pushed == pytest.approx(tracks * (8 + 4 * DIM))
+    assert any("given vectors of track" in part.what for part in plans[0].processes[0].parts)
+
+
+def bad_files(folder: Path) -> dict[str, Callable[[Path], None]]:
+    ids, vectors = [5000, 5001], [[1.0] * DIM, [2.0] * DIM]
+    return {
+        "given vectors without a column": lambda path: pq.write_table(pa.table({"id": ids, "v": vectors}), path),
+        "given vectors that are no lists": lambda path: write_vectors(path, ids, [1.0, 2.0]),
+        "given vectors of another length": lambda path: write_vectors(path, ids, [[1.0] * 4, [2.0] * 4]),
+        "given vectors with ids of another type": lambda path: write_vectors(path, ["a", "b"], vectors),
+        "given vectors of no id": lambda path: write_vectors(path, [1, 2], vectors),
+        "two given vectors of an id": lambda path: write_vectors(path, [5000, 5000], vectors),
+        "a given vector that is null": lambda path: write_vectors(path, ids, [vectors[0], None]),
+        "a given vector that is not finite": lambda path: write_vectors(path, ids, [vectors[0], [np.nan] * DIM]),
+        "a file of given vectors that is not Parquet": lambda path: path.write_text("id,vector\n"),
+        "a missing file of given vectors": lambda path: path.unlink(missing_ok=True),
+    }
+
+
+def rejected(workspace: Path, *options: str) -> str:
+    result = crossfade_here("train", "job.yaml", "--run-dir", "bad", *options, cwd=workspace)
+    assert result.returncode == 2, result.stderr
+    return result.stderr.strip().splitlines()[-1].removeprefix("crossfade: error: ")
+
+
+@pytest.mark.parametrize("cause", bad_files(Path()))
+def test_unusable_vectors_are_rejected(workspace: Path, cause: str) -> None:
+    bad_files(workspace)[cause](workspace / "bad.parquet")
+    documented(cause, rejected(workspace, "--set", "model.start={track: bad.parquet}"))
+
+
+def test_unusable_tables_are_rejected(workspace: Path) -> None:
+    documented("given vectors of an unknown table", rejected(workspace, "--set", "model.start={artist: v.parquet}"))
+    documented("a frozen table that the job lacks", rejected(workspace, "--set", "model.frozen=[artist]"))
+    documented("a job whose tables are all frozen", rejected(workspace, "--set", "model.frozen=[customer, track]"))
+    documented("a folder without given vectors", rejected(workspace, "--set", "model.start={track: data}"))

@@ -1,0 +1,266 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
+"""Content columns of an entity, from separate files: audio features of tracks, embeddings of their texts or images.
+
+    read_content(connection, plans, work, progress)                 # given_content_0 (id, value: a list of floats), …
+    column = write_content(connection, plans[0], base, staged)      # after the vocabulary of the entity
+
+A value is a number, or a list of as many numbers in every row: Arrow lists, or ``[0.1, 0.2]`` in text. Nulls, empty
+text, and NaN as a single number are missing values. With a base dataset, IDs that the files have no value for keep the
+values that they have there, and the scaling is that of the base dataset, which its models were trained with.
+
+Shapes: N values of a batch, D numbers of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.content import content_group_rows, content_schema, content_values, iter_content
+from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.extend import BaseDataset
+from crossfade.trainer.prepare.features import FeatureFile, FeaturePlan
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
+from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.vocabulary_tables import Side
+
+OPTION = "--content"
+_BATCH_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class ContentPlan(FeaturePlan):
+    """One content column to prepare."""
+
+    @property
+    def given_table(self) -> str:
+        """The table of the working database with the IDs and values of its files."""
+        return f"given_content_{self.number}"
+
+
+def plan_content(
+    content: Sequence[FeatureFile],
+    files: Sequence[Sequence[Source]],
+    sides: Mapping[str, Side],
+    base: BaseDataset | None,
+) -> list[ContentPlan]:
+    """Plan the columns of ``content``, whose files are ``files``, and after them those that only ``base`` has."""
+    named = [(name, file, found) for file, found in zip(content, files, strict=True) for name in file.columns]
+    given = {name for name, _, _ in named}
+    plans = [
+        ContentPlan(number, name, file.entity, sides[file.entity], file, found)
+        for number, (name, file, found) in enumerate(named)
+    ]
+    in_base = base.manifest.content if base else {}
+    carried = [(name, entity) for entity, columns in in_base.items() for name in columns if name not in given]
+    return plans + [
+        ContentPlan(number, name, entity, sides[entity], None)
+        for number, (name, entity) in enumerate(carried, start=len(plans))
+    ]
+
+
+def check_content(content: Sequence[FeatureFile], taken: Mapping[str, str], base: BaseDataset | None) -> None:
+    """Reject columns of unknown entities, and names in use; ``taken`` maps the names of entities to what they are.
+
+    Raises:
+        InputError: there is one.
+    """
+    used = {name.lower(): what for name, what in taken.items()}
+    sides = [name for name, what in taken.items() if what == "side"]
+    for file in content:
+        if file.entity not in sides:
+            raise InputError(f"{OPTION} {file.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
+        for name in file.columns:
+            others = [entity for entity, columns in (base.manifest.content if base else {}).items() if name in columns]
+            if name.lower() in used or others not in ([], [file.entity]):
+                raise InputError(
+                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the column another one: NAME=COLUMN"
+                )
+            used[name.lower()] = "content"
+
+
+def read_content(
+    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContentPlan], work: Path, progress: ProgressReporter
+) -> None:
+    """Create the table ``given_content_N`` (ID as text, value) of each column with files.
+
+    Raises:
+        InputError: a file cannot be read, lacks a column, or has values that are not numbers or lists of one length.
+    """
+    with_files = [plan for plan in plans if plan.source]
+    if with_files:
+        progress.phase("read content", sum(file.bytes for plan in with_files for file in plan.files), "B")
+    for plan in with_files:
+        assert plan.source is not None
+        column = plan.source.columns[plan.name]
+        execute(connection, "CREATE TABLE all_content (id VARCHAR, value FLOAT[])")
+        with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
+            for source, file in zip(plan.files, local_files, strict=True):
+                _append(connection, plan.source.id_column, column, file)
+                progress.advance(source.bytes)
+        execute(connection, f"CREATE TABLE {plan.given_table} AS SELECT DISTINCT id, value FROM all_content")
+        execute(connection, "DROP TABLE all_content")
+        _check_given(connection, plan, column)
+
+
+def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, file: RawFile) -> None:
+    """Append the values of one file to ``all_content``."""
+    kind = open_columns(connection, file, {"id": id_column, "value": column}, whole_lists=("value",))["value"]
+    if kind == "datetime":
+        raise InputError(
+            f"{file}: column '{column}' holds {KIND_NAMES[kind]}; expected numbers, or lists of numbers: cast it, or "
+            "name another column"
+        )
+    missing, numbers = "isnan(TRY_CAST(value AS DOUBLE))", "[TRY_CAST(value AS FLOAT)]"
+    if str(connection.sql("SELECT value FROM raw LIMIT 0").types[0]).endswith("]"):
+        missing, numbers = "len(value) = 0", "TRY_CAST(value AS FLOAT[])"
+    elif kind in ("text", "string"):
+        missing = f"value IN ('', '[]') OR {missing}"
+        numbers = f"CASE WHEN value LIKE '[%' THEN TRY_CAST(value AS FLOAT[]) ELSE {numbers} END"
+    with read_errors(file):
+        execute(
+            connection,
+            f"CREATE TABLE piece AS SELECT position, CAST(id AS VARCHAR) AS id, {numbers} AS value FROM raw "
+            f"WHERE id IS NOT NULL AND CAST(id AS VARCHAR) <> '' AND NOT coalesce({missing}, value IS NULL)",
+        )
+    bad = "value IS NULL OR list_count(value) < len(value) OR NOT list_bool_and([isfinite(x) FOR x IN value])"
+    found = connection.execute(
+        "SELECT position + 1, left(CAST(value AS VARCHAR), 40) FROM raw "
+        f"WHERE position = (SELECT min(position) FROM piece WHERE {bad})"
+    ).fetchone()
+    close_raw(connection)
+    if found is not None:
+        raise InputError(
+            f"{file}, row {found[0]}: column '{column}' has '{found[1]}'; expected a number, or a list of numbers, all "
+            "finite"
+        )
+    execute(connection, "INSERT INTO all_content SELECT id, value FROM piece")
+    execute(connection, "DROP TABLE piece")
+
+
+def _check_given(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, column: str) -> None:
+    assert plan.source is not None
+    where = f"{OPTION} {plan.entity}={plan.source.path}: column '{column}'"
+    found = connection.execute(f"SELECT DISTINCT len(value) FROM {plan.given_table} ORDER BY 1").fetchall()
+    widths = [width for (width,) in found]
+    if not widths:
+        raise InputError(f"{where} has no value; leave it out")
+    if len(widths) > 1 or widths[0] > MAX_CONTENT_WIDTH:
+        raise InputError(
+            f"{where} has lists of {' and '.join(f'{width}' for width in widths[:2])} numbers; expected lists of one "
+            f"length, at most {MAX_CONTENT_WIDTH}"
+        )
+    twice = connection.execute(
+        f"SELECT min(id) FROM (SELECT id FROM {plan.given_table} GROUP BY id HAVING count(*) > 1)"
+    ).fetchone()
+    if twice is not None and twice[0] is not None:
+        raise InputError(f"{where} has two different values of the id '{twice[0]}'; expected one value of each id")
+
+
+@dataclass
+class _Moments:
+    """Sums of the values of a column, each added after the one before, so that they do not depend on batches."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value_ND: FloatArray) -> None:
+        """Add the values of some rows."""
+        flat_N = value_ND.astype(np.float64).ravel()
+        self.count += len(flat_N)
+        self.total = float(np.cumsum(np.concatenate([[self.total], flat_N]))[-1])
+        self.squares = float(np.cumsum(np.concatenate([[self.squares], flat_N * flat_N]))[-1])
+
+    def scaling(self, width: int) -> tuple[float, float]:
+        """Return what is subtracted from values, and what they are divided by."""
+        mean = self.total / self.count if width == 1 else 0.0
+        variance = self.squares / self.count - mean * mean
+        # Numbers that are all equal leave only rounding errors.
+        return mean, float(np.sqrt(variance)) if variance > 1e-12 * (self.squares / self.count) else 1.0
+
+
+def write_content(
+    connection: duckdb.DuckDBPyConnection, plan: ContentPlan, base: BaseDataset | None, staged: Staged
+) -> tuple[Content, int]:
+    """Write the values of a column by row of ``vocabulary_SIDE``; return it, and the IDs that are in no row.
+
+    Raises:
+        InputError: the files have a value for none of the IDs, or values of another length than in the base dataset.
+    """
+    execute(connection, "CREATE TABLE rows_of_content (row BIGINT, value FLOAT[])")
+    ignored = 0
+    if plan.source is not None:
+        joined = f"{plan.given_table} g JOIN vocabulary_{plan.side} v ON CAST(v.id AS VARCHAR) = g.id"
+        execute(connection, f"INSERT INTO rows_of_content SELECT v.row, g.value FROM {joined}")
+        filled = fetch_count(connection, "SELECT count(*) FROM rows_of_content")
+        ignored = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}") - filled
+        if not filled:
+            raise InputError(
+                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
+                f"events (column '{plan.source.id_column}'); expected ids of the same entity: check the columns"
+            )
+        execute(connection, f"DROP TABLE {plan.given_table}")
+    old = base.manifest.content_of(plan.entity).get(plan.name) if base else None
+    if base is not None and old is not None:
+        width = fetch_one(connection, "SELECT max(len(value)) FROM rows_of_content")[0]
+        if width not in (None, old.width):
+            raise InputError(
+                f"{OPTION} {plan.entity}=…: '{plan.name}' has {width} numbers, but {old.width} in the base dataset; "
+                "give the column another name: NAME=COLUMN"
+            )
+        _carry(connection, base, plan)
+    return _write(connection, plan, old, staged), ignored
+
+
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ContentPlan) -> None:
+    """Add the values of the base dataset, except of rows that have new values or belong to another ID now."""
+    execute(connection, "CREATE TABLE base_content (row BIGINT, value FLOAT[])")
+    for _, row_N, value_ND in iter_content(base.folder, base.manifest, plan.entity, plan.name):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), value_ND.shape[1])
+        connection.register("part", pa.table({"row": row_N, "value": lists}))
+        execute(connection, "INSERT INTO base_content SELECT row, value FROM part")
+        connection.unregister("part")
+    execute(
+        connection,
+        f"INSERT INTO rows_of_content SELECT b.row, b.value FROM base_content b JOIN base_{plan.side} old USING (row) "
+        f"JOIN vocabulary_{plan.side} v ON v.row = b.row AND v.id = old.id "
+        "WHERE b.row NOT IN (SELECT row FROM rows_of_content)",
+    )
+    execute(connection, "DROP TABLE base_content")
+
+
+def _write(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, old: Content | None, staged: Staged) -> Content:
+    """Write ``rows_of_content``, with the scaling of ``old``, the column of the base dataset, if there is one."""
+    rows, width = fetch_one(connection, "SELECT count(*), max(len(value)) FROM rows_of_content")
+    assert isinstance(rows, int)
+    assert isinstance(width, int)
+    schema, moments = content_schema(width), _Moments()
+    group_rows = content_group_rows(row_group_rows(rows), width)
+    with PartWriter(staged, f"{CONTENT}/{plan.entity}/{plan.name}", schema, group_rows) as writer:
+        for batch in _batches(connection):
+            value_ND = content_values(pa.chunked_array([batch.column(1)]), width, plan.name)
+            moments.add(value_ND)
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field("value").type)
+            writer.write(pa.RecordBatch.from_arrays([batch.column(0), lists], schema=schema))
+        files = writer.close()
+    execute(connection, "DROP TABLE rows_of_content")
+    mean, std = (old.mean, old.std) if old is not None else moments.scaling(width)
+    return Content(width=width, mean=mean, std=std, files=files)
+
+
+def _batches(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
+    ordered = connection.sql("SELECT row, value FROM rows_of_content ORDER BY row")
+    yield from (batch for batch in ordered.to_arrow_reader(_BATCH_ROWS) if batch.num_rows)
