@@ -5,7 +5,8 @@
 
     DATA/manifest.json
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
-    DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
+    DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given, and an
+                                                int64 column for each context entity: a row of it, or -1 for none
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
 
@@ -160,9 +161,10 @@ class Entity(_Strict):
 class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
-    ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``lineage`` holds the fingerprints
-    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source`` documents how
-    the data were prepared, what was dropped and why.
+    ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``context`` are the entities that
+    belong to events, such as the hour or the device, whose rows are columns of the splits. ``lineage`` holds the
+    fingerprints (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source``
+    documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -172,6 +174,7 @@ class DatasetManifest(_Strict):
     entities: dict[EntityName, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
+    context: list[EntityName] = Field(default_factory=list)
     lineage: list[Count] = Field(default_factory=list)
     has_timestamp: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
@@ -196,6 +199,10 @@ class DatasetManifest(_Strict):
                 if name not in self.entities or name in taken:
                     raise ValueError(f"features: '{name}' of '{entity}' must be an entity of its own")
                 taken.add(name)
+        for name in self.context:
+            if name not in self.entities or name in taken:
+                raise ValueError(f"context: '{name}' must be an entity of its own")
+            taken.add(name)
         return self
 
     @model_validator(mode="after")

@@ -251,8 +251,10 @@ class _BlockFetch:
             block.rows, seed=self._seed, stream=_SHUFFLE_STREAM, epoch=block.epoch, position=block.position
         )
         parts, self._parts = [part for part in self._parts if part is not None], []
-        joined = concatenate(parts)
-        return Interactions(*_take(joined.query_N, joined.item_N, joined.weight_N, order[block.skip :]))
+        joined, order_M = concatenate(parts), order[block.skip :]
+        context_MK = None if joined.context_NK is None else joined.context_NK[order_M]
+        query_M, item_M, weight_M = _take(joined.query_N, joined.item_N, joined.weight_N, order_M)
+        return Interactions(query_M, item_M, weight_M, context_MK)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)

@@ -107,6 +107,7 @@ class ModelSpec:
         score: compares a query's vector with an item's.
         towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
         dense: layers that the vectors of a side then pass through.
+        context: the tables of context entities, whose vectors are added to that of the query.
     """
 
     query: TableSpec
@@ -114,6 +115,7 @@ class ModelSpec:
     score: Score
     towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
+    context: tuple[TableSpec, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -122,13 +124,15 @@ class ModelSpec:
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables, the query side's first."""
+        """All tables: of the query side, of context, and of the item side."""
         towers = {tower.entity: tower for tower in self.towers}
-        return [
-            table
-            for entity in (self.query, self.item)
-            for table in (towers[entity].tables if entity in towers else [entity])
-        ]
+        query, item = (towers[entity].tables if entity in towers else [entity] for entity in (self.query, self.item))
+        return [*query, *self.context, *item]
+
+    @property
+    def query_sum(self) -> TowerSpec | None:
+        """The sum of a query's vector and those of its context, as a tower of which they are features; None without."""
+        return TowerSpec(self.query, None, (self.query, *self.context), mean=False) if self.context else None
 
     @property
     def has_item_features(self) -> bool:
@@ -140,8 +144,8 @@ class ModelSpec:
 
     @property
     def vectors(self) -> list[TableSpec]:
-        """Everything that has vectors: the two entities and their features."""
-        return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]
+        """Everything that has vectors: the two entities, their features, and context."""
+        return [self.query, self.item, *(table for tower in self.towers for table in tower.features), *self.context]
 
 
 def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
@@ -152,8 +156,11 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     """
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
+    context = [name for name in job.model.query_features if name in manifest.context]
+    if context:
+        _check_context(f"{source}: model.query_features names '{context[0]}'", job, context)
     sides = (
-        ("query", query, manifest.query, job.model.query_features),
+        ("query", query, manifest.query, [name for name in job.model.query_features if name not in context]),
         ("item", item, manifest.item, job.model.item_features),
     )
     for side, name, expected, tower in sides:
@@ -187,7 +194,20 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
         for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
         if widths
     )
-    return ModelSpec(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
+    score = Score.of(job.model.score, job.model.temperature)
+    return ModelSpec(table(query), table(item), score, towers, dense, tuple(map(table, context)))
+
+
+def _check_context(named: str, job: JobConfig, context: Sequence[str]) -> None:
+    """Check that the vector of a query can be the sum of its entity's vector and those of ``context``."""
+    if len(context) == len(job.model.query_features):
+        raise InputError(f"{named}, which is context, but no entity that has it; add the query entity or its features")
+    if len(set(context)) < len(context):
+        raise InputError(f"{named}; expected each name of {job.model.query_features} once")
+    if job.model.combine == "mean":
+        raise InputError(f"{named}, whose vector is added to the query's; set model.combine to sum, now mean")
+    if job.model.dense.query:
+        raise InputError(f"{named}, whose vector is added to the query's; leave out model.dense.query")
 
 
 def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:
@@ -195,9 +215,13 @@ def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetM
     for name in tower:
         if name not in known:
             others = f"; it has {', '.join(known[1:])}" if known[1:] else ""
+            context = ""
+            if entity == manifest.query:
+                found = f" ({', '.join(manifest.context)})" if manifest.context else ""
+                context = f", and context{found}, which --context adds"
             raise InputError(
                 f"{key} names '{name}', but {path} has no such feature of {entity}{others}: expected {entity} and "
-                "its features, which 'crossfade prepare --features' adds"
+                f"its features, which 'crossfade prepare --features' adds{context}"
             )
     if len(set(tower)) < len(tower):
         raise InputError(f"{key} is {list(tower)}: expected each name once")

@@ -22,6 +22,7 @@ from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetMa
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.disk_space import warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
@@ -98,6 +99,7 @@ class _Preparation:
         self._staged = staged
         self._faults = faults
         self._progress = progress
+        self._context = plan_context(options.context)
         self._facts: Facts = {}
 
     def run(self) -> DatasetManifest:
@@ -121,6 +123,9 @@ class _Preparation:
         self._hold_out(table, events)
         rows = self._count_splits()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
+        if self._context:
+            types = create_context_values(self._connection, self._context, events)
+            entities |= vocabularies.build_context(self._context, types)
         self._facts |= vocabularies.facts
         return DatasetManifest(
             query=options.query,
@@ -128,6 +133,7 @@ class _Preparation:
             entities=entities,
             splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
             features=features,
+            context=[plan.name for plan in self._context],
             lineage=self._base.lineage() if self._base else [],
             has_timestamp=events.timestamps is not None,
             source={
@@ -278,14 +284,17 @@ class _Preparation:
         fields = [(options.query, pa.int64()), (options.item, pa.int64()), (WEIGHT, pa.float32())]
         if events.timestamps is not None:
             fields.append((TIMESTAMP, pa.int64()))
+        fields += [(plan.name, pa.int64()) for plan in self._context]
+        context, joins = context_columns_sql(self._context)
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
         shuffled = self._connection.sql(
-            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, weight{timestamp} "
-            "FROM interactions e "
-            "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item "
-            f"WHERE split = {SPLITS.index(split)} ORDER BY hash(hash({options.seed}::BIGINT, seq)), seq"
+            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, e.weight{timestamp}"
+            f"{context} FROM interactions e "
+            "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
+            f"{joins} WHERE e.split = {SPLITS.index(split)} "
+            f"ORDER BY hash(hash({options.seed}::BIGINT, e.seq)), e.seq"
         )
         self._progress.phase(f"write {split}", rows, "row")
         group_rows = row_group_rows(rows)
@@ -332,6 +341,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
         "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.expire_after.items()],
+        "context": [f"{name}={source}" for name, source in options.context.items()],
         "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
     }
     return {

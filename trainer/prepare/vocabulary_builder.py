@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Build and write the vocabularies of a preparation: those of the two sides, then those of their features.
+"""Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
 builder.load_base({"customer": "query", "track": "item"}, id_types)
@@ -18,6 +18,7 @@ import duckdb
 from crossfade.trainer.data.manifest import Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
+from crossfade.trainer.prepare.context import ContextPlan, counted_context_sql
 from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.events import IdChoice, IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
@@ -144,6 +145,21 @@ class VocabularyBuilder:
             self.facts[f"{name}_filled"] = report.filled_rows
             self.facts[f"{name}_ids_ignored"] = report.ignored_ids
         return entities, features
+
+    def build_context(self, plans: Sequence[ContextPlan], types: Mapping[str, IdType]) -> dict[str, Entity]:
+        """Build and write the vocabularies of context, whose values are in ``event_values``, by name.
+
+        Raises:
+            InputError: values have another type than in the base dataset.
+        """
+        entities: dict[str, Entity] = {}
+        for plan in plans:
+            if self._base is not None and plan.name in self._base.manifest.entities:
+                self._base.check_id_type(plan.name, types[plan.name])
+                load_base(self._connection, self._base, plan.key, plan.name, self._progress)
+            self._build(plan.key, plan.name, counted_context_sql(plan.key))
+            entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
+        return entities
 
     def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
         """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""

@@ -83,7 +83,7 @@ class InPlaceStep:
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
     """Choose how the steps of a job are taken."""
     negatives = job.resolved_negatives(model.item.rows)
-    plain = not model.towers and not towers.dense.entities and not model.score.normalized
+    plain = not model.towers and not model.context and not towers.dense.entities and not model.score.normalized
     if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)
     return PullPushStep(store, engine, towers)
