@@ -201,7 +201,7 @@ class DatasetManifest(_Strict):
                 taken.add(name)
         for name in self.context:
             if name not in self.entities or name in taken:
-                raise ValueError(f"context: '{name}' must be an entity of its own")
+                raise ValueError(f"context: '{name}' must be another entity than query, item and features, once")
             taken.add(name)
         return self
 
