@@ -14,6 +14,7 @@ from crossfade.next_command import train_command
 from crossfade.options.command import add_command
 from crossfade.options.parsing import (
     memory_bytes,
+    parse_context,
     parse_event_weights,
     parse_features,
     parse_minimums,
@@ -68,7 +69,7 @@ stays text. An ID that occurs only in valid or test gets a row too. Synthetic da
 """
 _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
-    *("delimiter", "timestamp_format", "on_bad_line", "on_missing"),
+    *("delimiter", "timestamp_format", "context", "on_bad_line", "on_missing"),
     *("features", "content", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit"),
     *("expire_after", "hold_out", "hold_out_valid", "hold_out_test", "order", "work_dir", "memory", "threads"),
 )
@@ -143,6 +144,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         event_weights=parse_event_weights(arguments.event_weights),
         timestamp=arguments.timestamp,
         timestamp_formats=arguments.timestamp_format or (),
+        context=parse_context(arguments.context or (), "COLUMN", "hour=timestamp:hour"),
         on_bad_line=on_bad_line,
         quarantine=quarantine,
         on_missing=parse_on_missing(arguments.on_missing),

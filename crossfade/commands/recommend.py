@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import unicodedata
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import CommandParser, add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.options.parsing import parse_context
 from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ _EXAMPLES = (
     (
         'crossfade recommend runs/lastfm --history "Radiohead" "Björk"',
         "Recommend to somebody new, by what they like.",
+    ),
+    (
+        "crossfade recommend runs/lastfm_context --customer 2 --context tag=24",
+        "Recommend in a context, to a model that has it.",
     ),
 )
 _NOTES = f"""\
@@ -96,6 +102,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     ranking.add_argument(
         "--index", metavar="FOLDER", help="search this index of the items instead of ranking all items exactly"
+    )
+    ranking.add_argument(
+        "--context",
+        action="append",
+        metavar="NAME=VALUE",
+        help="recommend in this context, by ID or name, such as hour=18; repeatable (default: in none)",
     )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
@@ -168,6 +180,11 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         raise InputError(f"--out {out}: is a folder; name a file in it, such as {out / 'recs.parquet'}")
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
+    if arguments.context and (arguments.history is not None or arguments.history_file is not None):
+        raise InputError(
+            f"--context {arguments.context[0]}: is added to trained vectors, which --history and --history-file do not "
+            "use; leave it out"
+        )
     exclude = ALL_SPLITS if arguments.exclude is None else tuple(dict.fromkeys(arguments.exclude))
     return RecommendOptions(
         arguments.count, exclude, arguments.popularity_damping, read_filters(arguments), arguments.index
@@ -179,9 +196,12 @@ def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argpar
 
     from crossfade.display import progress_bars
     from crossfade.trainer.recommend.bulk import recommend_in_bulk
+    from crossfade.trainer.recommend.context import find_context
     from crossfade.trainer.recommend.recommender import Recommender
     from crossfade.trainer.recommend.row_names import RowNames
 
+    given = parse_context(arguments.context or (), "VALUE", "hour=18")
+    options = replace(options, context=find_context(model, given, _logger.warning))
     if arguments.history is not None or arguments.history_file is not None:
         _recommend_to_new(model, options, arguments)
         return

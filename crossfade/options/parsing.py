@@ -161,6 +161,21 @@ def parse_features(texts: Sequence[str], option: str = "--features") -> list[Fea
     return files
 
 
+def parse_context(texts: Sequence[str], value: str, example: str) -> dict[str, str]:
+    """Read the texts ``NAME=…`` of ``--context``, each name once; ``value`` names what follows, as in ``example``.
+
+    Raises:
+        InputError: a text has another form.
+    """
+    context: dict[str, str] = {}
+    for text in texts:
+        name, given = split_pair(text)
+        if not name or not given or name in context:
+            raise InputError(f"--context {text}: expected NAME={value}, each name once, as in {example}")
+        context[name] = given
+    return context
+
+
 def parse_number(option: str, text: str) -> float:
     """Read the number ``text`` of ``option``, which may be written 1_000_000 or 1e6.
 

@@ -94,6 +94,14 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
         "several units, by the size of the number), or one of strptime, such as '%%d/%%m/%%Y %%H:%%M'",
     )
     group.add_argument(
+        "--context",
+        action="append",
+        metavar="NAME=COLUMN",
+        help="read the context of each event, such as device=device_type, as an entity for model.query_features; or "
+        "derive it: NAME=timestamp:hour (0 to 23, UTC), timestamp:weekday (1 is Monday), timestamp:previous (the item "
+        "of the event before); repeatable",
+    )
+    group.add_argument(
         "--id-type",
         choices=["auto", "integer", "string"],
         help="set the type of IDs in text files; auto (default): integer if all IDs are integers",

@@ -31,6 +31,7 @@ BLOCK_COPIES = 2
 """The shuffle blocks of a partition, and as much again that the allocator keeps of earlier ones. With the decoding
 threads it counts 194 MiB for 16 partitions of 131,072 rows, for which a process grew by 212 to 235."""
 _INTERACTION_BYTES = 8 + 8 + 4
+_CONTEXT_BYTES = 8
 _TIMESTAMP_BYTES = 8
 _ROW_USE_BYTES = 4 * 8
 _BATCHES_HELD = 4
@@ -53,7 +54,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     """Yield what a worker with ``load`` holds to train."""
     job, model = inputs.job, inputs.model
     yield MemoryItem(
-        "interactions: two shuffle blocks a partition", BLOCK_COPIES * load.block_rows * _INTERACTION_BYTES
+        "interactions: two shuffle blocks a partition", BLOCK_COPIES * load.block_rows * _interaction_bytes(inputs)
     )
     yield MemoryItem("fetching, decoding and shuffling them", _decoding_bytes(inputs, load.max_block_rows))
     yield from _features(inputs)
@@ -74,7 +75,13 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
 def row_uses(inputs: PlanInputs, load: WorkerLoad) -> int:
     """Return how often a step of ``load`` uses a row of a table: an upper bound of its active rows."""
     query, item = (1 + _mean_values(inputs, entity) for entity in (inputs.model.query, inputs.model.item))
+    query += len(inputs.model.context)
     return int(np.ceil(query * load.examples + item * (load.examples + load.negatives)))
+
+
+def _interaction_bytes(inputs: PlanInputs) -> int:
+    """Return the bytes of an interaction in memory: two rows, a weight, and a row of each context entity."""
+    return _INTERACTION_BYTES + _CONTEXT_BYTES * len(inputs.model.context)
 
 
 def _mean_values(inputs: PlanInputs, entity: TableSpec) -> float:
@@ -146,9 +153,10 @@ def _decoding_bytes(inputs: PlanInputs, block_rows: int) -> int:
     """Return what reader threads hold: a row group as fetched and as decoded, and a shuffle block being assembled."""
     files = {group.file.path: group.file for group in inputs.selection.groups}.values()
     group_rows = max(max(file.row_groups) for file in files)
-    columns = _INTERACTION_BYTES if inputs.selection.row_counts is None else _INTERACTION_BYTES + _TIMESTAMP_BYTES
+    interaction = _interaction_bytes(inputs)
+    columns = interaction if inputs.selection.row_counts is None else interaction + _TIMESTAMP_BYTES
     order = 8
-    return inputs.job.data.reader_threads * (2 * group_rows * columns + block_rows * (_INTERACTION_BYTES + order))
+    return inputs.job.data.reader_threads * (2 * group_rows * columns + block_rows * (interaction + order))
 
 
 def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
@@ -165,12 +173,15 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
         for name in set(job.evaluate.excluded_from("valid"))
         if name in splits
     )
-    local_queries = -(-queries // job.cluster.workers)
+    # A query is evaluated in each of its contexts.
+    in_contexts = splits["valid"].rows if inputs.manifest.context else queries
+    local_queries = -(-in_contexts // job.cluster.workers)
     pairs = -(-(excluded + splits["valid"].rows) // job.cluster.workers)
-    # A query and an item are one int64; concatenating, sorting and comparing make copies. Each of a query's best items
-    # takes 12 bytes.
+    # A query and an item are one int64 (with context, one each); concatenating, sorting and comparing make copies. Each
+    # of a query's best items takes 12 bytes.
     yield MemoryItem("held-out and excluded items", 8 * pairs, required=False)
-    gathered = 32 * max(pairs, splits["valid"].rows)
+    columns = len(inputs.manifest.context) + 2 if inputs.manifest.context else 1
+    gathered = 32 * max(pairs, columns * splits["valid"].rows)
     yield MemoryItem("gathering held-out and excluded items", gathered, "start", required=False)
     ranking = local_queries * (2 * job.model.dim * VALUE_BYTES + max(job.evaluate.k) * 13)
     yield MemoryItem("queries and their rankings", ranking, "evaluation", required=False)

@@ -44,8 +44,8 @@ class ModelConfig(Section):
     init_std: Positive = Field(0.1, description="standard deviation of the initial values of a row")
     query_features: list[Name] = Field(
         [],
-        description="tables whose embeddings make up a query's vector: data.query and its features; default: "
-        "[data.query]",
+        description="tables whose embeddings make up a query's vector, such as [customer, hour]: data.query, its "
+        "features, and context of events; default: [data.query]",
     )
     item_features: list[Name] = Field(
         [],

@@ -5,7 +5,8 @@
 
     DATA/manifest.json
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
-    DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
+    DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given, and an
+                                                int64 column for each context entity: a row of it, or -1 for none
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
     DATA/content/ENTITY/COLUMN/part-00000.parquet       row int64 of ENTITY, value: a list of float32
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
@@ -183,9 +184,10 @@ class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
     ``features`` and ``content`` are grouped by their ``query`` or ``item`` entity, then by name; ``content`` is left
-    out of the JSON if empty. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose rows
-    this one keeps, the oldest first. With ``is_grouped``, the interactions of a query entity are consecutive in each
-    split. ``source`` documents how the data were prepared, what was dropped and why.
+    out of the JSON if empty. ``context`` are the entities that belong to events, such as the hour or the device, whose
+    rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
+    rows this one keeps, the oldest first. With ``is_grouped``, the interactions of a query entity are consecutive in
+    each split. ``source`` documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -196,6 +198,7 @@ class DatasetManifest(_Strict):
     splits: dict[Literal["train", "valid", "test"], Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
+    context: list[EntityName] = Field(default_factory=list)
     lineage: list[Count] = Field(default_factory=list)
     has_timestamp: bool = False
     is_grouped: bool = False
@@ -221,6 +224,10 @@ class DatasetManifest(_Strict):
                 if name not in self.entities or name in taken:
                     raise ValueError(f"features: '{name}' of '{entity}' must be an entity of its own")
                 taken.add(name)
+        for name in self.context:
+            if name not in self.entities or name in taken:
+                raise ValueError(f"context: '{name}' must be another entity than query, item and features, once")
+            taken.add(name)
         return self
 
     @model_validator(mode="after")

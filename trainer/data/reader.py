@@ -6,7 +6,7 @@
 
 Every row group is checked against the manifest: rows within the vocabularies, finite weights, no nulls.
 
-Shapes: N interactions, M some of them.
+Shapes: N interactions, M some of them, K context entities.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,18 +54,24 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions as columns: rows ``query_N`` and ``item_N`` int64, and ``weight_N`` float32 of either sign."""
+    """Interactions as columns: rows ``query_N`` and ``item_N`` int64, and ``weight_N`` float32 of either sign.
+
+    ``context_NK`` has the rows of the context entities that were read, int64, -1 where an event has none; None if none
+    were read.
+    """
 
     query_N: IntArray
     item_N: IntArray
     weight_N: FloatArray
+    context_NK: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.query_N)
 
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Return the interactions at ``indices_M``, in that order."""
-        return Interactions(self.query_N[indices_M], self.item_N[indices_M], self.weight_N[indices_M])
+        context_MK = None if self.context_NK is None else self.context_NK[indices_M]
+        return Interactions(self.query_N[indices_M], self.item_N[indices_M], self.weight_N[indices_M], context_MK)
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
@@ -77,6 +84,7 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
         np.concatenate([part.query_N for part in parts]),
         np.concatenate([part.item_N for part in parts]),
         np.concatenate([part.weight_N for part in parts]),
+        np.concatenate([part.context_NK for part in parts]) if parts[0].context_NK is not None else None,
     )
 
 
@@ -99,18 +107,28 @@ def row_groups(
 class InteractionReader:
     """Reads row groups of a dataset in threads, and checks them against its manifest."""
 
-    def __init__(self, folder: Folder, manifest: DatasetManifest, threads: int = DEFAULT_READER_THREADS) -> None:
-        """Read the dataset in ``folder`` with up to ``threads`` threads, which start when they are needed."""
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: DatasetManifest,
+        threads: int = DEFAULT_READER_THREADS,
+        context: Sequence[str] = (),
+    ) -> None:
+        """Read the dataset in ``folder`` with up to ``threads`` threads, which start when they are needed.
+
+        ``context`` are the context entities whose rows are read.
+        """
         # A separate Folder object, since interrupt() would otherwise stop other users of the caller's.
         self._folder = Folder(folder.uri)
         self._files = ParquetFiles(self._folder)
         self._manifest = manifest
+        self._context = context
         self._max_ahead = threads
         self._interrupted = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader", initializer=yield_to_computation)
 
-    def read(self, group: RowGroup) -> Interactions:
-        """Read the interactions of one row group.
+    def read(self, group: RowGroup, context: Sequence[str] | None = None) -> Interactions:
+        """Read the interactions of one row group; ``context``: other context entities than those of the reader.
 
         Raises:
             InputError: the file is missing or corrupt, or does not match the manifest.
@@ -118,13 +136,15 @@ class InteractionReader:
         """
         if self._interrupted.is_set():
             raise StorageUnavailableError(f"{self._files.uri(group.file)}: reading was interrupted: the run is ending")
-        names = [self._manifest.query, self._manifest.item, WEIGHT]
+        context = self._context if context is None else context
+        names = [self._manifest.query, self._manifest.item, WEIGHT, *context]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
         table = self._files.read(group.file, group.index, names if group.time_range is None else [*names, TIMESTAMP])
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
             self._weights(table, where),
+            np.stack([self._rows(table, name, where, lowest=-1) for name in context], axis=1) if context else None,
         )
         if group.time_range is None:
             return interactions
@@ -136,9 +156,12 @@ class InteractionReader:
             )
         return found
 
-    def read_all(self, split: Split) -> Iterator[Interactions]:
-        """Yield all interactions of ``split``, one row group at a time, in the order of the manifest; prefetches."""
-        yield from self.map(self.read, row_groups(split))
+    def read_all(self, split: Split, context: Sequence[str] | None = None) -> Iterator[Interactions]:
+        """Yield all interactions of ``split``, one row group at a time, in the order of the manifest; prefetches.
+
+        ``context``: other context entities than those of the reader.
+        """
+        yield from self.map(partial(self.read, context=context), row_groups(split))
 
     def map(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
         """Yield ``work(item)`` for each item, in order; the threads run a few items ahead."""
@@ -169,14 +192,15 @@ class InteractionReader:
         self.interrupt()
         self._pool.shutdown(cancel_futures=True)
 
-    def _rows(self, table: pa.Table, name: str, where: str) -> IntArray:
+    def _rows(self, table: pa.Table, name: str, where: str, lowest: int = 0) -> IntArray:
         column: IntArray = column_of(table, name, pa.int64(), where)
         limit = self._manifest.entities[name].rows
-        if len(column) and (column.min() < 0 or column.max() >= limit):
-            first = int(np.argmax((column < 0) | (column >= limit)))
+        if len(column) and (column.min() < lowest or column.max() >= limit):
+            first = int(np.argmax((column < lowest) | (column >= limit)))
+            none = f" ({lowest}: none)" if lowest else ""
             raise InputError(
                 f"{where}, row {first}: column '{name}' is {column[first]}, but the vocabulary has rows 0 to "
-                f"{limit - 1}; prepare the data again"
+                f"{limit - 1}{none}; prepare the data again"
             )
         return column
 

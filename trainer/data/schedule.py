@@ -264,7 +264,10 @@ class _BlockFetch:
             epoch=block.epoch,
             position=block.position,
         )
-        return Interactions(*_take(joined.query_N, joined.item_N, joined.weight_N, order[block.skip :]))
+        order_M = order[block.skip :]
+        context_MK = None if joined.context_NK is None else joined.context_NK[order_M]
+        query_M, item_M, weight_M = _take(joined.query_N, joined.item_N, joined.weight_N, order_M)
+        return Interactions(query_M, item_M, weight_M, context_MK)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)

@@ -3,13 +3,16 @@
     held_out = load_held_out(reader, manifest, "test", job.evaluate, rank=0, workers=1)
     held_out.queries_Q, held_out.truth, held_out.excluded
 
-Shapes: Q queries, N items of all lists or pairs, I items, R rows of the query entity.
+In a dataset with context, a query is a combination of a row of the query entity and the context of a held-out event: a
+customer with two held-out events in different contexts is two queries.
+
+Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the query entity, K context entities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.model.context import number_distinct
 
 _MAX_COUNTED = 1 << 24
 """Interactions whose distinct pairs are in memory together."""
@@ -52,12 +56,13 @@ class HeldOut:
     """What one worker evaluates.
 
     Attributes:
-        queries_Q: its queries, int64 and sorted.
+        queries_Q: its queries, int64 and sorted; rows repeat where they have several contexts.
         truth: the items held out for each query.
         excluded: the items removed from each query's ranking.
         workers: the number of workers that divide the queries among themselves.
         dropped: the number of held-out pairs that do not count, since they are in an excluded split too.
         item_I: the items that are ranked, int64 and sorted, where the table has vacant rows; None: all.
+        context: by context entity of the dataset, its row for each query, int64 (Q,), -1 for none.
     """
 
     queries_Q: IntArray
@@ -66,13 +71,15 @@ class HeldOut:
     workers: int = 1
     dropped: int = 0
     item_I: IntArray | None = None
+    context: Mapping[str, IntArray] = field(default_factory=dict)
 
     def chunks(self, queries: int) -> Iterator[HeldOut]:
         """Yield the same in chunks of at most ``queries`` queries."""
         for first in range(0, len(self.queries_Q), queries):
             end = min(first + queries, len(self.queries_Q))
             lists = self.truth.slice(first, end), self.excluded.slice(first, end)
-            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, item_I=self.item_I)
+            context = {name: row_Q[first:end] for name, row_Q in self.context.items()}
+            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, item_I=self.item_I, context=context)
 
 
 def load_held_out(
@@ -91,6 +98,10 @@ def load_held_out(
     Raises:
         InputError: a file cannot be read.
     """
+    vacant_I = manifest.entities[manifest.item].vacant_rows
+    item_I = np.delete(np.arange(manifest.entities[manifest.item].rows), vacant_I) if vacant_I else None
+    if manifest.context:
+        return _load_in_context(reader, manifest, split, spec, rank, workers, item_I)
     items = manifest.entities[manifest.item].rows
     held_out_N = distinct_pairs(reader, manifest, [split])
     queries_Q = np.unique(held_out_N // items)[rank::workers]
@@ -100,9 +111,45 @@ def load_held_out(
     truth = _lists(new_N, queries_Q, items)
     has_Q = np.diff(truth.starts_Q1) > 0
     lists = truth.filter_queries(has_Q), _lists(excluded_N, queries_Q[has_Q], items)
-    vacant_I = manifest.entities[manifest.item].vacant_rows
-    item_I = np.delete(np.arange(items), vacant_I) if vacant_I else None
     return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I)
+
+
+def _load_in_context(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    split: SplitName,
+    spec: EvaluateConfig,
+    rank: int,
+    workers: int,
+    item_I: IntArray | None,
+) -> HeldOut:
+    """Load the same from a dataset with context; what is excluded belongs to the row, in any context."""
+    items = manifest.entities[manifest.item].rows
+    events_NK = _distinct_events(reader, manifest, split)
+    first_Q, number_N = number_distinct(events_NK[:, :-1])
+    query_QK = events_NK[first_Q[rank::workers], :-1]
+    is_own_N = number_N % workers == rank
+    place_N, pair_N = number_N[is_own_N] // workers, events_NK[is_own_N, 0] * items + events_NK[is_own_N, -1]
+    excluded_N = distinct_pairs(reader, manifest, spec.excluded_from(split), np.unique(query_QK[:, 0]))
+    is_new_N = ~np.isin(pair_N, excluded_N)
+    starts_Q1 = np.searchsorted(place_N[is_new_N], np.arange(len(query_QK) + 1))
+    has_Q = np.diff(starts_Q1) > 0
+    queries_Q = query_QK[has_Q, 0]
+    truth = ItemLists(starts_Q1, pair_N[is_new_N] % items).filter_queries(has_Q)
+    context = {name: query_QK[has_Q, place] for place, name in enumerate(manifest.context, start=1)}
+    dropped = int(np.count_nonzero(~is_new_N))
+    return HeldOut(queries_Q, truth, _lists(excluded_N, queries_Q, items), workers, dropped, item_I, context)
+
+
+def _distinct_events(reader: InteractionReader, manifest: DatasetManifest, split: SplitName) -> IntArray:
+    """Return the distinct events of ``split``, as query, context and item, in lexicographic order: int64 (N, K + 2)."""
+    parts = [np.empty((0, len(manifest.context) + 2), np.int64)]
+    if split in manifest.splits:
+        for part in reader.read_all(manifest.splits[split], manifest.context):
+            assert part.context_NK is not None
+            parts.append(np.column_stack([part.query_N, part.context_NK, part.item_N])[part.weight_N > 0])
+    events_NK = np.concatenate(parts)
+    return events_NK[number_distinct(events_NK)[0]]
 
 
 def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:

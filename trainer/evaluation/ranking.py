@@ -32,8 +32,9 @@ and counted:
 
 With the task ``new``, items that a query has in an excluded split with a positive weight are neither ranked nor counted
 as held out: an item with negative feedback stays, and costs a rank if it is ranked high. With ``repeat``, all items are
-ranked and all held-out ones count. Queries are processed in chunks, so the memory for rankings is bounded, and divided
-among the workers.
+ranked and all held-out ones count. In a dataset with context, a query is a combination of a row and the context of a
+held-out event, whether the model uses context or not, so that models with and without it are measured on the same
+queries. Queries are processed in chunks, so the memory for rankings is bounded, and divided among the workers.
 
 Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, B blocks of queries, V
 numbers of D digits.
@@ -42,7 +43,7 @@ numbers of D digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -133,8 +134,8 @@ def evaluate(
 def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:
     """Rank the items of the catalog for each query of ``chunk``."""
     if chunk.item_I is None:
-        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth)[0]
-    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I)
+        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context)[0]
+    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context)
 
 
 class _WarmColdMetrics:
@@ -153,7 +154,10 @@ class _WarmColdMetrics:
         self._sums_TKM = np.zeros((len(self._KINDS), len(depths), len(self._NAMES)))
 
     def add(
-        self, best_item_QK: IntArray, chunk: HeldOut, rank: Callable[[IntArray, ItemLists, int, IntArray], IntArray]
+        self,
+        best_item_QK: IntArray,
+        chunk: HeldOut,
+        rank: Callable[[IntArray, ItemLists, int, IntArray, Mapping[str, IntArray]], IntArray],
     ) -> None:
         """Add rankings of all items, and those among cold items, which ``rank`` computes."""
         if not len(self._cold_I):
@@ -166,7 +170,8 @@ class _WarmColdMetrics:
                 self._add(kind, best_item_QK[has_Q], truth)
                 if kind == self._KINDS.index("cold"):
                     excluded = chunk.excluded.filter_queries(has_Q)
-                    among_QK = rank(chunk.queries_Q[has_Q], excluded, self._depths[-1], self._cold_I)
+                    context = {name: row_Q[has_Q] for name, row_Q in chunk.context.items()}
+                    among_QK = rank(chunk.queries_Q[has_Q], excluded, self._depths[-1], self._cold_I, context)
                     self._add(self._KINDS.index("among_cold"), among_QK, truth)
 
     def _add(self, kind: int, best_item_QK: IntArray, truth: ItemLists) -> None:

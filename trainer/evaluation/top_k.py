@@ -11,7 +11,7 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k_kernels import (
     MAX_ITEMS,
@@ -47,26 +48,37 @@ def unit_rows(vectors_ND: FloatArray) -> FloatArray:
 
 
 def rank_among(
-    source: VectorSource, model: ModelSpec, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray
+    source: VectorSource,
+    model: ModelSpec,
+    queries_Q: IntArray,
+    excluded: ItemLists,
+    depth: int,
+    item_I: IntArray,
+    context: Mapping[str, IntArray] | None = None,
 ) -> IntArray:
     """Return the ``depth`` best of the items ``item_I`` (int64, sorted) for each query: rows as ``rank_items``."""
     ranked_I = np.zeros(model.item.rows, np.bool_)
     ranked_I[item_I] = True
     kept = excluded.filter_items(ranked_I)
     places = ItemLists(kept.starts_Q1, np.searchsorted(item_I, kept.items_N))
-    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I)
+    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context)
     return np.where(best_QK >= 0, item_I[best_QK], -1)
 
 
 def rank_items(
-    source: VectorSource, model: ModelSpec, queries_Q: IntArray, excluded: ItemLists, depth: int
+    source: VectorSource,
+    model: ModelSpec,
+    queries_Q: IntArray,
+    excluded: ItemLists,
+    depth: int,
+    context: Mapping[str, IntArray] | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best items of each query, best first: rows int64 (Q, K) and scores float32 (Q, K).
 
     Queries with fewer items are padded with row -1 and score -inf. Scores omit terms that are the same for all items of
-    a query (with euclidean scores, its squared norm).
+    a query (with euclidean scores, its squared norm). ``context`` is that of ``query_vectors``.
     """
-    return _rank(source, model, queries_Q, excluded, depth, None)
+    return _rank(source, model, queries_Q, excluded, depth, None, context)
 
 
 def _rank(
@@ -76,6 +88,7 @@ def _rank(
     excluded: ItemLists,
     depth: int,
     item_I: IntArray | None,
+    context: Mapping[str, IntArray] | None,
 ) -> tuple[IntArray, FloatArray]:
     """Rank the items ``item_I``, None: all; ``excluded`` and the result are places in ``item_I``."""
 
@@ -83,7 +96,7 @@ def _rank(
         return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
 
     items = model.item.rows if item_I is None else len(item_I)
-    query_QD = source.vectors(model.query.name, queries_Q)
+    query_QD = query_vectors(source, model, queries_Q, context or {})
     return rank_vectors(query_QD, model.score, items, vectors, excluded, depth)
 
 

@@ -6,7 +6,7 @@
 
 A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row.
 
-Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker.
+Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker, K context entities.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
 from crossfade.trainer.data.stopwatch import Stopwatch
 from crossfade.trainer.model.active_rows import ActiveRows
+from crossfade.trainer.model.context import group_combinations, sort_combinations
 from crossfade.trainer.model.negatives import NegativeSampler
 from crossfade.trainer.model.tower_inputs import TowerInputs
 
@@ -35,7 +36,8 @@ class Batch:
     Attributes:
         epoch: the epoch, from 0.
         step: the step within the epoch, from 0.
-        query: active rows of the query side; its B uses are the examples' queries.
+        query: active rows of the query side; its B uses are the examples' queries. With context, they are combinations
+            (``context.py``), and ``query.rows_A`` has the row of each, which may repeat.
         item: active rows of the item side; its uses are the examples' items (B), then the negatives: a pool of C for
             all examples, or ``negatives.count`` for each example in turn.
         weight_B: float32, the examples' weights; negative weights are negative feedback.
@@ -45,6 +47,8 @@ class Batch:
         partition_slices: the examples of each partition, which are one another's in-batch negatives.
         is_ordered: whether the examples are ordered by the row of their query, as negatives per example require.
         tower_inputs: by entity, what its vectors are made of; only for entities with features.
+        context_AK: the context rows of each combination, int64, -1 for none; None without context.
+        context_inputs: what the vectors of combinations are made of; None without context.
     """
 
     epoch: int
@@ -57,6 +61,8 @@ class Batch:
     partition_slices: tuple[slice, ...] = ()
     is_ordered: bool = False
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
+    context_AK: IntArray | None = None
+    context_inputs: TowerInputs | None = None
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -98,21 +104,29 @@ def make_batch(
     interactions = batch_slice.interactions
     if per_example:
         return _ordered_batch(batch_slice, uses_N, epoch, step, log_q_N)
+    query, context_AK = ActiveRows.of(interactions.query_N), None
+    if interactions.context_NK is not None:
+        query, context_AK = group_combinations(interactions.query_N, interactions.context_NK)
     ends_P = np.cumsum(batch_slice.partition_sizes_P or [len(interactions)])
     return Batch(
         epoch=epoch,
         step=step,
-        query=ActiveRows.of(interactions.query_N),
+        query=query,
         item=ActiveRows.of(uses_N),
         weight_B=interactions.weight_N,
         global_size=batch_slice.global_size,
         log_q_N=log_q_N,
         partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
+        context_AK=context_AK,
     )
 
 
 def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray) -> Batch:
-    query, order_B = ActiveRows.sorted(batch_slice.interactions.query_N)
+    query_B, context_BK, context_AK = batch_slice.interactions.query_N, batch_slice.interactions.context_NK, None
+    if context_BK is None:
+        query, order_B = ActiveRows.sorted(query_B)
+    else:
+        query, context_AK, order_B = sort_combinations(query_B, context_BK)
     return Batch(
         epoch=epoch,
         step=step,
@@ -122,6 +136,7 @@ def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: 
         global_size=batch_slice.global_size,
         log_q_N=_reordered(log_q_N, order_B),
         is_ordered=True,
+        context_AK=context_AK,
     )
 
 

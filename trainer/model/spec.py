@@ -127,6 +127,7 @@ class ModelSpec:
         score: compares a query's vector with an item's.
         towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
         dense: layers that the vectors of a side then pass through.
+        context: the tables of context entities, whose vectors are added to that of the query.
         frozen: tables that are pulled, but neither pushed nor updated.
     """
 
@@ -135,6 +136,7 @@ class ModelSpec:
     score: Score
     towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
+    context: tuple[TableSpec, ...] = ()
     frozen: tuple[str, ...] = ()
 
     @property
@@ -144,13 +146,15 @@ class ModelSpec:
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables, the query side's first."""
+        """All tables: of the query side, of context, and of the item side."""
         towers = {tower.entity: tower for tower in self.towers}
-        return [
-            table
-            for entity in (self.query, self.item)
-            for table in (towers[entity].tables if entity in towers else [entity])
-        ]
+        query, item = (towers[entity].tables if entity in towers else [entity] for entity in (self.query, self.item))
+        return [*query, *self.context, *item]
+
+    @property
+    def query_sum(self) -> TowerSpec | None:
+        """The sum of a query's vector and those of its context, as a tower of which they are features; None without."""
+        return TowerSpec(self.query, None, (self.query, *self.context), mean=False) if self.context else None
 
     @property
     def has_item_features(self) -> bool:
@@ -162,8 +166,8 @@ class ModelSpec:
 
     @property
     def vectors(self) -> list[TableSpec]:
-        """Everything that has vectors: the two entities and their features."""
-        return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]
+        """Everything that has vectors: the two entities, their features, and context."""
+        return [self.query, self.item, *(table for tower in self.towers for table in tower.features), *self.context]
 
 
 def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
@@ -174,8 +178,12 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     """
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
+    context = [name for name in job.model.query_features if name in manifest.context]
+    if context:
+        _check_context(f"{source}: model.query_features names '{context[0]}'", job, context)
+    query_features = [name for name in job.model.query_features if name not in context]
     sides = (
-        ("query", query, manifest.query, job.model.query_features, job.model.query_content),
+        ("query", query, manifest.query, query_features, job.model.query_content),
         ("item", item, manifest.item, job.model.item_features, job.model.item_content),
     )
     for side, name, expected, tower, content in sides:
@@ -202,7 +210,8 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     )
     dense = (*_content_layers(job, manifest, towers), *_dense_layers(job, query, item))
     score = Score.of(job.model.score, job.model.temperature)
-    model = ModelSpec(table(query), table(item), score, towers, dense, tuple(job.model.frozen))
+    tables = table(query), table(item)
+    model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), tuple(job.model.frozen))
     _check_tables(source, job, model)
     return model
 
@@ -247,14 +256,30 @@ def _check_content(key: str, names: Sequence[str], entity: str, manifest: Datase
         raise InputError(f"{key} is {list(names)}: expected each name once")
 
 
+def _check_context(named: str, job: JobConfig, context: Sequence[str]) -> None:
+    """Check that the vector of a query can be the sum of its entity's vector and those of ``context``."""
+    if len(context) == len(job.model.query_features):
+        raise InputError(f"{named}, which is context, but no entity that has it; add the query entity or its features")
+    if len(set(context)) < len(context):
+        raise InputError(f"{named}; expected each name of {job.model.query_features} once")
+    if job.model.combine == "mean":
+        raise InputError(f"{named}, whose vector is added to the query's; set model.combine to sum, now mean")
+    if job.model.dense.query:
+        raise InputError(f"{named}, whose vector is added to the query's; leave out model.dense.query")
+
+
 def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:
     known = [entity, *manifest.features_of(entity)]
     for name in tower:
         if name not in known:
             others = f"; it has {', '.join(known[1:])}" if known[1:] else ""
+            context = ""
+            if entity == manifest.query:
+                found = f" ({', '.join(manifest.context)})" if manifest.context else ""
+                context = f", and context{found}, which --context adds"
             raise InputError(
                 f"{key} names '{name}', but {path} has no such feature of {entity}{others}: expected {entity} and "
-                "its features, which 'crossfade prepare --features' adds"
+                f"its features, which 'crossfade prepare --features' adds{context}"
             )
     if len(set(tower)) < len(tower):
         raise InputError(f"{key} is {list(tower)}: expected each name once")

@@ -21,6 +21,8 @@ vector, has an untrained ID embedding. Where such a row has values of a feature,
 as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
 the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
+Where queries have context (``context.py``), the vectors of the context rows are added to that of the query.
+
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
 
@@ -44,6 +46,7 @@ from crossfade.trainer.data.features import JaggedFeature, load_feature
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.context import context_inputs
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec, content_layer
@@ -121,6 +124,7 @@ class Towers:
         """
         self.dense = dense or DenseLayers((), OptimizerSpec(), seed)
         self._names = model.query.name, model.item.name
+        self._query_sum = model.query_sum
         self._features = {of.tower.entity.name: of for of in features}
         self._seed = seed
         self._id_dropout = id_dropout
@@ -131,15 +135,25 @@ class Towers:
 
     def add_tower_inputs(self, batch: Batch) -> Batch:
         """Return ``batch`` with the inputs of its towers."""
+        if self._query_sum is not None:
+            inputs = context_inputs(batch.query.rows_A, batch.context_AK, self._query_sum)
+            batch = replace(batch, context_inputs=inputs)
         if not self._features:
             return batch
-        rows = dict(zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True))
+        rows = self._rows(batch)
         return replace(
             batch,
             tower_inputs={
                 name: of.inputs(rows[name], self._kept_ids(rows[name], batch)) for name, of in self._features.items()
             },
         )
+
+    def _rows(self, batch: Batch) -> dict[str, IntArray]:
+        """Return the active rows of both sides, sorted and unique."""
+        query_name, item_name = self._names
+        if batch.context_inputs is None:
+            return {query_name: batch.query.rows_A, item_name: batch.item.rows_A}
+        return {query_name: batch.context_inputs.bags[query_name].values.rows_A, item_name: batch.item.rows_A}
 
     def _kept_ids(self, rows_A: IntArray, batch: Batch) -> BoolArray | None:
         """Draw which rows keep their ID embedding in this step, by row, so that every worker draws the same."""
@@ -152,7 +166,10 @@ class Towers:
     def active(self, batch: Batch) -> dict[str, IntArray]:
         """Return the active rows of each table, sorted and unique."""
         active: dict[str, IntArray] = {}
-        for name, rows_A in zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True):
+        if batch.context_inputs is not None and self._query_sum is not None:
+            active = batch.context_inputs.active(self._query_sum)
+            del active[self._names[0]]
+        for name, rows_A in self._rows(batch).items():
             of = self._features.get(name)
             active |= {name: rows_A} if of is None else batch.tower_inputs[name].active(of.tower)
         return active
@@ -161,7 +178,8 @@ class Towers:
         """Compute the vectors of the active rows of both sides from those of each table in ``block``.
 
         Returns:
-            The vectors by entity, float32 (A, D), and the tape that ``backward`` needs.
+            The vectors by entity, float32 (A, D), of combinations where queries have context, and the tape that
+            ``backward`` needs.
         """
         contents, content_tape = self._forward_contents(batch)
         combined = {
@@ -169,6 +187,8 @@ class Towers:
             for name, of in self._features.items()
         }
         vectors = {**block, **combined} if combined else block
+        if batch.context_inputs is not None and self._query_sum is not None:
+            vectors = {**vectors, self._names[0]: batch.context_inputs.combine(self._query_sum, vectors)}
         if not self.dense.entities:
             return vectors, {}
         vectors, tape = self.dense.forward(vectors)
@@ -196,10 +216,13 @@ class Towers:
         dense: DenseGradients = {}
         if self.dense.entities:
             gradients, dense = self.dense.backward(tape, gradients)
-        if not self._features:
-            return TowerGradients(gradients, dense)
         tables: dict[str, FloatArray] = {}
         contents: dict[str, FloatArray] = {}
+        if batch.context_inputs is not None and self._query_sum is not None:
+            tables = batch.context_inputs.gradients(self._query_sum, gradients[self._names[0]])
+            gradients = {**gradients, self._names[0]: tables.pop(self._names[0])}
+        elif not self._features:
+            return TowerGradients(gradients, dense)
         for name in self._names:
             of = self._features.get(name)
             if of is None:

@@ -43,11 +43,16 @@ class Check:
 
 
 def value_checks(
-    kinds: Mapping[str, Kind], types: Mapping[str, str], event_weights: Mapping[str, float], formats: Sequence[str] = ()
+    kinds: Mapping[str, Kind],
+    types: Mapping[str, str],
+    event_weights: Mapping[str, float],
+    formats: Sequence[str] = (),
+    context: Sequence[str] = (),
 ) -> list[Check]:
     """Return the checks of the columns in ``kinds`` (by role), first those for missing values.
 
-    ``types`` are those of IDs and timestamps, ``formats`` those of timestamps, if they were named.
+    ``types`` are those of IDs and timestamps, ``formats`` those of timestamps, if they were named, and ``context`` the
+    roles of IDs that may be missing.
     """
     checks = []
     for role in ("query", "item"):
@@ -58,6 +63,10 @@ def value_checks(
         checks += _event_checks(kinds["event"], event_weights)
     if "timestamp" in kinds:
         checks += _timestamp_checks(kinds["timestamp"], types["timestamp"], formats)
+    for role in context:
+        given = f"coalesce(CAST({role} AS VARCHAR), '') <> ''"
+        found = (check for check in _id_checks(role, kinds[role], types[role]) if not check.missing)
+        checks += [Check(role, f"{given} AND {check.violation}", check.problem) for check in found]
     return sorted(checks, key=lambda check: not check.missing)
 
 

@@ -5,7 +5,8 @@
 
 The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Where events have columns of
+context, the table ``event_context`` has their values by ``seq``, as text.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class ColumnMapping:
     event: str | None = None
     event_weights: Mapping[str, float] = field(default_factory=dict)
     timestamp: str | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
+    """The column of each context entity, by its role (``context.py``)."""
 
     def roles(self) -> dict[str, str]:
         """Return the column of each role that has one."""
@@ -69,7 +72,7 @@ class ColumnMapping:
             "event": self.event,
             "timestamp": self.timestamp,
         }
-        return {role: column for role, column in columns.items() if column is not None}
+        return {**{role: column for role, column in columns.items() if column is not None}, **self.context}
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,10 @@ class ReadStats:
 
 @dataclass(frozen=True)
 class EventTable:
-    """The types and statistics of the table ``events``: ID types by side, and the type of timestamps, if any."""
+    """The types and statistics of the table ``events``: ID types by role, and the type of timestamps, if any.
+
+    Roles of IDs are the sides, and those of columns of context.
+    """
 
     id_types: dict[str, IdType]
     timestamps: Literal["integer", "datetime"] | None
@@ -179,11 +185,12 @@ class _Reader:
             if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._stats.empty_files += 1
                 return
-            types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in _TYPED_ROLES}
+            typed = {*_TYPED_ROLES, *self._columns.context}
+            types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._rules.timestamp_formats if kinds.get("timestamp") != "datetime" else ()
-            checks = value_checks(kinds, types, self._columns.event_weights, formats)
+            checks = value_checks(kinds, types, self._columns.event_weights, formats, list(self._columns.context))
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             rows, sound = self._check(file, checks, timestamp, types, kinds)
             if types.get("timestamp") == "datetime":
@@ -216,7 +223,8 @@ class _Reader:
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
-            side: "int64" if self._types[side][0] == "integer" else "string" for side in ("query", "item")
+            role: "int64" if self._types[role][0] == "integer" else "string"
+            for role in ("query", "item", *self._columns.context)
         }
         timestamp = self._types.get("timestamp")
         timestamps: Literal["integer", "datetime"] | None = None
@@ -322,7 +330,7 @@ class _Reader:
 
     def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         if self._encoder is None:
-            self._encoder = IdEncoder(self._connection, types["query"], types["item"])
+            self._encoder = IdEncoder(self._connection, types["query"], types["item"], list(self._columns.context))
         before, after = self._rules.time_range.outside_sql("timestamp")
         selected = ", ".join(
             (
@@ -332,6 +340,7 @@ class _Reader:
                 f"{timestamp} AS timestamp",
                 f"{split:d}::UTINYINT AS split",
                 "position",
+                *(f"nullif(CAST({role} AS VARCHAR), '') AS {role}" for role in self._columns.context),
             )
         )
         self._encoder.add(f"(SELECT {selected} FROM {sound}) WHERE weight <> 0 AND NOT {before} AND NOT {after}", rows)

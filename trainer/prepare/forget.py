@@ -52,7 +52,15 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.id_list import typed_ids
 from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
-from crossfade.trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, replace_files, select_ids
+from crossfade.trainer.prepare.row_removal import (
+    ValueUses,
+    drop_ids,
+    drop_rows,
+    is_in,
+    reduce_counts,
+    replace_files,
+    select_ids,
+)
 from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
@@ -122,6 +130,11 @@ def _forget(
             f"{folder.uri}: '{entity}' is a feature of {owner}; expected ids of {manifest.query} or {manifest.item}, "
             f"whose features are forgotten with them"
         )
+    if entity in manifest.context:
+        raise InputError(
+            f"{folder.uri}: '{entity}' is context of events; expected ids of {manifest.query} or {manifest.item}, "
+            "whose events are forgotten with them"
+        )
     leftovers_deleted = _delete_leftovers(folder, manifest)
     return _Forgetting(folder, manifest, entity, progress, lock, version).run(ids, leftovers_deleted)
 
@@ -164,6 +177,7 @@ class _Forgetting:
         self._lost: dict[str, IntArray] = {
             name: np.zeros(described.rows, np.int64) for name, described in manifest.entities.items()
         }
+        self._context_uses = {name: ValueUses(manifest.entities[name].rows) for name in manifest.context}
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
 
@@ -177,6 +191,7 @@ class _Forgetting:
             self._vacant[self._entity] = rows_R
             for split, described in self._manifest.splits.items():
                 dropped[split] = self._plan_split(split, described, rows_R)
+            self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
             for owner, features in self._manifest.features.items():
                 for name, feature in features.items():
                     self._plan_feature(owner, name, feature)
@@ -226,13 +241,16 @@ class _Forgetting:
         self._progress.phase(f"scan {split}", described.rows, "row")
         for file in described.files:
             in_file = 0
-            for table in self._read(file, [self._entity, self._other, WEIGHT]):
+            for table in self._read(file, [self._entity, self._other, *self._context_uses, WEIGHT]):
                 is_dropped_N = is_in(table.column(self._entity).to_numpy(), rows_R)
                 in_file += int(is_dropped_N.sum())
                 if split == "train" and is_dropped_N.any():
                     is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                    for name in (self._entity, self._other):
-                        np.add.at(self._lost[name], table.column(name).to_numpy()[is_counted_N], 1)
+                    for name in (self._entity, self._other, *self._context_uses):
+                        row_N = table.column(name).to_numpy()
+                        np.add.at(self._lost[name], row_N[is_counted_N & (row_N >= 0)], 1)
+                for name, uses in self._context_uses.items():
+                    uses.add(table.column(name).to_numpy(), is_dropped_N)
                 self._progress.advance(table.num_rows)
             if in_file:
                 self._plan.add(file, partial(drop_rows, column=self._entity, rows_R=rows_R))
@@ -240,22 +258,18 @@ class _Forgetting:
         return dropped
 
     def _plan_feature(self, owner: str, name: str, feature: Feature) -> None:
-        """Plan the changes of files with pairs of vacant rows, and find the values that no other row has.
-
-        Such values become vacant too, since they could identify who had them.
-        """
+        """Plan the changes of files with pairs of vacant rows, and find the values that no other row has."""
         rows_R = self._vacant.get(owner, _NO_ROWS)
-        dropped_V, left_V = (np.zeros(self._manifest.entities[name].rows, np.int64) for _ in range(2))
+        uses = ValueUses(self._manifest.entities[name].rows)
         self._progress.phase(f"scan {name}", feature.pairs, "row")
         for file, row_N, value_N in iter_pairs(self._folder, self._manifest, owner, name):
             is_dropped_N = is_in(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
             np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
-            np.add.at(dropped_V, value_N[is_dropped_N], 1)
-            np.add.at(left_V, value_N[~is_dropped_N], 1)
+            uses.add(value_N, is_dropped_N)
             if is_dropped_N.any() and file.path not in self._plan.names:
                 self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
             self._progress.advance(len(row_N))
-        self._vacant[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
+        self._vacant[name] = uses.vacant()
 
     def _plan_content(self, rows_R: IntArray) -> None:
         for name in self._manifest.content_of(self._entity):

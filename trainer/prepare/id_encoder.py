@@ -3,13 +3,15 @@
 
     encoder = IdEncoder(connection, "string", "integer")
     encoder.add("(SELECT … FROM raw)", rows=1000)
-    encoder.finish()                                # the tables events, ids_query and ids_item
+    encoder.finish()                                # the tables events, ids_query, ids_item and event_context
 
 The tables ``ids_query`` and ``ids_item`` have ``number`` (from 0, without gaps), ``id`` and ``id_rank`` (the rank of
 the ID among all). Numbers depend on the order of reading; nothing that is written may depend on them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import duckdb
 
@@ -27,19 +29,25 @@ class IdEncoder:
         connection: The working database, in which the tables are created.
         query_type: The type of the query IDs, 'integer' or 'string'.
         item_type: The type of the item IDs.
+        context: The columns of the values of context, as text, which ``event_context`` keeps by ``seq``.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str, context: Sequence[str] = ()
+    ) -> None:
         self._connection = connection
+        self._context = "".join(f", {name}" for name in context)
         self._buffered = 0
         self._rows = 0
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             execute(connection, f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+        texts = "".join(f", {name} VARCHAR" for name in context)
         execute(
             connection,
             f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
-            "timestamp BIGINT, split UTINYINT, seq BIGINT)",
+            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})",
         )
+        execute(connection, f"CREATE TABLE event_context (seq BIGINT{texts})")
         execute(
             connection,
             "CREATE TABLE events "
@@ -49,12 +57,12 @@ class IdEncoder:
     def add(self, events: str, rows: int) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows.
 
-        Its columns: query_id, item_id, weight, timestamp, split and position (in the file, from 0).
+        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
         """
         execute(
             self._connection,
             "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
-            f"position + {self._rows} FROM {events}",
+            f"position + {self._rows}{self._context} FROM {events}",
         )
         self._rows += rows
         self._buffered += rows
@@ -87,5 +95,7 @@ class IdEncoder:
             "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
             "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
         )
+        if self._context:
+            execute(self._connection, f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
         execute(self._connection, "TRUNCATE buffered")
         self._buffered = 0

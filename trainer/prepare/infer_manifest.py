@@ -56,7 +56,8 @@ class _DataFolder:
 def infer_manifest(folder: Folder, query: str | None, item: str | None, progress: ProgressReporter) -> DatasetManifest:
     """Infer the manifest from the names and footers of the files in ``folder``; their rows are not checked.
 
-    The entities are ``query`` and ``item`` or, where these are None, the first two columns of train.
+    The entities are ``query`` and ``item`` or, where these are None, the first two columns of train. Other columns that
+    have a vocabulary are context.
 
     Raises:
         InputError: there are no such files, one is not a Parquet file, or vocabularies or columns are missing.
@@ -76,12 +77,14 @@ def infer_manifest(folder: Folder, query: str | None, item: str | None, progress
     sides = query or columns[0], item or columns[1]
     _check_names(folder, sides, found)
     features = _features(folder, sides, found)
-    names = [*sides, *(name for some in features.values() for name in some)]
+    context = [name for name in columns if name not in sides and f"{VOCABULARY}/{name}" in found]
+    names = [*sides, *(name for some in features.values() for name in some), *context]
     return DatasetManifest(
         query=sides[0],
         item=sides[1],
         entities={name: _entity(folder, name, found.get(f"{VOCABULARY}/{name}")) for name in names},
         features=features,
+        context=context,
         splits={split: Split(files=found[split].files) for split in SPLITS if split in found},
         has_timestamp=TIMESTAMP in columns,
         source={"command": "validate"},

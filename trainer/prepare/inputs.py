@@ -14,6 +14,8 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
 from crossfade.trainer.prepare.content import check_content
+from crossfade.trainer.prepare.context import OPTION as CONTEXT_OPTION
+from crossfade.trainer.prepare.context import check_base_context, plan_context
 from crossfade.trainer.prepare.extend import OPTION as BASE_OPTION
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
@@ -80,6 +82,7 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
             raise InputError(
                 f"{BASE_OPTION} {options.base}: is also --out, which would be replaced; choose another --out"
             )
+        check_base_context(plan_context(options.context), base)
     in_base = base.manifest.feature_owners() if base else {}
     check_features(options.features, options.query, options.item, in_base)
     features = {*in_base, *(name for file in options.features for name in file.columns)}
@@ -115,3 +118,7 @@ def _check_no_columns(options: PrepareOptions, file: Source) -> None:
             raise InputError(
                 f"{file}: a lightgcn file has no column '{value}'; leave it out of {option}, or correct --format"
             )
+    for name, column in options.context.items():
+        raise InputError(
+            f"{file}: a lightgcn file has no column '{column}'; leave out {CONTEXT_OPTION} {name}, or correct --format"
+        )

@@ -17,6 +17,8 @@ from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
 from crossfade.trainer.prepare.composite_ids import PLUS
 from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
+from crossfade.trainer.prepare.context import OPTION as CONTEXT_OPTION
+from crossfade.trainer.prepare.context import check_context, plan_context
 from crossfade.trainer.prepare.event_values import check_event_weights
 from crossfade.trainer.prepare.events import ColumnMapping, EventRules, IdChoice
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
@@ -51,6 +53,8 @@ class PrepareOptions:
         event: The column with the kind of event, whose weights are ``event_weights``.
         timestamp: The column of timestamps.
         timestamp_formats: Their formats (``timestamp_formats.py``); empty: integers, or ISO dates.
+        context: By the name of each context entity of the events, the column of its values, or how they are derived
+            (``context.py``).
         on_bad_line: Whether a line that cannot be read or has a value that is not allowed ends the preparation, or is
             left out.
         quarantine: The file that receives the bad lines that are left out.
@@ -92,6 +96,7 @@ class PrepareOptions:
     event_weights: Mapping[str, float] = field(default_factory=dict)
     timestamp: str | None = None
     timestamp_formats: Sequence[str] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
     on_bad_line: OnBadLine = "fail"
     quarantine: Path | None = None
     on_missing: OnMissing = "fail"
@@ -130,6 +135,7 @@ class PrepareOptions:
             event=self.event,
             event_weights=self.event_weights,
             timestamp=self.timestamp,
+            context={plan.key: plan.source for plan in plan_context(self.context) if not plan.is_derived},
         )
 
     def event_rules(self, string_id_sides: Collection[str]) -> EventRules:
@@ -218,8 +224,12 @@ class PrepareOptions:
                     f"--catalog {entity}: adds the ids in the files of --features {entity}=… or --content {entity}=…, "
                     "which are missing; add one"
                 )
+        for name in self.context:
+            check_entity(CONTEXT_OPTION, name)
         sides = [self.query, self.item]
-        nameable = [*sides, *(name for file in self.features for name in file.columns)]
+        taken = [*sides, *(name for file in self.features for name in file.columns)]
+        check_context(plan_context(self.context), set(taken), self.timestamp is not None, self.duplicates)
+        nameable = [*taken, *self.context]
         for option, given, existing in (
             ("--names", self.names, nameable),
             ("--min-count", self.min_count, sides),

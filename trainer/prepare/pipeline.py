@@ -23,6 +23,7 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.content import plan_content
+from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.disk_space import warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
@@ -99,6 +100,7 @@ class _Preparation:
         self._staged = staged
         self._faults = faults
         self._progress = progress
+        self._context = plan_context(options.context)
         self._facts: Facts = {}
 
     def run(self) -> DatasetManifest:
@@ -123,6 +125,9 @@ class _Preparation:
         rows = self._count_splits()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
         content = vocabularies.write_content()
+        if self._context:
+            types = create_context_values(self._connection, self._context, events)
+            entities |= vocabularies.build_context(self._context, types)
         self._facts |= vocabularies.facts
         return DatasetManifest(
             query=options.query,
@@ -131,6 +136,7 @@ class _Preparation:
             splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
             features=features,
             content=content,
+            context=[plan.name for plan in self._context],
             lineage=self._base.lineage() if self._base else [],
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
@@ -283,17 +289,19 @@ class _Preparation:
         fields = [(options.query, pa.int64()), (options.item, pa.int64()), (WEIGHT, pa.float32())]
         if events.timestamps is not None:
             fields.append((TIMESTAMP, pa.int64()))
+        fields += [(plan.name, pa.int64()) for plan in self._context]
+        context, joins = context_columns_sql(self._context)
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
-        shuffle = f"hash(hash({options.seed}::BIGINT, seq)), seq"
+        shuffle = f"hash(hash({options.seed}::BIGINT, e.seq)), e.seq"
         if options.order == "grouped":
             shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
         shuffled = self._connection.sql(
-            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, weight{timestamp} "
-            "FROM interactions e "
-            "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item "
-            f"WHERE split = {SPLITS.index(split)} ORDER BY {shuffle}"
+            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, e.weight{timestamp}"
+            f"{context} FROM interactions e "
+            "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
+            f"{joins} WHERE e.split = {SPLITS.index(split)} ORDER BY {shuffle}"
         )
         self._progress.phase(f"write {split}", rows, "row")
         group_rows = row_group_rows(rows)
@@ -340,6 +348,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
         "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.expire_after.items()],
+        "context": [f"{name}={source}" for name, source in options.context.items()],
         "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
         "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
     }

@@ -83,7 +83,7 @@ def _add(
     values = {position: str(value or "")[:_MAX_SHOWN] for position, value in rows}
     places = [Place(str(file), *find_place(position, record), values[position]) for position, record in first]
     column = "" if file.format == "lightgcn" else f" of column '{columns[check.role]}'"
-    name = _ROLE_NAMES[check.role]
+    name = _ROLE_NAMES.get(check.role, "context")
     shown = f" '{places[0].value}'" if places[0].value else ""
     message = f"{places[0]}: the {name}{shown}{column} {check.problem}"
     faults.add(f"the {name}{column} {check.problem}", places, count, message, missing=check.missing)
@@ -113,7 +113,7 @@ def _write_rows(
         unit, number = find_place(row[0], record)
         text = json.dumps(dict(zip(columns.values(), row[2:], strict=True)), ensure_ascii=False).encode()
         check = checks[row[1]]
-        problem = f"the {_ROLE_NAMES[check.role]} {check.problem}"
+        problem = f"the {_ROLE_NAMES.get(check.role, 'context')} {check.problem}"
         quarantine.write(str(file), unit, number, problem, text if record is None else record.text)
 
 

@@ -34,6 +34,25 @@ def is_in(column_N: IntArray, rows_R: IntArray) -> BoolArray:
     return is_in_N
 
 
+class ValueUses:
+    """Counts the uses of each value that are dropped, and those that are left.
+
+    Values that nothing else uses become vacant too, since they could identify who had them.
+    """
+
+    def __init__(self, values: int) -> None:
+        self._dropped_V, self._left_V = (np.zeros(values, np.int64) for _ in range(2))
+
+    def add(self, value_N: IntArray, is_dropped_N: BoolArray) -> None:
+        """Count the uses ``value_N``; below 0 there is no value."""
+        np.add.at(self._dropped_V, value_N[is_dropped_N & (value_N >= 0)], 1)
+        np.add.at(self._left_V, value_N[~is_dropped_N & (value_N >= 0)], 1)
+
+    def vacant(self) -> IntArray:
+        """Return the values of which all uses are dropped, sorted."""
+        return np.flatnonzero((self._dropped_V > 0) & (self._left_V == 0))
+
+
 def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
     """Return ``table`` without the rows whose ``column`` is in ``rows_R``."""
     return table.filter(pa.array(~is_in(table.column(column).to_numpy(), rows_R)))

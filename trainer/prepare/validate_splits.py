@@ -19,6 +19,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.context import NO_ROW
 from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.problems import Problems
 
@@ -44,13 +45,14 @@ class SplitCheck:
         self.counts: dict[str, IntArray] = {
             name: np.memmap(work / f"{number}.counts", mode="w+", dtype=np.int64, shape=(entity.rows,))
             for number, (name, entity) in enumerate(manifest.entities.items())
-            if name in (manifest.query, manifest.item)
+            if name in (manifest.query, manifest.item, *manifest.context)
         }
         self.train_is_valid = False
         self._vacant = {name: np.array(entity.vacant_rows, np.int64) for name, entity in manifest.entities.items()}
         self._columns = {manifest.query: pa.int64(), manifest.item: pa.int64(), WEIGHT: pa.float32()}
         if manifest.has_timestamp:
             self._columns[TIMESTAMP] = pa.int64()
+        self._columns |= dict.fromkeys(manifest.context, pa.int64())
         self._groups_sorted, self._groups_mixed = 0, 0
 
     def run(self, progress: ProgressReporter) -> None:
@@ -96,7 +98,7 @@ class SplitCheck:
         weight_N = table.column(WEIGHT).to_numpy()
         template = f"{where}, row {{}}: the weight is {{}}; expected a finite one"
         self._problems.add_values(~np.isfinite(weight_N), weight_N, template, first)
-        for name in (self._manifest.query, self._manifest.item):
+        for name in self.counts:
             row_N = table.column(name).to_numpy()
             in_vocabulary_N = self._check_rows(name, row_N, where, first)
             if split == "train":
@@ -109,7 +111,8 @@ class SplitCheck:
         rows = self._manifest.entities[name].rows
         in_vocabulary_N: BoolArray = (row_N >= 0) & (row_N < rows)
         template = f"{where}, row {{}}: column '{name}' is {{}}, but the vocabulary has rows 0 to {rows - 1}"
-        self._problems.add_values(~in_vocabulary_N, row_N, template, first)
+        is_none_N = (row_N == NO_ROW) & (name in self._manifest.context)
+        self._problems.add_values(~in_vocabulary_N & ~is_none_N, row_N, template, first)
         template = f"{where}, row {{}}: column '{name}' is {{}}, a vacant row; delete its interactions"
         self._problems.add_values(np.isin(row_N, self._vacant[name]), row_N, template, first)
         return in_vocabulary_N

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Build and write the vocabularies of a preparation: those of the two sides, then those of their features.
+"""Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
 builder.load_base({"customer": "query", "track": "item"}, id_types)
@@ -19,6 +19,7 @@ from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.content import ContentPlan, read_content, write_content
+from crossfade.trainer.prepare.context import ContextPlan, counted_context_sql
 from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.events import IdChoice, IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
@@ -161,6 +162,21 @@ class VocabularyBuilder:
             written.setdefault(plan.entity, {})[plan.name] = column
             self.facts[f"{plan.name}_ids_ignored"] = ignored
         return written
+
+    def build_context(self, plans: Sequence[ContextPlan], types: Mapping[str, IdType]) -> dict[str, Entity]:
+        """Build and write the vocabularies of context, whose values are in ``event_values``, by name.
+
+        Raises:
+            InputError: values have another type than in the base dataset.
+        """
+        entities: dict[str, Entity] = {}
+        for plan in plans:
+            if self._base is not None and plan.name in self._base.manifest.entities:
+                self._base.check_id_type(plan.name, types[plan.name])
+                load_base(self._connection, self._base, plan.key, plan.name, self._progress)
+            self._build(plan.key, plan.name, counted_context_sql(plan.key))
+            entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
+        return entities
 
     def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
         """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""

@@ -131,7 +131,7 @@ def _write_parts(
     for number in missing:
         part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
         excluded = histories.load(number)
-        recommended = recommender.rank(model.vectors.vectors(query, part_Q), excluded, excluded)
+        recommended = recommender.rank(recommender.query_vectors(part_Q), excluded, excluded)
         ids = model.vocabulary(query).take(part_Q, ["id"]).column("id").combine_chunks()
         write_tables(paths[number], [columns.table(ids, recommended)])
         reporter.advance(len(part_Q))

@@ -9,7 +9,7 @@ Shapes: Q queries, K ranks, R rows, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.trainer.config.schema import SplitName
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories, load_histories
@@ -41,6 +42,7 @@ class RecommendOptions:
         popularity_damping: α of Recommender, at least 0.
         filters: the items that may be recommended.
         index: the folder of an index of the items, to rank by instead of exactly, without popularity damping.
+        context: rows of the context that recommendations are for, by entity; those left out add nothing.
     """
 
     count: int = 10
@@ -48,6 +50,7 @@ class RecommendOptions:
     popularity_damping: float = 0.0
     filters: FilterOptions = field(default_factory=FilterOptions)
     index: str | None = None
+    context: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,13 @@ class Recommender:
             histories = excluded
             if set(self._options.exclude) != set(self._model.manifest.splits):
                 histories = self.load_histories(reader, queries_Q, ALL_SPLITS)
-        return self.rank(self._model.vectors.vectors(self._model.spec.query.name, queries_Q), excluded, histories)
+        return self.rank(self.query_vectors(queries_Q), excluded, histories)
+
+    def query_vectors(self, queries_Q: IntArray) -> FloatArray:
+        """Return the vectors of ``queries_Q``, int64, sorted and unique, in the context of the options."""
+        model, context = self._model, self._options.context
+        rows = {table.name: np.full(len(queries_Q), context.get(table.name, -1)) for table in model.spec.context}
+        return query_vectors(model.vectors, model.spec, queries_Q, rows)
 
     def for_histories(self, histories: Histories) -> Recommendations:
         """Recommend to queries that were not in training, or have interacted since, by their histories.

@@ -142,7 +142,8 @@ def open_session(
         metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.lock.command)
         row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
-        reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads)
+        context = [table.name for table in inputs.model.context]
+        reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
         parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)))
         parts.towers.dense.all_reduce = all_reduce
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))

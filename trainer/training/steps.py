@@ -85,7 +85,8 @@ class InPlaceStep:
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
     """Choose how the steps of a job are taken."""
     negatives = job.resolved_negatives(model.item.rows)
-    plain = not (model.towers or towers.dense.entities or model.score.normalized or model.frozen)
+    has_layers = bool(model.towers or model.context or towers.dense.entities)
+    plain = not (has_layers or model.score.normalized or model.frozen)
     if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)
     return PullPushStep(store, engine, towers, model.frozen)

@@ -132,3 +132,13 @@ def test_manifest_is_not_inferred_for_names_that_it_cannot_hold(data: Path) -> N
     for query, item, problem in (("customer", "customer", "are both"), ("cus tomer", "track", "'cus tomer' cannot be")):
         with pytest.raises(InputError, match=problem):
             infer_manifest(Folder(data), query, item, NullReporter())
+
+
+@pytest.mark.parametrize("context", [["hour"], ["track"], ["genre", "genre"]])
+def test_context_that_is_no_further_entity_is_rejected(data: Path, context: list[str]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["entities"]["genre"] = {**manifest["entities"]["track"], "files": [], "rows": 1}
+        manifest["context"] = context
+
+    message = error_of(data, change)
+    assert f"context: '{context[-1]}' must be another entity than query, item and features, once" in message

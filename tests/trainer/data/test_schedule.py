@@ -16,6 +16,7 @@ from builders import (
     numbered_interactions,
     write_data_set,
 )
+from preparing import prepare_files, vocabulary_tuples, write_parquet
 from waiting import wait_until
 
 from crossfade.kvstore.arrays import IntArray
@@ -313,3 +314,27 @@ def test_consecutive_epochs_equal_single_epochs(uneven_data: Path) -> None:
     together = [examples_of(part) for part in schedule.slices(1, 3, 1, 2, epochs=3)]
     alone = [examples_of(part) for epoch in (1, 2, 3) for part in schedule.slices(epoch, 3 if epoch == 1 else 0, 1, 2)]
     assert together == alone
+
+
+def test_interactions_keep_their_context(tmp_path: Path) -> None:
+    """Item j has the context j modulo 3, but 2 is none, on any worker and after a resume within a shuffle block."""
+    events = {"customer": [n % QUERIES for n in range(3000)], "item": [n * 7 % ITEMS for n in range(3000)]}
+    raw = write_parquet(tmp_path / "plays.parquet", **events, kind=[[0, 1, None][item % 3] for item in events["item"]])
+    manifest = prepare_files(tmp_path / "data", raw, context={"kind": "kind"}, hold_out_valid="none")
+    item_ids, kind_ids = (
+        np.array([row[1] for row in vocabulary_tuples(tmp_path / "data", name)]) for name in ("item", "kind")
+    )
+    with closing(InteractionReader(Folder(tmp_path / "data"), manifest, context=["kind"])) as reader:
+        groups = row_groups(manifest.splits["train"])
+        schedule = BatchSchedule(reader, groups, batch_size=64, partitions=4, shuffle_block_rows=200, seed=1)
+        read = 0
+        for first_step, workers in ((0, 1), (0, 2), (5, 2)):
+            for rank in range(workers):
+                for batch_slice in schedule.slices(0, first_step, rank, workers):
+                    rows = batch_slice.interactions
+                    assert rows.context_NK is not None
+                    assert rows.context_NK.shape == (len(rows), 1)
+                    kind_N = np.where(rows.context_NK[:, 0] >= 0, kind_ids[rows.context_NK[:, 0]], 2)
+                    np.testing.assert_array_equal(kind_N, item_ids[rows.item_N] % 3)
+                    read += len(rows)
+    assert read > 2 * 3000

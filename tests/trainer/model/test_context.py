@@ -1,0 +1,173 @@
+"""Context: the vectors of combinations of a query and its context, and the gradients of each table."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from finite_differences import numeric_gradient
+
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.features import JaggedFeature
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.embeddings.query_vectors import query_vectors
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
+from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
+
+DIM = 3
+ROWS = {"customer": 5, "track": 6, "country": 2, "hour": 4, "device": 3}
+TABLES = {name: TableSpec(name, rows, DIM, 0.1) for name, rows in ROWS.items()}
+COUNTRY_OF = [0, 1, 1, 0, 1]
+CONTEXT = (TABLES["hour"], TABLES["device"])
+QUERY_N = np.array([2, 0, 2, 2, 4, 0, 2])
+CONTEXT_NK = np.array([[1, 0], [3, -1], [1, 0], [1, 2], [-1, -1], [3, -1], [0, 0]])
+COMBINATIONS = [(0, 3, -1), (2, 0, 0), (2, 1, 0), (2, 1, 2), (4, -1, -1)]
+
+
+def make_towers(*, with_country: bool) -> tuple[ModelSpec, Towers]:
+    """Build the towers of customers in context, who have their country as a feature or none."""
+    towers: tuple[TowerSpec, ...] = ()
+    features = []
+    if with_country:
+        tower = TowerSpec(TABLES["customer"], TABLES["customer"], (TABLES["country"],), mean=False)
+        lists = {"country": JaggedFeature(np.arange(6, dtype=np.int32), np.array(COUNTRY_OF, np.int32))}
+        towers, features = (tower,), [TowerFeatures(tower, lists, np.array([True] * 5))]
+    model = ModelSpec(TABLES["customer"], TABLES["track"], Score.of("dot", 1.0), towers, context=CONTEXT)
+    return model, Towers(model, features, id_dropout=0.0)
+
+
+def batch_of(query_N: IntArray, context_NK: IntArray | None, *, per_example: bool = False) -> Batch:
+    """Build a batch whose item of example n is n modulo the tracks, with one negative each."""
+    item_N = np.arange(len(query_N)) % ROWS["track"]
+    examples = Interactions(query_N, item_N, np.arange(len(query_N), dtype=np.float32), context_NK)
+    uses_N = np.concatenate([item_N, (item_N + 1) % ROWS["track"]])
+    batch_slice = BatchSlice(examples, np.arange(len(query_N)), len(query_N))
+    return make_batch(batch_slice, uses_N, epoch=0, step=0, per_example=per_example)
+
+
+def tables() -> dict[str, FloatArray]:
+    draw = np.random.default_rng(0)
+    return {name: draw.standard_normal((rows, DIM)) for name, rows in ROWS.items()}
+
+
+def expected_vector(values: dict[str, FloatArray], combination: tuple[int, ...], *, with_country: bool) -> FloatArray:
+    customer, *context = combination
+    vector: FloatArray = values["customer"][customer].copy()
+    if with_country:
+        vector += values["country"][COUNTRY_OF[customer]]
+    for table, row in zip(CONTEXT, context, strict=True):
+        if row >= 0:
+            vector += values[table.name][row]
+    return vector
+
+
+@pytest.mark.parametrize("with_country", [False, True])
+def test_vector_of_combination_is_sum_and_evaluates_the_same(with_country: bool) -> None:
+    model, towers = make_towers(with_country=with_country)
+    batch = towers.add_tower_inputs(batch_of(QUERY_N, CONTEXT_NK))
+    values = tables()
+    active = towers.active(batch)
+    assert {name: active[name].tolist() for name in ("customer", "hour", "device")} == {
+        "customer": [0, 2, 4],
+        "hour": [0, 1, 3],
+        "device": [0, 2],
+    }
+    vectors, _ = towers.forward(batch, {name: values[name][rows] for name, rows in active.items()})
+    expected = [expected_vector(values, combination, with_country=with_country) for combination in COMBINATIONS]
+    np.testing.assert_allclose(vectors["customer"], expected, atol=1e-12)
+    np.testing.assert_array_equal(batch.query.rows_A[batch.query.index_N], QUERY_N)
+    source = TowerVectors(towers, lambda rows: {name: values[name][rows_A] for name, rows_A in rows.items()})
+    rows_QK = np.array(COMBINATIONS)
+    context = {"hour": rows_QK[:, 1], "device": rows_QK[:, 2]}
+    np.testing.assert_allclose(query_vectors(source, model, rows_QK[:, 0], context), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_country", [False, True])
+def test_gradients_match_finite_differences(with_country: bool) -> None:
+    _, towers = make_towers(with_country=with_country)
+    batch = towers.add_tower_inputs(batch_of(QUERY_N, CONTEXT_NK))
+    values = tables()
+    block = {name: values[name][rows] for name, rows in towers.active(batch).items()}
+    assert set(block) == {"customer", "track", "hour", "device", *(["country"] if with_country else [])}
+    weight_AD = np.random.default_rng(1).standard_normal((len(COMBINATIONS), DIM))
+
+    def loss() -> float:
+        return float((weight_AD * np.tanh(towers.forward(batch, block)[0]["customer"])).sum())
+
+    vectors, tape = towers.forward(batch, block)
+    by_vectors = {"customer": weight_AD / np.cosh(vectors["customer"]) ** 2, "track": np.zeros_like(block["track"])}
+    gradients = towers.backward(batch, tape, by_vectors).tables
+    assert set(gradients) == set(block)
+    for name, array in block.items():
+        np.testing.assert_allclose(gradients[name], numeric_gradient(loss, array), atol=1e-8, err_msg=name)
+
+
+def test_ordered_batch_keeps_each_example_with_its_context() -> None:
+    batch = batch_of(QUERY_N, CONTEXT_NK, per_example=True)
+    assert batch.context_AK is not None
+    assert batch.is_ordered
+    rows_AK = np.column_stack([batch.query.rows_A, batch.context_AK])
+    assert [tuple(row) for row in rows_AK.tolist()] == COMBINATIONS
+    numbers = batch.weight_B.astype(int)  # the weight of an example is its number
+    np.testing.assert_array_equal(rows_AK[batch.query.index_N], np.column_stack([QUERY_N, CONTEXT_NK])[numbers])
+    np.testing.assert_array_equal(batch.item.uses_N[: len(numbers)], numbers % ROWS["track"])
+
+
+def test_batch_of_worker_without_data_has_no_active_rows() -> None:
+    _, towers = make_towers(with_country=True)
+    batch = towers.add_tower_inputs(batch_of(np.empty(0, np.int64), None))
+    active = towers.active(batch)
+    assert set(active) == {"customer", "country", "hour", "device", "track"}
+    assert all(len(rows) == 0 for rows in active.values())
+    vectors, tape = towers.forward(batch, {name: np.empty((0, DIM), np.float32) for name in active})
+    assert vectors["customer"].shape == (0, DIM)
+    gradients = towers.backward(batch, tape, {name: vectors[name] for name in ("customer", "track")}).tables
+    assert all(values.shape == (0, DIM) for values in gradients.values())
+    assert set(gradients) == set(active)
+
+
+def manifest() -> DatasetManifest:
+    return DatasetManifest(
+        query="customer",
+        item="track",
+        entities={name: Entity(rows=rows, id_type="int64", files=[]) for name, rows in ROWS.items()},
+        features={"customer": {"country": Feature(files=[])}},
+        context=["hour", "device"],
+        splits={"train": Split(files=[])},
+    )
+
+
+def job_with(**model: Any) -> JobConfig:
+    return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
+
+
+def test_model_has_a_table_for_each_context_of_the_job() -> None:
+    model = make_model(job_with(query_features=["hour", "customer"]), manifest())
+    assert [table.name for table in model.tables] == ["customer", "hour", "track"]
+    assert [table.name for table in model.vectors] == ["customer", "track", "hour"]
+    model = make_model(job_with(query_features=["country", "device", "hour"]), manifest())
+    assert [table.name for table in model.tables] == ["country", "device", "hour", "track"]
+    assert not make_model(job_with(), manifest()).context
+
+
+@pytest.mark.parametrize(
+    ("model", "fragment"),
+    [
+        ({"query_features": ["hour", "device"]}, "names 'hour', which is context, but no entity that has it"),
+        ({"query_features": ["customer", "hour", "hour"]}, "once"),
+        ({"query_features": ["customer", "hour"], "combine": "mean"}, "set model.combine to sum, now mean"),
+        ({"query_features": ["customer", "hour"], "dense": {"query": [4]}}, "leave out model.dense.query"),
+        ({"query_features": ["customer", "minute"]}, "and context (hour, device), which --context adds"),
+        ({"item_features": ["track", "hour"]}, "model.item_features names 'hour'"),
+    ],
+)
+def test_model_that_context_cannot_be_added_to_is_rejected(model: dict[str, Any], fragment: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_model(job_with(**model), manifest())
+    assert fragment in str(caught.value)

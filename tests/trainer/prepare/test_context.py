@@ -1,0 +1,203 @@
+"""Context of events: columns and values derived from time, as rows of vocabularies in the splits."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from preparing import prepare_files, vocabulary_tuples, write_parquet, write_text
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.validate import validate
+
+HOUR, DAY = 3600, 86_400
+NO_HOLD_OUT = {"hold_out_valid": "none"}
+
+
+def events(data: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Return the interactions of ``split`` with IDs in place of rows, ordered by time; None for no context."""
+    manifest = read_manifest(Folder(data))
+    names = [manifest.query, manifest.item, *manifest.context]
+    ids = {name: [row[1] for row in vocabulary_tuples(data, name)] for name in names}
+    found = [
+        row | {name: ids[name][row[name]] if row[name] >= 0 else None for name in names}
+        for file in manifest.splits[split].files  # type: ignore[index]
+        for row in pq.read_table(data / file.path).to_pylist()
+    ]
+    return sorted(found, key=lambda row: (row.get("timestamp", 0), row[manifest.query]))
+
+
+@pytest.fixture
+def plays(tmp_path: Path) -> Path:
+    """Six plays of two customers; the first of 1969, one without a device, one of a device that train lacks."""
+    times = [-HOUR, 0, 17 * HOUR + 59, 3 * DAY + 5 * HOUR, 4 * DAY, 5 * DAY + 23 * HOUR]
+    return write_parquet(
+        tmp_path / "plays.parquet",
+        customer=["a", "a", "b", "a", "b", "b"],
+        item=[1, 2, 3, 4, 5, 6],
+        at=times,
+        device=["car", "phone", None, "car", "", "boat"],
+        room=[7, 7, 8, 7, 8, 8],
+    )
+
+
+def test_columns_and_hours_are_rows_of_their_vocabularies(tmp_path: Path, plays: Path) -> None:
+    context = {"hour": "timestamp:hour", "weekday": "timestamp:weekday", "device": "device", "place": "room"}
+    manifest = prepare_files(
+        tmp_path / "out", plays, timestamp="at", context=context, hold_out_test=f"after:{5 * DAY}", **NO_HOLD_OUT
+    )
+    assert manifest.context == list(context)
+    found = {name: [row[name] for row in events(tmp_path / "out")] for name in context}
+    assert found == {
+        "hour": [23, 0, 17, 5, 0],
+        "weekday": [3, 4, 4, 7, 1],
+        "device": ["car", "phone", None, "car", None],
+        "place": [7, 7, 8, 7, 8],
+    }
+    assert [(row["hour"], row["device"]) for row in events(tmp_path / "out", "test")] == [
+        (23, None)
+    ]  # no such device in train
+    # The most frequent first, then by value; the device of the test split has no row.
+    assert vocabulary_tuples(tmp_path / "out", "device") == [(0, "car", 2), (1, "phone", 1)]
+    assert vocabulary_tuples(tmp_path / "out", "hour") == [(0, 0, 2), (1, 5, 1), (2, 17, 1), (3, 23, 1)]
+    assert not validate(Folder(tmp_path / "out"), None, None, None, NullReporter()).problems.count
+
+
+def test_previous_item_crosses_splits_and_follows_time(tmp_path: Path) -> None:
+    table = {"customer": ["a", "b", "a", "a", "b", "a"], "item": [4, 9, 2, 3, 4, 1], "at": [40, 5, 20, 30, 6, 10]}
+    raw = write_parquet(tmp_path / "plays.parquet", **table)
+    prepare_files(
+        tmp_path / "out",
+        raw,
+        timestamp="at",
+        context={"before": "timestamp:previous"},
+        hold_out_test="last-1",
+        **NO_HOLD_OUT,
+    )
+    pairs = [
+        {(row["customer"], row["item"]): row["before"] for row in events(tmp_path / "out", split)}
+        for split in ("train", "test")
+    ]
+    assert pairs[0] == {("a", 1): None, ("a", 2): 1, ("a", 3): 2, ("b", 9): None}
+    assert pairs[1] == {("a", 4): None, ("b", 4): None}  # the items before are in no context of train
+    table["item"][3:] = [1, 4, 1]
+    raw = write_parquet(tmp_path / "again.parquet", **table)
+    prepare_files(
+        tmp_path / "out2",
+        raw,
+        timestamp="at",
+        context={"before": "timestamp:previous"},
+        hold_out_test="last-1",
+        **NO_HOLD_OUT,
+    )
+    assert {(row["customer"], row["item"]): row["before"] for row in events(tmp_path / "out2", "test")} == {
+        ("a", 4): 1,
+        ("b", 4): None,
+    }
+
+
+def test_text_and_parquet_give_the_same_dataset_whatever_the_threads(tmp_path: Path, plays: Path) -> None:
+    table = pq.read_table(plays)
+    lines = [
+        "customer,item,at,device,room",
+        *(",".join(str(v or 0 if k == "at" else v or "") for k, v in row.items()) for row in table.to_pylist()),
+    ]
+    csv = write_text(tmp_path / "plays.csv", "\n".join(lines) + "\n")
+    options = {"timestamp": "at", "context": {"hour": "timestamp:hour", "device": "device"}, **NO_HOLD_OUT}
+    prepare_files(tmp_path / "parquet", plays, threads=1, **options)
+    prepare_files(tmp_path / "csv", csv, threads=2, **options)
+    assert events(tmp_path / "csv") == events(tmp_path / "parquet")
+    for entity in ("hour", "device"):
+        assert vocabulary_tuples(tmp_path / "csv", entity) == vocabulary_tuples(tmp_path / "parquet", entity)
+
+
+def test_extending_keeps_rows_of_context(tmp_path: Path, plays: Path) -> None:
+    prepare_files(tmp_path / "first", plays, context={"device": "device"}, **NO_HOLD_OUT)
+    assert [row[1] for row in vocabulary_tuples(tmp_path / "first", "device")] == ["car", "boat", "phone"]
+    raw = write_parquet(tmp_path / "day2.parquet", customer=["a", "c"], item=[1, 9], device=["phone", "amp"])
+    prepare_files(tmp_path / "second", raw, context={"device": "device"}, base=str(tmp_path / "first"), **NO_HOLD_OUT)
+    assert [row[:2] for row in vocabulary_tuples(tmp_path / "second", "device")] == [
+        (0, "car"),
+        (1, "boat"),
+        (2, "phone"),
+        (3, "amp"),
+    ]
+    with pytest.raises(InputError) as caught:
+        prepare_files(tmp_path / "third", raw, base=str(tmp_path / "first"), **NO_HOLD_OUT)
+    documented("base dataset with other context", str(caught.value))
+
+
+def test_forgetting_a_customer_empties_context_that_nobody_else_has(tmp_path: Path, plays: Path) -> None:
+    prepare_files(tmp_path / "out", plays, context={"device": "device", "place": "room"}, **NO_HOLD_OUT)
+    folder = Folder(tmp_path / "out")
+    forget(folder, pa.array(["b"]), "customer", NullReporter())
+    assert vocabulary_tuples(tmp_path / "out", "device") == [(0, "car", 2), (1, None, 0), (2, "phone", 1)]
+    assert vocabulary_tuples(tmp_path / "out", "place") == [(0, 7, 3), (1, None, 0)]
+    assert not validate(folder, None, None, None, NullReporter()).problems.count
+    with pytest.raises(InputError) as caught:
+        forget(folder, pa.array(["car"]), "device", NullReporter())
+    documented("forget: --entity with context", str(caught.value))
+
+
+def test_dataset_without_manifest_is_recognized_with_its_context(tmp_path: Path, plays: Path) -> None:
+    before = prepare_files(tmp_path / "out", plays, context={"device": "device"}, **NO_HOLD_OUT)
+    (tmp_path / "out" / FILE_NAME).unlink()
+    report = validate(Folder(tmp_path / "out"), None, None, None, NullReporter())
+    assert report.manifest_written
+    assert read_manifest(Folder(tmp_path / "out")).context == before.context == ["device"]
+
+
+def test_row_of_context_outside_its_vocabulary_is_found(tmp_path: Path, plays: Path) -> None:
+    manifest = prepare_files(tmp_path / "out", plays, context={"device": "device"}, **NO_HOLD_OUT)
+    path = tmp_path / "out" / manifest.splits["train"].files[0].path
+    table = pq.read_table(path)
+    device = pa.array([3 if row == 0 else row for row in table.column("device").to_pylist()], pa.int64())
+    index = table.schema.get_field_index("device")
+    pq.write_table(table.set_column(index, pa.field("device", pa.int64(), nullable=False), device), path)
+    (tmp_path / "out" / FILE_NAME).unlink()
+    report = validate(Folder(tmp_path / "out"), None, None, None, NullReporter())
+    assert any("column 'device' is 3, but the vocabulary has rows 0 to 2" in line for line in report.problems.listed)
+
+
+@pytest.mark.parametrize(
+    ("cause", "options"),
+    [
+        ("malformed --context", ["--context", "hour"]),
+        ("context with the name of an entity", ["--context", "item=device"]),
+        ("an invalid context name", ["--context", "a/b=device"]),
+        ("hours without --timestamp", ["--context", "hour=timestamp:hour"]),
+        ("context of summed pairs", ["--context", "device=device", "--duplicates", "sum"]),
+        ("hours of timestamps that are not seconds", ["--context", "hour=timestamp:hour", "--timestamp", "ms"]),
+        ("context without a value", ["--context", "nothing=nothing"]),
+        ("missing column of --context", ["--context", "device=devise"]),
+        ("control character in context", ["--context", "device=odd"]),
+    ],
+)
+def test_context_that_cannot_be_prepared_is_rejected(tmp_path: Path, cause: str, options: list[str]) -> None:
+    raw = write_parquet(
+        tmp_path / "plays.parquet",
+        customer=["a", "b"],
+        item=[1, 2],
+        ms=[1_700_000_000_000, 1_700_000_000_001],
+        device=["car", "car"],
+        odd=["x\x07", None],
+        nothing=pa.array([None, None], pa.string()),
+    )
+    done = crossfade_here("prepare", "--events", raw, "--out", tmp_path / "out", *options)
+    assert done.returncode == 2
+    documented(cause, done.stderr.strip().splitlines()[-1].removeprefix("crossfade: error: "))
+    assert not (tmp_path / "out").exists()
+
+
+def test_adjacency_text_has_no_context(tmp_path: Path) -> None:
+    raw = write_text(tmp_path / "train.txt", "0 1 2\n1 2\n")
+    with pytest.raises(InputError) as caught:
+        prepare_files(tmp_path / "out", raw, format="lightgcn", context={"device": "d"}, **NO_HOLD_OUT)
+    documented("context of adjacency text", str(caught.value))

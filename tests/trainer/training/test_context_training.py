@@ -1,0 +1,192 @@
+"""Training with context, planted plays whose genre goes with the device: in process, on servers, in all commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import write_job
+from command_here import crossfade_here
+from error_table import documented
+from preparing import vocabulary_tuples, write_parquet
+from running_command import crossfade, succeeded
+
+from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+
+pytestmark = pytest.mark.slow
+
+CUSTOMERS, TRACKS, GENRES, PLAYS = 240, 100, 5, 24
+DEVICES = ("car", "phone", "tv")
+TABLES = ["customer", "device", "hour", "track"]
+CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
+
+
+def write_plays(path: Path) -> None:
+    """Write plays: four in five are of the genre of the device, the others of the customer's; track t has t mod 5."""
+    random = np.random.default_rng(3)
+    customers = np.repeat(np.arange(CUSTOMERS), PLAYS)
+    devices = random.integers(len(DEVICES), size=len(customers))
+    genres = np.where(random.random(len(customers)) < 0.8, devices, customers)
+    write_parquet(
+        path,
+        customer=[f"c{row}" for row in customers],
+        track=random.integers(TRACKS // GENRES, size=len(customers)) * GENRES + genres % GENRES,
+        at=random.integers(86_400, size=len(customers)),
+        # One event in twenty has no device.
+        device=[None if random.random() < 0.05 else DEVICES[row] for row in devices],
+    )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare the plays with the device and the hour as context, and a job that trains with both."""
+    folder = tmp_path_factory.mktemp("context")
+    write_plays(folder / "plays.parquet")
+    context = ("--context", "device=device", "--context", "hour=timestamp:hour", "--timestamp", "at")
+    events = ("--events", folder / "plays.parquet", "--item", "track")
+    hold_outs = ("--hold-out-test", "random:0.15", "--hold-out-valid", "none")
+    succeeded(crossfade_here("prepare", *events, *context, *hold_outs, "--out", folder / "data"))
+    model = {"dim": 16, "query_features": ["customer", "device", "hour"]}
+    train = {"batch_size": 256, "epochs": 12}
+    write_job(folder / "job.yaml", folder / "data", model=model, train=train, checkpoint=CHECKPOINT)
+    return folder
+
+
+def train(workspace: Path, run: str, *options: object) -> Path:
+    words = (workspace / "job.yaml", "--run-dir", workspace / run, "--set", "metrics.port=null", *options)
+    succeeded(crossfade_here("train", *words))
+    return workspace / run
+
+
+@pytest.fixture(scope="module")
+def in_context(workspace: Path) -> Path:
+    """Train with context."""
+    return train(workspace, "in-context")
+
+
+@pytest.fixture(scope="module")
+def plain(workspace: Path) -> Path:
+    """Train without context on the same dataset."""
+    return train(workspace, "plain", "--set", "model.query_features=[customer]")
+
+
+def quality(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "report.json").read_text())["metrics"]["test"]
+    return found
+
+
+def vectors(embeddings: Path) -> dict[str, FloatArray]:
+    files = EmbeddingFiles(embeddings)
+    return {name: np.stack(files.read(name).column("vector").to_numpy()) for name in files.entities}
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    found, expected = vectors(one), vectors(other)
+    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
+
+
+def test_context_ranks_far_better_on_the_same_queries(workspace: Path, in_context: Path, plain: Path) -> None:
+    found, without = quality(in_context), quality(plain)
+    assert [found[name] for name in ("queries", "pairs")] == [without[name] for name in ("queries", "pairs")]
+    assert found["queries"] > CUSTOMERS  # a customer is a query in each context
+    assert found["ndcg@10"] > 1.3 * without["ndcg@10"]
+    compared = succeeded(crossfade_here("evaluate", in_context, "--compare", plain, "--json"))
+    results = json.loads(compared.stdout)
+    assert results["test"] == pytest.approx(found)
+    assert results["comparison"]["metrics"]["ndcg@10"]["p_holm"] < 0.01
+
+
+def test_resumed_run_gives_the_same_bits(workspace: Path, in_context: Path) -> None:
+    train(workspace, "resumed", "--set", "train.max_steps=33")
+    train(workspace, "resumed", "--resume")
+    assert same_bits(workspace / "resumed" / "embeddings", in_context / "embeddings")
+
+
+def test_export_has_the_vectors_of_context(workspace: Path, in_context: Path) -> None:
+    succeeded(crossfade_here("export", in_context, "--out", workspace / "exported"))
+    assert same_bits(workspace / "exported", in_context / "embeddings")
+    assert EmbeddingFiles(workspace / "exported").entities == TABLES
+
+
+def test_recommendations_are_for_the_given_context(workspace: Path, in_context: Path) -> None:
+    """The ranking is that of the sum of three written vectors, and the planted genre leads it."""
+    written = vectors(in_context / "embeddings")
+    rows = {name: {row[1]: row[0] for row in vocabulary_tuples(workspace / "data", name)} for name in TABLES}
+    for device, genre in (("car", 0), ("tv", 2)):
+        options = ("--context", f"device={device}", "--context", "hour=13", "--exclude", "-k", 8, "--json")
+        done = succeeded(crossfade_here("recommend", in_context, "--customer", "c8", *options))
+        (found,) = json.loads(done.stdout)
+        query = sum(
+            written[name][rows[name][id]] for name, id in (("customer", "c8"), ("device", device), ("hour", 13))
+        )
+        track_ND = written["track"]
+        scores = track_ND @ query / np.linalg.norm(track_ND, axis=1) / np.linalg.norm(query)
+        ids = {row: id for id, row in rows["track"].items()}
+        expected = [ids[row] for row in np.argsort(-scores, kind="stable")[:8]]
+        assert [each["track"] for each in found["recommendations"]] == expected
+        assert sum(track % GENRES == genre for track in expected) >= 6
+    by_none = succeeded(crossfade_here("recommend", in_context, "--customer", "c8", "--exclude", "--json"))
+    query = written["customer"][rows["customer"]["c8"]]
+    scores = written["track"] @ query / np.linalg.norm(written["track"], axis=1) / np.linalg.norm(query)
+    assert json.loads(by_none.stdout)[0]["recommendations"][0]["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_file_of_recommendations_is_for_the_given_context(workspace: Path, in_context: Path) -> None:
+    out, context = workspace / "recs.parquet", ("--context", "device=tv", "-k", 3)
+    succeeded(crossfade_here("recommend", in_context, "--all", *context, "--out", out))
+    found = [row["track"] for row in pq.read_table(out).to_pylist() if row["customer"] == "c8"]
+    done = succeeded(crossfade_here("recommend", in_context, "--customer", "c8", *context, "--json"))
+    assert found == [each["track"] for each in json.loads(done.stdout)[0]["recommendations"]]
+    done = succeeded(crossfade_here("recommend", in_context, "--customer", "c8", "-k", 3, "--json"))
+    assert found != [each["track"] for each in json.loads(done.stdout)[0]["recommendations"]]
+
+
+@pytest.mark.parametrize(
+    ("cause", "options"),
+    [
+        ("an unknown value of context", ["--customer", "c8", "--context", "device=boat"]),
+        ("context that the model does not have", ["--customer", "c8", "--context", "room=18"]),
+        ("--context with --history", ["--history", "5", "--context", "device=car"]),
+    ],
+)
+def test_context_that_cannot_be_recommended_for_is_rejected(in_context: Path, cause: str, options: list[str]) -> None:
+    done = crossfade_here("recommend", in_context, *options)
+    assert done.returncode == 2
+    documented(cause, done.stderr.strip().splitlines()[-1].removeprefix("crossfade: error: "))
+
+
+def test_negatives_per_example_and_in_batch_learn_context(workspace: Path) -> None:
+    for kind, count in (("per_example", 4), ("in_batch", 1)):
+        options = ("--set", f"negatives.kind={kind}", "--set", f"negatives.count={count}")
+        run = train(workspace, kind, *options, "--set", "train.epochs=6")
+        alone = train(workspace, f"{kind}-alone", *options, "--set", "model.query_features=[customer]")
+        assert quality(run)["ndcg@10"] > 1.1 * quality(alone)["ndcg@10"], kind
+
+
+def test_plan_counts_tables_and_traffic_of_context(workspace: Path, in_context: Path) -> None:
+    plan = plan_capacity(read_inputs(load_job(workspace / "job.yaml")).with_counts())
+    assert [table.name for table in plan.tables] == ["customer", "device", "hour", "track"]
+    steps = [json.loads(line) for line in (in_context / "events.jsonl").read_text().splitlines()]
+    moved: list[dict[str, Any]] = [step["rows"] for step in steps if step["event"] == "step"]
+    assert plan.traffic is not None
+    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
+    for name in ("customer", "device", "hour"):
+        assert expected[name] == pytest.approx(np.mean([rows[name] for rows in moved]), rel=0.1), name
+
+
+@pytest.mark.cluster
+def test_two_workers_on_servers_equal_one_process(workspace: Path, in_context: Path) -> None:
+    words = ("train", workspace / "job.yaml", "--run-dir", workspace / "servers", "--servers", 2, "--workers", 2)
+    succeeded(crossfade(*words, cwd=workspace))
+    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(in_context / "embeddings")
+    assert found.keys() == expected.keys()
+    for name, vectors_ND in expected.items():
+        # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
+        np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
+    assert quality(workspace / "servers") == pytest.approx(quality(in_context), abs=0.02)

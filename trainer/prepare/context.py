@@ -1,0 +1,160 @@
+# ruff: noqa: S608  (what is put into SQL is a name or an expression of this program)
+"""Context of events, such as the hour, the device or the item before: entities whose rows are columns of the splits.
+
+    plans = plan_context({"hour": "timestamp:hour", "device": "device_type"})
+    types = create_context_values(connection, plans, events)    # the table event_values: seq, split, context_0, …
+    ...                                     # a vocabulary for each, of the query that ``counted_context_sql`` returns
+    columns, joins = context_columns_sql(plans)
+
+A value comes from a column of the events or is derived from their order in time:
+
+    timestamp:hour      the hour of the day in UTC, 0 to 23
+    timestamp:weekday   the day of the week in UTC, 1 (Monday) to 7 (Sunday)
+    timestamp:previous  the ID of the item of the query entity's event before, in any split
+
+The vocabulary of a context entity has the values that occur in train; in the splits, an event without a value, or with
+one that train does not have, has the row ``NO_ROW``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier
+from crossfade.trainer.prepare.events import EventTable, IdType
+from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
+
+OPTION = "--context"
+NO_ROW = -1
+_HOUR, _WEEKDAY, _PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
+_DERIVED = {
+    _HOUR: "(timestamp % 86400 + 86400) % 86400 // 3600",
+    _WEEKDAY: "(floor(timestamp / 86400)::BIGINT % 7 + 10) % 7 + 1",  # 1970-01-01 was a Thursday
+    _PREVIOUS: "lag(i.id) OVER (PARTITION BY query ORDER BY timestamp, i.id_rank, seq)",
+}
+"""SQL of each derived value; SQL's % has the sign of the timestamp, which may be below 0."""
+
+
+@dataclass(frozen=True)
+class ContextPlan:
+    """One context entity to prepare: the ``number`` of its table, its ``name``, and what its values are from."""
+
+    number: int
+    name: str
+    source: str
+
+    @property
+    def key(self) -> VocabularyKey:
+        """The role of its column, and the suffix of its tables in the working database."""
+        return f"context_{self.number}"
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether values are derived from timestamps, rather than read from a column."""
+        return self.source in _DERIVED
+
+    def __str__(self) -> str:
+        """Format the option as the user would type it."""
+        return f"{OPTION} {self.name}={self.source}"
+
+
+def plan_context(context: Mapping[str, str]) -> list[ContextPlan]:
+    """Plan the ``context`` of the options: by name, a column or how values are derived."""
+    return [ContextPlan(number, name, source) for number, (name, source) in enumerate(context.items())]
+
+
+def check_context(plans: Sequence[ContextPlan], taken: set[str], has_timestamp: bool, duplicates: str) -> None:
+    """Check what can be checked without reading a file; ``taken`` are the names of other entities.
+
+    Raises:
+        InputError: a name is in use, a timestamp is missing, or pairs are summed over their contexts.
+    """
+    for plan in plans:
+        if plan.name.lower() in {name.lower() for name in taken}:
+            raise InputError(f"{plan}: the name '{plan.name}' is in use; give the context another one: NAME=COLUMN")
+        taken = {*taken, plan.name}
+        if plan.is_derived and not has_timestamp:
+            raise InputError(f"{plan}: requires the time of each event; name its column with --timestamp")
+        if duplicates == "sum":
+            raise InputError(f"{plan}: --duplicates sum merges events of different context; leave out one of the two")
+
+
+def check_base_context(plans: Sequence[ContextPlan], base: BaseDataset) -> None:
+    """Check that the new dataset has the context of ``base``, whose rows it keeps.
+
+    Raises:
+        InputError: it lacks some, or a name is that of another kind of entity there.
+    """
+    names = [plan.name for plan in plans]
+    for name in base.manifest.context:
+        if name not in names:
+            raise InputError(
+                f"--base {base.folder.uri}: its events have the context '{name}', but these have none; add {OPTION} "
+                f"{name}=COLUMN"
+            )
+    for plan in plans:
+        if plan.name in base.manifest.entities and plan.name not in base.manifest.context:
+            raise InputError(f"{plan}: '{plan.name}' is another entity of the base dataset; choose another name")
+
+
+def create_context_values(
+    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContextPlan], events: EventTable
+) -> dict[str, IdType]:
+    """Create the table ``event_values`` (seq, split, weight, context_0, …) of the view ``interactions``.
+
+    Returns the type of the values of each context entity.
+
+    Raises:
+        InputError: hours are derived from timestamps that are not in seconds, or an entity has no value in train.
+    """
+    types: dict[str, IdType] = {}
+    values = ""
+    for plan in plans:
+        if plan.source in (_HOUR, _WEEKDAY):
+            _check_unit(connection, plan)
+        derived: IdType = events.id_types["item"] if plan.source == _PREVIOUS else "int64"
+        types[plan.name] = derived if plan.is_derived else events.id_types[plan.key]
+        value = _DERIVED.get(plan.source, f"c.{plan.key}")
+        values += f", CAST({value} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
+    execute(
+        connection,
+        f"CREATE TABLE event_values AS SELECT seq, split, weight{values} FROM interactions "
+        "JOIN ids_item i ON i.number = item LEFT JOIN event_context c USING (seq)",
+    )
+    for plan in plans:
+        if not fetch_count(connection, f"SELECT count(*) FROM ({counted_context_sql(plan.key)})"):
+            raise InputError(f"{plan}: no event of train has a value; name another column, or leave the context out")
+    return types
+
+
+def _check_unit(connection: duckdb.DuckDBPyConnection, plan: ContextPlan) -> None:
+    latest = fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0]
+    assert isinstance(latest, int)
+    if exceed_seconds_range(latest):
+        raise InputError(
+            f"{plan}: requires seconds since 1970, but the timestamps reach {latest}; name their unit with "
+            "--timestamp-format epoch-ms"
+        )
+
+
+def counted_context_sql(key: VocabularyKey) -> str:
+    """Return a query for each value in train, with its number of interactions, for ``build_vocabulary``."""
+    return (
+        f"SELECT NULL::BIGINT AS number, {key} AS id, {key} AS id_rank, count(*) FILTER (weight > 0) AS count "
+        f"FROM event_values WHERE split = 0 AND {key} IS NOT NULL GROUP BY {key}"
+    )
+
+
+def context_columns_sql(plans: Sequence[ContextPlan]) -> tuple[str, str]:
+    """Return SQL of the rows of each context entity, and of the joins to events ``e`` that they need."""
+    if not plans:
+        return "", ""
+    columns = "".join(f", coalesce({plan.key}.row, {NO_ROW}) AS {identifier(plan.name)}" for plan in plans)
+    joins = "".join(f" LEFT JOIN vocabulary_{plan.key} {plan.key} ON {plan.key}.id = x.{plan.key}" for plan in plans)
+    return columns, f" JOIN event_values x ON x.seq = e.seq{joins}"
