@@ -11,6 +11,8 @@ training is a small copy of the long one, so each rung has its own schedule, com
 higher as the training is shorter, so that rows can move as far: the sum of the learning rate over T steps is that of a
 whole training. AdaGrad divides the learning rate by about √T, so its is only higher by the root. Without that, short
 rungs would only find the highest learning rates.
+
+In array names, N is trials and P parameters.
 """
 
 from __future__ import annotations
