@@ -5,10 +5,10 @@ print_segments({"new": {"min_interactions": 0, "max_interactions": 0, "queries":
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from crossfade.terminal import print_line
+from crossfade.terminal import print_line, print_table
 
 Values = Mapping[str, float | int | None]
 
@@ -24,7 +24,7 @@ def print_segments(segments: Mapping[str, Values]) -> None:
     for metric in metrics:
         found = [values.get(metric) for values in segments.values()]
         rows.append([metric, *("-" if value is None else f"{value:.4f}" for value in found)])
-    _print_table(rows)
+    print_table(rows)
 
 
 def _range(values: Values) -> str:
@@ -45,12 +45,4 @@ def print_comparison(comparison: Mapping[str, Any], run: str) -> None:
         means = [f"{found['run']:.4f}", f"{found['other']:.4f}", f"{found['difference']:+.4f}"]
         test = [f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p_holm']:.4f}"]
         rows.append([name, *means, *test, *(f"{found[key]:,}" for key in ("better", "worse", "equal"))])
-    _print_table(rows)
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print ``rows``: the first column to the left, the others to the right, at least eight wide."""
-    widths = [max(8 if place else 0, *map(len, column)) for place, column in enumerate(zip(*rows, strict=True))]
-    for first, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print_line("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+    print_table(rows)

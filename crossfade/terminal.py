@@ -10,7 +10,7 @@ directional overrides, which reorder what is shown. They are printed as Python w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from crossfade.kvstore.errors import escape_unprintable, to_json_line
@@ -25,6 +25,14 @@ def print_lines(lines: Iterable[str]) -> None:
     """Print ``lines`` on stdout."""
     for line in lines:
         print_line(line)
+
+
+def print_table(rows: Sequence[Sequence[str]], *, min_width: int = 8) -> None:
+    """Print ``rows``: the first column to the left, the others to the right, at least ``min_width`` wide."""
+    widths = [max(min_width if place else 0, *map(len, column)) for place, column in enumerate(zip(*rows, strict=True))]
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        print_line("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ SearchParameter.parse("loss=bpr|softmax")
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.model_sections import OptimizerConfig
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class SearchParameter:
             if low is not None and high is not None and low < high and (low > 0 or not log):
                 return SearchParameter(key, low, high, log)
         elif equals and key and "|" in values:
-            return SearchParameter(key, choices=tuple(yaml.safe_load(choice) for choice in values.split("|")))
+            return SearchParameter(key, choices=tuple(map(_choice, values.split("|"))))
         raise InputError(
             f"--search {text}: expected KEY=LOW..HIGH, KEY=log:LOW..HIGH with 0 < LOW < HIGH, or KEY=A|B|C, for "
             "example --search optimizer.learning_rate=log:0.001..0.1"
@@ -57,6 +59,12 @@ class SearchParameter:
         """Return the choices, or both ends of the range: the job accepts all values if it accepts these."""
         return list(self.choices) or [self.low, self.high]
 
+    def describe(self) -> str:
+        """Describe the values in words."""
+        if self.choices:
+            return " or ".join(map(str, self.choices))
+        return f"{self.low:.4g} to {self.high:.4g}{' on a log scale' if self.log else ''}"
+
     def suggest(self, trial: optuna.Trial) -> Any:
         """Let ``trial`` choose a value: an integer if both ends of the range are."""
         if self.choices:
@@ -65,9 +73,28 @@ class SearchParameter:
             return trial.suggest_int(self.key, self.low, self.high, log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
+    def own_value(self, job: JobConfig) -> Any:
+        """Return the value in ``job``; a weight decay that follows from the score is resolved."""
+        return job.optimizer_spec.weight_decay if self.key == "optimizer.weight_decay" else job.values().get(self.key)
+
+    def at(self, fraction: float) -> Any:
+        """Return the value at ``fraction`` of the way, in [0, 1): numbers of four digits, so that tables show all."""
+        if self.choices:
+            return self.choices[int(fraction * len(self.choices))]
+        is_integer = isinstance(self.low, int) and isinstance(self.high, int)
+        high = self.high + is_integer  # each integer has an equal part of the range
+        value = self.low * (high / self.low) ** fraction if self.log else self.low + (high - self.low) * fraction
+        value = math.floor(value) if is_integer else float(f"{value:.4g}")
+        return min(max(value, self.low), self.high)
+
     def decode(self, stored: Any) -> Any:
         """Return the value that the study stores as ``stored``."""
         return json.loads(stored) if self.choices else stored
+
+
+def _choice(text: str) -> Any:
+    number = _number(text)  # YAML takes 1e-3 for text
+    return yaml.safe_load(text) if number is None else number
 
 
 def _number(text: str) -> float | None:
@@ -87,6 +114,25 @@ def default_parameters(job: JobConfig) -> list[SearchParameter]:
         SearchParameter("optimizer.learning_rate", rate / 10, rate * 10, log=True),
         SearchParameter("model.temperature", temperature / 3, temperature * 3, log=True),
         SearchParameter("optimizer.weight_decay", 1e-8, 1e-3, log=True),
+    ]
+
+
+def quick_parameters(job: JobConfig) -> list[SearchParameter]:
+    """Return the five parameters that ``--quick`` searches, each in a range around the value of ``job``.
+
+    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model. A
+    weight decay of 0 has no range around it, so that of the default is used.
+    """
+    rate, temperature, train = job.optimizer.learning_rate, job.model.temperature, job.train
+    default = job.model_copy(update={"optimizer": OptimizerConfig()}).optimizer_spec
+    decay = job.optimizer_spec.weight_decay or default.weight_decay
+    query, item = train.query_frequency_power, train.item_frequency_power
+    return [
+        SearchParameter("model.temperature", temperature / 1.5, temperature * 1.5, log=True),
+        SearchParameter("optimizer.learning_rate", rate / 3, rate * 3, log=True),
+        SearchParameter("optimizer.weight_decay", decay / 4, decay * 4, log=True),
+        SearchParameter("train.query_frequency_power", max(query - 0.3, -1.0), min(query + 0.3, 0.0)),
+        SearchParameter("train.item_frequency_power", max(item - 0.15, -1.0), min(item + 0.15, 1.0)),
     ]
 
 

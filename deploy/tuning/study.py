@@ -14,46 +14,26 @@ or killed resumes, in the middle of a trial too.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.tuning.search_space import SearchParameter, format_override
-from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
-from crossfade.kvstore.io.durable_file import replace_file
-from crossfade.kvstore.io.file_lock import try_lock
-from crossfade.kvstore.processes import die_with_parent
-from crossfade.trainer.config.loading import load_job
+from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, write_best
+from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
+from crossfade.kvstore.errors import ClusterError, MissingExtraError
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, RunFolder
 
 if TYPE_CHECKING:
     import optuna
 
 _logger = logging.getLogger(__name__)
 
-STUDY_FILE, BEST_FILE, LOCK_FILE = "study.journal", "best.yaml", "study.lock"
-MAX_CONSECUTIVE_FAILURES = 3
-"""Trials in a row without a result that end the study: the cause is not the parameters."""
-_POLL_SECONDS = 0.5
 _FOLDER = "folder"
 _TRIALS_BEFORE_PRUNING = 5
 """Trials that must finish before pruning starts."""
-_TRIAL_OVERRIDES = (
-    "train.save_embeddings=none",
-    "checkpoint.path=null",
-    "checkpoint.keep_latest=1",
-    "metrics.port=null",
-)
-"""A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +79,8 @@ class TuningStudy:
             optuna.trial.TrialState.PRUNED,
             optuna.trial.TrialState.FAIL,
         )
-        self._lock = _claim(folder, job)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STUDY_FILE)))
+        self._lock = claim_study(folder, job, JOURNAL_FILE)
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL_FILE)))
         pruner = (
             optuna.pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING)
             if prune
@@ -154,135 +134,49 @@ class TuningStudy:
             failures = 0 if has_result else failures + 1
             self._write_best()
             if failures == MAX_CONSECUTIVE_FAILURES:
-                log = self.folder / f"{_folder_of(trial)}.log"
-                raise ClusterError(f"{failures} trials in a row failed, the last one: {_last_line(log)} (log: {log})")
+                last = TrialRun(self.folder, _folder_of(trial)).describe_failure()
+                raise ClusterError(f"{failures} trials in a row failed, the last one: {last}")
         yield ended
 
     def _run_trial(self, trial: optuna.Trial, values: dict[str, Any]) -> bool | None:
         """Run one trial and record it; return whether it has a result, or None if it was stopped and can be resumed."""
-        folder = RunFolder(self.folder / _folder_of(trial))
-        log = self.folder / f"{folder.path.name}.log"
-        overrides = [*_TRIAL_OVERRIDES, *(format_override(key, value) for key, value in values.items())]
+        run = TrialRun(self.folder, _folder_of(trial))
+        overrides = [format_override(key, value) for key, value in values.items()]
+        evaluated, pruned = 0, False
+
+        def watch(epochs: list[EpochRecord]) -> bool:
+            nonlocal evaluated, pruned
+            for epoch in epochs:
+                if "valid" in epoch:
+                    evaluated += 1
+                    trial.report(epoch["valid"][self._job.evaluate.best_metric], evaluated)
+            pruned = trial.should_prune() and not self._stop_requested()
+            return pruned or self._stop_requested()
+
         state, value = self._failed, None
-        with log.open("ab") as output, _training(self.folder / JOB_FILE, folder.path, overrides, output) as process:
-            evaluations = _Evaluations(folder.path / EVENTS_FILE, self._job.evaluate.best_metric)
-            pruned = self._follow(process, trial, evaluations)
-        if process.returncode == 0:
+        if run.train(overrides, watch) == 0:
             # A valid split without a query selects no epoch, so all trials are equal.
-            valid = folder.report()["metrics"].get("valid", {})
-            state, value = self._complete, valid.get(self._job.evaluate.best_metric, 0.0)
+            state, value = self._complete, run.valid_metric(self._job.evaluate.best_metric)
         elif pruned:
             state = self._pruned
         elif self._stop_requested():
             return None
         else:
-            _logger.warning(f"trial {trial.number} failed: {_last_line(log)} (log: {log})")
+            _logger.warning(f"trial {trial.number} failed: {run.describe_failure()}")
         self._study.tell(trial, value, state=state)
-        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        run.delete_checkpoints()
         return bool(state != self._failed)
-
-    def _follow(self, process: subprocess.Popen[bytes], trial: optuna.Trial, evaluations: _Evaluations) -> bool:
-        """Wait for the end of ``process`` and report its evaluations; return whether ``trial`` was pruned."""
-        while process.poll() is None:
-            for number, value in evaluations.read():
-                trial.report(value, number)
-            if trial.should_prune() or self._stop_requested():
-                pruned = not self._stop_requested()
-                process.terminate()
-                process.wait()
-                return pruned
-            try:
-                process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
-        return False
 
     def _write_best(self) -> None:
         """Write the job with the best parameters."""
         best = next((result for result in self.trial_results() if not result.pruned), None)
-        if best is None:
-            return
-        overrides = [format_override(key, value) for key, value in best.parameters.items()]
-        replace_file(self.folder / BEST_FILE, load_job(self.folder / JOB_FILE, overrides).to_yaml().encode())
-
-
-class _Evaluations:
-    """Reads evaluations from a run's ``events.jsonl`` while it grows."""
-
-    def __init__(self, path: Path, best_metric: str) -> None:
-        self._path, self._best_metric = path, best_metric
-        self._offset = self._count = 0
-
-    def read(self) -> Iterator[tuple[int, float]]:
-        """Yield the number and the value of each evaluation since the last call."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                valid = json.loads(line).get("valid")
-                if valid is not None:
-                    self._count += 1
-                    yield self._count, valid[self._best_metric]
-
-
-@contextmanager
-def _training(job: Path, folder: Path, overrides: Sequence[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run or resume ``crossfade train`` for a trial. It ends when this context or this process does."""
-    parent = os.getpid()
-    options = [word for each in overrides for word in ("--set", each)]
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-P", "-m", "crossfade", "train", str(job), "--run-dir", str(folder), "--resume", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        # It takes no locks. Only Linux can end a child with its parent.
-        preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-
-
-def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
-    """Claim ``folder`` for a study of ``job`` while the returned file is open; create it if it does not exist."""
-    text = job.with_absolute_paths().to_yaml()
-    path = folder / JOB_FILE
-    exists = path.exists() and (folder / LOCK_FILE).exists()
-    if not exists and folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: exists and holds no study; name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK_FILE).open("wb")
-    try:
-        try_lock(lock)
-    except BlockingIOError:
-        raise InputError(
-            f"{folder}: another process runs this study; wait for it, or name another folder with --out"
-        ) from None
-    if exists and path.read_text(encoding="utf-8") != text:
-        differences = job.resume_conflicts(load_job(path)) or ["keys that may change within a run"]
-        raise InputError(
-            f"{folder}: holds a study of another job: {', '.join(differences)}; name another folder with --out"
-        )
-    replace_file(path, text.encode())
-    return lock
+        if best is not None:
+            write_best(self.folder, best.parameters)
 
 
 def _folder_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
     name: str = trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}")
     return name
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
 
 
 def _require_optuna() -> Any:

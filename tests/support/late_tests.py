@@ -19,6 +19,7 @@ LONGEST_FIRST = (
     "test_disk_faults",
     "test_checkpoints_on_s3",
     "test_tune",
+    "test_quick_tune",
     "test_train_command",
     "test_submit_ec2_cleanup",
     "test_metrics_of_runs",

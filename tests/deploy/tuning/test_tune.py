@@ -123,7 +123,7 @@ def test_search_parameter_parses_integers_floats_and_choices() -> None:
     assert SearchParameter.parse("a.b=1..8") == SearchParameter("a.b", 1, 8)
     assert isinstance(SearchParameter.parse("a.b=1..8").low, int)
     assert SearchParameter.parse("a.b=log:1e-3..1") == SearchParameter("a.b", 0.001, 1, log=True)
-    assert SearchParameter.parse("a=x|2|null").choices == ("x", 2, None)
+    assert SearchParameter.parse("a=x|2|null|1e-3").choices == ("x", 2, None, 0.001)
     for invalid in ("a", "a=", "=1..2", "a=1", "a=1..x", "a=2..1"):
         with pytest.raises(InputError, match=r"expected KEY=LOW\.\.HIGH"):
             SearchParameter.parse(invalid)

@@ -1,0 +1,139 @@
+"""One training of a tuning study: a run of ``crossfade train`` in its own process, which leaves metrics only.
+
+run = TrialRun(study_folder, "trial-0003")
+exit_code = run.train(["optimizer.learning_rate=0.02"], watch=lambda epochs: False)
+run.valid_metric("ndcg@10")
+
+STUDY/  trial-0003/  trial-0003.log
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crossfade.kvstore.processes import die_with_parent
+from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Trainings in a row without a result that end a study: the cause is not the parameters."""
+_POLL_SECONDS = 0.5
+_OVERRIDES = (
+    "train.save_embeddings=none",
+    "checkpoint.path=null",
+    "checkpoint.keep_latest=1",
+    "metrics.port=null",
+)
+"""A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
+
+EpochRecord = dict[str, Any]
+"""An ``EpochEvent`` of ``events.jsonl``."""
+
+
+class TrialRun:
+    """The training ``name`` of the study in a folder: its run folder and its log."""
+
+    def __init__(self, study: Path, name: str) -> None:
+        self._job = study / JOB_FILE
+        self._folder = RunFolder(study / name)
+        self._log = study / f"{name}.log"
+
+    def train(self, overrides: Sequence[str], watch: Callable[[list[EpochRecord]], bool]) -> int:
+        """Train the study's job with ``overrides``, or resume, and return the exit code.
+
+        ``watch`` is called twice a second with the epochs that have ended since, first with all that are logged, and
+        returns whether to stop the training, after a checkpoint.
+        """
+        epochs = _Epochs(self._folder.path / EVENTS_FILE)
+        command = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
+        command += [word for each in (*_OVERRIDES, *overrides) for word in ("--set", each)]
+        with self._log.open("ab") as output, _training(command, output) as process:
+            while process.poll() is None:
+                if watch(list(epochs.read())):
+                    process.terminate()
+                    process.wait()
+                    break
+                try:
+                    process.wait(_POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+        return process.returncode
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training has ended with a report."""
+        return (self._folder.path / REPORT_FILE).exists()
+
+    def report(self) -> dict[str, Any]:
+        """Read the report of the finished training."""
+        return self._folder.report()
+
+    def valid_metric(self, name: str) -> float:
+        """Return the metric ``name`` of the best epoch on valid; 0 if valid selected none, as without a query."""
+        value: float = self.report()["metrics"].get("valid", {}).get(name, 0.0)
+        return value
+
+    def delete_checkpoints(self) -> None:
+        """Delete the checkpoints of a training that will not resume."""
+        shutil.rmtree(self._folder.path / "checkpoints", ignore_errors=True)
+
+    def discard(self) -> None:
+        """Delete what a training that failed has left but its log, so that it can start over."""
+        shutil.rmtree(self._folder.path, ignore_errors=True)
+
+    def describe_failure(self) -> str:
+        """Return the last line of the log, and where the log is."""
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        last = lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
+        return f"{last} (log: {self._log})"
+
+
+class _Epochs:
+    """Reads the ends of epochs from a run's ``events.jsonl`` while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> Iterator[EpochRecord]:
+        """Yield the epochs that have been logged since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                record = json.loads(line)
+                if record["event"] == "epoch":
+                    yield record
+
+
+@contextmanager
+def _training(arguments: Sequence[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``crossfade train`` with ``arguments``. It ends when this context or this process does."""
+    parent = os.getpid()
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-P", "-m", "crossfade", "train", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        # It takes no locks. Only Linux can end a child with its parent.
+        preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()

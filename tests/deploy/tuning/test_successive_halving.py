@@ -1,0 +1,129 @@
+"""Successive halving costs at most ten trainings, and its short trainings are small copies of whole ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_data import write_job
+
+from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
+from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.training.lr_schedule import lr_factor
+
+ROOT = Path(__file__).resolve().parents[3]
+SPACE = [SearchParameter("model.temperature", 0.1, 0.4, log=True), SearchParameter("train.batch_size", 64, 67)]
+
+
+def job_with(folder: Path, *overrides: str) -> JobConfig:
+    """Return a job of any data with ``overrides``."""
+    return load_job(write_job(folder / "job.yaml", "data"), overrides)
+
+
+def steps(job: JobConfig, steps_per_epoch: int) -> int:
+    """Return the steps of a training of ``job``, as the training loop counts them."""
+    taken = job.train.epochs * steps_per_epoch
+    return min(taken, job.train.max_steps or taken)
+
+
+@pytest.mark.parametrize("max_steps", ["null", 1, 8, 9, 10, 27, 100, 777])
+def test_budget_is_ten_trainings_for_any_length(tmp_path: Path, max_steps: str | int) -> None:
+    for epochs in (*range(1, 13), 17, 26, 27, 28, 40, 119):
+        job = job_with(tmp_path, f"train.epochs={epochs}", f"train.max_steps={max_steps}")
+        rungs = plan_rungs(job)
+        assert (rungs[-1].epochs, rungs[-1].max_steps) == (job.train.epochs, job.train.max_steps)
+        trials = [rung.trials for rung in rungs]
+        assert trials == sorted(trials, reverse=True)
+        assert trials[-1] >= 4
+        trained = {rung: load_job(tmp_path / "job.yaml", rung.overrides(job, {})) for rung in rungs}
+        trained[rungs[-1]] = job
+        for steps_per_epoch in (1, 7, 1000):
+            whole = steps(job, steps_per_epoch)
+            spent = sum(rung.trials * steps(trained[rung], steps_per_epoch) for rung in rungs)
+            assert 0.6 * BUDGET * whole <= spent <= BUDGET * whole, (epochs, max_steps, steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(40, [(30, 4), (9, 13), (4, 40)]), (9, [(27, 1), (9, 3), (4, 9)]), (5, [(30, 1), (4, 5)]), (2, [(10, 2)])],
+)
+def test_rungs_of_a_job_are_as_documented(tmp_path: Path, epochs: int, expected: list[tuple[int, int]]) -> None:
+    rungs = plan_rungs(job_with(tmp_path, f"train.epochs={epochs}"))
+    assert [(rung.trials, rung.epochs) for rung in rungs] == expected
+
+
+@pytest.mark.parametrize(("kind", "power"), [("adam", 1.0), ("sgd", 1.0), ("adagrad", 0.5), ("rowwise_adagrad", 0.5)])
+def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: str, power: float) -> None:
+    settings = ["train.epochs=36", f"optimizer.kind={kind}", "optimizer.schedule=cosine", "optimizer.warmup_steps=90"]
+    job = job_with(tmp_path, *settings)
+    trial = {"optimizer.learning_rate": 0.02, "model.temperature": 0.3}
+    whole = None
+    for rung in reversed(plan_rungs(job)):
+        trained = load_job(tmp_path / "job.yaml", [*settings, *rung.overrides(job, trial)])
+        taken = steps(trained, 50)
+        factors = [lr_factor(trained.optimizer, step, taken) for step in range(taken)]
+        # The schedule of each rung ends, and with it the rung is evaluated.
+        assert factors[-1] < 0.01
+        assert trained.train.epochs % trained.train.eval_every_epochs == 0
+        assert trained.model.temperature == 0.3
+        distance = trained.optimizer.learning_rate * np.mean(factors) * taken**power
+        whole = whole or distance
+        assert distance == pytest.approx(whole, rel=0.02)
+        is_last = rung.epochs == job.train.epochs
+        assert (trained.train.eval_every_epochs == job.train.eval_every_epochs) == is_last
+        assert (trained.optimizer.learning_rate == 0.02) == is_last
+
+
+def test_learning_rate_of_dense_layers_is_scaled_too(tmp_path: Path) -> None:
+    job = job_with(tmp_path, "train.epochs=9", "optimizer.kind=adam", "model.dense.learning_rate=0.01")
+    overrides = plan_rungs(job)[0].overrides(job, {})
+    assert load_job(tmp_path / "job.yaml", overrides).model.dense.learning_rate == pytest.approx(0.09)
+    assert plan_rungs(job)[-1].overrides(job, {}) == []
+
+
+def test_draws_repeat_and_cover_the_space() -> None:
+    trials = draw_trials(SPACE, 33, seed=5)
+    assert trials == draw_trials(SPACE, 33, seed=5)
+    assert trials != draw_trials(SPACE, 33, seed=6)
+    assert trials[OWN] == {}
+    assert trials[:9] == draw_trials(SPACE, 9, seed=5)
+    temperatures = sorted(trial["model.temperature"] for trial in trials[1:])
+    # In every eighth of the range, on a log scale, are two to six of 32 points.
+    counts, _ = np.histogram(np.log(temperatures), bins=8, range=(np.log(0.1), np.log(0.4)))
+    assert counts.min() >= 2
+    assert counts.max() <= 6
+    assert {trial["train.batch_size"] for trial in trials[1:]} == {64, 65, 66, 67}
+
+
+def test_values_stay_within_their_range_with_four_digits() -> None:
+    narrow = SearchParameter("train.item_frequency_power", -0.123456, -0.123444)
+    choices = SearchParameter("loss", choices=("bpr", "softmax", "ccl"))
+    for fraction in np.linspace(0, 1, 50, endpoint=False):
+        assert narrow.low <= narrow.at(fraction) <= narrow.high
+        value = SPACE[0].at(fraction)
+        assert 0.1 <= value <= 0.4
+        assert value == float(f"{value:.4g}")
+        assert SearchParameter("train.batch_size", 1, 100, log=True).at(fraction) in range(1, 101)
+    assert [choices.at(fraction) for fraction in (0.0, 0.34, 0.99)] == ["bpr", "softmax", "ccl"]
+
+
+def test_promotion_keeps_the_best_and_the_own_settings() -> None:
+    values = {0: 0.1, 1: 0.3, 2: 0.2, 3: 0.3, 4: 0.25}
+    assert promote(values, 3) == [0, 1, 3]
+    assert promote(values, 4) == [0, 1, 3, 4]
+    assert promote({**values, 0: 0.9}, 2) == [0, 1]
+    # Trials without a result, as failed ones, are not promoted; the own settings are trained in each rung.
+    assert promote({2: 0.5}, 4) == [0, 2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_five_settings_are_searched_around_those_of_a_job(path: Path) -> None:
+    job = load_job(path)
+    parameters = quick_parameters(job)
+    assert len(parameters) == 5
+    check_parameters(path, [], parameters)
+    for each in parameters:
+        own = each.own_value(job)
+        assert own == 0 or each.low <= own <= each.high
+        assert each.low < each.high
