@@ -24,7 +24,6 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError
@@ -32,17 +31,14 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.io.writer_lock import WriterLock, folder_writer
-from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.features import ROW, iter_pairs
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
-    JOURNAL,
     WEIGHT,
     DataFile,
     DatasetManifest,
     Feature,
-    FilePath,
     Split,
     data_fingerprint,
     read_manifest,
@@ -50,6 +46,7 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
+from crossfade.trainer.prepare.forget_journal import delete_leftovers, write_journal
 from crossfade.trainer.prepare.id_list import typed_ids
 from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.row_removal import (
@@ -67,12 +64,6 @@ _TAG = re.compile(r"-[0-9a-f]{12}$")
 _NO_ROWS = np.empty(0, np.int64)
 
 Change = Callable[[pa.Table], pa.Table]
-
-
-class _Journal(BaseModel):
-    """The files of the dataset that may be left over: old and new ones."""
-
-    files: list[FilePath]
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ def _forget(
             f"{folder.uri}: '{entity}' is context of events; expected ids of {manifest.query} or {manifest.item}, "
             "whose events are forgotten with them"
         )
-    leftovers_deleted = _delete_leftovers(folder, manifest)
+    leftovers_deleted = delete_leftovers(folder, manifest)
     return _Forgetting(folder, manifest, entity, progress, lock, version).run(ids, leftovers_deleted)
 
 
@@ -300,8 +291,7 @@ class _Forgetting:
 
     def _apply(self) -> DatasetManifest:
         """Write the new files, then the manifest, then delete the old files."""
-        journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
-        self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
+        write_journal(self._folder, [*self._plan.names, *self._plan.names.values()])
         try:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
             replacements = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
@@ -312,9 +302,9 @@ class _Forgetting:
             if self._is_overtaken(error):
                 self._give_up(error)
             with suppress(OSError, InputError):  # the next call deletes them
-                _delete_leftovers(self._folder, read_manifest(self._folder))
+                delete_leftovers(self._folder, read_manifest(self._folder))
             raise
-        _delete_leftovers(self._folder, manifest)
+        delete_leftovers(self._folder, manifest)
         return manifest
 
     def _is_overtaken(self, error: BaseException) -> bool:
@@ -388,23 +378,3 @@ class _Forgetting:
         for index, rows in enumerate(file.row_groups):
             if rows:
                 yield plain_strings(self._files.read(file, index, columns))
-
-
-def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
-    """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal."""
-    try:
-        listed = validate_json(_Journal, folder.read(JOURNAL)).files
-    except FileNotFoundError:
-        return False
-    except ValueError as error:
-        raise InputError(
-            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {error}; "
-            f"delete it, and list what is left over with 'crossfade validate {folder.uri}'"
-        ) from error
-    used = {FILE_NAME, *(file.path for file in manifest.files())}
-    for path in listed:
-        if path not in used:
-            with translate_storage_errors(f"{folder.uri}/{path}", action="deleted"):
-                folder.remove(path)
-    folder.remove(JOURNAL)
-    return True

@@ -31,6 +31,7 @@ from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
+    CONTENT,
     FEATURES,
     FILE_NAME,
     JOURNAL,
@@ -41,9 +42,10 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
 )
 
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, PENDING, *SPLITS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet"
+    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(SPLITS)})"
+    r"/part-[0-9a-z-]+\.parquet"
 )
 
 
