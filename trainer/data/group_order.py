@@ -36,17 +36,17 @@ def group_order(
     starts_R = np.flatnonzero(np.concatenate([[True], query_N[1:] != query_N[:-1]]))
     sizes_R = np.diff(starts_R, append=len(query_N))
     by_query_R = np.argsort(query_N[starts_R], kind="stable")
-    rows_N = _concatenate_runs(starts_R[by_query_R], sizes_R[by_query_R])
+    rows_N = concatenate_ranges(starts_R[by_query_R], sizes_R[by_query_R])
     chunk_starts_C = _chunk_starts(query_N, rows_N, group_rows or len(query_N))
     chunk_sizes_C = np.diff(chunk_starts_C, append=len(rows_N))
     order_C = permutation(len(chunk_starts_C), seed=seed, stream=stream, epoch=epoch, position=position)
-    order_N: IntArray = rows_N[_concatenate_runs(chunk_starts_C[order_C], chunk_sizes_C[order_C])]
+    order_N: IntArray = rows_N[concatenate_ranges(chunk_starts_C[order_C], chunk_sizes_C[order_C])]
     return order_N
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def _concatenate_runs(starts_R, sizes_R):  # type: ignore[no-untyped-def]
-    """Return the numbers of all runs, one run after the other."""
+def concatenate_ranges(starts_R, sizes_R):  # type: ignore[no-untyped-def]
+    """Return the numbers of all ranges, one range after the other: each starts at ``starts_R``, with ``sizes_R``."""
     numbers_N, n = np.empty(sizes_R.sum(), np.int64), 0
     for r in range(starts_R.shape[0]):
         for number in range(starts_R[r], starts_R[r] + sizes_R[r]):

@@ -39,7 +39,7 @@ import numpy as np
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
-from crossfade.trainer.data.group_order import group_order
+from crossfade.trainer.data.group_order import concatenate_ranges, group_order
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
 from crossfade.trainer.data.stopwatch import Stopwatch
 
@@ -171,7 +171,7 @@ class BatchSchedule:
         parts = [streams[partition].take(int(count_P[partition])) for partition in streams]
         return BatchSlice(
             concatenate([part for partition_parts in parts for part in partition_parts]),
-            _ranges(first_P[list(streams)], count_P[list(streams)]),
+            concatenate_ranges(first_P[list(streams)], count_P[list(streams)]),
             int(count_P.sum()),
             tuple(int(count_P[partition]) for partition in streams),
             len(count_P),
@@ -201,17 +201,6 @@ class BatchSchedule:
     def interrupt(self) -> None:
         """Stop reading: threads that wait for a slice get an error soon."""
         self._reader.interrupt()
-
-
-@njit(cache=True, nogil=True)
-def _ranges(first_P, count_P):  # type: ignore[no-untyped-def]
-    """Return the numbers from ``first_P`` on, ``count_P`` of them for each partition."""
-    numbers_B, b = np.empty(count_P.sum(), np.int64), 0
-    for p in range(first_P.shape[0]):
-        for number in range(first_P[p], first_P[p] + count_P[p]):
-            numbers_B[b] = number
-            b += 1
-    return numbers_B
 
 
 def _rows(assignment: list[list[RowGroup]]) -> IntArray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
+from finished_runs import quality, same_bits, vectors
 from running_command import crossfade, succeeded
 
 from crossfade.deploy.capacity.inputs import read_inputs
@@ -80,21 +81,6 @@ def featured(workspace: Path) -> Path:
 def plain(workspace: Path) -> Path:
     """Train without features."""
     return train(workspace, "plain", "--set", "model.item_features=[track]")
-
-
-def quality(run: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((run / "report.json").read_text())["metrics"]["test"]
-    return found
-
-
-def vectors(embeddings: Path) -> dict[str, FloatArray]:
-    files = EmbeddingFiles(embeddings)
-    return {name: np.stack(files.read(name).column("vector").to_numpy()) for name in files.entities}
-
-
-def same_bits(one: Path, other: Path) -> bool:
-    found, expected = vectors(one), vectors(other)
-    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
 
 
 class Popularity:

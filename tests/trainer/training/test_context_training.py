@@ -10,12 +10,12 @@ import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
 from error_table import documented
+from finished_runs import quality, same_bits, vectors
 from preparing import vocabulary_tuples, write_parquet
 from running_command import crossfade, succeeded
 
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 
@@ -74,21 +74,6 @@ def in_context(workspace: Path) -> Path:
 def plain(workspace: Path) -> Path:
     """Train without context on the same dataset."""
     return train(workspace, "plain", "--set", "model.query_features=[customer]")
-
-
-def quality(run: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((run / "report.json").read_text())["metrics"]["test"]
-    return found
-
-
-def vectors(embeddings: Path) -> dict[str, FloatArray]:
-    files = EmbeddingFiles(embeddings)
-    return {name: np.stack(files.read(name).column("vector").to_numpy()) for name in files.entities}
-
-
-def same_bits(one: Path, other: Path) -> bool:
-    found, expected = vectors(one), vectors(other)
-    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
 
 
 def test_context_ranks_far_better_on_the_same_queries(workspace: Path, in_context: Path, plain: Path) -> None:
