@@ -176,7 +176,7 @@ def test_foreign_host_address_is_rejected(train_rejected: Rejected) -> None:
 def rejected_without(package: str, workspace: Path, *options: str) -> str:
     """Return the message of ``crossfade train`` where ``package`` is not installed."""
     command = [sys.executable, "-c", WITHOUT, package, "train", "job.yaml", "--run-dir", "run", *options]
-    return rejection(subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=60, check=False))
+    return rejection(subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=240, check=False))
 
 
 DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")

@@ -74,7 +74,7 @@ def test_printed_command_runs_in_the_shell_that_printed_it(tmp_path: Path, calle
 
     def typed(line: str) -> str:
         return subprocess.run(
-            ["sh", "-c", f"{environment}{line}"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+            ["sh", "-c", f"{environment}{line}"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=240
         ).stdout
 
     following = next_of(typed(f'{begin} synthesize --queries 50 --items 40 --interactions 2000 --out "my data\'s"'))

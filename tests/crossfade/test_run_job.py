@@ -30,7 +30,7 @@ def test_signal_ends_the_wait_of_a_failed_run_and_not_its_outcome() -> None:
     waited = threading.Event()
 
     def interrupt() -> None:
-        wait_until(lambda: stopper._deferring, 5, "the wait for a scrape")
+        wait_until(lambda: stopper._deferring, "the wait for a scrape")
         waited.set()
         os.kill(os.getpid(), signal.SIGINT)
 

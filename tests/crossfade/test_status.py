@@ -92,7 +92,7 @@ def test_killed_run_is_lost_and_stopped_run_is_stopped(
         training.wait_for("step")
         training.command.process.kill()
         training.command.process.wait()
-        wait_until(lambda: status(tmp_path)[0]["state"] == "lost", 30, "that it is lost")
+        wait_until(lambda: status(tmp_path)[0]["state"] == "lost", "that it is lost")
         (lost,) = status(tmp_path)
         assert lost["alerts"][0]["level"] == "critical"
         failure = lost["failure"]
@@ -206,7 +206,7 @@ def test_watch_repeats_until_signal(tmp_path: Path) -> None:
         assert json.loads(watching.process.stdout.readline())[0]["step"] == 5
         with (folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(step(6, at=10)) + "\n")
-        wait_until(lambda: json.loads(watching.process.stdout.readline())[0]["step"] == 6, 30, "step 6")  # type: ignore[union-attr]
+        wait_until(lambda: json.loads(watching.process.stdout.readline())[0]["step"] == 6, "step 6")  # type: ignore[union-attr]
         watching.process.send_signal(signal.SIGINT)
         assert watching.finish().returncode == 130
 

@@ -56,7 +56,7 @@ def test_diverged_and_failed_runs_raise_their_alerts(tmp_path: Path, trainings: 
             assert (result.returncode, "training has diverged" in result.stderr) == (1, True), (name, result.stderr)
         for name, alert in (("alone", "CrossfadeLossNotFinite"), ("on-servers", "CrossfadeRunFailed")):
             firing = f'ALERTS{{run="{name}", alertname="{alert}", alertstate="firing"}}'
-            wait_until(lambda asked=firing: ask(prometheus, asked), 30, firing)
+            wait_until(lambda asked=firing: ask(prometheus, asked), firing)
 
 
 def ask(prometheus: Prometheus, expression: str) -> list[Any]:

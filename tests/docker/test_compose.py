@@ -88,7 +88,7 @@ def test_dashboard_is_healthy_and_status_shows_the_run(job: ComposeJob) -> None:
 
     def responds() -> bool:
         try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=60) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
@@ -211,7 +211,7 @@ def test_dashboard_explores_the_finished_job_with_keys_that_only_read(job: Compo
     answer: dict[str, Any] = {}
 
     def has_answered() -> bool:
-        with urllib.request.urlopen(address, timeout=30) as response:
+        with urllib.request.urlopen(address, timeout=60) as response:
             answer.clear()
             answer.update(json.load(response))
         return "preparing" not in answer

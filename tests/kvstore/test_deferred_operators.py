@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(code: str, folder: Path = ROOT) -> str:
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}, {str(ROOT)!r}]\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 def test_operators_compute_and_differentiate_as_generated_ones() -> None:

@@ -239,7 +239,7 @@ def s3_folder(s3: ObjectStore, tmp_path: Path) -> Folder:
 @pytest.mark.slow
 def test_of_writers_on_s3_one_gets_the_lock(s3_folder: Folder) -> None:
     for _ in range(3):
-        barrier, done, results = threading.Barrier(4, timeout=60), threading.Barrier(4, timeout=60), []
+        barrier, done, results = threading.Barrier(4, timeout=240), threading.Barrier(4, timeout=60), []
 
         def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
             own = Folder(s3_folder.uri)
@@ -306,7 +306,7 @@ def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(
 def test_of_writers_of_one_version_on_s3_one_succeeds(s3_folder: Folder) -> None:
     version: str | None = None
     for turn in range(3):
-        barrier, written = threading.Barrier(4, timeout=60), []
+        barrier, written = threading.Barrier(4, timeout=240), []
 
         def write(number: int, barrier: threading.Barrier = barrier, version: str | None = version) -> None:
             own = Folder(s3_folder.uri)

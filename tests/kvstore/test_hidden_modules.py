@@ -20,7 +20,7 @@ assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
 
 @pytest.mark.parametrize("mxnet", [pytest.param("", id="numba"), pytest.param("import_mxnet()", id="mxnet")])
 def test_processes_of_a_job_do_not_load_scipy(mxnet: str) -> None:
-    subprocess.run([sys.executable, "-c", IMPORT_ROLES.format(mxnet=mxnet)], check=True, timeout=90)
+    subprocess.run([sys.executable, "-c", IMPORT_ROLES.format(mxnet=mxnet)], check=True, timeout=240)
 
 
 def test_hidden_package_cannot_be_imported_in_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:

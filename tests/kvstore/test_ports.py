@@ -21,7 +21,7 @@ def filtered(hosts: Sequence[str]) -> Iterator[socket.socket]:
     before = threading.active_count()
     filter_next_listener(hosts)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        wait_until(lambda: threading.active_count() == before, 10, "the filter")
+        wait_until(lambda: threading.active_count() == before, "the filter")
         yield listener
 
 

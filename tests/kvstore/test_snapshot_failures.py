@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from saved_shards import WRITE_SECONDS, wait_for_save, wait_for_snapshot
+from saved_shards import wait_for_save, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, failure_of, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
 
@@ -160,11 +160,11 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_writer_dies_with_its_parent(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     assert driver.stdout is not None
     writer = psutil.Process(json.loads(driver.stdout.readline()))
-    wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
+    wait_until(weights_file(tmp_path).exists, "the writer to start")
     try:
         writer.suspend()
         driver.kill()
-        wait_until(lambda: not writer.is_running(), 10, "the end of the writer")
+        wait_until(lambda: not writer.is_running(), "the end of the writer")
     finally:
         with suppress(psutil.NoSuchProcess):
             writer.kill()

@@ -32,7 +32,7 @@ from waiting import wait_until
 
 from crossfade.kvstore.processes import die_with_parent
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
 _SCOPE = re.compile(r"Credential=[^/]+/[0-9]{8}/([^/]+)/([^/]+)/aws4_request")
@@ -181,7 +181,7 @@ class AwsServer:
         request = urllib.request.Request(
             self._moto_url + path, data, {"Content-Type": "application/json"}, method="POST"
         )
-        with urllib.request.urlopen(request, timeout=30):
+        with urllib.request.urlopen(request, timeout=60):
             pass
 
     def wait_until_ready(self) -> None:
@@ -194,11 +194,11 @@ class AwsServer:
         def answers() -> bool:
             if self._process.poll() is not None:
                 raise _DiedError
-            with suppress(OSError), urllib.request.urlopen(f"{self._moto_url}/moto-api/data.json", timeout=5):
+            with suppress(OSError), urllib.request.urlopen(f"{self._moto_url}/moto-api/data.json", timeout=60):
                 return True
             return False
 
-        wait_until(answers, START_SECONDS, "moto's server")
+        wait_until(answers, "moto's server")
 
     def record(self, call: Call) -> tuple[int, str] | None:
         """Record ``call``; return the scripted response, if there is one."""
@@ -220,7 +220,7 @@ class AwsServer:
         headers.setdefault("Content-Type", "application/octet-stream")  # otherwise urllib sets that of a form
         request = urllib.request.Request(self._moto_url + handler.path, body or None, headers, method=handler.command)
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=240) as response:
                 return response.status, dict(response.headers), response.read()
         except urllib.error.HTTPError as error:
             return error.code, dict(error.headers), error.read()

@@ -43,7 +43,7 @@ EPOCHS_PER_FAULT = {"process": 24, "host": 32, "s3": 48, "hosts": 48}
 """Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
 STALL_SECONDS = 8
 RUN_SECONDS = 6000.0
-RECOVERY_SECONDS = 90.0
+RECOVERY_SECONDS = 240.0
 PULSES, PULSE_SECONDS = 10, 0.2
 OUTAGE_SECONDS = 5.0
 FAULTS_PER_ROUND = 20
@@ -135,7 +135,7 @@ class Injector:
     def _coordinator(self, _: Fault) -> None:
         roles = list(self.training.roles().values())
         self.training.command.process.kill()
-        wait_until(lambda: all(map(is_gone, roles)), RECOVERY_SECONDS, "the end of the roles")
+        wait_until(lambda: all(map(is_gone, roles)), "the end of the roles", seconds=RECOVERY_SECONDS)
         self._resume()
 
     def _resume(self) -> None:
@@ -236,7 +236,7 @@ class Injector:
             except psutil.NoSuchProcess:
                 return False
 
-        wait_until(holds, RUN_SECONDS if what.startswith("step") else RECOVERY_SECONDS, what)
+        wait_until(holds, what, seconds=RUN_SECONDS if what.startswith("step") else RECOVERY_SECONDS)
 
 
 def is_gone(process: psutil.Process) -> bool:

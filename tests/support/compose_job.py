@@ -77,7 +77,7 @@ class ComposeJob:
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
+            process.communicate(timeout=240)
 
     def container(self, service: str, number: int = 1) -> str:
         return f"{PROJECT}-{service}-{number}"
@@ -117,7 +117,7 @@ class ComposeJob:
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         """Wait for ``condition``; a timeout error has the containers' logs."""
         try:
-            wait_until(condition, seconds, what)
+            wait_until(condition, what, seconds=seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from error
 
@@ -125,6 +125,6 @@ class ComposeJob:
         """Return the result of a Prometheus query."""
         query = urllib.parse.urlencode({"query": expression})
         url = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}/api/v1/query?{query}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             result: list[dict[str, Any]] = json.load(response)["data"]["result"]
             return result

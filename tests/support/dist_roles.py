@@ -25,7 +25,7 @@ from crossfade.kvstore.mxnet.scheduler import run_scheduler
 from crossfade.kvstore.mxnet.server import run_server
 from crossfade.trainer.config.run_sections import ClusterConfig
 
-END_SECONDS = 60.0
+END_SECONDS = 180.0
 SECRET = "the-secret-of-these-roles"
 
 

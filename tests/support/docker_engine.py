@@ -33,7 +33,7 @@ STAND_INS = ("s3", "prometheus")
 """Services of docker-compose.yml whose published image is replaced."""
 _PROGRAMS = ("dockerd", "docker", "ip", "iptables", "mmdebstrap", "setpriv")
 _PLUGINS = ("compose", "buildx")
-_START_SECONDS = _STOP_SECONDS = 60.0
+_START_SECONDS = _STOP_SECONDS = 180.0
 _STAND_INS = f"""\
 FROM {_BASE} AS debian
 RUN apt-get update && apt-get install -y --no-install-recommends prometheus wget && rm -rf /var/lib/apt/lists/*
@@ -96,7 +96,7 @@ class Engine:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(self._responds, _START_SECONDS, f"the Docker engine (see {log.name})")
+        wait_until(self._responds, f"the Docker engine (see {log.name})", seconds=_START_SECONDS)
 
     def _responds(self) -> bool:
         assert self._process is not None

@@ -33,7 +33,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.main import main
 from crossfade.trainer.data.parquet import file_entry, write_options
 
-CASE_SECONDS = 60.0
+CASE_SECONDS = 180.0
 CASE_KILOBYTES = 2 << 20
 """Memory that a case may take beyond the peak of all cases before it."""
 
@@ -246,7 +246,7 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return not folder.exists()
 
-    wait_until(is_gone, CASE_SECONDS, f"{folder} to stay deleted")
+    wait_until(is_gone, f"{folder} to stay deleted", seconds=CASE_SECONDS)
 
 
 def main_loop(folder: Path, kind: str, first: int, count: int) -> int:

@@ -57,7 +57,7 @@ def main(kind: Any, folder: Path) -> None:
         server.command(STATUS_COMMAND)
         return str(decode_status(status.asnumpy())["state"])
 
-    wait_until(lambda: state() != "running", 60, "the save to end")
+    wait_until(lambda: state() != "running", "the save to end")
     assert state() == "saved"
 
 

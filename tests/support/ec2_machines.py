@@ -26,7 +26,7 @@ from aws_server import AwsServer
 from fake_imds import Metadata, running_metadata
 from object_store import ACCESS_KEY, SECRET_KEY
 from running_command import Mark
-from waiting import wait_until
+from waiting import MAX_SECONDS, wait_until
 
 _DOCKER = """#!/bin/bash
 printf '%s\\n' "docker $*" >>"$MACHINE/calls"
@@ -133,10 +133,12 @@ class Machines:
             (folder / "bin" / name).chmod(0o755)
         self._thread.start()
 
-    def of(self, index: int, seconds: float = 60.0) -> Machine:
+    def of(self, index: int, seconds: float = MAX_SECONDS) -> Machine:
         """Wait for host ``index`` and return its newest machine."""
         wait_until(
-            lambda: self._check() or any(entry.host == index for entry in self._hosts()), seconds, f"host {index}"
+            lambda: self._check() or any(entry.host == index for entry in self._hosts()),
+            f"host {index}",
+            seconds=seconds,
         )
         return [entry.machine for entry in self._hosts() if entry.host == index][-1]
 

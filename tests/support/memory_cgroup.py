@@ -59,5 +59,5 @@ def memory_cgroup() -> Iterator[MemoryCgroup]:
             pytest.skip(f"memory is not controlled in {path.parent}, so a cgroup in it has no limit")
         yield MemoryCgroup(path)
     finally:
-        wait_until(lambda: not (path / "cgroup.procs").read_text(), 10, "the end of the processes in the cgroup")
+        wait_until(lambda: not (path / "cgroup.procs").read_text(), "the end of the processes in the cgroup")
         path.rmdir()

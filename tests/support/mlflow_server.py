@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from crossfade.kvstore.processes import die_with_parent
 
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 
 class MlflowServer:
@@ -45,13 +45,13 @@ class MlflowServer:
                 stderr=log,
                 preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
             )
-        wait_until(self._answers, START_SECONDS, "an answer of MLflow")
+        wait_until(self._answers, "an answer of MLflow")
 
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=60) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

@@ -143,5 +143,5 @@ def other_machine() -> Iterator[tuple[str, int]]:
             except OSError:
                 return False
 
-        wait_until(answers, 30, "the server of the other machine")
+        wait_until(answers, "the server of the other machine")
         yield address, port

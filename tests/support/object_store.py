@@ -29,7 +29,7 @@ READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret
 """Credentials that may read and list, but not write."""
 FOREIGN_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
 """Credentials that may use only another bucket."""
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 _PORTS = ("master", "volume", "filer", "s3")
 
 
@@ -121,7 +121,7 @@ class ObjectStore:
                 stderr=log,
                 preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
             )
-        wait_until(self._answers, START_SECONDS, "the object store")
+        wait_until(self._answers, "the object store")
 
     def create_bucket(self) -> None:
         """Create the bucket."""
@@ -137,7 +137,7 @@ class ObjectStore:
                 return False
             return True
 
-        wait_until(is_created, START_SECONDS, "a bucket that takes objects")
+        wait_until(is_created, "a bucket that takes objects")
 
     def _answers(self) -> bool:
         assert self._process is not None

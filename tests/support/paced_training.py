@@ -20,7 +20,7 @@ from running_command import RunningCommand, records, started
 from waiting import wait_until
 
 STEP_SECONDS = 0.1
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 _RELEASE_VARIABLE = "CROSSFADE_TEST_RELEASE"
 _SECONDS_VARIABLE = "CROSSFADE_TEST_STEP_SECONDS"
 _HOOK = f"""
@@ -64,7 +64,7 @@ class Training:
             assert self.command.process.poll() is None, self.command.finish()
             return condition()
 
-        wait_until(holds, seconds, what)
+        wait_until(holds, what, seconds=seconds)
 
     def wait_for(self, kind: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Return once one more event of a kind is logged, calling ``meanwhile`` again and again."""

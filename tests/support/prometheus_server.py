@@ -28,7 +28,7 @@ class Prometheus:
         """Return the data of a successful answer of its API."""
         query = {key: value for key, value in parameters.items() if value is not None}
         url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(query, doseq=True)}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             result = json.load(answer)
         assert result["status"] == "success", result
         return result["data"]
@@ -51,7 +51,7 @@ def running_prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometh
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
         )
     try:
-        wait_until(lambda: _is_ready(process, address, folder / "log"), 30, "Prometheus to be ready")
+        wait_until(lambda: _is_ready(process, address, folder / "log"), "Prometheus to be ready")
         yield Prometheus(address)
     finally:
         process.kill()
@@ -61,7 +61,7 @@ def running_prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometh
 def _is_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> bool:
     assert process.poll() is None, log.read_text()
     try:
-        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from waiting import wait_until
+from waiting import MAX_SECONDS, wait_until
 
-COMMAND_SECONDS = 90.0
+COMMAND_SECONDS = 240.0
 _MARK_VARIABLE = "CROSSFADE_TEST_MARK"
 _ROLE_VARIABLE = "CROSSFADE_ROLE"
 
@@ -138,14 +138,14 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0) -> None:
+def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = MAX_SECONDS) -> None:
     """Return once the run has logged a step; fail if the command ends before."""
 
     def has_steps() -> bool:
         assert command.process.poll() is None, command.finish()
         return any(record["event"] == "step" for record in records(run_dir))
 
-    wait_until(has_steps, seconds, f"a step in {run_dir}/events.jsonl")
+    wait_until(has_steps, f"a step in {run_dir}/events.jsonl", seconds=seconds)
 
 
 def single_line(exit_code: int, stdout: str, stderr: str) -> str:

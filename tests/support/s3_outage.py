@@ -39,7 +39,7 @@ def wait_for_checkpoint(command: RunningCommand, run_dir: Path) -> float:
         assert command.process.poll() is None, command.finish().stderr
         return saved(run_dir) > before
 
-    wait_until(is_written, RECOVERY_SECONDS, "a checkpoint")
+    wait_until(is_written, "a checkpoint", seconds=RECOVERY_SECONDS)
     return time.monotonic() - since
 
 

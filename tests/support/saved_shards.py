@@ -20,7 +20,6 @@ from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import make_optimizer
 from crossfade.kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
-WRITE_SECONDS = 60.0
 SEAL = ',\n "crc32": '
 """What precedes the CRC-32 of a manifest."""
 PADDING = 77
@@ -104,7 +103,7 @@ def _wait_for_result(poll: Callable[[], Result | None]) -> Result:
             results.append(result)
         return bool(results)
 
-    wait_until(has_result, WRITE_SECONDS, "a part of a checkpoint")
+    wait_until(has_result, "a part of a checkpoint")
     return results[0]
 
 

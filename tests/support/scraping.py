@@ -17,7 +17,7 @@ Labels = frozenset[tuple[str, str]]
 def ask(address: str, path: str) -> tuple[int, str]:
     """Return the status and the body of an answer."""
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -74,7 +74,7 @@ def promtool(*arguments: object, given: str | None = None, cwd: Path | None = No
     """Run promtool, which must succeed; return its output."""
     tool = installed("promtool")
     result = subprocess.run(
-        [tool, *map(str, arguments)], input=given, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
+        [tool, *map(str, arguments)], input=given, cwd=cwd, capture_output=True, text=True, check=False, timeout=240
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from running_command import RunningCommand, started
 from waiting import wait_until
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 Answer = tuple[int, Any]
 """A status and a body of JSON."""
 
@@ -66,7 +66,7 @@ def running_server(source: object, *options: object, cwd: Path) -> Iterator[Runn
         if found is None:
             raise AssertionError(f"expected the address, but found {line!r}\n{command.finish().stderr}")
         server = RunningServer(command, found[1])
-        wait_until(lambda: _answers(server), START_SECONDS, "the server answers")
+        wait_until(lambda: _answers(server), "the server answers")
         yield server
 
 

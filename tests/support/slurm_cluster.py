@@ -18,7 +18,7 @@ from net_hosts import Host, network
 from net_hosts import unavailable as namespaces_unavailable
 from waiting import wait_until
 
-START_SECONDS = 30.0
+START_SECONDS = 180.0
 _TOOLS = ("munged", "slurmctld", "slurmd", "sbatch")
 _CONFIGURATION = """\
 ClusterName=test
@@ -66,11 +66,11 @@ class SlurmCluster:
         folder.chmod(0o755)
         paths = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed", "key-file": "key"}
         self._daemon(["munged", "--foreground", "--force", *(f"--{k}={folder}/munge.{v}" for k, v in paths.items())])
-        wait_until((folder / "munge.socket").exists, START_SECONDS, "munged")
+        wait_until((folder / "munge.socket").exists, "munged")
         self._daemon(self._on(1, "slurmctld", "-D"))
         for number in range(1, len(hosts) + 1):
             self._daemon(self._on(number, "slurmd", "-D"))
-        wait_until(self._is_up, START_SECONDS, f"idle nodes: {folder}/daemons.log")
+        wait_until(self._is_up, f"idle nodes: {folder}/daemons.log")
 
     def _on(self, number: int, *command: str) -> list[str]:
         """Return ``command`` as it runs on a node, with the node's name and those of the others."""

@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from crossfade.deploy.topology import Address
 
-SECONDS = 10.0
+SECONDS = 60.0
 _PARTS = (
     *(b"GET / HTTP/1.1\r\n", b"POST /v1/heartbeat HTTP/1.1\r\n", b"PUT ", b"PRI * HTTP/2.0\r\n\r\n", b"HTTP/1.1\r\n"),
     *(b"Host: localhost\r\n", b"Content-Length: 99999999999999999999\r\n", b"Content-Length: -1\r\n", b": \r\n"),
@@ -58,7 +58,7 @@ def send_slowly_until_closed(address: Address, beginning: bytes) -> None:
                 return True
             return is_closed(slow)
 
-        wait_until(is_slow_closed, SECONDS, "the end of the slow connection")
+        wait_until(is_slow_closed, "the end of the slow connection")
 
 
 def send_garbage(address: Address, frames: int, seed: int = 1) -> None:

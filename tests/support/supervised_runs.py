@@ -7,10 +7,7 @@ from typing import Any
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 ON_ONE_SERVER = ("--servers", 1, "--workers", 1)
 ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
-END_SECONDS = 10.0
 ROLES_OF_ONE_SERVER = ["scheduler", "server-0", "worker-0"]
-START_SECONDS = 60.0
-NOTICE_SECONDS = 0.5
 TOKEN = "the-token-of-these-tests"
 STEPS = 240
 FOR_240_STEPS = (

@@ -37,7 +37,7 @@ def make_runs(folder: Path) -> None:
     with started(*train(folder, "lastfm", "--servers", 2, "--workers", 2), cwd=folder) as run:
         wait_for_steps(run, folder / "runs" / "lastfm", 120)
         saved = folder / "runs" / "lastfm" / "checkpoints"
-        wait_until(lambda: list(saved.glob("step-*/manifest.json")), 300, "a checkpoint")
+        wait_until(lambda: list(saved.glob("step-*/manifest.json")), "a checkpoint", seconds=300)
         run.roles()["server-1"].kill()
         succeeded(run.finish(900))
 

@@ -1,12 +1,14 @@
-"""Wait for a condition, with a timeout."""
+"""Wait for a condition."""
 
 import time
 from collections.abc import Callable
 
 POLL_SECONDS = 0.02
+MAX_SECONDS = 180.0
+"""Much longer than any condition takes on a loaded machine: the limit only ends a test that would never end."""
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = MAX_SECONDS) -> None:
     """Return as soon as ``condition()`` is true; fail, naming ``what`` was waited for, after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -4,7 +4,6 @@ import http.client
 import json
 import pickle
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -42,7 +41,7 @@ def ask(served: tuple[Cluster, Address]) -> Ask:
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
         _, address = served
-        with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
             sent = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
             connection.request(method, path, body, {name: value for name, value in sent.items() if value})
             response = connection.getresponse()
@@ -135,13 +134,13 @@ def test_slow_client_is_disconnected_and_delays_no_other(
     served: tuple[Cluster, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, address = served
-    monkeypatch.setattr(coordinator_http._Handler, "timeout", 0.5)
-    with socket.create_connection((address.host, address.port), timeout=10) as slow:
-        slow.sendall(b"POST /v1/heartbeat HTTP/1.0\r\nAuth")
-        begin = time.monotonic()
-        assert ask("GET", "/v1/status")[0] == 200
-        assert time.monotonic() - begin < 0.4
-        assert slow.recv(100) == b""
+    for seconds, is_cut in ((600.0, False), (0.5, True)):
+        monkeypatch.setattr(coordinator_http._Handler, "timeout", seconds)
+        with socket.create_connection((address.host, address.port), timeout=60) as slow:
+            slow.sendall(b"POST /v1/heartbeat HTTP/1.0\r\nAuth")
+            assert ask("GET", "/v1/status")[0] == 200
+            if is_cut:
+                assert slow.recv(100) == b""
 
 
 def test_internal_error_is_logged_and_answered_and_the_agent_retries(

@@ -31,9 +31,9 @@ def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path
         roles = frozen.command.roles()
         coordinator = psutil.Process(frozen.command.process.pid)
         coordinator.suspend()
-        wait_until(lambda: any(standby.command.roles() for standby in standbys), 60, "the roles of a standby")
+        wait_until(lambda: any(standby.command.roles() for standby in standbys), "the roles of a standby")
         # The roles of the frozen coordinator, which still run, end without another checkpoint.
-        wait_until(lambda: has_ended(roles["worker-0"]), 30, "the end of the frozen coordinator's worker")
+        wait_until(lambda: has_ended(roles["worker-0"]), "the end of the frozen coordinator's worker")
         assert "ERROR worker-0 generation=1" in (run_dir / "logs" / "worker-0.log").read_text()
         coordinator.resume()
         result = frozen.command.finish()

@@ -21,7 +21,6 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.run_sections import ClusterConfig
 
 HOST_TIMEOUT_SECONDS = 30.0
-START_SECONDS = 60.0
 TOKEN = "a-secret-of-this-test-alone"
 
 
@@ -269,9 +268,9 @@ def test_standby_resumes_the_job_of_a_killed_coordinator(
             assert first.process.poll() is None, first.finish()
             return any(record["event"] == "checkpoint_saved" for record in records(hosts.run_dir))
 
-        wait_until((hosts.run_dir / "run.lock").exists, START_SECONDS, "the first coordinator's run")
+        wait_until((hosts.run_dir / "run.lock").exists, "the first coordinator's run")
         standby = hosts.train()
-        wait_until(has_saved, START_SECONDS, "a checkpoint")
+        wait_until(has_saved, "a checkpoint")
         assert [sorted(host.roles()) for host in (first, standby, server, worker, watcher)] == [
             *(["scheduler"], [], ["server-0"]),
             *(["worker-0"], []),
@@ -292,7 +291,7 @@ def test_standby_exits_with_the_outcome_of_the_run(tmp_path: Path) -> None:
     train = {"epochs": 1_000_000, "patience": None, "eval_every_epochs": 1_000_000}
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
     with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:
-        wait_until(lambda: records(tmp_path / "run"), START_SECONDS, "the run")
+        wait_until(lambda: records(tmp_path / "run"), "the run")
         standby = stack.enter_context(started("train", job, "--run-dir", "run", "--standby", cwd=tmp_path))
         assert standby.process.stderr is not None
         assert "standing by" in standby.process.stderr.readline()

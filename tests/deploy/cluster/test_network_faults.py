@@ -60,7 +60,7 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
             third.restore_link()
             assert_training_continues(job)
             third.cut_link()
-            wait_until(lambda: lost.roles() == {}, 20, "the end of the roles that are cut off")
+            wait_until(lambda: lost.roles() == {}, "the end of the roles that are cut off")
             assert job.command.roles(), "the other hosts restarted before the isolated roles had ended"
             job.wait(lambda: job.command.roles() == {} == steady.roles(), "the job waiting")
             assert lost.process.poll() is None

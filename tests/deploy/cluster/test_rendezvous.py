@@ -23,7 +23,7 @@ def rendezvous_server() -> Iterator[Rendezvous]:
 def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
     """Send a request as Horovod does, which takes ``where`` for a host: http://WHERE:PORT/KEY."""
     address = Address.parse(where.partition("/")[0], "a test")
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
     try:
         connection.request(method, f"/{where.partition('/')[2]}:{address.port}/{key}", body)
         response = connection.getresponse()

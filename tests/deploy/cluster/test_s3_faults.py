@@ -1,6 +1,5 @@
 """Outages of S3: they cost checkpoints or time, not the run."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,7 +160,6 @@ def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(workspace:
     run = ("train", "job.yaml", "--run-dir", "secret", "--set", "train.max_steps=20")
     succeeded(crossfade(*run, cwd=workspace))
     for how in ("--overwrite", "--resume"):
-        start = time.monotonic()
         result = crossfade(
             *run,
             *checkpoint_option(checkpoints),
@@ -169,7 +167,6 @@ def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(workspace:
             cwd=workspace,
             variables={"AWS_SECRET_ACCESS_KEY": "not the secret"},
         )
-        assert time.monotonic() - start < 30
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")

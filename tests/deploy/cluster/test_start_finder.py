@@ -47,7 +47,7 @@ class SearchedJob:
             self.search.run_once(self.cluster.coordinator)
             return self.cluster.state is state
 
-        wait_until(reached, 10, f"the state {state}")
+        wait_until(reached, f"the state {state}")
 
 
 def test_new_job_starts_without_checkpoint_and_restarts_from_the_newest(

@@ -42,9 +42,9 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
         assert read_state(tmp_path)["command"]["pid"] == os.getpid()
         assert is_source(Path(read_state(tmp_path)["oom_kills"]["source"]))
         state.watch(source)
-        wait_until(lambda: read_state(tmp_path)["state"] == "running", 10, "the state of the source")
+        wait_until(lambda: read_state(tmp_path)["state"] == "running", "the state of the source")
         before = read_state(tmp_path)["time"]
-        wait_until(lambda: read_state(tmp_path)["time"] > before, 10, "a newer state")
+        wait_until(lambda: read_state(tmp_path)["time"] > before, "a newer state")
         state.take(RestartEvent(generation=2, cause="server-0 was killed", step=4))
         state.take(step(5))
         state.end("failed", "no more")
@@ -76,7 +76,7 @@ def test_failure_that_the_coordinator_has_recorded_is_not_recorded_again(tmp_pat
     failure = FailureEvent(generation=1, cause="x", ends_run=False, step=4, lost_steps=0)
     with StateWriter(RunFolder(tmp_path)) as state:
         state.take(failure)
-        wait_until(lambda: read_state(tmp_path)["failure"], 10, "the failure in the state")
+        wait_until(lambda: read_state(tmp_path)["failure"], "the failure in the state")
         state.take(failure.model_copy(update={"cause": "y", "ends_run": True}))
         state.fail(ClusterError("y"))
     assert [event["cause"] for event in read_log(tmp_path) if event["event"] == "failure"] == ["x", "y"]

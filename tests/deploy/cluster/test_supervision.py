@@ -14,14 +14,11 @@ import pytest
 from paced_training import Training, paced
 from running_command import messages, records, started, succeeded, wait_for_steps
 from supervised_runs import (
-    END_SECONDS,
     FOR_240_STEPS,
-    NOTICE_SECONDS,
     ON_ONE_SERVER,
     ON_SERVERS,
     ROLES,
     ROLES_OF_ONE_SERVER,
-    START_SECONDS,
     STEPS,
     read_report,
 )
@@ -42,16 +39,14 @@ def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     port = ("--set", f"cluster.scheduler_port={free_port}")
     with paced("train", job, *ON_SERVERS, *FOR_240_STEPS, *port, run_dir=tmp_path / "run") as training:
         command = training.command
-        wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
+        wait_until(lambda: sorted(command.roles()) == ROLES, "the start of all roles")
         command.roles()[early[0]].kill()
         for number, (victim, how) in enumerate(later, 1):
             wait_for_saves(training, number)
             roles = command.roles()
             assert sorted(roles) == ROLES
             getattr(roles[victim], how)()
-            sent = time.monotonic()
-            wait_until(lambda of=roles: not any(role.is_running() for role in of.values()), END_SECONDS, "their end")
-            assert how == "terminate" or time.monotonic() - sent < NOTICE_SECONDS
+            wait_until(lambda of=roles: not any(role.is_running() for role in of.values()), "their end")
         result = succeeded(training.finish())
         assert command.mark.processes() == []
     report = read_report(tmp_path / "run")
@@ -81,7 +76,7 @@ def wait_for_saves(training: Training, number: int) -> None:
         starts = [workspace for workspace, record in enumerate(seen) if record.get("name") == "training"]
         return len(starts) == number and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
 
-    training.wait(has_saved, f"a checkpoint of generation {number}", START_SECONDS)
+    training.wait(has_saved, f"a checkpoint of generation {number}")
 
 
 def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_says(job: Path, tmp_path: Path) -> None:
@@ -118,9 +113,9 @@ def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: 
                 roles.update(command.roles())
                 return sorted(roles) == ROLES_OF_ONE_SERVER
 
-            wait_until(has_started, 30, "all roles")
+            wait_until(has_started, "all roles")
             roles[victim].kill()
-            wait_until(lambda role=roles[victim]: not role.is_running(), END_SECONDS, f"the end of {victim}")
+            wait_until(lambda role=roles[victim]: not role.is_running(), f"the end of {victim}")
         result = command.finish()
         assert result.returncode == 1
         _, message = messages(result.stderr)
@@ -160,7 +155,7 @@ def test_stop_with_frozen_server_ends_after_the_grace_period(job: Path, tmp_path
         sent = time.monotonic()
         command.process.terminate()
         result = command.finish()
-        assert 2 <= time.monotonic() - sent < END_SECONDS
+        assert time.monotonic() - sent >= 2
         assert result.returncode == 143
         [message] = messages(result.stderr)
         assert message.startswith("crossfade: stopped by SIGTERM without a checkpoint, which took more than 2 s to wri")
@@ -179,12 +174,11 @@ def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> Non
             status = Path(f"/proc/{command.process.pid}/status").read_text()
             return not int(status.split("SigCgt:")[1].split()[0], 16) & caught
 
-        wait_until(has_handled_the_first_signal, END_SECONDS, "the handling of the first signal")
+        wait_until(has_handled_the_first_signal, "the handling of the first signal")
         command.process.send_signal(signal.SIGTERM)
-        sent = time.monotonic()
+        # Not 143, with which it would end after the grace period.
         assert command.finish().returncode == -signal.SIGTERM
-        wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
-        assert time.monotonic() - sent < 2
+        wait_until(lambda: not command.mark.processes(), "the end of all roles")
 
 
 def test_roles_die_with_a_killed_command_whose_restarts_the_resumed_run_reports(job: Path, tmp_path: Path) -> None:
@@ -192,17 +186,17 @@ def test_roles_die_with_a_killed_command_whose_restarts_the_resumed_run_reports(
         wait_for_steps(command, tmp_path / "run")
         victim = command.roles()["worker-1"]
         victim.kill()
-        wait_until((tmp_path / "run" / "restarts.json").exists, START_SECONDS, "the record of a restart")
+        wait_until((tmp_path / "run" / "restarts.json").exists, "the record of a restart")
         seen = len(records(tmp_path / "run"))
 
         def has_steps_again() -> bool:
             return any(record["event"] == "step" for record in records(tmp_path / "run")[seen:])
 
-        wait_until(has_steps_again, START_SECONDS, "a step of the next generation")
+        wait_until(has_steps_again, "a step of the next generation")
         assert len(command.mark.processes()) == 1 + len(ROLES)
         assert len(listening_ports([psutil.Process(command.process.pid)])) == 1  # for metrics
         command.process.kill()
-        wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
+        wait_until(lambda: not command.mark.processes(), "the end of all roles")
     with started("train", job, "--run-dir", "run", "--set", "train.epochs=1", "--resume", cwd=tmp_path) as command:
         succeeded(command.finish())
     report = read_report(tmp_path / "run")
@@ -212,9 +206,9 @@ def test_roles_die_with_a_killed_command_whose_restarts_the_resumed_run_reports(
 
 def test_roles_that_have_not_joined_die_with_a_killed_command(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
-        wait_until(lambda: len(command.mark.processes()) == 1 + len(ROLES_OF_ONE_SERVER), 30, "the start of all roles")
+        wait_until(lambda: len(command.mark.processes()) == 1 + len(ROLES_OF_ONE_SERVER), "the start of all roles")
         command.process.kill()
-        wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
+        wait_until(lambda: not command.mark.processes(), "the end of all roles")
 
 
 def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp_path: Path) -> None:
@@ -293,6 +287,6 @@ def test_roles_import_nothing_from_the_current_folder_and_resolve_host_names(job
     options = ["--servers", "1", "--workers", "1", "--set", "cluster.host=localhost", "--set", "train.max_steps=3"]
     # The installed command, since `python -m` would itself look into the current folder.
     command = [str(Path(sys.executable).with_name("crossfade")), "train", str(job), "--run-dir", "run", *options]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "report.json").exists()

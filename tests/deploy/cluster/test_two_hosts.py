@@ -1,7 +1,6 @@
 """A job on two hosts, which are two addresses of this machine."""
 
 import json
-import time
 from contextlib import AbstractContextManager, closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -11,7 +10,7 @@ import psutil
 import pytest
 from paced_training import Training, pace, paced
 from running_command import RunningCommand, messages, started, succeeded
-from supervised_runs import END_SECONDS, FOR_240_STEPS, ON_SERVERS, START_SECONDS, STEPS, TOKEN, read_report
+from supervised_runs import FOR_240_STEPS, ON_SERVERS, STEPS, TOKEN, read_report
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -35,7 +34,7 @@ class TwoHosts:
         return started(*join, cwd=self.cwd, variables=variables)
 
     def status(self) -> dict[str, Any]:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {TOKEN}"})
             status: dict[str, Any] = json.loads(connection.getresponse().read())
             return status
@@ -57,7 +56,7 @@ def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
         lost.process.kill()
         lost.process.wait()
         with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], "roles on the new host")
             result = succeeded(training.finish())
             agent = succeeded(new.finish())
         assert messages(agent.stderr)[-1] == "crossfade: the job is done"
@@ -76,10 +75,10 @@ def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
         result = left.finish()
         assert result.returncode == 143
         assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
-        wait_until(lambda: two_hosts.status()["state"] == "waiting", END_SECONDS, "the job waiting")
+        wait_until(lambda: two_hosts.status()["state"] == "waiting", "the job waiting")
         assert command.roles() == {}
         with two_hosts.agent("127.0.0.3") as new:
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], "roles on the new host")
             command.process.terminate()
             assert command.finish().returncode == 143
             assert new.finish().returncode == 143
@@ -92,9 +91,7 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
             roles = list(agent.roles().values())
             training.command.process.kill()
             training.command.process.wait()
-        lost = time.monotonic()
-        wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
-        assert time.monotonic() - lost < 15
+        wait_until(lambda: not any(role.is_running() for role in roles), "the end of the agent's roles")
         assert agent.process.poll() is None
         with two_hosts.train(*FOR_240_STEPS, "--resume") as training:
             succeeded(training.finish())
@@ -109,7 +106,7 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
 def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
     with two_hosts.train() as training:
         command = training.command
-        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
+        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), "the listener")
         with two_hosts.agent(token="another-token-altogether") as stranger:
             result = stranger.finish()
         assert result.returncode == 2

@@ -35,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with browsing() as browser:
-        expect.set_options(timeout=30_000)
+        expect.set_options(timeout=120_000)
         yield browser
 
 

@@ -20,7 +20,6 @@ from crossfade.deploy.dashboard.runs import Runs
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60.0
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 
 
@@ -46,7 +45,7 @@ def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
         found.update(response.json)
         return "preparing" not in found
 
-    wait_until(has_answered, SECONDS, route)
+    wait_until(has_answered, route)
     return found
 
 

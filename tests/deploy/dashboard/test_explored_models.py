@@ -25,8 +25,6 @@ from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60.0
-
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,7 +57,7 @@ def ask(models: ExploredModels, run: Path, question: Callable[[ServedModel], Any
         answers[:] = [models.ask(run, question)]
         return not isinstance(answers[0], Preparing)
 
-    wait_until(has_answered, SECONDS, f"the model of {run}")
+    wait_until(has_answered, f"the model of {run}")
     return answers[0]
 
 
@@ -90,8 +88,8 @@ def test_new_embeddings_are_opened_and_the_earlier_copy_is_deleted(
     shutil.copytree(workspace / "runs" / "two" / "embeddings", run / "embeddings")
     expected = ask(models, workspace / "runs" / "two")
     assert expected != before
-    wait_until(lambda: ask(models, run) == expected, SECONDS, "the new embeddings")
-    wait_until(lambda: len(written_copies(copies)) == 2, SECONDS, "the deletion of the earlier copy")
+    wait_until(lambda: ask(models, run) == expected, "the new embeddings")
+    wait_until(lambda: len(written_copies(copies)) == 2, "the deletion of the earlier copy")
 
 
 def test_moved_dataset_is_an_error_until_it_is_back(workspace: Path, models: ExploredModels) -> None:
@@ -129,7 +127,7 @@ def test_only_the_models_used_last_stay_open(
     monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
     for name in ("one", "two", "one"):
         assert ask(models, workspace / "runs" / name)
-        wait_until(lambda: len(written_copies(copies)) == 1, SECONDS, "the deletion of the other copy")
+        wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of the other copy")
 
 
 def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ def test_killed_server_counts_as_a_restart_and_its_successor_is_discovered(job: 
         training.wait_for("checkpoint_saved")
         before = targets(address)
         training.command.roles()["server-0"].kill()
-        wait_until(lambda: value(scrape(address), "crossfade_restarts_total") == 1, 30, "a restart")
-        wait_until(lambda: len(targets(address)) == 4, 30, "all processes of the next generation")
+        wait_until(lambda: value(scrape(address), "crossfade_restarts_total") == 1, "a restart")
+        wait_until(lambda: len(targets(address)) == 4, "all processes of the next generation")
         after = targets(address)
         assert after["server-0"] != before["server-0"]
         assert ask(after["server-0"], "/healthz")[0] == 200

@@ -278,7 +278,7 @@ class LocalPods:
 
 def is_healthy(probe: str) -> bool:
     try:
-        with urllib.request.urlopen(probe, timeout=5) as answer:
+        with urllib.request.urlopen(probe, timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -296,9 +296,9 @@ def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_dat
         # The agents are there first, and wait for the coordinator.
         server, server_probe = local.start("StatefulSet", "planted-server", 2)
         worker, worker_probe = local.start("Job", "planted-worker", 3)
-        wait_until(lambda: is_healthy(server_probe) and is_healthy(worker_probe), 60, "healthy agents")
+        wait_until(lambda: is_healthy(server_probe) and is_healthy(worker_probe), "healthy agents")
         coordinator, probe = local.start("Job", "planted-coordinator", 1)
-        wait_until(lambda: is_healthy(probe), 60, "a healthy coordinator")
+        wait_until(lambda: is_healthy(probe), "a healthy coordinator")
         stderr = succeeded(coordinator.finish()).stderr
         assert "1 scheduler, 1 servers, 1 workers" in stderr
         for agent, role in ((server, "server-0"), (worker, "worker-0")):

@@ -108,7 +108,7 @@ def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Pa
                 assert batch.poll() is None, batch.communicate()
                 return any(record["event"] == "checkpoint_saved" for record in records(run_dir))
 
-            wait_until(has_saved, COMMAND_SECONDS, "a checkpoint")
+            wait_until(has_saved, "a checkpoint", seconds=COMMAND_SECONDS)
             # As Slurm signals the script of a job whose time limit approaches.
             batch.send_signal(signal.SIGUSR1)
             log, _ = batch.communicate(timeout=COMMAND_SECONDS)

@@ -46,7 +46,7 @@ def served(bounds: Bounds, access: Access | None = None) -> Iterator[Address]:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            wait_until(lambda: server.started, 20, "the server")
+            wait_until(lambda: server.started, "the server")
             yield Address("127.0.0.1", listener.getsockname()[1])
         finally:
             server.force_exit = server.should_exit = True
@@ -73,7 +73,7 @@ def test_strangers_keep_no_client_out_and_slow_ones_are_disconnected() -> None:
     with served(Bounds(Places(8, 8), seconds=0.5)) as address:
         with idle_strangers(address, 300) as held:
             assert status(ask(address)) == 200
-            wait_until(lambda: all(map(is_closed, held[:50])), 5, "the end of the oldest strangers")
+            wait_until(lambda: all(map(is_closed, held[:50])), "the end of the oldest strangers")
         send_slowly_until_closed(address, b"GET / HTTP/1.1\r\nX: ")
         send_slowly_until_closed(address, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n")
         send_garbage(address, 200)
@@ -92,7 +92,7 @@ def test_client_that_reads_no_response_is_disconnected() -> None:
                 return True
             return False
 
-        wait_until(is_broken_off, 10, "the end of the connection")
+        wait_until(is_broken_off, "the end of the connection")
 
 
 def test_large_headers_are_rejected() -> None:
@@ -118,7 +118,7 @@ def test_members_are_not_closed_for_strangers() -> None:
         assert is_answered()
         member.sendall(request)
         with idle_strangers(address, 20) as held:
-            wait_until(lambda: is_closed(held[0]), 5, "the end of the oldest stranger")
+            wait_until(lambda: is_closed(held[0]), "the end of the oldest stranger")
             member.sendall(b"x")
             assert is_answered()
 

@@ -181,7 +181,7 @@ def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path
 
 
 def status_of(address: Address, route: str, headers: dict[str, str]) -> int:
-    with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
         connection.request("GET", f"/{route}", headers=headers)
         return connection.getresponse().status
 
@@ -225,14 +225,14 @@ def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: 
     train = ("train", workspace / "job.yaml", "--run-dir", run)
     succeeded(crossfade_here(*train, cwd=workspace))
     with running_server(run, "--refresh", 0.1, cwd=workspace) as server, Load(server.url) as load:
-        wait_until(lambda: "000001" in load.versions, 30, "the first version answers")
+        wait_until(lambda: "000001" in load.versions, "the first version answers")
         for number in (2, 3):
             seed = ("--set", f"train.seed={number}")
             # Written elsewhere and moved, as a job does.
             succeeded(crossfade_here(*train[:3], tmp_path / f"run-{number}", *seed, cwd=workspace))
             (run / "embeddings").rename(tmp_path / f"old-{number}")
             (tmp_path / f"run-{number}" / "embeddings").rename(run / "embeddings")
-            wait_until(lambda name=f"{number:06d}": name in load.versions, 30, f"version {number} answers")
+            wait_until(lambda name=f"{number:06d}": name in load.versions, f"version {number} answers")
         status, _ = server.get("recommend", id="c010")
         assert status == 200
         versions = sorted(path.name for path in work_folder(server).glob("0*"))
@@ -240,7 +240,7 @@ def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: 
         assert len(versions) <= 3
         (run / "embeddings" / "track" / "rows-000000000000.parquet").write_bytes(b"no Parquet")
         failed = 'crossfade_serve_refreshes_total{result="failure"}'
-        wait_until(lambda: server.metric(failed) > 0, 30, "a version cannot be written")
+        wait_until(lambda: server.metric(failed) > 0, "a version cannot be written")
         assert server.get("recommend", id="c010")[0] == 200
     assert load.failures == []
     assert load.versions == sorted(load.versions)
@@ -260,7 +260,7 @@ def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_p
     run = shutil.copytree(workspace / "run", tmp_path / "run")
     with running_server(run, "--refresh", 0.05, "--work-dir", tmp_path / "work", cwd=workspace) as server:
         (run / "embeddings" / "track" / "rows-000000000000.parquet").touch()
-        wait_until(lambda: list((tmp_path / "work").glob("*/000002")), 30, "a newer version being written")
+        wait_until(lambda: list((tmp_path / "work").glob("*/000002")), "a newer version being written")
         server.command.process.send_signal(signal.SIGTERM)
         result = server.command.finish()
         assert (result.returncode, result.stdout) == (0, "")
@@ -277,11 +277,11 @@ def test_killed_process_is_replaced_and_none_survives_the_first(workspace: Path)
 
         [process] = answering()
         process.kill()
-        wait_until(lambda: answering() and answering() != [process], 30, "another process starts")
-        wait_until(lambda: healthy(server), 30, "it answers")
+        wait_until(lambda: answering() and answering() != [process], "another process starts")
+        wait_until(lambda: healthy(server), "it answers")
         server.command.process.kill()
         server.command.process.wait()
-        wait_until(lambda: server.command.mark.processes() == [], 30, "its processes end")
+        wait_until(lambda: server.command.mark.processes() == [], "its processes end")
 
 
 def healthy(server: RunningServer) -> bool:

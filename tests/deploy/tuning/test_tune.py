@@ -70,7 +70,7 @@ def test_stopped_or_killed_study_resumes_within_its_trial(workspace: Path, numbe
         dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
         tuning.process.send_signal(number)
         ended = tuning.finish()
-        wait_until(lambda: not tuning.mark.processes(), 10.0, "the end of the trial")
+        wait_until(lambda: not tuning.mark.processes(), "the end of the trial")
     if number == signal.SIGINT:
         assert ended.returncode == 130
         assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in ended.stderr

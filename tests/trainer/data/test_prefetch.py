@@ -10,7 +10,7 @@ import pytest
 from crossfade.trainer.data.background import yield_to_computation
 from crossfade.trainer.data.prefetch import Prefetcher
 
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 180.0
 
 
 class Source:

@@ -22,7 +22,7 @@ sys.exit(code)
 def measured(*arguments: object) -> tuple[str, int]:
     """Run ``crossfade``; return its output and its peak memory in bytes."""
     command = [sys.executable, "-c", _REPORT_MEMORY, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout, int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
 

@@ -224,7 +224,7 @@ def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Pa
 
     command = [sys.executable, "-m", "crossfade", "export", str(checkpoints), "--out", "out"]
     result = subprocess.run(
-        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=90, check=False
+        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 1
     assert f"crossfade: error: {tmp_path / 'out'}: could not be written: " in result.stderr

@@ -121,7 +121,7 @@ def run_script(folder: Path, variables: Mapping[str, str]) -> subprocess.Complet
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

@@ -62,7 +62,7 @@ def load(run: WrittenRun, *options: object) -> "subprocess.CompletedProcess[str]
     succeeded(crossfade_here("export", run.path, "--to", "pgvector", "--out", out, "--overwrite", *options))
     variables = {**os.environ, "PATH": f"{binaries()}:{os.environ['PATH']}"}
     return subprocess.run(
-        [out / "load.sh"], env=variables, cwd="/", capture_output=True, text=True, timeout=60, check=False
+        [out / "load.sh"], env=variables, cwd="/", capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -265,10 +265,10 @@ def waiting_push(
         with started("export", run.path, "--to", "pgvector", "--push", cwd=run.path) as command:
             waits = [("Lock",)]
             wait_until(
-                lambda: database.execute(f"SELECT wait_event_type {SESSIONS}").fetchall() == waits, 60, "a waiting push"
+                lambda: database.execute(f"SELECT wait_event_type {SESSIONS}").fetchall() == waits, "a waiting push"
             )
             yield command
-        wait_until(lambda: database.execute(f"SELECT {SESSIONS}").fetchall() == [], 20, "the end of its session")
+        wait_until(lambda: database.execute(f"SELECT {SESSIONS}").fetchall() == [], "the end of its session")
 
 
 def test_interrupted_push_ends_its_session_and_changes_nothing(

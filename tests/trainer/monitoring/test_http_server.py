@@ -85,7 +85,7 @@ def test_agent_joins_among_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         desired = RemoteCoordinator(address, TOKEN).send_heartbeat(Host(cluster, "127.0.0.2").make_heartbeat())
         assert desired.action == "wait"
-        wait_until(lambda: all(map(is_closed, held[:STRANGERS])), 5, "the end of the oldest strangers")
+        wait_until(lambda: all(map(is_closed, held[:STRANGERS])), "the end of the oldest strangers")
 
 
 def test_strangers_take_no_place_of_an_admitted_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_strangers_take_no_place_of_an_admitted_request(monkeypatch: pytest.Monk
         head = f"POST /v1/heartbeat HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         member.sendall(head.encode() + body[:-1])
         # More requests are read only after this one has been admitted, whose body is incomplete.
-        wait_until(lambda: status(address, Authorization=f"Bearer {TOKEN}", path="/v1/status") == 200, 5, "an answer")
+        wait_until(lambda: status(address, Authorization=f"Bearer {TOKEN}", path="/v1/status") == 200, "an answer")
         with idle_strangers(address, 5 * STRANGERS):
             assert is_answered(address)
             member.sendall(body[-1:])
@@ -120,8 +120,8 @@ def test_silent_and_slow_clients_are_disconnected(serve: Serve, monkeypatch: pyt
         before = threading.active_count()
         with idle_strangers(address, 1) as [silent]:
             send_slowly_until_closed(address, b"GET /healthz HTTP/1.1\r\nX: ")
-            wait_until(lambda: is_closed(silent), 5, "the end of the silent connection")
-            wait_until(lambda: threading.active_count() == before, 5, "the end of their threads")
+            wait_until(lambda: is_closed(silent), "the end of the silent connection")
+            wait_until(lambda: threading.active_count() == before, "the end of their threads")
         assert is_answered(address)
 
 
@@ -138,7 +138,7 @@ def test_garbage_ends_no_server(serve: Serve) -> None:
         before = threading.active_count()
         send_garbage(address, 200)
         assert is_answered(address)
-        wait_until(lambda: threading.active_count() <= before, 15, "the end of its threads")
+        wait_until(lambda: threading.active_count() <= before, "the end of its threads")
 
 
 def test_busy_server_answers_503_and_the_agent_retries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +158,10 @@ def test_busy_server_answers_503_and_the_agent_retries(monkeypatch: pytest.Monke
             waiting = stack.enter_context(connect(address))
             waiting.sendall(f"GET /v1/status HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
         try:
-            wait_until(lambda: status(address) in {503, None}, 5, "all threads are busy")
+            wait_until(lambda: status(address) in {503, None}, "all threads are busy")
             with pytest.raises(CoordinatorUnreachable):
                 remote.send_heartbeat(heartbeat)
         finally:
             release.set()
-        wait_until(lambda: is_answered(address), 5, "free threads")
+        wait_until(lambda: is_answered(address), "free threads")
         assert remote.send_heartbeat(heartbeat).action == "wait"

@@ -200,7 +200,7 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
     # It has been resumed before its run was taken over.
     frozen_at = (run.path / LOCK_FILE).stat().st_mtime_ns
     holder.resume()
-    wait_until(lambda: (run.path / LOCK_FILE).stat().st_mtime_ns > frozen_at, 10, "a sign of life")
+    wait_until(lambda: (run.path / LOCK_FILE).stat().st_mtime_ns > frozen_at, "a sign of life")
     with pytest.raises(RunInProgressError, match="a run is in progress"):
         begin(first, job, resume=True)
     holder.suspend()

@@ -93,7 +93,7 @@ def test_records_wait_until_the_folder_can_be_written(job: Path, tmp_path: Path)
         record = made.of(EpochEvent(epoch=number, step=10 * number, loss=0.5), now=100.0 + number)
         assert record is not None
         sender.put(record)
-    wait_until(lambda: lines, 30, "a warning")
+    wait_until(lambda: lines, "a warning")
     board.unlink()
     sender.end("stopped", None)
     sender.wait()

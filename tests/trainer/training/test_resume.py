@@ -108,7 +108,7 @@ def stop_after_checkpoint(workspace: Path, run: str, number: signal.Signals, *op
             training.wait_for("checkpoint_saved")
         training.command.process.send_signal(number)
         result = training.command.finish()
-        wait_until(lambda: training.command.mark.processes() == [], 10, "the end of all processes")
+        wait_until(lambda: training.command.mark.processes() == [], "the end of all processes")
     assert not (workspace / run / "report.json").exists()
     return Stopped(workspace / run, result.returncode, result.stderr)
 

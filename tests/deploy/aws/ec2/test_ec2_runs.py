@@ -119,16 +119,16 @@ def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
             assert command.process.poll() is None, (command.finish(), first.console, second.console)
             return has_trained(s3, run, 1)
 
-        wait_until(has_begun, SECONDS, "training on both")
+        wait_until(has_begun, "training on both", seconds=SECONDS)
         second.metadata.interrupt()
-        wait_until(lambda: second.is_off, SECONDS, "the second host's end")
+        wait_until(lambda: second.is_off, "the second host's end", seconds=SECONDS)
         assert "docker run" in second.calls[-2]
         third = machines.of(1, SECONDS) if machines.of(1) is not second else None
-        wait_until(lambda: machines.of(1) is not second, SECONDS, "another second host")
-        wait_until(lambda: has_trained(s3, run, 2), SECONDS, "training with it")
+        wait_until(lambda: machines.of(1) is not second, "another second host", seconds=SECONDS)
+        wait_until(lambda: has_trained(s3, run, 2), "training with it", seconds=SECONDS)
         assert third is None or third is machines.of(1)
         first.metadata.interrupt()
-        wait_until(lambda: machines.of(0) is not first, SECONDS, "another first host")
+        wait_until(lambda: machines.of(0) is not first, "another first host", seconds=SECONDS)
         (workspace / "release").touch()
         result = command.finish(SECONDS)
     console = "\n".join(machine.console for machine in machines.all)
@@ -149,7 +149,7 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     with submit(workspace, variables) as command:
         machine = machines.of(0)
         run = name_of_running_run(aws)
-        wait_until(lambda: has_trained(s3, run, 1), SECONDS, "training")
+        wait_until(lambda: has_trained(s3, run, 1), "training", seconds=SECONDS)
         command.process.send_signal(signal.SIGINT)
         result = command.finish(SECONDS)
     assert result.returncode == 130, (result.stderr, machine.console)
@@ -169,7 +169,7 @@ def test_failed_job_ends_with_its_exit_code_and_message(
     assert "the run has ended with exit code 2" in result.stderr
     assert leftovers(aws) == []
     [machine] = machines.all
-    wait_until(lambda: machine.is_off or not machine.mark.processes(), 30, "the machine's end")
+    wait_until(lambda: machine.is_off or not machine.mark.processes(), "the machine's end")
 
 
 def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(

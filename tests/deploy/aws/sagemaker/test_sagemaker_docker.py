@@ -99,7 +99,7 @@ def s3(engine: Engine, network: str, tmp_path: Path) -> fs.S3FileSystem:
             return False
         return True
 
-    wait_until(made, SECONDS, f"a bucket in {address}")
+    wait_until(made, f"a bucket in {address}", seconds=SECONDS)
     return client
 
 
@@ -128,7 +128,7 @@ class Container:
             kinds = [record["event"] for record in records(self.base / run)]
             return "epoch" in kinds and "checkpoint_saved" in kinds[kinds.index("epoch") :]
 
-        wait_until(saved, SECONDS, f"a checkpoint in {run}")
+        wait_until(saved, f"a checkpoint in {run}", seconds=SECONDS)
 
     def exit_code(self) -> int:
         """Wait for its end and return its exit code."""
@@ -136,7 +136,7 @@ class Container:
         def ended() -> bool:
             return not self._engine.inspect(self.id)["State"]["Running"]
 
-        wait_until(ended, SECONDS, f"the end of the container: {self.log[-2000:]}")
+        wait_until(ended, f"the end of the container: {self.log[-2000:]}", seconds=SECONDS)
         return int(self._engine.inspect(self.id)["State"]["ExitCode"])
 
 
@@ -231,12 +231,12 @@ def assert_served(engine: Engine, image: str, network: str, base: Path) -> None:
     def responds() -> bool:
         assert engine.inspect(id)["State"]["Running"], engine.run("docker", "logs", id).stderr
         try:
-            with urllib.request.urlopen(f"{url}/ping", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/ping", timeout=60) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
 
-    wait_until(responds, SECONDS, "the endpoint")
+    wait_until(responds, "the endpoint", seconds=SECONDS)
     body = json.dumps({"ids": ["c010"], "count": 3}).encode()
     request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:

@@ -166,7 +166,7 @@ def test_ctrl_c_without_a_terminal_only_stops_following(aws: AwsServer, tmp_path
     with started(
         "submit", "sagemaker", "--follow", "plays-1", *FAST, cwd=tmp_path, variables=aws.variables
     ) as watching:
-        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, "a look at the job")
         watching.process.send_signal(signal.SIGINT)
         result = watching.finish()
     assert result.returncode == 130
@@ -189,7 +189,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         words, cwd=tmp_path, env=os.environ | aws.variables, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal
     ) as process:
         os.close(terminal)
-        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, "a look at the job")
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -200,7 +200,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
             output += process.stdout.read() or b""  # type: ignore[union-attr]
             return b"or only stop following it?" in output
 
-        wait_until(has_question, 30, "the question")
+        wait_until(has_question, "the question")
         os.write(controller, f"{answer}\n".encode())
         assert process.wait(30) == exit_code
     os.close(controller)
