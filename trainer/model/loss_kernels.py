@@ -139,6 +139,31 @@ def _warp(score, scores_C, item, negatives_C, weight, params):  # type: ignore[n
 
 
 @njit(cache=True, error_model="numpy")
+def _kth_highest(scores_C, k):  # type: ignore[no-untyped-def]
+    """Return the ``k``-th highest score by quickselect (Hoare 1961), which reorders ``scores_C``.
+
+    Unlike ``np.partition``, which numba compiles in as much time as all the rest of a kernel.
+    """
+    low, high = 0, scores_C.shape[0] - 1
+    while low < high:
+        pivot = scores_C[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while scores_C[i] > pivot:
+                i += 1
+            while scores_C[j] < pivot:
+                j -= 1
+            if i <= j:
+                scores_C[i], scores_C[j] = scores_C[j], scores_C[i]
+                i += 1
+                j -= 1
+        if j < k - 1 < i:
+            break
+        low, high = (low, j) if k - 1 <= j else (i, high)
+    return scores_C[k - 1]
+
+
+@njit(cache=True, error_model="numpy")
 def hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` as if only the ``num_hard`` negatives with the highest scores had been drawn.
 
@@ -147,8 +172,8 @@ def hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weigh
     count = scores_C.shape[0]
     for c in range(count):
         parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    lowest = np.partition(parts_C, count - num_hard)[count - num_hard]
-    chosen_K, chosen = np.empty(num_hard, np.int64), 0
+    lowest = _kth_highest(parts_C.copy(), num_hard)
+    chosen_K, chosen = np.zeros(num_hard, np.int64), 0
     for c in range(count):
         if parts_C[c] > lowest:
             chosen_K[chosen] = c
