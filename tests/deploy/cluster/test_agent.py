@@ -83,14 +83,14 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "crossfade" in child.cmdline()]
 
 
-def run_until(agent: Agent, condition: Callable[[], object], seconds: float = 30.0) -> None:
+def run_until(agent: Agent, condition: Callable[[], object]) -> None:
     """Run the agent until the condition holds."""
 
     def holds() -> object:
         agent.run_once()
         return condition()
 
-    wait_until(holds, "the agent's reaction", seconds=seconds)
+    wait_until(holds, "the agent's reaction")
 
 
 def command(name: str) -> list[str]:
@@ -176,7 +176,7 @@ def test_error_event_of_a_role_is_reported(agent: Agent, coordinator: ScriptedCo
     coordinator.set(roles=("worker-0",))  # whose job file lacks nearly everything
     (coordinator.folder.path / JOB_FILE).write_text("- no job\n")
     coordinator.set(roles=("worker-0",))
-    run_until(agent, lambda: coordinator.last.failure, seconds=30.0)
+    run_until(agent, lambda: coordinator.last.failure)
     assert coordinator.last.failure is not None
     assert coordinator.last.failure.message.startswith(
         f"worker-0: {coordinator.folder.path}/{JOB_FILE}: not a job file"
@@ -271,7 +271,7 @@ def test_roles_get_the_secret_by_no_way_that_others_can_read(agent: Agent, coord
     run_until(agent, lambda: len(coordinator.last.roles) == 3)
     for child in children():
         assert secret not in " ".join([*child.cmdline(), *child.environ().values()])
-    run_until(agent, lambda: len(sockets_of(agent)) == 1, seconds=30.0)
+    run_until(agent, lambda: len(sockets_of(agent)) == 1)
     [path] = sockets_of(agent)
     assert path.stat().st_mode & 0o077 == 0
     coordinator.set("wait")

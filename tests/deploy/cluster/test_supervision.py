@@ -91,14 +91,17 @@ def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_
     with paced("train", job, *options, run_dir=tmp_path / "run", hook=hook) as training:
         training.wait_for("checkpoint_saved")
         training.command.roles()["server-1"].suspend()
+        state = tmp_path / "run" / "state.json"
+        training.wait(lambda: json.loads(state.read_text())["failure"], "the failure in the state")
+        failure = json.loads(state.read_text())["failure"]
         succeeded(training.finish())
         assert training.command.mark.processes() == []
     report = read_report(tmp_path / "run")
     assert report["restart_causes"][0]["cause"] == "no sign of progress for 30 s"
-    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
     assert failure["role"] == "server-1"
     assert re.fullmatch(r"sent nothing for \d\d s; no sign of progress for 30 s", failure["cause"])
-    assert report["restarts"] == 1
+    # On an overloaded machine, a start may take longer than that too.
+    assert report["restarts"] == len(report["restart_causes"]) >= 1
     times = [record["time"] for record in records(tmp_path / "run")]
     assert max(times) - min(times) > 80_000  # so the hook was active
 

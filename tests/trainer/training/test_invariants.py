@@ -348,7 +348,7 @@ def test_unknown_command_is_an_error(body: str) -> None:
 def test_diverging_run_fails_with_advice(job: Path, tmp_path: Path, shape: tuple[object, ...], score: str) -> None:
     diverging = ("optimizer.kind=sgd", "optimizer.learning_rate=1e38", f"model.score={score}", "train.epochs=5")
     settings = [word for setting in diverging for word in ("--set", setting)]
-    result = crossfade("train", job, "--run-dir", "run", *shape, *settings, cwd=tmp_path, seconds=40)
+    result = crossfade("train", job, "--run-dir", "run", *shape, *settings, cwd=tmp_path)
     assert result.returncode == 1, result.stdout
     assert "training has diverged; lower optimizer.learning_rate" in result.stderr
     assert bool(re.search(r"error: (server|worker)-\d: ", result.stderr)) == bool(shape)
