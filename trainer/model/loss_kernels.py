@@ -142,7 +142,7 @@ def _warp(score, scores_C, item, negatives_C, weight, params):  # type: ignore[n
 def _kth_highest(scores_C, k):  # type: ignore[no-untyped-def]
     """Return the ``k``-th highest score by quickselect (Hoare 1961), which reorders ``scores_C``.
 
-    Unlike ``np.partition``, which numba compiles in as much time as all the rest of a kernel.
+    Numba compiles ``np.partition``, with its error messages, for longer than the rest of ``hard_negatives_loss``.
     """
     low, high = 0, scores_C.shape[0] - 1
     while low < high:

@@ -156,7 +156,7 @@ def test_new_coordinator_is_joined_after_the_earlier_roles_have_ended(
     assert len(children()) == 1
 
 
-def test_killed_role_is_reported_at_once_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("server-0", "server-1"))
     run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
     first, second = sorted(children(), key=lambda child: (child.create_time(), child.pid))
