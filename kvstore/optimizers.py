@@ -119,7 +119,7 @@ def update_row(  # type: ignore[no-untyped-def]
         divergent = _adam(weights_ND, row, gradient_AD, a, exp_avg_ND, exp_avg_sq_ND, step_N, rule)
     else:
         divergent = 0 if descend(weights_ND, row, rule.lr, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
-    if max_norm is not None:
+    if max_norm is not None and not divergent:  # one that has diverged stays as it is, so that it is found
         _clip_norm(weights_ND, row, max_norm)
     return divergent
 

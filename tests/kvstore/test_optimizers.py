@@ -176,6 +176,16 @@ def test_non_finite_gradient_raises_with_the_number_of_rows(kind: OptimizerKind,
         make_optimizer(spec_of(kind), ROWS, DIM).update(weights_ND, np.arange(6), gradient_AD)
 
 
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_row_that_grows_beyond_all_bounds_is_named(max_norm: float | None) -> None:
+    weights_ND, gradient_AD = random_rows(ROWS, DIM, seed=1), np.zeros((2, DIM), np.float32)
+    gradient_AD[1] = 1.0
+    optimizer = make_optimizer(OptimizerSpec("sgd", 1e25, max_norm=max_norm), ROWS, DIM)
+    with pytest.raises(DivergedError, match="1 of 2 active rows") as caught:
+        optimizer.update(weights_ND, np.array([3, 7]), gradient_AD)
+    assert caught.value.row == 7
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_do_not_depend_on_the_number_of_threads(kind: OptimizerKind) -> None:
     rows, dim = 1001, 33
