@@ -50,7 +50,7 @@ def check_runnable(
     allow_restart: bool = False,
     dashboard: int | None = None,
 ) -> PlanInputs:
-    """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``.
+    """Reject a job that cannot run here, before an earlier run is touched; return its inputs, and the resolved job.
 
     ``allow_restart`` is whether a run that resumes may start over; ``dashboard`` is the port of the run's page, if it
     is to be served.
@@ -64,6 +64,7 @@ def check_runnable(
     from crossfade.trainer.runs.ownership import check_claimable
 
     inputs = read_inputs(job, progress)
+    job = inputs.job
     check_vocabularies(inputs.folder, inputs.manifest)
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
@@ -100,9 +101,11 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
 
     folder.check_readable()
     if folder.has_run_id() and (folder.path / JOB_FILE).exists():
-        before, now = folder.job().optimizer.learning_rate, job.optimizer.learning_rate
-        if now != before:
-            _logger.warning(f"optimizer.learning_rate was {before:g} and is {now:g} from here on")
+        before, now = folder.job().values(), job.values()
+        for key in ("optimizer.learning_rate", "model.dense.learning_rate"):
+            follows = key != "optimizer.learning_rate" and now[key] == now["optimizer.learning_rate"]
+            if now[key] != before[key] and not follows:
+                _logger.warning(f"{key} was {before[key]:g} and is {now[key]:g} from here on")
     checkpoints = folder.checkpoints(job)
     try:
         find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)

@@ -27,7 +27,7 @@ def format_validation_error(error: ValidationError, *, root: str = "the file", s
         root: the location to name where the problem is in no particular field.
         show_input: whether to append the rejected value, shortened. Leave it out for input from the network.
     """
-    first = error.errors(include_url=False)[0]
+    first = first_problem(error)
     where = ".".join(str(part) for part in first["loc"])[:_MAX_LOCATION_LETTERS] or root
     if first["type"] == "missing":
         return f"{where}: is missing"
@@ -38,6 +38,34 @@ def format_validation_error(error: ValidationError, *, root: str = "the file", s
     problem = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
     # Of any size, or a structure that contains itself (which YAML can express): reprlib bounds both.
     return f"{problem}, but found {_SHORT.repr(first['input'])}" if show_input else problem
+
+
+def first_problem(error: ValidationError) -> dict[str, Any]:
+    """Return the first problem as pydantic does; of a word or a number that is neither, one for both.
+
+    Pydantic reports a value of ``Literal["auto"] | float`` once as a literal and once as a number, at locations of
+    their own.
+    """
+    first: dict[str, Any] = dict(error.errors(include_url=False)[0])
+    alternatives = _alternatives(error)
+    if len(alternatives) == 2:
+        literal, other = (problem["msg"] for problem in alternatives)
+        message = f"{literal} or {other.removeprefix('Input should be ')}" if isinstance(first["input"], str) else other
+        first |= {"loc": first["loc"][:-1], "type": alternatives[1]["type"], "msg": message}
+    return first
+
+
+def count_problems(error: ValidationError) -> int:
+    """Return how many values ``error`` rejects, counting as ``first_problem`` does."""
+    return error.error_count() - (len(_alternatives(error)) == 2)
+
+
+def _alternatives(error: ValidationError) -> list[Any]:
+    """Return the two problems of the first value if it can be a word or a number, and no others."""
+    problems = error.errors(include_url=False)[:2]
+    same_value = len({problem["loc"][:-1] for problem in problems}) == 1
+    is_literal = str(problems[0]["loc"][-1] if problems[0]["loc"] else "").startswith("literal[")
+    return problems if same_value and is_literal else []
 
 
 def described(expected: str) -> WrapValidator:

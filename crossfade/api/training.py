@@ -41,6 +41,7 @@ def train(
     bars = bar_type(progress)
     with progress_bars(bars) as reporter:
         inputs = check_runnable(job, folder, reporter, resume=resume)
+    job = inputs.job
     display = TrainDisplay(job.evaluate.best_metric, "bar", bar_type=bars)
     try:
         with (

@@ -163,7 +163,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         content=parse_features(arguments.content or (), "--content"),
         catalog=arguments.catalog or (),
         base=arguments.base,
-        order=arguments.order or "random",
+        order=arguments.order or "grouped",
         seed=arguments.seed,
         overwrite=arguments.overwrite,
         work_dir=arguments.work_dir,

@@ -191,6 +191,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
     with progress_bars() as bars:
         options = {"resume": arguments.resume, "allow_restart": allow_restart, "dashboard": arguments.dashboard}
         inputs = check_runnable(job, folder, bars, **options)
+    job = inputs.job
     display = TrainDisplay(job.evaluate.best_metric, _progress(arguments))
     with serve_own_metrics(job) as listener, spot_monitor(arguments.spot) as spot, final_scrape(listener):
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.tuning.search_space import SearchParameter
     from crossfade.deploy.tuning.study import TuningStudy
     from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.runs.inputs import JobInputs
 
 
 _DESCRIPTION = """\
@@ -28,9 +29,9 @@ the median of the others is pruned.
 """
 _EXAMPLES = (
     ("crossfade tune jobs/lastfm.yaml --quick", "Search the five settings that matter, in at most ten trainings."),
-    ("crossfade tune jobs/lastfm.yaml --trials 30", "Search the learning rate, temperature and weight decay."),
+    ("crossfade tune jobs/lastfm.yaml --trials 30", "Search the learning rate, temperature and batch size."),
     (
-        "crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.001..0.1 \\\n"
+        "crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.02..1 \\\n"
         "      --search model.dim=32|64|128 --search negatives.count=256..4096",
         "Search a custom space.",
     ),
@@ -38,13 +39,13 @@ _EXAMPLES = (
 )
 _NOTES = """\
 --quick searches model.temperature (up to 1.5 times as high or low as in the job), optimizer.learning_rate (3 times),
-optimizer.weight_decay (4 times), train.query_frequency_power (0.3 more or less) and train.item_frequency_power (0.15),
-or the keys of --search, by successive halving: of 40 epochs, it trains 30 settings for 4 epochs, the best 9 of them
-for 13, and the best 4 for all 40. The job's own settings are always among them, so the result is never worse than they
-are on valid. The number of examples is at most that of ten trainings. It prints everything that was tried.
+train.batch_size (a quarter to twice), train.query_frequency_power (0.3 more or less) and train.item_frequency_power
+(0.15), or the keys of --search, by successive halving: of 40 epochs, it trains 30 settings for 4 epochs, the best 9 of
+them for 13, and the best 4 for all 40. The job's own settings are always among them, so the result is never worse than
+they are on valid. The number of examples is at most that of ten trainings. It prints everything that was tried.
 
 Without --quick and --search, the search space is the learning rate up to ten times as high or low as in the job, the
-temperature up to three times, and weight decay from 1e-8 to 1e-3, all on a log scale.
+temperature up to three times, and the batch size from an eighth to twice the job's, all on a log scale.
 
 DIR gets best.yaml, the job with the best settings so far, and a run folder and a log for each training. Ctrl-C or
 SIGTERM stops the current one after a checkpoint; the same command resumes the study, as it does after a crash, and adds
@@ -103,18 +104,20 @@ def run(arguments: argparse.Namespace) -> int:
         quick_parameters,
     )
     from crossfade.trainer.runs.folder import default_run_dir
+    from crossfade.trainer.runs.inputs import load_inputs
 
     job = load_job_arguments(arguments)
     if arguments.quick:
         _check_quick(arguments)
     defaults = quick_parameters if arguments.quick else default_parameters
-    parameters = [SearchParameter.parse(text) for text in arguments.search] or defaults(job)
+    inputs = load_inputs(job)
+    _check_has_valid(inputs)
+    parameters = [SearchParameter.parse(text) for text in arguments.search] or defaults(inputs.job)
     check_parameters(arguments.job, arguments.overrides, parameters)
-    _check_has_valid(job)
     run_dir = default_run_dir(job)
     folder = arguments.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if arguments.quick else ''}")
     if arguments.quick:
-        return _run_quick(folder, job, parameters)
+        return _run_quick(folder, job, inputs.job, parameters)
     return _run_study(folder, job, parameters, arguments.trials or _TRIALS, prune=not arguments.no_pruning)
 
 
@@ -149,13 +152,11 @@ def _run_study(folder: Path, job: JobConfig, parameters: list[SearchParameter], 
     return 0
 
 
-def _check_has_valid(job: JobConfig) -> None:
+def _check_has_valid(inputs: JobInputs) -> None:
     from crossfade.kvstore.errors import InputError
-    from crossfade.trainer.runs.inputs import load_inputs
 
-    folder, manifest, _ = load_inputs(job)
-    if "valid" not in manifest.splits or manifest.splits["valid"].rows == 0:
-        raise InputError(f"{folder.uri}: has no valid split to compare settings by; prepare it with --hold-out")
+    if not inputs.has_rows("valid"):
+        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; prepare it with --hold-out")
 
 
 def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
@@ -181,13 +182,13 @@ def _print_results(study: TuningStudy, best_metric: str) -> None:
     print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
 
 
-def _run_quick(folder: Path, job: JobConfig, parameters: list[SearchParameter]) -> int:
+def _run_quick(folder: Path, job: JobConfig, resolved_job: JobConfig, parameters: list[SearchParameter]) -> int:
     from crossfade.deploy.tuning.quick_study import QuickStudy
     from crossfade.display import progress_bars
     from crossfade.signals import stopper
 
-    study = QuickStudy(folder, job, parameters, stop_requested=lambda: stopper.number is not None)
-    _print_plan(study, job, parameters)
+    study = QuickStudy(folder, job, resolved_job, parameters, stop_requested=lambda: stopper.number is not None)
+    _print_plan(study, resolved_job, parameters)
     with stopper.deferred(), progress_bars() as bars:
         bars.phase("tuning", study.epochs, "epoch")
         study.run(bars.advance)

@@ -37,8 +37,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--order",
-        choices=("random", "grouped"),
-        help="order interactions at random, or keep those of a query entity together, for data.group (default: random)",
+        choices=("grouped", "random"),
+        help="keep the interactions of a query entity together, or order all at random (default: grouped)",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed row order and hold-outs (default: 0)")
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.inputs import dataset_size, open_inputs
 from crossfade.trainer.runs.row_selection import RowSelection, select_rows
 
 _GROUP_ROWS = 131_072
@@ -45,6 +46,7 @@ class PlanInputs:
 
     def with_job(self, job: JobConfig) -> PlanInputs:
         """Return the inputs of ``job`` on the same data."""
+        job = resolve(job, dataset_size(self.manifest))
         return replace(self, job=job, model=make_model(job, self.manifest))
 
     def with_counts(self) -> PlanInputs:
@@ -64,7 +66,7 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
         InputError: the data cannot be used, or has no interactions to train on.
         UnreachableError: storage stopped answering.
     """
-    folder, manifest, model = open_inputs(job)
+    folder, manifest, model, job = open_inputs(job)
     selection = select_rows(job, folder, manifest, progress or NullReporter())
     return PlanInputs(job, folder, manifest, model, selection, counts=None)
 
@@ -86,5 +88,6 @@ def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:
     entities = {name: Entity(rows=count, id_type="int64", files=[]) for name, count in rows.items()}
     manifest = DatasetManifest(query=query, item=item, entities=entities, splits={"train": train})
     counts = {name: CountHistogram(np.zeros(1), np.array([count], np.int64)) for name, count in rows.items()}
+    job = resolve(job, dataset_size(manifest))
     model = make_model(job, manifest)
     return PlanInputs(job, Folder(job.data.path), manifest, model, RowSelection(row_groups(train)), counts)

@@ -86,7 +86,7 @@ def worker_steps(
     job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, model: ModelSpec
 ) -> list[WorkerStep]:
     """Return what each worker of ``job`` does in a step."""
-    kind = job.resolved_negatives(model.item.rows).kind
+    kind = job.negatives.kind
     scored_W: Sequence[float] = [load.examples for load in loads]
     if kind == "all" and job.loss == "softmax":
         scored_W = next((table.rows for table in traffic.tables if table.table == model.query.name), scored_W)

@@ -137,7 +137,7 @@ def worker_loads(
     for rank in range(job.cluster.workers):
         local = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, blocks_P[local])) / schedule.steps
-        negatives = _negatives(job.resolved_negatives(items), examples, items)
+        negatives = _negatives(job.negatives, examples, items)
         partition_examples = examples / max(1, len(blocks_P[local]))
         held_rows = sum(held_P[local])
         loads.append(WorkerLoad(examples, negatives, held_rows, max_block_rows, partition_examples, step_examples))
@@ -275,7 +275,7 @@ def expect_traffic(
     row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
     piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
     for table in model.tables:
-        negatives = job.resolved_negatives(table.rows) if table == model.item else None
+        negatives = job.negatives if table == model.item else None
         # Cold items of a model with item features are never negatives, and have no ID embedding.
         rows_of_table = counts[table.name]
         if table == model.item and model.has_item_features:

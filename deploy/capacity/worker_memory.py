@@ -117,7 +117,7 @@ def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
 def _weights_of_rows(inputs: PlanInputs) -> Iterable[MemoryItem]:
     """Yield what sampling by popularity and weighting by frequency hold for each row."""
     job, model = inputs.job, inputs.model
-    if needs_counts(job.resolved_negatives(model.item.rows), model.has_item_features):
+    if needs_counts(job.negatives, model.has_item_features):
         # NegativeSampler keeps float64 sums, from five arrays of a number per item.
         yield MemoryItem("popularity of items", 8 * model.item.rows)
         yield MemoryItem("computing the popularity of items", 40 * model.item.rows, "start")

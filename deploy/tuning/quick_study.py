@@ -58,21 +58,24 @@ class QuickStudy:
         self,
         folder: Path,
         job: JobConfig,
+        resolved_job: JobConfig,
         parameters: Sequence[SearchParameter],
         *,
         stop_requested: Callable[[], bool],
     ) -> None:
         """Create or resume the study of ``job`` over ``parameters`` in ``folder``.
 
+        ``resolved_job`` is the job with a value for each ``auto``; a trial resolves those that it does not set again.
+
         ``stop_requested`` returns whether to stop; it is called twice a second.
 
         Raises:
             InputError: the folder holds something else, or another study.
         """
-        self.folder, self._job = folder, job
+        self.folder, self._job = folder, resolved_job
         self.rungs = plan_rungs(job)
         self.trials = draw_trials(parameters, self.rungs[0].trials, job.train.seed)
-        self._own = {each.key: each.own_value(job) for each in parameters}
+        self._own = {each.key: each.own_value(resolved_job) for each in parameters}
         self._stop_requested = stop_requested
         self._lock = claim_study(folder, job, QUICK_FILE)
         self._claim_plan()

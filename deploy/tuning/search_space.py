@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.config.model_sections import OptimizerConfig
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class SearchParameter:
         """Describe the values in words."""
         if self.choices:
             return " or ".join(map(str, self.choices))
-        return f"{self.low:.4g} to {self.high:.4g}{' on a log scale' if self.log else ''}"
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (self.low, self.high))
+        return f"{low} to {high}{' on a log scale' if self.log else ''}"
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """Let ``trial`` choose a value: an integer if both ends of the range are."""
@@ -74,8 +75,8 @@ class SearchParameter:
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
     def own_value(self, job: JobConfig) -> Any:
-        """Return the value in ``job``; a weight decay that follows from the score is resolved."""
-        return job.optimizer_spec.weight_decay if self.key == "optimizer.weight_decay" else job.values().get(self.key)
+        """Return the value in ``job``."""
+        return job.values().get(self.key)
 
     def at(self, fraction: float) -> Any:
         """Return the value at ``fraction`` of the way, in [0, 1): numbers of four digits, so that tables show all."""
@@ -108,29 +109,26 @@ def _number(text: str) -> float | None:
 
 
 def default_parameters(job: JobConfig) -> list[SearchParameter]:
-    """Return the parameters that matter most, around ``job``: learning rate, temperature, weight decay."""
-    rate, temperature = job.optimizer.learning_rate, job.model.temperature
+    """Return the parameters that matter most, around ``job``: learning rate, temperature, batch size."""
+    rate, temperature = job.optimizer_spec.learning_rate, resolved(job.model.temperature)
     return [
         SearchParameter("optimizer.learning_rate", rate / 10, rate * 10, log=True),
         SearchParameter("model.temperature", temperature / 3, temperature * 3, log=True),
-        SearchParameter("optimizer.weight_decay", 1e-8, 1e-3, log=True),
+        SearchParameter("train.batch_size", max(1, job.train.batch_size // 8), job.train.batch_size * 2, log=True),
     ]
 
 
 def quick_parameters(job: JobConfig) -> list[SearchParameter]:
     """Return the five parameters that ``--quick`` searches, each in a range around the value of ``job``.
 
-    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model. A
-    weight decay of 0 has no range around it, so that of the default is used.
+    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model.
     """
-    rate, temperature, train = job.optimizer.learning_rate, job.model.temperature, job.train
-    default = job.model_copy(update={"optimizer": OptimizerConfig()}).optimizer_spec
-    decay = job.optimizer_spec.weight_decay or default.weight_decay
+    rate, temperature, train = job.optimizer_spec.learning_rate, resolved(job.model.temperature), job.train
     query, item = train.query_frequency_power, train.item_frequency_power
     return [
         SearchParameter("model.temperature", temperature / 1.5, temperature * 1.5, log=True),
         SearchParameter("optimizer.learning_rate", rate / 3, rate * 3, log=True),
-        SearchParameter("optimizer.weight_decay", decay / 4, decay * 4, log=True),
+        SearchParameter("train.batch_size", max(1, train.batch_size // 4), train.batch_size * 2, log=True),
         SearchParameter("train.query_frequency_power", max(query - 0.3, -1.0), min(query + 0.3, 0.0)),
         SearchParameter("train.item_frequency_power", max(item - 0.15, -1.0), min(item + 0.15, 1.0)),
     ]

@@ -65,7 +65,7 @@ class NoCheckpoints:
 def work(store: MXNetStore) -> None:
     """Train the job without evaluating or writing embeddings."""
     job = load_job(Path(sys.argv[1]))
-    folder, manifest, model = open_inputs(job)
+    folder, manifest, model, job = open_inputs(job)
     store.create(model.tables, job.optimizer_spec, job.train.seed)
     reader = InteractionReader(folder, manifest)
 
@@ -85,7 +85,7 @@ def work(store: MXNetStore) -> None:
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
         ),
-        NegativeSampler(job.resolved_negatives(model.item.rows), model.item.rows, None, job.train.seed),
+        NegativeSampler(job.negatives, model.item.rows, None, job.train.seed),
         FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
         towers,
         store.rank,

@@ -6,17 +6,21 @@ from typing import Any
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.config.defaults import resolve
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
+from crossfade.trainer.runs.inputs import dataset_size
 
 OPTIMIZER = OptimizerSpec("adagrad")
 
 
 def training_on(data: Path) -> dict[str, Any]:
     """Return the training record of a checkpoint of a run on ``data``."""
+    job = check_job({"name": "planted", "data": {"path": str(data)}}, "a test")
     return {
         "run": "0",
-        "job": {"name": "planted", "data": {"path": str(data)}},
+        "job": resolve(job, dataset_size(read_manifest(Folder(data)))).model_dump(mode="json"),
         "data": data_fingerprint(Folder(data)),
     }
 

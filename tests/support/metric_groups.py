@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from resolved_jobs import make_resolved
+
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.events import StepEvent
 
@@ -57,7 +58,7 @@ TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
 
 
 def make_job(**sections: Any) -> JobConfig:
-    return check_job({"name": "plays", "data": {"path": "nowhere"}, **sections}, "here")
+    return make_resolved({"name": "plays", "data": {"path": "nowhere"}, **sections})
 
 
 def step(**values: Any) -> StepEvent:

@@ -20,9 +20,11 @@ from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_table
+from crossfade.trainer.runs.inputs import load_inputs
 
 CUSTOMER_IDS = ["c'0", 'c"1"', "c\\2", "c,3", "c\t4", "ü5", "東6", "{7}", "$8", " 9 ", "c\n10"]
 TRACK_NAMES = ["Ágætis byrjun", None, 'Blue "in" Green', None, "東京", "Unheard", "", "tab\there", "a\\b", "new\nline"]
@@ -93,7 +95,8 @@ def write_run(
     if not data.exists():
         write_dataset(data, untrained)
     run.mkdir(parents=True)
-    write_job(run / "job.yaml", data, model={"score": score, "dim": dim})
+    job = load_job(write_job(run / "job.yaml", data, model={"score": score, "dim": dim}))
+    (run / "job.yaml").write_text(json.dumps(load_inputs(job).job.model_dump(mode="json")))
     arrays = {QUERY: random_rows(len(CUSTOMER_IDS), dim, seed), ITEM: random_rows(len(TRACK_NAMES), dim, seed + 1)}
     # Values that text must write in another way.
     arrays[ITEM][0, :3] = [1.0, -3.5e-12, 2.5e6]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.similar_names import similar_path
-from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.kvstore.validation_errors import count_problems, first_problem, format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
 NO_OPTIONS: Mapping[str, str] = {}
@@ -203,10 +203,11 @@ def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None
 
 
 def _format_error(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = first_problem(error)
     location = [str(part) for part in first["loc"]]
     where = ".".join(location)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    count = count_problems(error)
+    more = f" (and {count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
         known = list(_section_at(location[:-1]).model_fields)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)

@@ -7,13 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from crossfade.kvstore.optimizer_spec import OptimizerKind
-from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section
+from crossfade.trainer.config.fields import AtLeastOne, Auto, Name, NonNegative, Positive, Section
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
-
-_MAX_ALL_ITEMS = 2**15
-"""Maximum number of items for which ``auto`` uses all as negatives; the cost of a step grows with the item table."""
 
 
 class DenseConfig(Section):
@@ -30,8 +27,10 @@ class DenseConfig(Section):
     residual: bool = Field(
         True, description="add the layers' output to their input; false: the output replaces the input"
     )
-    learning_rate: Positive | None = Field(
-        None, description="learning rate of the layers, on the optimizer's schedule; null: optimizer.learning_rate"
+    learning_rate: Auto | Positive = Field(
+        "auto",
+        description="learning rate of the layers, on the optimizer's schedule; auto: optimizer.learning_rate if that "
+        "is given, 0.015 otherwise",
     )
 
 
@@ -40,7 +39,11 @@ class ModelConfig(Section):
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="score function: dot, cosine, or euclidean (-squared distance)")
-    temperature: Positive = Field(0.17, description="divisor of the score in the loss")
+    temperature: Auto | Positive = Field(
+        "auto",
+        description="divisor of the score in the loss; auto: 1.67 * items^-0.155 * interactions^-0.075 with cosine "
+        "scores, within 0.05 to 0.2, and 0.17 with others",
+    )
     init_std: Positive = Field(0.1, description="standard deviation of the initial values of a row")
     query_features: list[Name] = Field(
         [],
@@ -96,8 +99,8 @@ class NegativesConfig(Section):
         description="source of negatives. shared: one sampled pool for all examples of a step; per_example: samples "
         "for each example; in_batch: items of the other examples of the same step and partition, about "
         "train.batch_size / data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item "
-        "table; auto: for softmax, all up to 32,768 items and in_batch with logq_correction above; for other losses, "
-        "shared",
+        "table; auto: for softmax, all up to 32,768 items (131,072 in a grouped dataset, if its queries times items "
+        "are at most 8,192 times its interactions) and in_batch with logq_correction above; for other losses, shared",
     )
     count: AtLeastOne = Field(4096, description="samples in the pool, or per example; not used by in_batch and all")
     sampling: Literal["uniform", "popularity"] = Field(
@@ -116,15 +119,6 @@ class NegativesConfig(Section):
     )
     weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
 
-    def resolve(self, loss: LossKind, items: int) -> NegativesConfig:
-        """Replace ``auto`` by the kind that suits ``loss`` and a table of ``items``."""
-        if self.kind != "auto":
-            return self
-        if loss != "softmax" or self.num_hard is not None:
-            return self.model_copy(update={"kind": "shared"})
-        few = items <= _MAX_ALL_ITEMS
-        return self.model_copy(update={"kind": "all" if few else "in_batch", "logq_correction": not few})
-
 
 class OptimizerConfig(Section):
     """The row-sparse optimizer and its learning rate schedule."""
@@ -132,20 +126,25 @@ class OptimizerConfig(Section):
     kind: OptimizerKind = Field(
         "adam", description="update rule: sgd, adagrad, rowwise_adagrad (4 bytes of state per row) or adam"
     )
-    learning_rate: Positive = Field(0.015, description="peak learning rate, per step")
-    weight_decay: NonNegative | None = Field(
-        None,
-        description="L2 coefficient: this times the weight is added to the gradient of active rows; null: 4e-4 with "
-        "cosine scores, where it keeps norms small, so that directions can still change; 1e-5 with others, where it "
-        "pulls scores to 0",
+    learning_rate: Auto | Positive = Field(
+        "auto",
+        description="peak learning rate, per step; auto: 0.2 with cosine scores, whose rows are at most 1 long, and "
+        "0.015 with others",
+    )
+    weight_decay: Auto | NonNegative = Field(
+        "auto",
+        description="L2 coefficient: this times the weight is added to the gradient of active rows; auto: 0 with "
+        "cosine scores, where max_norm keeps rows short, and 1e-5 with others, where it pulls scores to 0",
     )
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="constant added to the root of the second moment"
     )
     beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
     beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
-    max_norm: Positive | None = Field(
-        None, description="upper bound of a row's length after an update; null: none; 1 with euclidean scores is CML"
+    max_norm: Auto | Positive | None = Field(
+        "auto",
+        description="upper bound of a row's length after an update; null: none; auto: 1 with cosine scores, so that "
+        "directions can still change, and none with others; 1 with euclidean scores is CML",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="learning rate schedule from the end of the warm-up to the last step"

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.validation_errors import described
-from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
+from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue, resolved
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
 from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
 from crossfade.trainer.data.time_range import TimeRange
@@ -27,7 +27,8 @@ EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
-    *("train.epochs", "train.max_steps", "train.patience", "train.device", "optimizer.learning_rate"),
+    *("train.epochs", "train.max_steps", "train.patience", "train.device"),
+    *("optimizer.learning_rate", "model.dense.learning_rate"),
 )
 """Prefixes of keys that may change between the starts of one run."""
 
@@ -47,11 +48,12 @@ class DataConfig(Section):
     shuffle_block_rows: AtLeastOne = Field(
         131_072, description="rows of a partition that are held in memory and shuffled together"
     )
-    group: Literal["all"] | AtLeastOne = Field(
-        1,
+    group: Literal["auto", "all"] | AtLeastOne = Field(
+        "auto",
         description="interactions of a query in a shuffle block that are read one after the other, at most; 1: rows in "
         "random order; all: every one, so that a softmax over all items scores a query about once an epoch "
-        "('crossfade prepare --order grouped' puts them into the same block)",
+        "('crossfade prepare --order grouped', its default, puts them into the same block); auto: all where every item "
+        "is a negative and the dataset is grouped, and 1 otherwise",
     )
     since: TimeValue | None = Field(
         None,
@@ -75,6 +77,7 @@ class DataConfig(Section):
     @property
     def group_rows(self) -> int | None:
         """``group`` as the batch schedule takes it; None: all interactions of a query."""
+        assert self.group != "auto", "the job is not resolved"
         return None if self.group == "all" else self.group
 
     def time_range(self) -> TimeRange | None:
@@ -179,17 +182,11 @@ class JobConfig(Section):
     metrics: MetricsConfig = MetricsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    def resolved_negatives(self, items: int) -> NegativesConfig:
-        """Return the negatives with ``auto`` resolved for a table of ``items``."""
-        return self.negatives.resolve(self.loss, items)
-
     @property
     def optimizer_spec(self) -> OptimizerSpec:
         """The optimizer as the store takes it; the loop applies the schedule."""
         values = self.optimizer.model_dump(exclude={"schedule", "warmup_steps", "min_lr_factor"})
-        if values["weight_decay"] is None:
-            values["weight_decay"] = 4e-4 if self.model.score == "cosine" else 1e-5
-        return OptimizerSpec(**values)
+        return OptimizerSpec(**{key: resolved(value) for key, value in values.items()})
 
     @property
     def no_shared_run_dir(self) -> bool:
@@ -269,7 +266,7 @@ class JobConfig(Section):
         """List why a run of ``earlier`` cannot resume as this job, each as ``KEY was X and is now Y``.
 
         The length of training, the placement of processes and the checkpoint schedule may change between starts. So may
-        the learning rate: a run that has diverged continues with a lower one.
+        the learning rates: a run that has diverged continues with a lower one.
         """
         now, before = (job.with_absolute_paths().values() for job in (self, earlier))
         # Keys of model.start are those of its tables.

@@ -63,7 +63,7 @@ def load_baselines(job: JobConfig, splits: Sequence[SplitName]) -> dict[str, Any
     Raises:
         InputError: the dataset cannot be read.
     """
-    data, manifest, _ = open_inputs(job)
+    data, manifest, *_ = open_inputs(job)
     kept = _Kept(data)
     found = {split: kept.results.get(_key(split, job.evaluate)) for split in splits}
     missing = [split for split, result in found.items() if result is None]

@@ -59,7 +59,7 @@ def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, bounds: list
     Raises:
         InputError: the dataset or the embeddings cannot be read, or the bounds do not rise.
     """
-    data, manifest, model = open_inputs(job)
+    data, manifest, model, _ = open_inputs(job)
     counts_R = Vocabulary(data, manifest, manifest.query).counts()
     segments = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:

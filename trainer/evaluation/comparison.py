@@ -134,7 +134,7 @@ def check_same_dataset(run: RunEmbeddings, other: RunEmbeddings) -> None:
 
 def _check_rows(run: RunEmbeddings) -> None:
     """Compare the number of rows, and the first IDs, of embeddings and dataset."""
-    data, manifest, model = open_inputs(run.job)
+    data, manifest, model, _ = open_inputs(run.job)
     embeddings = EmbeddingFiles(run.embeddings)
     for entity in (model.query.name, model.item.name):
         if not embeddings.has_rows_of(entity, Vocabulary(data, manifest, entity)):

@@ -43,7 +43,7 @@ def evaluate_embeddings(
     Raises:
         InputError: the dataset or the embeddings cannot be read, or there is no such split.
     """
-    data, manifest, model = load_inputs(job) if store else open_inputs(job)
+    data, manifest, model, _ = load_inputs(job) if store else open_inputs(job)
     if split not in manifest.splits:
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
@@ -64,7 +64,7 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
     from crossfade.trainer.evaluation.label_precision import label_precision
     from crossfade.trainer.evaluation.labels import read_labels
 
-    data, manifest, model = open_inputs(job)
+    data, manifest, model, _ = open_inputs(job)
     pairs = read_labels(data, manifest, labels)
     counts_R = Vocabulary(data, manifest, labels.entity).counts()
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:

@@ -56,6 +56,7 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.philox import init_rows
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.model.spec import LayerSpec, ModelSpec
@@ -158,9 +159,8 @@ class DenseLayers:
     @staticmethod
     def of(job: JobConfig, model: ModelSpec) -> DenseLayers:
         """Initialize the layers of ``model`` with the optimizer of ``job``."""
-        optimizer = job.optimizer_spec
-        rate = job.model.dense.learning_rate or optimizer.learning_rate
-        return DenseLayers(model.dense, replace(optimizer, learning_rate=rate, max_norm=None), job.train.seed)
+        optimizer = replace(job.optimizer_spec, learning_rate=resolved(job.model.dense.learning_rate), max_norm=None)
+        return DenseLayers(model.dense, optimizer, job.train.seed)
 
     def apply(self, entity: str, rows_AD: FloatArray) -> FloatArray:
         """Compute the vectors of ``entity`` from the rows of its tower; the rows themselves if it has no layers."""

@@ -57,6 +57,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
@@ -90,7 +91,7 @@ class LossSpec:
     @staticmethod
     def of(job: JobConfig) -> LossSpec:
         """Build the loss of a job."""
-        return LossSpec(job.loss, job.model.temperature, job.margin, job.negatives.weight)
+        return LossSpec(job.loss, resolved(job.model.temperature), job.margin, job.negatives.weight)
 
     @property
     def code(self) -> int:

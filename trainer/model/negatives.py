@@ -1,6 +1,6 @@
 """Sample negatives: the items that an interaction is contrasted with.
 
-    sampler = NegativeSampler(job.resolved_negatives(items), items, counts_N, seed=1)
+    sampler = NegativeSampler(job.negatives, items, counts_N, seed=1)
     rows_N = sampler.draw(batch_slice, epoch=0, step=0)
 
 A draw depends on the seed, the epoch, the step and a position: within the pool, or of the example in the global batch.

@@ -14,6 +14,7 @@ from typing import Literal
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.content import content_width
@@ -209,7 +210,7 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
         if tower not in ([], [name]) or content
     )
     dense = (*_content_layers(job, manifest, towers), *_dense_layers(job, query, item))
-    score = Score.of(job.model.score, job.model.temperature)
+    score = Score.of(job.model.score, resolved(job.model.temperature))
     tables = table(query), table(item)
     model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), tuple(job.model.frozen))
     _check_tables(source, job, model)

@@ -73,7 +73,7 @@ class PrepareOptions:
         content: The files with content of IDs (``content.py``).
         catalog: The entities of which IDs that have a feature or content but no event get rows too.
         base: The path or URI of the base dataset, whose IDs keep their rows (``extend.py``).
-        order: The order of interactions: 'random', or 'grouped', all of a query entity together.
+        order: The order of interactions: 'grouped', all of a query entity together, or 'random'.
         seed: Determines the order of interactions and random hold-outs.
         overwrite: Whether to replace a prepared dataset in ``out``.
         work_dir: Where temporary files go (``staging.py``).
@@ -115,7 +115,7 @@ class PrepareOptions:
     content: Sequence[FeatureFile] = ()
     catalog: Sequence[str] = ()
     base: str | None = None
-    order: Order = "random"
+    order: Order = "grouped"
     seed: int = 0
     overwrite: bool = False
     work_dir: Path | None = None

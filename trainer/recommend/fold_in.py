@@ -24,6 +24,7 @@ import numpy as np
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -120,7 +121,7 @@ class _SampledItems:
 
     @staticmethod
     def of(model: TrainedModel, row_I: IntArray, vector_ID: FloatArray, items: int) -> _SampledItems:
-        temperature = model.job.model.temperature
+        temperature = resolved(model.job.model.temperature)
         scale, norm_scale = model.score.dot_scale / temperature, model.score.norm_scale / temperature
         return _SampledItems(row_I, vector_ID, float(np.log(items / len(row_I))), scale, norm_scale)
 

@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import SplitName
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -141,6 +142,6 @@ class Recommender:
 
 def popularity_damping(model: TrainedModel, damping: float) -> FloatArray:
     """Return α·T·log(1 + c) of each item, with ``damping`` as α (see ``Recommender``): float32 (R,)."""
-    scale = damping * model.job.model.temperature
+    scale = damping * resolved(model.job.model.temperature)
     damping_R: FloatArray = (scale * np.log1p(model.vocabulary(model.spec.item.name).counts())).astype(np.float32)
     return damping_R

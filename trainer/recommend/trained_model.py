@@ -143,7 +143,7 @@ def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
     embeddings = EmbeddingFiles(run.child(EMBEDDINGS_FOLDER))
     model = TrainedModel(
         f"{run.uri}/{EMBEDDINGS_FOLDER}",
-        job,
+        inputs.job,
         inputs.model,
         inputs.folder,
         inputs.manifest,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from crossfade.kvstore.errors import InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.model.spec import ModelSpec, make_model
@@ -13,15 +14,23 @@ from crossfade.trainer.runs.row_selection import check_row_groups
 
 
 class JobInputs(NamedTuple):
-    """The folder of a dataset, its manifest, and the model that a job trains on it."""
+    """The folder of a dataset, its manifest, and the model that ``job``, without any ``auto``, trains on it."""
 
     folder: Folder
     manifest: DatasetManifest
     model: ModelSpec
+    job: JobConfig
 
     def has_rows(self, split: SplitName) -> bool:
         """Return whether the dataset has ``split``, with rows in it."""
         return split in self.manifest.splits and self.manifest.splits[split].rows > 0
+
+
+def dataset_size(manifest: DatasetManifest) -> DatasetSize:
+    """Return the size of a dataset that is prepared."""
+    queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
+    interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
+    return DatasetSize(queries, items, interactions, manifest.is_grouped)
 
 
 def open_inputs(job: JobConfig) -> JobInputs:
@@ -45,7 +54,8 @@ def load_inputs(job: JobConfig) -> JobInputs:
     """
     folder = Folder(job.data.path)
     manifest = read_manifest(folder)
-    inputs = JobInputs(folder, manifest, make_model(job, manifest))
+    job = resolve(job, dataset_size(manifest))
+    inputs = JobInputs(folder, manifest, make_model(job, manifest), job)
     if not inputs.has_rows("train"):
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
     check_row_groups(job, folder, manifest)

@@ -136,7 +136,7 @@ class TrainLoop:
             steps=self.total_steps,
             examples=state.examples_total,
             loss=loss * batch.global_size / max(len(batch), 1),
-            learning_rate=self.job.optimizer.learning_rate * factor,
+            learning_rate=self.job.optimizer_spec.learning_rate * factor,
             local_examples=len(batch),
             rows={name: len(rows_A) for name, rows_A in active.items()},
             seconds=state.step_seconds(),

@@ -67,7 +67,7 @@ class TrainingMetrics:
         self._last: StepEvent | None = None
         self._last_step_at: float | None = None
         self._last_event_at: float | None = None
-        self._learning_rate = job.optimizer.learning_rate
+        self._learning_rate = job.optimizer_spec.learning_rate
         self._loss: float | None = None
         self._epoch_loss: float | None = None
         self._evaluation: dict[tuple[str, ...], float] = {}

@@ -97,7 +97,7 @@ def _assign_given_vectors(
     """
     if not job.model.start:
         return
-    folder, manifest, model = inputs
+    folder, manifest, model, _ = inputs
     given = open_given_vectors(job, model, folder, manifest) if store.rank == 0 else {}
     for table in (table for table in model.tables if table.name in job.model.start):
         name, count = table.name, 0

@@ -119,7 +119,7 @@ def open_session(
     """Open the data and the model of ``job``, and connect them to ``store``.
 
     Args:
-        job: the job, resolved.
+        job: the job; the session's has a value for each ``auto``.
         folder: the folder of the run, which has started.
         store: holds the tables; they are created by ``TrainingSession.restore``.
         hooks: what the caller observes and requests.
@@ -130,6 +130,7 @@ def open_session(
     """
     with ExitStack() as opened:
         inputs = load_inputs(job)
+        job = inputs.job
         process_metrics = hooks.metrics or ProcessMetrics(job.name, "worker")
         metrics = opened.enter_context(measure_training(job, inputs.model, store, process_metrics))
         # Phases before training are not logged, but they are signs of life of every worker.
@@ -184,7 +185,7 @@ class _Parts:
         self.engine = make_engine(job, inputs.model)
         names = [table.name for table in inputs.model.vectors]
         self._vocabularies = {name: Vocabulary(inputs.folder, inputs.manifest, name) for name in names}
-        self._negatives = job.resolved_negatives(inputs.model.item.rows)
+        self._negatives = job.negatives
         self._counts_N = self._item_counts()
 
     def _item_counts(self) -> IntArray | None:

@@ -36,6 +36,7 @@ from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.inputs import open_inputs
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 BASE = Path("/opt/ml")
@@ -241,12 +242,13 @@ def restore_run(run: Path, job: JobConfig) -> None:
     SageMaker may not restore the last files that were written, nor empty files such as the lock.
 
     Raises:
+        InputError: the dataset of the job, from which its defaults follow, cannot be used or reached.
         OSError: it cannot be written.
     """
     if run.is_dir() and any(run.iterdir()):
         (run / LOCK_FILE).touch()
         if not (run / JOB_FILE).exists():
-            replace_file(run / JOB_FILE, job.with_absolute_paths().to_yaml().encode())
+            replace_file(run / JOB_FILE, open_inputs(job).job.with_absolute_paths().to_yaml().encode())
 
 
 def export_model(paths: Paths, folder: RunFolder) -> None:

@@ -26,6 +26,7 @@ from crossfade.trainer.model.negatives import NegativeSampler
 def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
     """Count the rows of both tables that each worker touches in a step, on average over an epoch of real batches."""
     inputs = read_inputs(job)
+    job = inputs.job
     items = inputs.model.item
     counts_N = Vocabulary(Folder(data), inputs.manifest, items.name).counts()
     counts = []
@@ -39,7 +40,7 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
             seed=1,
             group_rows=job.data.group_rows,
         )
-        sampler = NegativeSampler(job.resolved_negatives(items.rows), items.rows, counts_N, seed=1)
+        sampler = NegativeSampler(job.negatives, items.rows, counts_N, seed=1)
         workers = job.cluster.workers
         for rank in range(workers):
             steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)
@@ -100,8 +101,8 @@ def test_expected_rows_of_grouped_steps_equal_those_of_real_batches(
 
 
 def test_vocabulary_without_counts_gives_upper_bound(tmp_path: Path, zipf: Path) -> None:
-    job = zipf_job(tmp_path, zipf)
-    inputs = read_inputs(job)
+    inputs = read_inputs(zipf_job(tmp_path, zipf))
+    job = inputs.job
     parts = worker_loads(job, inputs.folder, inputs.manifest, inputs.selection.groups)
     empty = {table.name: CountHistogram.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
     total = inputs.manifest.splits["train"].rows

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import write_job
+from resolved_jobs import SIZE
 
 from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
 from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
+from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.training.lr_schedule import lr_factor
@@ -17,8 +19,8 @@ SPACE = [SearchParameter("model.temperature", 0.1, 0.4, log=True), SearchParamet
 
 
 def job_with(folder: Path, *overrides: str) -> JobConfig:
-    """Return a job of any data with ``overrides``."""
-    return load_job(write_job(folder / "job.yaml", "data"), overrides)
+    """Return a job of any data with ``overrides``, and without ``auto``."""
+    return resolve(load_job(write_job(folder / "job.yaml", "data"), overrides), SIZE)
 
 
 def steps(job: JobConfig, steps_per_epoch: int) -> int:
@@ -119,7 +121,7 @@ def test_promotion_keeps_the_best_and_the_own_settings() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_five_settings_are_searched_around_those_of_a_job(path: Path) -> None:
-    job = load_job(path)
+    job = resolve(load_job(path), SIZE)
     parameters = quick_parameters(job)
     assert len(parameters) == 5
     check_parameters(path, [], parameters)

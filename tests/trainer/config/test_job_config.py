@@ -10,7 +10,6 @@ from error_table import documented
 from pydantic import BaseModel
 
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.explain import explain_fields
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
@@ -41,9 +40,7 @@ def error_of(path: Path, text: str, *overrides: str) -> str:
 def test_minimal_job_has_defaults(job_path: Path) -> None:
     job = load(job_path, SMALL)
     assert (job.name, job.data.path, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
-    assert job.optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
-    assert load(job_path, SMALL, "model.score=dot").optimizer_spec.weight_decay == 1e-5
-    assert load(job_path, SMALL, "optimizer.weight_decay=0").optimizer_spec.weight_decay == 0
+    assert (job.model.temperature, job.negatives.kind, job.data.group) == ("auto", "auto", "auto")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +83,7 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         ("model: {temperature: .nan}", ["model.temperature: ", "but found nan"]),
         ("optimizer: {learning_rate: .inf}", ["optimizer.learning_rate: ", "finite", "but found inf"]),
         ("optimizer: {weight_decay: -1}", ["optimizer.weight_decay: ", "but found -1"]),
+        ("optimizer: {weight_decay: low}", ["optimizer.weight_decay: input should be 'auto' or a valid number"]),
         ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than or equal to 0.999999", "but found 1"]),
         ("train: {batch_size: yes}", ["train.batch_size: ", "valid integer", "but found True"]),
         ("train: {epochs: '3'}", ["train.epochs: ", "valid integer", "but found '3'"]),
@@ -354,7 +352,7 @@ def test_every_field_is_explained_once_with_type_default_and_description(job_pat
         ("model.score", "dot | cosine | euclidean", "cosine"),
         ("train.patience", "integer or null", "null"),
         ("train.max_steps", "integer or null", "null"),
-        ("optimizer.learning_rate", "number", "0.015"),
+        ("optimizer.learning_rate", "auto or number", "auto"),
         ("evaluate.k", "list of integer", "[10, 20, 40]"),
         ("evaluate.exclude_splits", "list of train | valid | test", "[train, valid]"),
     ],

@@ -19,9 +19,9 @@ from crossfade.trainer.data.manifest import Feature, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.prepare.validate import validate
+from crossfade.trainer.runs.inputs import load_inputs
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]
@@ -154,7 +154,8 @@ def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Pat
     loaded = {}
     for start_from in (None, "runs/first/checkpoints"):
         job = check_job({**JOB, "data": {"path": str(second)}, "checkpoint": {"warm_start_from": start_from}}, "test")
-        towers = load_towers(job, make_model(job, manifest), Folder(second), manifest)
+        inputs = load_inputs(job)
+        towers = load_towers(inputs.job, inputs.model, inputs.folder, inputs.manifest)
         feature_tables = towers.of("track")
         assert feature_tables is not None
         loaded[start_from] = feature_tables.warm_R.tolist()

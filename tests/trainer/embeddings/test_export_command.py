@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
-from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from cluster_data import CUSTOMERS, OVERFITTING, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from exporting import OPTIMIZER, training_on, vectors
 from running_command import crossfade, started, succeeded
@@ -89,7 +89,7 @@ def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
     write_planted(tmp_path / "data")
-    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
+    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer=OVERFITTING)
     exported = json.loads(succeeded(crossfade_here("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
     report = json.loads((run / "report.json").read_text())
     assert exported["step"] == report["steps"]

@@ -13,8 +13,8 @@ RUN = "lastfm_split-crossfade-seed1"
 
 
 def write_published(data: Path) -> None:
-    """Write both splits in the published format, a customer a line, with planted plays."""
-    for folder in ("lastfm_lightgcnpp", "ml1m_lightgcnpp"):
+    """Write all splits in the published format, a customer a line, with planted plays."""
+    for folder in ("lastfm_lightgcnpp", "ml1m_lightgcnpp", "gowalla_lightgcnpp"):
         (data / folder).mkdir(parents=True)
         for split, (customers_N, tracks_N) in planted_splits().items():
             lines = [

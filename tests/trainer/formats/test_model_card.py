@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_data import TRACKS, train_rows, write_job, write_planted
+from cluster_data import OVERFITTING, TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
@@ -21,7 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("card")
     data = write_planted(folder / "planted-data", named=True)
     train = {"epochs": 12, "patience": None}
-    write_job(folder / "job.yaml", data, train=train, optimizer={"learning_rate": 1.0})
+    write_job(folder / "job.yaml", data, train=train, optimizer=OVERFITTING)
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
     return folder
 

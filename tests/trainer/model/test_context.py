@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from finite_differences import numeric_gradient
+from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
@@ -144,7 +144,7 @@ def manifest() -> DatasetManifest:
 
 
 def job_with(**model: Any) -> JobConfig:
-    return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
+    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
 
 
 def test_model_has_a_table_for_each_context_of_the_job() -> None:

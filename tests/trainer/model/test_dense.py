@@ -195,9 +195,9 @@ def test_resumed_run_equals_uninterrupted_run(workspace: Path, kind: str) -> Non
 
 @pytest.mark.slow
 def test_training_changes_layers_and_improves_recall(workspace: Path, trained: Path) -> None:
-    job = load_job(workspace / "job.yaml")
-    model = read_inputs(job).model
-    fresh = DenseLayers.of(job, model).parameters
+    inputs = read_inputs(load_job(workspace / "job.yaml"))
+    model = inputs.model
+    fresh = DenseLayers.of(inputs.job, model).parameters
     learned = final_layers(trained)
     assert all(np.abs(learned[name] - values).max() > 1e-3 for name, values in fresh.items())
     report = report_of(trained)
@@ -216,8 +216,8 @@ def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> Non
     written, exported = vectors(run / "embeddings"), vectors(workspace / "exported")
     with closing(open_checkpoint(str(newest(run)))) as checkpoint:
         rows = {name: checkpoint.weights(name, 0, checkpoint.rows(name)) for name in written}
-        job = load_job(workspace / "job.yaml")
-        layers = DenseLayers.of(job, read_inputs(job).model)
+        inputs = read_inputs(load_job(workspace / "job.yaml"))
+        layers = DenseLayers.of(inputs.job, inputs.model)
         layers.load(checkpoint)
     for entity, vectors_ND in written.items():
         np.testing.assert_array_equal(exported[entity], vectors_ND)

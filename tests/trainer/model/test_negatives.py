@@ -32,15 +32,6 @@ def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
     assert ((found_N - expected_N) ** 2 / expected_N).sum() < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_auto_resolves_by_loss_and_number_of_items() -> None:
-    spec = NegativesConfig()
-    assert spec.resolve("softmax", 2**15) == NegativesConfig(kind="all")
-    assert spec.resolve("softmax", 2**15 + 1) == NegativesConfig(kind="in_batch", logq_correction=True)
-    assert spec.resolve("bpr", 10) == NegativesConfig(kind="shared")
-    assert NegativesConfig(num_hard=2).resolve("softmax", 10) == NegativesConfig(kind="shared", num_hard=2)
-    assert NegativesConfig(kind="per_example").resolve("softmax", 10) == NegativesConfig(kind="per_example")
-
-
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 @pytest.mark.parametrize("workers", [2, 3])

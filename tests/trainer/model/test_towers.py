@@ -6,12 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 from finite_differences import numeric_gradient
+from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.content import ContentMatrix
 from crossfade.trainer.data.features import JaggedFeature
@@ -264,7 +264,7 @@ def manifest() -> DatasetManifest:
 
 
 def job_with(**model: object) -> JobConfig:
-    return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
+    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
 
 
 def test_model_tables_follow_from_towers() -> None:

@@ -139,7 +139,7 @@ def test_row_groups_mix_customers(tmp_path: Path) -> None:
     train = write_parquet(
         tmp_path / "e.parquet", customer=[n // 1000 for n in range(8000)], item=[n % 1000 for n in range(8000)]
     )
-    prepare_files(tmp_path / "out", train)
+    prepare_files(tmp_path / "out", train, order="random")
     file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
     for group in range(7):
         shares = Counter(file.read_row_group(group)["customer"].to_pylist())
@@ -152,7 +152,7 @@ def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -
     counts = [2000 // (n + 1) + 1 for n in range(400)]
     customers = [n for n, times in enumerate(counts) for _ in range(times)]
     train = write_parquet(tmp_path / "e.parquet", customer=customers, item=list(range(len(customers))))
-    prepare_files(tmp_path / "out", train)
+    prepare_files(tmp_path / "out", train, order="random")
     # Vocabulary rows are ordered by count, and so by these IDs.
     expected = np.bincount(customers)[:20] / len(customers)
     file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
@@ -166,7 +166,7 @@ def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -
 
 def test_repeated_events_are_kept_and_scattered(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1] * 3000 + list(range(3000)), item=[1] * 6000)
-    prepare_files(tmp_path / "out", train)
+    prepare_files(tmp_path / "out", train, order="random")
     customers = [row[0] for row in interactions(tmp_path / "out", "train")]
     assert customers.count(1) == 3001
     assert 1000 < sum(customer == 1 for customer in customers[:3000]) < 2000

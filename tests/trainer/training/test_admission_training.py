@@ -83,7 +83,7 @@ def test_pending_id_is_admitted_into_the_row_of_an_expired_one(workspace: Path) 
 
 def test_warm_start_resets_reassigned_rows_and_keeps_the_others(workspace: Path) -> None:
     job = load_job(workspace / "run2" / "job.yaml")
-    data, manifest, model = open_inputs(job)
+    data, manifest, model, _ = open_inputs(job)
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
@@ -117,7 +117,7 @@ def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(workspace: Pa
     job = load_job(
         workspace / "run2" / "job.yaml", [f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}"]
     )
-    data, manifest, model = open_inputs(job)
+    data, manifest, model, _ = open_inputs(job)
     start = open_warm_start(job, model, manifest)
     assert start is not None
     assert {name: rows.tolist() for name, rows in start.rows_to_reset(data, manifest).items()} == {"track": [3, 4]}

@@ -37,7 +37,8 @@ class Training:
     def __init__(self, folder: Path, opened: ExitStack, **section: Any) -> None:
         section = {"interval_seconds": None, "interval_steps": None, **section}
         job = load_job(write_job(folder / "job.yaml", write_planted(folder / "data"), checkpoint=section))
-        model = open_inputs(job).model
+        inputs = open_inputs(job)
+        job, model = inputs.job, inputs.model
         self.now, self.requested, self.stop = 0.0, 0, False
         self.events: list[Event] = []
         self.folder = folder / "checkpoints"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import RowGradient, TableSpec
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
@@ -121,7 +121,7 @@ class Fakes:
 
 
 def make_loop(fakes: Fakes, **train: Any) -> TrainLoop:
-    job = check_job({"name": "loop", "data": {"path": "nowhere"}, "train": {"epochs": 2, **train}}, "a test")
+    job = make_resolved({"name": "loop", "data": {"path": "nowhere"}, "train": {"epochs": 2, **train}})
     part: Any = fakes
     model: Any = Model()
     hooks = TrainingHooks(on_event=fakes.events.append)

@@ -53,7 +53,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a dataset and a job, and vectors of some tracks, of an id that the dataset lacks, and of no id."""
     folder = tmp_path_factory.mktemp("start")
     write_planted(folder / "data", tracks=TRACKS + 10, with_genres=True)
-    write_job(folder / "job.yaml", "data", model={"dim": DIM}, train={"epochs": 2}, checkpoint={"interval_steps": 5})
+    write_job(
+        folder / "job.yaml",
+        "data",
+        model={"dim": DIM},
+        optimizer={"max_norm": None},  # given vectors are longer than 1
+        train={"epochs": 2},
+        checkpoint={"interval_steps": 5},
+    )
     vectors = given_vectors().tolist()
     write_vectors(folder / "vectors.parquet", [*(5000 + GIVEN).tolist(), 4, None], [*vectors, [9.0] * DIM, [9.0] * DIM])
     return folder
@@ -142,7 +149,7 @@ def test_embeddings_of_a_run_are_given_vectors(workspace: Path, frozen: Path) ->
 
 
 def test_vectors_are_read_from_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, manifest, _ = open_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
+    data, manifest, *_ = open_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
     with running_object_store(tmp_path) as server:
         for name, value in server.variables.items():
             monkeypatch.setenv(name, value)
@@ -163,7 +170,7 @@ def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path)
     job = load_job(workspace / "job.yaml", ["model.item_features=[track, genre]", f"data.path={workspace}/data"])
     for start, expected in (({}, np.zeros(10, bool)), ({"track": f"{workspace}/vectors.parquet"}, given)):
         started = job.model_copy(update={"model": job.model.model_copy(update={"start": start})})
-        folder, manifest, model = open_inputs(started)
+        folder, manifest, model, started = open_inputs(started)
         tower = load_towers(started, model, folder, manifest).of("track")
         assert tower is not None
         np.testing.assert_array_equal(tower.inputs(cold).uses_id_A, expected)

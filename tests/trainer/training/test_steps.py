@@ -9,13 +9,13 @@ import numba
 import numpy as np
 import pytest
 from builders import make_interactions
+from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import DivergedError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.schedule import BatchSlice
@@ -58,7 +58,7 @@ class Variant:
             "optimizer": {"learning_rate": 0.1, **dict(self.optimizer)},
             "train": train,
         }
-        return check_job(values, "a test")
+        return make_resolved(values)
 
     def batch(self, step: int) -> Batch:
         """Return examples with repeated rows, and positives among the negatives."""

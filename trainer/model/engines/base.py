@@ -50,7 +50,7 @@ def make_engine(job: JobConfig, model: ModelSpec) -> Engine:
     if job.train.engine == "mxnet":
         from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows), job.train.device)
+        return MXNetEngine(model, LossSpec.of(job), job.negatives, job.train.device)
     from crossfade.trainer.model.engines.cpu import CpuEngine
 
-    return CpuEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows))
+    return CpuEngine(model, LossSpec.of(job), job.negatives)

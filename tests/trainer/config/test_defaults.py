@@ -1,0 +1,71 @@
+"""Values of a job that follow from others and from the size of its dataset."""
+
+from typing import Any
+
+import pytest
+
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.defaults import DatasetSize, resolve
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.config.schema import JobConfig
+
+SMALL = DatasetSize(queries=6_000, items=3_400, interactions=600_000, is_grouped=True)
+MEDIUM = DatasetSize(queries=30_000, items=41_000, interactions=800_000, is_grouped=True)
+LARGE = DatasetSize(queries=1_000_000, items=200_000, interactions=50_000_000, is_grouped=True)
+
+
+def resolved_job(size: DatasetSize = SMALL, *overrides: str) -> JobConfig:
+    return resolve(make_job("{name: small, data: {path: data/small}}", "a test", overrides), size)
+
+
+def test_nothing_is_left_to_resolve() -> None:
+    for overrides in ([], ["model.score=dot"], ["loss=bpr"]):
+        job = resolved_job(SMALL, *overrides)
+        assert "auto" not in job.values().values()
+        assert resolve(job, LARGE) == job
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "group", "corrects"),
+    [
+        (SMALL, "all", "all", False),
+        (DatasetSize(6_000, 3_400, 600_000, is_grouped=False), "all", 1, False),
+        (MEDIUM, "all", "all", False),
+        (DatasetSize(30_000, 41_000, 800_000, is_grouped=False), "in_batch", 1, True),
+        (DatasetSize(1_000_000, 41_000, 800_000, is_grouped=True), "in_batch", 1, True),
+        (LARGE, "in_batch", 1, True),
+    ],
+)
+def test_negatives_follow_from_what_all_items_cost(size: DatasetSize, kind: str, group: object, corrects: bool) -> None:
+    job = resolved_job(size)
+    assert (job.negatives.kind, job.data.group, job.negatives.logq_correction) == (kind, group, corrects)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["loss=bpr"], {"negatives.kind": "shared", "data.group": 1, "negatives.logq_correction": False}),
+        (["negatives.num_hard=3"], {"negatives.kind": "shared", "data.group": 1}),
+        (["negatives.kind=in_batch"], {"negatives.kind": "in_batch", "negatives.logq_correction": False}),
+        (["negatives.kind=all", "data.group=8"], {"negatives.kind": "all", "data.group": 8}),
+        (["negatives.count=7"], {"negatives.kind": "all", "negatives.count": 7}),
+    ],
+)
+def test_given_values_are_kept(overrides: list[str], expected: dict[str, Any]) -> None:
+    assert expected.items() <= resolved_job(SMALL, *overrides).values().items()
+
+
+def test_temperature_is_lower_the_more_items_and_interactions_there_are() -> None:
+    sizes = (DatasetSize(600, 3_000, 57_000, is_grouped=True), SMALL, MEDIUM, LARGE)
+    assert [resolved_job(size).model.temperature for size in sizes] == [0.2, 0.17, 0.12, 0.067]
+    huge = DatasetSize(10**8, 10**8, 10**10, is_grouped=True)
+    assert resolved_job(huge).model.temperature == 0.05
+    assert resolved_job(MEDIUM, "model.temperature=0.3").model.temperature == 0.3
+    assert resolved_job(MEDIUM, "model.score=dot").model.temperature == 0.17
+
+
+def test_optimizer_follows_from_the_score() -> None:
+    assert resolved_job().optimizer_spec == OptimizerSpec("adam", 0.2, weight_decay=0.0, max_norm=1.0)
+    assert resolved_job(SMALL, "model.score=dot").optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=1e-5)
+    assert resolved_job(SMALL, "optimizer.max_norm=null").optimizer_spec.max_norm is None
+    assert resolved_job(SMALL, "optimizer.weight_decay=1e-3").optimizer_spec.weight_decay == 1e-3
