@@ -41,11 +41,7 @@ def prepare(data: Path) -> dict[str, Any]:
             np.save(FOLDER / f"{split}-{name}.npy", ids_N)
             sizes[side] = max(sizes[side], int(ids_N.max()) + 1)
     if not (FOLDER / "data" / "manifest.json").exists():
-        splits = [
-            part
-            for name, file in (("train", "train"), ("valid", "test"))
-            for part in (f"--{name}", f"{data}/{file}.tsv")
-        ]
+        splits = ("--train", data / "train.tsv", "--valid", data / "test.tsv")
         columns = ("--query", "customer=user_procid", "--item", "item=item_procid")
         crossfade("prepare", *splits, *columns, "--out", FOLDER / "data")
     return {"ids": str(FOLDER), "customers": sizes[0], "items": sizes[1], "threads": os.cpu_count()}

@@ -102,9 +102,9 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
     folder.check_readable()
     if folder.has_run_id() and (folder.path / JOB_FILE).exists():
         before, now = folder.job().values(), job.values()
-        for key in ("optimizer.learning_rate", "model.dense.learning_rate"):
-            follows = key != "optimizer.learning_rate" and now[key] == now["optimizer.learning_rate"]
-            if now[key] != before[key] and not follows:
+        dense_key = ["model.dense.learning_rate"] if job.model.has_dense_layers else []
+        for key in ("optimizer.learning_rate", *dense_key):
+            if now[key] != before[key]:
                 _logger.warning(f"{key} was {before[key]:g} and is {now[key]:g} from here on")
     checkpoints = folder.checkpoints(job)
     try:

@@ -86,7 +86,7 @@ def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:
     query, item = job.data.query or "query", job.data.item or "item"
     rows = {query: size.queries, item: size.items}
     entities = {name: Entity(rows=count, id_type="int64", files=[]) for name, count in rows.items()}
-    manifest = DatasetManifest(query=query, item=item, entities=entities, splits={"train": train})
+    manifest = DatasetManifest(query=query, item=item, entities=entities, splits={"train": train}, is_grouped=True)
     counts = {name: CountHistogram(np.zeros(1), np.array([count], np.int64)) for name, count in rows.items()}
     job = resolve(job, dataset_size(manifest))
     model = make_model(job, manifest)

@@ -56,7 +56,7 @@ def _fill(section: AnySection, **values: Any) -> AnySection:
 
 
 def _temperature(job: JobConfig, size: DatasetSize) -> float:
-    """Return a temperature that is lower the more items there are, and the more interactions to tell them apart by.
+    """Return a temperature, which decreases with the number of items, and with that of interactions to learn from.
 
     Fitted to what was best on the valid split: Last.fm 0.16, MovieLens-1M 0.18, Gowalla 0.11, and parts of them. The
     bounds hold where the data is far from those: at 0.05, logits are within ±20.

@@ -10,9 +10,11 @@ from cluster_data import write_job
 
 from crossfade.commands.plan import bits_per_second
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
+from crossfade.deploy.capacity.inputs import ExpectedSize, expected_inputs
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.main import make_parser
+from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
 
 GIB = 2**30
@@ -83,6 +85,12 @@ def test_expected_size_predicts_the_plan_of_the_dataset(
     assert expected_host["required_bytes"] == pytest.approx(host["required_bytes"], rel=0.05)
     for seen, bound in zip(known["traffic"]["tables"], expected["traffic"]["tables"], strict=True):
         assert sum(bound["rows"]) >= sum(seen["rows"])
+
+
+def test_expected_size_is_planned_as_prepare_orders_it() -> None:
+    job = make_job("{name: plays, data: {path: nowhere}}", "a test", [])
+    planned_job = expected_inputs(job, ExpectedSize(queries=30_000, items=41_000, interactions=800_000)).job
+    assert (planned_job.negatives.kind, planned_job.data.group) == ("all", "all")
 
 
 @pytest.mark.parametrize(

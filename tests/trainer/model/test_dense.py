@@ -288,6 +288,9 @@ def test_warm_start_with_other_layers_is_rejected(
     assert "customer/0/bias is float32 1 x 16 in the checkpoint and float32 1 x 15 in the job" in narrower
     assert command(workspace, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
     assert "cannot resume: model.dense.activation was 'relu' and is now 'tanh'" in capsys.readouterr().err
+    train(workspace, "slower", "--set", "train.max_steps=1")
+    train(workspace, "slower", "--resume", "--set", "train.max_steps=2", "--set", "model.dense.learning_rate=1e-3")
+    assert "and is 0.001 from here on" in capsys.readouterr().err
     still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")
     start = ("--set", f"checkpoint.warm_start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
     warm = train(workspace, "warm", *start)

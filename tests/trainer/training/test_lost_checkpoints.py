@@ -152,6 +152,7 @@ def test_diverged_run_keeps_its_last_checkpoint_and_resumes_with_a_lower_rate(wo
     )
     assert (code, steps) == (1, SAVED)
     assert "crossfade: optimizer.learning_rate was 0.1 and is 1e+25 from here on" in stderr
+    assert "model.dense.learning_rate" not in stderr  # there are no layers
     error = messages(stderr)[-1].removeprefix("crossfade: error: ")
     assert documented("a run that diverges", error, exit_code=1).startswith("step 7: table 'customer', row ")
     code, stderr, steps = resume(workspace, "--set", "optimizer.learning_rate=0.01")
