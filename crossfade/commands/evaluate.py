@@ -73,6 +73,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "rank and count all (default: that of the job)",
     )
     rankings.add_argument(
+        "--by",
+        choices=["query", "moment"],
+        help="judge all held-out items of a query together, or those of each timestamp by themselves, with the history "
+        "before it (default: that of the job)",
+    )
+    rankings.add_argument(
         "--exclude",
         nargs="*",
         choices=["train", "valid", "test"],
@@ -223,6 +229,8 @@ def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
         values["evaluate"].update(k=arguments.k, best_metric=f"ndcg@{arguments.k[0]}")
     if arguments.task is not None:
         values["evaluate"]["task"] = arguments.task
+    if arguments.by is not None:
+        values["evaluate"]["by"] = arguments.by
     if arguments.exclude is not None:
         values["evaluate"]["exclude_splits"] = arguments.exclude
     if arguments.exclude and values["evaluate"]["task"] == "repeat":

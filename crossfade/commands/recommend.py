@@ -228,7 +228,7 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
 
     from crossfade.display import progress_bars
     from crossfade.trainer.recommend.bulk import write_recommendations
-    from crossfade.trainer.recommend.history import make_histories
+    from crossfade.trainer.recommend.history import make_sequences
     from crossfade.trainer.recommend.history_file import read_histories
     from crossfade.trainer.recommend.recommender import Recommender
     from crossfade.trainer.recommend.row_names import RowLabel, RowNames
@@ -237,7 +237,7 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
     if arguments.history is not None:
         rows_N = np.array(RowNames(model.vocabulary(item), item).find(arguments.history, _logger.warning), np.int64)
         ones_N = np.ones(len(rows_N), np.float32)
-        histories, ids = make_histories(np.zeros_like(rows_N), rows_N, ones_N, 1, model.spec.item.rows), [""]
+        histories, ids = make_sequences(np.zeros_like(rows_N), rows_N, ones_N, 1, model.spec.item.rows), [""]
     else:
         found = read_histories(arguments.history_file, model)
         histories, ids = found.histories, found.ids

@@ -17,7 +17,7 @@ Shape suffixes. K: distinct counts of a table. N: any rows. P: partitions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +26,7 @@ from crossfade.deploy.topology import Role
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.model_sections import HISTORY, NegativesConfig
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup
@@ -177,6 +177,21 @@ def touch_probability(
     return touched_K
 
 
+def mean_history(queries: CountHistogram, total: int, length: int, has_timestamps: bool) -> float:
+    """Return the mean number of items in the history of an interaction; the maximum if counts are not known.
+
+    The i-th interaction of a query in time has min(i - 1, ``length``) before it. Without timestamps, each of its n has
+    min(n - 1, ``length``) others.
+    """
+    if not queries.known:
+        return length
+    scaled_K = np.maximum(queries.count_K * queries.factor(total), 1.0)
+    full_K = np.minimum(scaled_K - 1.0, length)
+    if has_timestamps:
+        full_K = full_K - full_K * (full_K - 1.0) / (2.0 * scaled_K)
+    return float(full_K @ (queries.rows_K * scaled_K)) / total
+
+
 def touch_probability_of_groups(
     counts: CountHistogram, load: WorkerLoad, total: int, group_rows: int | None, piece_rows: float
 ) -> FloatArray:
@@ -274,8 +289,13 @@ def expect_traffic(
     group_rows = job.data.group_rows
     row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
     piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
+    history_items = 0.0
+    if model.history is not None:
+        counts_of_queries, length = counts[model.query.name], model.history.length
+        history_items = mean_history(counts_of_queries, total, length, manifest.has_timestamp)
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
+        uses = int(table.name != HISTORY) + (history_items if model.history and table == model.history.table else 0.0)
         # Cold items of a model with item features are never negatives, and have no ID embedding.
         rows_of_table = counts[table.name]
         if table == model.item and model.has_item_features:
@@ -286,7 +306,12 @@ def expect_traffic(
                 touch_probability_of_groups(rows_of_table, load, total, group_rows, piece_rows) for load in loads
             ]
         elif owner is None:
-            touched_by_worker = [touch_probability(rows_of_table, load, total, negatives) for load in loads]
+            touched_by_worker = [
+                touch_probability(
+                    rows_of_table, replace(load, examples=min(total, load.examples * uses)), total, negatives
+                )
+                for load in loads
+            ]
         else:
             pairs, drawn = manifest.features[owner][table.name].pairs, owner == model.item.name
             touched_by_worker = [

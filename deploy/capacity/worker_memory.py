@@ -31,7 +31,9 @@ BLOCK_COPIES = 2
 """The shuffle blocks of a partition, and as much again that the allocator keeps of earlier ones. With the decoding
 threads it counts 194 MiB for 16 partitions of 131,072 rows, for which a process grew by 212 to 235."""
 _INTERACTION_BYTES = 8 + 8 + 4
-_CONTEXT_BYTES = 8
+_ROW_BYTES = 8
+_HISTORY_BYTES = 8 + 8
+"""Where the history of an interaction begins, and how many items it has."""
 _TIMESTAMP_BYTES = 8
 _ROW_USE_BYTES = 4 * 8
 _BATCHES_HELD = 4
@@ -58,6 +60,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     )
     yield MemoryItem("fetching, decoding and shuffling them", _decoding_bytes(inputs, load.max_block_rows))
     yield from _features(inputs)
+    yield from _latest_histories(inputs)
     yield from _given_vectors(inputs)
     uses = row_uses(inputs, load)
     yield MemoryItem("batches", _BATCHES_HELD * uses * _ROW_USE_BYTES, "steps")
@@ -75,13 +78,16 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
 def row_uses(inputs: PlanInputs, load: WorkerLoad) -> int:
     """Return how often a step of ``load`` uses a row of a table: an upper bound of its active rows."""
     query, item = (1 + _mean_values(inputs, entity) for entity in (inputs.model.query, inputs.model.item))
-    query += len(inputs.model.context)
+    query += len(inputs.model.context) + (inputs.model.history.length if inputs.model.history else 0)
     return int(np.ceil(query * load.examples + item * (load.examples + load.negatives)))
 
 
 def _interaction_bytes(inputs: PlanInputs) -> int:
-    """Return the bytes of an interaction in memory: two rows, a weight, and a row of each context entity."""
-    return _INTERACTION_BYTES + _CONTEXT_BYTES * len(inputs.model.context)
+    """Return the bytes of an interaction in memory: two rows, a weight, and those of its context and history."""
+    history = 0
+    if inputs.model.history is not None:
+        history = _HISTORY_BYTES + (_ROW_BYTES if inputs.manifest.has_timestamp else 2 * _ROW_BYTES)
+    return _INTERACTION_BYTES + _ROW_BYTES * len(inputs.model.context) + history
 
 
 def _mean_values(inputs: PlanInputs, entity: TableSpec) -> float:
@@ -105,6 +111,15 @@ def _features(inputs: PlanInputs) -> Iterable[MemoryItem]:
         yield MemoryItem(f"which {entity} is warm", rows)
         # Counts of the vocabulary, or how many values each row has.
         yield MemoryItem(f"reading the features of each {entity}", 3 * 8 * rows, "start")
+
+
+def _latest_histories(inputs: PlanInputs) -> Iterable[MemoryItem]:
+    """Yield what a worker holds of the history of each query after train, of which it reads query, item and time."""
+    history, query = inputs.model.history, inputs.model.query
+    if history is not None:
+        items = min(inputs.manifest.splits["train"].rows, query.rows * history.length)
+        yield MemoryItem(f"latest history of each {query.name}", _ROW_BYTES * (items + query.rows))
+        yield MemoryItem(f"finding the latest history of each {query.name}", 9 * _ROW_BYTES * items, "start")
 
 
 def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
@@ -173,14 +188,14 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
         for name in set(job.evaluate.excluded_from("valid"))
         if name in splits
     )
-    # A query is evaluated in each of its contexts.
-    in_contexts = splits["valid"].rows if inputs.manifest.context else queries
-    local_queries = -(-in_contexts // job.cluster.workers)
+    # A query is evaluated in each of its contexts, and at each moment.
+    has_combinations = bool(inputs.manifest.context) or job.evaluate.by == "moment"
+    local_queries = -(-(splits["valid"].rows if has_combinations else queries) // job.cluster.workers)
     pairs = -(-(excluded + splits["valid"].rows) // job.cluster.workers)
     # A query and an item are one int64 (with context, one each); concatenating, sorting and comparing make copies. Each
     # of a query's best items takes 12 bytes.
     yield MemoryItem("held-out and excluded items", 8 * pairs, required=False)
-    columns = len(inputs.manifest.context) + 2 if inputs.manifest.context else 1
+    columns = len(inputs.manifest.context) + 3 if has_combinations else 1
     gathered = 32 * max(pairs, columns * splits["valid"].rows)
     yield MemoryItem("gathering held-out and excluded items", gathered, "start", required=False)
     ranking = local_queries * (2 * job.model.dim * VALUE_BYTES + max(job.evaluate.k) * 13)

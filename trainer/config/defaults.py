@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from crossfade.trainer.config.fields import Section
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.model_sections import HISTORY, NegativesConfig
 from crossfade.trainer.config.schema import JobConfig
 
 _MAX_ITEMS = 2**15
@@ -39,7 +39,8 @@ class DatasetSize:
 def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     """Return ``job`` with a value for each ``auto``; other values are left alone."""
     negatives = job.negatives if job.negatives.kind != "auto" else _negatives(job, size)
-    group: Any = "all" if negatives.kind == "all" and size.is_grouped else 1
+    shares_scores = size.is_grouped and not _has_combinations(job)
+    group: Any = "all" if negatives.kind == "all" and shares_scores else 1
     rate = 0.015 if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
     dense = _fill(job.model.dense, learning_rate=rate)
     model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
@@ -72,6 +73,11 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
         return job.negatives.model_copy(update={"kind": "shared"})
     scores = size.queries * size.items
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
-    if size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap):
+    if size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap and not _has_combinations(job)):
         return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
     return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
+
+
+def _has_combinations(job: JobConfig) -> bool:
+    """Whether a query may have different vectors in a step, with context or a history, each of which is scored."""
+    return HISTORY in job.model.query_features

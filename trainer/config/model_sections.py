@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.trainer.config.fields import AtLeastOne, Auto, Name, NonNegative, Positive, Section
 
+HISTORY = "history"
+"""The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
 ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
 
@@ -34,6 +36,24 @@ class DenseConfig(Section):
     )
 
 
+class HistoryConfig(Section):
+    """The history of a query, where ``model.query_features`` names it: items that it has interacted with."""
+
+    length: AtLeastOne = Field(
+        50,
+        description="items of a history at most: the last ones before the interaction or, in a dataset without "
+        "timestamps, other items of the same query",
+    )
+    half_life: Positive | None = Field(
+        None,
+        description="number of newer items after which an item counts for half as much; needs timestamps; null: all "
+        "items count alike",
+    )
+    table: Literal["shared", "own"] = Field(
+        "shared", description="embeddings of the items of a history: shared with data.item, or another table, history"
+    )
+
+
 class ModelConfig(Section):
     """The two-tower embedding model: a vector per query and per item, compared by a score."""
 
@@ -48,8 +68,10 @@ class ModelConfig(Section):
     query_features: list[Name] = Field(
         [],
         description="tables whose embeddings make up a query's vector, such as [customer, hour]: data.query, its "
-        "features, and context of events; default: [data.query]",
+        "features, context of events, and history, the mean of items that it has interacted with; default: "
+        "[data.query]",
     )
+    history: HistoryConfig = HistoryConfig()
     item_features: list[Name] = Field(
         [],
         description="tables whose embeddings make up an item's vector, such as [track, artist, tag]: data.item, which "

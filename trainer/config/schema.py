@@ -134,6 +134,11 @@ class EvaluateConfig(Section):
         description="new: items that a query has in an excluded split are neither ranked nor counted as held out; "
         "repeat: nothing is excluded, and everything held out counts",
     )
+    by: Literal["query", "moment"] = Field(
+        "query",
+        description="query: all held-out items of a query are judged together; moment: those of each timestamp by "
+        "themselves, with the history before it, as in next-item prediction",
+    )
     exclude_splits: list[SplitName] = Field(
         ["train", "valid"], description="splits whose items leave a query's ranking with task new"
     )

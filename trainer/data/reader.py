@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.background import yield_to_computation
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
+from crossfade.trainer.data.query_history import HistoryWindows, concatenate_windows, history_windows
 from crossfade.trainer.data.time_range import TimeRange
 
 DEFAULT_READER_THREADS = 4
@@ -57,13 +58,16 @@ class Interactions:
     """Interactions as columns: rows ``query_N`` and ``item_N`` int64, and ``weight_N`` float32 of either sign.
 
     ``context_NK`` has the rows of the context entities that were read, int64, -1 where an event has none; None if none
-    were read.
+    were read. ``history`` has the histories of the queries at these interactions, and ``timestamp_N`` their times,
+    int64; None if they were not asked for.
     """
 
     query_N: IntArray
     item_N: IntArray
     weight_N: FloatArray
     context_NK: IntArray | None = None
+    history: HistoryWindows | None = None
+    timestamp_N: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.query_N)
@@ -71,7 +75,10 @@ class Interactions:
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Return the interactions at ``indices_M``, in that order."""
         context_MK = None if self.context_NK is None else self.context_NK[indices_M]
-        return Interactions(self.query_N[indices_M], self.item_N[indices_M], self.weight_N[indices_M], context_MK)
+        history = None if self.history is None else self.history.take(indices_M)
+        rows = self.query_N[indices_M], self.item_N[indices_M]
+        timestamp_M = None if self.timestamp_N is None else self.timestamp_N[indices_M]
+        return Interactions(*rows, self.weight_N[indices_M], context_MK, history, timestamp_M)
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
@@ -80,11 +87,14 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
         return Interactions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     if len(parts) == 1:
         return parts[0]
+    histories = [part.history for part in parts if part.history is not None]
     return Interactions(
         np.concatenate([part.query_N for part in parts]),
         np.concatenate([part.item_N for part in parts]),
         np.concatenate([part.weight_N for part in parts]),
         np.concatenate([part.context_NK for part in parts]) if parts[0].context_NK is not None else None,
+        concatenate_windows(histories) if histories else None,
+        np.concatenate([part.timestamp_N for part in parts]) if parts[0].timestamp_N is not None else None,
     )
 
 
@@ -127,8 +137,22 @@ class InteractionReader:
         self._interrupted = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader", initializer=yield_to_computation)
 
-    def read(self, group: RowGroup, context: Sequence[str] | None = None) -> Interactions:
-        """Read the interactions of one row group; ``context``: other context entities than those of the reader.
+    def read(
+        self,
+        group: RowGroup,
+        context: Sequence[str] | None = None,
+        history_length: int | None = None,
+        *,
+        timestamps: bool = False,
+    ) -> Interactions:
+        """Read the interactions of one row group.
+
+        Args:
+            group: the row group.
+            context: other context entities than those of the reader.
+            history_length: items of the history of each interaction, at most; None: histories are left out. They may
+                begin before the time range of the row group.
+            timestamps: whether to include timestamps, if the dataset has them.
 
         Raises:
             InputError: the file is missing or corrupt, or does not match the manifest.
@@ -139,16 +163,24 @@ class InteractionReader:
         context = self._context if context is None else context
         names = [self._manifest.query, self._manifest.item, WEIGHT, *context]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
-        table = self._files.read(group.file, group.index, names if group.time_range is None else [*names, TIMESTAMP])
+        wants_timestamps = timestamps or history_length is not None
+        has_timestamps = group.time_range is not None or (wants_timestamps and self._manifest.has_timestamp)
+        table = self._files.read(group.file, group.index, [*names, TIMESTAMP] if has_timestamps else names)
+        timestamp_N = column_of(table, TIMESTAMP, pa.int64(), where) if has_timestamps else None
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
             self._weights(table, where),
             np.stack([self._rows(table, name, where, lowest=-1) for name in context], axis=1) if context else None,
+            timestamp_N=timestamp_N if timestamps else None,
         )
+        if history_length is not None:
+            columns = interactions.query_N, interactions.item_N, interactions.weight_N
+            interactions = replace(interactions, history=history_windows(*columns, timestamp_N, history_length))
         if group.time_range is None:
             return interactions
-        found = interactions.take(group.time_range.contains(column_of(table, TIMESTAMP, pa.int64(), where)))
+        assert timestamp_N is not None
+        found = interactions.take(group.time_range.contains(timestamp_N))
         if len(found) != group.rows:
             raise InputError(
                 f"{where}: has {len(found)} rows {group.time_range}, but {group.rows} were counted: the file has "
@@ -156,12 +188,14 @@ class InteractionReader:
             )
         return found
 
-    def read_all(self, split: Split, context: Sequence[str] | None = None) -> Iterator[Interactions]:
+    def read_all(
+        self, split: Split, context: Sequence[str] | None = None, *, timestamps: bool = False
+    ) -> Iterator[Interactions]:
         """Yield all interactions of ``split``, one row group at a time, in the order of the manifest; prefetches.
 
-        ``context``: other context entities than those of the reader.
+        ``context`` and ``timestamps`` are those of ``read``.
         """
-        yield from self.map(partial(self.read, context=context), row_groups(split))
+        yield from self.map(partial(self.read, context=context, timestamps=timestamps), row_groups(split))
 
     def map(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
         """Yield ``work(item)`` for each item, in order; the threads run a few items ahead."""

@@ -30,9 +30,9 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,12 +102,15 @@ class BatchSchedule:
         shuffle_block_rows: int,
         seed: int,
         group_rows: int | None = 1,
+        history_length: int | None = None,
     ) -> None:
         """Schedule ``groups`` in global batches of about ``batch_size``; the module describes how.
 
-        Up to ``group_rows`` rows of a query in a shuffle block are read one after the other; None: all of them.
+        Up to ``group_rows`` rows of a query in a shuffle block are read one after the other; None: all of them. They
+        have histories of up to ``history_length`` items; None: they have none.
         """
         self._reader = reader
+        self._history_length = history_length
         self._groups = groups
         self.partitions = min(partitions, len(self._groups))
         self._block_rows = shuffle_block_rows
@@ -155,7 +158,7 @@ class BatchSchedule:
 
         timer = wait_timer or Stopwatch()
         streams = {
-            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, self._group_rows, timer)
+            partition: _PartitionStream(self._fetch, shuffle_blocks(partition), timer)
             for partition in range(rank, self.partitions, workers)
         }
         for at in range(epoch, epoch + epochs):
@@ -163,6 +166,9 @@ class BatchSchedule:
             for step in range(first_step if at == epoch else 0, self.steps):
                 yield self._slice(streams, self._rows_before(rows_P, step), self._rows_before(rows_P, step + 1))
             del assignments[at]
+
+    def _fetch(self, block: ShuffleBlock) -> _BlockFetch:
+        return _BlockFetch(self._reader, block, self._seed, self._group_rows, self._history_length)
 
     @staticmethod
     def _slice(streams: dict[int, _PartitionStream], before_P: IntArray, after_P: IntArray) -> BatchSlice:
@@ -211,8 +217,16 @@ def _rows(assignment: list[list[RowGroup]]) -> IntArray:
 class _BlockFetch:
     """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    def __init__(self, reader: InteractionReader, block: ShuffleBlock, seed: int, group_rows: int | None) -> None:
+    def __init__(
+        self,
+        reader: InteractionReader,
+        block: ShuffleBlock,
+        seed: int,
+        group_rows: int | None,
+        history_length: int | None,
+    ) -> None:
         self._reader = reader
+        self._history_length = history_length
         self._block = block
         self._seed = seed
         self._group_rows = group_rows
@@ -230,7 +244,7 @@ class _BlockFetch:
     def _read(self, place: int) -> None:
         try:
             if not self._done.done():
-                self._parts[place] = self._reader.read(self._block.groups[place])
+                self._parts[place] = self._reader.read(self._block.groups[place], history_length=self._history_length)
                 with self._lock:
                     self._left -= 1
                     last = self._left == 0
@@ -256,7 +270,8 @@ class _BlockFetch:
         order_M = order[block.skip :]
         context_MK = None if joined.context_NK is None else joined.context_NK[order_M]
         query_M, item_M, weight_M = _take(joined.query_N, joined.item_N, joined.weight_N, order_M)
-        return Interactions(query_M, item_M, weight_M, context_MK)
+        history = None if joined.history is None else joined.history.take(order_M)
+        return Interactions(query_M, item_M, weight_M, context_MK, history)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -274,17 +289,10 @@ class _PartitionStream:
     """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
     def __init__(
-        self,
-        reader: InteractionReader,
-        blocks: Iterator[ShuffleBlock],
-        seed: int,
-        group_rows: int | None,
-        wait_timer: Stopwatch,
+        self, fetch: Callable[[ShuffleBlock], _BlockFetch], blocks: Iterator[ShuffleBlock], wait_timer: Stopwatch
     ) -> None:
-        self._reader = reader
+        self._fetch = fetch
         self._blocks = blocks
-        self._seed = seed
-        self._group_rows = group_rows
         self._wait_timer = wait_timer
         self._current = concatenate([])
         self._consumed = 0
@@ -292,7 +300,7 @@ class _PartitionStream:
 
     def _fetch_next(self) -> _BlockFetch | None:
         block = next(self._blocks, None)
-        return None if block is None else _BlockFetch(self._reader, block, self._seed, self._group_rows)
+        return None if block is None else self._fetch(block)
 
     def take(self, count: int) -> list[Interactions]:
         """Return the next ``count`` rows, in one piece per shuffle block."""
@@ -301,7 +309,8 @@ class _PartitionStream:
             if self._consumed == len(self._current):
                 self._advance()
             piece = self._current.take(slice(self._consumed, self._consumed + count))
-            pieces.append(piece)
+            # Without the sequence of the complete block, which the batch would copy.
+            pieces.append(piece if piece.history is None else replace(piece, history=piece.history.compact()))
             self._consumed += len(piece)
             count -= len(piece)
         return pieces

@@ -18,6 +18,7 @@ from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.errors import CheckpointError, InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
@@ -151,7 +152,10 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
     except (OSError, StorageUnavailableError) as error:
         raise InputError(str(error)) from error
     for table in checkpoint.manifest.tables:
-        rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
+        # A table of histories has the rows of items.
+        is_history = table.name == HISTORY and HISTORY not in manifest.entities
+        entity = manifest.item if is_history else table.name
+        rows = manifest.entities[entity].rows if entity in manifest.entities else 0
         if rows != table.rows:
             raise InputError(
                 f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "

@@ -25,8 +25,8 @@ class CheckpointVectors:
     A table is read from front to back in blocks, each of which continues the previous one; its CRC-32 is verified at
     the end. Other rows are read by themselves, without verification, since the CRC-32 is that of the whole table.
 
-    The embeddings of features are accessed in random order, so their tables are first copied to unnamed files in
-    ``scratch``, which the operating system pages.
+    The embeddings of features and histories are accessed in random order, so their tables are first copied to unnamed
+    files in ``scratch``, which the operating system pages.
     """
 
     def __init__(self, checkpoint: Checkpoint, reporter: ProgressReporter, towers: Towers, scratch: Path) -> None:
@@ -39,9 +39,9 @@ class CheckpointVectors:
         self._next_row: dict[str, int] = {}
 
     def prepare(self, entity: str) -> None:
-        """Copy the tables of the features of ``entity``; otherwise, its first use does."""
-        of = self._towers.of(entity)
-        for table in of.tower.features if of else ():
+        """Copy the tables of the features of ``entity`` and of its histories; otherwise, its first use does."""
+        of, history = self._towers.of(entity), self._towers.history_table(entity)
+        for table in [*(of.tower.features if of else ()), *([history] if history else [])]:
             if table.name not in self._copies:
                 self._copies[table.name] = self._copy(table)
 
@@ -63,6 +63,12 @@ class CheckpointVectors:
         """
         self.prepare(entity)
         self._reporter.advance(len(rows_N))
+        return self._towers.add_history(entity, rows_N, self._row_vectors, self._copied)
+
+    def _copied(self, table: str, rows_N: IntArray) -> FloatArray:
+        return np.asarray(self._copies[table][rows_N])
+
+    def _row_vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         of = self._towers.of(entity)
         if of is None:
             return self._towers.dense.apply(entity, self._weights(entity, rows_N))

@@ -22,6 +22,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
+from crossfade.trainer.model.history_vectors import load_latest_histories
 from crossfade.trainer.runs.inputs import load_inputs, open_inputs
 
 if TYPE_CHECKING:
@@ -43,12 +44,15 @@ def evaluate_embeddings(
     Raises:
         InputError: the dataset or the embeddings cannot be read, or there is no such split.
     """
-    data, manifest, model, _ = load_inputs(job) if store else open_inputs(job)
+    data, manifest, model, job = load_inputs(job) if store else open_inputs(job)
     if split not in manifest.splits:
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
+    latest = None
+    if model.history is not None and job.evaluate.by == "moment":
+        latest = load_latest_histories(job, data, manifest, model.history)
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-        held_out = load_held_out(reader, manifest, split, job.evaluate, rank, workers)
+        held_out = load_held_out(reader, manifest, split, job.evaluate, rank, workers, latest)
     all_reduce = store.all_reduce if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)

@@ -4,7 +4,8 @@
     held_out.queries_Q, held_out.truth, held_out.excluded
 
 In a dataset with context, a query is a combination of a row of the query entity and the context of a held-out event: a
-customer with two held-out events in different contexts is two queries.
+customer with two held-out events in different contexts is two queries. If queries are judged by moment
+(``evaluate.by``), the timestamp is part of the combination as well.
 
 Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the query entity, K context entities.
 """
@@ -12,13 +13,15 @@ Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.model.context import number_distinct
 
@@ -63,6 +66,7 @@ class HeldOut:
         dropped: the number of held-out pairs that do not count, since they are in an excluded split too.
         item_I: the items that are ranked, int64 and sorted, where the table has vacant rows; None: all.
         context: by context entity of the dataset, its row for each query, int64 (Q,), -1 for none.
+        histories: the histories of the queries, if they are judged by moment and the model uses histories.
     """
 
     queries_Q: IntArray
@@ -72,6 +76,7 @@ class HeldOut:
     dropped: int = 0
     item_I: IntArray | None = None
     context: Mapping[str, IntArray] = field(default_factory=dict)
+    histories: MomentHistories | None = None
 
     def chunks(self, queries: int) -> Iterator[HeldOut]:
         """Yield the same in chunks of at most ``queries`` queries."""
@@ -79,7 +84,9 @@ class HeldOut:
             end = min(first + queries, len(self.queries_Q))
             lists = self.truth.slice(first, end), self.excluded.slice(first, end)
             context = {name: row_Q[first:end] for name, row_Q in self.context.items()}
-            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, item_I=self.item_I, context=context)
+            histories = None if self.histories is None else self.histories.take(slice(first, end))
+            queries_Q = self.queries_Q[first:end]
+            yield HeldOut(queries_Q, *lists, self.workers, item_I=self.item_I, context=context, histories=histories)
 
 
 def load_held_out(
@@ -89,19 +96,30 @@ def load_held_out(
     spec: EvaluateConfig,
     rank: int,
     workers: int,
+    latest: LatestHistories | None = None,
 ) -> HeldOut:
     """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
 
     A held-out pair that is in an excluded split too, such as a track played again, does not count: ranked, it would
     compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out.
 
+    ``latest`` are the histories after train of a model that uses histories.
+
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or queries are to be judged by moment without timestamps.
     """
     vacant_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(manifest.entities[manifest.item].rows), vacant_I) if vacant_I else None
-    if manifest.context:
-        return _load_in_context(reader, manifest, split, spec, rank, workers, item_I)
+    if spec.by == "moment" and not manifest.has_timestamp:
+        raise InputError(
+            f"evaluate.by is 'moment', but {reader.files.folder.uri} has no timestamps; prepare it with --timestamp"
+        )
+    if manifest.context or spec.by == "moment":
+        held_out, moment_Q = _load_events(reader, manifest, split, spec, rank, workers)
+        histories = None
+        if latest is not None and spec.by == "moment":
+            histories = _histories(reader, manifest, held_out.queries_Q, moment_Q, latest)
+        return replace(held_out, item_I=item_I, histories=histories)
     items = manifest.entities[manifest.item].rows
     held_out_N = distinct_pairs(reader, manifest, [split])
     queries_Q = np.unique(held_out_N // items)[rank::workers]
@@ -114,18 +132,21 @@ def load_held_out(
     return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I)
 
 
-def _load_in_context(
+def _load_events(
     reader: InteractionReader,
     manifest: DatasetManifest,
     split: SplitName,
     spec: EvaluateConfig,
     rank: int,
     workers: int,
-    item_I: IntArray | None,
-) -> HeldOut:
-    """Load the same from a dataset with context; what is excluded belongs to the row, in any context."""
+) -> tuple[HeldOut, IntArray]:
+    """Load the same where a query is a row in a context or at a moment, whose excluded items are those of the row.
+
+    Returns:
+        What the worker evaluates, and the moment of each query, int64 (Q,); 0 if they are not judged by moment.
+    """
     items = manifest.entities[manifest.item].rows
-    events_NK = _distinct_events(reader, manifest, split)
+    events_NK = _distinct_events(reader, manifest, split, by_moment=spec.by == "moment")
     first_Q, number_N = number_distinct(events_NK[:, :-1])
     query_QK = events_NK[first_Q[rank::workers], :-1]
     is_own_N = number_N % workers == rank
@@ -134,22 +155,51 @@ def _load_in_context(
     is_new_N = ~np.isin(pair_N, excluded_N)
     starts_Q1 = np.searchsorted(place_N[is_new_N], np.arange(len(query_QK) + 1))
     has_Q = np.diff(starts_Q1) > 0
-    queries_Q = query_QK[has_Q, 0]
+    queries_Q, *context_KQ, moment_Q = query_QK[has_Q].T
     truth = ItemLists(starts_Q1, pair_N[is_new_N] % items).filter_queries(has_Q)
-    context = {name: query_QK[has_Q, place] for place, name in enumerate(manifest.context, start=1)}
+    context = dict(zip(manifest.context, context_KQ, strict=True))
     dropped = int(np.count_nonzero(~is_new_N))
-    return HeldOut(queries_Q, truth, _lists(excluded_N, queries_Q, items), workers, dropped, item_I, context)
+    excluded = _lists(excluded_N, queries_Q, items)
+    return HeldOut(queries_Q, truth, excluded, workers, dropped, context=context), moment_Q
 
 
-def _distinct_events(reader: InteractionReader, manifest: DatasetManifest, split: SplitName) -> IntArray:
-    """Return the distinct events of ``split``, as query, context and item, in lexicographic order: int64 (N, K + 2)."""
-    parts = [np.empty((0, len(manifest.context) + 2), np.int64)]
+def _distinct_events(
+    reader: InteractionReader, manifest: DatasetManifest, split: SplitName, by_moment: bool
+) -> IntArray:
+    """Return the distinct events of ``split``, in lexicographic order: int64 (N, K + 3).
+
+    Columns are the query, its context, the moment, which is 0 unless ``by_moment``, and the item.
+    """
+    parts = [np.empty((0, len(manifest.context) + 3), np.int64)]
     if split in manifest.splits:
-        for part in reader.read_all(manifest.splits[split], manifest.context):
-            assert part.context_NK is not None
-            parts.append(np.column_stack([part.query_N, part.context_NK, part.item_N])[part.weight_N > 0])
+        for part in reader.read_all(manifest.splits[split], manifest.context, timestamps=by_moment):
+            moment_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
+            context = [] if part.context_NK is None else [part.context_NK]
+            columns = np.column_stack([part.query_N, *context, moment_N, part.item_N])
+            parts.append(columns[part.weight_N > 0])
     events_NK = np.concatenate(parts)
     return events_NK[number_distinct(events_NK)[0]]
+
+
+def _histories(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    queries_Q: IntArray,
+    moment_Q: IntArray,
+    latest: LatestHistories,
+) -> MomentHistories:
+    """Return the histories of ``queries_Q``: before ``moment_Q`` in any split, and after train."""
+    selected_R = np.zeros(manifest.entities[manifest.query].rows, np.bool_)
+    selected_R[queries_Q] = True
+    parts = [np.empty((3, 0), np.int64)]
+    for split in manifest.splits.values():
+        for part in reader.read_all(split, (), timestamps=True):
+            assert part.timestamp_N is not None
+            kept_N = (part.weight_N > 0) & selected_R[part.query_N]
+            parts.append(np.stack([part.query_N, part.item_N, part.timestamp_N])[:, kept_N])
+    query_N, item_N, timestamp_N = np.concatenate(parts, axis=1)
+    before = histories_before(queries_Q, moment_Q, query_N, item_N, timestamp_N, latest.length)
+    return MomentHistories(before, latest.gather(queries_Q))
 
 
 def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:

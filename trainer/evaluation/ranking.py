@@ -51,6 +51,7 @@ import numpy as np
 from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
 from crossfade.trainer.evaluation.metric_kernels import (
@@ -134,8 +135,10 @@ def evaluate(
 def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:
     """Rank the items of the catalog for each query of ``chunk``."""
     if chunk.item_I is None:
-        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context)[0]
-    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context)
+        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
+    return rank_among(
+        source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context, chunk.histories
+    )
 
 
 class _WarmColdMetrics:
@@ -157,7 +160,7 @@ class _WarmColdMetrics:
         self,
         best_item_QK: IntArray,
         chunk: HeldOut,
-        rank: Callable[[IntArray, ItemLists, int, IntArray, Mapping[str, IntArray]], IntArray],
+        rank: Callable[[IntArray, ItemLists, int, IntArray, Mapping[str, IntArray], MomentHistories | None], IntArray],
     ) -> None:
         """Add rankings of all items, and those among cold items, which ``rank`` computes."""
         if not len(self._cold_I):
@@ -171,7 +174,9 @@ class _WarmColdMetrics:
                 if kind == self._KINDS.index("cold"):
                     excluded = chunk.excluded.filter_queries(has_Q)
                     context = {name: row_Q[has_Q] for name, row_Q in chunk.context.items()}
-                    among_QK = rank(chunk.queries_Q[has_Q], excluded, self._depths[-1], self._cold_I, context)
+                    histories = None if chunk.histories is None else chunk.histories.take(has_Q)
+                    queries_Q = chunk.queries_Q[has_Q]
+                    among_QK = rank(queries_Q, excluded, self._depths[-1], self._cold_I, context, histories)
                     self._add(self._KINDS.index("among_cold"), among_QK, truth)
 
     def _add(self, kind: int, best_item_QK: IntArray, truth: ItemLists) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -55,13 +56,14 @@ def rank_among(
     depth: int,
     item_I: IntArray,
     context: Mapping[str, IntArray] | None = None,
+    histories: MomentHistories | None = None,
 ) -> IntArray:
     """Return the ``depth`` best of the items ``item_I`` (int64, sorted) for each query: rows as ``rank_items``."""
     ranked_I = np.zeros(model.item.rows, np.bool_)
     ranked_I[item_I] = True
     kept = excluded.filter_items(ranked_I)
     places = ItemLists(kept.starts_Q1, np.searchsorted(item_I, kept.items_N))
-    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context)
+    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context, histories)
     return np.where(best_QK >= 0, item_I[best_QK], -1)
 
 
@@ -72,13 +74,15 @@ def rank_items(
     excluded: ItemLists,
     depth: int,
     context: Mapping[str, IntArray] | None = None,
+    histories: MomentHistories | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best items of each query, best first: rows int64 (Q, K) and scores float32 (Q, K).
 
     Queries with fewer items are padded with row -1 and score -inf. Scores omit terms that are the same for all items of
-    a query (with euclidean scores, its squared norm). ``context`` is that of ``query_vectors``.
+    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are
+    those of ``query_vectors``.
     """
-    return _rank(source, model, queries_Q, excluded, depth, None, context)
+    return _rank(source, model, queries_Q, excluded, depth, None, context, histories)
 
 
 def _rank(
@@ -89,6 +93,7 @@ def _rank(
     depth: int,
     item_I: IntArray | None,
     context: Mapping[str, IntArray] | None,
+    histories: MomentHistories | None,
 ) -> tuple[IntArray, FloatArray]:
     """Rank the items ``item_I``, None: all; ``excluded`` and the result are places in ``item_I``."""
 
@@ -96,7 +101,7 @@ def _rank(
         return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
 
     items = model.item.rows if item_I is None else len(item_I)
-    query_QD = query_vectors(source, model, queries_Q, context or {})
+    query_QD = query_vectors(source, model, queries_Q, context or {}, histories)
     return rank_vectors(query_QD, model.score, items, vectors, excluded, depth)
 
 

@@ -19,12 +19,13 @@ import numpy as np
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
 from crossfade.trainer.data.stopwatch import Stopwatch
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.context import group_combinations, sort_combinations
 from crossfade.trainer.model.negatives import NegativeSampler
-from crossfade.trainer.model.tower_inputs import TowerInputs
+from crossfade.trainer.model.tower_inputs import JoinedRows, TowerInputs
 
 _UNCORRECTED = np.empty(0, np.float32)
 
@@ -36,8 +37,8 @@ class Batch:
     Attributes:
         epoch: the epoch, from 0.
         step: the step within the epoch, from 0.
-        query: active rows of the query side; its B uses are the examples' queries. With context, they are combinations
-            (``context.py``), and ``query.rows_A`` has the row of each, which may repeat.
+        query: active rows of the query side; its B uses are the examples' queries. With context or histories, they are
+            combinations (``context.py``), and ``query.rows_A`` has the row of each, which may repeat.
         item: active rows of the item side; its uses are the examples' items (B), then the negatives: a pool of C for
             all examples, or ``negatives.count`` for each example in turn.
         weight_B: float32, the examples' weights; negative weights are negative feedback.
@@ -48,7 +49,9 @@ class Batch:
         is_ordered: whether the examples are ordered by the row of their query, as negatives per example require.
         tower_inputs: by entity, what its vectors are made of; only for entities with features.
         context_AK: the context rows of each combination, int64, -1 for none; None without context.
-        context_inputs: what the vectors of combinations are made of; None without context.
+        history: the history of each combination; None without.
+        query_inputs: what the vectors of combinations are made of; None if they are those of the query's row.
+        item_rows: the rows of the item table that items and histories use; None if histories do not use it.
     """
 
     epoch: int
@@ -62,7 +65,9 @@ class Batch:
     is_ordered: bool = False
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
     context_AK: IntArray | None = None
-    context_inputs: TowerInputs | None = None
+    history: HistoryWindows | None = None
+    query_inputs: TowerInputs | None = None
+    item_rows: JoinedRows | None = None
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -104,39 +109,35 @@ def make_batch(
     interactions = batch_slice.interactions
     if per_example:
         return _ordered_batch(batch_slice, uses_N, epoch, step, log_q_N)
-    query, context_AK = ActiveRows.of(interactions.query_N), None
-    if interactions.context_NK is not None:
-        query, context_AK = group_combinations(interactions.query_N, interactions.context_NK)
+    combinations = group_combinations(interactions)
     ends_P = np.cumsum(batch_slice.partition_sizes_P or [len(interactions)])
     return Batch(
         epoch=epoch,
         step=step,
-        query=query,
+        query=combinations.query,
         item=ActiveRows.of(uses_N),
         weight_B=interactions.weight_N,
         global_size=batch_slice.global_size,
         log_q_N=log_q_N,
         partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
-        context_AK=context_AK,
+        context_AK=combinations.context_AK,
+        history=combinations.history,
     )
 
 
 def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray) -> Batch:
-    query_B, context_BK, context_AK = batch_slice.interactions.query_N, batch_slice.interactions.context_NK, None
-    if context_BK is None:
-        query, order_B = ActiveRows.sorted(query_B)
-    else:
-        query, context_AK, order_B = sort_combinations(query_B, context_BK)
+    combinations, order_B = sort_combinations(batch_slice.interactions)
     return Batch(
         epoch=epoch,
         step=step,
-        query=query,
+        query=combinations.query,
         item=ActiveRows.of(_reordered(uses_N, order_B)),
         weight_B=_reordered(batch_slice.interactions.weight_N, order_B),
         global_size=batch_slice.global_size,
         log_q_N=_reordered(log_q_N, order_B),
         is_ordered=True,
-        context_AK=context_AK,
+        context_AK=combinations.context_AK,
+        history=combinations.history,
     )
 
 

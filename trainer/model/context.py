@@ -1,23 +1,27 @@
-"""Context: queries that are combinations, such as a customer at an hour of the day on a device.
+"""Context and history: queries that are combinations, such as a customer at an hour of the day on a device.
 
-    query, context_AK = group_combinations(query_N, context_NK)     # each distinct combination once
-    inputs = context_inputs(query.rows_A, context_AK, model.query_sum)
+    combinations = group_combinations(interactions)     # each distinct combination once
+    inputs = query_sum_inputs(combinations.query.rows_A, combinations.context_AK, combinations.history, model)
 
-The vector of a combination is that of its query row plus those of its context rows; row -1 of a context entity adds
-nothing. So an hour has one vector, which all customers share, and a customer has one at all hours.
+The vector of a combination is that of its query row, plus those of its context rows, plus the mean of its history
+(``trainer/data/query_history.py``); row -1 of a context entity and an empty history add nothing. So an hour has one
+vector, which all customers share, and a customer has one at all hours.
 
 Shapes: N uses, A combinations, K context entities.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from crossfade.kvstore.arrays import IntArray
+from crossfade.trainer.config.model_sections import HISTORY
+from crossfade.trainer.data.query_history import HistoryWindows, recency_shares
+from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.model.active_rows import ActiveRows
-from crossfade.trainer.model.spec import TowerSpec
+from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.tower_inputs import FeatureBag, TowerInputs
 
 
@@ -35,34 +39,81 @@ def number_distinct(rows_NK: IntArray) -> tuple[IntArray, IntArray]:
     return order_N[is_new_N], number_N
 
 
-def group_combinations(query_N: IntArray, context_NK: IntArray) -> tuple[ActiveRows, IntArray]:
-    """Group uses by combination.
+@dataclass(frozen=True)
+class Combinations:
+    """The distinct combinations of some interactions.
 
-    Returns:
-        The combinations as active rows, whose ``rows_A`` are their query rows, sorted but not unique, and their context
-        rows, int64 (A, K).
+    Attributes:
+        query: them as active rows, whose ``rows_A`` are their query rows, sorted but, where there is context or
+            history, not unique.
+        context_AK: their context rows, int64; None without context.
+        history: their histories; None without.
     """
-    first_A, number_N = number_distinct(np.column_stack([query_N, context_NK]))
-    return replace(ActiveRows.of(number_N), uses_N=query_N, rows_A=query_N[first_A]), context_NK[first_A]
+
+    query: ActiveRows
+    context_AK: IntArray | None = None
+    history: HistoryWindows | None = None
 
 
-def sort_combinations(query_N: IntArray, context_NK: IntArray) -> tuple[ActiveRows, IntArray, IntArray]:
-    """Sort uses by combination; returns those of ``group_combinations`` and the order, as ``ActiveRows.sorted``."""
-    first_A, number_N = number_distinct(np.column_stack([query_N, context_NK]))
+def group_combinations(interactions: Interactions) -> Combinations:
+    """Group interactions by combination."""
+    columns = _columns(interactions)
+    if len(columns) == 1:
+        return Combinations(ActiveRows.of(interactions.query_N))
+    first_A, number_N = number_distinct(np.column_stack(columns))
+    return _combinations(replace(ActiveRows.of(number_N), uses_N=interactions.query_N), first_A, interactions)
+
+
+def sort_combinations(interactions: Interactions) -> tuple[Combinations, IntArray]:
+    """Sort interactions by combination; returns their combinations and the order, as ``ActiveRows.sorted`` does."""
+    columns = _columns(interactions)
+    if len(columns) == 1:
+        query, order_N = ActiveRows.sorted(interactions.query_N)
+        return Combinations(query), order_N
+    first_A, number_N = number_distinct(np.column_stack(columns))
     query, order_N = ActiveRows.sorted(number_N)
-    return replace(query, uses_N=query_N[order_N], rows_A=query_N[first_A]), context_NK[first_A], order_N
+    return _combinations(replace(query, uses_N=interactions.query_N[order_N]), first_A, interactions), order_N
 
 
-def context_inputs(query_A: IntArray, context_AK: IntArray | None, query_sum: TowerSpec) -> TowerInputs:
-    """Gather what the vectors of combinations are made of: the vectors of ``query_sum.features``, of each at most one.
+def _columns(interactions: Interactions) -> list[IntArray]:
+    """Return what distinguishes combinations. Where there are histories, each interaction is one."""
+    context = [] if interactions.context_NK is None else list(interactions.context_NK.T)
+    number = [] if interactions.history is None else [np.arange(len(interactions))]
+    return [interactions.query_N, *context, *number]
 
-    ``context_AK`` None: no combination has context.
+
+def _combinations(query: ActiveRows, first_A: IntArray, interactions: Interactions) -> Combinations:
+    firsts = interactions.take(first_A)
+    return Combinations(replace(query, rows_A=firsts.query_N), firsts.context_NK, firsts.history)
+
+
+def query_sum_inputs(
+    query_A: IntArray, context_AK: IntArray | None, history: HistoryWindows | None, model: ModelSpec
+) -> TowerInputs:
+    """Gather what the vectors of combinations are made of: the parts of ``model.query_sum``.
+
+    Args:
+        query_A: their query rows, int64.
+        context_AK: their context rows; None: no combination has context.
+        history: their histories; None: they are empty.
+        model: names the parts.
     """
     if context_AK is None:
-        context_AK = np.full((len(query_A), len(query_sum.features) - 1), -1)
+        context_AK = np.full((len(query_A), len(model.context)), -1)
     bags = {}
-    for table, row_A in zip(query_sum.features, [query_A, *context_AK.T], strict=True):
+    rows = [(model.query.name, query_A)] if model.has_query_vectors else []
+    for name, row_A in [*rows, *zip((table.name for table in model.context), context_AK.T, strict=True)]:
         has_A = row_A >= 0
         starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(has_A)])
-        bags[table.name] = FeatureBag.of(row_A[has_A], starts_A1)
+        bags[name] = FeatureBag.of(row_A[has_A], starts_A1)
+    if model.history is not None:
+        bags[HISTORY] = history_bag(history, len(query_A), model.history.half_life)
     return TowerInputs(np.zeros(len(query_A), np.bool_), np.empty(0, np.int64), bags, None)
+
+
+def history_bag(history: HistoryWindows | None, queries: int, half_life: float | None) -> FeatureBag:
+    """Return the items of the histories of ``queries`` combinations, with their shares in the mean of each."""
+    if history is None:
+        return FeatureBag.of(np.empty(0, np.int64), np.zeros(queries + 1, np.int64))
+    compact = history.compact()
+    return FeatureBag.of(compact.items_S, compact.starts_N1, recency_shares(compact.starts_N1, half_life))

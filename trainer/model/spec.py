@@ -7,7 +7,7 @@ model = make_model(job, manifest)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.fields import resolved
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.model_sections import HISTORY, ScoreKind
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.content import content_width
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -65,6 +65,28 @@ class TowerSpec:
     def tables(self) -> list[TableSpec]:
         """The ID table, if there is one, then those of the features."""
         return [*([self.id_table] if self.id_table else []), *self.features]
+
+
+@dataclass(frozen=True)
+class HistorySpec:
+    """The histories of queries, of which the mean embedding is added to a query's vector.
+
+    Attributes:
+        table: the table of the embeddings: that of the items, or another one.
+        length: items of a history, at most.
+        half_life: after how many newer items an item counts for half as much; None: all count alike.
+        is_shared: whether the table is that of the items.
+    """
+
+    table: TableSpec
+    length: int
+    half_life: float | None
+    is_shared: bool
+
+    @property
+    def named(self) -> TableSpec:
+        """The table, by the name ``HISTORY`` that its rows have in a step."""
+        return replace(self.table, name=HISTORY)
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,8 @@ class ModelSpec:
         towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
         dense: layers that the vectors of a side then pass through.
         context: the tables of context entities, whose vectors are added to that of the query.
+        history: the histories of queries, likewise; None: they are not used.
+        has_query_vectors: whether queries have vectors besides; else, they are represented by their histories alone.
         frozen: tables that are pulled, but neither pushed nor updated.
     """
 
@@ -138,6 +162,8 @@ class ModelSpec:
     towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
     context: tuple[TableSpec, ...] = ()
+    history: HistorySpec | None = None
+    has_query_vectors: bool = True
     frozen: tuple[str, ...] = ()
 
     @property
@@ -147,15 +173,37 @@ class ModelSpec:
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables: of the query side, of context, and of the item side."""
+        """All tables: of the query side, of context and histories, and of the item side."""
         towers = {tower.entity: tower for tower in self.towers}
         query, item = (towers[entity].tables if entity in towers else [entity] for entity in (self.query, self.item))
-        return [*query, *self.context, *item]
+        history = [self.history.table] if self.history and not self.history.is_shared else []
+        return [*(query if self.has_query_vectors else []), *self.context, *history, *item]
+
+    def entity_of(self, table: str) -> str:
+        """Return the entity whose rows ``table`` has: items, if it is a table of histories, else that of its name."""
+        if self.history is not None and table == self.history.table.name:
+            return self.item.name
+        return table
+
+    @property
+    def writes_history_rows(self) -> bool:
+        """Whether the rows of the table of histories are the vectors of items, so that written vectors have them."""
+        has_layers = any(layer.side == self.item.name for layer in self.dense)
+        has_tower = any(tower.entity == self.item for tower in self.towers)
+        return self.history is not None and self.history.is_shared and not has_layers and not has_tower
 
     @property
     def query_sum(self) -> TowerSpec | None:
-        """The sum of a query's vector and those of its context, as a tower of which they are features; None without."""
-        return TowerSpec(self.query, None, (self.query, *self.context), mean=False) if self.context else None
+        """The sum that makes up a query's vector, as a tower whose features are its parts; None if it has one part.
+
+        The parts are the vector of its row, those of its context, and the mean of its history, of the table
+        ``HISTORY``.
+        """
+        if not self.context and self.history is None:
+            return None
+        row = [self.query] if self.has_query_vectors else []
+        history = [self.history.named] if self.history else []
+        return TowerSpec(self.query, None, (*row, *self.context, *history), mean=False)
 
     @property
     def has_item_features(self) -> bool:
@@ -180,9 +228,11 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
     context = [name for name in job.model.query_features if name in manifest.context]
-    if context:
-        _check_context(f"{source}: model.query_features names '{context[0]}'", job, context)
-    query_features = [name for name in job.model.query_features if name not in context]
+    uses_history = _uses_history(job, manifest)
+    added = [*context, *([HISTORY] if uses_history else [])]
+    if added:
+        _check_added(f"{source}: model.query_features names '{added[0]}'", job, added)
+    query_features = [name for name in job.model.query_features if name not in added]
     sides = (
         ("query", query, manifest.query, query_features, job.model.query_content),
         ("item", item, manifest.item, job.model.item_features, job.model.item_content),
@@ -212,9 +262,48 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     dense = (*_content_layers(job, manifest, towers), *_dense_layers(job, query, item))
     score = Score.of(job.model.score, resolved(job.model.temperature))
     tables = table(query), table(item)
-    model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), tuple(job.model.frozen))
+    history = _history(source, job, manifest, towers, tables[1]) if uses_history else None
+    has_query_vectors = job.model.query_features != [HISTORY] or history is None
+    frozen = tuple(job.model.frozen)
+    model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors, frozen)
     _check_tables(source, job, model)
     return model
+
+
+def _uses_history(job: JobConfig, manifest: DatasetManifest) -> bool:
+    """Whether the job names histories, and the dataset has no entity of that name, which it would name then."""
+    return HISTORY in job.model.query_features and HISTORY not in manifest.entities
+
+
+def _history(
+    source: str, job: JobConfig, manifest: DatasetManifest, towers: Sequence[TowerSpec], item: TableSpec
+) -> HistorySpec:
+    spec, named = job.model.history, f"{source}: model.query_features names '{HISTORY}'"
+    if not manifest.is_grouped:
+        raise InputError(
+            f"{named}, but {job.data.path} is in random order, so that the other interactions of a query are not at "
+            "hand; prepare it with '--order grouped'"
+        )
+    if spec.half_life is not None and not manifest.has_timestamp:
+        raise InputError(
+            f"{source}: model.history.half_life is {spec.half_life}, but {job.data.path} has no timestamps by which to "
+            "order histories; leave it out, or prepare the data with --timestamp"
+        )
+    is_shared = spec.table == "shared"
+    is_written = is_shared and not job.model.dense.item and all(tower.entity != item for tower in towers)
+    if job.evaluate.by == "moment" and not is_written:
+        raise InputError(
+            f"{source}: evaluate.by is 'moment', which needs the embeddings of items in histories, but those are not "
+            f"among the written vectors; set model.history.table to shared and leave out features, content, and layers "
+            f"of {item.name}, or set evaluate.by to query"
+        )
+    if is_shared and any(tower.entity == item and tower.id_table is None for tower in towers):
+        raise InputError(
+            f"{named}, whose items would share the table of {item.name}, but model.item_features leaves {item.name} "
+            "out; add it, or set model.history.table to own"
+        )
+    table = item if is_shared else replace(item, name=HISTORY)
+    return HistorySpec(table, spec.length, spec.half_life, is_shared)
 
 
 def _content_layers(job: JobConfig, manifest: DatasetManifest, towers: Sequence[TowerSpec]) -> Iterator[LayerSpec]:
@@ -257,11 +346,11 @@ def _check_content(key: str, names: Sequence[str], entity: str, manifest: Datase
         raise InputError(f"{key} is {list(names)}: expected each name once")
 
 
-def _check_context(named: str, job: JobConfig, context: Sequence[str]) -> None:
-    """Check that the vector of a query can be the sum of its entity's vector and those of ``context``."""
-    if len(context) == len(job.model.query_features):
+def _check_added(named: str, job: JobConfig, added: Sequence[str]) -> None:
+    """Check that the vector of a query can be the sum of its entity's vector and those of ``added``."""
+    if len(added) == len(job.model.query_features) and added != [HISTORY]:
         raise InputError(f"{named}, which is context, but no entity that has it; add the query entity or its features")
-    if len(set(context)) < len(context):
+    if len(set(added)) < len(added):
         raise InputError(f"{named}; expected each name of {job.model.query_features} once")
     if job.model.combine == "mean":
         raise InputError(f"{named}, whose vector is added to the query's; set model.combine to sum, now mean")

@@ -32,18 +32,51 @@ class FeatureBag:
         starts_A1: row a has the uses ``starts_A1[a]`` to ``starts_A1[a + 1]``.
         counts_A: number of values of each row.
         owner_N: the row that each use belongs to.
+        share_N: float64, the share of each use in the mean of its row.
     """
 
     values: ActiveRows
     starts_A1: IntArray
     counts_A: IntArray
     owner_N: IntArray
+    share_N: FloatArray
 
     @staticmethod
-    def of(values_N: IntArray, starts_A1: IntArray) -> FeatureBag:
-        """Build the bag of ``values_N``, the values of one row after another."""
+    def of(values_N: IntArray, starts_A1: IntArray, share_N: FloatArray | None = None) -> FeatureBag:
+        """Build the bag of ``values_N``, the values of one row after another; without ``share_N``, all count alike."""
         counts_A = np.diff(starts_A1)
-        return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, np.repeat(np.arange(len(counts_A)), counts_A))
+        if share_N is None:
+            share_N = np.repeat(1.0 / np.maximum(counts_A, 1), counts_A)
+        owner_N = np.repeat(np.arange(len(counts_A)), counts_A)
+        return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, owner_N, share_N)
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Two sets of rows of one table, which are pulled and pushed together.
+
+    Attributes:
+        rows_A: the rows of either, int64, sorted and unique.
+        own_V: places in it of the first set.
+        other_V: places in it of the second.
+    """
+
+    rows_A: IntArray
+    own_V: IntArray
+    other_V: IntArray
+
+    @staticmethod
+    def of(own_V: IntArray, other_V: IntArray) -> JoinedRows:
+        """Join two sets, each sorted and unique."""
+        rows_A = np.union1d(own_V, other_V)
+        return JoinedRows(rows_A, np.searchsorted(rows_A, own_V), np.searchsorted(rows_A, other_V))
+
+    def sum(self, own_VD: FloatArray, other_VD: FloatArray) -> FloatArray:
+        """Return the sum of the gradients of both sets, (A, D)."""
+        sum_AD = np.zeros((len(self.rows_A), own_VD.shape[1]), own_VD.dtype)
+        sum_AD[self.own_V] = own_VD
+        sum_AD[self.other_V] += other_VD
+        return sum_AD
 
 
 @dataclass(frozen=True)
@@ -80,8 +113,8 @@ class TowerInputs:
             if self.weight_A is not None:
                 out_AD *= self.weight_A[:, None].astype(out_AD.dtype)
         for name, bag in self.bags.items():
-            weight_A = self._value_weights(bag, out_AD.dtype)
-            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_A)
+            weight_N = self._value_weights(bag, out_AD.dtype)
+            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_N)
         if content_AD is not None:
             out_AD += self._weighted(content_AD)
         return out_AD
@@ -108,34 +141,33 @@ class TowerInputs:
         return by_ids | {name: self._by_values(bag, gradient_AD) for name, bag in self.bags.items()}
 
     def _by_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
-        weight_A = self._value_weights(bag, gradient_AD.dtype)
+        weight_N = self._value_weights(bag, gradient_AD.dtype)
         gradient_VD: FloatArray = _sum_by_value(
-            gradient_AD, bag.owner_N, weight_A, bag.values.order_N, bag.values.starts_A1
+            gradient_AD, bag.owner_N, weight_N, bag.values.order_N, bag.values.starts_A1
         )
         return gradient_VD
 
     def _value_weights(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
-        """Return the weight of a single value in each row's vector."""
-        weight_A = 1.0 / np.maximum(bag.counts_A, 1)
-        return (weight_A if self.weight_A is None else weight_A * self.weight_A).astype(dtype)
+        """Return the weight of each value in its row's vector."""
+        return (bag.share_N if self.weight_A is None else bag.share_N * self.weight_A[bag.owner_N]).astype(dtype)
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _add_means(out_AD, values_VD, index_N, starts_A1, weight_A):  # type: ignore[no-untyped-def]
-    """Add to each row the embeddings of its values, each times the row's weight."""
+def _add_means(out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
+    """Add to each row the embeddings of its values, each times its weight."""
     for a in prange(out_AD.shape[0]):
         for n in range(starts_A1[a], starts_A1[a + 1]):
             for d in range(out_AD.shape[1]):
-                out_AD[a, d] += weight_A[a] * values_VD[index_N[n], d]
+                out_AD[a, d] += weight_N[n] * values_VD[index_N[n], d]
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _sum_by_value(gradient_AD, owner_N, weight_A, order_N, starts_V1):  # type: ignore[no-untyped-def]
+def _sum_by_value(gradient_AD, owner_N, weight_N, order_N, starts_V1):  # type: ignore[no-untyped-def]
     """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
     out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
     for v in prange(out_VD.shape[0]):
         for n in range(starts_V1[v], starts_V1[v + 1]):
-            a = owner_N[order_N[n]]
+            a, weight = owner_N[order_N[n]], weight_N[order_N[n]]
             for d in range(out_VD.shape[1]):
-                out_VD[v, d] += weight_A[a] * gradient_AD[a, d]
+                out_VD[v, d] += weight * gradient_AD[a, d]
     return out_VD

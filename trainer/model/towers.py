@@ -21,7 +21,8 @@ vector, has an untrained ID embedding. Where such a row has values of a feature,
 as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
 the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
-Where queries have context (``context.py``), the vectors of the context rows are added to that of the query.
+Where queries have context or histories (``context.py``), the vectors of the context rows and the mean embedding of the
+history are added to that of the query. Outside training, the history of a query is its latest one.
 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
@@ -40,23 +41,29 @@ from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.philox import uniform
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.content import ContentMatrix, load_content
 from crossfade.trainer.data.features import JaggedFeature, load_feature
 from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.query_history import LatestHistories
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.context import context_inputs
+from crossfade.trainer.model.context import query_sum_inputs
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
+from crossfade.trainer.model.history_vectors import load_latest_histories, mean_of_histories
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec, content_layer
-from crossfade.trainer.model.tower_inputs import FeatureBag, TowerInputs
+from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
 
 Pull = Callable[[dict[str, IntArray]], Mapping[str, FloatArray]]
 """Returns the embeddings of sorted rows of each table, float32 (A, D)."""
+ReadRows = Callable[[str, IntArray], FloatArray]
+"""Returns the vectors or embeddings of sorted rows of an entity or table, float32 (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Towers:
         seed: int = 0,
         id_dropout: float = 0.0,
         dense: DenseLayers | None = None,
+        latest: LatestHistories | None = None,
     ) -> None:
         """Combine the ``features`` of the model's towers with its ``dense`` layers.
 
@@ -121,10 +129,13 @@ class Towers:
             seed: of ID dropout.
             id_dropout: fraction of ID embeddings that are dropped in a step.
             dense: the layers of both sides; None: no layers.
+            latest: the history of each query after train, if ``model`` uses histories.
         """
         self.dense = dense or DenseLayers((), OptimizerSpec(), seed)
         self._names = model.query.name, model.item.name
+        self._model = model
         self._query_sum = model.query_sum
+        self.latest = latest
         self._features = {of.tower.entity.name: of for of in features}
         self._seed = seed
         self._id_dropout = id_dropout
@@ -133,27 +144,41 @@ class Towers:
         """Return the tower of ``entity``; None if its vectors are the rows of its table."""
         return self._features.get(entity)
 
+    def history_table(self, entity: str) -> TableSpec | None:
+        """Return the table of the items of histories, if those of ``entity`` are used."""
+        spec = self._model.history
+        return spec.table if spec is not None and entity == self._names[0] else None
+
     def add_tower_inputs(self, batch: Batch) -> Batch:
         """Return ``batch`` with the inputs of its towers."""
         if self._query_sum is not None:
-            inputs = context_inputs(batch.query.rows_A, batch.context_AK, self._query_sum)
-            batch = replace(batch, context_inputs=inputs)
-        if not self._features:
-            return batch
-        rows = self._rows(batch)
-        return replace(
-            batch,
-            tower_inputs={
+            inputs = query_sum_inputs(batch.query.rows_A, batch.context_AK, batch.history, self._model)
+            batch = replace(batch, query_inputs=inputs)
+        if self._features:
+            rows = self._rows(batch)
+            tower_inputs = {
                 name: of.inputs(rows[name], self._kept_ids(rows[name], batch)) for name, of in self._features.items()
-            },
-        )
+            }
+            batch = replace(batch, tower_inputs=tower_inputs)
+        if self._model.history is not None and self._model.history.is_shared:
+            batch = replace(batch, item_rows=self._item_rows(batch))
+        return batch
+
+    def _item_rows(self, batch: Batch) -> JoinedRows:
+        """Join the rows of the item table that items use with those that histories use."""
+        item, inputs = self._names[1], batch.query_inputs
+        assert inputs is not None
+        own_A = batch.tower_inputs[item].id_rows if item in self._features else batch.item.rows_A
+        return JoinedRows.of(own_A, inputs.bags[HISTORY].values.rows_A)
 
     def _rows(self, batch: Batch) -> dict[str, IntArray]:
         """Return the active rows of both sides, sorted and unique."""
         query_name, item_name = self._names
-        if batch.context_inputs is None:
+        if batch.query_inputs is None:
             return {query_name: batch.query.rows_A, item_name: batch.item.rows_A}
-        return {query_name: batch.context_inputs.bags[query_name].values.rows_A, item_name: batch.item.rows_A}
+        if not self._model.has_query_vectors:
+            return {item_name: batch.item.rows_A}
+        return {query_name: batch.query_inputs.bags[query_name].values.rows_A, item_name: batch.item.rows_A}
 
     def _kept_ids(self, rows_A: IntArray, batch: Batch) -> BoolArray | None:
         """Draw which rows keep their ID embedding in this step, by row, so that every worker draws the same."""
@@ -166,29 +191,36 @@ class Towers:
     def active(self, batch: Batch) -> dict[str, IntArray]:
         """Return the active rows of each table, sorted and unique."""
         active: dict[str, IntArray] = {}
-        if batch.context_inputs is not None and self._query_sum is not None:
-            active = batch.context_inputs.active(self._query_sum)
-            del active[self._names[0]]
+        if batch.query_inputs is not None and self._query_sum is not None:
+            active = batch.query_inputs.active(self._query_sum)
+            active.pop(self._names[0], None)
         for name, rows_A in self._rows(batch).items():
             of = self._features.get(name)
             active |= {name: rows_A} if of is None else batch.tower_inputs[name].active(of.tower)
+        if batch.item_rows is not None:
+            del active[HISTORY]
+            active[self._names[1]] = batch.item_rows.rows_A
         return active
 
     def forward(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[Mapping[str, FloatArray], DenseTape]:
         """Compute the vectors of the active rows of both sides from those of each table in ``block``.
 
         Returns:
-            The vectors by entity, float32 (A, D), of combinations where queries have context, and the tape that
-            ``backward`` needs.
+            The vectors by entity, float32 (A, D), of combinations where queries have context or histories, and the tape
+            that ``backward`` needs.
         """
+        if batch.item_rows is not None:
+            item_AD = block[self._names[1]]
+            joined = batch.item_rows
+            block = {**block, self._names[1]: item_AD[joined.own_V], HISTORY: item_AD[joined.other_V]}
         contents, content_tape = self._forward_contents(batch)
         combined = {
             name: batch.tower_inputs[name].combine(of.tower, block, contents.get(content_layer(name)))
             for name, of in self._features.items()
         }
         vectors = {**block, **combined} if combined else block
-        if batch.context_inputs is not None and self._query_sum is not None:
-            vectors = {**vectors, self._names[0]: batch.context_inputs.combine(self._query_sum, vectors)}
+        if batch.query_inputs is not None and self._query_sum is not None:
+            vectors = {**vectors, self._names[0]: batch.query_inputs.combine(self._query_sum, vectors)}
         if not self.dense.entities:
             return vectors, {}
         vectors, tape = self.dense.forward(vectors)
@@ -211,6 +243,24 @@ class Towers:
             content_AD = self.dense.apply(content_layer(entity), inputs.content_AF)
         return self.dense.apply(entity, inputs.combine(self._features[entity].tower, block, content_AD))
 
+    def add_history(self, entity: str, rows_N: IntArray, row_vectors: ReadRows, embeddings: ReadRows) -> FloatArray:
+        """Return the vectors of ``rows_N`` outside training: float32 (N, D).
+
+        Args:
+            entity: whose rows; queries get the mean of their latest history added, if the model uses histories.
+            rows_N: int64, sorted and unique.
+            row_vectors: returns the vectors of rows without histories.
+            embeddings: returns rows of a table.
+        """
+        spec = self._model.history
+        if spec is None or entity != self._names[0]:
+            return row_vectors(entity, rows_N)
+        assert self.latest is not None
+        means_ND = mean_of_histories(
+            spec, self.latest.gather(rows_N), lambda items_V: embeddings(spec.table.name, items_V)
+        )
+        return row_vectors(entity, rows_N) + means_ND if self._model.has_query_vectors else means_ND
+
     def backward(self, batch: Batch, tape: DenseTape, gradients: Mapping[str, FloatArray]) -> TowerGradients:
         """Compute the gradients of tables and layers from those of the vectors, with the tape of ``forward``."""
         dense: DenseGradients = {}
@@ -218,12 +268,14 @@ class Towers:
             gradients, dense = self.dense.backward(tape, gradients)
         tables: dict[str, FloatArray] = {}
         contents: dict[str, FloatArray] = {}
-        if batch.context_inputs is not None and self._query_sum is not None:
-            tables = batch.context_inputs.gradients(self._query_sum, gradients[self._names[0]])
-            gradients = {**gradients, self._names[0]: tables.pop(self._names[0])}
+        if batch.query_inputs is not None and self._query_sum is not None:
+            tables = batch.query_inputs.gradients(self._query_sum, gradients[self._names[0]])
+            gradients = {self._names[1]: gradients[self._names[1]]}
+            if self._model.has_query_vectors:
+                gradients[self._names[0]] = tables.pop(self._names[0])
         elif not self._features:
             return TowerGradients(gradients, dense)
-        for name in self._names:
+        for name in gradients:
             of = self._features.get(name)
             if of is None:
                 tables[name] = gradients[name]
@@ -232,6 +284,8 @@ class Towers:
             tables |= inputs.gradients(of.tower, gradients[name])
             if inputs.content_AF is not None:
                 contents[content_layer(name)] = inputs.content_gradient(gradients[name])
+        if batch.item_rows is not None:
+            tables[self._names[1]] = batch.item_rows.sum(tables[self._names[1]], tables.pop(HISTORY))
         return TowerGradients(tables, {**dense, **self.dense.backward(tape, contents)[1]})
 
     def update(self, gradients: DenseGradients, lr_factor: float) -> None:
@@ -255,6 +309,12 @@ class TowerVectors:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
+        return self._towers.add_history(entity, rows_N, self._row_vectors, self._embeddings)
+
+    def _embeddings(self, table: str, rows_N: IntArray) -> FloatArray:
+        return self._pull({table: rows_N})[table]
+
+    def _row_vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         of = self._towers.of(entity)
         if of is None:
             return self._towers.dense.apply(entity, self._pull({entity: rows_N})[entity])
@@ -280,4 +340,5 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
             warm_R = warm_R | GivenVectors(name, job.model.start[name], vocabulary, tower.entity.dim).has_vector_R
         content = load_content(folder, manifest, name, tower.content) if tower.content else None
         features.append(TowerFeatures(tower, lists, warm_R, content))
-    return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))
+    latest = load_latest_histories(job, folder, manifest, model.history) if model.history else None
+    return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model), latest)

@@ -11,7 +11,7 @@ Shapes: Q queries, N interactions or distinct pairs, P parts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.trainer.config.schema import SplitName
 from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -30,10 +31,14 @@ _BUFFERED_INTERACTIONS = 1 << 22
 
 @dataclass(frozen=True)
 class Histories:
-    """The distinct items of each query, sorted, with the sum of the weights of their interactions."""
+    """The distinct items of each query, sorted, with the sum of the weights of their interactions.
+
+    ``sequences`` has the items of each query in order, those of positive weight, where it is kept.
+    """
 
     lists: ItemLists
     weight_N: FloatArray
+    sequences: HistoryWindows | None = None
 
     def without_items(self) -> Histories:
         """Return empty histories of the same queries."""
@@ -62,6 +67,14 @@ def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
     total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N)).astype(np.float32)
     starts_Q1 = np.searchsorted(pair_N, np.arange(queries + 1) * items)
     return Histories(ItemLists(starts_Q1, pair_N % items), total_N)
+
+
+def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
+    """Build the same from interactions in their order, by query, the oldest first; the order is kept."""
+    liked_N = weight_N > 0
+    count_Q = np.bincount(query_N[liked_N], minlength=queries)
+    sequences = HistoryWindows(item_N[liked_N], np.cumsum(count_Q) - count_Q, count_Q)
+    return replace(make_histories(query_N, item_N, weight_N, queries, items), sequences=sequences)
 
 
 def load_histories(

@@ -4,7 +4,8 @@
     found.ids, found.histories
 
 The columns are named as the entities: QUERY (optional: without it, the file is one history), ITEM, and ``weight``
-(optional, by default 1), as in the files that ``crossfade prepare`` reads. Items are named by ID.
+(optional, by default 1), as in the files that ``crossfade prepare`` reads. Items are named by ID. Lines of a query are
+in the order of time, for models to which the order matters.
 
 Shapes: Q queries.
 """
@@ -23,7 +24,7 @@ from crossfade.trainer.prepare.database import execute, fetch_count, working_dat
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.raw_files import column_names, open_columns, read_errors
-from crossfade.trainer.recommend.history import Histories, make_histories
+from crossfade.trainer.recommend.history import Histories, make_sequences
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 OPTION = "--history-file"
@@ -78,11 +79,11 @@ def read_histories(location: str, model: TrainedModel) -> FileHistories:
         unknown = fetch_count(connection, "SELECT count(*) FROM plays ANTI JOIN known USING (item)")
         found = connection.sql(
             "SELECT dense_rank() OVER (ORDER BY query) - 1 AS number, query, row, weight FROM plays JOIN known "
-            "USING (item) WHERE query IS NOT NULL AND isfinite(weight) ORDER BY number, row"
+            "USING (item) WHERE query IS NOT NULL AND isfinite(weight) ORDER BY number, plays.rowid"
         ).to_arrow_table()
     if not found.num_rows:
         raise InputError(f"{OPTION} {location}: none of its {unknown:,} lines names an ID of {item} in '{item}'")
     number_N, row_N = (found.column(name).cast(pa.int64()).to_numpy() for name in ("number", "row"))
     ids = found.column("query").unique().to_pylist()
     weight_N = found.column("weight").to_numpy()
-    return FileHistories(ids, make_histories(number_N, row_N, weight_N, len(ids), model.spec.item.rows), unknown)
+    return FileHistories(ids, make_sequences(number_N, row_N, weight_N, len(ids), model.spec.item.rows), unknown)

@@ -24,9 +24,9 @@ from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
-from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories, load_histories
 from crossfade.trainer.recommend.index_search import IndexRanker, open_index
+from crossfade.trainer.recommend.new_queries import new_query_vectors
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -125,9 +125,9 @@ class Recommender:
             InputError: too few queries are trained.
             CheckpointError: the checkpoint is corrupt or cannot be read.
         """
-        fold_in = FoldIn(self._model)
+        vectors = new_query_vectors(self._model)
         self._reporter.phase("fold in", len(histories.lists.starts_Q1) - 1, self._model.spec.query.name)
-        query_QD = fold_in.vectors(histories, lambda: self._reporter.advance(1))
+        query_QD = vectors.vectors(histories, lambda: self._reporter.advance(1))
         return self.rank(query_QD, histories if self._options.exclude else histories.without_items(), histories)
 
     def load_histories(self, reader: InteractionReader, queries_Q: IntArray, splits: Sequence[SplitName]) -> Histories:

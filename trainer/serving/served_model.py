@@ -24,11 +24,11 @@ from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.fold_in import FoldIn
-from crossfade.trainer.recommend.history import Histories, make_histories
+from crossfade.trainer.recommend.history import Histories, make_sequences
 from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_built_index
 from crossfade.trainer.recommend.metadata_table import GroupLists
+from crossfade.trainer.recommend.new_queries import NewQueryVectors, new_query_vectors
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.recommender import popularity_damping
 from crossfade.trainer.recommend.row_subset import RowSubset
@@ -112,7 +112,7 @@ class ServedModel:
             for metric in self.card.indexes
         }
         self._rankers: OrderedDict[_RankerKey, Ranker] = OrderedDict()
-        self._fold_in: FoldIn | None = None
+        self._new_queries: NewQueryVectors | None = None
         self._ranker(self._key(self.item, self.card.score, RankingOptions()))
 
     def warm_up(self) -> None:
@@ -143,9 +143,9 @@ class ServedModel:
         Raises:
             InputError: too few queries are trained to fold in others, or as for ``recommend``.
         """
-        if self._fold_in is None:
-            self._fold_in = FoldIn(self.model)
-        query_QD = self._fold_in.vectors(histories)
+        if self._new_queries is None:
+            self._new_queries = new_query_vectors(self.model)
+        query_QD = self._new_queries.vectors(histories)
         return self._recommend(query_QD, histories if options.exclude_known else None, options)
 
     def make_histories(self, items: Sequence[IntArray], weights: Sequence[FloatArray]) -> Histories:
@@ -153,7 +153,7 @@ class ServedModel:
         query_N = np.repeat(np.arange(len(items)), [len(item_N) for item_N in items])
         item_N = np.concatenate([np.empty(0, np.int64), *items])
         weight_N = np.concatenate([np.empty(0, np.float32), *weights])
-        return make_histories(query_N, item_N, weight_N, len(items), self.model.spec.item.rows)
+        return make_sequences(query_N, item_N, weight_N, len(items), self.model.spec.item.rows)
 
     def similar(self, entity: str, rows_Q: IntArray, options: RankingOptions) -> Rankings:
         """Rank the rows of ``entity`` by their cosine with each of ``rows_Q``, int64, without itself.

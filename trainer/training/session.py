@@ -208,7 +208,13 @@ class _Parts:
         job, store, held_out = self._job, self._store, None
         if self._inputs.has_rows("valid"):
             held_out = load_held_out(
-                self._reader, self._inputs.manifest, "valid", job.evaluate, store.rank, store.workers
+                self._reader,
+                self._inputs.manifest,
+                "valid",
+                job.evaluate,
+                store.rank,
+                store.workers,
+                self.towers.latest,
             )
         return BestEmbeddings(
             job,
@@ -249,6 +255,7 @@ class _Parts:
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
             group_rows=job.data.group_rows,
+            history_length=model.history.length if model.history else None,
         )
         if self._store.rank == 0:
             warn_odd_batches(job.train.batch_size, schedule.rows, schedule.partitions, self._negatives.kind)

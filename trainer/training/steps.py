@@ -85,7 +85,7 @@ class InPlaceStep:
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
     """Choose how the steps of a job are taken."""
     negatives = job.negatives
-    has_layers = bool(model.towers or model.context or towers.dense.entities)
+    has_layers = bool(model.towers or model.query_sum or towers.dense.entities)
     plain = not (has_layers or model.score.normalized or model.frozen)
     if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)

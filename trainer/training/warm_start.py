@@ -31,11 +31,13 @@ class WarmStart:
     Attributes:
         checkpoint: path or URI of the checkpoint.
         rows: number of rows in the checkpoint, by table.
+        entities: the entity whose rows a table has, by table.
         lineage_index: position of the checkpoint's dataset in the lineage of the run's; later datasets came since.
     """
 
     checkpoint: str
     rows: Mapping[str, int]
+    entities: Mapping[str, str]
     lineage_index: int
 
     def rows_to_reset(self, data: Folder, manifest: DatasetManifest) -> dict[str, IntArray]:
@@ -53,10 +55,10 @@ class WarmStart:
         """
         resets = {}
         for name, rows in self.rows.items():
-            entity = manifest.entities[name]
+            entity = manifest.entities[self.entities[name]]
             rows_R = np.array(entity.vacant_rows, dtype=np.int64)
             if entity.has_last_seen:
-                reassigned_R = Vocabulary(data, manifest, name).rows_assigned_after(self.lineage_index)
+                reassigned_R = Vocabulary(data, manifest, self.entities[name]).rows_assigned_after(self.lineage_index)
                 rows_R = np.union1d(rows_R, reassigned_R[reassigned_R < rows])
             if len(rows_R):
                 resets[name] = rows_R
@@ -81,7 +83,10 @@ def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DatasetManifest)
         DenseLayers.of(job, model).load(checkpoint)
         names = {table.name for table in model.tables}
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in names}
-        return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
+        entities = {name: model.entity_of(name) for name in rows}
+        return WarmStart(
+            checkpoint.uri, rows, entities, _lineage_index(checkpoint, job, manifest, list(entities.values()))
+        )
     except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.warm_start_from: {error}") from error
 
@@ -99,17 +104,17 @@ def _find_checkpoint(source: str) -> Checkpoint:
     )
 
 
-def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetManifest, tables: Sequence[str]) -> int:
+def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetManifest, entities: Sequence[str]) -> int:
     """Find the dataset of ``checkpoint`` in the lineage of the job's dataset, which itself comes last.
 
     Raises:
-        InputError: it is not there, and rows of ``tables`` may have moved from one ID to another since.
+        InputError: it is not there, and rows of ``entities`` may have moved from one ID to another since.
     """
     lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.path))]
     trained_on = checkpoint.manifest.training.get("data")
     if trained_on in lineage:
         return lineage.index(trained_on)
-    if any(manifest.entities[name].has_last_seen for name in tables):
+    if any(manifest.entities[name].has_last_seen for name in entities):
         raise InputError(
             f"{checkpoint.uri}: was trained on a dataset that {job.data.path} does not extend, so its rows may belong "
             "to other ids there (--expire-after); expected a checkpoint trained on this dataset or on one of its base "

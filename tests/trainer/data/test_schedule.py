@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -244,9 +244,11 @@ class CountingReader(InteractionReader):
         self.let_go.set()
         self._changed = threading.Condition()
 
-    def read(self, group: RowGroup) -> Interactions:
+    def read(
+        self, group: RowGroup, context: Sequence[str] | None = None, history_length: int | None = None
+    ) -> Interactions:
         assert self.let_go.wait(TIMEOUT_SECONDS)
-        interactions = super().read(group)
+        interactions = super().read(group, context, history_length)
         with self._changed:
             self.rows += group.rows
             self._changed.notify_all()

@@ -1,0 +1,238 @@
+"""History: the vectors of queries with the mean of the items in their history, and the gradients of each table."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from finite_differences import numeric_gradient
+from resolved_jobs import make_resolved
+
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.defaults import DatasetSize, resolve
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.features import JaggedFeature
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories
+from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, make_batch
+from crossfade.trainer.model.spec import HistorySpec, ModelSpec, Score, TowerSpec, make_model
+from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
+
+DIM = 3
+ROWS = {"customer": 5, "track": 7, "artist": 3, "hour": 4, "history": 7}
+TABLES = {name: TableSpec(name, rows, DIM, 0.1) for name, rows in ROWS.items()}
+ARTIST_OF = [0, 1, 2, 1, 0, 2, 1]
+QUERY_N = np.array([2, 0, 2, 4, 0, 2])
+ITEM_N = np.array([1, 3, 0, 2, 3, 1])
+CONTEXT_NK = np.array([[1], [3], [1], [-1], [3], [0]])
+HISTORIES = [[5, 6], [4], [5, 6, 1], [], [4, 0], [6, 1, 0]]
+LATEST = [[4, 0, 3], [], [1, 0], [2, 2], [6]]
+HALF_LIFE = 2.0
+SHAPES = ["plain", "own table", "histories alone", "context", "item features"]
+
+
+def windows_of(histories: list[list[int]]) -> HistoryWindows:
+    counts = np.array([len(history) for history in histories])
+    return HistoryWindows(
+        np.array([row for history in histories for row in history]), np.cumsum(counts) - counts, counts
+    )
+
+
+def make_towers(shape: str) -> tuple[ModelSpec, Towers]:
+    """Build a model with histories: with customers or without, with context, or with artists of tracks."""
+    is_shared = shape != "own table"
+    table = TABLES["track" if is_shared else "history"]
+    towers: tuple[TowerSpec, ...] = ()
+    features = []
+    if shape == "item features":
+        tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean=True)
+        lists = {"artist": JaggedFeature(np.arange(8, dtype=np.int32), np.array(ARTIST_OF, np.int32))}
+        # Track 1 is cold, so that its ID embedding enters no vector of a track.
+        towers, features = (tower,), [TowerFeatures(tower, lists, np.arange(7) != 1)]
+    model = ModelSpec(
+        TABLES["customer"],
+        TABLES["track"],
+        Score.of("dot", 1.0),
+        towers,
+        context=(TABLES["hour"],) if shape == "context" else (),
+        history=HistorySpec(table, 3, HALF_LIFE, is_shared),
+        has_query_vectors=shape != "histories alone",
+    )
+    latest = LatestHistories(windows_of(LATEST).items_S, np.cumsum([0, *map(len, LATEST)]), 3)
+    return model, Towers(model, features, latest=latest)
+
+
+def batch_of(shape: str, *, per_example: bool = False) -> Batch:
+    """Build a batch of the examples, each with one negative, whose weights are their numbers."""
+    context_NK = CONTEXT_NK if shape == "context" else None
+    weight_N = np.arange(len(QUERY_N), dtype=np.float32)
+    examples = Interactions(QUERY_N, ITEM_N, weight_N, context_NK, windows_of(HISTORIES))
+    batch_slice = BatchSlice(examples, np.arange(len(QUERY_N)), len(QUERY_N))
+    uses_N = np.concatenate([ITEM_N, (ITEM_N + 2) % 7])
+    return make_batch(batch_slice, uses_N, epoch=0, step=0, per_example=per_example)
+
+
+def tables() -> dict[str, FloatArray]:
+    draw = np.random.default_rng(0)
+    return {name: draw.standard_normal((rows, DIM)) for name, rows in ROWS.items()}
+
+
+def mean_of(rows_RD: FloatArray, history: list[int]) -> FloatArray:
+    """Compute the mean of a history, of which each item counts for more than the one before it."""
+    if not history:
+        return np.zeros(DIM)
+    weight_N = 0.5 ** (np.arange(len(history))[::-1] / HALF_LIFE)
+    mean_D: FloatArray = weight_N @ rows_RD[history] / weight_N.sum()
+    return mean_D
+
+
+def expected_vector(shape: str, values: dict[str, FloatArray], example: int) -> FloatArray:
+    vector_D = mean_of(values["history" if shape == "own table" else "track"], HISTORIES[example])
+    if shape != "histories alone":
+        vector_D = vector_D + values["customer"][QUERY_N[example]]
+    if shape == "context" and CONTEXT_NK[example, 0] >= 0:
+        vector_D = vector_D + values["hour"][CONTEXT_NK[example, 0]]
+    return vector_D
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_vector_of_each_example_has_the_mean_of_its_history(shape: str, per_example: bool) -> None:
+    _, towers = make_towers(shape)
+    batch = towers.add_tower_inputs(batch_of(shape, per_example=per_example))
+    values = tables()
+    active = towers.active(batch)
+    # A shared row that items and histories use is pulled once.
+    assert all((np.diff(rows) > 0).all() for rows in active.values())
+    vectors, _ = towers.forward(batch, {name: values[name][rows] for name, rows in active.items()})
+    found = vectors["customer"][batch.query.index_N]
+    numbers = batch.weight_B.astype(int)
+    np.testing.assert_allclose(found, [expected_vector(shape, values, n) for n in numbers], atol=1e-12)
+    np.testing.assert_array_equal(batch.query.rows_A[batch.query.index_N], QUERY_N[numbers])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_match_finite_differences(shape: str) -> None:
+    model, towers = make_towers(shape)
+    batch = towers.add_tower_inputs(batch_of(shape))
+    values = tables()
+    block = {name: values[name][rows] for name, rows in towers.active(batch).items()}
+    assert set(block) == {table.name for table in model.tables}
+    draw = np.random.default_rng(1)
+    weights = {"customer": draw.standard_normal((6, DIM)), "track": draw.standard_normal((len(batch.item.rows_A), DIM))}
+
+    def loss() -> float:
+        vectors = towers.forward(batch, block)[0]
+        return float(sum((weights[name] * np.tanh(vectors[name])).sum() for name in weights))
+
+    vectors, tape = towers.forward(batch, block)
+    by_vectors = {name: weights[name] / np.cosh(vectors[name]) ** 2 for name in weights}
+    gradients = towers.backward(batch, tape, by_vectors).tables
+    assert set(gradients) == set(block)
+    for name, array in block.items():
+        np.testing.assert_allclose(gradients[name], numeric_gradient(loss, array), atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", ["plain", "own table", "histories alone"])
+def test_vectors_outside_training_have_the_latest_history(shape: str) -> None:
+    _, towers = make_towers(shape)
+    values = tables()
+    source = TowerVectors(towers, lambda rows: {name: values[name][rows_A] for name, rows_A in rows.items()})
+    table = values["history" if shape == "own table" else "track"]
+    expected = np.array([mean_of(table, LATEST[row]) for row in (0, 1, 3)])
+    if shape != "histories alone":
+        expected += values["customer"][[0, 1, 3]]
+    np.testing.assert_allclose(source.vectors("customer", np.array([0, 1, 3])), expected, atol=1e-12)
+    np.testing.assert_array_equal(source.vectors("track", np.array([2, 5])), values["track"][[2, 5]])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_of_worker_without_data_has_no_active_rows(shape: str) -> None:
+    model, towers = make_towers(shape)
+    nothing = np.empty(0, np.int64)
+    examples = Interactions(nothing, nothing, np.empty(0, np.float32))
+    batch = towers.add_tower_inputs(make_batch(BatchSlice(examples, nothing, 6), nothing, epoch=0, step=0))
+    active = towers.active(batch)
+    assert set(active) == {table.name for table in model.tables}
+    assert all(len(rows) == 0 for rows in active.values())
+    vectors, tape = towers.forward(batch, {name: np.empty((0, DIM), np.float32) for name in active})
+    gradients = towers.backward(batch, tape, {name: vectors[name] for name in ("customer", "track")}).tables
+    assert set(gradients) == set(active)
+    assert all(values.shape == (0, DIM) for values in gradients.values())
+
+
+def manifest(**changes: Any) -> DatasetManifest:
+    fields: dict[str, Any] = {
+        "query": "customer",
+        "item": "track",
+        "entities": {
+            name: Entity(rows=rows, id_type="int64", files=[]) for name, rows in ROWS.items() if name != "history"
+        },
+        "features": {"track": {"artist": Feature(files=[])}},
+        "context": ["hour"],
+        "splits": {"train": Split(files=[])},
+        "has_timestamp": True,
+        "is_grouped": True,
+    }
+    return DatasetManifest(**(fields | changes))
+
+
+def job_with(**model: Any) -> JobConfig:
+    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
+
+
+def test_model_has_the_tables_that_histories_need() -> None:
+    def names(**model: Any) -> list[str]:
+        return [table.name for table in make_model(job_with(**model), manifest()).tables]
+
+    assert names(query_features=["customer", "history"]) == ["customer", "track"]
+    assert names(query_features=["history"]) == ["track"]
+    own = {"history": {"table": "own"}}
+    assert names(query_features=["customer", "hour", "history"], **own) == ["customer", "hour", "history", "track"]
+    model = make_model(job_with(query_features=["customer", "history"], **own), manifest())
+    assert [table.name for table in model.vectors] == ["customer", "track"]
+    assert model.entity_of("history") == "track"
+    assert make_model(job_with(), manifest()).history is None
+
+
+def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
+    entities = {**manifest().entities, "history": Entity(rows=2, id_type="int64", files=[])}
+    model = make_model(
+        job_with(query_features=["customer", "history"]), manifest(entities=entities, context=["hour", "history"])
+    )
+    assert model.history is None
+    assert [table.name for table in model.context] == ["history"]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "fragment"),
+    [
+        ({}, {"is_grouped": False}, "prepare it with '--order grouped'"),
+        ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
+        ({"item_features": ["artist"]}, {}, "set model.history.table to own"),
+        ({"combine": "mean"}, {}, "set model.combine to sum, now mean"),
+        ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
+        ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),
+    ],
+)
+def test_histories_that_cannot_be_used_are_rejected(
+    model: dict[str, Any], changes: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_model(job_with(**{"query_features": ["customer", "history"], **model}), manifest(**changes))
+    assert fragment in str(caught.value)
+
+
+def test_examples_are_read_in_random_order_where_each_has_a_history() -> None:
+    size = DatasetSize(queries=1_000, items=100_000, interactions=1_000_000, is_grouped=True)
+    plain, with_history = (
+        resolve(
+            JobConfig.model_validate({"name": "j", "data": {"path": "d"}, "model": {"query_features": names}}), size
+        )
+        for names in ([], ["history"])
+    )
+    assert (plain.negatives.kind, plain.data.group) == ("all", "all")
+    assert (with_history.negatives.kind, with_history.data.group) == ("in_batch", 1)
