@@ -64,6 +64,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     content.add_argument(
         "--audio", metavar="N", help="give each item a vector of N numbers, by its genre (default: none)"
     )
+    content.add_argument(
+        "--moods",
+        metavar="N",
+        help="with --raw-events: have each customer play one genre at a time, and turn N times to another (default: "
+        "one to three genres at all times)",
+    )
     content.add_argument("--query", default="customer", metavar="NAME", help="name the querying entity (%(default)s)")
     content.add_argument("--item", default="track", metavar="NAME", help="name the item entity (%(default)s)")
     content.add_argument("--seed", type=int, default=0, metavar="N", help="seed all draws (default: 0)")
@@ -99,6 +105,8 @@ def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
     from crossfade.trainer.prepare.summary import format_summary
     from crossfade.trainer.prepare.synthetic import synthetic_source, write_synthetic
 
+    if arguments.moods is not None:
+        raise InputError("--moods: applies to --raw-events, since the interactions of datasets are in no order of time")
     if arguments.skip_existing:
         existing = read_complete(Folder(arguments.out))
         if existing is not None and existing.source == synthetic_source(spec, arguments.seed):

@@ -39,7 +39,7 @@ class DatasetSize:
 def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     """Return ``job`` with a value for each ``auto``; other values are left alone."""
     negatives = job.negatives if job.negatives.kind != "auto" else _negatives(job, size)
-    shares_scores = size.is_grouped and not _has_combinations(job)
+    shares_scores = size.is_grouped and not _has_histories(job)
     group: Any = "all" if negatives.kind == "all" and shares_scores else 1
     rate = 0.015 if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
     dense = _fill(job.model.dense, learning_rate=rate)
@@ -73,11 +73,11 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
         return job.negatives.model_copy(update={"kind": "shared"})
     scores = size.queries * size.items
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
-    if size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap and not _has_combinations(job)):
+    if not _has_histories(job) and (size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)):
         return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
     return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
 
 
-def _has_combinations(job: JobConfig) -> bool:
-    """Whether a query may have different vectors in a step, with context or a history, each of which is scored."""
+def _has_histories(job: JobConfig) -> bool:
+    """Whether each example has the vector of its own history, so that those of a query cannot share their scores."""
     return HISTORY in job.model.query_features

@@ -122,7 +122,8 @@ class NegativesConfig(Section):
         "for each example; in_batch: items of the other examples of the same step and partition, about "
         "train.batch_size / data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item "
         "table; auto: for softmax, all up to 32,768 items (131,072 in a grouped dataset, if its queries times items "
-        "are at most 8,192 times its interactions) and in_batch with logq_correction above; for other losses, shared",
+        "are at most 8,192 times its interactions) and in_batch with logq_correction above, or with histories, since "
+        "each example is then scored by itself; for other losses, shared",
     )
     count: AtLeastOne = Field(4096, description="samples in the pool, or per example; not used by in_batch and all")
     sampling: Literal["uniform", "popularity"] = Field(

@@ -82,7 +82,8 @@ def load_baselines(job: JobConfig, splits: Sequence[SplitName]) -> dict[str, Any
 
 def _key(split: SplitName, spec: EvaluateConfig) -> str:
     """Return what results depend on besides the dataset."""
-    return f"{split}, without {', '.join(sorted(spec.excluded_from(split))) or 'nothing'}, k {sorted(set(spec.k))}"
+    by = "" if spec.by == "query" else f", by {spec.by}"
+    return f"{split}, without {', '.join(sorted(spec.excluded_from(split))) or 'nothing'}, k {sorted(set(spec.k))}{by}"
 
 
 class _Result(BaseModel):

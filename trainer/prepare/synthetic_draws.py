@@ -7,6 +7,8 @@
 - Item row r belongs to genre r mod G, which is a feature of the item. Its popularity is proportional to the integral of
   x^-a from r + 1 to r + 1 + G, a window on a Zipf law: row 0 is the most popular in expectation.
 - Query row r is active in proportion to the integral of x^-b from r + 1 to r + 2, and has one to three genres.
+- With moods, a query of raw events, whose positions are in order of time, has one genre at a time instead. It turns to
+  another after each of so many parts of the time, the first of which has begun before.
 - Most interactions are with an item of the query's own genres, the others ("stray") with any item.
 - The hash of a (query, item) pair determines its split, so that no pair of train occurs in test.
 
@@ -52,7 +54,8 @@ class SyntheticSpec:
 
     ``valid`` and ``test`` are fractions of the interactions, met in expectation; 0 leaves the split out. Items have the
     feature ``genre``, unless ``query`` or ``item`` has that name. With ``audio`` above 0, they have content of
-    that name and so many numbers: the center of their genre, and noise as strong.
+    that name and so many numbers: the center of their genre, and noise as strong. With ``moods`` above 0, a query of
+    raw events has one genre at a time, for one such part of the time.
     """
 
     queries: int = 2_000
@@ -62,6 +65,7 @@ class SyntheticSpec:
     valid: float = 0.1
     test: float = 0.1
     audio: int = 0
+    moods: int = 0
     query: str = "customer"
     item: str = "track"
 
@@ -77,6 +81,8 @@ class SyntheticSpec:
                 raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
         if not 0 <= self.audio <= MAX_CONTENT_WIDTH:
             raise InputError(f"--audio {self.audio}: expected from 0 to {MAX_CONTENT_WIDTH} numbers")
+        if self.moods < 0:
+            raise InputError(f"--moods {self.moods}: expected at least 0")
         if self.genres > self.items:
             raise InputError(f"--genres {self.genres}: expected at most one for each of the {self.items} items")
         for name in ("valid", "test"):
@@ -156,6 +162,10 @@ class Generator:
         many_N = 1 + (self.uniform("mixture", query_counter_N) * MAX_OWN_GENRES).astype(np.uint64)
         choice_N = (self.uniform("choice", position_N) * many_N).astype(np.uint64)
         own_N = self.uniform("own genre", query_counter_N * np.uint64(MAX_OWN_GENRES) + choice_N)
+        if self.spec.moods:
+            elapsed_N = position_N * (self.spec.moods / self.spec.interactions)
+            mood_N = (elapsed_N + self.uniform("turn", query_counter_N)).astype(np.uint64)
+            own_N = self.uniform("mood", query_counter_N * np.uint64(self.spec.moods + 1) + mood_N)
         any_N = self.uniform("any genre", position_N)
         draw_N = np.where(stray_N, any_N, own_N)
         found_N = np.searchsorted(self._cumulative_G, draw_N, side="right")

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from builders import make_interactions, write_data_set
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.query_history import latest_histories
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 
@@ -91,3 +94,64 @@ def test_query_is_a_customer_in_the_context_of_the_held_out_event(tmp_path: Path
     assert [len(part.queries_Q) for part in parts] == [2, 1, 1]
     halves = [queries(chunk) for chunk in everything.chunks(2)]
     assert {**halves[0], **halves[1]} == queries(everything)
+
+
+def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
+    """Customer a plays 4 items in train and 3 in test, two of these at the same time; 7 has a negative weight."""
+    train = write_parquet(
+        tmp_path / "train.parquet",
+        customer=["a", "a", "a", "a", "b"],
+        item=[1, 2, 3, 7, 1],
+        weight=[1.0, 1.0, 1.0, -1.0, 1.0],
+        timestamp=[10, 20, 30, 35, 5],
+    )
+    test = write_parquet(
+        tmp_path / "test.parquet",
+        customer=["a", "a", "a", "a", "b"],
+        item=[4, 5, 6, 1, 2],
+        weight=[1.0] * 5,
+        timestamp=[40, 40, 50, 60, 40],
+    )
+    manifest = prepare_files(tmp_path / "out", train, test=[test], item="item", weight="weight", timestamp="timestamp")
+    customers, items = (
+        [str(row[1]) for row in vocabulary_tuples(tmp_path / "out", name)] for name in ("customer", "item")
+    )
+    reader = InteractionReader(Folder(tmp_path / "out"), manifest)
+    spec = EvaluateConfig(by="moment", task="repeat")
+    parts = [(part.query_N, part.item_N, np.arange(len(part))) for part in reader.read_all(manifest.splits["train"])]
+    latest = latest_histories(parts, manifest.entities["customer"].rows, length=3)
+
+    def queries(held_out: HeldOut) -> list[tuple[str, list[str], list[str]]]:
+        assert held_out.histories is not None
+        before = held_out.histories.before
+        found = []
+        for place, row in enumerate(held_out.queries_Q):
+            first, end = before.first_N[place], before.first_N[place] + before.count_N[place]
+            truth = sorted(items[item] for item in held_out.truth.slice(place, place + 1).items_N)
+            found.append((customers[row], truth, [items[item] for item in before.items_S[first:end]]))
+        return sorted(found)
+
+    everything = load_held_out(reader, manifest, "test", spec, 0, 1, latest)
+    (at_60, at_40, at_50, of_b) = queries(everything)  # sorted by customer and held-out items
+    assert at_40 == ("a", ["4", "5"], ["1", "2", "3"])
+    assert (at_50[1], sorted(at_50[2])) == (["6"], ["3", "4", "5"])
+    assert (at_60[1], sorted(at_60[2])) == (["1"], ["4", "5", "6"])
+    assert of_b == ("b", ["2"], ["1"])
+    chunks = [queries(chunk) for chunk in everything.chunks(3)]
+    assert sorted([*chunks[0], *chunks[1]]) == queries(everything)
+    halves = [load_held_out(reader, manifest, "test", spec, rank, 2, latest) for rank in (0, 1)]
+    assert sorted([*queries(halves[0]), *queries(halves[1])]) == queries(everything)
+    new = load_held_out(reader, manifest, "test", EvaluateConfig(by="moment"), 0, 1, latest)
+    assert [truth for _, truth, _ in queries(new)] == [["4", "5"], ["6"], ["2"]]
+    assert new.dropped == 1
+    by_query = load_held_out(reader, manifest, "test", EvaluateConfig(), 0, 1, latest)
+    assert by_query.histories is None
+    assert len(by_query.queries_Q) == 2
+
+
+def test_moments_need_timestamps(tmp_path: Path) -> None:
+    write_pairs(tmp_path, {"train": [(0, 1)], "test": [(0, 2)]})
+    manifest = read_manifest(Folder(tmp_path))
+    reader = InteractionReader(Folder(tmp_path), manifest)
+    with pytest.raises(InputError, match=r"evaluate.by is 'moment', but .* has no timestamps"):
+        load_held_out(reader, manifest, "test", EvaluateConfig(by="moment"), 0, 1)

@@ -81,6 +81,7 @@ def test_history_ranks_far_better_on_the_same_queries(workspace: Path, by_histor
     # The latest history of train is older than that at the moment of most held-out plays.
     by_query = json.loads(succeeded(crossfade_here("evaluate", by_history, "--by", "query", "--json")).stdout)
     assert by_query["test"]["queries"] == CUSTOMERS
+    assert by_query["baselines"] != compared["baselines"]
 
 
 def test_resumed_run_gives_the_same_bits(workspace: Path, by_history: Path) -> None:
