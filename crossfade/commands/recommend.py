@@ -61,8 +61,9 @@ A * T * log(1 + count), with T the model's temperature; 0 is the model's own ran
 by how much more likely an item is for this customer than for anyone.
 
 Somebody who was not in training, or has listened to more since, gets a vector from a history: the one that best
-explains it, with the items' vectors as they are, in milliseconds. A --history-file has a column of items and, if there
-are any, of customers and weights, named as the entities and 'weight'.
+explains it, with the items' vectors as they are, in milliseconds; or, in a model that trained with histories, their
+mean. A --history-file has a column of items and, if there are any, of customers and weights, named as the entities and
+'weight'. Items are in order of time, the newest last.
 
 With --index, an index of 'crossfade index' is searched: some of the best items may be missing, and the score is the
 model's. Filters and exclusions hold as without it.

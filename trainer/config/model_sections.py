@@ -40,7 +40,7 @@ class HistoryConfig(Section):
     """The history of a query, where ``model.query_features`` names it: items that it has interacted with."""
 
     length: AtLeastOne = Field(
-        50,
+        20,
         description="items of a history at most: the last ones before the interaction or, in a dataset without "
         "timestamps, other items of the same query",
     )
