@@ -20,12 +20,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 if "numba" in sys.modules:
     sys.modules["numba"].config.THREADING_LAYER_PRIORITY = os.environ["NUMBA_THREADING_LAYER_PRIORITY"].split()
 
-# The engine calls BLAS tile by tile from its own threads; more threads inside BLAS would compete with them, and would
-# round sums differently. OpenBLAS reads the variable once, when numpy is imported, which a program or a test may have
-# done before.
-if "OPENBLAS_NUM_THREADS" not in os.environ:
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    if "numpy" in sys.modules:
-        threadpool_limits(1, user_api="blas")
+# The engine calls BLAS tile by tile from its own threads; more threads inside BLAS would compete with them, so that a
+# step takes five times as long, and would round sums differently. So a number in the environment, where it is meant for
+# any program, is overridden. OpenBLAS reads the variable once, when numpy is imported, which a program or a test may
+# have done before.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if "numpy" in sys.modules:
+    threadpool_limits(1, user_api="blas")
 
 __version__ = "0.1.0"

@@ -31,6 +31,7 @@ from crossfade.kvstore.jit import inner_kernel, njit, prange
 from crossfade.kvstore.memory import advise_huge_pages
 from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from crossfade.kvstore.row_kernels import descend, dot, square_of_sum
+from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 
 _MAX_MAGNITUDE = np.float32(1e18)
 _MAX_SQUARE = np.float32(1e36)
@@ -136,18 +137,33 @@ def prefetch_state(row, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND):  # type: ig
         prefetch_row(exp_avg_sq_ND, row)
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@inner_kernel()
+def _update_active_row(  # type: ignore[no-untyped-def]
+    a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):
+    if a + AHEAD < rows_A.shape[0]:
+        prefetch_row(weights_ND, rows_A[a + AHEAD])
+        prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+    return update_row(
+        weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+    )
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
 def _update_rows(  # type: ignore[no-untyped-def]
     weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):
     """Update active rows; return how many have diverged."""
     divergent_rows = 0
+    if gradient_AD.size < MIN_PARALLEL_VALUES:
+        for a in range(rows_A.shape[0]):
+            divergent_rows += _update_active_row(
+                a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+            )
+        return divergent_rows
     for a in prange(rows_A.shape[0]):
-        if a + AHEAD < rows_A.shape[0]:
-            prefetch_row(weights_ND, rows_A[a + AHEAD])
-            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-        divergent_rows += update_row(
-            weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+        divergent_rows += _update_active_row(
+            a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
         )
     return divergent_rows
 

@@ -19,6 +19,12 @@ from numba import types
 
 from crossfade.kvstore.jit import inner_kernel, intrinsic
 
+MIN_PARALLEL_VALUES = 1 << 18
+"""Values from which on a kernel that reads and writes rows once shares them among threads.
+
+Fewer take one thread a few tenths of a millisecond, a millisecond if they are scattered over memory. To wake the others
+takes as long where cores are busy, and they poll for more work afterwards.
+"""
 _LARGEST_CHUNK = 256
 """Long enough that what a thread prefetches ahead in its own chunk covers almost all of it."""
 _CHUNKS_PER_THREAD = 8

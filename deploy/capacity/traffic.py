@@ -110,6 +110,8 @@ class WorkerLoad:
     """Examples of each of its partitions, which are one another's in-batch negatives."""
     step_examples: float = 0.0
     """Examples of all workers."""
+    kept_rows: int = 0
+    """Interactions that it keeps for the following epochs."""
 
 
 def worker_loads(
@@ -140,7 +142,8 @@ def worker_loads(
         negatives = _negatives(job.negatives, examples, items)
         partition_examples = examples / max(1, len(blocks_P[local]))
         held_rows = sum(held_P[local])
-        loads.append(WorkerLoad(examples, negatives, held_rows, max_block_rows, partition_examples, step_examples))
+        sizes = held_rows, max_block_rows, partition_examples, step_examples, schedule.kept_rows
+        loads.append(WorkerLoad(examples, negatives, *sizes))
     return loads
 
 

@@ -58,6 +58,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     yield MemoryItem(
         "interactions: two shuffle blocks a partition", BLOCK_COPIES * load.block_rows * _interaction_bytes(inputs)
     )
+    yield MemoryItem("interactions kept for the next epoch", load.kept_rows * _interaction_bytes(inputs))
     yield MemoryItem("fetching, decoding and shuffling them", _decoding_bytes(inputs, load.max_block_rows))
     yield from _features(inputs)
     yield from _latest_histories(inputs)

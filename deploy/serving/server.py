@@ -28,7 +28,7 @@ from crossfade.trainer.serving.copies_folder import CopiesFolder
 _BACKLOG = 2048
 _DRAIN_SECONDS, _HUNG_SECONDS = 30, 30
 _METRICS = "metrics"
-_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ read exactly once an epoch, and a worker computes the size of the global batch w
 
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
 or in groups of the same query (``group_order.py``). While the current block of a partition is consumed, other threads
-fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition.
+fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition. It reads an epoch that
+has no more rows than one block per partition only once, and keeps its rows for the following epochs.
 
 Shapes: B examples of a slice, P partitions.
 """
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -109,8 +110,6 @@ class BatchSchedule:
         Up to ``group_rows`` rows of a query in a shuffle block are read one after the other; None: all of them. They
         have histories of up to ``history_length`` items; None: they have none.
         """
-        self._reader = reader
-        self._history_length = history_length
         self._groups = groups
         self.partitions = min(partitions, len(self._groups))
         self._block_rows = shuffle_block_rows
@@ -118,6 +117,9 @@ class BatchSchedule:
         self._group_rows = group_rows
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
+        self.kept_rows = self.rows if self.rows <= self.partitions * shuffle_block_rows else 0
+        """Rows that stay in memory once they are read: all, where an epoch has no more than shuffle blocks may have."""
+        self._reader = _BlockReader(reader, history_length, keeps=self.kept_rows > 0)
 
     def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
         """Assign the row groups of ``epoch`` to partitions: in random order, each to the one with the fewest rows."""
@@ -158,7 +160,7 @@ class BatchSchedule:
 
         timer = wait_timer or Stopwatch()
         streams = {
-            partition: _PartitionStream(self._fetch, shuffle_blocks(partition), timer)
+            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, self._group_rows, timer)
             for partition in range(rank, self.partitions, workers)
         }
         for at in range(epoch, epoch + epochs):
@@ -166,9 +168,6 @@ class BatchSchedule:
             for step in range(first_step if at == epoch else 0, self.steps):
                 yield self._slice(streams, self._rows_before(rows_P, step), self._rows_before(rows_P, step + 1))
             del assignments[at]
-
-    def _fetch(self, block: ShuffleBlock) -> _BlockFetch:
-        return _BlockFetch(self._reader, block, self._seed, self._group_rows, self._history_length)
 
     @staticmethod
     def _slice(streams: dict[int, _PartitionStream], before_P: IntArray, after_P: IntArray) -> BatchSlice:
@@ -214,19 +213,33 @@ def _rows(assignment: list[list[RowGroup]]) -> IntArray:
     return np.array([sum(group.rows for group in groups) for groups in assignment], dtype=np.int64)
 
 
+class _BlockReader:
+    """Reads the row groups of shuffle blocks in the threads of a reader."""
+
+    def __init__(self, reader: InteractionReader, history_length: int | None, *, keeps: bool) -> None:
+        """Read with ``reader``, with histories of ``history_length``, if any, each row group once if ``keeps``."""
+        self.submit, self.interrupt = reader.submit, reader.interrupt
+        self._reader = reader
+        self._history_length = history_length
+        self._keeps = keeps
+        self._kept: dict[tuple[str, int], Interactions] = {}
+
+    def read(self, group: RowGroup) -> Interactions:
+        """Return the interactions of one of the schedule's row groups; see ``InteractionReader.read``."""
+        place = group.file.path, group.index
+        interactions = self._kept.get(place)
+        if interactions is None:
+            interactions = self._reader.read(group, history_length=self._history_length)
+            if self._keeps:
+                self._kept[place] = interactions
+        return interactions
+
+
 class _BlockFetch:
     """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    def __init__(
-        self,
-        reader: InteractionReader,
-        block: ShuffleBlock,
-        seed: int,
-        group_rows: int | None,
-        history_length: int | None,
-    ) -> None:
+    def __init__(self, reader: _BlockReader, block: ShuffleBlock, seed: int, group_rows: int | None) -> None:
         self._reader = reader
-        self._history_length = history_length
         self._block = block
         self._seed = seed
         self._group_rows = group_rows
@@ -244,7 +257,7 @@ class _BlockFetch:
     def _read(self, place: int) -> None:
         try:
             if not self._done.done():
-                self._parts[place] = self._reader.read(self._block.groups[place], history_length=self._history_length)
+                self._parts[place] = self._reader.read(self._block.groups[place])
                 with self._lock:
                     self._left -= 1
                     last = self._left == 0
@@ -289,10 +302,17 @@ class _PartitionStream:
     """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
     def __init__(
-        self, fetch: Callable[[ShuffleBlock], _BlockFetch], blocks: Iterator[ShuffleBlock], wait_timer: Stopwatch
+        self,
+        reader: _BlockReader,
+        blocks: Iterator[ShuffleBlock],
+        seed: int,
+        group_rows: int | None,
+        wait_timer: Stopwatch,
     ) -> None:
-        self._fetch = fetch
+        self._reader = reader
         self._blocks = blocks
+        self._seed = seed
+        self._group_rows = group_rows
         self._wait_timer = wait_timer
         self._current = concatenate([])
         self._consumed = 0
@@ -300,7 +320,7 @@ class _PartitionStream:
 
     def _fetch_next(self) -> _BlockFetch | None:
         block = next(self._blocks, None)
-        return None if block is None else self._fetch(block)
+        return None if block is None else _BlockFetch(self._reader, block, self._seed, self._group_rows)
 
     def take(self, count: int) -> list[Interactions]:
         """Return the next ``count`` rows, in one piece per shuffle block."""

@@ -104,9 +104,40 @@ def _sort(uses_N, number_bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _group_dense(uses_N, largest):  # type: ignore[no-untyped-def]
+    """Return what ``_group`` does by counting the uses of each row up to the ``largest``."""
+    count = uses_N.shape[0]
+    next_R = np.zeros(largest + 1, np.int32)
+    for n in range(count):
+        next_R[uses_N[n]] += 1
+    rows_A, starts_A = np.empty(largest + 1, np.int64), np.empty(largest + 2, np.int32)
+    order_N, index_N, sorted_index_N = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
+    active, first = 0, np.int32(0)
+    active_R = np.empty(largest + 1, np.int32)
+    for row in range(largest + 1):
+        uses = next_R[row]
+        if uses:
+            rows_A[active], starts_A[active], active_R[row], next_R[row] = row, first, active, first
+            for n in range(first, first + uses):
+                sorted_index_N[n] = active
+            active, first = active + 1, first + uses
+    starts_A[active] = count
+    for n in range(count):
+        row = uses_N[n]
+        order_N[next_R[row]] = n
+        next_R[row] += 1
+        index_N[n] = active_R[row]
+    return rows_A[:active].copy(), starts_A[: active + 1].copy(), order_N, index_N, sorted_index_N
+
+
+@njit(cache=True, nogil=True)
 def _group(uses_N):  # type: ignore[no-untyped-def]
     """Return rows_A, starts_A1, order_N, and the active row of each use, then of each use in order."""
-    count = uses_N.shape[0]
+    count, largest = uses_N.shape[0], np.int64(0)
+    for n in range(count):
+        largest = max(largest, uses_N[n])
+    if largest < count:
+        return _group_dense(uses_N, largest)
     number_bits = _bits(count)
     sorted_N = _sort(uses_N, number_bits)
     numbers = (np.int64(1) << number_bits) - 1

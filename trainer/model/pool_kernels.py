@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit, prange
 from crossfade.kvstore.lanes import dot_lanes
+from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""
@@ -49,7 +50,7 @@ def _rows_of_part(starts_A1, part):  # type: ignore[no-untyped-def]
     return first, (np.searchsorted(starts_A1[:rows], uses * (part + 1) // _PARTS) if part + 1 < _PARTS else rows)
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
 def sum_query_gradients(  # type: ignore[no-untyped-def]
     product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B, dot_scale, norm_scale
 ):
@@ -88,7 +89,7 @@ def sum_query_gradients(  # type: ignore[no-untyped-def]
     return out_AD
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
 def sum_item_gradients(  # type: ignore[no-untyped-def]
     sums_RD, slope_R, chunks, drawn, in_batch, slope_B, query_AD, item_AD, order_N, starts_A1, query_B,
     dot_scale, norm_scale
@@ -140,30 +141,39 @@ def sum_item_gradients(  # type: ignore[no-untyped-def]
     return out_AD
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@inner_kernel()
+def _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for d in range(item_AD.shape[1]):
+        out_AD[a, d] = sums_KAD[0, a, d]
+    for k in range(1, sums_KAD.shape[0]):
+        for d in range(item_AD.shape[1]):
+            out_AD[a, d] += sums_KAD[k, a, d]
+    if norm_scale:
+        for k in range(sums_KAD.shape[0]):
+            total += slope_KA[k, a]
+    total *= np.float32(2.0) * norm_scale
+    for d in range(item_AD.shape[1]):
+        out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
 def sum_chunks(sums_KAD, slope_KA, item_AD, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
     """Return the gradients of items that are the pool of all chunks, in the order of their rows."""
     out_AD = np.empty_like(item_AD)
+    if item_AD.size < MIN_PARALLEL_VALUES:
+        for a in range(item_AD.shape[0]):
+            _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD)
+        return out_AD
     for a in prange(item_AD.shape[0]):
-        total = np.float32(0.0)
-        for d in range(item_AD.shape[1]):
-            out_AD[a, d] = sums_KAD[0, a, d]
-        for k in range(1, sums_KAD.shape[0]):
-            for d in range(item_AD.shape[1]):
-                out_AD[a, d] += sums_KAD[k, a, d]
-        if norm_scale:
-            for k in range(sums_KAD.shape[0]):
-                total += slope_KA[k, a]
-        total *= np.float32(2.0) * norm_scale
-        for d in range(item_AD.shape[1]):
-            out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+        _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD)
     return out_AD
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True)
 def scale_rows(rows_AD, factor_A, scale):  # type: ignore[no-untyped-def]
     """Multiply each row by its factor and ``scale``, in place."""
-    for a in prange(rows_AD.shape[0]):
+    for a in range(rows_AD.shape[0]):
         factor = scale * factor_A[a]
         for d in range(rows_AD.shape[1]):
             rows_AD[a, d] *= factor

@@ -209,7 +209,7 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
 
 @njit(cache=True, error_model="numpy", nogil=True)
 def all_items_softmax_pass(  # type: ignore[no-untyped-def]
-    scores_TC, query_TD, first, offset_C, item_N, weight_N, starts_A1, dot_scale, loss_N, factor_A
+    scores_TC, query_TD, first, offset_C, item_B, weight_B, order_N, starts_A1, dot_scale, loss_N, factor_A
 ):
     """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
 
@@ -220,26 +220,29 @@ def all_items_softmax_pass(  # type: ignore[no-untyped-def]
         query_TD: vectors of the tile's queries.
         first: the tile's first query.
         offset_C: subtracted from the scores of the items.
-        item_N: the examples' items, by place in the pool, query by query.
-        weight_N: the examples' weights, none below 0.
-        starts_A1: the examples of query a are ``starts_A1[a]`` to ``starts_A1[a + 1]``.
+        item_B: the examples' items, by place in the pool.
+        weight_B: the examples' weights, none below 0.
+        order_N: as in ``ActiveRows``, of queries.
+        starts_A1: likewise.
         dot_scale: factor of dot products in a score.
-        loss_N: filled with losses.
+        loss_N: filled with losses, in the order of ``order_N``.
         factor_A: filled with factors of the powers.
     """
     for t in range(scores_TC.shape[0]):
         row_C, query_D, a = scores_TC[t], query_TD[t], first + t
         largest, weight = _largest(row_C, offset_C, dot_scale), ZERO
         for n in range(starts_A1[a], starts_A1[a + 1]):
-            loss_N[n] = largest - (dot_scale * row_C[item_N[n]] - offset_C[item_N[n]])
-            weight += weight_N[n]
+            item = item_B[order_N[n]]
+            loss_N[n] = largest - (dot_scale * row_C[item] - offset_C[item])
+            weight += weight_B[order_N[n]]
         total = store_powers(row_C, offset_C, dot_scale, largest)
         log_total = np.float32(math.log(total))
         factor_A[a] = weight / total
         for n in range(starts_A1[a], starts_A1[a + 1]):
-            loss_N[n] = weight_N[n] * (loss_N[n] + log_total)
+            b = order_N[n]
+            loss_N[n] = weight_B[b] * (loss_N[n] + log_total)
             if weight > ZERO:
                 # In this order, since total / weight overflows where weights are tiny.
-                row_C[item_N[n]] -= (weight_N[n] / weight) * total
+                row_C[item_B[b]] -= (weight_B[b] / weight) * total
         for d in range(query_D.shape[0]):
             query_D[d] *= factor_A[a]

@@ -51,5 +51,5 @@ def _factors(power: float, counts_R: IntArray | None) -> FloatArray | None:
 
 
 def _of_examples(factor_R: FloatArray, active: ActiveRows, examples: int) -> FloatArray:
-    factor_B: FloatArray = factor_R[active.rows_A][active.index_N[:examples]]
+    factor_B: FloatArray = factor_R.take(active.uses_N[:examples])  # like kernels, without the interpreter's lock
     return factor_B

@@ -17,6 +17,7 @@ import numpy as np
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import DivergedError
 from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.prefetch import Prefetcher
 from crossfade.trainer.evaluation.ranking import EvalMetrics
@@ -136,7 +137,7 @@ class TrainLoop:
             steps=self.total_steps,
             examples=state.examples_total,
             loss=loss * batch.global_size / max(len(batch), 1),
-            learning_rate=self.job.optimizer_spec.learning_rate * factor,
+            learning_rate=resolved(self.job.optimizer.learning_rate) * factor,
             local_examples=len(batch),
             rows={name: len(rows_A) for name, rows_A in active.items()},
             seconds=state.step_seconds(),

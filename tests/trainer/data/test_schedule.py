@@ -285,6 +285,18 @@ def test_partition_prefetches_exactly_one_shuffle_block(tmp_path: Path, ten_grou
     assert list(slices) == []
 
 
+def test_epoch_that_fits_into_one_block_per_partition_is_read_once(tmp_path: Path, ten_groups: CountingReader) -> None:
+    groups = row_groups(read_manifest(Folder(tmp_path)).splits["train"])
+    orders = []
+    # Either gives blocks of five row groups.
+    for block_rows, rows_read in ((100, 200), (99, 600)):
+        ten_groups.rows = 0
+        schedule = BatchSchedule(ten_groups, groups, batch_size=10, partitions=2, shuffle_block_rows=block_rows, seed=1)
+        orders.append([order(schedule, epoch).tolist() for epoch in range(3)])
+        assert ten_groups.rows == rows_read
+    assert orders[0] == orders[1]
+
+
 def test_waiting_for_a_shuffle_block_is_timed(tmp_path: Path, ten_groups: CountingReader) -> None:
     waiting = Stopwatch()
     slices = two_partitions(ten_groups, tmp_path).slices(0, 0, 0, 1, wait_timer=waiting)

@@ -12,7 +12,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import NegativesConfig, ScoreKind
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines import all_items, pools
+from crossfade.trainer.model.engines import all_items, pools, sharing
 from crossfade.trainer.model.engines.cpu import CpuEngine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.softmax_kernels import store_powers
@@ -163,8 +163,7 @@ def test_number_of_threads_changes_no_bit(case: Case, monkeypatch: pytest.Monkey
     expected = case.result()
     all_threads = numba.get_num_threads()
     for threads in (1, 3, 8):
-        monkeypatch.setattr(pools, "get_num_threads", lambda threads=threads: threads)
-        monkeypatch.setattr(all_items, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(sharing, "get_num_threads", lambda threads=threads: threads)
         numba.set_num_threads(min(threads, all_threads))
         try:
             found = case.result()
@@ -209,3 +208,12 @@ def test_tiny_weights_have_finite_gradients() -> None:
     loss, *gradients = case.result()
     assert 0 < loss < 1e-30
     assert all(np.isfinite(gradient_AD).all() for gradient_AD in gradients)
+
+
+@pytest.mark.parametrize("queries", [1, 31, 64, 147, 300, 5_900, 100_000])
+def test_chunks_are_even_in_number_and_size(queries: int) -> None:
+    size = all_items._chunk_size(queries, sums_bytes=800_000)
+    chunks = -(-queries // size)
+    assert chunks == 1 or (chunks % 2 == 0 and queries - (chunks - 1) * size > size // 2)
+    assert 1 <= chunks <= 64
+    assert size >= 32 or chunks == 1

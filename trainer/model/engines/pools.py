@@ -13,7 +13,6 @@ columns.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -21,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.scratch import Scratch
+from crossfade.trainer.model.engines.sharing import WorkSharing
 from crossfade.trainer.model.loss_kernels import shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.pool_kernels import fill_squares, gather, sum_item_gradients, sum_query_gradients
@@ -137,7 +136,7 @@ class PoolGradients:
         self._items = items
         self._softmax = loss.kind == "softmax" and num_hard is None
         self._scales = np.float32(score.dot_scale), np.float32(score.norm_scale)
-        self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="engine")
+        self._sharing = WorkSharing()
         self._scratch = Scratch()
 
     def compute(
@@ -148,8 +147,7 @@ class PoolGradients:
         chunks = self._chunks(batch, pools)
         arrays = self._arrays(batch, weight_B, query_AD, item_AD, chunks[-1][-1].sums.stop)
         flat = [chunk for of_pool in chunks for chunk in of_pool]
-        for _ in self._threads.map(lambda chunk: self._compute_chunk(arrays, chunk), flat):
-            pass
+        self._sharing.run(lambda chunk: self._compute_chunk(arrays, chunk), flat)
         query_gradient_AD = sum_query_gradients(
             *(arrays.product_BD, arrays.factor_B, arrays.slope_B, arrays.total_B, query_AD, item_AD),
             *(batch.query.order_N, batch.query.starts_A1, batch.item_index_B, *self._scales),
