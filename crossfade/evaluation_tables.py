@@ -16,11 +16,10 @@ Values = Mapping[str, float | int | None]
 def print_segments(segments: Mapping[str, Values]) -> None:
     """Print a column for each segment and a row for each metric at each depth; "-" where a segment has no value."""
     metrics = list(dict.fromkeys(name for values in segments.values() for name in values if "@" in name))
-    rows = [
-        ["segment", *segments],
-        ["interactions", *map(_range, segments.values())],
-        ["queries", *(f"{values['queries']:,}" for values in segments.values())],
-    ]
+    rows = [["segment", *segments]]
+    if any("min_interactions" in values for values in segments.values()):
+        rows.append(["interactions", *map(_range, segments.values())])
+    rows.append(["queries", *(f"{values['queries']:,}" for values in segments.values())])
     for metric in metrics:
         found = [values.get(metric) for values in segments.values()]
         rows.append([metric, *("-" if value is None else f"{value:.4f}" for value in found)])
@@ -28,7 +27,7 @@ def print_segments(segments: Mapping[str, Values]) -> None:
 
 
 def _range(values: Values) -> str:
-    """Return the limits of a segment's counts as ``5-9`` or ``10+``; empty for all queries."""
+    """Return the limits of a segment's counts as ``5-9`` or ``10+``; empty where it has none."""
     if "min_interactions" not in values:
         return ""
     least, largest = values["min_interactions"], values["max_interactions"]

@@ -22,6 +22,7 @@ _EXAMPLES = (
     ("crossfade evaluate runs/plays --task repeat", "Rank all items, also those that a customer has heard already."),
     ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
     ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
+    ("crossfade evaluate runs/kinds --segments kind", "Compare plays and likes, or other values of context."),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
     ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
     (
@@ -39,9 +40,12 @@ _NOTES = """\
 Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
 
 --segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and
-heavy are thirds of the others; with N, segments start at each N. Diversity is the mean of 1 - cosine between two items
-of a ranking, novelty the mean of -log2(share of queries that have an item in train), and gini the inequality of how
-often items are ranked: 0 if all are equally often, 1 if all rankings show one item.
+heavy are thirds of the others; with N, segments start at each N; with a context entity of the dataset, they have the
+queries of one value each (the eight most frequent in train), of other values, and of none.
+
+Diversity is the mean of 1 - cosine between two items of a ranking, novelty the mean of -log2(share of queries that have
+an item in train), and gini the inequality of how often items are ranked: 0 if all are equally often, 1 if all rankings
+show one item.
 
 --compare ranks for the same queries by OTHER_RUN, with the options and the evaluate section of RUN's job. Differences
 are RUN less OTHER_RUN. p is that of a paired permutation test, by Holm's correction for the number of metrics; the
@@ -108,11 +112,11 @@ def _add_comparisons(parser: argparse.ArgumentParser) -> None:
     segments = parser.add_argument_group("segments and comparison")
     segments.add_argument(
         "--segments",
-        type=int,
         nargs="*",
-        metavar="N",
+        metavar="N|CONTEXT",
         help="print metrics, diversity and novelty by segments of queries, and the inequality of exposure; with N, "
-        "start segments at these numbers of interactions in train (default: thirds)",
+        "start segments at these numbers of interactions in train (default: thirds); with a context entity, such as "
+        "hour, divide queries by its value",
     )
     segments.add_argument(
         "--compare",

@@ -108,7 +108,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--context",
         action="append",
         metavar="NAME=VALUE",
-        help="recommend in this context, by ID or name, such as hour=18; repeatable (default: in none)",
+        help="recommend in this context, by ID or name, such as hour=18; repeatable (default: in the average of train)",
     )
     add_filter_options(parser)
     output = parser.add_argument_group("output")

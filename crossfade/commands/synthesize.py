@@ -70,6 +70,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="with --raw-events: have each customer play one genre at a time, and turn N times to another (default: "
         "one to three genres at all times)",
     )
+    content.add_argument(
+        "--likes",
+        choices=["all", "genre", "customer"],
+        help="have likes and library adds of raw events go to what is played (all), to every other genre, or to one "
+        "genre of each customer (default: all)",
+    )
     content.add_argument("--query", default="customer", metavar="NAME", help="name the querying entity (%(default)s)")
     content.add_argument("--item", default="track", metavar="NAME", help="name the item entity (%(default)s)")
     content.add_argument("--seed", type=int, default=0, metavar="N", help="seed all draws (default: 0)")
@@ -97,7 +103,8 @@ def _read_spec(arguments: argparse.Namespace) -> SyntheticSpec:
         for field in fields(SyntheticSpec)
         if field.type in parsers and getattr(arguments, field.name) is not None
     }
-    return SyntheticSpec(**numbers, query=arguments.query, item=arguments.item)  # type: ignore[arg-type]
+    names = {"query": arguments.query, "item": arguments.item, "likes": arguments.likes or "all"}
+    return SyntheticSpec(**numbers, **names)  # type: ignore[arg-type]
 
 
 def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
@@ -107,6 +114,8 @@ def _write_dataset(arguments: argparse.Namespace, spec: SyntheticSpec) -> int:
 
     if arguments.moods is not None:
         raise InputError("--moods: applies to --raw-events, since the interactions of datasets are in no order of time")
+    if arguments.likes is not None:
+        raise InputError("--likes: applies to --raw-events, since the interactions of datasets are of one kind")
     if arguments.skip_existing:
         existing = read_complete(Folder(arguments.out))
         if existing is not None and existing.source == synthetic_source(spec, arguments.seed):

@@ -1,6 +1,6 @@
 """Beyond accuracy: what rankings show, and to whom, by segments of queries.
 
-    segments = load_segment_metrics(job, embeddings, bounds=None)
+    segments = load_segment_metrics(job, embeddings, [])
     evaluate_embeddings(job, embeddings, "test", observers=[segments])
     segments.metrics()["heavy"]["diversity@10"]
 
@@ -25,6 +25,7 @@ Shapes: Q queries, K ranks or depths, M metrics, I items, S segments, R rows of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -39,7 +40,13 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
-from crossfade.trainer.evaluation.segments import Segments
+from crossfade.trainer.evaluation.segments import (
+    ActivitySegments,
+    ContextSegments,
+    QuerySegments,
+    Segments,
+    parse_segments,
+)
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.inputs import open_inputs
@@ -53,22 +60,30 @@ SegmentValues = dict[str, float | int | None]
 """Values by name; None where no query has one."""
 
 
-def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, bounds: list[int] | None) -> SegmentMetrics:
-    """Read what the metrics need from the dataset of ``job``; without ``bounds``, segments are terciles.
+def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, texts: Sequence[str]) -> SegmentMetrics:
+    """Read what the metrics need from the dataset of ``job``.
+
+    Segments are those of ``texts``, the values of ``--segments`` (``parse_segments``); without any, terciles.
 
     Raises:
-        InputError: the dataset or the embeddings cannot be read, or the bounds do not rise.
+        InputError: the dataset or the embeddings cannot be read, the bounds do not rise, or there is no such context.
     """
     data, manifest, model, _ = open_inputs(job)
     counts_R = Vocabulary(data, manifest, manifest.query).counts()
-    segments = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
+    segments: QuerySegments
+    match parse_segments(texts, manifest.context):
+        case str(entity):
+            segments = ContextSegments.of(Vocabulary(data, manifest, entity), entity)
+        case bounds:
+            ranges = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
+            segments = ActivitySegments(ranges, counts_R)
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
         owners_I, queries = count_owners(reader, manifest, counts_R)
     vacant_I = manifest.entities[manifest.item].vacant_rows
     self_information_I = np.log2(max(queries, 1) / np.maximum(owners_I, 1))
     depths = sorted(set(job.evaluate.k))
     source = EmbeddingFiles(embeddings)
-    return SegmentMetrics(source, model, segments, counts_R, self_information_I, depths, np.array(vacant_I, np.int64))
+    return SegmentMetrics(source, model, segments, self_information_I, depths, np.array(vacant_I, np.int64))
 
 
 class SegmentMetrics:
@@ -78,8 +93,7 @@ class SegmentMetrics:
         self,
         source: VectorSource,
         model: ModelSpec,
-        segments: Segments,
-        counts_R: IntArray,
+        segments: QuerySegments,
         self_information_I: FloatArray,
         depths: list[int],
         vacant_N: IntArray,
@@ -90,12 +104,11 @@ class SegmentMetrics:
             source: vectors of the items.
             model: names the tables.
             segments: of queries.
-            counts_R: interactions of each query in train.
             self_information_I: of each item, in bits.
             depths: of rankings, rising.
             vacant_N: items that are not in the catalog.
         """
-        self._source, self._item, self._segments, self._counts_R = source, model.item, segments, counts_R
+        self._source, self._item, self._segments = source, model.item, segments
         self._self_information_I, self._depths, self._vacant_N = self_information_I, depths, vacant_N
         self._queries_S = np.zeros(len(segments.names), np.int64)
         self._sums_SKM = np.zeros((len(segments.names), len(depths), len(_NAMES)))
@@ -118,7 +131,7 @@ class SegmentMetrics:
         metrics_QKM[:, :, :2] = recall_and_ndcg(best_item_QK, part.truth, self._depths)
         metrics_QKM[:, :, 2] = self._diversity(best_item_QK, depth_K)
         metrics_QKM[:, :, 3] = mean_over_ranks(best_item_QK, self._self_information_I, depth_K)
-        segment_Q = self._segments.find(self._counts_R[part.queries_Q])
+        segment_Q = self._segments.assign(part)
         for segment in range(len(self._queries_S)):
             of_segment_QKM = metrics_QKM[segment_Q == segment]
             self._queries_S[segment] += len(of_segment_QKM)
@@ -134,13 +147,11 @@ class SegmentMetrics:
         return diversity_QK
 
     def metrics(self) -> dict[str, SegmentValues]:
-        """Return the metrics of each segment and of ``all`` queries, with the limits of the segment's counts."""
+        """Return the metrics of each segment, with what describes it, and of ``all`` queries."""
         result: dict[str, SegmentValues] = {}
         for segment, name in enumerate(self._segments.names):
-            least, largest = self._segments.limits(segment)
-            limits: SegmentValues = {"min_interactions": least, "max_interactions": largest}
-            queries = int(self._queries_S[segment])
-            result[name] = limits | self._means(queries, self._sums_SKM[segment], self._defined_SKM[segment])
+            means = self._means(int(self._queries_S[segment]), self._sums_SKM[segment], self._defined_SKM[segment])
+            result[name] = {**self._segments.describe(segment), **means}
         sums_KM, defined_KM = self._sums_SKM.sum(axis=0), self._defined_SKM.sum(axis=0)
         result[ALL] = self._means(int(self._queries_S.sum()), sums_KM, defined_KM)
         exposure_KI = np.delete(np.cumsum(self._exposure_KI, axis=0), self._vacant_N, axis=1)

@@ -15,12 +15,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 PLUS = "+"
 _ID_ROLES = ("query", "item", "id")
+_CONTEXT_ROLES = "context_"
+"""How the roles of context begin (``context.py``)."""
 SEPARATOR = "|"
 
 
 def source_columns(role: str, column: str, names: Collection[str]) -> list[str]:
     """Return the columns that ``column`` names: those between plus signs, unless a column has exactly that name."""
-    if role in _ID_ROLES and column not in names:
+    if (role in _ID_ROLES or role.startswith(_CONTEXT_ROLES)) and column not in names:
         return column.split(PLUS)
     return [column]
 

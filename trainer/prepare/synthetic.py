@@ -59,7 +59,8 @@ FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fa
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
-    values = {name: value for name, value in asdict(spec).items() if value or name not in ("audio", "moods")}
+    planted = ("audio", "moods")
+    values = {name: value for name, value in asdict(spec).items() if name != "likes" and (value or name not in planted)}
     return {"command": "synthetic", "seed": seed, **values}
 
 

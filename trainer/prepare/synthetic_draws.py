@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from crossfade.trainer.prepare.options import check_entities
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+Likes = Literal["all", "genre", "customer"]
+"""What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
 
 ITEM_EXPONENT = 0.9
 QUERY_EXPONENT = 0.6
@@ -55,7 +59,8 @@ class SyntheticSpec:
     ``valid`` and ``test`` are fractions of the interactions, met in expectation; 0 leaves the split out. Items have the
     feature ``genre``, unless ``query`` or ``item`` has that name. With ``audio`` above 0, they have content of
     that name and so many numbers: the center of their genre, and noise as strong. With ``moods`` above 0, a query of
-    raw events has one genre at a time, for one such part of the time.
+    raw events has one genre at a time, for one such part of the time. ``likes`` is what likes and library adds of raw
+    events go to (``synthetic_events.py``).
     """
 
     queries: int = 2_000
@@ -66,6 +71,7 @@ class SyntheticSpec:
     test: float = 0.1
     audio: int = 0
     moods: int = 0
+    likes: Likes = "all"
     query: str = "customer"
     item: str = "track"
 
@@ -167,9 +173,17 @@ class Generator:
             mood_N = (elapsed_N + self.uniform("turn", query_counter_N)).astype(np.uint64)
             own_N = self.uniform("mood", query_counter_N * np.uint64(self.spec.moods + 1) + mood_N)
         any_N = self.uniform("any genre", position_N)
-        draw_N = np.where(stray_N, any_N, own_N)
+        return self._find_genres(np.where(stray_N, any_N, own_N))
+
+    def _find_genres(self, draw_N: Floats) -> Integers:
+        """Return the genre at each number of [0, 1), of which genres have parts by their popularity: int64 (N,)."""
         found_N = np.searchsorted(self._cumulative_G, draw_N, side="right")
         return np.minimum(found_N, self.spec.genres - 1).astype(np.int64)
+
+    def first_genres(self, query_N: Integers) -> Integers:
+        """Return the first of each query's own genres, int64 (N,)."""
+        draw_N = self.uniform("own genre", query_N.astype(np.uint64) * np.uint64(MAX_OWN_GENRES))
+        return self._find_genres(draw_N)
 
     def salt(self, purpose: str) -> np.uint64:
         """Return a number for ``purpose`` that makes its draws independent of those for others."""

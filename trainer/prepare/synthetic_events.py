@@ -6,8 +6,14 @@
     OUT/names/ITEM.parquet          id string, name string; if there are at most 100,000 items
 
 Interactions are drawn as in ``synthetic_draws.py``. An event is a play, like, library_add or skip; items outside the
-query's own genres are skipped more often, and rarely liked. Each file is a function of the spec, the seed and its
-number, so that files are written in parallel.
+query's own genres are skipped more often, and rarely liked. Likes and library adds, of an item of the query's own
+genres, depend on ``spec.likes``:
+
+    all         its events are of each kind with the same probability, whatever the item
+    genre       items of every other genre get most likes and library adds: a difference to plays that all queries share
+    customer    items of the first of the query's own genres get most of them: a difference of each query
+
+Each file is a function of the spec, the seed and its number, so that files are written in parallel.
 
 Shapes: N events of a chunk, R rows of the item entity.
 """
@@ -44,6 +50,9 @@ EVENT, TIMESTAMP, EVENTS_FOLDER, NAMES_FOLDER = "event", "timestamp", "events", 
 
 _OWN_SHARES = (0.72, 0.11, 0.07, 0.10)
 _STRAY_SHARES = (0.45, 0.02, 0.01, 0.52)
+_LIKED_SHARES = (0.68, 0.14, 0.08, 0.10)
+_UNLIKED_SHARES = (0.88, 0.015, 0.005, 0.10)
+"""The probability of each of ``EVENTS``; the last two for own genres where ``likes`` divides items."""
 _FILE_EVENTS = 1 << 22
 _CHUNK_EVENTS = 1 << 17
 _CHUNKS_PER_GROUP = 4
@@ -160,9 +169,18 @@ def hex_ids(generator: Generator, side: str, row_N: Integers) -> pa.Array:
 
 def _kinds(generator: Generator, chunk: Chunk, position_N: npt.NDArray[np.uint64]) -> pa.Array:
     draw_N = generator.uniform("event", position_N)
-    own_N, stray_N = (
-        np.searchsorted(np.cumsum(shares)[:-1], draw_N, side="right") for shares in (_OWN_SHARES, _STRAY_SHARES)
+    all_N, liked_N, unliked_N, stray_N = (
+        np.searchsorted(np.cumsum(shares)[:-1], draw_N, side="right")
+        for shares in (_OWN_SHARES, _LIKED_SHARES, _UNLIKED_SHARES, _STRAY_SHARES)
     )
+    genre_N = genre_of(chunk.item_N, generator.spec.genres)
+    match generator.spec.likes:
+        case "all":
+            own_N = all_N
+        case "genre":
+            own_N = np.where(genre_N % 2 == 0, liked_N, unliked_N)
+        case "customer":
+            own_N = np.where(genre_N == generator.first_genres(chunk.query_N), liked_N, unliked_N)
     return pa.array(np.where(chunk.stray_N, stray_N, own_N).astype(np.int8))
 
 

@@ -1,18 +1,25 @@
-"""Find the rows of the context that recommendations are for, by IDs or names.
+"""Context that recommendations are for: rows by IDs or names, and the average of what is left out.
 
-find_context(model, {"hour": "18", "device": "car"}, print)         # {"hour": 3, "device": 0}
+    find_context(model, {"hour": "18", "device": "car"}, print)         # {"hour": 3, "device": 0}
+    average_context(model, ["device"])                                  # a vector to add to those of queries
+
+Shapes: N rows of a block, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+import numpy as np
+
+from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MAX_LISTED = 50
 """Values of a context entity that an error lists all of."""
+_BLOCK_ROWS = 1 << 16
 
 
 def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[[str], None]) -> dict[str, int]:
@@ -37,3 +44,26 @@ def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[
                 values = f"; all values: {', '.join(map(str, ids))}"
             raise InputError(f"--context {entity}={text}: {error}{values}") from None
     return rows
+
+
+def average_context(model: TrainedModel, given: Collection[str] = ()) -> FloatArray:
+    """Return what the context entities that are not ``given`` add to a query on average over train: float32 (D,).
+
+    Where events have context, a query's vector is trained as one term of a sum. Alone, it lacks what all contexts have
+    in common: a model of plays and likes leaves part of the popularity of items to their two vectors. An event without
+    a value adds nothing, so the sum over values is divided by all interactions of positive weight.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        InputError: the dataset cannot be read.
+    """
+    average_D = np.zeros(model.spec.query.dim)
+    for table in model.spec.context:
+        if table.name not in given:
+            counts_R = model.vocabulary(table.name).counts()
+            for start in range(0, table.rows, _BLOCK_ROWS):
+                row_N = np.arange(start, min(start + _BLOCK_ROWS, table.rows))
+                average_D += counts_R[row_N] @ model.vectors.vectors(table.name, row_N).astype(np.float64)
+    if average_D.any():
+        average_D /= model.vocabulary(model.spec.item.name).counts().sum()
+    return average_D.astype(np.float32)

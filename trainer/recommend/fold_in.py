@@ -8,9 +8,10 @@ The vector q of a history, items i with weights w_i > 0, is the maximum a poster
     argmin_q  Σ_i w_i · (log Σ_c exp(z_c(q) + b_c) − z_i(q))  +  ½ (q − μ)ᵀ Σ⁻¹ (q − μ)
 
 where z_c(q) is the score of item c, divided by the temperature of training: the softmax likelihood of the history, and
-a normal prior with the mean μ and the covariance Σ of trained queries. The items c are a uniform sample, with those of
-the history; b_c is the log of how many items a sampled one stands for. The objective is convex, so that Newton's
-method, damped by halving, converges in a few steps. With cosine scores, the prior is that of unit vectors.
+a normal prior with the mean μ and the covariance Σ of trained queries, which have the average context of train. The
+items c are a uniform sample, with those of the history; b_c is the log of how many items a sampled one stands for. The
+objective is convex, so that Newton's method, damped by halving, converges in a few steps. With cosine scores, the prior
+is that of unit vectors.
 
 Shapes: Q queries, I sampled items, N items of a history, D columns.
 """
@@ -26,6 +27,7 @@ from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -59,12 +61,16 @@ class FoldIn:
             )
         item_I = np.sort(generator.choice(trained_I, min(_SAMPLED_ITEMS, len(trained_I)), replace=False))
         query_Q = np.sort(generator.choice(trained_Q, min(_SAMPLED_QUERIES, len(trained_Q)), replace=False))
-        query_QD = self._vectors(query.name, query_Q)
-        self._prior = _Prior.of(query_QD)
+        query_QD = model.vectors.vectors(query.name, query_Q) + average_context(model)
+        self._prior = _Prior.of(self._scored(query_QD))
         self._items = _SampledItems.of(model, item_I, self._vectors(item.name, item_I), len(trained_I))
 
     def _vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        vectors_ND = self._model.vectors.vectors(entity, rows_N).astype(np.float64)
+        return self._scored(self._model.vectors.vectors(entity, rows_N))
+
+    def _scored(self, vectors_ND: FloatArray) -> FloatArray:
+        """Return vectors as scores use them, float64."""
+        vectors_ND = vectors_ND.astype(np.float64)
         return unit_rows(vectors_ND) if self._model.score.normalized else vectors_ND
 
     def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:

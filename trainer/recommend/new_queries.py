@@ -19,6 +19,7 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.model.history_vectors import mean_of_histories
 from crossfade.trainer.model.spec import HistorySpec
+from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -32,11 +33,12 @@ class NewQueryVectors(Protocol):
 
 
 class HistoryMeans:
-    """Computes the means that the model was trained with. An empty history has the vector 0."""
+    """Computes the means that the model was trained with, in the average context. That of an empty history is 0."""
 
     def __init__(self, model: TrainedModel, spec: HistorySpec) -> None:
         """Use the vectors of the items of ``model``, which histories share by ``spec``."""
         self._model, self._spec = model, spec
+        self._average_context_D = average_context(model)
 
     def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:
         """Return the vectors of ``histories``, float32 (Q, D), of their last items; ``on_query`` is called for each."""
@@ -46,7 +48,7 @@ class HistoryMeans:
         query_QD = mean_of_histories(self._spec, latest, lambda rows_V: self._model.vectors.vectors(item, rows_V))
         for _ in range(len(query_QD)):
             on_query()
-        return np.asarray(query_QD, np.float32)
+        return np.asarray(query_QD + self._average_context_D, np.float32)
 
 
 def new_query_vectors(model: TrainedModel) -> NewQueryVectors:

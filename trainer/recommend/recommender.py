@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +25,7 @@ from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories, load_histories
 from crossfade.trainer.recommend.index_search import IndexRanker, open_index
 from crossfade.trainer.recommend.new_queries import new_query_vectors
@@ -43,7 +45,7 @@ class RecommendOptions:
         popularity_damping: α of Recommender, at least 0.
         filters: the items that may be recommended.
         index: the folder of an index of the items, to rank by instead of exactly, without popularity damping.
-        context: rows of the context that recommendations are for, by entity; those left out add nothing.
+        context: rows of the context that recommendations are for, by entity; those left out add their average.
     """
 
     count: int = 10
@@ -116,7 +118,12 @@ class Recommender:
         """Return the vectors of ``queries_Q``, int64, sorted and unique, in the context of the options."""
         model, context = self._model, self._options.context
         rows = {table.name: np.full(len(queries_Q), context.get(table.name, -1)) for table in model.spec.context}
-        return query_vectors(model.vectors, model.spec, queries_Q, rows)
+        query_QD: FloatArray = query_vectors(model.vectors, model.spec, queries_Q, rows) + self._average_context_D
+        return query_QD
+
+    @cached_property
+    def _average_context_D(self) -> FloatArray:
+        return average_context(self._model, self._options.context)
 
     def for_histories(self, histories: Histories) -> Recommendations:
         """Recommend to queries that were not in training, or have interacted since, by their histories.

@@ -24,6 +24,7 @@ from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories, make_sequences
 from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_built_index
@@ -113,6 +114,7 @@ class ServedModel:
         }
         self._rankers: OrderedDict[_RankerKey, Ranker] = OrderedDict()
         self._new_queries: NewQueryVectors | None = None
+        self._average_context_D = average_context(self.model)
         self._ranker(self._key(self.item, self.card.score, RankingOptions()))
 
     def warm_up(self) -> None:
@@ -135,7 +137,8 @@ class ServedModel:
             InputError: a condition or column is invalid, or leaves no item.
         """
         histories = self.histories.load(rows_Q) if options.exclude_known else None
-        return self._recommend(self.model.vectors.vectors(self.query, rows_Q), histories, options)
+        query_QD = self.model.vectors.vectors(self.query, rows_Q) + self._average_context_D
+        return self._recommend(query_QD, histories, options)
 
     def recommend_to_histories(self, histories: Histories, options: RankingOptions) -> Rankings:
         """Rank items for queries that were not in training, by their histories.

@@ -16,15 +16,24 @@ from error_table import documented
 from running_command import succeeded
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.manifest import DatasetManifest, Entity
 from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
 from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
 from crossfade.trainer.evaluation.ranking import evaluate
-from crossfade.trainer.evaluation.segments import Segments
+from crossfade.trainer.evaluation.segments import (
+    MAX_CONTEXT_SEGMENTS,
+    ActivitySegments,
+    ContextSegments,
+    Segments,
+    parse_segments,
+)
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
@@ -102,9 +111,9 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
         monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
-    source, segments = Vectors(), Segments.from_bounds([4, 7])
+    source, segments = Vectors(), ActivitySegments(Segments.from_bounds([4, 7]), COUNTS_R)
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    observer = SegmentMetrics(source, model, segments, COUNTS_R, BITS_I, DEPTHS, np.array(VACANT))
+    observer = SegmentMetrics(source, model, segments, BITS_I, DEPTHS, np.array(VACANT))
     item_I = np.delete(np.arange(ITEMS), VACANT)
     held_out_data = HeldOut(np.arange(QUERIES), lists_of(TRUTH), lists_of(EXCLUDED), item_I=item_I)
     spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@4")
@@ -135,7 +144,8 @@ def test_diversity_of_a_single_item_is_undefined() -> None:
     source, rankings = Vectors(), plain_rankings(Vectors())
     assert plain_values(source, rankings, [0])["diversity@10"] is None
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    observer = SegmentMetrics(source, model, Segments.from_bounds([4]), COUNTS_R, BITS_I, [10], np.array(VACANT))
+    segments = ActivitySegments(Segments.from_bounds([4]), COUNTS_R)
+    observer = SegmentMetrics(source, model, segments, BITS_I, [10], np.array(VACANT))
     one = HeldOut(np.array([0]), lists_of(TRUTH[:1]), lists_of(EXCLUDED[:1]))
     observer.observe(one, np.array([rankings[0] + [-1] * 9]))
     found = observer.metrics()
@@ -169,6 +179,63 @@ def test_terciles_are_thirds_and_equal_counts_stay_together() -> None:
     ]
     assert Segments.from_terciles(np.array([4, 4, 4])).names == ("new", "casual")
     assert Segments.from_terciles(np.array([0, 0])).names == ("new",)
+
+
+def vocabulary_of(folder: Path, entity: str, ids: list[str] | list[int], counts: list[int]) -> Vocabulary:
+    """Write the vocabulary of a context entity, and open it."""
+    entities = {name: Entity(rows=1, id_type="int64", files=[]) for name in (QUERY, ITEM)}
+    entities[entity] = write_vocabulary(folder, entity, ids, counts=counts)
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities=entities, splits={}, context=[entity])
+    return Vocabulary(Folder(folder), manifest, entity)
+
+
+def test_values_of_context_are_segments_and_rare_ones_share_one(tmp_path: Path) -> None:
+    """Play and like are in train; skip is there with negative weights only, and a query may have no kind."""
+    segments = ContextSegments.of(vocabulary_of(tmp_path, "kind", ["play", "like", "skip"], [9, 5, 0]), "kind")
+    assert segments.names == ("kind=play", "kind=like", "other kind", "no kind")
+    context = {"kind": np.array([1, 0, -1, 2, 1])}
+    chunk = HeldOut(np.arange(5), lists_of(TRUTH[:5]), lists_of(EXCLUDED[:5]), context=context)
+    assert segments.assign(chunk).tolist() == [1, 0, 3, 2, 1]
+
+    source = Vectors()
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
+    observer = SegmentMetrics(source, model, segments, BITS_I, DEPTHS, np.array(VACANT))
+    rankings = plain_rankings(source)
+    observer.observe(chunk, np.array([(one + [-1] * 10)[:10] for one in rankings[:5]]))
+    found = observer.metrics()
+    members = {"kind=play": [1], "kind=like": [0, 4], "other kind": [3], "no kind": [2], "all": [0, 1, 2, 3, 4]}
+    assert list(found) == list(members)
+    for name, queries in members.items():
+        for key, value in plain_values(source, rankings, queries).items():
+            assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, key)
+
+
+def test_most_frequent_values_of_context_have_segments(tmp_path: Path) -> None:
+    counts = [3, 1, *[9] * (MAX_CONTEXT_SEGMENTS - 1)]
+    segments = ContextSegments.of(vocabulary_of(tmp_path, "hour", list(range(len(counts))), counts), "hour")
+    own = [hour for hour in range(len(counts)) if hour != 1]
+    assert segments.names == (*(f"hour={hour}" for hour in own), "other hour", "no hour")
+    context = {"hour": np.array([1, -1, *own])}
+    nothing = lists_of([[]] * len(context["hour"]))
+    chunk = HeldOut(np.arange(len(context["hour"])), nothing, nothing, context=context)
+    assert [segments.names[segment] for segment in segments.assign(chunk)] == [
+        "other hour",
+        "no hour",
+        *(f"hour={hour}" for hour in own),
+    ]
+
+
+def test_segments_are_bounds_or_a_context_entity() -> None:
+    assert parse_segments([], ["kind"]) == []
+    assert parse_segments(["5", "12"], ["kind"]) == [5, 12]
+    assert parse_segments(["kind"], ["hour", "kind"]) == "kind"
+    for context, texts, cause in (
+        (["kind", "hour"], ["kind", "hour"], "segments by two context entities"),
+        ([], ["kind"], "segments by context of a dataset without"),
+    ):
+        with pytest.raises(InputError) as caught:
+            parse_segments(texts, context)
+        documented(cause, str(caught.value), 2)
 
 
 @pytest.mark.parametrize("most", [1 << 24, 60])

@@ -5,6 +5,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.main import make_parser
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import synthetic_events as raw_synthetic
-from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, SyntheticSpec
+from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, Likes, SyntheticSpec
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 
@@ -85,6 +86,36 @@ def test_genres_popularity_and_taste_are_planted(tmp_path: Path) -> None:
     assert own_rate < 0.2 < 0.4 < stray_rate
 
 
+@pytest.mark.parametrize("likes", ["genre", "customer"])
+def test_likes_differ_from_plays_by_genre_or_by_customer(likes: Likes, tmp_path: Path) -> None:
+    """Genres 1, 3, and 5 get most likes of all customers, or one genre those of each customer with several genres."""
+    write_raw_events(tmp_path / "raw", replace(SPEC, likes=likes), seed=1)
+    events = pq.read_table(tmp_path / "raw/events/part-00000.parquet").to_pylist()
+    names = pq.read_table(tmp_path / "raw/names/track.parquet").to_pylist()
+    genre = {row["id"]: row["name"].partition("genre ")[2].rstrip(")") for row in names}
+    plays: dict[str, Counter[str]] = {}
+    liked: dict[str, Counter[str]] = {}
+    for row in events:
+        counts = plays if row["event"] == "play" else liked if row["event"] in ("like", "library_add") else {}
+        counts.setdefault(row["customer"], Counter())[genre[row["track"]]] += 1
+    assert 0.05 < sum(map(Counter.total, liked.values())) / SPEC.interactions < 0.2
+    by_genre: Counter[str] = sum(liked.values(), Counter())
+    odd = sum(by_genre[name] for name in ("1", "3", "5")) / by_genre.total()
+    # Of the customers with several genres and some likes: the share of likes that the genre with most of them has.
+    shares = [
+        max(liked[customer].values()) / liked[customer].total()
+        for customer, counts in plays.items()
+        if customer in liked and liked[customer].total() >= 10 and counts.most_common(2)[-1][1] > counts.total() / 4
+    ]
+    assert len(shares) > 30
+    if likes == "genre":
+        assert odd > 0.85
+        assert np.mean(shares) < 0.85
+    else:
+        assert odd < 0.8
+        assert np.mean(shares) > 0.85
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("several_files")
 def test_bytes_depend_on_seed_but_not_on_threads(tmp_path: Path) -> None:
@@ -122,6 +153,7 @@ def assert_rejected(arguments: argparse.Namespace, *fragments: str) -> None:
 def test_raw_events_never_replace_existing_files(tmp_path: Path) -> None:
     out = tmp_path / "raw"
     assert_rejected(parse(["synthesize", "--raw-events", "--overwrite", "--out", out]), "--overwrite", "--raw-events")
+    assert_rejected(parse(["synthesize", "--likes", "genre", "--out", out]), "--likes", "--raw-events")
     assert entries(tmp_path) == []
     out.mkdir()
     assert_rejected(parse(["synthesize", "--raw-events", "--out", out]), "exists already")

@@ -1,6 +1,7 @@
 """Training with context, planted plays whose genre goes with the device: in process, on servers, in all commands."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from running_command import crossfade, succeeded
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 pytestmark = pytest.mark.slow
 
@@ -116,10 +123,65 @@ def test_recommendations_are_for_the_given_context(workspace: Path, in_context: 
         expected = [ids[row] for row in np.argsort(-scores, kind="stable")[:8]]
         assert [each["track"] for each in found["recommendations"]] == expected
         assert sum(track % GENRES == genre for track in expected) >= 6
-    by_none = succeeded(crossfade_here("recommend", in_context, "--customer", "c8", "--exclude", "--json"))
-    query = written["customer"][rows["customer"]["c8"]]
-    scores = written["track"] @ query / np.linalg.norm(written["track"], axis=1) / np.linalg.norm(query)
-    assert json.loads(by_none.stdout)[0]["recommendations"][0]["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_context_that_is_left_out_adds_its_average_over_train(workspace: Path, in_context: Path) -> None:
+    """One event in twenty has no device, which adds nothing to the average."""
+    written = vectors(in_context / "embeddings")
+    tables = {name: vocabulary_tuples(workspace / "data", name) for name in TABLES}
+    plays = sum(row[2] for row in tables["track"])
+    average = {name: sum(row[2] * written[name][row[0]] for row in tables[name]) / plays for name in ("device", "hour")}
+    row_of = {name: {row[1]: row[0] for row in tables[name]} for name in TABLES}
+    for options, device in (
+        ((), average["device"]),
+        (("--context", "device=tv"), written["device"][row_of["device"]["tv"]]),
+    ):
+        done = succeeded(
+            crossfade_here("recommend", in_context, "--customer", "c8", *options, "--exclude", "-k", 8, "--json")
+        )
+        query = written["customer"][row_of["customer"]["c8"]] + device + average["hour"]
+        scores = written["track"] @ query / np.linalg.norm(written["track"], axis=1) / np.linalg.norm(query)
+        found = json.loads(done.stdout)[0]["recommendations"]
+        assert [each["score"] for each in found] == pytest.approx(np.sort(scores)[:-9:-1], abs=1e-5)
+
+
+def test_served_and_new_customers_are_in_the_average_context(workspace: Path, in_context: Path) -> None:
+    """A served model ranks as the command without --context; the prior of fold-in has the average, too."""
+
+    def use(model: TrainedModel) -> None:
+        write_version(model, workspace / "version", VersionOptions(None, index_from=None), NullReporter())
+        recommender = Recommender(model, RecommendOptions(count=7), NullReporter())
+        customer_N = np.arange(CUSTOMERS)
+        expected = recommender.for_rows(customer_N)
+        with closing(ServedModel(workspace / "version")) as served:
+            rows_QK, scores_QK = served.recommend(customer_N, RankingOptions(count=7))
+            nothing = served.make_histories([np.empty(0, np.int64)], [np.empty(0, np.float32)])
+        np.testing.assert_array_equal(rows_QK, expected.item_QK)
+        np.testing.assert_array_equal(scores_QK, expected.score_QK)
+        query_QD = recommender.query_vectors(customer_N).astype(float)
+        mean_D = (query_QD / np.linalg.norm(query_QD, axis=1)[:, None]).mean(axis=0)
+        assert FoldIn(model).vectors(nothing)[0] == pytest.approx(mean_D, abs=1e-6)
+
+    with_trained_model(str(in_context), None, print, use)
+
+
+def test_metrics_are_divided_by_context(in_context: Path) -> None:
+    done = succeeded(crossfade_here("evaluate", in_context, "--segments", "device", "--k", 10, "--json"))
+    results = json.loads(done.stdout)
+    segments = results["segments"]
+    # In the order of the vocabulary, the most frequent device first.
+    assert sorted(list(segments)[:3]) == [f"device={device}" for device in DEVICES]
+    assert list(segments)[3:] == ["no device", "all"]
+    means = [segments[name] for name in segments if name != "all"]
+    assert all(values["queries"] > 0 for values in means)
+    assert segments["all"]["queries"] == sum(values["queries"] for values in means) == results["test"]["queries"]
+    mean = sum(values["queries"] * values["ndcg@10"] for values in means) / segments["all"]["queries"]
+    assert mean == pytest.approx(segments["all"]["ndcg@10"]) == pytest.approx(results["test"]["ndcg@10"])
+    # Without a device, the genre is unknown.
+    assert segments["device=tv"]["ndcg@10"] > 1.3 * segments["no device"]["ndcg@10"]
+    printed = succeeded(crossfade_here("evaluate", in_context, "--segments", "device", "--k", 10)).stdout
+    lines = printed.partition("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["segment", "queries", "recall@10"]
 
 
 def test_file_of_recommendations_is_for_the_given_context(workspace: Path, in_context: Path) -> None:
