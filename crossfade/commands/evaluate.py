@@ -62,6 +62,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
+    _add_rankings(parser)
+    _add_comparisons(parser)
+    labels = parser.add_argument_group("label precision")
+    labels.add_argument(
+        "--labels",
+        metavar="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
+        help="print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by "
+        "raw counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
+    )
+    labels.add_argument(
+        "--label-min-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --labels: use only rows with N interactions of positive weight in train (default: 1)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.set_defaults(run=run)
+
+
+def _add_rankings(parser: argparse.ArgumentParser) -> None:
     rankings = parser.add_argument_group("rankings")
     rankings.add_argument("run_dir", type=Path, metavar="RUN", help="evaluate the embeddings in this run folder")
     rankings.add_argument(
@@ -88,24 +110,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=["train", "valid", "test"],
         help="leave items of these splits out of the rankings with task new (default: those of the job)",
     )
-    _add_comparisons(parser)
-    labels = parser.add_argument_group("label precision")
-    labels.add_argument(
-        "--labels",
-        metavar="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
-        help="print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by "
-        "raw counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
-    )
-    labels.add_argument(
-        "--label-min-count",
-        type=int,
-        default=1,
-        metavar="N",
-        help="with --labels: use only rows with N interactions of positive weight in train (default: 1)",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    parser.set_defaults(run=run)
 
 
 def _add_comparisons(parser: argparse.ArgumentParser) -> None:

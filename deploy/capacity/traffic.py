@@ -25,8 +25,8 @@ import numpy as np
 from crossfade.deploy.topology import Role
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
-from crossfade.trainer.config.model_sections import HISTORY, NegativesConfig
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec, Traffic
+from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup
@@ -286,19 +286,13 @@ def expect_traffic(
     total: int,
 ) -> StepTraffic:
     """Return the expected traffic of a step of ``job``, whose train split has ``total`` interactions."""
-    tables = []
-    moved = Traffic()
+    tables, moved = [], Traffic()
     owners = manifest.feature_owners()
     group_rows = job.data.group_rows
     row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
     piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
-    history_items = 0.0
-    if model.history is not None:
-        counts_of_queries, length = counts[model.query.name], model.history.length
-        history_items = mean_history(counts_of_queries, total, length, manifest.has_timestamp)
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
-        uses = int(table.name != HISTORY) + (history_items if model.history and table == model.history.table else 0.0)
         # Cold items of a model with item features are never negatives, and have no ID embedding.
         rows_of_table = counts[table.name]
         if table == model.item and model.has_item_features:
@@ -309,12 +303,9 @@ def expect_traffic(
                 touch_probability_of_groups(rows_of_table, load, total, group_rows, piece_rows) for load in loads
             ]
         elif owner is None:
-            touched_by_worker = [
-                touch_probability(
-                    rows_of_table, replace(load, examples=min(total, load.examples * uses)), total, negatives
-                )
-                for load in loads
-            ]
+            uses = _uses(table, model, counts[model.query.name], total, manifest.has_timestamp)
+            using = [replace(load, examples=min(total, load.examples * uses)) for load in loads]
+            touched_by_worker = [touch_probability(rows_of_table, load, total, negatives) for load in using]
         else:
             pairs, drawn = manifest.features[owner][table.name].pairs, owner == model.item.name
             touched_by_worker = [
@@ -328,14 +319,22 @@ def expect_traffic(
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES
     pushed = sum(sum(table.rows) for table in tables if table.table not in model.frozen)
     return StepTraffic(
-        examples=sum(load.examples for load in loads),
-        tables=tuple(tables),
-        dim=job.model.dim,
+        sum(load.examples for load in loads),
+        tuple(tables),
+        job.model.dim,
         bytes_pulled=sum(sum(table.rows) for table in tables) * row_bytes,
         bytes_pushed=pushed * row_bytes,
         dense_equivalent_bytes_pushed=moved.dense_equivalent_bytes_pushed,
         bytes_all_reduced=_all_reduced_bytes(job, model),
     )
+
+
+def _uses(table: TableSpec, model: ModelSpec, queries: CountHistogram, total: int, has_timestamps: bool) -> float:
+    """Return how many rows of ``table`` an example uses: its own, and those of its history."""
+    if model.history is None or table != model.history.table:
+        return 1.0
+    own = 1.0 if model.history.is_shared else 0.0
+    return own + mean_history(queries, total, model.history.length, has_timestamps)
 
 
 def _all_reduced_bytes(job: JobConfig, model: ModelSpec) -> float:

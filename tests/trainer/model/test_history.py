@@ -14,9 +14,10 @@ from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
-from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories
+from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, MomentHistories
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.model.batches import Batch, make_batch
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, Score, TowerSpec, make_model
 from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
@@ -147,6 +148,19 @@ def test_vectors_outside_training_have_the_latest_history(shape: str) -> None:
         expected += values["customer"][[0, 1, 3]]
     np.testing.assert_allclose(source.vectors("customer", np.array([0, 1, 3])), expected, atol=1e-12)
     np.testing.assert_array_equal(source.vectors("track", np.array([2, 5])), values["track"][[2, 5]])
+
+
+@pytest.mark.parametrize("shape", ["plain", "histories alone", "context"])
+def test_vectors_at_a_moment_are_those_of_training(shape: str) -> None:
+    model, towers = make_towers(shape)
+    values = tables()
+    source = TowerVectors(towers, lambda rows: {name: values[name][rows_A] for name, rows_A in rows.items()})
+    assert towers.latest is not None
+    order_Q = np.argsort(QUERY_N, kind="stable")
+    histories = MomentHistories(windows_of(HISTORIES).take(order_Q), towers.latest.gather(QUERY_N[order_Q]))
+    context = {"hour": CONTEXT_NK[order_Q, 0]} if shape == "context" else {}
+    found = query_vectors(source, model, QUERY_N[order_Q], context, histories)
+    np.testing.assert_allclose(found, [expected_vector(shape, values, n) for n in order_Q], atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
