@@ -26,7 +26,7 @@ from suite.environments import ensure_environment
 from suite.processes import ROOT, run_module
 
 FOLDER = ROOT / "build" / "als"
-ITERATIONS = (3, 5, 10, 15)
+ITERATIONS = (5, 10, 15, 20, 25, 30)
 TIMEOUT = 600.0
 
 
