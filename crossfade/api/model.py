@@ -33,7 +33,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.recommend.bulk import MAX_PART_QUERIES, RecommendationColumns
 from crossfade.trainer.recommend.candidates import FilterOptions
-from crossfade.trainer.recommend.history import make_histories
+from crossfade.trainer.recommend.history import make_sequences
 from crossfade.trainer.recommend.metadata_table import MetadataFile
 from crossfade.trainer.recommend.recommender import ALL_SPLITS, Recommender, RecommendOptions
 from crossfade.trainer.recommend.row_names import RowNames
@@ -309,7 +309,7 @@ def _recommend(model: TrainedModel, options: RecommendOptions, texts: Sequence[s
 def _recommend_by_history(model: TrainedModel, options: RecommendOptions, texts: Sequence[str]) -> pa.Table:
     query, item = model.spec.query.name, model.spec.item
     rows_N = np.array(RowNames(model.vocabulary(item.name), item.name).find(texts), np.int64)
-    histories = make_histories(np.zeros_like(rows_N), rows_N, np.ones(len(rows_N), np.float32), 1, item.rows)
+    histories = make_sequences(np.zeros_like(rows_N), rows_N, np.ones(len(rows_N), np.float32), 1, item.rows)
     found = Recommender(model, options, NullReporter()).for_histories(histories)
     return RecommendationColumns(model).table(pa.array([None], pa.string()), found).drop_columns([query])
 

@@ -191,7 +191,7 @@ def mean_history(queries: CountHistogram, total: int, length: int, has_timestamp
     scaled_K = np.maximum(queries.count_K * queries.factor(total), 1.0)
     full_K = np.minimum(scaled_K - 1.0, length)
     if has_timestamps:
-        full_K = full_K - full_K * (full_K - 1.0) / (2.0 * scaled_K)
+        full_K = full_K - full_K * (full_K + 1.0) / (2.0 * scaled_K)
     return float(full_K @ (queries.rows_K * scaled_K)) / total
 
 

@@ -89,10 +89,12 @@ def history_windows(
             *_windows_before(np.lexsort((timestamp_N, query_N)), query_N, item_N, weight_N, timestamp_N, length)
         )
     liked_M = np.flatnonzero(weight_N > 0)
-    pair_M = query_N[liked_M] * (item_N.max(initial=0) + 1) + item_N[liked_M]
-    _, first_A, number_M = np.unique(pair_M, return_index=True, return_inverse=True)
+    pair_N = query_N * (item_N.max(initial=0) + 1) + item_N
+    pair_A, first_A = np.unique(pair_N[liked_M], return_index=True)
     same_N = np.full(len(query_N), -1)
-    same_N[liked_M] = liked_M[first_A[number_M]]
+    if len(pair_A):
+        place_N = np.minimum(np.searchsorted(pair_A, pair_N), len(pair_A) - 1)
+        same_N = np.where(pair_A[place_N] == pair_N, liked_M[first_A[place_N]], -1)
     return HistoryWindows(*_windows_around(np.argsort(query_N, kind="stable"), query_N, item_N, same_N, length))
 
 
@@ -120,7 +122,7 @@ def _windows_before(order_N, query_N, item_N, weight_N, timestamp_N, length):  #
 def _windows_around(order_N, query_N, item_N, same_N, length):  # type: ignore[no-untyped-def]
     """Return the distinct items of each query twice in succession, and windows that begin after an interaction's own.
 
-    ``same_N`` is the first interaction of the same query and item, -1 for one without positive weight.
+    ``same_N`` is the first interaction of positive weight of the same query and item, -1 if there is none.
     """
     count = order_N.shape[0]
     items_S, first_N, count_N = np.empty(2 * count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)

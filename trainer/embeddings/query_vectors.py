@@ -31,12 +31,10 @@ def query_vectors(
     Args:
         source: provides vectors by rows.
         model: which context adds to them; other context is ignored.
-        queries_Q: rows of the query entity; unique without ``context`` and ``histories``.
+        queries_Q: rows of the query entity, which repeat where they are in several contexts or at several moments.
         context: by context entity, its row for each query, int64 (Q,), -1 for none; empty: no query has context.
         histories: their histories at the moment, which replace the latest ones if the model uses histories.
     """
-    if not context and histories is None:
-        return source.vectors(model.query.name, queries_Q)
     query_QD = _vectors(source, model.query.name, queries_Q)
     if histories is not None and model.history is not None:
         for sign, of_moment in ((1, histories.before), (-1, histories.latest)):

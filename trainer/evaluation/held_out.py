@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
@@ -106,14 +105,10 @@ def load_held_out(
     ``latest`` are the histories after train of a model that uses histories.
 
     Raises:
-        InputError: a file cannot be read, or queries are to be judged by moment without timestamps.
+        InputError: a file cannot be read.
     """
     vacant_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(manifest.entities[manifest.item].rows), vacant_I) if vacant_I else None
-    if spec.by == "moment" and not manifest.has_timestamp:
-        raise InputError(
-            f"evaluate.by is 'moment', but {reader.files.folder.uri} has no timestamps; prepare it with --timestamp"
-        )
     if manifest.context or spec.by == "moment":
         held_out, moment_Q = _load_events(reader, manifest, split, spec, rank, workers)
         histories = None
@@ -199,7 +194,7 @@ def _histories(
             parts.append(np.stack([part.query_N, part.item_N, part.timestamp_N])[:, kept_N])
     query_N, item_N, timestamp_N = np.concatenate(parts, axis=1)
     before = histories_before(queries_Q, moment_Q, query_N, item_N, timestamp_N, latest.length)
-    return MomentHistories(before, latest.gather(queries_Q))
+    return MomentHistories(before.compact(), latest.gather(queries_Q))
 
 
 def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:

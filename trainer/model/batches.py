@@ -50,6 +50,7 @@ class Batch:
         tower_inputs: by entity, what its vectors are made of; only for entities with features.
         context_AK: the context rows of each combination, int64, -1 for none; None without context.
         history: the history of each combination; None without.
+        same_query: which examples have the same query, whatever their histories; None: ``query`` has it.
         query_inputs: what the vectors of combinations are made of; None if they are those of the query's row.
         item_rows: the rows of the item table that items and histories use; None if histories do not use it.
     """
@@ -66,6 +67,7 @@ class Batch:
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
     context_AK: IntArray | None = None
     history: HistoryWindows | None = None
+    same_query: ActiveRows | None = None
     query_inputs: TowerInputs | None = None
     item_rows: JoinedRows | None = None
 
@@ -75,6 +77,11 @@ class Batch:
     def normalized_weights(self) -> FloatArray:
         """Return the weights divided by ``global_size``, whose losses sum to the mean loss over all workers."""
         return self.weight_B / np.float32(self.global_size)
+
+    @property
+    def query_groups(self) -> ActiveRows:
+        """The examples by query: their items are not in-batch negatives of one another."""
+        return self.query if self.same_query is None else self.same_query
 
     @property
     def item_index_B(self) -> IntArray:
@@ -122,6 +129,7 @@ def make_batch(
         partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
         context_AK=combinations.context_AK,
         history=combinations.history,
+        same_query=combinations.same_query,
     )
 
 

@@ -48,11 +48,13 @@ class Combinations:
             history, not unique.
         context_AK: their context rows, int64; None without context.
         history: their histories; None without.
+        same_query: the same without the histories; None without.
     """
 
     query: ActiveRows
     context_AK: IntArray | None = None
     history: HistoryWindows | None = None
+    same_query: ActiveRows | None = None
 
 
 def group_combinations(interactions: Interactions) -> Combinations:
@@ -61,7 +63,10 @@ def group_combinations(interactions: Interactions) -> Combinations:
     if len(columns) == 1:
         return Combinations(ActiveRows.of(interactions.query_N))
     first_A, number_N = number_distinct(np.column_stack(columns))
-    return _combinations(replace(ActiveRows.of(number_N), uses_N=interactions.query_N), first_A, interactions)
+    found = _combinations(replace(ActiveRows.of(number_N), uses_N=interactions.query_N), first_A, interactions)
+    if interactions.history is None:
+        return found
+    return replace(found, same_query=group_combinations(replace(interactions, history=None)).query)
 
 
 def sort_combinations(interactions: Interactions) -> tuple[Combinations, IntArray]:

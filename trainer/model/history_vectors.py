@@ -49,6 +49,7 @@ def load_latest_histories(
     """
     time_range = job.data.time_range()
     until = None if time_range is None else time_range.until
+    items = manifest.entities[manifest.item].rows
 
     def parts() -> Iterator[tuple[IntArray, IntArray, IntArray]]:
         for part in reader.read_all(manifest.splits["train"], timestamps=True):
@@ -56,7 +57,11 @@ def load_latest_histories(
             kept_N = part.weight_N > 0
             if until is not None:
                 kept_N &= timestamp_N < until
-            yield part.query_N[kept_N], part.item_N[kept_N], timestamp_N[kept_N]
+            query_N, item_N, timestamp_N = part.query_N[kept_N], part.item_N[kept_N], timestamp_N[kept_N]
+            if not manifest.has_timestamp:  # Each item once, as in training.
+                _, first_A = np.unique(query_N * items + item_N, return_index=True)
+                query_N, item_N, timestamp_N = (of_N[np.sort(first_A)] for of_N in (query_N, item_N, timestamp_N))
+            yield query_N, item_N, timestamp_N
 
     with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
         return latest_histories(parts(), manifest.entities[manifest.query].rows, spec.length)

@@ -265,6 +265,10 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     history = _history(source, job, manifest, towers, tables[1]) if uses_history else None
     has_query_vectors = job.model.query_features != [HISTORY] or history is None
     frozen = tuple(job.model.frozen)
+    if job.evaluate.by == "moment" and not manifest.has_timestamp:
+        raise InputError(
+            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with --timestamp"
+        )
     model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors, frozen)
     _check_tables(source, job, model)
     return model
@@ -350,7 +354,11 @@ def _check_added(named: str, job: JobConfig, added: Sequence[str]) -> None:
     """Check that the vector of a query can be the sum of its entity's vector and those of ``added``."""
     if len(added) == len(job.model.query_features) and added != [HISTORY]:
         raise InputError(f"{named}, which is context, but no entity that has it; add the query entity or its features")
-    if len(set(added)) < len(added):
+    if added == [HISTORY] == job.model.query_features and job.model.query_content:
+        raise InputError(
+            f"{named} alone, so queries have no other vector for model.query_content; add the query entity"
+        )
+    if len(set(job.model.query_features)) < len(job.model.query_features):
         raise InputError(f"{named}; expected each name of {job.model.query_features} once")
     if job.model.combine == "mean":
         raise InputError(f"{named}, whose vector is added to the query's; set model.combine to sum, now mean")

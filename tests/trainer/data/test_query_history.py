@@ -46,8 +46,7 @@ def test_history_without_timestamps_has_other_distinct_items_of_the_query(length
     query_N, item_N, weight_N, _ = random_interactions(2)
     found = listed(history_windows(query_N, item_N, weight_N, None, length))
     for n, history in enumerate(found):
-        own = {int(item_N[n])} if weight_N[n] > 0 else set()
-        others = set(item_N[(query_N == query_N[n]) & (weight_N > 0)].tolist()) - own
+        others = set(item_N[(query_N == query_N[n]) & (weight_N > 0)].tolist()) - {int(item_N[n])}
         assert len(set(history)) == len(history) == min(length, len(others))
         assert set(history) <= others
     # The window moves along the file, so that all items of a query are in about as many histories.

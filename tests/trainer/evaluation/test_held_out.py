@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
 from builders import make_interactions, write_data_set
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
-from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.manifest import read_manifest
@@ -147,11 +145,3 @@ def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
     by_query = load_held_out(reader, manifest, "test", EvaluateConfig(), 0, 1, latest)
     assert by_query.histories is None
     assert len(by_query.queries_Q) == 2
-
-
-def test_moments_need_timestamps(tmp_path: Path) -> None:
-    write_pairs(tmp_path, {"train": [(0, 1)], "test": [(0, 2)]})
-    manifest = read_manifest(Folder(tmp_path))
-    reader = InteractionReader(Folder(tmp_path), manifest)
-    with pytest.raises(InputError, match=r"evaluate.by is 'moment', but .* has no timestamps"):
-        load_held_out(reader, manifest, "test", EvaluateConfig(by="moment"), 0, 1)

@@ -13,7 +13,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import JaggedFeature
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import Content, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, MomentHistories
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
@@ -230,6 +230,7 @@ def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
         ({"combine": "mean"}, {}, "set model.combine to sum, now mean"),
         ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
         ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),
+        ({"query_features": ["customer", "history", "history"]}, {}, "once"),
     ],
 )
 def test_histories_that_cannot_be_used_are_rejected(
@@ -238,6 +239,25 @@ def test_histories_that_cannot_be_used_are_rejected(
     with pytest.raises(InputError) as caught:
         make_model(job_with(**{"query_features": ["customer", "history"], **model}), manifest(**changes))
     assert fragment in str(caught.value)
+
+
+def test_moments_need_timestamps() -> None:
+    job = job_with()
+    job = job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"by": "moment"})})
+    with pytest.raises(InputError, match=r"evaluate.by is 'moment', but d has no timestamps"):
+        make_model(job, manifest(has_timestamp=False))
+
+
+def test_content_needs_a_vector_besides_the_history() -> None:
+    content = {"customer": {"age": Content(width=1, mean=0, std=1, files=[])}}
+    with pytest.raises(InputError, match=r"no other vector for model.query_content"):
+        make_model(job_with(query_features=["history"], query_content=["age"]), manifest(content=content))
+
+
+def test_items_of_the_same_query_are_not_negatives_of_one_another() -> None:
+    batch = batch_of("plain")
+    assert len(set(batch.query.index_N.tolist())) == len(QUERY_N)
+    np.testing.assert_array_equal(batch.query_groups.rows_A[batch.query_groups.index_N], QUERY_N)
 
 
 def test_examples_are_read_in_random_order_where_each_has_a_history() -> None:

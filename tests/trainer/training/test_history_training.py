@@ -13,6 +13,7 @@ from finished_runs import quality, same_bits, vectors
 from preparing import vocabulary_tuples, write_parquet
 from running_command import crossfade, succeeded
 
+from crossfade import load
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.kvstore.arrays import IntArray
@@ -127,6 +128,8 @@ def test_new_customer_has_the_mean_of_the_last_plays(workspace: Path, tmp_path: 
     expected = best(track_ND, query_D, rows, np.array([rows[track] for track in plays]))
     assert recommended(run, "--history", *plays) == expected
     assert sum(track % GENRES == 3 for track in expected) >= 7
+    from_python = load(run).recommend(history=[str(play) for play in plays], k=8)
+    assert list(from_python["track"]) == expected
     pq.write_table(_table(plays), tmp_path / "plays.parquet")
     out = tmp_path / "recs.parquet"
     succeeded(crossfade_here("recommend", run, "--history-file", tmp_path / "plays.parquet", "-k", 8, "--out", out))

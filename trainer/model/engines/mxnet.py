@@ -116,7 +116,7 @@ class MXNetEngine:
         excluded_BC = negatives == batch.item_index_B[:, None]
         count_B = np.full(len(batch), excluded_BC.shape[1])
         if self._in_batch:
-            query_B, drawn = batch.query.index_N, len(batch.negative_index_N)
+            query_B, drawn = batch.query_groups.index_N, len(batch.negative_index_N)
             parts = batch.partition_slices
             partition_B = np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts])
             other_BB = partition_B[:, None] != partition_B

@@ -237,8 +237,9 @@ class PoolGradients:
             offset_C += pool.log_q_C
         places = len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop
         pool_softmax_pass(
-            *(tile.slope_TC, tile.query_TD, tile.examples.start, arrays.item_AD, _uses(batch.item), _uses(batch.query)),
-            *(arrays.weight_B, places, offset_C, *self._scales, arrays.loss_B, arrays.slope_B, arrays.factor_B),
+            *(tile.slope_TC, tile.query_TD, tile.examples.start, arrays.item_AD, _uses(batch.item)),
+            *(_uses(batch.query_groups), arrays.weight_B, places, offset_C, *self._scales),
+            *(arrays.loss_B, arrays.slope_B, arrays.factor_B),
         )
 
     def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: _Tile) -> None:
@@ -249,9 +250,9 @@ class PoolGradients:
         row_C = np.concatenate([batch.negative_index_N, batch.item_index_B[in_batch]])
         query_C = batch.query.index_N[:0]
         if self._in_batch:
-            query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query.index_N[in_batch]])
+            query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query_groups.index_N[in_batch]])
         num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
-        rows = _narrow(batch.item_index_B[part]), _narrow(batch.query.index_N[part])
+        rows = _narrow(batch.item_index_B[part]), _narrow(batch.query_groups.index_N[part])
         arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(
             *(tile.slope_TC, tile.query_TD, item_TD, *rows, arrays.weight_B[part], _narrow(row_C), _narrow(query_C)),
             *(pool.square_C, pool.log_q_C, self._loss.code, self._loss.params(self._items, negatives), num_hard),
