@@ -67,8 +67,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     content.add_argument(
         "--moods",
         metavar="N",
-        help="with --raw-events: have each customer play one genre at a time, and turn N times to another (default: "
-        "one to three genres at all times)",
+        help="have each customer of raw events play one genre at a time, and turn N times to another (default: one to "
+        "three genres at all times)",
     )
     content.add_argument(
         "--likes",

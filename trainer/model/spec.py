@@ -265,10 +265,7 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     history = _history(source, job, manifest, towers, tables[1]) if uses_history else None
     has_query_vectors = job.model.query_features != [HISTORY] or history is None
     frozen = tuple(job.model.frozen)
-    if job.evaluate.by == "moment" and not manifest.has_timestamp:
-        raise InputError(
-            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with --timestamp"
-        )
+    _check_moments(source, job, manifest)
     model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors, frozen)
     _check_tables(source, job, model)
     return model
@@ -335,6 +332,13 @@ def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
                 raise InputError(f"{source}: model.{key} names '{name}'; the tables of the job are {', '.join(known)}")
     if set(known) <= set(model.frozen) and not model.dense:
         raise InputError(f"{source}: model.frozen names every table, so there is nothing to train; leave one out")
+
+
+def _check_moments(source: str, job: JobConfig, manifest: DatasetManifest) -> None:
+    if job.evaluate.by == "moment" and not manifest.has_timestamp:
+        raise InputError(
+            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with --timestamp"
+        )
 
 
 def _check_content(key: str, names: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:
