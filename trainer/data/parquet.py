@@ -99,6 +99,17 @@ class ParquetFiles:
         with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
 
+    def version(self, file: DataFile) -> str:
+        """Return a text that differs once ``file`` has been replaced or written to.
+
+        Raises:
+            InputError: as ``footer``.
+            StorageUnavailableError: storage does not answer.
+        """
+        with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+            self._checked(file, source)
+            return source.version
+
     def check_footer(self, file: DataFile) -> None:
         """Check that the column metadata in the footer of ``file`` are consistent, for files from an untrusted source.
 

@@ -222,16 +222,19 @@ class _BlockReader:
         self._reader = reader
         self._history_length = history_length
         self._keeps = keeps
-        self._kept: dict[tuple[str, int], Interactions] = {}
+        self._kept: dict[tuple[str, int], tuple[str, Interactions]] = {}
 
     def read(self, group: RowGroup) -> Interactions:
         """Return the interactions of one of the schedule's row groups; see ``InteractionReader.read``."""
+        if not self._keeps:
+            return self._reader.read(group, history_length=self._history_length)
         place = group.file.path, group.index
-        interactions = self._kept.get(place)
-        if interactions is None:
+        # A file that has changed is read again, so that a run ends with an error as it does where nothing is kept.
+        version = self._reader.files.version(group.file)
+        kept_version, interactions = self._kept.get(place, ("", None))
+        if interactions is None or kept_version != version:
             interactions = self._reader.read(group, history_length=self._history_length)
-            if self._keeps:
-                self._kept[place] = interactions
+            self._kept[place] = version, interactions
         return interactions
 
 
