@@ -79,5 +79,5 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
 
 
 def _has_histories(job: JobConfig) -> bool:
-    """Whether each example has the vector of its own history, so that those of a query cannot share their scores."""
+    """Whether examples of a query have different histories, and so different vectors, which cannot share scores."""
     return HISTORY in job.model.query_features

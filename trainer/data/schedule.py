@@ -22,7 +22,8 @@ read exactly once an epoch, and a worker computes the size of the global batch w
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
 or in groups of the same query (``group_order.py``). While the current block of a partition is consumed, other threads
 fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition. It reads an epoch that
-has no more rows than one block per partition only once, and keeps its rows for the following epochs.
+has no more rows than one block per partition only once, and keeps its rows for the following epochs, unless a file
+changes.
 
 Shapes: B examples of a slice, P partitions.
 """
