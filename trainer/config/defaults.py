@@ -3,7 +3,8 @@
     job = resolve(job, DatasetSize(queries=6_040, items=3_706, interactions=900_188, is_grouped=True))
     job.model.temperature, job.negatives.kind         # 0.17, "all"
 
-The job file of a run has the resolved values, so that it trains the same wherever it is repeated.
+The job file of a run has the resolved values, so that it trains the same wherever it is repeated. What depends on the
+machine, ``train.engine``, ``train.device`` and ``train.tables``, stays ``auto`` in it: each worker chooses at its start.
 """
 
 from __future__ import annotations

@@ -43,7 +43,24 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         _has(cluster=_has(one_role_per_host=True)),
         {"properties": {"cluster": {"properties": {"hosts": {"const": 1}}}}},
     ),
-    ("train.device gpu needs train.engine mxnet", _has(train=_has(device="gpu")), _has(train=_has(engine="mxnet"))),
+    (
+        "a GPU as train.device needs train.engine torch or mxnet",
+        _has(train=_has(device={"type": "string", "pattern": "^gpu"})),
+        {"properties": {"train": {"properties": {"engine": {"not": {"const": "cpu"}}}}}},
+    ),
+    (
+        "train.compute_dtype bfloat16 needs train.engine torch",
+        _has(train=_has(compute_dtype="bfloat16")),
+        _has(train=_has(engine="torch")),
+    ),
+    (
+        "train.tables device needs train.engine torch, and no servers",
+        _has(train=_has(tables="device")),
+        {
+            **_has(train=_has(engine="torch")),
+            "not": _has(cluster=_has(servers={"minimum": 1})),
+        },
+    ),
     (
         "loss ccl needs cosine scores",
         _has(loss="ccl"),

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.validation_errors import described
-from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue, resolved
+from crossfade.trainer.config.devices import Devices, EngineName, as_list, check_devices, on_gpu
+from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section, TimeValue, resolved
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
 from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
 from crossfade.trainer.data.time_range import TimeRange
@@ -27,7 +28,8 @@ EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
-    *("train.epochs", "train.max_steps", "train.patience", "train.device"),
+    *("train.epochs", "train.max_steps", "train.patience"),
+    *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
     *("optimizer.learning_rate", "model.dense.learning_rate"),
 )
 """Prefixes of keys that may change between the starts of one run."""
@@ -108,18 +110,48 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="seed that determines every random number of the run"
     )
-    engine: Literal["cpu", "mxnet"] = Field(
-        "cpu", description="gradient engine: cpu (closed form in numba and BLAS) or mxnet (autograd)"
+    engine: EngineName = Field(
+        "auto",
+        description="gradient engine: cpu (closed form in numba and BLAS), mxnet, or torch (PyTorch); auto: one that "
+        "drives the GPU, and cpu without a GPU",
     )
-    device: Literal["cpu", "gpu"] = Field("cpu", description="device of the mxnet engine")
+    device: Devices = Field(
+        "auto",
+        description="what a worker computes on: cpu, gpu, gpu:1, or a list such as [gpu:0, gpu:1], each of which "
+        "computes a part of the batch; auto: a GPU if there is one that an installed engine can drive",
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="numbers in products of vectors; bfloat16 needs engine torch. Rows stay float32"
+    )
+    tables: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="memory that holds the tables of a run without servers: the host's or, with engine torch, the "
+        "device's, with rows that do not fit in the host's; auto: device on a GPU",
+    )
+    device_memory_gib: Positive | None = Field(
+        None, description="GiB of the device for tables; null: 80 % of what is free"
+    )
     save_embeddings: Literal["best", "none"] = Field(
         "best", description="embeddings to write: best on the valid split, or none and leave it to 'crossfade export'"
     )
 
+    @property
+    def devices(self) -> list[str]:
+        """The names in ``device``."""
+        return as_list(self.device)
+
     @model_validator(mode="after")
     def _check_device(self) -> TrainConfig:
-        if self.device == "gpu" and self.engine != "mxnet":
-            raise ValueError(f"device 'gpu' needs engine 'mxnet', but the engine is '{self.engine}'")
+        check_devices(self.devices)
+        several, engine = len(self.devices) > 1, self.engine
+        if on_gpu(self.devices) and engine == "cpu":
+            raise ValueError(f"device '{', '.join(self.devices)}' needs engine torch or mxnet, but the engine is 'cpu'")
+        if several and not on_gpu(self.devices) and engine not in {"torch", "mxnet"}:
+            raise ValueError(f"several CPU devices need engine torch or mxnet, but the engine is '{engine}'")
+        if self.compute_dtype == "bfloat16" and engine != "torch":
+            raise ValueError(f"compute_dtype 'bfloat16' needs engine torch, but the engine is '{engine}'")
+        if self.tables == "device" and (engine != "torch" or several):
+            raise ValueError(f"tables 'device' needs engine torch and one device, but the engine is '{engine}'")
         return self
 
 
@@ -210,6 +242,15 @@ class JobConfig(Section):
             raise ValueError(
                 "cluster.shared_run_dir is false, so the hosts need other shared storage: set checkpoint.path to a URI "
                 "such as s3://BUCKET/PREFIX"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_table_memory(self) -> JobConfig:
+        if self.train.tables == "device" and self.cluster.servers:
+            raise ValueError(
+                f"train.tables is 'device', but cluster.servers is {self.cluster.servers}, which hold the tables: set "
+                "one of them to auto or 0"
             )
         return self
 

@@ -18,10 +18,11 @@ def resolved_job(size: DatasetSize = SMALL, *overrides: str) -> JobConfig:
     return resolve(make_job("{name: small, data: {path: data/small}}", "a test", overrides), size)
 
 
-def test_nothing_is_left_to_resolve() -> None:
+def test_nothing_but_the_use_of_the_machine_is_left_to_resolve() -> None:
     for overrides in ([], ["model.score=dot"], ["loss=bpr"]):
         job = resolved_job(SMALL, *overrides)
-        assert "auto" not in job.values().values()
+        automatic = {key for key, value in job.values().items() if value == "auto"}
+        assert automatic == {"train.engine", "train.device", "train.tables"}
         assert resolve(job, LARGE) == job
 
 

@@ -87,7 +87,22 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than or equal to 0.999999", "but found 1"]),
         ("train: {batch_size: yes}", ["train.batch_size: ", "valid integer", "but found True"]),
         ("train: {epochs: '3'}", ["train.epochs: ", "valid integer", "but found '3'"]),
-        ("train: {device: gpu}", ["train: device 'gpu' needs engine 'mxnet', but the engine is 'cpu'"]),
+        (
+            "train: {device: gpu, engine: cpu}",
+            ["train: device 'gpu' needs engine torch or mxnet, but the engine is 'cpu'"],
+        ),
+        ("train: {device: cuda}", ["train.device: expected auto, cpu, gpu, a GPU by number", "but found 'cuda'"]),
+        ("train: {device: ['gpu:0', cpu]}", ["train: device is gpu:0, cpu: expected GPUs only, or CPUs only"]),
+        ("train: {device: ['gpu:0', gpu]}", ["train: device is gpu:0, gpu: expected each GPU once"]),
+        ("train: {device: [auto, gpu]}", ["train: device is auto, gpu: expected 'auto' alone"]),
+        ("train: {device: []}", ["train.device: expected auto, cpu, gpu, ", "but found []"]),
+        ("train: {device: [cpu, cpu]}", ["several CPU devices need engine torch or mxnet", "the engine is 'auto'"]),
+        ("train: {compute_dtype: bfloat16}", ["compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"]),
+        ("train: {tables: device}", ["tables 'device' needs engine torch and one device", "the engine is 'auto'"]),
+        (
+            "train: {tables: device, engine: torch}\ncluster: {servers: 2}",
+            ["train.tables is 'device', but cluster.servers is 2, which hold the tables"],
+        ),
         ("evaluate: {k: [10, 100000]}", ["evaluate.k.1: ", "less than or equal to 1000"]),
         ("loss: hinges", ["loss: ", "'bpr', 'logistic', 'softmax', 'hinge', ", "but found 'hinges'"]),
         (
@@ -281,7 +296,7 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"--set {override}: {message}"
     names = {"query_features", "item_features", "query_content", "item_content", "frozen"}
-    keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", *names}
+    keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", "device", "device in a list", *names}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
     for name in names:
         assert "expected a letter" in error_of(job_path, SMALL, f"model.{name}=['a b']")
