@@ -1,8 +1,8 @@
 """The devices that a worker computes on, as ``train.device`` names them.
 
-    as_list("auto")                             # ["auto"]
-    as_list(["gpu:0", "gpu:1"])                 # ["gpu:0", "gpu:1"]
-    check_devices(["gpu:0", "cpu"])             # ValueError
+as_list("auto")                             # ["auto"]
+as_list(["gpu:0", "gpu:1"])                 # ["gpu:0", "gpu:1"]
+check_devices(["gpu:0", "cpu"])             # ValueError
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def check_devices(devices: Sequence[str]) -> None:
     if "auto" in devices:
         raise ValueError(f"device is {', '.join(devices)}: expected 'auto' alone, or the devices without it")
     if len({name.partition(":")[0] for name in devices}) > 1:
-        raise ValueError(f"device is {', '.join(devices)}: expected GPUs only, or CPUs only, since each gets an equal part")
+        raise ValueError(
+            f"device is {', '.join(devices)}: expected GPUs only, or CPUs only, since each gets an equal part"
+        )
     gpus = ["gpu:0" if name == "gpu" else name for name in devices if name != "cpu"]
     if len(set(gpus)) < len(gpus):
         raise ValueError(f"device is {', '.join(devices)}: expected each GPU once")

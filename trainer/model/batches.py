@@ -84,6 +84,12 @@ class Batch:
         return self.query if self.same_query is None else self.same_query
 
     @property
+    def shares_query_scores(self) -> bool:
+        """Whether the examples of a query have the same scores, if all items are negatives and count alike."""
+        only_items = len(self.item.rows_A) == len(self.negative_index_N)
+        return only_items and len(self.log_q_N) == 0 and bool((self.weight_B >= 0).all())
+
+    @property
     def item_index_B(self) -> IntArray:
         """The active row of each example's item."""
         return self.item.index_N[: len(self)]

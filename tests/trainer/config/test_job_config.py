@@ -96,9 +96,18 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         ("train: {device: ['gpu:0', gpu]}", ["train: device is gpu:0, gpu: expected each GPU once"]),
         ("train: {device: [auto, gpu]}", ["train: device is auto, gpu: expected 'auto' alone"]),
         ("train: {device: []}", ["train.device: expected auto, cpu, gpu, ", "but found []"]),
-        ("train: {device: [cpu, cpu]}", ["several CPU devices need engine torch or mxnet", "the engine is 'auto'"]),
-        ("train: {compute_dtype: bfloat16}", ["compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"]),
-        ("train: {tables: device}", ["tables 'device' needs engine torch and one device", "the engine is 'auto'"]),
+        (
+            "train: {device: [cpu, cpu]}",
+            ["train: several CPU devices need engine torch or mxnet", "the engine is 'auto'"],
+        ),
+        (
+            "train: {compute_dtype: bfloat16}",
+            ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"],
+        ),
+        (
+            "train: {tables: device}",
+            ["train: tables 'device' needs engine torch and one device", "the engine is 'auto'"],
+        ),
         (
             "train: {tables: device, engine: torch}\ncluster: {servers: 2}",
             ["train.tables is 'device', but cluster.servers is 2, which hold the tables"],

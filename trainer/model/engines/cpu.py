@@ -75,6 +75,9 @@ def _through_normalize(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped
 class CpuEngine:
     """Computes gradients in closed form with numba and BLAS."""
 
+    name = "cpu"
+    devices = ("cpu",)
+
     def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
         """Prepare for ``model``, ``loss`` and ``negatives``, whose kind is resolved."""
         self._model = model
@@ -97,7 +100,7 @@ class CpuEngine:
         norms: list[FloatArray] = []
         if self._model.score.normalized:
             rows, norms = (list(pair) for pair in zip(*(_normalize(rows_AD) for rows_AD in rows), strict=True))
-        method = self._all_items if self._shares_query_scores(batch) else self._gradients
+        method = self._all_items if self._all_softmax and batch.shares_query_scores else self._gradients
         loss_B, *gradients = method.compute(batch, batch.normalized_weights(), *rows)
         for gradient_AD, unit_AD, norm_A in zip(gradients, rows, norms, strict=False):
             _through_normalize(gradient_AD, unit_AD, norm_A)
@@ -105,9 +108,3 @@ class CpuEngine:
 
     def gpu_memory(self) -> None:
         """Return None: the engine computes on the CPU."""
-
-    def _shares_query_scores(self, batch: Batch) -> bool:
-        """Whether the examples of a query have the same scores: all items are negatives, without other differences."""
-        only_items = len(batch.item.rows_A) == len(batch.negative_index_N)
-        plain = len(batch.log_q_N) == 0 and bool((batch.weight_B >= 0).all())
-        return self._all_softmax and only_items and plain
