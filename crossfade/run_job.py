@@ -118,6 +118,10 @@ def _check_runtime(job: JobConfig) -> None:
     from crossfade.trainer.tracking.tracker import check_tracking
 
     check_tracking(job)
+    if job.train.engine == "torch":
+        from crossfade.kvstore.torch.imports import require_torch
+
+        require_torch()
     if job.cluster.servers or job.train.engine == "mxnet":
         from crossfade.kvstore.mxnet.imports import require_mxnet
 

@@ -213,7 +213,7 @@ def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, 
 
     job = inputs.job
     wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds
-    if plan.traffic is None or job.train.engine != "cpu" or wire_seconds is None:
+    if plan.traffic is None or not job.train.uses_cpu_engine or wire_seconds is None:
         return None
     hosts = role_hosts(job) if job.cluster.servers else []
     keys = sum(table.keys for table in plan.tables)

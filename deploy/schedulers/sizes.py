@@ -54,7 +54,7 @@ def _busy_cpus(job: JobConfig, plan: CapacityPlan) -> dict[str, float]:
     """
     names = [role.name for roles in role_hosts(job) for role in roles]
     busy = {name: float(name != "scheduler") for name in names}
-    if plan.steps and job.train.engine == "cpu":
+    if plan.steps and job.train.uses_cpu_engine:
         keys = sum(table.keys for table in plan.tables)
         by_worker, by_server = role_seconds(plan.steps, job.model.dim, job.cluster.servers, keys)
         step = max(by_worker) + by_server

@@ -4,7 +4,7 @@
     job.model.temperature, job.negatives.kind         # 0.17, "all"
 
 The job file of a run has the resolved values, so that it trains the same wherever it is repeated. What depends on the
-machine, ``train.engine``, ``train.device`` and ``train.tables``, stays ``auto`` in it: each worker chooses at its start.
+machine stays ``auto`` in it: each worker chooses ``train.engine``, ``train.device`` and ``train.tables`` at its start.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ class PhaseEvent(_Event):
     epoch: Whole | None = Field(None, description="epoch that has started, from 1")
     step: Whole | None = Field(None, description="steps taken so far; always present in `training`")
     rows_from: str | None = Field(None, description="in `training`: checkpoint that the rows were loaded from")
+    engine: str | None = Field(None, description="in `training`: the gradient engine of the first worker")
+    devices: list[str] | None = Field(None, description="in `training`: what that worker computes on")
 
 
 class TotalsEvent(_Event):

@@ -14,6 +14,7 @@ import numpy as np
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.model.engines.base import Engine
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.training.state import TrainState
 
@@ -31,6 +32,7 @@ def make_report(
     state: TrainState,
     metrics: Mapping[str, EvalMetrics],
     store: RowStore,
+    engine: Engine,
     traffic: Mapping[str, int],
 ) -> dict[str, Any]:
     """Make the report of a run that ended at ``state``.
@@ -41,6 +43,7 @@ def make_report(
         state: the final train state of this worker.
         metrics: metrics of the best embeddings, by split.
         store: what held the tables.
+        engine: what computed the gradients of this worker.
         traffic: rows and bytes that all workers moved.
     """
     return {
@@ -56,7 +59,8 @@ def make_report(
         "seconds_by_phase": state.seconds_by_phase,
         "background_seconds": state.background_seconds,
         "checkpoints": asdict(state.checkpoints),
-        "engine": job.train.engine,
+        "engine": engine.name,
+        "devices": list(engine.devices),
         "store": type(store).__name__,
         "servers": job.cluster.servers,
         "workers": store.workers,
@@ -73,5 +77,7 @@ def _package_versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             yield package, "not installed as a package"
+    if "torch" in sys.modules:
+        yield "torch", sys.modules["torch"].__version__
     if "mxnet" in sys.modules:  # several packages provide it, so its version is not that of a package
         yield "mxnet", sys.modules["mxnet"].__version__

@@ -51,7 +51,7 @@ def run_training(
         metrics, traffic = session.finish(state)
     session.check_has_output(state)
     restarts = folder.restarts()
-    report = make_report(job, session.inputs.model, state, metrics, store, traffic)
+    report = make_report(job, session.inputs.model, state, metrics, store, session.engine, traffic)
     report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
     report |= {"run": folder.run_id(), "started": folder.started()}
     if store.rank == 0 and job.no_shared_run_dir:

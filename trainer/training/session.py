@@ -23,7 +23,8 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.allreduce import AllReduce
-from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.engines.base import Engine, make_engine
+from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine
 from crossfade.trainer.model.negatives import NegativeSampler, needs_counts
 from crossfade.trainer.model.towers import Towers, TowerVectors, load_towers
 from crossfade.trainer.model.weighting import FrequencyWeighting
@@ -55,6 +56,7 @@ class TrainingSession:
     inputs: JobInputs
     store: RowStore
     metadata: CheckpointMetadata
+    engine: Engine
     towers: Towers
     loop: TrainLoop
     checkpoints: CheckpointManager
@@ -73,7 +75,8 @@ class TrainingSession:
         self.store.first_step = state.step
         rows_from = create_tables(self.inputs, self.metadata, self.store, self.towers.dense, checkpoint)
         self.embeddings.discard_missing(state)
-        self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from))
+        name, devices = self.engine.name, list(self.engine.devices)
+        self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from, engine=name, devices=devices))
         self.metrics.attach(state)
         self.checkpoints.begin(state)
         return state
@@ -145,7 +148,8 @@ def open_session(
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         context = [table.name for table in inputs.model.context]
         reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
-        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)))
+        choice = _choose_engine(job, store, hooks)
+        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), choice)
         parts.towers.dense.all_reduce = all_reduce
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
         metrics.watch_gpu(parts.engine.gpu_memory)
@@ -155,6 +159,7 @@ def open_session(
             inputs=inputs,
             store=store,
             metadata=metadata,
+            engine=parts.engine,
             towers=parts.towers,
             loop=parts.loop(selection, embeddings, checkpoints, hooks),
             checkpoints=checkpoints,
@@ -162,6 +167,14 @@ def open_session(
             metrics=metrics,
             on_event=hooks.on_event,
         )
+
+
+def _choose_engine(job: JobConfig, store: RowStore, hooks: TrainingHooks) -> EngineChoice:
+    """Choose the engine of this worker; the first one logs what the user should know about GPUs."""
+    choice = choose_engine(job.train, store.rank, store.workers)
+    for note in choice.notes if store.rank == 0 else ():
+        hooks.log(note)
+    return choice
 
 
 def _first_worker_sink(
@@ -178,11 +191,17 @@ class _Parts:
     """Makes the parts of a session, each from the job and the parts before it."""
 
     def __init__(
-        self, job: JobConfig, folder: RunFolder, store: RowStore, inputs: JobInputs, reader: InteractionReader
+        self,
+        job: JobConfig,
+        folder: RunFolder,
+        store: RowStore,
+        inputs: JobInputs,
+        reader: InteractionReader,
+        choice: EngineChoice,
     ) -> None:
         self._job, self._folder, self._store, self._inputs, self._reader = job, folder, store, inputs, reader
         self.towers = load_towers(job, inputs.model, inputs.folder, inputs.manifest)
-        self.engine = make_engine(job, inputs.model)
+        self.engine = make_engine(job, inputs.model, choice)
         names = [table.name for table in inputs.model.vectors]
         self._vocabularies = {name: Vocabulary(inputs.folder, inputs.manifest, name) for name in names}
         self._negatives = job.negatives

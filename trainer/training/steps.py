@@ -87,6 +87,6 @@ def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine,
     negatives = job.negatives
     has_layers = bool(model.towers or model.query_sum or towers.dense.entities)
     plain = not (has_layers or model.score.normalized or model.frozen)
-    if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
+    if isinstance(store, LocalStore) and engine.name == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)
     return PullPushStep(store, engine, towers, model.frozen)

@@ -10,18 +10,27 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
 
 class Engine(Protocol):
-    """Computes losses and gradients from the vectors of a batch's active rows, at a cost independent of table size."""
+    """Computes losses and gradients from the vectors of a batch's active rows, at a cost independent of table size.
+
+    Attributes:
+        name: as ``train.engine`` names it.
+        devices: as ``train.device`` names them, GPUs with their number.
+    """
+
+    name: str
+    devices: Sequence[str]
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """Compute this worker's part of the mean loss over the global batch, and its gradients.
@@ -40,17 +49,23 @@ class Engine(Protocol):
         """Return the used and the total bytes of the engine's GPU, None on the CPU. Any thread may call it."""
 
 
-def make_engine(job: JobConfig, model: ModelSpec) -> Engine:
-    """Create the engine of ``train.engine``.
+def make_engine(job: JobConfig, model: ModelSpec, choice: EngineChoice | None = None) -> Engine:
+    """Create the engine of a worker, by default of the first one of ``job``.
 
     Raises:
-        MissingExtraError: it is ``mxnet``, which is not installed.
+        MissingExtraError: it needs a package that is not installed.
         InputError: it needs a GPU that is not available.
     """
-    if job.train.engine == "mxnet":
+    choice = choice or choose_engine(job.train)
+    loss = LossSpec.of(job)
+    if choice.engine == "torch":
+        from crossfade.trainer.model.engines.torch import TorchEngine
+
+        return TorchEngine(model, loss, job.negatives, choice.devices, job.train.compute_dtype)
+    if choice.engine == "mxnet":
         from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, LossSpec.of(job), job.negatives, job.train.device)
+        return MXNetEngine(model, loss, job.negatives, choice.devices)
     from crossfade.trainer.model.engines.cpu import CpuEngine
 
-    return CpuEngine(model, LossSpec.of(job), job.negatives)
+    return CpuEngine(model, loss, job.negatives)

@@ -14,7 +14,7 @@ Shapes: A active rows, B examples, N uses or negatives of an example, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class CpuEngine:
     """Computes gradients in closed form with numba and BLAS."""
 
     name = "cpu"
-    devices = ("cpu",)
+    devices: Sequence[str] = ("cpu",)
 
     def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
         """Prepare for ``model``, ``loss`` and ``negatives``, whose kind is resolved."""

@@ -3,8 +3,8 @@
     engine = TorchEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), ["gpu:0", "gpu:1"])
     loss, gradients = engine.gradients(batch, vectors)
 
-Each device computes a part of the batch from the vectors that it uses (``parts.py``), so tables may be anywhere. Work on
-several devices overlaps: all parts are queued before the first result is fetched.
+Each device computes a part of the batch from the vectors that it uses (``parts.py``), so tables may be anywhere. Work
+on several devices overlaps: all parts are queued before the first result is fetched.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TorchEngine:
         """
         torch = import_torch()
         torch.set_num_threads(get_num_threads())
-        self.devices = list(devices)
+        self.devices: Sequence[str] = list(devices)
         self._torch = torch
         self._targets = [torch.device(torch_device(name)) for name in devices]
         self._model = model

@@ -4,8 +4,8 @@
     tensors = PartTensors.of(torch, part, device)
     loss, query_gradient_AD, item_gradient_AD = gradients.compute(part, tensors, query_AD, item_AD, shares_scores=False)
 
-Losses are differentiated by score only (``torch_losses.py``); what follows are matrix products and sums by row. Sums are
-embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered additions.
+Losses are differentiated by score only (``torch_losses.py``); what follows are matrix products and sums by row. Sums
+are embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered additions.
 
 Shapes: A active rows, B examples, P examples whose items are uses, N uses of items, C negatives of an example, D
 columns.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +25,7 @@ from crossfade.trainer.model.engines.torch_losses import ScoreLoss, Scores
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
+Tensor = Any
 
 _MAX_SCORES = 1 << 26
 """Scores that are computed at a time, 256 MiB; a few arrays of this size exist at once."""

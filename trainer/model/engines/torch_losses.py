@@ -11,14 +11,11 @@ Shapes: B examples, C negatives of an example.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossfade.trainer.model.losses import LossSpec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
+Tensor = Any
 
 _EXCLUDED_SCORE = -1e30
 """A score below that of any negative which counts."""
@@ -63,7 +60,7 @@ class ScoreLoss:
         torch = self._torch
         with torch.enable_grad():
             leaves = [scores.positive_B.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
-            losses_B = cost_B * self._losses(Scores(*leaves, scores.excluded_BC), sign_B)
+            losses_B = cost_B * self._losses(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
             slopes = torch.autograd.grad(losses_B.sum(), leaves, allow_unused=True)
         by_positive, by_negative = (
             torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
