@@ -1,9 +1,7 @@
 """The GPU of each AWS instance type, and the image variant whose MXNet has code for it.
 
-Variant cu112 has mxnet-cu112 1.9.1, with code for compute capabilities 5.0, 6.0, 7.0, 8.0 and 8.6; cu90 has
-mxnet-cu90 1.6.0, with code for 3.0 to 7.0. Neither contains code that a driver could translate for newer GPUs (PTX),
-except for 7.0 in cu90. Code for X.y runs on a GPU of X.z with z ≥ y
-(https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility).
+Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
+``trainer/model/engines/gpu_code.py``: variants cu112 and cu90 have the packages of ``MXNET_WHEELS``.
 
     variant_of("ml.p2.xlarge")     # "cu90"
 """
@@ -15,20 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crossfade.kvstore.errors import InputError
+from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
+from crossfade.trainer.model.engines.gpu_code import MXNetVariant, mxnet_variant
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
 
-Variant = Literal["cpu", "cu112", "cu90"]
+Variant = Literal["cpu"] | MXNetVariant
 
 DEFAULT_EC2_TYPE = "p2.xlarge"
 DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
-
-Capability = tuple[int, int]
-_CODE: dict[Variant, tuple[Capability, ...]] = {
-    "cu112": ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6)),
-    "cu90": ((3, 0), (3, 5), (5, 0), (5, 2), (6, 0), (6, 1), (7, 0)),
-}
 
 
 @dataclass(frozen=True)
@@ -41,11 +35,7 @@ class Gpu:
     @property
     def variant(self) -> Variant | None:
         """The newest image variant whose MXNet has code for this GPU; None if there is none."""
-        major, minor = self.capability
-        for variant, codes in _CODE.items():
-            if any(code[0] == major and code[1] <= minor for code in codes):
-                return variant
-        return None
+        return mxnet_variant(self.capability)
 
 
 _K80, _M60, _V100, _T4 = Gpu("K80", (3, 7)), Gpu("M60", (5, 2)), Gpu("V100", (7, 0)), Gpu("T4", (7, 5))
@@ -119,10 +109,9 @@ def accelerator_of(instance_type: str) -> Accelerator:
     if family in _GPUS:
         gpu = _GPUS[family]
         if gpu.variant is None:
-            capability = ".".join(str(part) for part in gpu.capability)
             raise InputError(
                 f"instance type '{instance_type}': MXNet cannot use its GPU, {gpu.name}: it has no code for compute "
-                f"capability {capability}; choose another type, such as {_OTHERS}"
+                f"capability {format_version(gpu.capability)}; choose another type, such as {_OTHERS}"
             )
         return Accelerator(gpu, gpu.variant)
     if family in _NOT_NVIDIA:

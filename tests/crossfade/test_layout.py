@@ -28,7 +28,11 @@ SIDE_ROOMS = {
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
 """Imports from the order into the packages outside it."""
 WRAPPED = {
-    "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet.py"),
+    "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet*.py"),
+    "torch": (
+        "kvstore/torch/*.py",
+        *(f"trainer/model/engines/{name}.py" for name in ("torch", "torch_gradients", "torch_losses", "gpu_code")),
+    ),
     "horovod": ("trainer/model/allreduce.py",),
     "faiss": ("trainer/recommend/faiss_lists.py",),
     "psycopg": ("trainer/formats/pgvector_push.py",),

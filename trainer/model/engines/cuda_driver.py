@@ -20,8 +20,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-Version = tuple[int, int]
-"""Major and minor: a compute capability, or a version of CUDA."""
+Capability = tuple[int, int]
+CudaVersion = tuple[int, int]
 
 _LIBRARY = "libcuda.so.1"
 _NO_DEVICE = 100
@@ -44,9 +44,9 @@ class GpuInfo:
 
     index: int
     name: str
-    capability: Version
+    capability: Capability
     memory_bytes: int
-    cuda_version: Version
+    cuda_version: CudaVersion
 
     def __str__(self) -> str:
         """Return the GPU as messages name it."""
@@ -55,7 +55,7 @@ class GpuInfo:
 
 @dataclass(frozen=True)
 class DriverState:
-    """The GPUs that the driver can use, and why it fails although it is installed, or None if it does not."""
+    """The GPUs of this machine, or a problem: why the driver, although it is installed, cannot use any."""
 
     gpus: tuple[GpuInfo, ...] = ()
     problem: str | None = None
@@ -89,7 +89,7 @@ def find_gpus() -> DriverState:
         return DriverState(problem=_problem(library, error))
 
 
-def format_version(version: Version) -> str:
+def format_version(version: Capability | CudaVersion) -> str:
     """Write (12, 8) as 12.8."""
     return f"{version[0]}.{version[1]}"
 
@@ -105,7 +105,7 @@ def _gpu(library: ctypes.CDLL, index: int) -> GpuInfo:
     )
 
 
-def _cuda_version(library: ctypes.CDLL) -> Version:
+def _cuda_version(library: ctypes.CDLL) -> CudaVersion:
     number = _integer(library, "cuDriverGetVersion")
     return number // 1000, number % 1000 // 10
 
