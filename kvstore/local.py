@@ -66,13 +66,13 @@ class LocalStore:
             self._weights[table.name] = _init_table(table, source.rows(table.name) if source else 0, seed)
             self._optimizers[table.name] = make_optimizer(optimizer, table.rows, table.dim)
         if source is not None:
-            source.load(self._shards())
+            source.load(self.shards())
         for name, rows_R in reset_rows.items():
             table = self._tables[name]
             check_rows(table, rows_R)
             init_rows_at(self._weights[name], rows_R, rows_R, seed=seed, table=name, std=table.init_std)
             self._optimizers[name].reset(rows_R)
-        for shard in self._shards():
+        for shard in self.shards():
             self.stats.add_arrays(shard.table, shard.arrays)
 
     def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
@@ -80,8 +80,8 @@ class LocalStore:
         check_rows(self._tables[table], rows_A)
         self._weights[table][rows_A] = values_AD
 
-    def _shards(self) -> list[TableShard]:
-        """Return each table as its only shard."""
+    def shards(self) -> list[TableShard]:
+        """Return each table, weights and optimizer state, as its only shard: the same memory, not a copy."""
         return [
             TableShard(name, table.rows, 0, 1, {WEIGHTS: self._weights[name], **self._optimizers[name].state})
             for name, table in self._tables.items()
@@ -95,9 +95,17 @@ class LocalStore:
         Raises:
             CheckpointError: it cannot start, or the previous save is still in progress.
         """
+        self.check_not_saving(folder)
+        self._snapshot = Snapshot(folder, 0, 1, self.shards())
+
+    def check_not_saving(self, folder: str) -> None:
+        """Check that no save is in progress, so that another, into ``folder``, may start.
+
+        Raises:
+            CheckpointError: one is.
+        """
         if self._snapshot is not None:
             raise CheckpointError(f"{folder}: cannot be written while the previous checkpoint is being written")
-        self._snapshot = Snapshot(folder, 0, 1, self._shards())
 
     def poll_save(self) -> SaveResult | None:
         """Return the result of the last ``save``, or None while it is in progress."""

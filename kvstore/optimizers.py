@@ -221,11 +221,16 @@ def check_convergence(
         found = find_largest_row(weights_ND[rows_A], _NEARLY_DIVERGED)
         if found is None and gradient_AD is not None:
             found = find_largest_row(gradient_AD, _NEARLY_DIVERGED)
-        raise DivergedError(
-            f"the gradients or values of {divergent_rows} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
-            "training has diverged; lower optimizer.learning_rate, and --resume, or raise model.temperature",
-            None if found is None else int(rows_A[found]),
-        )
+        raise divergence(divergent_rows, len(rows_A), None if found is None else int(rows_A[found]))
+
+
+def divergence(divergent_rows: int, active_rows: int, row: int | None) -> DivergedError:
+    """Return the error for an update in which ``divergent_rows`` rows have diverged, ``row`` among them."""
+    return DivergedError(
+        f"the gradients or values of {divergent_rows} of {active_rows} active rows are not finite, or beyond 1e18: "
+        "training has diverged; lower optimizer.learning_rate, and --resume, or raise model.temperature",
+        row,
+    )
 
 
 @contextmanager

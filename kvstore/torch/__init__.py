@@ -1,1 +1,1 @@
-"""Row stores and optimizers in PyTorch, for tables in the memory of a GPU."""
+"""Tables in the memory of a GPU, updated with PyTorch."""

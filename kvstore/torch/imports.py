@@ -1,21 +1,24 @@
-"""Import PyTorch where it is used, since it is optional. Other modules call ``import_torch`` first."""
+"""Import PyTorch, an optional package, and open its devices. Other modules import it in functions, once one is open."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def require_torch() -> None:
-    """Check that PyTorch is installed, without the second that an import takes.
+    """Check that PyTorch is installed, without the seconds that an import takes.
 
     Raises:
         MissingExtraError: it is not.
     """
     if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", extra="torch", purpose="training with 'engine: torch'")
+        raise MissingExtraError("torch", extra="torch", purpose="training on a GPU")
 
 
 def import_torch() -> Any:
@@ -28,3 +31,22 @@ def import_torch() -> Any:
     import torch
 
     return torch
+
+
+def open_device(name: str) -> torch.device:
+    """Return PyTorch's device ``name``, such as "cuda:0" or "cpu", after allocating memory on it.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
+        InputError: there is no such device here, or it is neither a GPU of CUDA or ROCm nor the processor.
+    """
+    pytorch = import_torch()
+    expected = "expected 'cpu', or a GPU such as 'cuda:0'"
+    try:
+        device: torch.device = pytorch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch is built without CUDA
+        reason, _, _ = str(error).partition("\n")
+        raise InputError(f"device '{name}' cannot be used: {reason}; {expected}") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise InputError(f"device '{name}' cannot hold tables; {expected}")
+    return device

@@ -209,6 +209,8 @@ def test_tests_mirror_the_layout() -> None:
         ("kvstore/local.py", "from .mxnet import client", False),
         ("kvstore/mxnet/client.py", "import mxnet as mx", False),
         ("trainer/model/engines/mxnet.py", "import mxnet as mx", False),
+        ("kvstore/local.py", "def f():\n    import torch", True),
+        ("kvstore/torch/table.py", "from torch import Tensor", False),
         ("trainer/model/dense.py", "import horovod.mxnet", True),
         ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),

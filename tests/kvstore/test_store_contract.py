@@ -16,8 +16,20 @@ from crossfade.kvstore.errors import CheckpointError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
+from crossfade.kvstore.torch.store import DeviceStore
 
-STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
+
+def open_device_store(memory_bytes: int | None) -> RowStore:
+    """Return a store on PyTorch's device "cpu", which holds ``memory_bytes`` of the tables."""
+    pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+    return DeviceStore("cpu", memory_bytes)
+
+
+STORES: dict[str, Callable[[], RowStore]] = {
+    "LocalStore": LocalStore,
+    "DeviceStore": lambda: open_device_store(None),
+    "DeviceStore with rows on the host": lambda: open_device_store(500),
+}
 TABLES = [TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)]
 SGD = OptimizerSpec("sgd", learning_rate=1.0)
 

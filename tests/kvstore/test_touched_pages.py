@@ -25,7 +25,7 @@ def test_local_step_touches_pages_of_active_rows_only(kind: OptimizerKind) -> No
     gradient = make_step()
     with closing(LocalStore()) as store:
         store.create([TABLE], OptimizerSpec(kind, weight_decay=0.1), seed=1)
-        [shard] = store._shards()
+        [shard] = store.shards()
         for array in shard.arrays.values():
             release_pages(array)
         store.pull({TABLE.name: gradient.rows_A})

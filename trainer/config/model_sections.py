@@ -105,6 +105,11 @@ class ModelConfig(Section):
         """Whether a side has dense layers, or a content layer."""
         return any((self.dense.query, self.dense.item, self.query_content, self.item_content))
 
+    @property
+    def has_towers(self) -> bool:
+        """Whether a side names parts of its vectors, or has layers, so that vectors may be more than rows of tables."""
+        return bool(self.query_features or self.item_features) or self.has_dense_layers
+
     @model_validator(mode="after")
     def _check_last_width(self) -> ModelConfig:
         for side, widths in (("query", self.dense.query), ("item", self.dense.item)):

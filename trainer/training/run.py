@@ -9,8 +9,11 @@ from typing import Any
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowStore
+from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.allreduce import AllReduce
+from crossfade.trainer.model.engines.choice import choose_engine
+from crossfade.trainer.model.engines.torch import torch_device
 from crossfade.trainer.monitoring.registry import TableMetrics
 from crossfade.trainer.runs.events import ReportEvent
 from crossfade.trainer.runs.folder import RunFolder
@@ -61,6 +64,24 @@ def run_training(
     return report
 
 
+def make_store(job: JobConfig) -> LocalStore | DeviceStore:
+    """Create the store of a run without servers, in the memory that ``train.tables`` names.
+
+    With ``auto``, tables are on the GPU where a step need not leave it: features and dense layers are computed on the
+    host, as is what several GPUs have in common.
+
+    Raises:
+        MissingExtraError: it needs a package that is not installed.
+        InputError: it needs a GPU that is not available.
+    """
+    train, choice = job.train, choose_engine(job.train)
+    is_resident = choice.engine == "torch" and choice.on_gpu and len(choice.devices) == 1 and not job.model.has_towers
+    if train.tables == "host" or (train.tables == "auto" and not is_resident):
+        return LocalStore()
+    memory = train.device_memory_gib
+    return DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))
+
+
 def run_in_process(
     job: JobConfig,
     folder: RunFolder,
@@ -89,7 +110,7 @@ def run_in_process(
         if found:
             hooks.log(f"resuming from step {found.manifest.step:,}")
         try:
-            with closing(LocalStore()) as store:
+            with closing(make_store(job)) as store:
                 if hooks.metrics is not None:
                     hooks.metrics.register("rows", TableMetrics(store.stats))
                 return run_training(job, folder, store, hooks, checkpoint=checkpoint)

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -148,8 +148,7 @@ def open_session(
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         context = [table.name for table in inputs.model.context]
         reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
-        choice = _choose_engine(job, store, hooks)
-        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), choice)
+        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), hooks.log)
         parts.towers.dense.all_reduce = all_reduce
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
         metrics.watch_gpu(parts.engine.gpu_memory)
@@ -169,11 +168,14 @@ def open_session(
         )
 
 
-def _choose_engine(job: JobConfig, store: RowStore, hooks: TrainingHooks) -> EngineChoice:
-    """Choose the engine of this worker; the first one logs what the user should know about GPUs."""
+def _choose_engine(job: JobConfig, store: RowStore, log: Callable[[str], None]) -> EngineChoice:
+    """Choose the engine of this worker; the first one logs it if it is not the default, and notes about GPUs."""
     choice = choose_engine(job.train, store.rank, store.workers)
-    for note in choice.notes if store.rank == 0 else ():
-        hooks.log(note)
+    notes = list(choice.notes)
+    if choice.engine != "cpu":
+        notes.append(f"gradients are computed by engine {choice.engine} on {', '.join(choice.devices)}")
+    for note in notes if store.rank == 0 else ():
+        log(note)
     return choice
 
 
@@ -197,11 +199,11 @@ class _Parts:
         store: RowStore,
         inputs: JobInputs,
         reader: InteractionReader,
-        choice: EngineChoice,
+        log: Callable[[str], None],
     ) -> None:
         self._job, self._folder, self._store, self._inputs, self._reader = job, folder, store, inputs, reader
         self.towers = load_towers(job, inputs.model, inputs.folder, inputs.manifest)
-        self.engine = make_engine(job, inputs.model, choice)
+        self.engine = make_engine(job, inputs.model, _choose_engine(job, store, log))
         names = [table.name for table in inputs.model.vectors]
         self._vocabularies = {name: Vocabulary(inputs.folder, inputs.manifest, name) for name in names}
         self._negatives = job.negatives

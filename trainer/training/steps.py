@@ -4,7 +4,8 @@
     loss, rows = step.take(batch, lr_factor, state)
 
 ``PullPushStep`` is the general one, on any store. ``InPlaceStep`` does the same in two passes over tables in this
-process, without copies of rows and arrays of gradients, to the same bits.
+process, without copies of rows and arrays of gradients, to the same bits. ``DeviceStep`` takes steps on tables in the
+memory of a device, which nothing leaves but the loss.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Protocol
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowGradient, RowStore
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.kvstore.torch.transfer import to_device
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.engines.torch import TorchEngine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import Towers
@@ -82,10 +86,40 @@ class InPlaceStep:
         return loss, {self._model.query.name: batch.query.rows_A, self._model.item.name: batch.item.rows_A}
 
 
+class DeviceStep:
+    """Takes steps on a device that holds the tables. All of its time counts as that of gradients."""
+
+    def __init__(self, store: DeviceStore, engine: TorchEngine, model: ModelSpec, frozen: Collection[str] = ()) -> None:
+        """Connect the parts. Tables in ``frozen`` are not updated."""
+        self._store, self._engine, self._model, self._frozen = store, engine, model, frozen
+
+    def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
+        """Take a step; see ``Step``."""
+        active = {self._model.query.name: batch.query.rows_A, self._model.item.name: batch.item.rows_A}
+        with state.timed("gradients"):
+            self._store.set_lr_factor(lr_factor)
+            if not len(batch):
+                return 0.0, active
+            indexes = [to_device(rows_A, self._store.device) for rows_A in active.values()]
+            rows = zip(active.items(), indexes, strict=True)
+            query_AD, item_AD = (self._store.device_rows(name, rows_A, index_A) for (name, rows_A), index_A in rows)
+            loss, *gradients = self._engine.compute(batch, self._engine.complete(batch), query_AD, item_AD)
+            updates = [
+                self._store.update_rows(name, rows_A, gradient_AD, index_A)
+                for (name, rows_A), gradient_AD, index_A in zip(active.items(), gradients, indexes, strict=True)
+                if name not in self._frozen
+            ]
+            self._store.check_divergence(updates)
+            return float(loss), active
+
+
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
     """Choose how the steps of a job are taken."""
     negatives = job.negatives
     has_layers = bool(model.towers or model.query_sum or towers.dense.entities)
+    if isinstance(store, DeviceStore) and not has_layers:
+        assert isinstance(engine, TorchEngine)
+        return DeviceStep(store, engine, model, model.frozen)
     plain = not (has_layers or model.score.normalized or model.frozen)
     if isinstance(store, LocalStore) and engine.name == "cpu" and negatives.kind == "per_example" and plain:
         return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)

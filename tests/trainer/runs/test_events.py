@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crossfade.trainer.runs.event_docs import events_markdown
 from crossfade.trainer.runs.events import (
     EVENT_TYPES,
     CheckpointFailed,
@@ -17,7 +18,6 @@ from crossfade.trainer.runs.events import (
     StepEvent,
     StoppedEvent,
     TimedEvent,
-    events_markdown,
     parse_event,
     parse_record,
     to_json,

@@ -83,8 +83,8 @@ def _requested(engine: EngineName, names: Sequence[str], state: DriverState, ran
     requested = f"train.device is {', '.join(names)}"
     if not state.gpus:
         raise InputError(
-            f"{requested}, but this machine has no GPU that CUDA can use ({state.problem or 'no driver or no device'}): "
-            "set train.device to cpu or auto"
+            f"{requested}, but no GPU is found here ({state.problem or 'NVIDIA has no driver or no device here'}): set "
+            "train.device to cpu or auto"
         )
     by_name = {f"gpu:{gpu.index}": gpu for gpu in state.gpus}
     numbered = [f"gpu:{state.gpus[rank % len(state.gpus)].index}" if name == "gpu" else name for name in names]

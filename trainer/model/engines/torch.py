@@ -89,7 +89,7 @@ class TorchEngine:
             shares_scores = self._all_softmax and batch.shares_query_scores
             return self._gradients.compute(part, tensors, query_AD, item_AD, shares_scores=shares_scores)
 
-    def whole(self, batch: Batch) -> BatchPart:
+    def complete(self, batch: Batch) -> BatchPart:
         """Return ``batch``, which has examples, as the only part."""
         return split_batch(batch, 1, in_batch=self._in_batch)[0]
 

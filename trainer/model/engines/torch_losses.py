@@ -85,7 +85,7 @@ class ScoreLoss:
         cost_B = cost_B * has_negative_B
         slope_B = cost_B * sign_B * torch.sigmoid(gap_B)
         slope_BC = counted_BC.sub_(finite_B[:, None]).exp_().mul_(slope_B[:, None])
-        return cost_B * torch.nn.functional.softplus(gap_B, threshold=90.0), -slope_B, slope_BC
+        return cost_B * torch.nn.functional.softplus(gap_B), -slope_B, slope_BC
 
     def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""

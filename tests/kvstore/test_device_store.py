@@ -1,0 +1,366 @@
+"""A store on PyTorch's device "cpu" does what a local store does, with or without rows that stay on the host."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from builders import random_rows
+from saved_shards import load_table, make_manifest, save_store, wait_for_save
+from touched_pages import touched_pages
+
+from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
+from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError, StoreError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
+from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.kvstore.torch.table import divide, row_bytes
+
+torch = pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+
+TABLES = [TableSpec("customer", rows=60, dim=5, init_std=0.3), TableSpec("track", rows=25, dim=8, init_std=0.5)]
+ALL_ROWS = {table.name: np.arange(table.rows) for table in TABLES}
+SGD = OptimizerSpec("sgd", learning_rate=1.0)
+BUDGETS = {"all rows on the device": None, "some rows on the device": 900, "no rows on the device": 0}
+by_budget = pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+LARGE = TableSpec("track", rows=80_000, dim=64, init_std=0.1)
+"""A table of 20 MB, which the writer of a checkpoint has not read when a save has started."""
+LARGE_BUDGET = LARGE.bytes // 2
+
+
+@pytest.fixture
+def stores() -> Iterator[ExitStack]:
+    """Close the stores that ``opened`` opens."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def opened(stores: ExitStack, store: Any, optimizer: OptimizerSpec = SGD, **options: Any) -> Any:
+    """Create the tables of ``store``, which is returned."""
+    stores.enter_context(closing(store))
+    store.create(options.pop("tables", TABLES), optimizer, 1, **options)
+    return store
+
+
+def random_step(seed: int, scale: float = 1.0) -> dict[str, RowGradient]:
+    """Return random gradients of a random half of the rows of each table."""
+    generator, step = np.random.default_rng(seed), {}
+    for table in TABLES:
+        rows_A = np.sort(generator.choice(table.rows, table.rows // 2, replace=False))
+        values_AD = random_rows(len(rows_A), table.dim, seed=seed) * np.float32(scale)
+        step[table.name] = RowGradient(rows_A, values_AD)
+    return step
+
+
+def push_steps(store: RowStore, seeds: range) -> None:
+    """Push a random step for each seed, at a learning rate that changes."""
+    for seed in seeds:
+        store.set_lr_factor((1.0, 0.25, 0.5)[seed % 3])
+        store.push(random_step(seed))
+
+
+def assert_close(store: RowStore, other: RowStore) -> None:
+    """Compare all rows of two stores to the precision of float32."""
+    for name, block_AD in store.pull(ALL_ROWS).items():
+        np.testing.assert_allclose(block_AD, other.pull(ALL_ROWS)[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# ---- steps
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "max_norm": 1.2}], ids=["plain", "decay and max norm"])
+@pytest.mark.parametrize("kind", KINDS)
+@by_budget
+def test_steps_equal_those_of_a_local_store(
+    stores: ExitStack, budget: int | None, kind: OptimizerKind, options: dict[str, float]
+) -> None:
+    optimizer = OptimizerSpec(kind, learning_rate=0.05, epsilon=1e-6, **options)  # type: ignore[arg-type]
+    store = opened(stores, DeviceStore("cpu", budget), optimizer)
+    local, before = opened(stores, LocalStore(), optimizer), store.pull(ALL_ROWS)
+    push_steps(store, range(40)), push_steps(local, range(40))
+    assert_close(store, local)
+    assert all((store.pull(ALL_ROWS)[name] != before[name]).mean() > 0.9 for name in before)
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+@by_budget
+def test_step_of_tensors_equals_pull_and_push(stores: ExitStack, budget: int | None, with_index: bool) -> None:
+    optimizer = OptimizerSpec("adam", weight_decay=0.1)
+    store, other = (opened(stores, DeviceStore("cpu", budget), optimizer) for _ in range(2))
+    for seed in range(3):
+        step, updates = random_step(seed), []
+        pulled = other.pull({name: gradient.rows_A for name, gradient in step.items()})
+        for name, gradient in step.items():
+            index_A = torch.from_numpy(gradient.rows_A) if with_index else None
+            block_AD = store.device_rows(name, gradient.rows_A, index_A)
+            np.testing.assert_array_equal(block_AD.numpy(), pulled[name])
+            block_AD.zero_()  # it is a copy
+            updates.append(store.update_rows(name, gradient.rows_A, torch.from_numpy(gradient.values_AD), index_A))
+        store.check_divergence(updates)
+        other.push(step)
+    for name, block_AD in store.pull(ALL_ROWS).items():
+        np.testing.assert_array_equal(block_AD, other.pull(ALL_ROWS)[name])
+    assert store.stats.updated_rows == other.stats.updated_rows == {"customer": 90, "track": 36}
+
+
+def test_step_on_the_device_waits_for_it_only_to_check_divergence(stores: ExitStack) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    rows_A = np.array([0, 3, 7])
+    index_A, gradient_AD = torch.from_numpy(rows_A), torch.ones((3, TABLES[0].dim))
+    for kind in KINDS:
+        store = opened(stores, DeviceStore("cpu"), OptimizerSpec(kind, weight_decay=0.1, max_norm=1.0))
+        with Recorder():
+            store.device_rows("customer", rows_A, index_A)
+            store.update_rows("customer", rows_A, gradient_AD, index_A)
+    assert {"aten.index_select.default", "aten.index_copy_.default"} <= set(called)
+    waiting = ("local_scalar", "item", "nonzero", "masked_select", "unique", "equal", "index.Tensor")
+    assert [name for name in called if any(part in name for part in waiting)] == []
+
+
+@by_budget
+def test_read_only_gradients_and_rows_are_pushed(stores: ExitStack, budget: int | None) -> None:
+    store, local = opened(stores, DeviceStore("cpu", budget)), opened(stores, LocalStore())
+    step = random_step(1)
+    for gradient in step.values():
+        gradient.rows_A.flags.writeable = gradient.values_AD.flags.writeable = False
+    store.push(step), local.push(step)
+    assert_close(store, local)
+
+
+@by_budget
+def test_step_with_a_row_outside_its_table_is_rejected(stores: ExitStack, budget: int | None) -> None:
+    store = opened(stores, DeviceStore("cpu", budget))
+    with pytest.raises(StoreError, match=r"table 'track': .* has rows 0 to 24"):
+        store.device_rows("track", np.array([3, 25]))
+    with pytest.raises(StoreError, match=r"table 'track': .* has rows 0 to 24"):
+        store.update_rows("track", np.array([3, 25]), torch.ones((2, 8)))
+
+
+# ---- divergence
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30], ids=["nan", "minus inf", "square overflows"])
+@pytest.mark.parametrize("kind", KINDS)
+@by_budget
+def test_divergence_names_table_and_row(
+    stores: ExitStack, budget: int | None, kind: OptimizerKind, value: float
+) -> None:
+    store = opened(stores, DeviceStore("cpu", budget), OptimizerSpec(kind, max_norm=1.0))
+    step = {table.name: RowGradient(np.array([2, 6]), np.ones((2, table.dim), np.float32)) for table in TABLES}
+    step["track"].values_AD[1, 3] = value
+    with pytest.raises(DivergedError, match=r"table 'track', row 6: .* 1 of [12] active rows") as caught:
+        store.push(step)
+    assert caught.value.row == 6
+    update = store.update_rows("customer", np.array([4]), torch.full((1, 5), 0.5))
+    store.check_divergence([update])
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_row_that_grows_beyond_all_bounds_is_named(stores: ExitStack, max_norm: float | None) -> None:
+    store = opened(stores, DeviceStore("cpu"), OptimizerSpec("sgd", 1e25, max_norm=max_norm))
+    gradient_AD = torch.zeros((2, 8))
+    gradient_AD[1] = 1.0
+    update = store.update_rows("track", np.array([3, 7]), gradient_AD)
+    with pytest.raises(DivergedError, match="1 of 2 active rows") as caught:
+        store.check_divergence([store.update_rows("customer", np.array([1]), torch.zeros((1, 5))), update])
+    assert caught.value.row == 7
+    assert update.count.shape == ()
+    assert store.device_rows("track", np.array([7])).abs().max() > 1e24
+
+
+# ---- division of the memory
+
+
+def test_tables_share_the_memory_and_small_ones_fit_completely(stores: ExitStack) -> None:
+    tables = [TableSpec("customer", 1000, 4, 0.1), TableSpec("genre", 10, 4, 0.1), TableSpec("track", 700, 8, 0.1)]
+    assert divide(10_000, tables, "sgd") == {"genre": 10, "customer": 307, "track": 154}
+    assert divide(10**6, tables, "sgd") == {"genre": 10, "customer": 1000, "track": 700}
+    assert divide(0, tables, "adam") == {"genre": 0, "customer": 0, "track": 0}
+    store = opened(stores, DeviceStore("cpu", 10_000), OptimizerSpec("rowwise_adagrad"), tables=tables)
+    device_bytes, host_bytes = store.memory()
+    assert store.hot_rows == {"genre": 10, "customer": 245, "track": 136}
+    assert 10_000 - row_bytes(tables[2], "adam") < device_bytes <= 10_000
+    assert device_bytes + host_bytes == sum(table.bytes + 4 * table.rows for table in tables)
+    assert opened(stores, DeviceStore("cpu"), tables=tables).memory() == (sum(table.bytes for table in tables), 0)
+
+
+def test_memory_on_a_gpu_is_four_fifths_of_what_is_free(stores: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(stores, DeviceStore("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {"cuda:1": (1000, 4000)}[str(device)])
+    monkeypatch.setattr(store, "device", torch.device("cuda:1"))
+    assert store._divide_rows() == divide(800, TABLES, "sgd")
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@by_budget
+def test_checkpoint_loads_into_either_store_with_equal_values(
+    stores: ExitStack, tmp_path: Path, budget: int | None, kind: OptimizerKind
+) -> None:
+    optimizer = OptimizerSpec(kind, weight_decay=0.1)
+    store = opened(stores, DeviceStore("cpu", budget), optimizer)
+    push_steps(store, range(3))
+    by_device = save_store(store, str(tmp_path), 1, TABLES, optimizer)
+    local = opened(stores, LocalStore(), optimizer, checkpoint=by_device)
+    by_local = save_store(local, str(tmp_path), 2, TABLES, optimizer)
+    again = opened(stores, DeviceStore("cpu", budget), optimizer, checkpoint=by_local)
+    by_again = save_store(again, str(tmp_path), 3, TABLES, optimizer)
+    for name, block_AD in store.pull(ALL_ROWS).items():
+        np.testing.assert_array_equal(local.pull(ALL_ROWS)[name], block_AD)
+        np.testing.assert_array_equal(again.pull(ALL_ROWS)[name], block_AD)
+    for table in TABLES:
+        saved = [load_table(checkpoint, table, optimizer) for checkpoint in (by_device, by_local, by_again)]
+        for name, values in saved[0].items():
+            assert values.any()
+            np.testing.assert_array_equal(saved[1][name], values, err_msg=name)
+            np.testing.assert_array_equal(saved[2][name], values, err_msg=name)
+    push_steps(store, range(3, 6)), push_steps(local, range(3, 6)), push_steps(again, range(3, 6))
+    assert_close(store, local)
+    for name, block_AD in store.pull(ALL_ROWS).items():
+        np.testing.assert_array_equal(again.pull(ALL_ROWS)[name], block_AD)
+
+
+def open_large(stores: ExitStack, budget: int | None, **options: Any) -> Any:
+    """Open a store with the large table, after a step on all of its rows."""
+    store = opened(stores, DeviceStore("cpu", budget), OptimizerSpec("rowwise_adagrad"), tables=[LARGE], **options)
+    push_to_large(store)
+    return store
+
+
+def push_to_large(store: RowStore, rows_A: IntArray | None = None) -> None:
+    """Push gradients of rows of the large table, by default of all."""
+    rows_A = np.arange(LARGE.rows) if rows_A is None else rows_A
+    store.push({LARGE.name: RowGradient(rows_A, random_rows(len(rows_A), LARGE.dim, seed=5))})
+
+
+@pytest.mark.parametrize("budget", [None, LARGE_BUDGET])
+def test_save_has_the_values_at_the_call_although_all_rows_change(
+    stores: ExitStack, tmp_path: Path, budget: int | None
+) -> None:
+    optimizer = OptimizerSpec("rowwise_adagrad")
+    store, all_rows = open_large(stores, budget), {LARGE.name: np.arange(LARGE.rows)}
+    before, children = store.pull(all_rows)[LARGE.name], psutil.Process().children()
+    folder = step_folder(str(tmp_path), 1)
+    store.save(folder)
+    [writer] = set(psutil.Process().children()) - set(children)
+    writer.suspend()
+    for _ in range(3):
+        push_to_large(store)
+    with pytest.raises(CheckpointError, match="previous checkpoint"):
+        store.save(step_folder(str(tmp_path), 2))
+    assert store.poll_save() is None
+    writer.resume()
+    commit(str(tmp_path), make_manifest(1, [LARGE], optimizer, wait_for_save(store).parts))
+    loaded = load_table(folder, LARGE, optimizer)
+    np.testing.assert_array_equal(loaded["weights"], before)
+    assert (store.pull(all_rows)[LARGE.name] != before).any(axis=1).all()
+
+
+def test_copying_to_the_host_counts_as_a_pause_of_the_save(
+    stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(stores, DeviceStore("cpu"))
+    monkeypatch.setattr("crossfade.kvstore.torch.table.DeviceTable.download", lambda _: time.sleep(0.3))
+    store.save(str(tmp_path))
+    result = wait_for_save(store)
+    assert 0.6 <= result.pause_seconds < result.seconds
+
+
+def prefix_pages(store: Any) -> dict[str, int]:
+    """Return the touched pages of the host's arrays where they have place for rows that are on the device."""
+    [shard], hot = store._host.shards(), store.hot_rows[LARGE.name]
+    assert set(shard.arrays) == {"weights", "sum_of_squares"}
+    return {name: touched_pages(array[:hot]) for name, array in shard.arrays.items()}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
+@pytest.mark.parametrize("budget", [None, LARGE_BUDGET])
+def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
+    stores: ExitStack, tmp_path: Path, budget: int | None
+) -> None:
+    store = open_large(stores, budget)
+    released = {"weights": 0, "sum_of_squares": 0}
+    assert prefix_pages(store) == released
+    cold_rows_A = np.arange(store.hot_rows[LARGE.name], LARGE.rows)
+    cold = store.pull({LARGE.name: cold_rows_A})[LARGE.name]
+    store.save(str(tmp_path / "step"))
+    assert min(prefix_pages(store).values()) > 0
+    wait_for_save(store)
+    assert prefix_pages(store) == released
+    (tmp_path / "file").touch()
+    store.save(str(tmp_path / "file" / "step"))
+    with pytest.raises(CheckpointError, match="could not be written"):
+        wait_for_save(store)
+    assert prefix_pages(store) == released
+    np.testing.assert_array_equal(store.pull({LARGE.name: cold_rows_A})[LARGE.name], cold)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
+def test_save_that_cannot_start_releases_the_memory(
+    stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no process")
+
+    store = open_large(stores, LARGE_BUDGET)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.subprocess.Popen", fail)
+    with pytest.raises(CheckpointError, match="no process"):
+        store.save(str(tmp_path / "step"))
+    assert prefix_pages(store) == {"weights": 0, "sum_of_squares": 0}
+
+
+def test_tables_are_copied_in_chunks(stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfade.kvstore.torch.transfer._CHUNK_BYTES", 7 * TABLES[0].dim * 4)
+    optimizer = OptimizerSpec("adam")
+    store = opened(stores, DeviceStore("cpu", 4000), optimizer)
+    push_steps(store, range(2))
+    checkpoint = save_store(store, str(tmp_path), 1, TABLES, optimizer)
+    loaded = opened(stores, LocalStore(), optimizer, checkpoint=checkpoint).pull(ALL_ROWS)
+    expected: dict[str, FloatArray] = store.pull(ALL_ROWS)
+    for name, block_AD in loaded.items():
+        np.testing.assert_array_equal(block_AD, expected[name])
+
+
+# ---- devices and imports
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta"])
+def test_device_that_cannot_hold_tables_is_rejected_by_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"device '{name}' .*expected 'cpu', or a GPU"):
+        DeviceStore(name)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.torch.store import DeviceStore
+try:
+    DeviceStore("cpu")
+except MissingExtraError as error:
+    print(error)
+"""
+
+
+def test_store_without_torch_can_be_imported_and_names_the_missing_package() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
+    assert "training on a GPU needs the package 'torch'" in done.stdout
+    assert "crossfade[torch]" in done.stdout

@@ -1,0 +1,129 @@
+"""Steps on tables in device memory equal steps on tables of the host, and the job's keys choose between them."""
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_cases import CASES, ITEM_TABLE, QUERY_TABLE, Case
+from resolved_jobs import make_resolved
+
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.engines.torch import TorchEngine
+from crossfade.trainer.model.spec import HistorySpec
+from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.training.run import make_store
+from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.steps import DeviceStep, PullPushStep, Step, make_step
+
+pytest.importorskip("torch", reason="PyTorch is not installed: 'make torch' installs it")
+
+SPILLING_BYTES = 100
+"""Memory for three rows of each table, which spills the others."""
+OPTIMIZER = OptimizerSpec("rowwise_adagrad", learning_rate=0.2, weight_decay=0.01, max_norm=1.0)
+
+
+def create(store: LocalStore | DeviceStore, case: Case) -> None:
+    store.create(case.model.tables, OPTIMIZER, seed=1)
+    for table, values_ND in zip(case.model.tables, (QUERY_TABLE, ITEM_TABLE), strict=True):
+        store.assign(table.name, np.arange(table.rows), values_ND)
+
+
+def take_steps(step: Step, store: LocalStore | DeviceStore, case: Case) -> tuple[list[float], list[FloatArray]]:
+    """Take some steps; return the losses, and the tables."""
+    losses = [step.take(case.batch, factor, TrainState())[0] for factor in (1.0, 0.5, 0.25)]
+    every = {table.name: np.arange(table.rows) for table in case.model.tables}
+    return losses, list(store.pull(every).values())
+
+
+def on_device(store: DeviceStore, case: Case, *frozen: str) -> DeviceStep:
+    return DeviceStep(store, TorchEngine(case.model, case.loss_spec, case.spec), case.model, frozen)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, SPILLING_BYTES], ids=["on the device", "spilled"])
+@pytest.mark.parametrize("name", [name for name in CASES if "hard" not in name and "tied" not in name])
+def test_steps_on_the_device_equal_steps_on_the_host(name: str, memory_bytes: int | None) -> None:
+    case = CASES[name]
+    with closing(LocalStore()) as local, closing(DeviceStore("cpu", memory_bytes)) as store:
+        create(local, case)
+        create(store, case)
+        assert memory_bytes is None or store.hot_rows == {"customer": 3, "track": 3}
+        general = PullPushStep(local, CpuEngine(case.model, case.loss_spec, case.spec), Towers(case.model, ()))
+        expected_losses, expected = take_steps(general, local, case)
+        losses, tables = take_steps(on_device(store, case), store, case)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-6)
+    for found_ND, expected_ND, before_ND in zip(tables, expected, (QUERY_TABLE, ITEM_TABLE), strict=True):
+        assert (np.abs(expected_ND - before_ND) > 0.01).any()
+        np.testing.assert_allclose(found_ND, expected_ND, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_table_is_not_updated_on_the_device() -> None:
+    case = CASES["softmax-cosine-all"]
+    with closing(DeviceStore("cpu")) as store:
+        create(store, case)
+        _, (query_ND, item_ND) = take_steps(on_device(store, case, "track"), store, case)
+    assert item_ND.tobytes() == ITEM_TABLE.tobytes()
+    assert (query_ND != QUERY_TABLE).any()
+
+
+def test_empty_batch_changes_nothing_on_the_device() -> None:
+    case = CASES["softmax-cosine-all"].part(slice(0, 0))
+    with closing(DeviceStore("cpu")) as store:
+        create(store, case)
+        losses, tables = take_steps(on_device(store, case), store, case)
+    assert losses == [0.0, 0.0, 0.0]
+    assert [table.tobytes() for table in tables] == [QUERY_TABLE.tobytes(), ITEM_TABLE.tobytes()]
+
+
+def test_divergence_on_the_device_names_table_and_row() -> None:
+    case = CASES["softmax-dot-shared-positive"]
+    with closing(DeviceStore("cpu")) as store:
+        create(store, case)
+        store.assign("customer", np.array([5]), np.full((1, QUERY_TABLE.shape[1]), np.nan, np.float32))
+        with pytest.raises(DivergedError, match="table 'customer', row 5: "):
+            on_device(store, case).take(case.batch, 1.0, TrainState())
+
+
+VALUES = {"name": "steps", "data": {"path": "nowhere"}, "model": {"dim": 3}}
+
+
+@pytest.mark.parametrize(
+    ("train", "store_type"),
+    [
+        ({}, LocalStore),
+        ({"engine": "torch", "device": "cpu"}, LocalStore),
+        ({"engine": "torch", "device": "cpu", "tables": "device"}, DeviceStore),
+        ({"engine": "torch", "device": "cpu", "tables": "host"}, LocalStore),
+    ],
+)
+def test_tables_are_where_the_job_requests(train: dict[str, Any], store_type: type) -> None:
+    job = make_resolved({**VALUES, "train": train})
+    with closing(make_store(job)) as store:
+        assert type(store) is store_type
+
+
+def test_memory_of_the_device_is_limited_by_the_job() -> None:
+    case = CASES["softmax-cosine-all"]
+    train = {"engine": "torch", "device": "cpu", "tables": "device", "device_memory_gib": SPILLING_BYTES / 2**30}
+    with closing(make_store(make_resolved({**VALUES, "train": train}))) as store:
+        store.create(case.model.tables, OPTIMIZER, seed=1)
+        assert isinstance(store, DeviceStore)
+        assert store.hot_rows == {"customer": 3, "track": 3}
+
+
+@pytest.mark.parametrize("has_history", [False, True])
+def test_steps_stay_on_the_device_unless_vectors_are_sums(has_history: bool) -> None:
+    case = CASES["softmax-cosine-all"]
+    model = case.model
+    if has_history:
+        model = replace(model, history=HistorySpec(model.item, 2, None, is_shared=True))
+    with closing(DeviceStore("cpu")) as store:
+        engine = TorchEngine(model, case.loss_spec, case.spec)
+        step = make_step(make_resolved(VALUES), model, store, engine, Towers(model, ()))
+    assert isinstance(step, PullPushStep if has_history else DeviceStep)
