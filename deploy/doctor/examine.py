@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from crossfade.deploy.doctor.findings import Finding, run_check
+from crossfade.deploy.doctor.gpus import check_gpus
 from crossfade.deploy.doctor.storage import (
     check_checkpoint_storage,
     check_clock,
@@ -41,6 +42,7 @@ def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
     needs_mxnet = job is not None and (roles > 0 or job.train.engine == "mxnet")
     yield from run_check("packages", check_versions, seconds)
     yield from run_check("mxnet", partial(host.check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
+    yield from run_check("gpu", partial(check_gpus, job), seconds)
     yield from run_check("kernels", partial(host.check_kernel_cache, seconds=seconds), seconds)
     yield from run_check("loopback", host.check_loopback, seconds)
     yield from run_check("huge pages", host.check_huge_pages, seconds)

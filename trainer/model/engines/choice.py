@@ -59,6 +59,12 @@ def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> Engine
     return _requested(train.engine, names, state, rank)
 
 
+def drivers(gpu: GpuInfo) -> tuple[list[EngineName], str]:
+    """Return the engines that can drive ``gpu``, and why the preferred one cannot; empty if it can."""
+    reasons = {name: reason_of(gpu) for name, reason_of in _REASONS.items()}
+    return [name for name, reason in reasons.items() if reason is None], next(iter(reasons.values())) or ""
+
+
 def _engines(engine: EngineName) -> list[EngineName]:
     return list(_REASONS) if engine == "auto" else [engine]
 
