@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-data quality screenshots docs lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -46,6 +46,9 @@ mutants: setup ## break the code in known ways; the tests must detect each (ARGS
 
 bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: 5 minutes)
 	.venv/bin/python benchmarks/bench.py $(ARGS)
+
+bench-gpu: setup ## measure on a GPU against its bandwidth and peers; needs PyTorch for CUDA in .venv; resumes
+	.venv/bin/python benchmarks/gpu.py $(ARGS)
 
 bench-data: setup ## measure how fast data is read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.environments import NOT_INSTALLED
+from suite.gpu_page import read_gpus
 from suite.machine import commit, describe_machine, describe_versions
 from suite.page import RECORD, render
 from suite.plan import ENVIRONMENTS, FULL, QUICK, SECTIONS, Measurement, measurements
@@ -109,7 +110,7 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     """Write the page, its charts, and the record into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, text in render(record).items():
+    for name, text in render(record, read_gpus(folder)).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Order of the tests, and a Docker engine for those that need one."""
+"""Order of the tests, a Docker engine for those that need one, and a GPU likewise."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,25 @@ from late_tests import run_order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first; among those of one place the order stays as collected."""
     items.sort(key=run_order)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none. Only such tests look for one."""
+    if item.get_closest_marker("gpu"):
+        from gpu_machine import usable_gpus
+
+        usable, reason = usable_gpus()
+        if not usable:
+            pytest.skip(f"needs an NVIDIA GPU that PyTorch can use: {reason}")
+
+
+@pytest.fixture
+def gpu_device() -> str:
+    """Return the first GPU that PyTorch can use, as ``train.device`` names it. For tests with the marker gpu."""
+    from gpu_machine import usable_gpus
+
+    return usable_gpus()[0][0]
 
 
 @pytest.fixture(scope="session")

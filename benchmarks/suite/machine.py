@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
-_DESCRIPTIONS = ("machine", "page", "cluster_page", "markup", "provenance", "charts", "targets")
+_DESCRIPTIONS = ("machine", "page", "cluster_page", "gpu_page", "markup", "provenance", "charts", "targets")
+_EXCLUDED = tuple(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS)
+_PRODUCT = ("kvstore", "trainer", "deploy", "crossfade", "requirements.lock")
 MEASURED = (
-    *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock"),
+    *_PRODUCT,
     *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite", "tests/support/net_hosts.py"),
-    *(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS),
+    *_EXCLUDED,
+    *(":(exclude)benchmarks/peers/gpu_*", ":(exclude)benchmarks/suite/gpu_*"),
 )
-"""Files that figures depend on: the packages and the suite, without what only describes."""
+"""Files that figures depend on: the packages and the suite, without what only describes, or runs on GPUs."""
+MEASURED_ON_GPUS = (*_PRODUCT, "benchmarks/gpu.py", "benchmarks/peers", "benchmarks/suite", *_EXCLUDED)
+"""The same for figures of GPUs."""
 PEERS = ("implicit", "buffalo", "lightfm-next", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
 
 
@@ -50,10 +56,10 @@ def describe_versions(environments: list[str]) -> dict[str, str]:
     return found | {name.replace("_", "-"): installed[name] for name in PEERS if name in installed}
 
 
-def commit() -> str:
-    """Return the last commit that changed anything that is measured, with a mark if the files differ from it."""
+def commit(measured: Sequence[str] = MEASURED) -> str:
+    """Return the last commit that changed one of the files ``measured``, with a mark if they differ from it."""
     git = ["git", "-C", str(ROOT)]
-    log = [*git, "log", "-1", "--format=%h", "--abbrev=10", "--", *MEASURED]
+    log = [*git, "log", "-1", "--format=%h", "--abbrev=10", "--", *measured]
     identity = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *MEASURED], check=False).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *measured], check=False).returncode
     return f"{identity}+changes" if differs else identity

@@ -11,6 +11,7 @@ from typing import Any
 
 from suite.charts import Points, line_chart
 from suite.cluster_page import CHART, bandwidth_chart, cluster_section
+from suite.gpu_page import gpu_section
 from suite.markup import absence, cell, prose, table, thousands
 from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
 from suite.provenance import origin, results_of
@@ -48,14 +49,14 @@ LIMITS = {
 }
 
 
-def render(record: dict[str, Any]) -> dict[str, str]:
-    """Return the files of the page, by name."""
+def render(record: dict[str, Any], gpus: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return the files of the page, by name; ``gpus`` is the record of ``benchmarks/gpu.py``, if there is one."""
     scale = QUICK if record["scale"] == QUICK.name else FULL
     results = Results(results_of(record))
-    return {PAGE: "\n".join(_page(record, scale, results)), **_charts(scale, results)}
+    return {PAGE: "\n".join(_page(record, gpus, scale, results)), **_charts(scale, results)}
 
 
-def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[str]:
+def _page(record: dict[str, Any], gpus: dict[str, Any] | None, scale: Scale, results: Results) -> Iterator[str]:
     yield from _head(record, scale, results)
     yield from _target_section(scale, results)
     for heading, (prefixes, section) in SECTIONS.items():
@@ -66,6 +67,7 @@ def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
         else:
             yield "Not measured.\n"
     yield from _phase_section(scale, results)
+    yield from gpu_section(gpus)
     yield from _failures(results)
 
 

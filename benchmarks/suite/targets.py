@@ -46,7 +46,7 @@ def all_targets(scale: Scale) -> list[Target]:
     targets = []
     for ids in scale.distributions:
         for peer, name, bound in (("implicit", "implicit", 1.3), ("fbgemm", "FBGEMM", 6.0)):
-            measure = partial(_ratio, f"single/{ids}/crossfade", f"single/{ids}/{peer}", RATE)
+            measure = partial(ratio_of, f"single/{ids}/crossfade", f"single/{ids}/{peer}", RATE)
             targets.append(Target(f"in process over {name}, {ids}", bound, True, measure))
     plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
     for ids in scale.distributions:
@@ -55,32 +55,34 @@ def all_targets(scale: Scale) -> list[Target]:
         measure = partial(_ratio_to_best, ids, STOCK_TRAINING, ROW_RATE)
         targets.append(Target(f"dist_sync over training on stock MXNet, rows, {ids}", 2.0, True, measure))
     for kind, name in (("in_batch", "batch negatives"), ("all", "all items")):
-        measure = partial(_median, f"products/{kind}", "share")
+        measure = partial(median_of, f"products/{kind}", "share")
         targets.append(Target(f"softmax, {name}: share of bare products", 0.6, True, measure, percent=True))
-    measure = partial(_median, "products/evaluation", "ratio")
+    measure = partial(median_of, "products/evaluation", "ratio")
     targets.append(Target("evaluation: time over bare products", 2.0, False, measure))
     rows, most = scale.customers, max(scale.dense_rows)
     if rows in scale.dense_rows:
         key = f"dense/crossfade/{rows}"
-        measure = partial(_ratio, f"dense/mxnet-dense/{rows}", key, "step_ms")
+        measure = partial(ratio_of, f"dense/mxnet-dense/{rows}", key, "step_ms")
         targets.append(Target(f"MXNet dense over in process, time of a step at {rows:,} rows", 50.0, True, measure))
-        measure = partial(_ratio, f"dense/crossfade/{most}", key, "step_ms")
+        measure = partial(ratio_of, f"dense/crossfade/{most}", key, "step_ms")
         targets.append(Target(f"time of a step, {most:,} rows over {rows:,}", 1.25, False, measure))
     least, most = min(scale.server_rows), max(scale.server_rows)
-    measure = partial(_ratio, f"growth/servers/{most}", f"growth/servers/{least}", "step_ms")
+    measure = partial(ratio_of, f"growth/servers/{most}", f"growth/servers/{least}", "step_ms")
     text = f"time of a step on 2 servers with 2 workers, {most:,} rows over {least:,}"
     targets.append(Target(text, 1.25, False, measure))
     if 4 in scale.slow_workers:
-        measure = partial(_ratio, "cluster/quarter-cores/4", "cluster/quarter-cores/1", RATE)
+        measure = partial(ratio_of, "cluster/quarter-cores/4", "cluster/quarter-cores/1", RATE)
         targets.append(Target("four workers over one, gradients the bottleneck", 3.5, True, measure))
     return targets
 
 
-def _median(key: str, figure: str, results: Results) -> float | None:
+def median_of(key: str, figure: str, results: Results) -> float | None:
+    """Return the median of a figure."""
     return results.median(key, figure)
 
 
-def _ratio(key: str, other: str, figure: str, results: Results) -> float | None:
+def ratio_of(key: str, other: str, figure: str, results: Results) -> float | None:
+    """Return the ratio of the figure of ``key`` over that of ``other``."""
     return results.ratio(key, other, figure)
 
 

@@ -13,6 +13,7 @@ DOCS = ROOT / "docs"
 sys.path.append(str(ROOT / "benchmarks"))
 
 from suite.charts import line_chart  # noqa: E402
+from suite.gpu_page import read_gpus  # noqa: E402
 from suite.page import PAGE, RECORD, render  # noqa: E402
 from suite.plan import QUICK  # noqa: E402
 from suite.provenance import keep_other_sections  # noqa: E402
@@ -46,7 +47,7 @@ def quick_record() -> dict[str, Any]:
 
 
 def test_committed_page_is_rendered_from_committed_figures() -> None:
-    files = render(json.loads((DOCS / RECORD).read_text(encoding="utf-8")))
+    files = render(json.loads((DOCS / RECORD).read_text(encoding="utf-8")), read_gpus(DOCS))
     changed = [name for name, text in files.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert changed == [], "run: .venv/bin/python benchmarks/bench.py --render"
 

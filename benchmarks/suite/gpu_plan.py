@@ -1,0 +1,217 @@
+"""What is measured on a GPU, at full size, and at tiny sizes on the CPU to check the scripts.
+
+for measurement in gpu_measurements(FULL, folder, device="gpu:0", memory_bytes=80 * GIB):
+    measurement.run()       # a dict of figures, or MeasurementError
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from suite.environments import ensure_environment
+from suite.plan import GIB, Measurement, Runs, threads
+from suite.processes import run_module
+from suite.training import bpr_job, softmax_job, train
+from suite.work import Draw, Work, make_work
+
+SECTIONS = {
+    "bandwidth": "a copy in the memory of the GPU, and an update of rows",
+    "bpr": "steps of BPR against FBGEMM, PyTorch, and implicit",
+    "softmax": "steps of softmax over batch negatives against PyTorch, and in bfloat16",
+    "tables": "tables that fill most of the GPU's memory, and with half of the rows in the host's",
+    "train": "crossfade train, with reading and sampling",
+}
+ENVIRONMENTS = ("gpu_fbgemm", "gpu_implicit")
+CARD_SHARE, HOST_SHARE = 0.7, 0.6
+"""The part of the GPU's memory that large tables take, and the part of the host's free memory that they may take.
+
+All rows are in the memory of the host while tables are created.
+"""
+STATE_BYTES = 4
+TIMEOUT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class GpuScale:
+    """Sizes of the work. ``rounds`` and ``repeats`` are those of a copy; ``table_bytes`` is None: by the memory."""
+
+    name: str
+    customers: int
+    tracks: int
+    triples: int
+    dim: int
+    batch: int
+    softmax_batch: int
+    steps: int
+    softmax_steps: int
+    warm_up: int
+    epochs: int
+    train_steps: int
+    copy_bytes: int
+    table_rows: int
+    active_rows: int
+    rounds: int
+    repeats: int
+    table_bytes: int | None
+
+
+FULL = GpuScale(
+    name="full",
+    customers=10_000_000,
+    tracks=1_000_000,
+    triples=4_000_000,
+    dim=64,
+    batch=65_536,
+    softmax_batch=16_384,
+    steps=300,
+    softmax_steps=60,
+    warm_up=20,
+    epochs=10,
+    train_steps=600,
+    copy_bytes=GIB,
+    table_rows=10_000_000,
+    active_rows=1_000_000,
+    rounds=5,
+    repeats=20,
+    table_bytes=None,
+)
+TINY = GpuScale(
+    name="tiny",
+    customers=2_000,
+    tracks=500,
+    triples=4_096,
+    dim=16,
+    batch=512,
+    softmax_batch=256,
+    steps=4,
+    softmax_steps=4,
+    warm_up=1,
+    epochs=1,
+    train_steps=6,
+    copy_bytes=1 << 20,
+    table_rows=10_000,
+    active_rows=1_000,
+    rounds=2,
+    repeats=2,
+    table_bytes=1 << 20,
+)
+
+
+class Planner:
+    """Runs measurements of a scale on a device. IDs are generated when a measurement first needs them."""
+
+    def __init__(self, scale: GpuScale, folder: Path, device: str, memory_bytes: int) -> None:
+        """Keep IDs and runs below ``folder``; ``device``, as ``train.device`` names it, has ``memory_bytes``."""
+        self.scale, self.device = scale, device
+        self._folder, self._memory_bytes = folder, memory_bytes
+
+    def work(self) -> Work:
+        """Return the IDs that all measurements share, popular ones more often."""
+        scale = self.scale
+        return make_work(self._folder / "work", Draw("zipf", scale.customers, scale.tracks, scale.triples))
+
+    def bandwidth(self) -> dict[str, Any]:
+        """Measure a copy and an update of rows."""
+        scale = self.scale
+        names = ("copy_bytes", "table_rows", "active_rows", "dim", "rounds", "repeats")
+        task = {"device": self.device, **{name: getattr(scale, name) for name in names}}
+        return run_module(sys.executable, "suite.gpu_bandwidth", task, TIMEOUT_SECONDS)
+
+    def crossfade(self, **options: Any) -> dict[str, Any]:
+        """Measure steps of Crossfade; ``options`` replace those of the task in ``gpu_steps.py``."""
+        task = {
+            "negatives": "per_example",
+            "optimizer": "rowwise_adagrad",
+            "compute_dtype": "float32",
+            "memory_bytes": None,
+            **self._task(self.scale.batch, self.scale.steps),
+            "device": self.device,
+            **options,
+        }
+        return run_module(sys.executable, "suite.gpu_steps", task, TIMEOUT_SECONDS)
+
+    def softmax(self, **options: Any) -> dict[str, Any]:
+        """Measure steps of softmax with the update that the peer applies, Adam."""
+        task = self._task(self.scale.softmax_batch, self.scale.softmax_steps)
+        return self.crossfade(**task, negatives="in_batch", optimizer="adam", **options)
+
+    def large_tables(self, *, spilled: bool) -> dict[str, Any]:
+        """Measure steps on large tables, of which half is in the memory of the host if ``spilled``."""
+        scale, available = self.scale, psutil.virtual_memory().available
+        size = scale.table_bytes or int(min(CARD_SHARE * self._memory_bytes, HOST_SHARE * available))
+        rows = size // (4 * scale.dim + STATE_BYTES)
+        tables = {"customers": rows * 10 // 11, "tracks": rows // 11, "ids": None}
+        return self.crossfade(**tables, memory_bytes=size // 2 if spilled else None)
+
+    def peer(self, script: str, environment: str | None, **options: Any) -> dict[str, Any]:
+        """Measure a peer in its environment, None: in ours."""
+        python = sys.executable if environment is None else ensure_environment(environment, install=True)
+        task = self._task(self.scale.batch, self.scale.steps)
+        for name in ("batch", "steps", "warm_up"):
+            task[name] = options.pop(name, task[name])
+        task["options"] = {"device": "cpu" if self.device == "cpu" else "cuda:0", **options}
+        return run_module(python, f"peers.{script}", task, TIMEOUT_SECONDS)
+
+    def train(self, loss: str) -> dict[str, Any]:
+        """Measure ``crossfade train`` with tables on the device."""
+        scale, dataset = self.scale, self.work().dataset
+        if loss == "softmax":
+            sizes = {"steps": scale.train_steps, "batch": scale.softmax_batch, "dim": scale.dim}
+            job = softmax_job(dataset, partitions=1, **sizes)
+        else:
+            job = bpr_job(dataset, steps=scale.train_steps, batch=scale.batch, dim=scale.dim)
+        job["train"] |= {"engine": "torch", "device": self.device, "tables": "device"}
+        return train(job, self._folder / "runs" / "gpu")
+
+    def _task(self, batch: int, steps: int) -> dict[str, Any]:
+        scale = self.scale
+        sizes = {"customers": scale.customers, "tracks": scale.tracks, "dim": scale.dim}
+        run = {"batch": batch, "steps": steps, "warm_up": scale.warm_up, "threads": threads()}
+        return {"ids": str(self.work().ids), **sizes, **run}
+
+
+def gpu_measurements(scale: GpuScale, folder: Path, device: str, memory_bytes: int) -> Iterator[Measurement]:
+    """Yield all measurements of a scale; peers that have environments of their own only on a GPU."""
+    planner = Planner(scale, folder, device, memory_bytes)
+    for section, builder in zip(SECTIONS, (_bandwidth, _bpr, _softmax, _tables, _train), strict=True):
+        for name, run in builder(planner):
+            yield Measurement(section, f"{section}/{name}", run)
+
+
+def _bandwidth(planner: Planner) -> Runs:
+    yield "update", planner.bandwidth
+
+
+def _bpr(planner: Planner) -> Runs:
+    yield "crossfade", planner.crossfade
+    if planner.device != "cpu":
+        yield "fbgemm", partial(planner.peer, "gpu_fbgemm", "gpu_fbgemm")
+    yield "crossfade-adam", partial(planner.crossfade, optimizer="adam")
+    yield "torch-sparse", partial(planner.peer, "gpu_torch_sparse", None, loss="bpr")
+    if planner.device != "cpu":
+        epochs = {"steps": planner.scale.epochs, "warm_up": 1}
+        yield "implicit", partial(planner.peer, "gpu_implicit", "gpu_implicit", **epochs)
+
+
+def _softmax(planner: Planner) -> Runs:
+    sizes = {"batch": planner.scale.softmax_batch, "steps": planner.scale.softmax_steps}
+    yield "crossfade", planner.softmax
+    yield "torch-sparse", partial(planner.peer, "gpu_torch_sparse", None, loss="softmax", **sizes)
+    yield "crossfade-bfloat16", partial(planner.softmax, compute_dtype="bfloat16")
+
+
+def _tables(planner: Planner) -> Runs:
+    yield "resident", partial(planner.large_tables, spilled=False)
+    yield "spilled", partial(planner.large_tables, spilled=True)
+
+
+def _train(planner: Planner) -> Runs:
+    for loss in ("bpr", "softmax"):
+        yield loss, partial(planner.train, loss)
