@@ -82,7 +82,7 @@ GROUPS = {
     "process": "every process",
     "training": "in-process, worker",
     "first": "in-process, worker of rank 0",
-    "gpu": "in-process, worker: where `train.device` is `gpu`",
+    "gpu": "in-process, worker: where a GPU computes gradients",
     "rows": "in-process, server",
     "server": "server",
     "job": "coordinator",
@@ -234,8 +234,8 @@ CHECKPOINT_INTERVAL = Metric(
     "checkpoint.interval_seconds of the job; absent without it.",
 )
 
-GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Used memory of the GPU.")
-GPU_LIMIT = Metric("crossfade_gpu_memory_limit_bytes", "gauge", "gpu", "bytes", "Memory of the GPU.")
+GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Used memory of the GPUs.")
+GPU_LIMIT = Metric("crossfade_gpu_memory_limit_bytes", "gauge", "gpu", "bytes", "Memory of the GPUs.")
 
 UPDATED_ROWS = Metric(
     "crossfade_updated_rows_total",
