@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_MAX_SQUARE = 1e36
+MAX_SQUARE = 1e36
 
 
-def _to_float32(value: float) -> float:
+def to_float32(value: float) -> float:
     """Round as the kernels of the host do, so that the bias corrections of Adam agree."""
     return float(np.float32(value))
 
@@ -34,7 +34,11 @@ class DeviceOptimizer:
     Attributes:
         state: tensors by name, whose first axis is the rows; as in ``make_optimizer``.
         lr_factor: multiplies the learning rate of updates from now on; the learning rate schedule sets it.
+        fused: whether one kernel makes the whole update (``fused.py``).
+        fallback_reason: why not, if the device is a GPU.
     """
+
+    fused = False
 
     def __init__(self, spec: OptimizerSpec, rows: int, dim: int, device: torch.device) -> None:
         """Update by ``spec``, with zero state."""
@@ -45,6 +49,7 @@ class DeviceOptimizer:
             for name, shape in state_shapes(spec.kind, rows, dim).items()
         }
         self.lr_factor = 1.0
+        self.fallback_reason: str | None = None
         self._spec = spec
 
     def update(self, weights_ND: Tensor, rows_A: Tensor, gradient_AD: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ class DeviceOptimizer:
         direction_AD = self._direction(rows_A, gradient_AD, gradient_square_A)
         weight_AD.sub_(direction_AD, alpha=spec.learning_rate * self.lr_factor)
         square_A = weight_AD.square().sum(1)
-        divergent_A = ~(gradient_square_A + square_A <= _MAX_SQUARE)
+        divergent_A = ~(gradient_square_A + square_A <= MAX_SQUARE)
         if spec.max_norm is not None:
             is_clipped_A = (square_A > spec.max_norm**2) & ~divergent_A
             scale_A = (spec.max_norm / square_A.sqrt()).where(is_clipped_A, 1.0)
@@ -71,7 +76,7 @@ class DeviceOptimizer:
 
     def _direction(self, rows_A: Tensor, gradient_AD: Tensor, square_A: Tensor) -> Tensor:
         """Update the state of ``rows_A``; return what the learning rate is multiplied by. ``square_A`` is |g|²."""
-        epsilon = _to_float32(self._spec.epsilon)
+        epsilon = to_float32(self._spec.epsilon)
         match self._spec.kind:
             case "sgd":
                 return gradient_AD
@@ -85,7 +90,7 @@ class DeviceOptimizer:
                 return self._adam(rows_A, gradient_AD, epsilon)
 
     def _adam(self, rows_A: Tensor, gradient_AD: Tensor, epsilon: float) -> Tensor:
-        beta1, beta2 = _to_float32(self._spec.beta1), _to_float32(self._spec.beta2)
+        beta1, beta2 = to_float32(self._spec.beta1), to_float32(self._spec.beta2)
         exp_avg_AD = self.state["exp_avg"].index_select(0, rows_A).mul_(beta1).add_(gradient_AD, alpha=1 - beta1)
         exp_avg_sq_AD = self.state["exp_avg_sq"].index_select(0, rows_A).mul_(beta2)
         exp_avg_sq_AD.addcmul_(gradient_AD, gradient_AD, value=1 - beta2)

@@ -114,6 +114,19 @@ class DeviceStore:
         return divide(budget, list(self._specs.values()), self._optimizer.kind)
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know about the updates on the device: which tables have slower ones, and why."""
+        tables_of: dict[str, list[str]] = {}
+        for name, table in self._tables.items():
+            if table.optimizer.fallback_reason is not None:
+                tables_of.setdefault(table.optimizer.fallback_reason, []).append(f"'{name}'")
+        return [
+            f"rows of {', '.join(tables)} on {self.device} are updated by separate operations, which take longer than "
+            f"the fused kernel: {reason}"
+            for reason, tables in tables_of.items()
+        ]
+
+    @property
     def hot_rows(self) -> dict[str, int]:
         """The number of rows on the device by table; they are its first ones."""
         return {name: table.rows for name, table in self._tables.items()}

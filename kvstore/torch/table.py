@@ -13,7 +13,7 @@ from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.memory import release_pages
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_bytes_per_row
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
-from crossfade.kvstore.torch.optimizers import DeviceOptimizer
+from crossfade.kvstore.torch.fused import make_device_optimizer
 from crossfade.kvstore.torch.transfer import copy_table
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DeviceTable:
         self.rows = rows
         dim = arrays[WEIGHTS].shape[1]
         self.weights_ND: Tensor = torch.empty((rows, dim), dtype=torch.float32, device=device)
-        self.optimizer = DeviceOptimizer(spec, rows, dim, device)
+        self.optimizer = make_device_optimizer(spec, rows, dim, device)
         self._tensors = {WEIGHTS: self.weights_ND, **self.optimizer.state}
         self._arrays = {name: arrays[name][:rows] for name in self._tensors}
         for name, tensor in self._tensors.items():

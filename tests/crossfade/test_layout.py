@@ -37,6 +37,7 @@ WRAPPED = {
     "faiss": ("trainer/recommend/faiss_lists.py",),
     "psycopg": ("trainer/formats/pgvector_push.py",),
     "mlflow": ("trainer/tracking/mlflow_run.py",),
+    "triton": ("kvstore/torch/triton_kernels.py",),
     "tensorboard": ("trainer/tracking/tensorboard_file.py",),
 }
 """The only modules that may import an optional package."""
@@ -211,6 +212,8 @@ def test_tests_mirror_the_layout() -> None:
         ("trainer/model/engines/mxnet.py", "import mxnet as mx", False),
         ("kvstore/local.py", "def f():\n    import torch", True),
         ("kvstore/torch/table.py", "from torch import Tensor", False),
+        ("kvstore/torch/fused.py", "def f():\n    import triton.language", True),
+        ("kvstore/torch/triton_kernels.py", "import triton", False),
         ("trainer/model/dense.py", "import horovod.mxnet", True),
         ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),

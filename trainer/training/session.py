@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import CheckpointError
 from crossfade.kvstore.store import RowStore
+from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.schedule import BatchSchedule
@@ -63,6 +64,7 @@ class TrainingSession:
     embeddings: BestEmbeddings
     metrics: TrainingMetrics
     on_event: EventSink
+    log: Callable[[str], None]
 
     def restore(self, checkpoint: str | None) -> TrainState:
         """Create the tables and the train state, from ``checkpoint`` if there is one.
@@ -74,6 +76,13 @@ class TrainingSession:
         state = restore_train_state(self.metadata, checkpoint, self.store.rank) if checkpoint else TrainState()
         self.store.first_step = state.step
         rows_from = create_tables(self.inputs, self.metadata, self.store, self.towers.dense, checkpoint)
+        if isinstance(self.store, DeviceStore):
+            on_device, on_host = self.store.memory()
+            self.log(
+                f"tables take {on_device / 2**30:.2f} GiB on {self.store.device}, {on_host / 2**30:.2f} on the host"
+            )
+            for note in self.store.notes:
+                self.log(note)
         self.embeddings.discard_missing(state)
         name, devices = self.engine.name, list(self.engine.devices)
         self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from, engine=name, devices=devices))
@@ -148,8 +157,7 @@ def open_session(
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         context = [table.name for table in inputs.model.context]
         reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
-        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), hooks.log)
-        parts.towers.dense.all_reduce = all_reduce
+        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), hooks.log, all_reduce)
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
         metrics.watch_gpu(parts.engine.gpu_memory)
         embeddings = parts.embeddings()
@@ -165,6 +173,7 @@ def open_session(
             embeddings=embeddings,
             metrics=metrics,
             on_event=hooks.on_event,
+            log=hooks.log,
         )
 
 
@@ -200,9 +209,11 @@ class _Parts:
         inputs: JobInputs,
         reader: InteractionReader,
         log: Callable[[str], None],
+        all_reduce: AllReduce | None,
     ) -> None:
         self._job, self._folder, self._store, self._inputs, self._reader = job, folder, store, inputs, reader
         self.towers = load_towers(job, inputs.model, inputs.folder, inputs.manifest)
+        self.towers.dense.all_reduce = all_reduce
         self.engine = make_engine(job, inputs.model, _choose_engine(job, store, log))
         names = [table.name for table in inputs.model.vectors]
         self._vocabularies = {name: Vocabulary(inputs.folder, inputs.manifest, name) for name in names}

@@ -7,8 +7,8 @@
 Losses are differentiated by score only (``torch_losses.py``); what follows are matrix products and sums by row. Sums
 are embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered additions.
 
-Shapes: A active rows, B examples, P examples whose items are uses, N uses of items, C negatives of an example, D
-columns.
+Shapes: A active rows, B examples, P examples whose items are uses, N uses of items, U uses of an example (its item,
+then its negatives), C negatives of an example, X items that a score is of, D columns.
 """
 
 from __future__ import annotations
