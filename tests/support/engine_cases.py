@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, get_args
+from unittest.mock import patch
 
 import numpy as np
 from builders import make_interactions, random_rows
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.errors import InputError, MissingExtraError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.data.schedule import BatchSlice
@@ -236,16 +237,58 @@ def assert_close(
         np.testing.assert_allclose(found_part, expected_part, rtol=tolerance, atol=tolerance)
 
 
-def print_mxnet_results() -> None:
-    """Print the result of MXNet's engine for each case as JSON, or why MXNet is missing. Runs in its own process."""
+def mxnet_results(devices: list[str]) -> dict[str, Any]:
+    """Return the results of MXNet's engine on ``devices`` by case. Each engine computes a smaller batch first."""
     from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
-    results: dict[str, Any] = {}
+    results = {}
+    for name, case in CASES.items():
+        engine = MXNetEngine(case.model, case.loss_spec, case.spec, devices)
+        gradients_by(engine, case.part(slice(0, 2)))
+        loss, *gradients = gradients_by(engine, case)
+        results[name] = [loss, *(gradient.tolist() for gradient in gradients)]
+    return results
+
+
+def mxnet_results_with_gpus() -> dict[str, Any]:
+    """Return results by case on GPUs, whose part CPU contexts play, with copies from and to pinned memory as for GPUs.
+
+    Also return under ``memory`` the memory that is in use, and under ``error`` what a GPU that is missing leads to.
+    """
+    from crossfade.kvstore.mxnet.imports import import_mxnet
+    from crossfade.trainer.model.engines.mxnet import MXNetEngine
+
+    mx, case = import_mxnet(), CASES["softmax-dot-all"]
+    memory = {0: (1, 10), 1: (2, 20)}
+    with (
+        patch.object(mx, "gpu", mx.cpu),
+        patch.multiple(mx.context, num_gpus=lambda: 2, gpu_memory_info=memory.__getitem__),
+    ):
+        results = mxnet_results(["gpu:1", "gpu:0"])
+        engine = MXNetEngine(case.model, case.loss_spec, case.spec, ["gpu:1", "gpu:0"])
+        results["memory"] = engine.gpu_memory()
+        try:
+            MXNetEngine(case.model, case.loss_spec, case.spec, ["gpu:1", "gpu:2"])
+        except InputError as error:
+            results["error"] = str(error)
+    return results
+
+
+def print_mxnet_results() -> None:
+    """Print results of MXNet's engine by devices and case as JSON, or why MXNet is missing. Runs in its own process."""
+    from crossfade.trainer.model.engines import mxnet_gradients
+
     try:
-        for name, case in CASES.items():
-            engine = MXNetEngine(case.model, case.loss_spec, case.spec, "cpu")
-            loss, *gradients = gradients_by(engine, case)
-            results[name] = [loss, *(gradient.tolist() for gradient in gradients)]
+        results: dict[str, Any] = {
+            "one": mxnet_results(["cpu"]),
+            "three": mxnet_results(["cpu"] * 3),
+            "three again": mxnet_results(["cpu"] * 3),
+            "gpus": mxnet_results_with_gpus(),
+        }
+        with patch.multiple(mxnet_gradients, _CPU_TILE=1, _MIN_CPU_ROWS=2):
+            results["tiles of two"] = mxnet_results(["cpu"])
+        with patch.multiple(mxnet_gradients, _MAX_TILE=1):
+            results["tiles of one"] = mxnet_results(["cpu"] * 2)
     except MissingExtraError as error:
         results = {"missing": str(error)}
     print(json.dumps(results))

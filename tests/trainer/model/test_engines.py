@@ -1,4 +1,4 @@
-"""Engines: losses and gradients against the float64 formulas of ``trainer/model/losses.py``, and MXNet's autograd."""
+"""Engines: losses and gradients against the float64 formulas of ``trainer/model/losses.py``."""
 
 import json
 import math
@@ -30,6 +30,7 @@ from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.config.model_sections import LossKind, ScoreKind
 from crossfade.trainer.model.engines import pools
 from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.engines.mxnet_device import Queued, in_turns
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -182,7 +183,7 @@ def test_nan_in_a_row_propagates_to_loss_and_gradient(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def mxnet_results() -> dict[str, Any]:
-    """Compute MXNet's results by case in another process, since MXNet installs signal handlers and threads."""
+    """Compute MXNet's results by devices and case in another process: MXNet installs signal handlers and threads."""
     code = "import engine_cases; engine_cases.print_mxnet_results()"
     path = f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'support'), str(ROOT)]}; "
     done = subprocess.run([sys.executable, "-c", path + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -192,10 +193,42 @@ def mxnet_results() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("devices", ["one", "three", "gpus", "tiles of two", "tiles of one"])
 @every_case
-def test_mxnet_autograd_matches_closed_form(name: str, mxnet_results: dict[str, Any]) -> None:
-    loss, *gradients = mxnet_results[name]
-    assert_close((loss, *map(np.array, gradients)), cpu_result(CASES[name]), 1e-5)
+def test_mxnet_autograd_matches_float64_formulas(name: str, devices: str, mxnet_results: dict[str, Any]) -> None:
+    loss, *gradients = mxnet_results[devices][name]
+    assert_close((loss, *map(np.array, gradients)), reference(name), 1e-5)
+
+
+def test_mxnet_repeats_results_of_three_contexts_bit_for_bit(mxnet_results: dict[str, Any]) -> None:
+    assert mxnet_results["three"] == mxnet_results["three again"]
+
+
+def test_mxnet_sums_memory_of_gpus_and_refuses_one_that_is_missing(mxnet_results: dict[str, Any]) -> None:
+    found = mxnet_results["gpus"]
+    assert found["memory"] == [(20 - 2) + (10 - 1), 30]
+    assert found["error"] == ("train.device is gpu:1, gpu:2, but the number of GPUs that MXNet finds here is 2")
+
+
+def test_mxnet_waits_for_a_tile_after_all_devices_have_work() -> None:
+    events: list[str] = []
+
+    class Tile:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_to_read(self) -> None:
+            events.append(f"wait {self.name}")
+
+    def computation(device: str, tiles: int) -> Queued[str]:
+        for number in range(tiles):
+            if number:
+                yield Tile(f"{device}{number - 1}")
+            events.append(f"queue {device}{number}")
+        return device
+
+    assert in_turns([computation("a", 2), computation("b", 1), computation("c", 2)]) == ["a", "b", "c"]
+    assert events == ["queue a0", "queue b0", "queue c0", "wait a0", "queue a1", "wait c0", "queue c1"]
 
 
 @pytest.mark.parametrize("score", ["dot", "euclidean", "cosine"])
