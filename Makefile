@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -77,6 +77,7 @@ format: setup ## reformat the code with ruff
 lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer versions)
 	$(COMPILE) --universal $(ALL_EXTRAS) --output-file requirements.lock $(ARGS) pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
+	$(COMPILE) $(IN_IMAGE) --extra mxnet --extra torch --output-file docker/requirements-torch.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in
 	$(COMPILE) --output-file deploy/requirements-audit.lock $(ARGS) deploy/requirements-audit.in
@@ -87,6 +88,9 @@ setup: ## set up .venv, nothing else
 
 horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++
 	@sh deploy/horovod.sh
+
+torch: setup ## install PyTorch into .venv, for train.engine torch; up to 3 GB
+	@sh deploy/torch.sh
 
 clean: ## remove .venv, caches, and builds; keep data/ and runs/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

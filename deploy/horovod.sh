@@ -1,6 +1,9 @@
 #!/bin/sh
-# Build Horovod for the MXNet in .venv, with Gloo only, and install it there: dense layers of jobs with several workers
-# need it. `make horovod` calls it, after the setup.
+# Build Horovod for the MXNet in .venv, with Gloo, and install it there: dense layers of jobs with several workers need
+# it. `make horovod` calls it, after the setup.
+#
+# HOROVOD_GPU=1 builds it with NCCL too, for an MXNet with CUDA. That needs nvcc of MXNet's CUDA version in
+# $HOROVOD_CUDA_HOME (/usr/local/cuda) and NCCL's headers in $HOROVOD_NCCL_HOME (/usr). docker/Dockerfile has an example.
 #
 # Run it at any time: it does nothing if .venv matches deploy/requirements-horovod.lock already. The wheel, which takes
 # some minutes to build, is cached in $XDG_CACHE_HOME/crossfade (~/.cache/crossfade). VENV=path names another
@@ -13,6 +16,8 @@ python=$venv/bin/python
 lock=deploy/requirements-horovod.lock
 stamp=$venv/horovod-done
 log=$venv/horovod.log
+gpu=${HOROVOD_GPU:-0}
+cuda_home=${HOROVOD_CUDA_HOME:-/usr/local/cuda}
 
 report() { printf 'horovod: %s\n' "$*"; }
 
@@ -21,11 +26,14 @@ fail() {
     exit 2
 }
 
-mxnet_version() { "$python" -I -c 'import importlib.metadata as m; print(m.version("mxnet"))' 2>/dev/null || true; }
+# Print name and version of the installed package of MXNet; nothing if there is none.
+mxnet_version() {
+    "$python" -I -c 'import importlib.metadata as m; print(*sorted(f"{d.name} {d.version}" for d in m.distributions() if d.name in ("mxnet", "mxnet-cu112")))'
+}
 
 # Print a key of the inputs of a wheel.
 key() {
-    { cat "$lock" deploy/horovod.sh; mxnet_version; "$python" -I -c 'import sysconfig; print(sysconfig.get_platform(), sysconfig.get_config_var("SOABI"))'; } |
+    { cat "$lock" deploy/horovod.sh; echo "$gpu"; mxnet_version; "$python" -I -c 'import sysconfig; print(sysconfig.get_platform(), sysconfig.get_config_var("SOABI"))'; } |
         cksum | tr ' ' -
 }
 
@@ -55,6 +63,7 @@ patch_interface() {
 build() {
     command -v g++ >/dev/null || fail "missing: g++ (on Debian and Ubuntu: apt-get install g++)"
     command -v make >/dev/null || fail "missing: make (on Debian and Ubuntu: apt-get install make)"
+    [ "$gpu" = 0 ] || [ -x "$cuda_home/bin/nvcc" ] || fail "missing: $cuda_home/bin/nvcc, which HOROVOD_GPU=1 needs: install the CUDA toolkit, or set HOROVOD_CUDA_HOME to its folder"
     requirements tools >"$1/tools.lock"
     requirements horovod >"$1/horovod.lock"
     run_pip install --target "$1/tools" --no-deps --require-hashes --only-binary :all: --requirement "$1/tools.lock"
@@ -63,6 +72,7 @@ build() {
         # shellcheck disable=SC2030
         export PATH="$1/tools/bin:$PATH" PYTHONPATH="$1/tools"
         export HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_CPU_OPERATIONS=GLOO
+        [ "$gpu" = 0 ] || export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_CUDA_HOME="$cuda_home" HOROVOD_NCCL_HOME="${HOROVOD_NCCL_HOME:-/usr}"
         export HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1
         export MAKEFLAGS="-j$(nproc)"
         run_pip download --no-deps --require-hashes --no-build-isolation --no-binary horovod --dest "$1" \
@@ -99,7 +109,7 @@ fi
 requirements running >"$work/running.lock"
 run_pip install --no-deps --require-hashes --only-binary :all: --requirement "$work/running.lock"
 run_pip install --no-deps --force-reinstall "$cache"/horovod-*.whl
-"$python" -I -W ignore -c 'import numpy; numpy.bool = numpy.bool_; import horovod.mxnet as h; assert h.gloo_built()' >>"$log" 2>&1 ||
+"$python" -I -W ignore -c 'import sys, numpy; numpy.bool = numpy.bool_; import horovod.mxnet as h; assert h.gloo_built() and h.nccl_built() >= int(sys.argv[1])' "$gpu" >>"$log" 2>&1 ||
     fail "Horovod was built but cannot be imported (log: $log)"
 echo "$key" >"$stamp"
 report "done in $(($(date +%s) - started)) s"

@@ -91,7 +91,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     from crossfade.kvstore.errors import CloudRequestError, InputError
 
     spec = make_spec(arguments, aws.region, aws)
-    _log_cost(spec, aws)
+    _log_notes(spec, aws)
     context = resolve_context(aws, spec)
     _logger.info(f"run {spec.run}: {spec.storage}")
     with catch_signals() as signals:
@@ -122,7 +122,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     if arguments.job is None:
         raise InputError("--dry-run: expected a JOB")
     spec = make_spec(arguments, Aws(arguments.region, arguments.profile).region, None)
-    _log_cost(spec, None)
+    _log_notes(spec, None)
     for name, request in dry_run(spec):
         script = request.pop("UserData", None)
         print(f"{name} {json.dumps(request, indent=2)}")
@@ -131,13 +131,13 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _log_cost(spec: RunSpec, aws: Aws | None) -> None:
-    """Log the maximum cost of the run, and whether its image needs Horovod."""
-    from crossfade.deploy.aws.accelerators import horovod_note
+def _log_notes(spec: RunSpec, aws: Aws | None) -> None:
+    """Log what the user should read about the run and its instances, and its maximum cost."""
+    from crossfade.deploy.aws.job_checks import notes
     from crossfade.deploy.aws.prices import Cost, hourly_price
     from crossfade.trainer.config.loading import check_job
 
+    for line in notes(check_job(spec.job, spec.run), spec.instance_type, spec.hosts):
+        _logger.info(line)
     price = hourly_price(aws, "AmazonEC2", spec.instance_type)
     _logger.info(Cost(price, spec.hosts, spec.max_hours).explain(spec.instance_type, spot=spec.spot))
-    if line := horovod_note(check_job(spec.job, spec.run), spec.hosts):
-        _logger.info(line)

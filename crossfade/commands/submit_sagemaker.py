@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
     from crossfade.deploy.aws.sagemaker.jobs import JobUpdate
     from crossfade.deploy.aws.sagemaker.request import Submission
+    from crossfade.trainer.config.devices import EngineName
     from crossfade.trainer.config.schema import JobConfig
 
 _logger = logging.getLogger(__name__)
@@ -51,9 +52,10 @@ The dataset is read from S3 at data.path, or copied to each host first with --ch
 of several hosts runs a server and a worker, unless cluster.servers and cluster.workers are set. Checkpoints go to
 OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report and job to OUTPUT/NAME/output/model.tar.gz.
 
-The image depends on the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100
-and A10G (ml.p3, ml.g4dn, ml.p4d, ml.g5), crossfade:cpu without one. AWS is retiring p2 and p3: where ml.p2.xlarge is
-not available, choose another --instance-type, such as ml.g4dn.xlarge.
+The image depends on the GPU of the instance type: crossfade:torch for T4 and newer (ml.g4dn, ml.g5, ml.p4d, ml.p5),
+crossfade:cu112 for V100 and M60 (ml.p3, ml.g3), crossfade:cu90 for K80 (ml.p2), crossfade:cpu without one. A job uses
+the GPU unless it sets train.device or train.engine to cpu. AWS is retiring p2 and p3: where ml.p2.xlarge is not
+available, choose another --instance-type, such as ml.g4dn.xlarge.
 
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C asks whether to stop the job or only to stop following.
@@ -195,7 +197,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     aws = Aws(arguments.region, arguments.profile)
     if arguments.deploy is not None:
-        image = arguments.image or _image(aws, arguments.endpoint_type)
+        image = arguments.image or _image(aws, arguments.endpoint_type, "auto")
         return deploy_job(aws, arguments, image, _role(aws, arguments.role) if arguments.role else None, _pause)
     if arguments.stop is not None:
         stop(aws, arguments.stop)
@@ -209,17 +211,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
-    from crossfade.deploy.aws.accelerators import horovod_note
+    from crossfade.deploy.aws.job_checks import notes
     from crossfade.deploy.aws.prices import Cost, hourly_price
     from crossfade.deploy.aws.sagemaker.jobs import image_problem, start
-    from crossfade.deploy.aws.sagemaker.request import idle_gpu, make_request
+    from crossfade.deploy.aws.sagemaker.request import make_request
 
     submission = _submission(aws, load_job_arguments(arguments), arguments)
     request = make_request(submission)
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
-    for line in (idle_gpu(submission), horovod_note(submission.job, submission.hosts)):
-        if line is not None:
-            _logger.info(line)
+    for note in notes(submission.job, submission.instance_type, submission.hosts):
+        _logger.info(note)
     price = hourly_price(None if arguments.dry_run else aws, "AmazonSageMaker", submission.instance_type)
     cost = Cost(price, submission.hosts, submission.max_hours)
     _logger.info(cost.explain(submission.instance_type, spot=arguments.spot))
@@ -250,7 +251,7 @@ def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Subm
         job=job,
         name=arguments.name or f"{job.name.replace('_', '-').strip('-')[:47]}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
         role=_role(aws, arguments.role),
-        image=arguments.image or _image(aws, arguments.instance_type),
+        image=arguments.image or _image(aws, arguments.instance_type, job.train.engine),
         output=arguments.output,
         instance_type=arguments.instance_type,
         hosts=arguments.hosts or job.cluster.hosts,
@@ -273,10 +274,10 @@ def _role(aws: Aws, role: str) -> str:
     return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account()}:role/{role}"
 
 
-def _image(aws: Aws, instance_type: str) -> str:
+def _image(aws: Aws, instance_type: str, engine: EngineName) -> str:
     from crossfade.deploy.aws.accelerators import variant_of
 
-    variant = variant_of(instance_type)
+    variant = variant_of(instance_type, engine)
     return f"{aws.account()}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}"
 
 

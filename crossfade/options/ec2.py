@@ -92,6 +92,7 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
     """
     from crossfade.deploy.aws.accelerators import variant_of
     from crossfade.deploy.aws.ec2.spec import RunSpec, cluster_job, new_run_name, split_uri
+    from crossfade.deploy.aws.job_checks import check_device
     from crossfade.kvstore.errors import InputError
 
     if arguments.output is None:
@@ -101,7 +102,9 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
     bucket, prefix = split_uri(arguments.output, "--output")
     _check_ranges(arguments)
     job = load_job_arguments(arguments, "servers", "workers")
-    variant = variant_of(arguments.instance_type)
+    check_device(job, arguments.instance_type)
+    # An image of the user's own may have any engine.
+    variant = variant_of(arguments.instance_type, "auto" if arguments.image else job.train.engine)
     name = new_run_name(job.name)
     storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))
     values = cluster_job(job, arguments.hosts, storage)

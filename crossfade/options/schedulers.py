@@ -48,7 +48,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=Path, metavar="DIR", help="use DIR, which all nodes share, as run folder (default: runs/NAME)"
     )
     pods = parser.add_argument_group("Kubernetes")
-    pods.add_argument("--image", help="run this container image (default: crossfade:cpu, or crossfade:cu112 with GPUs)")
+    pods.add_argument("--image", help="run this container image (default: crossfade:VARIANT, by engine and device)")
     pods.add_argument("--namespace", metavar="NAME", help="create everything in this namespace")
     pods.add_argument(
         "--service-account", metavar="NAME", help="run as this service account (default: create one for the job)"
@@ -109,7 +109,7 @@ def _kubernetes(arguments: argparse.Namespace, job: JobConfig) -> _Made:
     job = on_kubernetes(job)
     sizes = _sizes(job, arguments.cores)
     options = KubernetesOptions(
-        arguments.image or f"crossfade:{'cu112' if job.train.device == 'gpu' else 'cpu'}",
+        arguments.image or f"crossfade:{_variant(job)}",
         arguments.namespace,
         arguments.service_account,
         arguments.secret,
@@ -125,6 +125,16 @@ def _kubernetes(arguments: argparse.Namespace, job: JobConfig) -> _Made:
     )
     start = f"start it: kubectl apply -k {arguments.out / 'base'}"
     return files, [f"create the token of its pods: {token}", start] if servers else [start], _table(hosts)
+
+
+def _variant(job: JobConfig) -> str:
+    """Return the image variant that has the engine of ``job``, for a GPU if the job requests one."""
+    from crossfade.deploy.schedulers.sizes import requested_gpus
+
+    gpus = requested_gpus(job)
+    if job.train.engine == "torch" or (gpus and job.train.engine == "auto"):
+        return "torch"
+    return "cu112" if gpus else "cpu"
 
 
 def _sizes(job: JobConfig, cores: int | None) -> list[HostSize]:

@@ -1,9 +1,12 @@
-"""The GPU of each AWS instance type, and the image variant whose MXNet has code for it.
+"""The GPU of each AWS instance type, and the image variant whose engine has code for it.
 
 Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
-``trainer/model/engines/gpu_code.py``: variants cu112 and cu90 have the packages of ``MXNET_WHEELS``.
+``trainer/model/engines/gpu_code.py``: variant torch has the first of ``TORCH_WHEELS``, and cu112 and cu90 have those of
+``MXNET_WHEELS``.
 
-    variant_of("ml.p2.xlarge")     # "cu90"
+    variant_of("ml.p2.xlarge")              # "cu90"
+    variant_of("ml.g5.xlarge")              # "torch"
+    variant_of("ml.g5.xlarge", "mxnet")     # "cu112"
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ from typing import TYPE_CHECKING, Literal
 
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
-from crossfade.trainer.model.engines.gpu_code import MXNetVariant, mxnet_variant
+from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
 if TYPE_CHECKING:
-    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.config.devices import EngineName
 
-Variant = Literal["cpu"] | MXNetVariant
+Variant = Literal["cpu", "torch"] | MXNetVariant
 
 DEFAULT_EC2_TYPE = "p2.xlarge"
 DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
+
+ENGINES: dict[Variant, EngineName] = {"cpu": "cpu", "torch": "torch", "cu112": "mxnet", "cu90": "mxnet"}
+"""The engine by which each variant computes where ``train.engine`` is auto."""
+_PACKAGES: dict[EngineName, str] = {"torch": "PyTorch", "mxnet": "MXNet"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,11 @@ class Gpu:
     capability: Capability
 
     @property
-    def variant(self) -> Variant | None:
-        """The newest image variant whose MXNet has code for this GPU; None if there is none."""
-        return mxnet_variant(self.capability)
+    def variants(self) -> list[Variant]:
+        """The image variants with code for this GPU, the newest first."""
+        found: list[Variant] = ["torch"] if has_code(TORCH_WHEELS[0].codes, self.capability) else []
+        mxnet = mxnet_variant(self.capability)
+        return found if mxnet is None else [*found, mxnet]
 
 
 _K80, _M60, _V100, _T4 = Gpu("K80", (3, 7)), Gpu("M60", (5, 2)), Gpu("V100", (7, 0)), Gpu("T4", (7, 5))
@@ -88,36 +97,22 @@ _TYPE = re.compile(r"([a-z][a-z0-9-]*)\.([a-z0-9-]+)")
 _OTHERS = "g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
 
 
-@dataclass(frozen=True)
-class Accelerator:
-    """What an instance type computes on: its GPU, or None, and the matching image variant."""
-
-    gpu: Gpu | None
-    variant: Variant
-
-
-def accelerator_of(instance_type: str) -> Accelerator:
-    """Return what ``instance_type`` computes on. SageMaker's types begin with ``ml.``.
+def gpu_of(instance_type: str) -> Gpu | None:
+    """Return the GPU of ``instance_type``, None if it has none. SageMaker's types begin with ``ml.``.
 
     Raises:
-        InputError: the type is unknown, or MXNet cannot run on it; the message has the reason.
+        InputError: the type is unknown, or no image runs on it; the message has the reason.
     """
     match = _TYPE.fullmatch(instance_type.removeprefix("ml."))
     if match is None:
         raise InputError(f"instance type '{instance_type}': expected one such as {_OTHERS}")
     family = match[1]
     if family in _GPUS:
-        gpu = _GPUS[family]
-        if gpu.variant is None:
-            raise InputError(
-                f"instance type '{instance_type}': MXNet cannot use its GPU, {gpu.name}: it has no code for compute "
-                f"capability {format_version(gpu.capability)}; choose another type, such as {_OTHERS}"
-            )
-        return Accelerator(gpu, gpu.variant)
+        return _GPUS[family]
     if family in _NOT_NVIDIA:
         raise InputError(
-            f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, but MXNet supports only "
-            f"NVIDIA GPUs; choose another type, such as {_OTHERS}"
+            f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, but only NVIDIA GPUs are "
+            f"supported; choose another type, such as {_OTHERS}"
         )
     if _ARM.fullmatch(family):
         raise InputError(
@@ -128,26 +123,29 @@ def accelerator_of(instance_type: str) -> Accelerator:
         raise InputError(
             f"instance type '{instance_type}': unknown family '{family}'; choose another type, such as {_OTHERS}"
         )
-    return Accelerator(None, "cpu")
+    return None
 
 
-def variant_of(instance_type: str) -> Variant:
-    """Return the image variant for ``instance_type``.
+def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
+    """Return the newest image variant that runs on ``instance_type`` and has ``engine``, the job's ``train.engine``.
 
     Raises:
-        InputError: the type is unknown, or MXNet cannot run on it.
+        InputError: the type is unknown, or no variant that runs on it has the engine; the message has the reason.
     """
-    return accelerator_of(instance_type).variant
-
-
-def horovod_note(job: JobConfig, hosts: int) -> str | None:
-    """Return a note for jobs that all-reduce the gradients of dense layers: their image needs Horovod.
-
-    None for jobs that do not. Each of ``hosts`` runs a worker, or more if ``cluster.workers`` is larger.
-    """
-    if max(hosts, job.cluster.workers) == 1 or not job.model.has_dense_layers:
-        return None
-    return (
-        "dense layers (model.dense) of several workers need Horovod: use an image of variant cpu that was built with "
-        "--build-arg HOROVOD=1 (docs/docker.md)"
+    gpu = gpu_of(instance_type)
+    if gpu is None and engine == "torch":
+        raise InputError(
+            f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:cpu, has no "
+            "PyTorch; leave train.engine out, choose an --instance-type with a GPU, such as g4dn.xlarge or "
+            "g5.xlarge, or set an --image that has PyTorch"
+        )
+    if gpu is None:
+        return "cpu"
+    for variant in gpu.variants:
+        if engine in ("auto", "cpu", ENGINES[variant]):
+            return variant
+    raise InputError(
+        f"train.engine is {engine}, but {_PACKAGES[engine]} has no code for the GPU of {instance_type}, {gpu.name} "
+        f"(compute capability {format_version(gpu.capability)}); leave train.engine out, which uses "
+        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another --instance-type, such as g4dn.xlarge or g5.xlarge"
     )

@@ -21,6 +21,7 @@ from crossfade.kvstore.checkpoint.inventory import list_checkpoints
 from crossfade.kvstore.errors import InputError, MissingExtraError
 from crossfade.kvstore.io.file_lock import folder_lock
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.torch.imports import require_torch
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import check_vocabularies
 from crossfade.trainer.model.allreduce import require_horovod
@@ -49,6 +50,8 @@ class JobChecks:
         """Check that the optional packages that the job needs are installed."""
         try:
             check_tracking(self.job)
+            if self.job.train.engine == "torch":
+                require_torch()
             if self.job.all_reduces_dense:
                 require_horovod()
         except MissingExtraError as error:

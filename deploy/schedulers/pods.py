@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
-from crossfade.deploy.schedulers.sizes import HostSize
+from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
 from crossfade.deploy.topology import THREAD_VARIABLES, TOKEN_VARIABLE
 from crossfade.trainer.config.schema import JobConfig
 
@@ -136,8 +136,8 @@ class PodMaker:
         return {"name": "runs", **kind}
 
     def _template(self, role: str, container: Manifest, volumes: list[Manifest], *, trains: bool) -> Manifest:
-        if trains and self.job.train.device == "gpu":
-            container["resources"]["limits"]["nvidia.com/gpu"] = 1
+        if trains and (gpus := requested_gpus(self.job)):
+            container["resources"]["limits"]["nvidia.com/gpu"] = gpus
         return {
             "metadata": {"labels": metadata(self.name, role)["labels"]},
             "spec": {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crossfade.deploy.capacity.plan import CapacityPlan, role_hosts
 from crossfade.deploy.capacity.step_time import role_seconds
+from crossfade.trainer.config.devices import on_gpu
 from crossfade.trainer.config.schema import JobConfig
 
 _MIB = 2**20
@@ -45,6 +46,18 @@ def size_hosts(job: JobConfig, plan: CapacityPlan, cores: int | None = None) -> 
         trains = any(role.kind == "worker" for role in roles)
         sizes.append(HostSize(cores if cores and trains else cpus, mib))
     return sizes
+
+
+def requested_gpus(job: JobConfig) -> int:
+    """Return how many GPUs a host that trains requests, so that those that ``train.device`` names are there.
+
+    None where the device is ``auto``, since a cluster may have no GPUs.
+    """
+    devices = job.train.devices
+    if not on_gpu(devices):
+        return 0
+    indexes = (int(name.partition(":")[2] or 0) for name in devices)
+    return max(len(devices), *(index + 1 for index in indexes))
 
 
 def _busy_cpus(job: JobConfig, plan: CapacityPlan) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossfade.deploy.schedulers.sizes import HostSize
+from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -119,8 +119,8 @@ def _directives(job: JobConfig, sizes: Sequence[HostSize], options: SlurmOptions
     yield "ntasks-per-node=1"
     yield f"cpus-per-task={math.ceil(max(size.cpus for size in sizes))}"
     yield f"mem={max(size.memory_mib for size in sizes)}M"
-    if job.train.device == "gpu":
-        yield "gpus-per-node=1"
+    if gpus := requested_gpus(job):
+        yield f"gpus-per-node={gpus}"
     yield f"time={options.time}"
     yield f"signal=B:USR1@{math.ceil(job.cluster.grace_period_seconds) + EXIT_SECONDS}"
     yield "requeue"

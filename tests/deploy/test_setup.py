@@ -236,7 +236,7 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
 
 
-HOROVOD_LOCK = "deploy/requirements-horovod.lock"
+HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
 
 
 def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
@@ -253,7 +253,7 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK, "deploy/requirements-audit.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK, TORCH_LOCK, "deploy/requirements-audit.lock"])
 def test_every_locked_requirement_has_one_version_and_hashes(name: str) -> None:
     assert locked(name)
     for requirement, hashes in locked(name).values():
@@ -272,7 +272,7 @@ def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
         *pyproject["build-system"]["requires"],
         *(line for extra in extras.values() for line in extra),
     ]
-    pins = locked(HOROVOD_LOCK) | locked()
+    pins = locked(TORCH_LOCK) | locked(HOROVOD_LOCK) | locked()
     for required in map(Requirement, lines):
         if required.name == "crossfade":  # the extra all names others
             continue
@@ -300,7 +300,11 @@ def test_mxnet_is_locked_only_for_linux_on_x86_64() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", HOROVOD_LOCK, "Makefile", "deploy/setup.sh", "deploy/horovod.sh", ".ci/run"]
+    "name",
+    [
+        *("requirements.lock", HOROVOD_LOCK, TORCH_LOCK, "Makefile", ".ci/run"),
+        *("deploy/setup.sh", "deploy/horovod.sh", "deploy/torch.sh"),
+    ],
 )
 def test_set_up_names_no_host(name: str) -> None:
     assert "://" not in (ROOT / name).read_text(encoding="utf-8")

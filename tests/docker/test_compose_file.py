@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = ("cpu", "torch", "cu112", "cu90")
 PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090, "serve": 8090}
 
 
@@ -88,8 +89,13 @@ def test_base_image_of_the_dockerfile_is_pinned() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^ARG BASE_IMAGE=debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     stages = re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)
-    published = {image for image, _ in stages} - {name for _, name in stages} - {"runtime-${VARIANT}"}
-    assert published == {"${BASE_IMAGE}", "${CUDA_9_IMAGE}"}
+    published = {image for image, _ in stages} - {name for _, name in stages}
+    assert published == {
+        *("${BASE_IMAGE}", "${CUDA_9_IMAGE}", "${CUDA_11_IMAGE}"),
+        *("runtime-${VARIANT}", "horovod-${HOROVOD}-${VARIANT}"),
+    }
+    names = {name for _, name in stages}
+    assert {f"{kind}-{variant}" for kind in ("runtime", "horovod-0") for variant in VARIANTS} <= names
 
 
 # ---- secrets

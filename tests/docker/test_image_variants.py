@@ -17,14 +17,32 @@ from packaging.utils import canonicalize_name
 from running_command import crossfade, started, succeeded, wait_for_steps
 
 from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = {"cpu": ("mxnet", "1.9.1"), "cu112": ("mxnet-cu112", "1.9.1"), "cu90": ("mxnet-cu90", "1.6.0.post0")}
+VARIANTS = {
+    "cpu": {"mxnet": "1.9.1"},
+    "torch": {"mxnet": "1.9.1", "torch": "2.13.0"},
+    "cu112": {"mxnet-cu112": "1.9.1"},
+    "cu90": {"mxnet-cu90": "1.6.0.post0"},
+}
+"""The packages of each variant that compute."""
+WITH_PYTORCH = {
+    *("cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "filelock", "fsspec", "mpmath", "networkx", "sympy"),
+    *("torch", "triton"),
+}
+"""Packages that only variant torch has, apart from NVIDIA's."""
 CUDA_LIBRARIES = {
     *("libcublas.so.11", "libcudart.so.11.0", "libcudnn.so.8", "libcufft.so.10", "libcurand.so.10"),
     *("libcusolver.so.11", "libnccl.so.2", "libnvrtc.so.11.2", "libnvToolsExt.so.1"),
 }
 """Libraries that libmxnet.so of mxnet-cu112 links, except those of its wheel, the driver and the system."""
+TORCH_LIBRARIES = {
+    *("libcublas.so.13", "libcublasLt.so.13", "libcudart.so.13", "libcudnn.so.9", "libcufft.so.12", "libcufile.so.0"),
+    *("libcurand.so.10", "libcusolver.so.12", "libcusparse.so.12", "libcusparseLt.so.0", "libnccl.so.2"),
+    *("libnvrtc.so.13", "libnvshmem_host.so.3"),
+}
+"""Libraries that those of PyTorch link, except those of its wheel, the driver and the system."""
 DOWNLOAD_SECONDS = 900
 
 
@@ -46,26 +64,55 @@ def pins(path: Path) -> dict[str, str]:
 def test_variant_has_the_tested_versions_and_no_development_tools(variant: str) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
     image, tested = pins(lock), pins(ROOT / "requirements.lock")
-    name, version = VARIANTS[variant]
-    assert image.pop(name) == version
+    assert VARIANTS[variant].items() <= image.items()
     assert "://" not in lock.read_text(encoding="utf-8")
     assert not {"pytest", "moto", "mypy", "ruff", "uv", "playwright"} & set(image)
-    for package in image:
-        if not package.startswith("nvidia-"):
-            assert image[package] == tested[package], f"{package}: run `make lock`"
+    others = {name for name in image if name not in tested and not name.startswith("nvidia-")}
+    assert others == {"torch": WITH_PYTORCH, "cpu": set()}.get(variant, set(VARIANTS[variant]))
+    for package in set(image) & set(tested):
+        assert image[package] == tested[package], f"{package}: run `make lock`"
+
+
+def test_variant_torch_has_the_cuda_version_that_its_gpus_are_listed_for() -> None:
+    image = pins(ROOT / "docker" / "requirements-torch.lock")
+    assert tuple(map(int, image["cuda-toolkit"].split(".")[:2])) == TORCH_WHEELS[0].cuda_version
+    assert image["nvidia-cuda-runtime"].startswith("13.0.")
+    assert image["numpy"].startswith("1.26."), "MXNet needs numpy 1"
+
+
+def test_variant_torch_has_what_triton_compiles_with() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    stage = text.partition("FROM base AS runtime-torch\n")[2].partition("\nFROM ")[0]
+    assert re.search(r"apt-get install .* gcc libc6-dev libpython3-dev ", stage)
+    [cache] = re.findall(r"TRITON_CACHE_DIR=(\S+)", stage)
+    [numba_cache] = re.findall(r"NUMBA_CACHE_DIR=(\S+)", text)
+    assert Path(cache).is_relative_to(numba_cache), "the image is read-only elsewhere"
+
+
+def run_path(wheel: Path, name: str, folder: Path) -> set[str]:
+    """Return the folders in which a library of ``wheel`` looks for those that it links."""
+    library = zipfile.ZipFile(wheel).extract(name, folder / "extracted")
+    read = subprocess.run(["readelf", "--dynamic", library], check=True, capture_output=True, text=True)
+    [found] = re.findall(r"\((?:RPATH|RUNPATH)\) .*\[(.*)\]", read.stdout)
+    return set(found.split(":"))
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("variant", ["cu112", "cu90"])
-def test_gpu_variant_packages_are_available_with_the_libraries_of_mxnet(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["torch", "cu112", "cu90"])
+def test_gpu_variant_packages_are_available_with_the_libraries_they_link(variant: str, tmp_path: Path) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
     options = ("--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(tmp_path), "--requirement", str(lock)]
     subprocess.run(command, check=True, timeout=DOWNLOAD_SECONDS)
     wheels = {re.split(r"-\d", wheel.name)[0].replace("_", "-").lower(): wheel for wheel in tmp_path.iterdir()}
     assert set(wheels) == set(pins(lock))
+    files = [name for wheel in wheels.values() for name in zipfile.ZipFile(wheel).namelist()]
+    if variant == "torch":
+        searched = run_path(wheels["torch"], "torch/lib/libc10_cuda.so", tmp_path)
+        for library in TORCH_LIBRARIES:
+            folders = {str(Path(name).parent) for name in files if Path(name).name == library}
+            assert {f"$ORIGIN/../../{folder}" for folder in folders} & searched, (library, folders, searched)
     if variant == "cu112":
-        files = [name for wheel in wheels.values() for name in zipfile.ZipFile(wheel).namelist()]
         dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
         for library in CUDA_LIBRARIES:
             folders = {str(Path(name).parent) for name in files if Path(name).name == library}

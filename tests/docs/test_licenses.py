@@ -41,12 +41,24 @@ BY_HAND = {
     "skops": "MIT",
 }
 """Packages whose metadata have no license, or two without saying how they combine: read in the text of the license."""
+WITH_PYTORCH = {
+    "cuda-bindings": "Apache-2.0",
+    "cuda-pathfinder": "Apache-2.0",
+    "filelock": "MIT",
+    "fsspec": "BSD-3-Clause",
+    "mpmath": "BSD",
+    "networkx": "BSD-3-Clause",
+    "sympy": "BSD",
+    "torch": "Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSD-2-Clause AND BSD-3-Clause AND BSL-1.0 AND MIT",
+    "triton": "MIT",
+}
+"""Packages of the variant torch that the setup does not install: read in the metadata of their wheels."""
 PERMISSIVE = {
     *("Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0", "ZPL-2.1"),
-    *("public domain", "PSF", "Apache-2.0 WITH LLVM-exception"),
+    *("BSL-1.0", "public domain", "PSF", "Apache-2.0 WITH LLVM-exception"),
 }
 COPYLEFT = {"GPL", "LGPL-3.0-only", "MPL-2.0"}
-NOT_INSTALLED = re.compile(r"nvidia-|mxnet-cu|appnope$|pywin32|tzdata$")
+NOT_INSTALLED = re.compile(r"nvidia-|cuda-toolkit$|mxnet-cu|appnope$|pywin32|tzdata$")
 """Packages for GPUs or other systems."""
 
 
@@ -61,10 +73,10 @@ def locked(*names: str) -> set[str]:
 
 
 def license_of(package: str) -> str:
-    """Return the license that the metadata of an installed package states."""
+    """Return the license that the metadata of a package states."""
+    if by_hand := (BY_HAND | WITH_PYTORCH).get(package):
+        return by_hand
     found = metadata.metadata(package)
-    if package in BY_HAND:
-        return BY_HAND[package]
     if expression := found.get("License-Expression"):
         return expression
     stated = (found.get("License") or "").splitlines()[:1]
@@ -80,7 +92,7 @@ def parts(license_name: str) -> set[str]:
 def licenses() -> dict[str, set[str]]:
     """Return the packages of each license."""
     found: dict[str, set[str]] = {}
-    for package in sorted(locked("requirements.lock")):
+    for package in sorted(locked("requirements.lock") | images()):
         if not NOT_INSTALLED.match(package):
             found.setdefault(license_of(package), set()).add(package)
     return found

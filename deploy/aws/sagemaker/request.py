@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE, accelerator_of
+from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
+from crossfade.deploy.aws.job_checks import check_device
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.kvstore.errors import InputError
@@ -84,7 +85,7 @@ def check_submission(submission: Submission) -> None:
             "which it includes"
         )
     _check_data(submission)
-    _check_engine(submission)
+    check_device(submission.job, submission.instance_type)
 
 
 def _check_data(submission: Submission) -> None:
@@ -100,26 +101,6 @@ def _check_data(submission: Submission) -> None:
     path = submission.job.checkpoint.path
     if path is not None and not path.startswith("s3://"):
         raise InputError(f"checkpoint.path: {path} is on this machine; expected an S3 URI, or none")
-
-
-def _check_engine(submission: Submission) -> None:
-    gpu = accelerator_of(submission.instance_type).gpu
-    if submission.job.train.device == "gpu" and gpu is None:
-        raise InputError(
-            f"train.device is gpu, but {submission.instance_type} has no GPU; choose another --instance-type, such as "
-            "ml.g5.xlarge, or add --set train.device=cpu"
-        )
-
-
-def idle_gpu(submission: Submission) -> str | None:
-    """Return a note if the instance type has a GPU that the job does not use."""
-    gpu = accelerator_of(submission.instance_type).gpu
-    if gpu is None or submission.job.train.device == "gpu":
-        return None
-    return (
-        f"{submission.instance_type} has a {gpu.name}, which the job does not use: train.device is cpu; an instance "
-        "without a GPU, such as ml.m5.xlarge, costs less (--set train.engine=mxnet --set train.device=gpu uses it)"
-    )
 
 
 def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:

@@ -37,6 +37,23 @@ def test_manifests_are_written_as_options_specify(folder: Path) -> None:
     assert yaml.safe_load((folder / "k8s/base/kustomization.yaml").read_text())["namespace"] == "music"
 
 
+@pytest.mark.parametrize(
+    ("train", "image"),
+    [
+        ({}, "cpu"),
+        ({"engine": "mxnet"}, "cpu"),
+        ({"engine": "torch"}, "torch"),
+        ({"device": "gpu"}, "torch"),
+        ({"engine": "mxnet", "device": "gpu"}, "cu112"),
+    ],
+)
+def test_default_image_has_the_engine_of_the_job(folder: Path, train: dict[str, str], image: str) -> None:
+    options = [f"--set=train.{key}={value}" for key, value in train.items()]
+    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "images", "--data", "s3://music/plays", *options)
+    succeeded(crossfade_here(*plan, cwd=folder))
+    assert f"image: crossfade:{image}\n" in (folder / "images" / "base" / "workers.yaml").read_text()
+
+
 def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
     options = ("--hosts", 2, "--cores", 5, "--time", "1-0:30", "--partition", "long", "--run-dir", "/shared/plays")
     plan = ("plan", "job.yaml", *SIZES, "--to", "slurm", "--out", "slurm", "--data", "/shared/data", *options)

@@ -9,12 +9,13 @@ import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 from documented_policies import unrestricted
 
-from crossfade.deploy.aws.accelerators import accelerator_of, variant_of
+from crossfade.deploy.aws.accelerators import gpu_of, variant_of
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.instance_types import INSTANCES
 from crossfade.deploy.aws.prices import Cost, Price, hourly_price
 from crossfade.kvstore.errors import CloudError, CloudRequestError, InputError
+from crossfade.trainer.config.devices import EngineName
 
 P2_QUOTA = (
     "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "
@@ -146,10 +147,17 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
         ("p2.16xlarge", "K80", "cu90"),
         ("p3.2xlarge", "V100", "cu112"),
         ("ml.p3dn.24xlarge", "V100", "cu112"),
-        ("g4dn.xlarge", "T4", "cu112"),
-        ("ml.p4d.24xlarge", "A100", "cu112"),
-        ("g5.48xlarge", "A10G", "cu112"),
-        ("g6.xlarge", "L4", "cu112"),
+        ("g3.4xlarge", "M60", "cu112"),
+        ("g4dn.xlarge", "T4", "torch"),
+        ("ml.p4d.24xlarge", "A100", "torch"),
+        ("g5.48xlarge", "A10G", "torch"),
+        ("g6.xlarge", "L4", "torch"),
+        ("g6e.xlarge", "L40S", "torch"),
+        ("ml.p5.48xlarge", "H100", "torch"),
+        ("p5en.48xlarge", "H200", "torch"),
+        ("p6-b200.48xlarge", "B200", "torch"),
+        ("p6-b300.48xlarge", "B300", "torch"),
+        ("g7e.2xlarge", "RTX PRO 6000", "torch"),
         ("ml.m5.large", None, "cpu"),
         ("r6i.4xlarge", None, "cpu"),
         ("c7i-flex.large", None, "cpu"),
@@ -158,17 +166,55 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
     ],
 )
 def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, variant: str) -> None:
-    accelerator = accelerator_of(instance_type)
-    assert (accelerator.gpu.name if accelerator.gpu else None, accelerator.variant) == (gpu, variant)
+    found = gpu_of(instance_type)
+    assert (found.name if found else None, variant_of(instance_type)) == (gpu, variant)
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "engine", "variant"),
+    [
+        ("g5.xlarge", "mxnet", "cu112"),
+        ("g4dn.xlarge", "mxnet", "cu112"),
+        ("g5.xlarge", "torch", "torch"),
+        ("g5.xlarge", "cpu", "torch"),
+        ("p2.xlarge", "mxnet", "cu90"),
+        ("p2.xlarge", "cpu", "cu90"),
+        ("r6i.4xlarge", "mxnet", "cpu"),
+        ("r6i.4xlarge", "cpu", "cpu"),
+    ],
+)
+def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: EngineName, variant: str) -> None:
+    assert variant_of(instance_type, engine) == variant
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "engine", "reason"),
+    [
+        (
+            "ml.p5.48xlarge",
+            "mxnet",
+            r"MXNet has no code for the GPU of .*, H100 \(compute capability 9.0\)",
+        ),
+        (
+            "g7e.2xlarge",
+            "mxnet",
+            r"RTX PRO 6000 \(.* 12.0\); leave train.engine out, which uses PyTorch",
+        ),
+        ("p2.xlarge", "torch", r"PyTorch has no code for the GPU of p2.xlarge, K80 .*, which uses MXNet, or choose"),
+        ("p3.2xlarge", "torch", r"V100 \(compute capability 7.0\).* such as g4dn.xlarge or g5.xlarge"),
+        ("r6i.4xlarge", "torch", r"r6i.4xlarge has no GPU, and the image for it, crossfade:cpu, has no PyTorch; leave"),
+    ],
+)
+def test_engine_without_code_for_the_gpu_is_rejected_with_the_choices(
+    instance_type: str, engine: EngineName, reason: str
+) -> None:
+    with pytest.raises(InputError, match=f"^train.engine is {engine}, but .*{reason}"):
+        variant_of(instance_type, engine)
 
 
 @pytest.mark.parametrize(
     ("instance_type", "reason"),
     [
-        ("ml.p5.48xlarge", "cannot use its GPU, H100: it has no code for compute capability 9.0"),
-        ("p5en.48xlarge", "H200"),
-        ("p6-b200.48xlarge", "compute capability 10.0"),
-        ("g7e.2xlarge", "compute capability 12.0"),
         ("m6g.large", "Arm processor"),
         ("c7gn.xlarge", "Arm processor"),
         ("ml.g5g.xlarge", "Arm processor"),
@@ -188,7 +234,7 @@ def test_unsupported_instance_type_is_rejected_with_the_reason(instance_type: st
 
 
 def test_every_planned_instance_type_has_a_variant() -> None:
-    assert {variant_of(name) for name in INSTANCES} == {"cpu", "cu112", "cu90"}
+    assert {variant_of(name) for name in INSTANCES} == {"cpu", "torch", "cu112", "cu90"}
 
 
 def _product(usage: str, dollars: str) -> str:

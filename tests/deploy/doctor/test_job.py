@@ -84,6 +84,13 @@ def test_packages_that_the_job_needs_are_named(data: Path, monkeypatch: pytest.M
     assert "run 'make horovod'" in only(job.check_packages).message
 
 
+def test_package_of_the_engine_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = only(checks(data, train={"engine": "torch"}).check_packages)
+    assert (found.state, "pip install 'crossfade[torch]'" in found.message) == ("fix", True)
+    assert list(checks(data).check_packages()) == []
+
+
 def test_ports_in_use_are_named_by_their_keys(data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -29,7 +29,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "shared": {},
     "s3": ON_S3,
     "in-process": {"cluster": {"servers": 0, "workers": 1}},
-    "gpu": {**ON_S3, "train": {"engine": "mxnet", "device": "gpu"}},
+    "gpus": {**ON_S3, "train": {"device": ["gpu:0", "gpu:1"]}},
 }
 
 Made = tuple[JobConfig, dict[str, str]]
@@ -188,7 +188,7 @@ def test_requests_are_the_sizes_of_the_plan(made: Made) -> None:
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
         assert re.fullmatch(r"\d+Mi", resources["limits"]["memory"])
         assert float(resources["requests"]["cpu"]) >= 0.5
-        gpus = int(job.train.device == "gpu" and role == "worker")
+        gpus = 2 if job.train.devices[0] == "gpu:0" and role == "worker" else 0
         assert resources["limits"].get("nvidia.com/gpu", 0) == gpus
         count = {"server": job.cluster.servers, "worker": job.cluster.workers, "coordinator": 1}[role]
         assert workload["spec"].get("replicas", workload["spec"].get("completions")) == count

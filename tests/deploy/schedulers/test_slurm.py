@@ -74,10 +74,20 @@ def test_directives_request_the_plan(tmp_path: Path, planted_data: Path) -> None
     assert {"requeue", "open-mode"} <= set(found)
 
 
-def test_gpus_are_requested_for_jobs_on_gpus(tmp_path: Path, planted_data: Path) -> None:
-    job = scheduled_job(tmp_path, planted_data, train={"engine": "mxnet", "device": "gpu"})
+@pytest.mark.parametrize(
+    ("device", "gpus"),
+    [("gpu", "1"), ("gpu:0", "1"), ("gpu:1", "2"), (["gpu:0", "gpu:1"], "2"), (["gpu:3", "gpu:1"], "4")],
+)
+def test_gpus_are_requested_for_jobs_on_gpus(tmp_path: Path, planted_data: Path, device: Any, gpus: str) -> None:
+    job = scheduled_job(tmp_path, planted_data, train={"device": device})
     found = directives(files_of(job, tmp_path)["planted.sbatch"])
-    assert (found["gpus-per-node"], "partition" in found) == ("1", False)
+    assert (found["gpus-per-node"], "partition" in found) == (gpus, False)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_gpus_are_not_requested_for_other_jobs(tmp_path: Path, planted_data: Path, device: str) -> None:
+    job = scheduled_job(tmp_path, planted_data, train={"device": device})
+    assert "gpus-per-node" not in directives(files_of(job, tmp_path)["planted.sbatch"])
 
 
 def test_job_file_is_the_job_on_a_shared_folder(tmp_path: Path, planted_data: Path) -> None:

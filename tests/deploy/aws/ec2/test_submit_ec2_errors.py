@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
         (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
         (("--output", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
         (("--output", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
-        (("--output", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
+        (("--output", "s3://music/runs", "--instance-type", "g4ad.xlarge"), "only NVIDIA GPUs are supported"),
         (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (
             ("--output", "s3://music/runs", "--set", "model.start={track: here.parquet}"),

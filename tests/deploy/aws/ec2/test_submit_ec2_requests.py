@@ -108,12 +108,17 @@ def test_dry_run_prints_every_request_and_sends_none(
     ("options", "parameter", "variant"),
     [
         (("--instance-type", "r6i.large"), "amazon-linux-2023/recommended", "cpu"),
-        (("--instance-type", "g5.xlarge"), "amazon-linux-2023/gpu/recommended", "cu112"),
+        (("--instance-type", "g5.xlarge"), "amazon-linux-2023/gpu/recommended", "torch"),
+        (
+            ("--instance-type", "g5.xlarge", "--set", "train.engine=mxnet"),
+            "amazon-linux-2023/gpu/recommended",
+            "cu112",
+        ),
         (("--instance-type", "p2.xlarge"), "amazon-linux-2023/gpu/recommended", "cu90"),
     ],
 )
 def test_instance_type_selects_image_and_machine_image(
-    aws: AwsServer, job: Path, options: tuple[str, str], parameter: str, variant: str
+    aws: AwsServer, job: Path, options: tuple[str, ...], parameter: str, variant: str
 ) -> None:
     assert detached(job, *options) == 0
     [request] = aws.calls_of("GetParameter")
@@ -137,10 +142,34 @@ def test_role_options_set_servers_and_workers(
 
 def test_default_instance_type_is_p2(job: Path, aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "ec2", str(job), "--output", f"s3://{BUCKET}/runs", "--dry-run"]) == 0
-    assert "p2.xlarge" in capsys.readouterr().err
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("crossfade: AWS is retiring p2 (docs/aws.md), so p2.xlarge may not be available")
+    assert "does not use" not in stderr
 
 
-@pytest.mark.parametrize("variant", ["cpu", "cu112", "cu90"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--set", "train.device=gpu"), "train.device is gpu, but r6i.large has no GPU"),
+        (("--set", "train.engine=torch"), "the image for it, crossfade:cpu, has no PyTorch"),
+        (("--instance-type", "p5.48xlarge", "--set", "train.engine=mxnet"), "MXNet has no code for the GPU"),
+    ],
+)
+def test_job_that_does_not_fit_its_instances_is_rejected(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], expected: str
+) -> None:
+    assert detached(job, *options) == 2
+    assert expected in capsys.readouterr().err
+    assert aws.calls_of("RunInstances") == []
+
+
+def test_image_of_the_user_may_have_any_engine(aws: AwsServer, job: Path) -> None:
+    assert detached(job, "--image", "registry.example/mine:1", "--set", "train.engine=torch") == 0
+    [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
+    assert (spec["image"], spec["variant"]) == ("registry.example/mine:1", "cpu")
+
+
+@pytest.mark.parametrize("variant", ["cpu", "torch", "cu112", "cu90"])
 def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path: Path, variant: Any) -> None:
     values: dict[str, Any] = {
         "run": new_run_name("x"),

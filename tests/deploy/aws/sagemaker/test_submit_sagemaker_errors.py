@@ -51,7 +51,7 @@ def test_missing_or_foreign_image_is_rejected_before_the_job_starts(aws: AwsServ
     result = submit(aws, job, "--instance-type", "ml.g5.xlarge")
     assert result.returncode == 2
     assert "looking for the image" in result.stderr
-    assert "crossfade:cu112" in result.stderr
+    assert "crossfade:torch" in result.stderr
     other = submit(aws, job, "--image", IMAGE.replace(REGION, "eu-west-1"))
     assert other.returncode == 2
     assert "is in eu-west-1, but the job is to run in us-east-1" in other.stderr

@@ -136,7 +136,8 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--instance-type", "ml.p5.48xlarge"), "MXNet cannot use its GPU, H100"),
+        (("--instance-type", "ml.p5.48xlarge", "--set", "train.engine=mxnet"), "MXNet has no code for the GPU"),
+        (("--set", "train.engine=torch"), "PyTorch has no code for the GPU of ml.p2.xlarge, K80"),
         (("--instance-type", "ml.c7g.large"), "has an Arm processor"),
         (("--set", "data.path=data/plays"), "data.path: data/plays is on this machine, which the job cannot read"),
         (("--set", "checkpoint.path=here"), "checkpoint.path: here is on this machine"),
@@ -144,7 +145,7 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
         (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
         (("--subnet", "subnet-1"), "--subnet and --security-group: a job in a VPC needs both"),
         (("--spot", "--max-hours", 9, "--max-wait-hours", 3), "--max-wait-hours 3: must be at least --max-hours 9"),
-        (("--instance-type", "ml.m5.large", "--set", "train.engine=mxnet", "--set", "train.device=gpu"), "has no GPU"),
+        (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
         (("--tag", "=x"), "expected NAME=VALUE, but found '=x'"),
         (("--region", "Virginia"), "'Virginia' is not the name of an AWS region"),
     ],
@@ -158,16 +159,30 @@ def test_invalid_options_are_rejected_before_anything_starts(
     assert aws.calls_of("CreateTrainingJob") == []
 
 
-def test_idle_gpu_is_reported(aws: AwsServer, job: Path) -> None:
-    line = "crossfade: ml.p2.xlarge has a K80, which the job does not use"
-    assert submit(aws, job).stderr.startswith(line)
-    on_gpu = ("--set", "train.engine=mxnet", "--set", "train.device=gpu")
-    assert "does not use" not in submit(aws, job, *on_gpu).stderr
+def test_notes_come_before_the_cost(aws: AwsServer, job: Path) -> None:
+    retiring, idle, cost, *_ = submit(aws, job, "--set", "train.device=cpu").stderr.splitlines()
+    assert retiring.startswith("crossfade: AWS is retiring p2")
+    assert idle.startswith("crossfade: ml.p2.xlarge has a GPU (K80) that the job does not use")
+    assert cost.startswith("crossfade: cost: ")
+    assert "does not use" not in submit(aws, job).stderr
+
+
+def test_engine_of_the_job_selects_the_image(aws: AwsServer, job: Path) -> None:
+    options = ("--instance-type", "ml.g5.xlarge", "--dry-run")
+
+    def image(*more: object) -> str:
+        request = json.loads(succeeded(submit(aws, job, *options, *more)).stdout)
+        return str(request["AlgorithmSpecification"]["TrainingImage"]).rpartition("/")[2]
+
+    assert image() == "crossfade:torch"
+    assert image("--set", "train.engine=mxnet") == "crossfade:cu112"
+    own = ("--image", "registry/mine:1", "--instance-type", "ml.p5.48xlarge", "--set", "train.engine=mxnet")
+    assert image(*own) == "mine:1"
 
 
 def test_dense_layers_on_several_hosts_name_the_required_image(aws: AwsServer, job: Path) -> None:
     dense = ("--set", "model.dim=8", "--set", "model.dense={item: [8]}")
-    line = "crossfade: dense layers (model.dense) of several workers need Horovod: use an image of variant cpu"
+    line = "crossfade: dense layers (model.dense) of several workers need Horovod: use an image that was built with"
     assert line in submit(aws, job, *dense, "--hosts", 2).stderr
     assert "Horovod" not in submit(aws, job, *dense).stderr
 

@@ -1,0 +1,75 @@
+"""How a job fits its instance type: rejected devices, and the notes that ``crossfade submit`` prints."""
+
+from typing import Any
+
+import pytest
+
+from crossfade.deploy.aws.job_checks import check_device, notes
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.schema import JobConfig
+
+
+def job_of(train: dict[str, Any], **sections: Any) -> JobConfig:
+    return JobConfig.model_validate({"name": "plays", "data": {"path": "s3://music/plays"}, "train": train, **sections})
+
+
+def notes_of(train: dict[str, Any], instance_type: str) -> str:
+    return " ".join(notes(job_of(train), instance_type, hosts=1))
+
+
+@pytest.mark.parametrize("device", ["gpu", "gpu:1", ["gpu:0", "gpu:1"]])
+def test_named_gpu_on_an_instance_without_one_is_rejected(device: Any) -> None:
+    job = job_of({"device": device})
+    check_device(job, "ml.g5.12xlarge")
+    with pytest.raises(InputError, match=r"^train\.device is gpu.*, but ml\.m5\.large has no GPU; choose another"):
+        check_device(job, "ml.m5.large")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_device_that_every_instance_has_is_accepted(device: str) -> None:
+    check_device(job_of({"device": device}), "ml.m5.large")
+
+
+def test_arm_processor_is_rejected_whatever_the_device() -> None:
+    with pytest.raises(InputError, match="Arm processor"):
+        check_device(job_of({}), "m6g.large")
+
+
+@pytest.mark.parametrize(
+    ("train", "idle"),
+    [
+        ({}, None),
+        ({"device": "gpu"}, None),
+        ({"engine": "mxnet"}, None),
+        ({"device": "cpu"}, "train.device is cpu"),
+        ({"engine": "torch", "device": ["cpu", "cpu"]}, "train.device is cpu"),
+        ({"engine": "cpu"}, "train.engine is cpu"),
+    ],
+)
+def test_idle_gpu_is_reported_where_the_job_computes_on_the_cpu(train: dict[str, Any], idle: str | None) -> None:
+    found = notes_of(train, "ml.g5.xlarge")
+    assert found.startswith("ml.g5.xlarge has a GPU (A10G) that") == (idle is not None)
+    assert (idle or "") in found
+    assert notes_of(train, "ml.m5.large") == ""
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "successor"),
+    [
+        ("p2.xlarge", "--instance-type g4dn.xlarge, with the GPU T4"),
+        ("ml.p2.8xlarge", "--instance-type ml.g4dn.xlarge, with the GPU T4"),
+        ("ml.p3.2xlarge", "--instance-type ml.g5.xlarge, with the GPU A10G"),
+    ],
+)
+def test_family_that_aws_retires_is_reported_with_its_successor(instance_type: str, successor: str) -> None:
+    found = notes_of({}, instance_type)
+    assert found.startswith("AWS is retiring p")
+    assert f"{instance_type} may not be available" in found
+    assert found.endswith(successor)
+
+
+def test_dense_layers_of_several_workers_need_an_image_with_horovod() -> None:
+    dense = job_of({}, model={"dim": 8, "dense": {"item": [8]}})
+    assert list(notes(dense, "r6i.large", hosts=1)) == []
+    [note] = notes(dense, "r6i.large", hosts=2)
+    assert "built with --build-arg HOROVOD=" in note
