@@ -75,6 +75,7 @@ def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
         "python": "ok",
         "packages": "ok",
         "memory limit": found["memory limit"]["state"],
+        "gpu": "ok",
         "huge pages": "warning",
         "mxnet": "fix",
         "kernels": "fix",
