@@ -114,7 +114,8 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
 
 
 def _check_runtime(job: JobConfig) -> None:
-    """Reject a job whose packages are missing or whose hosts and ports do not fit this machine."""
+    """Reject a job whose packages or GPUs are missing, or whose hosts and ports do not fit this machine."""
+    from crossfade.trainer.config.devices import on_gpu
     from crossfade.trainer.tracking.tracker import check_tracking
 
     check_tracking(job)
@@ -126,6 +127,10 @@ def _check_runtime(job: JobConfig) -> None:
         from crossfade.kvstore.mxnet.imports import require_mxnet
 
         require_mxnet()
+    if on_gpu(job.train.devices) and not job.cluster.servers:
+        from crossfade.trainer.model.engines.choice import choose_engine
+
+        choose_engine(job.train)
     if job.all_reduces_dense:
         from crossfade.trainer.model.allreduce import require_horovod
 

@@ -54,6 +54,11 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         _has(train=_has(engine="torch")),
     ),
     (
+        "train.compute_dtype bfloat16 is for negatives that examples share",
+        _has(train=_has(compute_dtype="bfloat16")),
+        {"properties": {"negatives": {"properties": {"kind": {"not": {"const": "per_example"}}}}}},
+    ),
+    (
         "train.tables device needs train.engine torch, and no servers",
         _has(train=_has(tables="device")),
         {

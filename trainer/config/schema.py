@@ -156,7 +156,10 @@ class TrainConfig(Section):
         if self.compute_dtype == "bfloat16" and engine != "torch":
             raise ValueError(f"compute_dtype 'bfloat16' needs engine torch, but the engine is '{engine}'")
         if self.tables == "device" and (engine != "torch" or several):
-            raise ValueError(f"tables 'device' needs engine torch and one device, but the engine is '{engine}'")
+            raise ValueError(
+                f"tables 'device' needs engine torch and one device, but the engine is '{engine}' and the device is "
+                f"'{', '.join(self.devices)}'"
+            )
         return self
 
 
@@ -278,6 +281,11 @@ class JobConfig(Section):
         if negatives.logq_correction and negatives.kind == "all":
             raise ValueError(
                 "negatives.logq_correction corrects for sampling, but negatives.kind 'all' does not sample"
+            )
+        if self.train.compute_dtype == "bfloat16" and negatives.kind == "per_example":
+            raise ValueError(
+                "train.compute_dtype 'bfloat16' is for matrix products with negatives that examples share, but "
+                "negatives.kind is 'per_example': set train.compute_dtype to float32"
             )
         if negatives.num_hard is not None and self.loss == "warp":
             raise ValueError("loss 'warp' uses only the hardest negative: leave negatives.num_hard out")

@@ -105,9 +105,37 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"],
         ),
         (
+            "train: {device: [cpu, cpu], engine: cpu}",
+            ["train: several CPU devices need engine torch or mxnet", "the engine is 'cpu'"],
+        ),
+        ("train: {device: 'gpu:100'}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:100'"]),
+        ("train: {device: 'gpu:01'}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:01'"]),
+        ("train: {device: gpu:-1}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:-1'"]),
+        ("train: {device: ['gpu:1', 'gpu:1']}", ["train: device is gpu:1, gpu:1: expected each GPU once"]),
+        (f"train: {{device: {['cpu'] * 65}}}", ["train.device: expected auto, cpu, gpu, "]),
+        ("train: {engine: jax}", ["train.engine: ", "'auto', 'cpu', 'mxnet' or 'torch'", "but found 'jax'"]),
+        ("train: {compute_dtype: float16}", ["train.compute_dtype: ", "but found 'float16'"]),
+        (
+            "train: {compute_dtype: bfloat16, engine: mxnet}",
+            ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'mxnet'"],
+        ),
+        (
+            "train: {compute_dtype: bfloat16, engine: torch}\nnegatives: {kind: per_example}",
+            ["train.compute_dtype 'bfloat16' is for matrix products", "negatives.kind is 'per_example'"],
+        ),
+        (
             "train: {tables: device}",
             ["train: tables 'device' needs engine torch and one device", "the engine is 'auto'"],
         ),
+        (
+            "train: {tables: device, engine: mxnet}",
+            ["train: tables 'device' needs engine torch and one device", "the engine is 'mxnet'"],
+        ),
+        (
+            "train: {tables: device, engine: torch, device: ['gpu:0', 'gpu:1']}",
+            ["train: tables 'device' needs engine torch and one device", "the device is 'gpu:0, gpu:1'"],
+        ),
+        ("train: {device_memory_gib: 0}", ["train.device_memory_gib: ", "greater than 0", "but found 0"]),
         (
             "train: {tables: device, engine: torch}\ncluster: {servers: 2}",
             ["train.tables is 'device', but cluster.servers is 2, which hold the tables"],

@@ -84,6 +84,7 @@ def test_job_with_every_default_is_valid() -> None:
         (job(cluster={"servers": 1, "hosts": 2, "shared_run_dir": False}), ""),
         (job(train={"device": "gpu", "engine": "cpu"}), ""),
         (job(train={"compute_dtype": "bfloat16"}), ""),
+        (job(train={"compute_dtype": "bfloat16", "engine": "torch"}, negatives={"kind": "per_example"}), ""),
         (job(train={"tables": "device"}), ""),
         (job(train={"tables": "device", "engine": "torch"}, cluster={"servers": 1}), ""),
         (job(loss="ccl", model={"score": "dot"}), ""),

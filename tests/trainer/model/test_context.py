@@ -4,42 +4,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from context_towers import (
+    COMBINATIONS,
+    CONTEXT_NK,
+    DIM,
+    QUERY_N,
+    ROWS,
+    expected_vector,
+    make_towers,
+    tables,
+)
 from finite_differences import numeric_gradient
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
-from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
-
-DIM = 3
-ROWS = {"customer": 5, "track": 6, "country": 2, "hour": 4, "device": 3}
-TABLES = {name: TableSpec(name, rows, DIM, 0.1) for name, rows in ROWS.items()}
-COUNTRY_OF = [0, 1, 1, 0, 1]
-CONTEXT = (TABLES["hour"], TABLES["device"])
-QUERY_N = np.array([2, 0, 2, 2, 4, 0, 2])
-CONTEXT_NK = np.array([[1, 0], [3, -1], [1, 0], [1, 2], [-1, -1], [3, -1], [0, 0]])
-COMBINATIONS = [(0, 3, -1), (2, 0, 0), (2, 1, 0), (2, 1, 2), (4, -1, -1)]
-
-
-def make_towers(*, with_country: bool) -> tuple[ModelSpec, Towers]:
-    """Build the towers of customers in context, who have their country as a feature or none."""
-    towers: tuple[TowerSpec, ...] = ()
-    features = []
-    if with_country:
-        tower = TowerSpec(TABLES["customer"], TABLES["customer"], (TABLES["country"],), mean=False)
-        lists = {"country": JaggedFeature(np.arange(6, dtype=np.int32), np.array(COUNTRY_OF, np.int32))}
-        towers, features = (tower,), [TowerFeatures(tower, lists, np.array([True] * 5))]
-    model = ModelSpec(TABLES["customer"], TABLES["track"], Score.of("dot", 1.0), towers, context=CONTEXT)
-    return model, Towers(model, features, id_dropout=0.0)
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.model.towers import TowerVectors
 
 
 def batch_of(query_N: IntArray, context_NK: IntArray | None, *, per_example: bool = False) -> Batch:
@@ -49,22 +36,6 @@ def batch_of(query_N: IntArray, context_NK: IntArray | None, *, per_example: boo
     uses_N = np.concatenate([item_N, (item_N + 1) % ROWS["track"]])
     batch_slice = BatchSlice(examples, np.arange(len(query_N)), len(query_N))
     return make_batch(batch_slice, uses_N, epoch=0, step=0, per_example=per_example)
-
-
-def tables() -> dict[str, FloatArray]:
-    draw = np.random.default_rng(0)
-    return {name: draw.standard_normal((rows, DIM)) for name, rows in ROWS.items()}
-
-
-def expected_vector(values: dict[str, FloatArray], combination: tuple[int, ...], *, with_country: bool) -> FloatArray:
-    customer, *context = combination
-    vector: FloatArray = values["customer"][customer].copy()
-    if with_country:
-        vector += values["country"][COUNTRY_OF[customer]]
-    for table, row in zip(CONTEXT, context, strict=True):
-        if row >= 0:
-            vector += values[table.name][row]
-    return vector
 
 
 @pytest.mark.parametrize("with_country", [False, True])

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_cases import CASES, DRAWS, ITEMS, QUERIES, Case, gradients_by, make_case, reference
+from engine_cases import CASES, DRAWS, ITEMS, QUERIES, Case, gradients_by, make_case
 from gpu_machine import usable_gpus
+from loss_formulas import reference
 
 from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines.choice import choose_engine

@@ -5,65 +5,34 @@ from typing import Any
 import numpy as np
 import pytest
 from finite_differences import numeric_gradient
+from history_towers import (
+    CONTEXT_NK,
+    DIM,
+    HISTORIES,
+    ITEM_N,
+    LATEST,
+    QUERY_N,
+    ROWS,
+    SHAPES,
+    expected_vector,
+    make_towers,
+    mean_of,
+    tables,
+    windows_of,
+)
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import Content, DatasetManifest, Entity, Feature, Split
-from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, MomentHistories
+from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.spec import HistorySpec, ModelSpec, Score, TowerSpec, make_model
-from crossfade.trainer.model.towers import TowerFeatures, Towers, TowerVectors
-
-DIM = 3
-ROWS = {"customer": 5, "track": 7, "artist": 3, "hour": 4, "history": 7}
-TABLES = {name: TableSpec(name, rows, DIM, 0.1) for name, rows in ROWS.items()}
-ARTIST_OF = [0, 1, 2, 1, 0, 2, 1]
-QUERY_N = np.array([2, 0, 2, 4, 0, 2])
-ITEM_N = np.array([1, 3, 0, 2, 3, 1])
-CONTEXT_NK = np.array([[1], [3], [1], [-1], [3], [0]])
-HISTORIES = [[5, 6], [4], [5, 6, 1], [], [4, 0], [6, 1, 0]]
-LATEST = [[4, 0, 3], [], [1, 0], [2, 2], [6]]
-HALF_LIFE = 2.0
-SHAPES = ["plain", "own table", "histories alone", "context", "item features"]
-
-
-def windows_of(histories: list[list[int]]) -> HistoryWindows:
-    counts = np.array([len(history) for history in histories])
-    return HistoryWindows(
-        np.array([row for history in histories for row in history]), np.cumsum(counts) - counts, counts
-    )
-
-
-def make_towers(shape: str) -> tuple[ModelSpec, Towers]:
-    """Build a model with histories: with customers or without, with context, or with artists of tracks."""
-    is_shared = shape != "own table"
-    table = TABLES["track" if is_shared else "history"]
-    towers: tuple[TowerSpec, ...] = ()
-    features = []
-    if shape == "item features":
-        tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean=True)
-        lists = {"artist": JaggedFeature(np.arange(8, dtype=np.int32), np.array(ARTIST_OF, np.int32))}
-        # Track 1 is cold, so that its ID embedding enters no vector of a track.
-        towers, features = (tower,), [TowerFeatures(tower, lists, np.arange(7) != 1)]
-    model = ModelSpec(
-        TABLES["customer"],
-        TABLES["track"],
-        Score.of("dot", 1.0),
-        towers,
-        context=(TABLES["hour"],) if shape == "context" else (),
-        history=HistorySpec(table, 3, HALF_LIFE, is_shared),
-        has_query_vectors=shape != "histories alone",
-    )
-    latest = LatestHistories(windows_of(LATEST).items_S, np.cumsum([0, *map(len, LATEST)]), 3)
-    return model, Towers(model, features, latest=latest)
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.model.towers import TowerVectors
 
 
 def batch_of(shape: str, *, per_example: bool = False) -> Batch:
@@ -74,29 +43,6 @@ def batch_of(shape: str, *, per_example: bool = False) -> Batch:
     batch_slice = BatchSlice(examples, np.arange(len(QUERY_N)), len(QUERY_N))
     uses_N = np.concatenate([ITEM_N, (ITEM_N + 2) % 7])
     return make_batch(batch_slice, uses_N, epoch=0, step=0, per_example=per_example)
-
-
-def tables() -> dict[str, FloatArray]:
-    draw = np.random.default_rng(0)
-    return {name: draw.standard_normal((rows, DIM)) for name, rows in ROWS.items()}
-
-
-def mean_of(rows_RD: FloatArray, history: list[int]) -> FloatArray:
-    """Compute the mean of a history, of which each item counts for more than the one before it."""
-    if not history:
-        return np.zeros(DIM)
-    weight_N = 0.5 ** (np.arange(len(history))[::-1] / HALF_LIFE)
-    mean_D: FloatArray = weight_N @ rows_RD[history] / weight_N.sum()
-    return mean_D
-
-
-def expected_vector(shape: str, values: dict[str, FloatArray], example: int) -> FloatArray:
-    vector_D = mean_of(values["history" if shape == "own table" else "track"], HISTORIES[example])
-    if shape != "histories alone":
-        vector_D = vector_D + values["customer"][QUERY_N[example]]
-    if shape == "context" and CONTEXT_NK[example, 0] >= 0:
-        vector_D = vector_D + values["hour"][CONTEXT_NK[example, 0]]
-    return vector_D
 
 
 @pytest.mark.parametrize("per_example", [False, True])

@@ -1,62 +1,33 @@
 """Towers of several embeddings: their vectors, and the gradients of each table."""
 
-from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
 import pytest
+from feature_towers import (
+    CUSTOMER,
+    DIM,
+    TABLES,
+    TRACKS,
+    expected_content_vector,
+    expected_vector,
+    feature_lists,
+    make_content_towers,
+    make_towers,
+    tables,
+)
 from finite_differences import numeric_gradient
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.content import ContentMatrix
-from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.model.spec import LayerSpec, ModelSpec, Score, TowerSpec, make_model
-from crossfade.trainer.model.towers import TowerFeatures, TowerGradients, Towers, TowerVectors
-
-CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
-ARTIST_OF = [[0], [1], [1], [], [3], [0]]
-TAGS_OF = [[0, 2], [], [0, 1, 4], [], [2], [1, 2]]
-WARM = [True, True, False, False, True, False]
-"""Which tracks have positive interactions in train: not 2, 3 and 5; of these, 3 has no feature."""
-USES_ID = [True, True, False, True, True, False]
-
-TABLES = {
-    name: TableSpec(name, rows, DIM, 0.1) for name, rows in (("track", TRACKS), ("artist", ARTISTS), ("tag", TAGS))
-}
-CUSTOMER = TableSpec("customer", CUSTOMERS, DIM, 0.1)
-
-
-def feature_lists(values: list[list[int]]) -> JaggedFeature:
-    starts = np.cumsum([0, *map(len, values)]).astype(np.int32)
-    return JaggedFeature(starts, np.array([value for some in values for value in some], np.int32))
-
-
-def make_towers(
-    names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, id_dropout: float = 0
-) -> Towers:
-    lists = {"artist": feature_lists(ARTIST_OF), "tag": feature_lists(TAGS_OF)}
-    own, features = ("track" in names), [name for name in names if name != "track"]
-    tower = TowerSpec(
-        TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features), mean=mean
-    )
-    model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
-    data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(WARM))
-    return Towers(model, [data], seed=3, id_dropout=id_dropout)
-
-
-def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
-    draw = np.random.default_rng(seed)
-    return {name: draw.standard_normal((table.rows, DIM)).astype(dtype) for name, table in TABLES.items()}
+from crossfade.trainer.model.spec import ModelSpec, Score, make_model
+from crossfade.trainer.model.towers import TowerGradients, Towers, TowerVectors
 
 
 def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
@@ -70,52 +41,13 @@ def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     )
 
 
-def expected_vector(
-    values_by_table: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool
-) -> FloatArray:
-    parts = [values_by_table["track"][track]] if "track" in names and USES_ID[track] else []
-    for name, values in (("artist", ARTIST_OF[track]), ("tag", TAGS_OF[track])):
-        if name in names and values:
-            parts.append(values_by_table[name][values].mean(axis=0))
-    total: FloatArray = np.sum(parts, axis=0) if parts else np.zeros(DIM)
-    return total / max(len(parts), 1) if mean else total
-
-
-AUDIO = ContentMatrix(
-    np.array([[0.5, -1, 0], [2, 0.3, 0], [0, 0, 1], [0, 0, 1], [-1, 1.5, 0], [0.2, 0.1, 0]], np.float32),
-    np.array([True, True, False, False, True, True]),
-)
-"""Content of tracks: two numbers and the mask."""
-
-
-def make_content_towers(mean: bool, id_dropout: float = 0.0) -> Towers:
-    """Return towers of IDs, artists, and content, with a dense layer behind them, all in float64."""
-    tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean, content=("audio",))
-    layers = (
-        LayerSpec("track/content", (3, DIM), "relu", layer_norm=False, residual=False, init_std=0.1),
-        LayerSpec("track", (DIM, 4, DIM), "tanh", layer_norm=True, residual=True),
-    )
-    model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,), layers)
-    content = ContentMatrix(AUDIO.values_RF.astype(np.float64), AUDIO.filled_R)
-    features = TowerFeatures(tower, {"artist": feature_lists(ARTIST_OF)}, np.array(WARM), content)
-    dense = DenseLayers(layers, OptimizerSpec(), seed=4)
-    draw = np.random.default_rng(8)
-    dense.parameters = {name: draw.standard_normal(values.shape) for name, values in dense.parameters.items()}
-    return Towers(model, [features], 3, id_dropout, dense)
-
-
 def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None:
     values_by_table = tables()
     for mean in (False, True):
-        towers = make_content_towers(mean)
-        weights = towers.dense.parameters["track/content/0/weights"]
-        bias = towers.dense.parameters["track/content/0/bias"][0]
+        _, towers = make_content_towers(mean)
+        parameters = towers.dense.parameters
         for track, own in ((0, True), (1, True), (2, False), (3, True), (5, False)):
-            parts = [values_by_table["track"][track]] if own else []
-            parts += [values_by_table["artist"][artist] for artist in ARTIST_OF[track]]
-            filled = len(parts) + AUDIO.filled_R[track]
-            expected = np.sum(parts, axis=0) + weights @ AUDIO.values_RF[track].astype(np.float64) + bias
-            expected = expected / filled if mean else expected
+            expected = expected_content_vector(values_by_table, parameters, track, mean, uses_id=own)
             source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows[name]] for name in rows})
             found = source.vectors("track", np.array([track]))
             np.testing.assert_allclose(found, towers.dense.apply("track", expected[None]), atol=1e-12)
@@ -123,7 +55,7 @@ def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None
 
 @pytest.mark.parametrize(("mean", "id_dropout"), [*product([False, True], [0.0, 0.5])])
 def test_gradients_with_content_match_finite_differences(mean: bool, id_dropout: float) -> None:
-    towers = make_content_towers(mean, id_dropout)
+    _, towers = make_content_towers(mean, id_dropout)
     gradients = check_gradients(towers)
     assert set(gradients.dense) == set(towers.dense.parameters)
 
@@ -156,7 +88,7 @@ NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag"
 @pytest.mark.parametrize(("names", "mean"), [*product(NAMES, [False, True])])
 def test_vector_is_sum_or_mean_of_available_embeddings(names: tuple[str, ...], mean: bool) -> None:
     values_by_table = tables()
-    towers = make_towers(names, mean)
+    _, towers = make_towers(names, mean)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
     active = towers.active(batch)
     block = {name: values_by_table[name][rows] for name, rows in active.items() if name != "customer"}
@@ -172,12 +104,12 @@ def test_vector_is_sum_or_mean_of_available_embeddings(names: tuple[str, ...], m
 
 @pytest.mark.parametrize(("names", "mean", "id_dropout"), [*product(NAMES, [False, True], [0.0, 0.5])])
 def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, id_dropout: float) -> None:
-    towers = make_towers(names, mean, id_dropout)
+    _, towers = make_towers(names, mean, id_dropout)
     check_gradients(towers)
 
 
 def test_only_values_of_batch_rows_are_active() -> None:
-    towers = make_towers()
+    _, towers = make_towers()
     active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
     assert {name: rows.tolist() for name, rows in active.items()} == {
         "customer": [0, 1],
@@ -190,7 +122,7 @@ def test_only_values_of_batch_rows_are_active() -> None:
 def test_gradients_do_not_depend_on_number_of_threads() -> None:
     import numba
 
-    towers = make_towers()
+    _, towers = make_towers()
     batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
     by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
     gradients_by_entity = {"customer": by_vectors, "track": by_vectors}
@@ -205,7 +137,7 @@ def test_gradients_do_not_depend_on_number_of_threads() -> None:
 
 
 def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
-    with_dropout, without_dropout = make_towers(id_dropout=0.5), make_towers()
+    (_, with_dropout), (_, without_dropout) = make_towers(id_dropout=0.5), make_towers()
     kept: list[tuple[int, ...]] = []
     for step in range(64):
         batch = with_dropout.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
@@ -240,7 +172,7 @@ def test_model_without_features_passes_through_unchanged() -> None:
 
 
 def test_empty_batch_has_no_active_rows() -> None:
-    towers = make_towers()
+    _, towers = make_towers()
     batch = towers.add_tower_inputs(batch_of([], []))
     assert all(len(rows) == 0 for rows in towers.active(batch).values())
     block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}

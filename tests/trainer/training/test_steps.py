@@ -1,4 +1,4 @@
-"""Steps in place equal steps that pull and push, bit for bit (which ``test_engines.py`` compares with formulas)."""
+"""Steps in place equal steps that pull and push, bit for bit. ``test_engine_contract.py`` judges the latter."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

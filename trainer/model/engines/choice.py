@@ -3,8 +3,9 @@
     choice = choose_engine(job.train, rank=0, workers=1)
     choice.engine, choice.devices           # "torch", ("gpu:0",)
 
-``auto`` uses a GPU that an installed engine can drive, PyTorch before MXNet, and the CPU otherwise. Of several GPUs,
-each worker uses one: number rank modulo their count. What is requested by name is used or refused.
+``auto`` uses a GPU that an installed engine can drive, PyTorch before MXNet, and the CPU otherwise. Of several such
+GPUs, each worker uses one: number rank modulo their count. ``gpu`` is the same without the CPU. What is requested by
+number is used or refused.
 """
 
 from __future__ import annotations
@@ -53,10 +54,24 @@ def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> Engine
         return EngineChoice("cpu", ("cpu",))
     if names[0] == "cpu":
         return EngineChoice(train.engine, tuple(names))
+    engines = list(_REASONS) if train.engine == "auto" else [train.engine]
     state = find_gpus()
-    if names[0] == "auto":
-        return _automatic(train.engine, state, rank, workers)
-    return _requested(train.engine, names, state, rank)
+    if names[0] != "auto":
+        return _requested(engines, names, state, rank)
+    found = _usable(engines, state.gpus)
+    if found is None:
+        notes = (state.problem,) if state.problem else _notes(engines[0], state.gpus)
+        return EngineChoice("cpu" if train.engine == "auto" else train.engine, ("cpu",), notes)
+    engine, usable = found
+    gpu = usable[rank % len(usable)]
+    notes = _notes(engine, state.gpus)
+    if workers == 1 and len(usable) > 1:
+        idle = ", ".join(_name(other) for other in usable if other != gpu)
+        notes += (
+            f"train.device is auto, which uses {gpu}, but not {idle}: for all of them, set train.device to "
+            f"[{', '.join(map(_name, usable))}]",
+        )
+    return EngineChoice(engine, (_name(gpu),), notes)
 
 
 def drivers(gpu: GpuInfo) -> tuple[list[EngineName], str]:
@@ -65,50 +80,47 @@ def drivers(gpu: GpuInfo) -> tuple[list[EngineName], str]:
     return [name for name, reason in reasons.items() if reason is None], next(iter(reasons.values())) or ""
 
 
-def _engines(engine: EngineName) -> list[EngineName]:
-    return list(_REASONS) if engine == "auto" else [engine]
-
-
-def _automatic(engine: EngineName, state: DriverState, rank: int, workers: int) -> EngineChoice:
-    on_cpu: EngineName = "cpu" if engine == "auto" else engine
-    if not state.gpus:
-        return EngineChoice(on_cpu, ("cpu",), (state.problem,) if state.problem else ())
-    gpu = state.gpus[rank % len(state.gpus)]
-    found, reason = _driving(engine, [gpu])
-    if found is None:
-        return EngineChoice(on_cpu, ("cpu",), (reason,))
-    idle = [f"gpu:{other.index}" for other in state.gpus if other != gpu]
-    notes = [
-        f"train.device is auto, which uses {gpu}, but not {', '.join(idle)}: for all of them, set train.device to "
-        f"[{', '.join(f'gpu:{other.index}' for other in state.gpus)}]"
-    ]
-    return EngineChoice(found, (f"gpu:{gpu.index}",), tuple(notes) if idle and workers == 1 else ())
-
-
-def _requested(engine: EngineName, names: Sequence[str], state: DriverState, rank: int) -> EngineChoice:
+def _requested(engines: Sequence[EngineName], names: Sequence[str], state: DriverState, rank: int) -> EngineChoice:
     requested = f"train.device is {', '.join(names)}"
     if not state.gpus:
         raise InputError(
             f"{requested}, but no GPU is found here ({state.problem or 'NVIDIA has no driver or no device here'}): set "
             "train.device to cpu or auto"
         )
-    by_name = {f"gpu:{gpu.index}": gpu for gpu in state.gpus}
-    numbered = [f"gpu:{state.gpus[rank % len(state.gpus)].index}" if name == "gpu" else name for name in names]
-    for name in numbered:
-        if name not in by_name:
-            raise InputError(f"{requested}, but the GPUs of this machine are {', '.join(map(str, state.gpus))}")
-    found, reason = _driving(engine, [by_name[name] for name in numbered])
-    if found is None:
-        raise InputError(f"{requested}: {reason}")
-    return EngineChoice(found, tuple(numbered))
+    gpus = list(state.gpus)
+    if list(names) == ["gpu"]:
+        if found := _usable(engines, gpus):
+            engine, usable = found
+            return EngineChoice(engine, (_name(usable[rank % len(usable)]),))
+    else:
+        # In a list, gpu is gpu:0, as where names are checked.
+        numbers = [int(name.partition(":")[2] or 0) for name in names]
+        if max(numbers) >= len(gpus):
+            raise InputError(f"{requested}, but the GPUs of this machine are {', '.join(map(str, gpus))}")
+        gpus = [gpus[number] for number in numbers]
+        for engine in engines:
+            if not _notes(engine, gpus):
+                return EngineChoice(engine, tuple(map(_name, gpus)))
+    raise InputError(f"{requested}: {_notes(engines[0], gpus)[0]}")
 
 
-def _driving(engine: EngineName, gpus: Sequence[GpuInfo]) -> tuple[EngineName | None, str]:
-    """Return the first engine in question that can drive all of ``gpus``; else None and why the first cannot."""
-    reasons = []
-    for name in _engines(engine):
-        problems = [f"{gpu} cannot be used: {reason}" for gpu in gpus if (reason := _REASONS[name](gpu)) is not None]
-        if not problems:
-            return name, ""
-        reasons.append(problems[0])
-    return None, reasons[0]
+def _name(gpu: GpuInfo) -> str:
+    return f"gpu:{gpu.index}"
+
+
+def _usable(engines: Sequence[EngineName], gpus: Sequence[GpuInfo]) -> tuple[EngineName, list[GpuInfo]] | None:
+    """Return the first of ``engines`` that can drive a GPU, and the GPUs that it can drive."""
+    for engine in engines:
+        usable = [gpu for gpu in gpus if _REASONS[engine](gpu) is None]
+        if usable:
+            return engine, usable
+    return None
+
+
+def _notes(engine: EngineName, gpus: Sequence[GpuInfo]) -> tuple[str, ...]:
+    """Return why ``engine`` cannot drive some of ``gpus``: a line for each reason, with the first GPU it applies to."""
+    first: dict[str, GpuInfo] = {}
+    for gpu in gpus:
+        if reason := _REASONS[engine](gpu):
+            first.setdefault(reason, gpu)
+    return tuple(f"{gpu} cannot be used: {reason}" for reason, gpu in first.items())

@@ -21,7 +21,7 @@ import numpy as np
 
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.model.engines.parts import BatchPart, Pool
-from crossfade.trainer.model.engines.torch_losses import ScoreLoss, Scores
+from crossfade.trainer.model.engines.torch_losses import ScoreLoss, Scores, powers_of
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -72,6 +72,8 @@ class TorchGradients:
         """Prepare for ``model``, ``loss`` and ``negatives``, with products of numbers of ``compute_dtype``."""
         self._torch = torch
         self._score = model.score
+        # The other losses depend on differences of an example's scores only, which the query's norm cancels out of.
+        self._query_norm_scale = model.score.norm_scale if loss.kind == "logistic" else 0.0
         self._loss = ScoreLoss(torch, loss, negatives.num_hard, model.item.rows)
         self._dtype = getattr(torch, compute_dtype)
 
@@ -168,8 +170,9 @@ class TorchGradients:
             query_gradient_BD[examples] = scale * (self._product(slope_BC, pool_CD) + slope_B[:, None] * item_BD)
             pool_gradient_CD += scale * self._product(slope_BC.T, query_BD)
             use_gradient_ND[own] += (scale * slope_B)[:, None] * query_BD
-            if twice:
+            if self._query_norm_scale:
                 query_gradient_BD[examples] -= (twice * (slope_BC.sum(dim=1) + slope_B))[:, None] * query_BD
+            if twice:
                 pool_gradient_CD -= (twice * slope_BC.sum(dim=0))[:, None] * pool_CD
                 use_gradient_ND[own] -= (twice * slope_B)[:, None] * item_BD
         use_gradient_ND[drawn] += pool_gradient_CD[: drawn.stop - drawn.start]
@@ -177,13 +180,16 @@ class TorchGradients:
         return loss
 
     def _scores(self, query_BD: Tensor, item_XD: Tensor, products: Tensor) -> Tensor:
-        """Return scores of dot products, of each example with one item (B,), or with all items (B, C)."""
-        score = self._score
-        scores = score.dot_scale * products
-        if score.norm_scale:
-            query_square = (query_BD * query_BD).sum(dim=1)
-            query_square = query_square[:, None] if products.dim() > 1 else query_square
-            scores = scores - score.norm_scale * (query_square + (item_XD * item_XD).sum(dim=-1))
+        """Return scores of dot products, of each example with one item (B,), or with all items (B, C).
+
+        They may lack what all scores of an example have in common, if the loss does not depend on it.
+        """
+        scores = self._score.dot_scale * products
+        if self._score.norm_scale:
+            scores = scores - self._score.norm_scale * (item_XD * item_XD).sum(dim=-1)
+        if self._query_norm_scale:
+            square_B = self._query_norm_scale * (query_BD * query_BD).sum(dim=1)
+            scores = scores - (square_B[:, None] if products.dim() > 1 else square_B)
         return scores
 
     def _pool_scores(self, tensors: PartTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool) -> Tensor:
@@ -223,8 +229,9 @@ class TorchGradients:
             scores_AC = scale * self._product(query_AD[part], item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
-            total_A[part] = torch.logsumexp(scores_AC, dim=1)
-            slope_AC = scores_AC.sub_(total_A[part][:, None]).exp_().mul_(weight_A1[part])
+            powers_AC, top_A, sum_A = powers_of(scores_AC)
+            total_A[part] = top_A + sum_A.log()
+            slope_AC = powers_AC.mul_(weight_A1[part] / sum_A[:, None])
             query_gradient_AD[part] = scale * self._product(slope_AC, item_AD)
             item_gradient_AD += scale * self._product(slope_AC.T, query_AD[part])
             if square_C is not None:
@@ -299,10 +306,11 @@ class TorchGradients:
         item_gradient_AD = self._weighted_sum(query_N[order_N], query_AD, tensors.item_starts_A1, scale * by_use_N)
         if twice:
             every_N = torch.arange(len(slope_N), dtype=torch.int32, device=slope_N.device)
-            of_query_A1 = self._sum_by_row(slope_N[:, None], every_N, tensors.query_starts_A1 * uses)
             of_item_A1 = self._sum_by_row(by_use_N[:, None], every_N, tensors.item_starts_A1)
-            query_gradient_AD -= twice * of_query_A1 * query_AD
             item_gradient_AD -= twice * of_item_A1 * item_AD
+            if self._query_norm_scale:
+                of_query_A1 = self._sum_by_row(slope_N[:, None], every_N, tensors.query_starts_A1 * uses)
+                query_gradient_AD -= twice * of_query_A1 * query_AD
         return query_gradient_AD, item_gradient_AD
 
 

@@ -10,15 +10,12 @@ Shapes: B examples, C negatives of an example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crossfade.trainer.model.losses import LossSpec
 
 Tensor = Any
-
-_EXCLUDED_SCORE = -1e30
-"""A score below that of any negative which counts."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,9 @@ class ScoreLoss:
             cost_B: factors of the losses, 0 or more.
             sign_B: 1, or -1 for negative feedback, whose loss is the reversed one.
         """
-        if self._spec.kind == "softmax" and not self._drops_negatives(scores):
+        if self._num_hard is not None and self._num_hard < scores.negative_BC.shape[1]:
+            scores = replace(scores, excluded_BC=self._all_but_hardest(scores, self._num_hard))
+        if self._spec.kind == "softmax":
             return self._softmax(scores, cost_B, sign_B)
         torch = self._torch
         with torch.enable_grad():
@@ -65,11 +64,15 @@ class ScoreLoss:
         by_positive, by_negative = (
             torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
         )
+        # The derivative of relu is 0 where its argument is not a number. Rows must not seem to be sound there.
+        by_positive = torch.where(losses_B.isnan(), torch.nan, by_positive)
         return losses_B.detach(), by_positive, by_negative
 
-    def _drops_negatives(self, scores: Scores) -> bool:
-        """Whether only the hardest negatives count."""
-        return self._num_hard is not None and self._num_hard < scores.negative_BC.shape[1]
+    def _all_but_hardest(self, scores: Scores, num_hard: int) -> Tensor:
+        """Return which negatives do not count where only those with the highest scores do."""
+        ranked_BC = scores.negative_BC.masked_fill(scores.excluded_BC, -self._torch.inf)
+        is_other_BC = self._torch.ones_like(scores.excluded_BC)
+        return scores.excluded_BC | is_other_BC.scatter_(1, ranked_BC.topk(num_hard, dim=1).indices, False)
 
     def _softmax(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −log σ(s − log Σ_j e^{s_j}) or, with the other sign, −log(1 − p).
@@ -77,30 +80,19 @@ class ScoreLoss:
         With x = ±(log Σ_j e^{s_j} − s), the loss is log(1 + eˣ), whose derivative by x is σ(x).
         """
         torch = self._torch
-        counted_BC = scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf)
-        others_B = torch.logsumexp(counted_BC, dim=1)
-        has_negative_B = others_B != -torch.inf
-        finite_B = torch.where(has_negative_B, others_B, scores.positive_B)
-        gap_B = sign_B * (finite_B - scores.positive_B)
-        cost_B = cost_B * has_negative_B
+        powers_BC, top_B, sum_B = powers_of(scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf))
+        cost_B = cost_B * (sum_B > 0)
+        gap_B = sign_B * (top_B - scores.positive_B + sum_B.clamp_min(1.0).log())
         slope_B = cost_B * sign_B * torch.sigmoid(gap_B)
-        slope_BC = counted_BC.sub_(finite_B[:, None]).exp_().mul_(slope_B[:, None])
+        slope_BC = powers_BC.mul_((slope_B / sum_B.clamp_min(1.0))[:, None])
         return cost_B * torch.nn.functional.softplus(gap_B), -slope_B, slope_BC
 
     def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
-        torch, kind = self._torch, self._spec.kind
+        torch, kind, kept = self._torch, self._spec.kind, scores.negative_BC.shape[1]
         positive_B, negative_BC = scores.positive_B, scores.negative_BC
         counts_BC = (~scores.excluded_BC).to(negative_BC.dtype)
-        kept = negative_BC.shape[1]
-        if self._num_hard is not None and self._drops_negatives(scores):
-            kept = self._num_hard
-            ranked_BC = negative_BC.detach().masked_fill(scores.excluded_BC, _EXCLUDED_SCORE)
-            hardest_BC = torch.zeros_like(ranked_BC).scatter_(1, ranked_BC.topk(kept, dim=1).indices, 1.0)
-            counts_BC = counts_BC * hardest_BC
-        share_BC = counts_BC / max(kept, 1)
-        if kind == "softmax":
-            return self._hard_softmax(positive_B, negative_BC.masked_fill(counts_BC == 0, -torch.inf), sign_B)
+        share_BC = counts_BC / max(kept if self._num_hard is None else min(kept, self._num_hard), 1)
         if kind == "ccl":
             pushed_B = (torch.relu(negative_BC - self._margin) * share_BC).sum(dim=1) * self._spec.negative_weight
             wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
@@ -114,14 +106,6 @@ class ScoreLoss:
         above_BC = torch.relu(gaps_BC + self._margin)
         hinge_B = (above_BC * share_BC).sum(dim=1)
         return hinge_B if kind == "hinge" else torch.where(sign_B > 0, self._warp(above_BC * counts_BC), hinge_B)
-
-    def _hard_softmax(self, positive_B: Tensor, counted_BC: Tensor, sign_B: Tensor) -> Tensor:
-        """Compute the softmax loss where some negatives have the score −∞."""
-        torch = self._torch
-        has_negative_B = (counted_BC != -torch.inf).any(dim=1)
-        counted_BC = torch.where(has_negative_B[:, None], counted_BC, positive_B.detach()[:, None])
-        gap_B = sign_B * (torch.logsumexp(counted_BC, dim=1) - positive_B)
-        return torch.where(has_negative_B, self._softplus(gap_B), 0.0)
 
     def _warp(self, violation_BC: Tensor) -> Tensor:
         """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
@@ -137,3 +121,15 @@ class ScoreLoss:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""
         torch = self._torch
         return 0.5 * (x + x.abs()) + torch.log1p(torch.exp(-x.abs()))
+
+
+def powers_of(scores_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return e^(s − t) in place of the scores s, their top score t, (B,), and the sums of these powers, (B,).
+
+    The sums are at least 1, so that powers divided by them add up to 1 however large the scores are; in float32, those
+    of s − log Σ e^s would not. Where all scores are −∞, t and the sum are 0.
+    """
+    top_B = scores_BC.amax(dim=1) if scores_BC.shape[1] else scores_BC.new_zeros(len(scores_BC))
+    top_B = top_B.masked_fill(top_B.isneginf(), 0.0)
+    powers_BC = scores_BC.sub_(top_B[:, None]).exp_()
+    return powers_BC, top_B, powers_BC.sum(dim=1)

@@ -1,0 +1,122 @@
+"""The gradient engines that tests compare, on one device and on three, each of which computes a part of a batch.
+
+    with other_process() as process:
+        engine = EngineUnderTest("mxnet-3", process, model, loss_spec, negatives)
+        loss, gradients = engine.gradients(batch, vectors)
+
+MXNet installs signal handlers and starts threads, so it computes in a process of its own, one for all calls.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.errors import MissingExtraError
+from crossfade.kvstore.mxnet.imports import require_mxnet
+from crossfade.kvstore.torch.imports import require_torch
+from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.spec import ModelSpec
+
+ENGINES = {"cpu": 1, "torch-1": 1, "torch-3": 3, "mxnet-1": 1, "mxnet-3": 3}
+"""By name, the number of devices that share a batch, all of which are the CPU."""
+
+Vectors = Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an engine returns, and whether its gradients can be reused as memory.
+
+    Attributes:
+        loss: the loss.
+        gradients: by entity.
+        unusable: the entities whose gradients are not contiguous or not writable, or share memory with vectors.
+        changed: the entities whose vectors the engine changed.
+    """
+
+    loss: float
+    gradients: dict[str, FloatArray]
+    unusable: list[str]
+    changed: list[str]
+
+
+def missing(name: str) -> str | None:
+    """Return why an engine cannot be tested here, None if it can."""
+    require = {"mxnet": require_mxnet, "torch": require_torch}.get(name.partition("-")[0], lambda: None)
+    try:
+        require()
+    except MissingExtraError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class EngineUnderTest:
+    """An engine of ``ENGINES``, which computes in ``process`` or, without it, in this one."""
+
+    name: str
+    process: ProcessPoolExecutor | None
+    model: ModelSpec
+    loss: LossSpec
+    negatives: NegativesConfig
+
+    def gradients(self, batch: Batch, vectors: Vectors) -> tuple[float, dict[str, FloatArray]]:
+        """Compute one step, as ``Engine`` does."""
+        [computed] = self.compute([(batch, vectors)])
+        return computed.loss, computed.gradients
+
+    def compute(self, steps: Sequence[tuple[Batch, Vectors]]) -> list[Computed]:
+        """Compute steps, one after the other, with one engine, which is made anew for each call."""
+        arguments = self.name, self.model, self.loss, self.negatives, steps
+        return compute(*arguments) if self.process is None else self.process.submit(compute, *arguments).result()
+
+
+def compute(
+    name: str, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, steps: Sequence[tuple[Batch, Vectors]]
+) -> list[Computed]:
+    """Compute steps in this process."""
+    engine = _make(name, model, loss, negatives)
+    return [_computed(engine, batch, vectors) for batch, vectors in steps]
+
+
+def _make(name: str, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> Engine:
+    devices = ("cpu",) * ENGINES[name]
+    if name.startswith("torch"):
+        from crossfade.trainer.model.engines.torch import TorchEngine
+
+        return TorchEngine(model, loss, negatives, devices)
+    if name.startswith("mxnet"):
+        from crossfade.trainer.model.engines.mxnet import MXNetEngine
+
+        return MXNetEngine(model, loss, negatives, devices)
+    from crossfade.trainer.model.engines.cpu import CpuEngine
+
+    return CpuEngine(model, loss, negatives)
+
+
+def _computed(engine: Engine, batch: Batch, vectors: Vectors) -> Computed:
+    before = {name: rows_AD.tobytes() for name, rows_AD in vectors.items()}
+    loss, gradients = engine.gradients(batch, vectors)
+    unusable = [
+        name
+        for name, rows_AD in gradients.items()
+        if not (rows_AD.flags.c_contiguous and rows_AD.flags.writeable)
+        or any(np.shares_memory(rows_AD, vectors_AD) for vectors_AD in vectors.values())
+    ]
+    changed = [name for name, rows_AD in vectors.items() if rows_AD.tobytes() != before[name]]
+    return Computed(loss, gradients, unusable, changed)
+
+
+@contextmanager
+def other_process() -> Iterator[ProcessPoolExecutor]:
+    """Start another process, which ends with the context."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process

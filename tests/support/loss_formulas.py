@@ -1,0 +1,156 @@
+"""Losses of single examples by the formulas of ``trainer/model/losses.py``, and their gradients, all in float64.
+
+    loss = loss_of(case, queries_BD, items_ND)          # of numpy's vectors or of PyTorch's
+    loss, by_query, by_item = reference_of(case)        # gradients by autograd; without PyTorch, by differences
+
+They are written example by example, with the numbers of Python and scalars of PyTorch, and share nothing with engines.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from engine_cases import (
+    CASES,
+    ITEM_TABLE,
+    LOG_Q,
+    MARGIN,
+    NEGATIVE_WEIGHT,
+    QUERY_TABLE,
+    TEMPERATURE,
+    Case,
+    Result,
+)
+
+from crossfade.kvstore.arrays import FloatArray
+from crossfade.trainer.config.model_sections import LossKind, ScoreKind
+
+Number = Any
+"""A Python number, or a scalar of PyTorch, float64, that autograd follows."""
+Vector = Any
+"""A vector of numpy or PyTorch, float64."""
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def exp(x: Number) -> Number:
+    return x.exp() if hasattr(x, "exp") else math.exp(x)
+
+
+def log(x: Number) -> Number:
+    return x.log() if hasattr(x, "log") else math.log(x)
+
+
+def minus_log_sigmoid(x: Number) -> Number:
+    return log(1 + exp(-x))
+
+
+def score_of(kind: ScoreKind, query_D: Vector, item_D: Vector) -> Number:
+    if kind == "euclidean":
+        return -((query_D - item_D) ** 2).sum() / TEMPERATURE
+    lengths = ((query_D**2).sum() * (item_D**2).sum()) ** 0.5 if kind == "cosine" else 1.0
+    return (query_D * item_D).sum() / lengths / TEMPERATURE if lengths > 0 else 0.0
+
+
+def loss_of(case: Case, queries_BD: Sequence[Vector], items_ND: Sequence[Vector]) -> Number:
+    """Return the loss of ``case`` over its global size, from the vectors of each example's query and of all items."""
+    total = 0.0
+    for example, (item, query_D) in enumerate(zip(case.items_B, queries_BD, strict=True)):
+        drawn = case.negatives_of(example)
+        counted = [row for row, owner in drawn if row != item and owner != case.query_of(example)]
+        scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
+        others = sorted((scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted), reverse=True)
+        count = min(case.num_hard or len(drawn), len(drawn))
+        weight = float(case.weight_B[example])
+        ranks = (case.items - 1) / max(count, 1)
+        loss = example_loss(case.loss, scores[item], others[:count], count, ranks, positive=weight >= 0)
+        total = total + abs(weight) * loss
+    return total / case.global_size
+
+
+def example_loss(
+    loss: LossKind, own: Number, others: list[Number], count: int, ranks: float, *, positive: bool
+) -> Number:
+    """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count.
+
+    Under ``warp``, each violation stands for ``ranks`` ranks.
+    """
+    margin = MARGIN / TEMPERATURE
+    if loss == "logistic":
+        pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
+        return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
+    if loss == "ccl":
+        above = sum(max(0.0, other - margin) for other in others) / max(count, 1)
+        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if positive else max(0.0, own - margin)
+    if not others:
+        return 0.0
+    if loss == "softmax":
+        power, powers = exp(own), sum(exp(other) for other in others)
+        return -log((power if positive else powers) / (power + powers))
+    gaps = [other - own if positive else own - other for other in others]
+    if loss == "bpr":
+        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
+    if loss == "hinge" or not positive:
+        return sum(max(0.0, margin + gap) for gap in gaps) / count
+    violators = sum(1 for gap in gaps if margin + gap > 0)
+    return math.log(1 + violators * ranks) * max(0.0, margin + max(gaps))
+
+
+def autograd(loss: Number, leaves: Mapping[str, Any]) -> tuple[float, dict[str, FloatArray]]:
+    """Return ``loss`` as a float, and its gradients by ``leaves``."""
+    import torch
+
+    if not isinstance(loss, torch.Tensor):  # a constant
+        return loss, {name: np.zeros(leaf.shape) for name, leaf in leaves.items()}
+    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return loss.item(), {name: gradient.numpy() for name, gradient in zip(leaves, gradients, strict=True)}
+
+
+def leaves_of(tables: Mapping[str, FloatArray]) -> dict[str, Any]:
+    """Return ``tables`` as tensors in float64 that autograd follows."""
+    import torch
+
+    return {name: torch.tensor(table, dtype=torch.float64, requires_grad=True) for name, table in tables.items()}
+
+
+def by_autograd(case: Case) -> Result:
+    """Return the loss of ``case``, and its gradients by complete tables."""
+    leaves = leaves_of({"query": QUERY_TABLE, "item": ITEM_TABLE})
+    queries, items = leaves["query"].unbind(), leaves["item"].unbind()
+    loss, gradients = autograd(loss_of(case, [queries[row] for row in case.queries_B], items), leaves)
+    return loss, gradients["query"], gradients["item"]
+
+
+def by_differences(case: Case) -> Result:
+    """Return what ``by_autograd`` does, by central differences."""
+    step, tables = 1e-5, [QUERY_TABLE.astype(np.float64), ITEM_TABLE.astype(np.float64)]
+
+    def loss() -> float:
+        return float(loss_of(case, tables[0][case.queries_B], tables[1]))
+
+    gradients = []
+    for table_ND in tables:
+        gradient_ND = np.zeros_like(table_ND)
+        for index in np.ndindex(table_ND.shape):
+            middle = table_ND[index]
+            table_ND[index] = middle + step
+            above = loss()
+            table_ND[index] = middle - step
+            gradient_ND[index] = (above - loss()) / (2 * step)
+            table_ND[index] = middle
+        gradients.append(gradient_ND)
+    return loss(), gradients[0], gradients[1]
+
+
+def reference_of(case: Case) -> Result:
+    """Return the loss of ``case`` and its gradients by complete tables, in float64."""
+    return by_autograd(case) if HAS_TORCH else by_differences(case)
+
+
+@lru_cache
+def reference(name: str) -> Result:
+    """Return the reference of a case by its name."""
+    return reference_of(CASES[name])

@@ -1,0 +1,68 @@
+"""MXNet's engine by itself: tiles of few scores, GPUs, and the order of work on several devices.
+
+What all engines have in common is in ``test_engine_contract.py``.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from engine_cases import CASES, assert_close
+from engines_under_test import missing, other_process
+from loss_formulas import reference
+from mxnet_results import GpuResults, Results, results_in_tiles, results_on_gpus
+
+from crossfade.trainer.model.engines.mxnet_device import Queued, in_turns
+
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def found() -> Iterator[tuple[Results, Results, GpuResults]]:
+    """Return the results in tiles of two examples, in tiles of one on two devices, and on GPUs."""
+    if reason := missing("mxnet"):
+        pytest.skip(reason)
+    with other_process() as process:
+        twos = process.submit(results_in_tiles, ["cpu"], _CPU_TILE=1, _MIN_CPU_ROWS=2)
+        ones = process.submit(results_in_tiles, ["cpu", "cpu"], _MAX_TILE=1)
+        yield twos.result(), ones.result(), process.submit(results_on_gpus).result()
+
+
+@every_case
+def test_tiles_do_not_change_results(name: str, found: tuple[Results, Results, GpuResults]) -> None:
+    twos, ones, _ = found
+    assert_close(twos[name], reference(name), 1e-5)
+    assert_close(ones[name], reference(name), 1e-5)
+
+
+@every_case
+def test_gpus_reach_the_results_of_the_formulas(name: str, found: tuple[Results, Results, GpuResults]) -> None:
+    assert_close(found[2].results[name], reference(name), 1e-5)
+
+
+def test_memory_of_gpus_is_summed(found: tuple[Results, Results, GpuResults]) -> None:
+    assert found[2].memory == ((20 - 2) + (10 - 1), 30)
+
+
+def test_missing_gpu_is_refused(found: tuple[Results, Results, GpuResults]) -> None:
+    assert found[2].error == "train.device is gpu:1, gpu:2, but the number of GPUs that MXNet finds here is 2"
+
+
+def test_engine_waits_for_a_tile_after_all_devices_have_work() -> None:
+    events: list[str] = []
+
+    class Tile:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_to_read(self) -> None:
+            events.append(f"wait {self.name}")
+
+    def computation(device: str, tiles: int) -> Queued[str]:
+        for number in range(tiles):
+            if number:
+                yield Tile(f"{device}{number - 1}")
+            events.append(f"queue {device}{number}")
+        return device
+
+    assert in_turns([computation("a", 2), computation("b", 1), computation("c", 2)]) == ["a", "b", "c"]
+    assert events == ["queue a0", "queue b0", "queue c0", "wait a0", "queue a1", "wait c0", "queue c1"]
