@@ -29,6 +29,7 @@ from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment, socket_number
 from crossfade.kvstore.errors import ClusterError
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
+from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
@@ -190,8 +191,11 @@ class Agent:
         try:
             self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
+            workers_here = [role for role in roles if role.kind == "worker"]
             for role in roles:
                 variables = role_environment(role, topology, cores)
+                if role.kind == "worker":
+                    variables[LOCAL_RANK_VARIABLE] = str(workers_here.index(role))
                 process = RoleProcess(role, self._folder, desired, variables, credentials)
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)

@@ -25,7 +25,7 @@ from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.model.engines.base import Engine, make_engine
-from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine
+from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine, local_rank
 from crossfade.trainer.model.negatives import NegativeSampler, needs_counts
 from crossfade.trainer.model.towers import Towers, TowerVectors, load_towers
 from crossfade.trainer.model.weighting import FrequencyWeighting
@@ -179,7 +179,7 @@ def open_session(
 
 def _choose_engine(job: JobConfig, store: RowStore, log: Callable[[str], None]) -> EngineChoice:
     """Choose the engine of this worker; the first one logs it if it is not the default, and notes about GPUs."""
-    choice = choose_engine(job.train, store.rank, store.workers)
+    choice = choose_engine(job.train, local_rank(store.rank), store.workers)
     notes = list(choice.notes)
     if choice.engine != "cpu":
         notes.append(f"gradients are computed by engine {choice.engine} on {', '.join(choice.devices)}")

@@ -265,6 +265,17 @@ def test_roles_do_not_get_the_token(
     assert "0123456789abcdef" not in {*child.environ().values(), *child.cmdline()}
 
 
+def test_workers_of_a_host_are_numbered_for_its_gpus(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(roles=("server-0", "worker-1", "worker-5"), workers=6)
+    run_until(agent, lambda: len(coordinator.last.roles) == 3)
+    environments = [child.environ() for child in children()]
+    assert {found["CROSSFADE_ROLE"]: found.get("CROSSFADE_LOCAL_RANK") for found in environments} == {
+        "server-0": None,
+        "worker-1": "0",
+        "worker-5": "1",
+    }
+
+
 def test_roles_get_the_secret_by_no_way_that_others_can_read(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     secret = "0123456789abcdef" * 4
     coordinator.set(roles=("scheduler", "server-0", "worker-0"), secret=secret, hosts=["127.0.0.2"])

@@ -15,7 +15,7 @@ from running_command import crossfade, messages, single_line, succeeded
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines import choice
-from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine
+from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE, EngineChoice, choose_engine, local_rank
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo
 
 CHOOSE = """
@@ -150,6 +150,13 @@ def test_workers_take_gpus_in_turn(machine: Any, device: str) -> None:
     machine(2, torch=[0, 1])
     found = [chosen(rank, 5, device=device) for rank in range(5)]
     assert found == [EngineChoice("torch", (f"gpu:{rank % 2}",)) for rank in range(5)]
+
+
+def test_rank_on_the_host_is_that_of_the_agent_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LOCAL_RANK_VARIABLE, raising=False)
+    assert local_rank(5) == 5
+    monkeypatch.setenv(LOCAL_RANK_VARIABLE, "1")
+    assert local_rank(5) == 1
 
 
 def test_single_worker_learns_how_to_use_idle_gpus(machine: Any) -> None:

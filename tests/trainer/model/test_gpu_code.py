@@ -210,6 +210,13 @@ def test_missing_torch_gives_the_package_that_drives_the_gpu(site: Path, found: 
     assert torch_reason(found) == f"PyTorch is not installed; {fix}"
 
 
+def test_torch_that_cannot_be_imported_is_a_reason(site: Path) -> None:
+    (site / "torch.py").write_text("raise ImportError('libcudart.so.13: not found')")
+    assert torch_reason(gpu(9, 0)) == (
+        "PyTorch is installed, but cannot be imported: libcudart.so.13: not found; install it again"
+    )
+
+
 @pytest.mark.parametrize(
     ("cuda", "codes", "found", "reason"),
     [

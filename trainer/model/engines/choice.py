@@ -1,15 +1,16 @@
 """Choose the engine and the devices of a worker, where ``train.engine`` or ``train.device`` is ``auto``.
 
-    choice = choose_engine(job.train, rank=0, workers=1)
+    choice = choose_engine(job.train, local_rank(store.rank), store.workers)
     choice.engine, choice.devices           # "torch", ("gpu:0",)
 
 ``auto`` uses a GPU that an installed engine can drive, PyTorch before MXNet, and the CPU otherwise. Of several such
-GPUs, each worker uses one: number rank modulo their count. ``gpu`` is the same without the CPU. What is requested by
-number is used or refused.
+GPUs, each worker uses one: its rank among the workers of its host, modulo their count. ``gpu`` is the same without the
+CPU. What is requested by number is used or refused.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo, find_gpus
 from crossfade.trainer.model.engines.gpu_code import mxnet_reason, torch_reason
 
+LOCAL_RANK_VARIABLE = "CROSSFADE_LOCAL_RANK"
+"""The number of a worker among those of its host, from 0; its agent sets it."""
 _REASONS: dict[EngineName, Callable[[GpuInfo], str | None]] = {"torch": torch_reason, "mxnet": mxnet_reason}
 """Why an engine cannot drive a GPU; the first engine that can is preferred."""
 
@@ -43,8 +46,18 @@ class EngineChoice:
         return self.devices[0] != "cpu"
 
 
+def local_rank(rank: int) -> int:
+    """Return the number of this worker among those of its host, or ``rank``, among all, if no agent started it."""
+    return int(os.environ.get(LOCAL_RANK_VARIABLE, rank))
+
+
 def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> EngineChoice:
-    """Choose for worker ``rank`` of ``workers``.
+    """Choose for a worker.
+
+    Args:
+        train: what the job requests.
+        rank: the number of the worker among those of its host.
+        workers: the number of workers on all hosts.
 
     Raises:
         InputError: a GPU is requested that is not there, or that no engine in question can drive.

@@ -118,8 +118,10 @@ def torch_reason(gpu: GpuInfo) -> str | None:
     fix = _install_torch(gpu) or _install_mxnet(gpu) or _NO_PACKAGE
     if importlib.util.find_spec("torch") is None:
         return f"PyTorch is not installed; {fix}"
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # of a library that it needs
+        return f"PyTorch is installed, but cannot be imported: {error}; install it again"
     found = f"the installed PyTorch {torch.__version__}"
     if torch.version.cuda is None:
         other = _install_torch(gpu, ["torch"])
