@@ -106,7 +106,7 @@ def autograd(loss: Number, leaves: Mapping[str, Any]) -> tuple[float, dict[str, 
     if not isinstance(loss, torch.Tensor):  # a constant
         return loss, {name: np.zeros(leaf.shape) for name, leaf in leaves.items()}
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return loss.item(), {name: gradient.numpy() for name, gradient in zip(leaves, gradients, strict=True)}
+    return loss.item(), {name: gradient.detach().numpy() for name, gradient in zip(leaves, gradients, strict=True)}
 
 
 def leaves_of(tables: Mapping[str, FloatArray]) -> dict[str, Any]:
