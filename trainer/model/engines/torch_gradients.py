@@ -28,7 +28,10 @@ from crossfade.trainer.model.spec import ModelSpec
 Tensor = Any
 
 _MAX_SCORES = 1 << 26
-"""Scores that are computed at a time, 256 MiB; a few arrays of this size exist at once."""
+"""Scores that a GPU computes at a time, 256 MiB; softmax takes 4 arrays of this size at once, other losses about 10."""
+_CPU_SCORES, _MIN_CPU_ROWS = 1 << 20, 256
+"""Scores that a CPU computes at a time, 4 MiB, which stay in its cache; and the rows that they are of, at least, since
+each time adds to the gradients of all negatives."""
 _MIN_NORM = 1e-12
 
 
@@ -155,7 +158,7 @@ class TorchGradients:
         pool_CD = item_AD.index_select(0, index_C)
         pool_gradient_CD = torch.zeros_like(pool_CD)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for examples in _split(pool.examples, max(1, _MAX_SCORES // max(len(index_C), 1))):
+        for examples in _split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
             own = slice(examples.start + part.own.start, examples.stop + part.own.start)
             query_BD = query_AD.index_select(0, tensors.query_index_B[examples])
             item_BD = item_AD.index_select(0, tensors.item_index_N[own])
@@ -225,7 +228,7 @@ class TorchGradients:
         weight_A1 = self._sum_by_row(tensors.weight_B[:, None], tensors.query_order_B, tensors.query_starts_A1)
         item_gradient_AD, query_gradient_AD = torch.zeros_like(item_AD), torch.empty_like(query_AD)
         total_A = query_AD.new_empty(len(query_AD))
-        for part in _split(slice(0, len(query_AD)), max(1, _MAX_SCORES // len(item_AD))):
+        for part in _split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
             scores_AC = scale * self._product(query_AD[part], item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
@@ -271,7 +274,7 @@ class TorchGradients:
         own_B, index_BC = tensors.item_index_N[:examples], tensors.item_index_N[examples:].view(examples, count)
         slope_BU = query_AD.new_empty(examples, 1 + count)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for some in _split(slice(0, examples), max(1, _MAX_SCORES // (4 * (1 + count) * query_AD.shape[1]))):
+        for some in _split(slice(0, examples), _rows_at_a_time(query_AD, (1 + count) * query_AD.shape[1])):
             query_BD = query_AD.index_select(0, tensors.query_index_B[some])
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
@@ -312,6 +315,12 @@ class TorchGradients:
                 of_query_A1 = self._sum_by_row(slope_N[:, None], every_N, tensors.query_starts_A1 * uses)
                 query_gradient_AD -= twice * of_query_A1 * query_AD
         return query_gradient_AD, item_gradient_AD
+
+
+def _rows_at_a_time(rows_AD: Tensor, scores: int) -> int:
+    """Return of how many rows to compute the scores at a time, on the device of ``rows_AD``; each has ``scores``."""
+    size = max(1, _MAX_SCORES // max(scores, 1))
+    return size if rows_AD.is_cuda else min(size, max(_MIN_CPU_ROWS, _CPU_SCORES // max(scores, 1)))
 
 
 def _split(part: slice, size: int) -> list[slice]:
