@@ -57,8 +57,8 @@ Rows per step are an expectation, from the counts of rows in train and the sampl
 the vocabulary has no counts, or the dataset does not exist yet, they are an upper bound, and marked so. Seconds on the
 wire are those of the busiest network card: requests, answers and pushes follow one another, and none overlaps with
 computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute,
-from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. Engine mxnet is
-not predicted.
+from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. It is not
+predicted for engines mxnet and torch, nor is the memory of a GPU.
 
 --to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
 

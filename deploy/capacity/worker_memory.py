@@ -30,6 +30,11 @@ SUM_COPIES = 3
 BLOCK_COPIES = 2
 """The shuffle blocks of a partition, and as much again that the allocator keeps of earlier ones. With the decoding
 threads it counts 194 MiB for 16 partitions of 131,072 rows, for which a process grew by 212 to 235."""
+PACKAGE_BYTES = {"torch": 196 << 20, "mxnet": 88 << 20}
+"""What the package of an engine adds to a process: its libraries, and what it holds after its first products."""
+_SCORES, _SCORE_ROWS, _SCORE_COPIES = 1 << 20, 256, 10
+"""Scores that the engines torch and mxnet compute at a time on a CPU, the rows that they are of at least, and the
+arrays of that size that exist at once at most."""
 _INTERACTION_BYTES = 8 + 8 + 4
 _ROW_BYTES = 8
 _HISTORY_BYTES = 8 + 8
@@ -67,6 +72,7 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     yield MemoryItem("batches", _BATCHES_HELD * uses * _ROW_USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in model.tables))
     yield MemoryItem("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
+    yield from _engine(inputs, load)
     yield from _dense_layers(inputs, rows)
     yield from _weights_of_rows(inputs)
     if job.train.save_embeddings == "best":
@@ -74,6 +80,21 @@ def worker_items(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
         # Pulled, gathered, as Arrow arrays, and encoded.
         yield MemoryItem("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)
+
+
+def _engine(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
+    """Yield what the engine adds to that of the CPU, whose tiles stay in the cache. Memory of a GPU is not planned."""
+    job, engine = inputs.job, inputs.job.train.engine
+    if engine not in PACKAGE_BYTES:
+        return
+    if engine == "torch" or not job.cluster.servers:  # MXNet has the key-value store too
+        yield MemoryItem(f"engine {engine}", PACKAGE_BYTES[engine])
+    if job.negatives.kind == "per_example":
+        scores = int(1 + load.negatives / max(load.examples, 1)) * job.model.dim
+    else:
+        scores = int(load.negatives + load.partition_examples)
+    at_a_time = min(max(_SCORES, _SCORE_ROWS * scores), int(load.examples + 1) * scores)
+    yield MemoryItem("scores of a step", _SCORE_COPIES * at_a_time * VALUE_BYTES, "steps", required=False)
 
 
 def row_uses(inputs: PlanInputs, load: WorkerLoad) -> int:

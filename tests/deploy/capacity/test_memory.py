@@ -66,11 +66,14 @@ def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers:
 
 
 @pytest.mark.slow
-def test_memory_in_process_equals_the_plan(tmp_path: Path) -> None:
-    run, command = wide_run(tmp_path)
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+def test_memory_in_process_equals_the_plan(tmp_path: Path, engine: str) -> None:
+    if engine == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed: 'make torch' installs it")
+    run, command = wide_run(tmp_path, "--set", f"train.engine={engine}")
     # Compiling the kernels, once on a machine, takes memory that their process keeps.
     succeeded(crossfade("train", "job.yaml", "--run-dir", "first", "--set", "train.max_steps=2", cwd=tmp_path))
-    [process] = plan_of(load_job(tmp_path / "job.yaml")).processes
+    [process] = plan_of(load_job(tmp_path / "job.yaml", [f"train.engine={engine}"])).processes
     held = sum(part.bytes for part in process.parts if part.phase in {"always", "steps"} and part.required)
     with started(*command, cwd=tmp_path) as training:
         wait_for_steps(training, run)
