@@ -1,4 +1,4 @@
-"""Runs by PyTorch on several devices reach what the CPU engine does, and resume to the same bits."""
+"""Runs by PyTorch, on several devices or with tables on a device, equal those of the CPU engine, and resume."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.slow
 BATCH = 256
 EPOCH_STEPS = -(-train_rows() // BATCH)
 THREE_DEVICES = ("train.engine=torch", "train.device=[cpu,cpu,cpu]")
+ON_DEVICE = ("train.engine=torch", "train.device=cpu", "train.tables=device")
+SPILLED = (*ON_DEVICE, "train.device_memory_gib=0.00001")
+RUNS = {"three devices": THREE_DEVICES, "tables on the device": ON_DEVICE, "spilled tables": SPILLED}
+"""Keys of a run; 10 KiB hold a part of the tables."""
+each_run = pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
 JOBS: dict[str, Mapping[str, Any]] = {
     "softmax over all items": {"loss": "softmax", "negatives": {"kind": "all"}},
     "softmax over in-batch negatives with logQ correction": {
@@ -40,12 +45,18 @@ def train(folder: Path, run: str, *settings: str, resume: bool = False) -> dict[
     return report_of(folder / run)
 
 
+@each_run
 @pytest.mark.parametrize("name", JOBS)
-def test_three_devices_reach_the_rows_and_metrics_of_the_cpu_engine(data: Path, tmp_path: Path, name: str) -> None:
+def test_pytorch_reaches_the_rows_and_metrics_of_the_cpu_engine(
+    data: Path, tmp_path: Path, name: str, settings: tuple[str, ...]
+) -> None:
     write_job(tmp_path / "job.yaml", data, **JOBS[name], train={"epochs": 1, "batch_size": BATCH})
-    expected, found = train(tmp_path, "cpu", "train.engine=cpu"), train(tmp_path, "torch", *THREE_DEVICES)
-    assert (expected["engine"], expected["devices"]) == ("cpu", ["cpu"])
-    assert (found["engine"], found["devices"]) == ("torch", ["cpu", "cpu", "cpu"])
+    expected, found = train(tmp_path, "cpu", "train.engine=cpu"), train(tmp_path, "torch", *settings)
+    assert (expected["engine"], expected["devices"], expected["store"]) == ("cpu", ["cpu"], "LocalStore")
+    if settings == THREE_DEVICES:
+        assert (found["engine"], found["devices"], found["store"]) == ("torch", ["cpu", "cpu", "cpu"], "LocalStore")
+    else:
+        assert (found["engine"], found["devices"], found["store"]) == ("torch", ["cpu"], "DeviceStore")
     for entity in ENTITIES:
         rows_RD = vectors(tmp_path / "cpu", entity)
         assert np.abs(rows_RD).max() > 0.1
@@ -55,12 +66,15 @@ def test_three_devices_reach_the_rows_and_metrics_of_the_cpu_engine(data: Path, 
         assert found["metrics"][split] == pytest.approx(metrics, abs=2e-3)
 
 
+@each_run
 @pytest.mark.parametrize("name", JOBS)
-def test_run_by_pytorch_resumes_to_the_bits_of_an_uninterrupted_one(data: Path, tmp_path: Path, name: str) -> None:
+def test_run_by_pytorch_resumes_to_the_bits_of_an_uninterrupted_one(
+    data: Path, tmp_path: Path, name: str, settings: tuple[str, ...]
+) -> None:
     write_job(tmp_path / "job.yaml", data, **JOBS[name], train={"epochs": 2, "batch_size": BATCH})
-    complete = train(tmp_path, "complete", *THREE_DEVICES)
-    train(tmp_path, "stopped", *THREE_DEVICES, f"train.max_steps={EPOCH_STEPS + 3}")
-    resumed = train(tmp_path, "stopped", *THREE_DEVICES, resume=True)
+    complete = train(tmp_path, "complete", *settings)
+    train(tmp_path, "stopped", *settings, f"train.max_steps={EPOCH_STEPS + 3}")
+    resumed = train(tmp_path, "stopped", *settings, resume=True)
     assert resumed["steps"] == 2 * EPOCH_STEPS
     assert resumed["metrics"] == complete["metrics"]
     assert_same_bits(tmp_path / "stopped", tmp_path / "complete")
