@@ -321,13 +321,10 @@ def _resume_garbage_collection() -> None:
 
 def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduce | None:
     from crossfade.trainer.model.allreduce import HorovodAllReduce
-    from crossfade.trainer.model.engines.choice import choose_engine, local_rank
 
     if not job.all_reduces_dense:
         return None
-    choice = choose_engine(job.train, local_rank(rank), workers)
-    device = choice.devices[0] if choice.engine == "mxnet" else "cpu"
-    return HorovodAllReduce(rank, workers, job.cluster.stall_timeout_seconds, device)
+    return HorovodAllReduce(rank, workers, job.cluster.stall_timeout_seconds)
 
 
 def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:

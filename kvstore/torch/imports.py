@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from crossfade.kvstore.errors import InputError, MissingExtraError
@@ -50,3 +52,21 @@ def open_device(name: str) -> torch.device:
     if device.type not in {"cpu", "cuda"}:
         raise InputError(f"device '{name}' cannot hold tables; {expected}")
     return device
+
+
+@contextmanager
+def describe_exhausted_memory() -> Iterator[None]:
+    """Turn PyTorch's error about exhausted memory of a device into one with what to change.
+
+    Raises:
+        InputError: the memory of a device is exhausted.
+    """
+    pytorch = import_torch()
+    try:
+        yield
+    except pytorch.OutOfMemoryError as error:
+        reason, _, _ = str(error).partition("\n")
+        raise InputError(
+            f"the memory of the device is exhausted: {reason.rstrip('.')}; lower "
+            "train.device_memory_gib, train.batch_size or negatives.count, or set train.tables to host"
+        ) from error

@@ -31,7 +31,7 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import divergence, name_divergence
 from crossfade.kvstore.store import NO_RESETS, RowGradient, SaveResult, TableSpec
-from crossfade.kvstore.torch.imports import open_device
+from crossfade.kvstore.torch.imports import describe_exhausted_memory, open_device
 from crossfade.kvstore.torch.table import DeviceTable, divide, row_bytes
 from crossfade.kvstore.torch.transfer import to_device
 
@@ -47,8 +47,7 @@ _MEMORY_FRACTION = 0.8
 class DeviceUpdate:
     """An update of rows on the device, which may still be running: ``divergent_A`` are those that have diverged.
 
-    ``count`` is their number, a tensor without dimensions. A step that fetches it together with its loss waits for the
-    device once, and then calls ``check_divergence`` only if it is not 0.
+    ``count`` is their number, a tensor without dimensions.
     """
 
     table: str
@@ -97,8 +96,9 @@ class DeviceStore:
         self._host.create(tables, optimizer, seed, checkpoint, reset_rows)
         self._specs, self._optimizer = {table.name: table for table in tables}, optimizer
         rows = self._divide_rows()
-        for shard in self._host.shards():
-            self._tables[shard.table] = DeviceTable(shard.arrays, rows[shard.table], optimizer, self.device)
+        with describe_exhausted_memory():
+            for shard in self._host.shards():
+                self._tables[shard.table] = DeviceTable(shard.arrays, rows[shard.table], optimizer, self.device)
 
     def _divide_rows(self) -> dict[str, int]:
         """Return how many rows of each table to hold on the device."""
@@ -193,7 +193,9 @@ class DeviceStore:
     def _pull(self, name: str, rows_A: IntArray) -> FloatArray:
         table = self._tables[name]
         hot = table.count(rows_A)
-        hot_AD = table.weights_ND.index_select(0, to_device(rows_A[:hot], self.device)).cpu().numpy()
+        hot_AD: FloatArray = table.weights_ND.index_select(0, to_device(rows_A[:hot], self.device)).cpu().numpy()
+        if hot == len(rows_A):
+            return hot_AD
         return np.concatenate([hot_AD, self._host.weights(name).take(rows_A[hot:], axis=0)])
 
     def device_rows(self, table: str, rows_A: IntArray, index_A: Tensor | None = None) -> Tensor:
@@ -243,20 +245,24 @@ class DeviceStore:
             divergent_A = table.optimizer.update(table.weights_ND, index_A, gradient_AD)
             return DeviceUpdate(name, rows_A, divergent_A, divergent_A.sum())
 
-    def check_divergence(self, updates: Sequence[DeviceUpdate]) -> None:
+    def check_divergence(self, updates: Sequence[DeviceUpdate], *others: Tensor) -> list[float]:
         """Check that all rows of ``updates`` are finite; wait for the device, once.
+
+        Returns the values of ``others``, scalars that are fetched with the counts, such as the loss of the step.
 
         Raises:
             DivergedError: some have diverged; it names the table and the first of these rows.
         """
         import torch
 
-        counts = torch.stack([update.count for update in updates]).tolist() if updates else []
-        for update, count in zip(updates, counts, strict=True):
+        scalars = [scalar.double() for scalar in (*others, *(update.count for update in updates))]
+        values: list[float] = torch.stack(scalars).tolist() if scalars else []
+        for update, count in zip(updates, map(int, values[len(others) :]), strict=True):
             if count:
                 row = int(update.rows_A[update.divergent_A.cpu().numpy().argmax()])
                 with name_divergence(update.table):
                     raise divergence(count, len(update.rows_A), row)
+        return values[: len(others)]
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
         """Apply one step."""

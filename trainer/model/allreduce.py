@@ -6,9 +6,8 @@
 Embeddings are rows of the key-value store; dense layers are arrays that every worker holds and every step changes,
 which suits an all-reduce (Sergeev and Del Balso, Horovod, 2018). Gloo sums over TCP: each worker listens at the address
 of the network interface ``HOROVOD_GLOO_IFACE`` and finds the others by the rendezvous server at
-``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Where the engine is MXNet on a GPU and Horovod was
-built with NCCL, NCCL sums on the GPU instead; this has run on no GPU yet. Ranks are those of the key-value store, which
-also assign the examples, so the order of summation is the same in each run.
+``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Ranks are those of the key-value store, which also
+assign the examples, so the order of summation is the same in each run.
 """
 
 from __future__ import annotations
@@ -69,19 +68,11 @@ def check_horovod_env() -> None:
         )
 
 
-def sum_context(mxnet: Any, horovod: Any, device: str) -> Any:
-    """Return the context of ``mxnet`` to sum on: the GPU ``device``, as in ``gpu:1``, with NCCL, or else the CPU."""
-    kind, _, index = device.partition(":")
-    return mxnet.gpu(int(index or 0)) if kind == "gpu" and horovod.nccl_built() else mxnet.cpu()
-
-
 class HorovodAllReduce:
-    """All-reduce with Horovod: CPU arrays over Gloo, or arrays on a GPU over NCCL."""
+    """All-reduce with Horovod: CPU arrays over Gloo."""
 
-    def __init__(self, rank: int, workers: int, timeout_seconds: float, device: str = "cpu") -> None:
+    def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
         """Join the other workers; return when all have joined. A later silence of ``timeout_seconds`` is an error.
-
-        ``device`` is that of MXNet's engine, if it computes on one: its sums are made there if Horovod has NCCL.
 
         If they do not join, Horovod reports it on standard error and aborts the process.
 
@@ -107,7 +98,6 @@ class HorovodAllReduce:
         import horovod.mxnet as horovod
 
         self._horovod: Any = horovod
-        self._context = sum_context(self._mx, horovod, device)
         try:
             horovod.init()
         except ValueError as error:
@@ -122,7 +112,6 @@ class HorovodAllReduce:
         # A dense array: Horovod does not check its storage type, and sums garbage for a sparse one.
         array = self._mx.nd.empty(values_N.shape)
         dense_view(array, values_N.shape, values_N.dtype)[:] = values_N
-        array = array.as_in_context(self._context)
         try:
             self._horovod.allreduce_(array, op=self._horovod.Sum, name="dense")
             array.wait_to_read()

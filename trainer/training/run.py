@@ -12,7 +12,7 @@ from crossfade.kvstore.store import RowStore
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.allreduce import AllReduce
-from crossfade.trainer.model.engines.choice import choose_engine
+from crossfade.trainer.model.engines.choice import choose_engine, local_rank
 from crossfade.trainer.model.engines.torch import torch_device
 from crossfade.trainer.monitoring.registry import TableMetrics
 from crossfade.trainer.runs.events import ReportEvent
@@ -74,7 +74,7 @@ def make_store(job: JobConfig) -> LocalStore | DeviceStore:
         MissingExtraError: it needs a package that is not installed.
         InputError: it needs a GPU that is not available.
     """
-    train, choice = job.train, choose_engine(job.train)
+    train, choice = job.train, choose_engine(job.train, local_rank(0))
     is_resident = choice.engine == "torch" and choice.on_gpu and len(choice.devices) == 1 and not job.model.has_towers
     if train.tables == "host" or (train.tables == "auto" and not is_resident):
         return LocalStore()

@@ -16,6 +16,7 @@ from typing import Protocol
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowGradient, RowStore
+from crossfade.kvstore.torch.imports import describe_exhausted_memory
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.kvstore.torch.transfer import to_device
 from crossfade.trainer.config.schema import JobConfig
@@ -96,7 +97,7 @@ class DeviceStep:
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
         active = {self._model.query.name: batch.query.rows_A, self._model.item.name: batch.item.rows_A}
-        with state.timed("gradients"):
+        with state.timed("gradients"), describe_exhausted_memory():
             self._store.set_lr_factor(lr_factor)
             if not len(batch):
                 return 0.0, active
@@ -109,8 +110,8 @@ class DeviceStep:
                 for (name, rows_A), gradient_AD, index_A in zip(active.items(), gradients, indexes, strict=True)
                 if name not in self._frozen
             ]
-            self._store.check_divergence(updates)
-            return float(loss), active
+            [value] = self._store.check_divergence(updates, loss)
+            return value, active
 
 
 def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:

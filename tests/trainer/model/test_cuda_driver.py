@@ -44,6 +44,17 @@ def test_driver_without_gpu_finds_none(library: Path) -> None:
     assert find_gpus_with(cuda_stub_environment(library)) == DriverState()
 
 
+@pytest.mark.parametrize(
+    ("visible", "problem"),
+    [("7", "CUDA_VISIBLE_DEVICES is '7', which leaves no GPU; correct or unset it"), ("", None), ("-1", None)],
+)
+def test_gpus_that_a_variable_hides_are_a_problem_unless_all_are(
+    library: Path, visible: str, problem: str | None
+) -> None:
+    environment = {**cuda_stub_environment(library), "CUDA_VISIBLE_DEVICES": visible}
+    assert find_gpus_with(environment) == DriverState(problem=problem)
+
+
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has the driver")
 def test_machine_without_driver_has_no_gpus() -> None:
     assert find_gpus_with(os.environ) == DriverState()

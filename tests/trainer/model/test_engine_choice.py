@@ -164,7 +164,7 @@ def test_single_worker_learns_how_to_use_idle_gpus(machine: Any) -> None:
     [note] = chosen().notes
     assert note == (
         "train.device is auto, which uses gpu:0 (GPU 0, compute capability 8.0), but not gpu:1, gpu:2: for all of "
-        "them, set train.device to [gpu:0, gpu:1, gpu:2]"
+        "them, set train.device to [gpu:0, gpu:1, gpu:2], which holds tables in the memory of the host"
     )
     assert chosen(device="gpu").notes == ()
 

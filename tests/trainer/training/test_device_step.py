@@ -10,7 +10,7 @@ from engine_cases import CASES, ITEM_TABLE, QUERY_TABLE, Case
 from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import DivergedError
+from crossfade.kvstore.errors import DivergedError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.torch.store import DeviceStore
@@ -88,6 +88,28 @@ def test_divergence_on_the_device_names_table_and_row() -> None:
         store.assign("customer", np.array([5]), np.full((1, QUERY_TABLE.shape[1]), np.nan, np.float32))
         with pytest.raises(DivergedError, match="table 'customer', row 5: "):
             on_device(store, case).take(case.batch, 1.0, TrainState())
+
+
+class ExhaustedGradients:
+    """Raises what PyTorch does where the memory of a GPU is exhausted."""
+
+    def compute(self, *arguments: Any, **options: Any) -> Any:
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
+def test_exhausted_memory_of_the_device_is_an_error_with_what_to_change() -> None:
+    case = CASES["softmax-cosine-all"]
+    message = "exhausted: CUDA out of memory. Tried to allocate 2.00 GiB; lower train.device_memory_gib, train.batch"
+    engine = TorchEngine(case.model, case.loss_spec, case.spec)
+    engine._gradients = ExhaustedGradients()  # type: ignore[assignment]
+    with closing(DeviceStore("cpu")) as store:
+        create(store, case)
+        with pytest.raises(InputError, match=message):
+            DeviceStep(store, engine, case.model).take(case.batch, 1.0, TrainState())
+    with pytest.raises(InputError, match=message):
+        engine.gradients(case.batch, {"customer": QUERY_TABLE, "track": ITEM_TABLE})
 
 
 VALUES = {"name": "steps", "data": {"path": "nowhere"}, "model": {"dim": 3}}

@@ -82,7 +82,7 @@ def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> Engine
         idle = ", ".join(_name(other) for other in usable if other != gpu)
         notes += (
             f"train.device is auto, which uses {gpu}, but not {idle}: for all of them, set train.device to "
-            f"[{', '.join(map(_name, usable))}]",
+            f"[{', '.join(map(_name, usable))}], which holds tables in the memory of the host",
         )
     return EngineChoice(engine, (_name(gpu),), notes)
 

@@ -17,6 +17,7 @@ before it starts them.
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class GpuInfo:
 
 @dataclass(frozen=True)
 class DriverState:
-    """The GPUs of this machine, or a problem: why the driver, although it is installed, cannot use any."""
+    """The GPUs of this machine, or a problem: why none can be used, although the driver is installed."""
 
     gpus: tuple[GpuInfo, ...] = ()
     problem: str | None = None
@@ -85,7 +86,7 @@ def find_gpus() -> DriverState:
         return DriverState(tuple(_gpu(library, index) for index in range(count)))
     except _DriverError as error:
         if error.code == _NO_DEVICE:
-            return DriverState()
+            return DriverState(problem=_hidden_devices())
         return DriverState(problem=_problem(library, error))
 
 
@@ -121,6 +122,14 @@ def _call(library: ctypes.CDLL, function: str, *arguments: Any) -> None:
     code = library[function](*arguments)
     if code != 0:
         raise _DriverError(function, code)
+
+
+def _hidden_devices() -> str | None:
+    """Return that CUDA_VISIBLE_DEVICES may have hidden the GPUs, unless it does so on purpose."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in {None, "", "-1"}:
+        return None
+    return f"CUDA_VISIBLE_DEVICES is '{visible}', which leaves no GPU; correct or unset it"
 
 
 def _problem(library: ctypes.CDLL, error: _DriverError) -> str:

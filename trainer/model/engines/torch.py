@@ -16,7 +16,7 @@ import numpy as np
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.jit import get_num_threads
-from crossfade.kvstore.torch.imports import import_torch
+from crossfade.kvstore.torch.imports import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.parts import BatchPart, split_batch, sum_rows
@@ -46,6 +46,7 @@ class TorchEngine:
         """
         torch = import_torch()
         torch.set_num_threads(get_num_threads())
+        torch.set_float32_matmul_precision("highest")  # some containers set another one, which rounds to 10 bits
         self.devices: Sequence[str] = list(devices)
         self._torch = torch
         self._targets = [torch.device(torch_device(name)) for name in devices]
@@ -62,10 +63,11 @@ class TorchEngine:
         parts = split_batch(batch, len(self._targets), in_batch=self._in_batch)
         query_AD, item_AD = (vectors[name] for name in names)
         results = []
-        for part, target in zip(parts, self._targets, strict=False):
-            rows = (self._upload(rows_AD, target) for rows_AD in (part.query_rows(query_AD), part.item_rows(item_AD)))
-            results.append(self.compute(batch, part, *rows))
-        losses, by_query, by_item = ([part.cpu() for part in of_parts] for of_parts in zip(*results, strict=True))
+        with describe_exhausted_memory():
+            for part, target in zip(parts, self._targets, strict=False):
+                rows = part.query_rows(query_AD), part.item_rows(item_AD)
+                results.append(self.compute(batch, part, *(self._upload(rows_AD, target) for rows_AD in rows)))
+            losses, by_query, by_item = ([part.cpu() for part in of_parts] for of_parts in zip(*results, strict=True))
         gradients = (
             sum_rows(len(query_AD), [part.query for part in parts], [rows.numpy() for rows in by_query]),
             sum_rows(len(item_AD), [part.item for part in parts], [rows.numpy() for rows in by_item]),

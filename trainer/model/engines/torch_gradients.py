@@ -27,8 +27,8 @@ from crossfade.trainer.model.spec import ModelSpec
 
 Tensor = Any
 
-_MAX_SCORES = 1 << 26
-"""Scores that a GPU computes at a time, 256 MiB; softmax takes 4 arrays of this size at once, other losses about 10."""
+_MAX_SCORES = 1 << 24
+"""Scores that a GPU computes at a time, 64 MiB; softmax takes 4 arrays of this size at once, other losses about 10."""
 _CPU_SCORES, _MIN_CPU_ROWS = 1 << 20, 256
 """Scores that a CPU computes at a time, 4 MiB, which stay in its cache; and the rows that they are of, at least, since
 each time adds to the gradients of all negatives."""
