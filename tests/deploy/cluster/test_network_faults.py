@@ -27,6 +27,11 @@ from waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
+def logged_since(run_dir: Path, length: int) -> str:
+    """Return what the log of processes has after its first ``length`` characters."""
+    return (run_dir / "processes.jsonl").read_text(encoding="utf-8")[length:]
+
+
 def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Path) -> None:
     if reason := unavailable():
         pytest.skip(reason)
@@ -59,10 +64,12 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
             time.sleep(3)  # that is the fault
             third.restore_link()
             assert_training_continues(job)
+            before_cut = len(logged_since(run_dir, 0))
             third.cut_link()
             wait_until(lambda: lost.roles() == {}, "the end of the roles that are cut off")
             assert job.command.roles(), "the other hosts restarted before the isolated roles had ended"
-            job.wait(lambda: job.command.roles() == {} == steady.roles(), "the job waiting")
+            job.wait(lambda: job.command.roles() == {} == steady.roles(), "the end of the other roles")
+            job.wait(lambda: '"waiting"' in logged_since(run_dir, before_cut), "the job waiting for the host")
             assert lost.process.poll() is None
             third.restore_link()
             job.wait(lost.roles, "the next generation")
