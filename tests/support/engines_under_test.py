@@ -4,7 +4,7 @@
         engine = EngineUnderTest("mxnet-3", process, model, loss_spec, negatives)
         loss, gradients = engine.gradients(batch, vectors)
 
-MXNet installs signal handlers and starts threads, so it computes in a process of its own, one for all calls.
+MXNet installs signal handlers and starts threads, so it computes in a separate process, one for all calls.
 """
 
 import multiprocessing
@@ -74,7 +74,7 @@ class EngineUnderTest:
         return computed.loss, computed.gradients
 
     def compute(self, steps: Sequence[tuple[Batch, Vectors]]) -> list[Computed]:
-        """Compute steps, one after the other, with one engine, which is made anew for each call."""
+        """Create an engine, and compute steps with it, one after the other."""
         arguments = self.name, self.model, self.loss, self.negatives, steps
         return compute(*arguments) if self.process is None else self.process.submit(compute, *arguments).result()
 

@@ -1,4 +1,4 @@
-"""Results of MXNet's engine by case, in special circumstances; these functions are called in a process of its own."""
+"""Results of MXNet's engine by case, with small tiles and on simulated GPUs; called in a separate process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ class Build:
         model: the model, with any score.
         towers: its towers.
         query: computes the vector of an example's query, whose row is the third argument.
-        item: computes the vector of an item; the third argument tells which items use their ID embedding.
+        item: computes the vector of an item; the third argument is which items use their ID embedding.
         examples: what replaces the rows of a case, such as its histories.
     """
 

@@ -232,7 +232,7 @@ class MXNetGradients:
         self._autograd.backward([query_AD, item_AD, own_loss_B], [query_gradient_AD, item_gradient_AD, None])
         return [*losses, own_loss_B]
 
-    # ---- each example has negatives of its own
+    # ---- negatives per example
 
     def _per_example(self, arrays: PartArrays) -> Queued[list[Array]]:
         nd, examples = self._nd, arrays.weight_B.size

@@ -26,7 +26,7 @@ from crossfade.trainer.model.batches import Batch
 
 @dataclass(frozen=True)
 class Pool:
-    """Examples that share negatives: the drawn ones of the part, and the items of its own partition.
+    """Examples that share negatives: the drawn ones of the part, and the items of their partition.
 
     Attributes:
         examples: of the part's B examples.
@@ -45,7 +45,7 @@ class BatchPart:
         query: the rows of the query side, by example. Rows are places among the active rows of the batch.
         item: likewise of the item side; uses are the items of P examples, then the negatives.
         own: the part's B examples among the P.
-        pools: the examples by the negatives they share; empty if each has negatives of its own.
+        pools: the examples by the negatives they share; empty if negatives are drawn per example.
         group_P: the query of each of the P examples, whose other items are not its negatives.
         weight_B: weights, divided by the examples of the step over all workers.
         log_q_N: subtracted from the scores of negatives, by use; empty: nothing.

@@ -264,7 +264,7 @@ class TorchGradients:
             weight_A1 = self._sum_by_row(weight_N[:, None] / self._score.dot_scale, every_N, tensors.item_starts_A1)
             item_gradient_AD += 2 * self._score.norm_scale * weight_A1 * item_AD
 
-    # ---- each example has negatives of its own
+    # ---- negatives per example
 
     def _per_example(
         self, part: BatchPart, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor
