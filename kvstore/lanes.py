@@ -19,7 +19,7 @@ from numba.extending import models, register_model
 
 from crossfade.kvstore import vector_ir as vectors
 from crossfade.kvstore.jit import intrinsic, njit
-from crossfade.kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
+from crossfade.kvstore.vector_ir import DOUBLE_VECTOR, INT_VECTOR, LANES, VECTOR
 
 
 class _LanesType(types.Type):
@@ -38,6 +38,24 @@ class _LanesModel(models.PrimitiveModel):
 
     def __init__(self, manager: Any, numba_type: Any) -> None:
         super().__init__(manager, numba_type, VECTOR)  # type: ignore[no-untyped-call]
+
+
+class _SumsType(types.Type):
+    """The numba type of a vector of ``LANES`` float64."""
+
+    def __init__(self) -> None:
+        super().__init__(name="float64_lanes")
+
+
+_sums = _SumsType()
+
+
+@register_model(_SumsType)
+class _SumsModel(models.PrimitiveModel):
+    """In LLVM, a vector."""
+
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, DOUBLE_VECTOR)  # type: ignore[no-untyped-call]
 
 
 def _check(array: Any) -> None:
@@ -140,6 +158,33 @@ def multiply_add(_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic
+def no_products(_context: Any) -> Any:
+    """Return 0 in all lanes of float64, to add products to."""
+    return _sums(), lambda _context, _builder, _signature, _arguments: ir.Constant(DOUBLE_VECTOR, [0.0] * LANES)
+
+
+@intrinsic
+def add_products(_context: Any, sums: Any, x: Any, y: Any) -> Any:
+    """Return sums + x·y in float64, where products of float32 are exact: only the sum is rounded."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        x, y = (builder.fpext(lanes, DOUBLE_VECTOR) for lanes in arguments[1:])
+        return builder.fadd(arguments[0], builder.fmul(x, y))
+
+    return _sums(sums, x, y), generate
+
+
+@intrinsic
+def sum_of_products(_context: Any, sums: Any) -> Any:
+    """Return the sum of all lanes of float64, added up as a tree."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return vectors.reduce(builder, arguments[0], builder.fadd)
+
+    return types.float64(sums), generate
+
+
+@intrinsic
 def maximum(_context: Any, x: Any, y: Any) -> Any:
     """Return the larger of x and y in each lane; y where either is NaN."""
 
@@ -194,3 +239,16 @@ def dot_lanes(x_D, y_D):  # type: ignore[no-untyped-def]
         rest = x_D.shape[0] - whole
         total = multiply_add(load_first(x_D, whole, rest, 0.0), load_first(y_D, whole, rest, 0.0), total)
     return sum_of(total)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def exact_dot(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Return x·y as float64: the sum of exact products, in 16 partial sums."""
+    total = no_products()
+    whole = x_D.shape[0] // LANES * LANES
+    for d in range(0, whole, LANES):
+        total = add_products(total, load(x_D, d), load(y_D, d))
+    if whole < x_D.shape[0]:
+        rest = x_D.shape[0] - whole
+        total = add_products(total, load_first(x_D, whole, rest, 0.0), load_first(y_D, whole, rest, 0.0))
+    return sum_of_products(total)

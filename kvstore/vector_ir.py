@@ -15,6 +15,7 @@ from numba.core import cgutils
 LANES = 16
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR, INT_VECTOR = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+DOUBLE_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _FLOAT_BYTES = 4
 
 

@@ -3,8 +3,9 @@
     items_QK, scores_QK = rank_items(source, model, queries_Q, excluded, depth=20)
 
 Items are processed in blocks, so memory does not grow with their number. Threads take tiles of queries: a matrix
-product with a tile of items at a time, whose scores stay in the cache until they are scanned. Ties rank the lower row
-first. Neither the tiles nor the sums in them depend on the number of threads.
+product with a tile of items at a time, whose scores stay in the cache until they are scanned for candidates. These are
+scored again, in a fixed order (``top_k_kernels.py``), so that a ranking and its scores depend only on the vectors: not
+on blocks, tiles, threads, the other queries, or the processor. Ties rank the lower row first.
 
 Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidates, I ranked items, D columns.
 """
@@ -29,6 +30,7 @@ from crossfade.trainer.evaluation.top_k_kernels import (
     decode_keys,
     load_candidates,
     scan_tile,
+    squared_lengths,
     store_candidates,
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
@@ -39,6 +41,10 @@ _TILE_SCORES = 1 << 17
 """Scores of a tile: half a mebibyte, which a core's own cache has room for."""
 _ITEM_BLOCK = 1 << 14
 """Items whose vectors are fetched at a time."""
+_ROUNDING, _SMALLEST = 2.0**-24, 2.0**-126
+"""The relative error of a float32, and the smallest with all its digits."""
+_MAX_SUM = 1e38
+"""Products that may add up to more are not trusted in float32: the items are scored exactly."""
 
 
 def unit_rows(vectors_ND: FloatArray) -> FloatArray:
@@ -129,8 +135,7 @@ def rank_vectors(
     best_item_QK = np.zeros((len(query_QD), depth), dtype=np.int64)
     best_score_QK = np.empty((len(query_QD), depth), dtype=np.float32)
     keys_QK = best_item_QK.view(np.uint64)
-    if score.normalized:
-        query_QD = unit_rows(query_QD)
+    query_QD = np.ascontiguousarray(unit_rows(query_QD) if score.normalized else query_QD, np.float32)
     with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as threads:
         for first in range(0, items, _ITEM_BLOCK):
             item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
@@ -149,15 +154,34 @@ class _Block:
     """A block of items that queries are compared with."""
 
     def __init__(self, first: int, item_ED: FloatArray, score: Score, penalty_E: FloatArray | None) -> None:
+        item_ED = np.ascontiguousarray(item_ED, np.float32)
         self._first = first
         self._item_ED = item_ED
         self._scale = np.float32(score.dot_scale)
         # The query's squared norm is the same for all its items, so it does not affect their order.
-        self._penalty_E = np.zeros(len(item_ED), np.float32)
+        exact_penalty_E = np.zeros(len(item_ED))
         if score.norm_scale:
-            self._penalty_E = np.float32(score.norm_scale) * np.square(item_ED).sum(axis=1)
+            squared_lengths(item_ED, exact_penalty_E)
+            exact_penalty_E *= score.norm_scale
         if penalty_E is not None:
-            self._penalty_E += penalty_E
+            exact_penalty_E += penalty_E
+        self._penalty_E = exact_penalty_E.astype(np.float32)
+        self._exact = first, item_ED, float(score.dot_scale), exact_penalty_E
+        self._largest = float(max(item_ED.max(initial=0), -item_ED.min(initial=0)))
+        self._largest_penalty = float(np.abs(exact_penalty_E).max(where=np.isfinite(exact_penalty_E), initial=0))
+
+    def _errors(self, query_TD: FloatArray) -> FloatArray:
+        """Bound how far scores of tiles are from exact ones, float64 (T,), in whatever order products are added.
+
+        A sum of D products is off by at most D·u/(1 − D·u) times the sum of their magnitudes (Higham, "Accuracy and
+        Stability of Numerical Algorithms", 2002, section 3.1), with u the relative error of a float32; scale, penalty,
+        and the score itself are rounded as well.
+        """
+        sum_T = abs(self._scale) * np.abs(query_TD).sum(axis=1, dtype=np.float64) * self._largest
+        error_T = 1.01 * _ROUNDING * ((query_TD.shape[1] + 8) * sum_T + 4 * self._largest_penalty)
+        error_T += np.where(sum_T > 0, (query_TD.shape[1] + 1) * (abs(self._scale) + 1) * _SMALLEST, 0)
+        trusted_T: FloatArray = np.where(sum_T + self._largest_penalty < _MAX_SUM, error_T, np.inf)
+        return trusted_T
 
     def rank(
         self, query_QD: FloatArray, tiles: Iterator[int], excluded: ItemLists, keys_QK: NDArray[np.uint64]
@@ -172,13 +196,13 @@ class _Block:
             query_TD = query_QD[start : start + QUERY_BLOCK]
             best_TK = keys_QK[start : start + QUERY_BLOCK]
             lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
-            state = keys_TC, count_T, threshold_T, next_T
-            load_candidates(best_TK, self._first, *lists, *state)
+            candidates = keys_TC, count_T, threshold_T, next_T, self._errors(query_TD)
+            load_candidates(best_TK, self._first, lists, candidates)
             items = max(1, _TILE_SCORES // len(query_TD))
             for e in range(0, len(self._item_ED), items):
                 tile_ED = self._item_ED[e : e + items]
                 scores_TE = scores_N[: len(query_TD) * len(tile_ED)].reshape(len(query_TD), len(tile_ED))
                 np.matmul(query_TD, tile_ED.T, out=scores_TE)
-                penalty_E = self._penalty_E[e : e + items]
-                scan_tile(scores_TE, self._first + e, self._scale, penalty_E, *lists, *state, depth)
-            store_candidates(keys_TC, count_T, best_TK)
+                tile = scores_TE, self._first + e, self._scale, self._penalty_E[e : e + items]
+                scan_tile(tile, query_TD, self._exact, lists, candidates, depth)
+            store_candidates(candidates, query_TD, self._exact, best_TK)

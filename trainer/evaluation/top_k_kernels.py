@@ -1,4 +1,4 @@
-"""Select the best items of each query from tiles of scores, compiled.
+"""Select the best items of each query from tiles of approximate scores, compiled, and rank them by exact ones.
 
     keys_QK = np.zeros((queries, depth), np.uint64)
     for each block of items:
@@ -7,18 +7,25 @@
         store_candidates(...)
     decode_keys(keys_QK, best_item_QK, best_score_QK)
 
+The scores of a tile are products of matrices, which round by the shape of the matrices, the item's place in them, and
+the processor. They only find candidates: whatever exceeds the lowest of the best K by less than twice the bound of
+their error stays one. Candidates are then scored again (``_exact_score``): the products of float32 are exact in
+float64, and are added in an order that depends on nothing but their number. Rounded to float32, these scores are the
+same wherever they are computed, and the ranking is that of a stable sort of them.
+
 A key is a score and an item in one integer: larger keys rank first. Its upper half orders as the score does, its lower
 half falls with the item's place, so that of equal scores the lower place ranks first. Keys are distinct, and 0 marks an
 empty entry.
 
-A query's candidates are collected unsorted: scores above its threshold, which is the lowest score of its best K so far.
-When a buffer is full, only the best K stay and the threshold rises. A score equal to the threshold is of a higher place
-than K others that score as much, so it cannot be among the best.
+A query's candidates are collected unsorted: scores above its threshold. When a buffer is full, only those stay that may
+be among the best K, and the threshold rises. Where too many may be, such as thousands of equal vectors, those of the
+block are scored exactly at once, and the best K stay. An item of the same exact score as the lowest of these is of a
+higher place than all of them, so it cannot be among the best. Keys of items before the block are of exact scores.
 
 Scores are compared 64 at a time by an intrinsic, since LLVM does not vectorize a loop that may branch. A NaN compares
 as false, so it is never ranked.
 
-Shapes: Q queries of a tile, E items of a tile, K ranks, C candidates.
+Shapes: Q queries of a tile, E items of a tile or block, K ranks, C candidates, D columns.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
 from crossfade.kvstore.jit import intrinsic, njit, prange
+from crossfade.kvstore.lanes import exact_dot
 
 SCANNED = 64
 """Scores compared at a time, one for each bit of a mask."""
@@ -129,8 +137,23 @@ def _score(key):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _keep_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
-    """Move the ``depth`` largest of the first ``count`` keys, which are more, to the front; return the smallest.
+def _at_most(value):  # type: ignore[no-untyped-def]
+    """Return a float32 that is not above the float64 ``value``, and equals it if a float32 does."""
+    rounded = np.float32(value)
+    if np.float64(rounded) > value:
+        rounded = np.float32(value - abs(value) * 2.0**-23 - 2.0**-148)
+    return np.float32(-np.inf) if np.isnan(rounded) else rounded
+
+
+@njit(cache=True)
+def _exact_score(query_D, item_D, scale, penalty):  # type: ignore[no-untyped-def]
+    """Return the score that ranks: computed in float64, in a fixed order, and rounded once to float32."""
+    return np.float32(scale * exact_dot(query_D, item_D) - penalty)
+
+
+@njit(cache=True)
+def _lowest_of_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
+    """Return the smallest of the ``depth`` largest of the first ``count`` keys, which are more.
 
     The bits of a number that just ``depth`` keys reach are found one by one, the highest first.
     """
@@ -144,30 +167,72 @@ def _keep_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
             bound = trial
         if reaching == depth:
             break
-    kept, smallest = 0, _ALL_BITS
+    smallest = _ALL_BITS
     for c in range(count):
-        key = keys_C[c]
-        keys_C[kept] = key
-        if key >= bound:
-            kept += 1
-            smallest = min(smallest, key)
+        if keys_C[c] >= bound:
+            smallest = min(smallest, keys_C[c])
     return smallest
 
 
+@njit(cache=True)
+def _keep_from(keys_C, count, bound):  # type: ignore[no-untyped-def]
+    """Move those of the first ``count`` keys that reach ``bound`` to the front; return their number."""
+    kept = 0
+    for c in range(count):
+        key = keys_C[c]
+        keys_C[kept] = key
+        kept += key >= bound
+    return kept
+
+
+@njit(cache=True)
+def _keep_possible(keys_C, count, depth, error):  # type: ignore[no-untyped-def]
+    """Drop candidates that cannot be among the best ``depth``, of more; return the number left and the threshold."""
+    lowest = _at_most(np.float64(_score(_lowest_of_best(keys_C, count, depth))) - 2 * error)
+    return _keep_from(keys_C, count, _key(lowest, _LOW_HALF)), lowest
+
+
+@njit(cache=True)
+def _keep_best(keys_C, count, depth, error, query_D, block):  # type: ignore[no-untyped-def]
+    """Score the candidates of the block exactly, and keep the best ``depth``; return their number and the threshold."""
+    first_place, item_ED, scale, penalty_E = block
+    scored = 0
+    for c in range(count):
+        key = keys_C[c]
+        place = np.int64(_LOW_HALF - (key & _LOW_HALF))
+        if place >= first_place:
+            e = place - first_place
+            score = _exact_score(query_D, item_ED[e], scale, penalty_E[e])
+            if not score > -np.inf:
+                continue
+            key = _key(score, place)
+        keys_C[scored] = key
+        scored += 1
+    if scored < depth:
+        return scored, np.float32(-np.inf)
+    lowest = _ALL_BITS
+    if scored > depth:
+        lowest = _lowest_of_best(keys_C, scored, depth)
+        scored = _keep_from(keys_C, scored, lowest)
+    else:
+        for c in range(scored):
+            lowest = min(lowest, keys_C[c])
+    return scored, _at_most(np.float64(_score(lowest)) - error)
+
+
 @njit(cache=True, nogil=True)
-def load_candidates(keys_QK, first_place, starts_Q1, excluded_N, keys_QC, count_Q, threshold_Q, next_Q):  # type: ignore[no-untyped-def]
+def load_candidates(keys_QK, first_place, lists, candidates):  # type: ignore[no-untyped-def]
     """Start on a block of items: copy the best so far, and find the block's first excluded place.
 
     Args:
         keys_QK: the best so far; 0 where there are fewer.
         first_place: the first place of the block.
-        starts_Q1: where each query's excluded places start in ``excluded_N``.
-        excluded_N: excluded places, sorted within each query.
-        keys_QC: filled with the candidates.
-        count_Q: filled with their number.
-        threshold_Q: filled with the score that further candidates must exceed.
-        next_Q: filled with the position of the next excluded place in ``excluded_N``.
+        lists: where each query's excluded places start, and the places, sorted within each query.
+        candidates: keys (Q, C), their number, the score that further ones must exceed, and the position of the next
+            excluded place, which are filled; and how far scores of tiles may be from exact ones, float64 (Q,).
     """
+    starts_Q1, excluded_N = lists
+    keys_QC, count_Q, threshold_Q, next_Q, error_Q = candidates
     depth = keys_QK.shape[1]
     for q in range(keys_QK.shape[0]):
         count, smallest = 0, _ALL_BITS
@@ -177,19 +242,29 @@ def load_candidates(keys_QK, first_place, starts_Q1, excluded_N, keys_QC, count_
                 smallest = min(smallest, keys_QK[q, k])
                 count += 1
         count_Q[q] = count
-        threshold_Q[q] = _score(smallest) if count == depth else np.float32(-np.inf)
+        threshold_Q[q] = np.float32(-np.inf)
+        if count == depth:
+            threshold_Q[q] = _at_most(np.float64(_score(smallest)) - error_Q[q])
         excluded = excluded_N[starts_Q1[q] : starts_Q1[q + 1]]
         next_Q[q] = starts_Q1[q] + np.searchsorted(excluded, first_place)
 
 
 @njit(cache=True, nogil=True)
-def scan_tile(  # type: ignore[no-untyped-def]
-    scores_QE, first_place, scale, penalty_E, starts_Q1, excluded_N, keys_QC, count_Q, threshold_Q, next_Q, depth
-):
-    """Add the candidates in a tile of dot products, whose items start at ``first_place``.
+def scan_tile(tile, query_QD, block, lists, candidates, depth):  # type: ignore[no-untyped-def]
+    """Add the candidates of a tile of the block to those of ``load_candidates``, for rankings of length ``depth``.
 
-    The other arguments are those of ``load_candidates``; a score is ``scale`` times the dot product less the penalty.
+    Args:
+        tile: dot products of all queries with its items (Q, E), which are overwritten where items are excluded; the
+            first place; and the scale, and the penalties, of its scores: scale times the product less the penalty.
+        query_QD: vectors of the queries.
+        block: its first place, its vectors (E, D), and the scale, and the penalties, float64, of exact scores.
+        lists: as for ``load_candidates``.
+        candidates: as for ``load_candidates``.
+        depth: as above.
     """
+    scores_QE, first_place, scale, penalty_E = tile
+    starts_Q1, excluded_N = lists
+    keys_QC, count_Q, threshold_Q, next_Q, error_Q = candidates
     items = scores_QE.shape[1]
     full = keys_QC.shape[1] - SCANNED
     for q in range(scores_QE.shape[0]):
@@ -212,20 +287,31 @@ def scan_tile(  # type: ignore[no-untyped-def]
                 keys_QC[q, count] = _key(score, first_place + e)
                 count += 1
             if count > full:
-                threshold = _score(_keep_best(keys_QC[q], count, depth))
-                count = depth
+                count, threshold = _keep_possible(keys_QC[q], count, depth, error_Q[q])
+                if count > depth + depth // 2:
+                    count, threshold = _keep_best(keys_QC[q], count, depth, error_Q[q], query_QD[q], block)
         threshold_Q[q], count_Q[q] = threshold, count
 
 
 @njit(cache=True, nogil=True)
-def store_candidates(keys_QC, count_Q, keys_QK):  # type: ignore[no-untyped-def]
-    """Finish a block of items: copy the best candidates to ``keys_QK``, unsorted."""
+def store_candidates(candidates, query_QD, block, keys_QK):  # type: ignore[no-untyped-def]
+    """Finish a block of items: score its candidates exactly, and copy the best to ``keys_QK``, unsorted."""
+    keys_QC, count_Q, _, _, error_Q = candidates
     depth = keys_QK.shape[1]
     for q in range(keys_QK.shape[0]):
-        if count_Q[q] > depth:
-            _keep_best(keys_QC[q], count_Q[q], depth)
+        count = count_Q[q]
+        if count > depth:
+            count, _ = _keep_possible(keys_QC[q], count, depth, error_Q[q])
+        count, _ = _keep_best(keys_QC[q], count, depth, error_Q[q], query_QD[q], block)
         for k in range(depth):
-            keys_QK[q, k] = keys_QC[q, k] if k < count_Q[q] else np.uint64(0)
+            keys_QK[q, k] = keys_QC[q, k] if k < count else np.uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def squared_lengths(vectors_ED, squared_E):  # type: ignore[no-untyped-def]
+    """Compute |v|² of each vector, float64, in the order of ``exact_dot``."""
+    for e in range(vectors_ED.shape[0]):
+        squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
 
 
 @njit(cache=True, parallel=True)

@@ -1,7 +1,16 @@
-"""Exact top-k rankings against a stable sort of all scores, and the same for any tiles and number of threads."""
+"""Exact top-k rankings against a stable sort of all scores, and the same for any tiles, threads, and processor."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.model_sections import ScoreKind
@@ -12,6 +21,7 @@ from crossfade.trainer.model.spec import Score
 
 TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
 """Queries and scores of a tile, and items of a block."""
+DRIVER = Path(__file__).parents[2] / "support" / "drive_rankings.py"
 
 
 def integers(rows: int, dim: int, seed: int) -> FloatArray:
@@ -115,3 +125,105 @@ def test_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     for threads in (1, 3, 8):
         monkeypatch.setattr(top_k, "get_num_threads", lambda threads=threads: threads)
         assert_same(rank(*arguments), expected)
+
+
+def near_ties(rows: int, dim: int, rng: np.random.Generator) -> FloatArray:
+    """Return vectors of which many are equal, and others differ in their last bits: products order them by chance."""
+    base_ND = rng.normal(size=(max(1, rows // 20), dim))[rng.integers(0, max(1, rows // 20), rows)]
+    moved_N1 = rng.random((rows, 1)) < 0.5
+    vectors_ND: FloatArray = (base_ND * (1 + moved_N1 * rng.normal(size=(rows, dim)) * 1e-7)).astype(np.float32)
+    return vectors_ND
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["dot", "cosine", "euclidean"]),
+    dim=st.sampled_from([1, 3, 16, 50]),
+    depth=st.sampled_from([1, 7, 30, 400]),
+    items=st.integers(1, 300),
+    temperature=st.sampled_from([1.0, 0.07]),
+    is_damped=st.booleans(),
+    seed=st.integers(0, 1 << 16),
+)
+def test_ranking_does_not_depend_on_blocks_or_other_queries(
+    kind: ScoreKind, dim: int, depth: int, items: int, temperature: float, is_damped: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    query_QD, item_ID = near_ties(70, dim, rng), near_ties(items, dim, rng)
+    query_QD[3] = 0
+    excluded_QI = rng.random((70, items)) < 0.1
+    penalty_I = rng.random(items).astype(np.float32) if is_damped else None
+    if penalty_I is not None:
+        penalty_I[rng.random(items) < 0.2] = np.inf
+    score = Score.of(kind, temperature)
+
+    def ranked(first: int, end: int) -> tuple[IntArray, FloatArray]:
+        excluded = lists_of(excluded_QI[first:end])
+        return rank_vectors(query_QD[first:end], score, items, lambda row_E: item_ID[row_E], excluded, depth, penalty_I)
+
+    whole = ranked(0, 70)
+    assert_sorted_by_exact_scores(query_QD, item_ID, excluded_QI, depth, score, penalty_I, whole)
+    for size in (1, 7, 64):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(top_k, "QUERY_BLOCK", size)
+            patch.setattr(top_k, "_TILE_SCORES", 3 * size)
+            patch.setattr(top_k, "_ITEM_BLOCK", 5 * size)
+            assert_same(ranked(0, 70), whole)
+        parts = [ranked(first, min(first + size, 70)) for first in range(0, 70, size)]
+        assert_same((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])), whole)
+
+
+def assert_sorted_by_exact_scores(
+    query_QD: FloatArray,
+    item_ID: FloatArray,
+    excluded_QI: BoolArray,
+    depth: int,
+    score: Score,
+    penalty_I: FloatArray | None,
+    found: tuple[IntArray, FloatArray],
+) -> None:
+    """Compare with a stable sort of scores in float64, rounded to float32."""
+    if score.normalized:
+        query_QD, item_ID = top_k.unit_rows(query_QD), top_k.unit_rows(item_ID)
+    item_ID = item_ID.astype(np.float64)
+    for q, query_D in enumerate(query_QD.astype(np.float64)):
+        score_I = score.dot_scale * (item_ID * query_D).sum(axis=1) - score.norm_scale * np.square(item_ID).sum(axis=1)
+        score_I = (score_I if penalty_I is None else score_I - penalty_I).astype(np.float32)
+        kept_I = np.flatnonzero(~excluded_QI[q] & (score_I > -np.inf))
+        best_K = kept_I[np.argsort(-score_I[kept_I], kind="stable")[:depth]]
+        assert found[0][q].tolist() == [*best_K, *[-1] * (depth - len(best_K))]
+        np.testing.assert_array_equal(found[1][q][: len(best_K)], score_I[best_K])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels are those of x86-64")
+def test_ranking_is_the_same_with_the_kernels_of_any_processor() -> None:
+    settings_by_name: dict[str, dict[str, str]] = {
+        "Haswell": {"OPENBLAS_CORETYPE": "Haswell"},
+        "Zen": {"OPENBLAS_CORETYPE": "Zen"},
+        "Sandybridge": {"OPENBLAS_CORETYPE": "Sandybridge"},
+        "Nehalem": {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3"},
+        "generic": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+    }
+    products, rankings = {}, {}
+    for name, variables in settings_by_name.items():
+        environment = {**os.environ, **variables}
+        done = subprocess.run([sys.executable, DRIVER], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        products[name], rankings[name] = done.stdout.split()
+    assert len(set(products.values())) > 1  # the kernels differ
+    assert len(set(rankings.values())) == 1
+
+
+def test_ranking_among_thousands_of_equal_vectors_is_by_row_and_fast() -> None:
+    rng = np.random.default_rng(1)
+    query_QD, item_ID = rng.normal(size=(200, 32)).astype(np.float32), np.ones((20_000, 32), np.float32)
+    other_ID = rng.normal(size=(20_000, 32)).astype(np.float32)
+    seconds = []
+    for of_kind_ID in (other_ID, item_ID):
+        started = time.process_time()
+        for _ in range(3):
+            items_QK, _ = rank(query_QD, of_kind_ID, np.zeros((200, 20_000), bool), 10, Score.of("dot", 1.0))
+        seconds.append(time.process_time() - started)
+    assert (items_QK == np.arange(10)).all()
+    assert seconds[1] < 100 * seconds[0]
