@@ -69,5 +69,7 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
     data, manifest, model, _ = open_inputs(job)
     pairs = read_labels(data, manifest, labels)
     with closing(open_lineage(job, data, manifest)) as lineage:
-        source = EmbeddingFiles(embeddings)
-        return label_precision(source, model, lineage, labels.entity, pairs, min_count=min_count, seed=job.train.seed)
+        source, counts_R = EmbeddingFiles(embeddings), lineage.counts(labels.entity)
+        return label_precision(
+            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
+        )

@@ -1,6 +1,6 @@
 """Label precision: how often nearest neighbors share a label, as a measure of the geometry of embeddings.
 
-    result = label_precision(source, model, lineage, "artist", labels, min_count=20, seed=1)
+    result = label_precision(source, model, lineage, "artist", labels, counts_R, min_count=20, seed=1)
     result["precision"], result["precision_of_counts"], result["precision_by_chance"]
 
 For each row that has a label and at least ``min_count`` interactions in train, its ten nearest other such rows are
@@ -58,6 +58,7 @@ def label_precision(
     lineage: LineageReader,
     entity: str,
     labels: LabelPairs,
+    counts_R: IntArray,
     *,
     min_count: int,
     seed: int,
@@ -67,16 +68,17 @@ def label_precision(
     Args:
         source: vectors of the entity's rows.
         model: defines the score.
-        lineage: reads train, for the counts.
+        lineage: reads train, for the counts of pairs.
         entity: the query or the item entity.
         labels: pairs of a row and a label.
+        counts_R: interactions of each row in train.
         min_count: least count of a row that takes part.
         seed: of the samples.
 
     Raises:
         InputError: fewer than two rows take part, or the dataset or the embeddings cannot be read.
     """
-    labeled = _labeled_rows(labels, lineage.counts(entity), min_count)
+    labeled = _labeled_rows(labels, counts_R, min_count)
     rows = len(labeled.row_S)
     if rows < 2:
         raise InputError(

@@ -272,7 +272,7 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
 def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data.sizes()
     calls = 0
-    rewrite = module._Forgetting._rewrite
+    rewrite = module.PlannedDeletion._rewrite
 
     def failing(self: Any, *arguments: Any) -> Any:
         nonlocal calls
@@ -281,7 +281,7 @@ def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.Monkey
             raise OSError("the disk is full")
         return rewrite(self, *arguments)
 
-    monkeypatch.setattr(module._Forgetting, "_rewrite", failing)
+    monkeypatch.setattr(module.PlannedDeletion, "_rewrite", failing)
     with pytest.raises(OSError, match="the disk is full"):
         forget_all(data)
     assert data.sizes() == before
