@@ -196,7 +196,10 @@ class LineageReader:
         return sum(_rows(each, ["train"]) for each in (self.manifest, *(base.manifest for base in self.bases)))
 
     def counts(self, entity: str) -> IntArray:
-        """Return how often each row occurs in the train splits with a positive weight: int64 (R,)."""
+        """Return how often each row occurs in the train splits with a positive weight: int64 (R,).
+
+        Interactions with an ID of the other side that has expired since count.
+        """
         count_R = Vocabulary(self.folder, self.manifest, entity).counts()
         for base in self.bases:
             if entity in base.manifest.entities:
