@@ -29,7 +29,7 @@ Known = dict[str, set[int]]
 
 
 def write_day(workspace: Path, day: int) -> None:
-    """Write what customers play on ``day``, none of it twice, and every third customer one of the tracks of day 1 again."""
+    """Write what customers play on ``day``: other tracks each day, but one in three plays a track of day 1 again."""
     tracks_CP = planted_plays(2 * PLAYS_A_DAY)
     plays = tracks_CP[:, (day - 1) * PLAYS_A_DAY : day * PLAYS_A_DAY]
     lines = [f"c{customer:03d},{track}" for customer, row in enumerate(plays) for track in row]
@@ -80,7 +80,8 @@ def recommended(path: Path) -> dict[str, list[int]]:
 
 def known_again(lists: dict[str, list[int]], heard: Known) -> int:
     """Count the recommendations that their customer has heard."""
-    assert lists and all(lists.values())
+    assert lists
+    assert all(lists.values())
     return sum(track in heard[customer] for customer, tracks in lists.items() for track in tracks)
 
 
@@ -118,15 +119,10 @@ def test_python_recommends_nothing_known(workspace: Path, heard: Known, monkeypa
 def test_server_recommends_nothing_known(workspace: Path, heard: Known) -> None:
     names = sorted(heard)[:50]
     with running_server("run2", cwd=workspace) as server:
-        status, answer = server.post("/recommend", {"ids": names, "count": 20})
-        assert status == 200
-        tracks = [[int(row["id"]) for row in found] for found in _lists(answer)]
-    assert known_again(dict(zip(names, tracks, strict=True)), heard) == 0
-
-
-def _lists(answer: Any) -> list[list[dict[str, Any]]]:
-    """Return the lists of an answer, wherever it has them."""
-    return [found["recommendations"] if isinstance(found, dict) else found for found in answer["results"]]
+        status, answer = server.post("recommend", {"ids": names})
+    assert status == 200
+    lists = {name: [row["id"] for row in found["items"]] for name, found in zip(names, answer["results"], strict=True)}
+    assert known_again(lists, heard) == 0
 
 
 def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
@@ -152,12 +148,8 @@ def test_explore_recommends_nothing_known(workspace: Path, heard: Known, monkeyp
 
 def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
     """Held-out plays of tracks of the first day are dropped, and both baselines rank without them."""
-    days = [
-        interactions(workspace / f"data{day}", split)
-        for day in (1, 2)
-        for split in ("train", "valid", "test")
-        if day == 1 or split != "test"
-    ]
+    splits = [*((1, split) for split in ("train", "valid", "test")), (2, "train"), (2, "valid")]
+    days = [interactions(workspace / f"data{day}", split) for day, split in splits]
     known = {row[:2] for rows in days for row in rows}
     held_out = {row[:2] for row in interactions(workspace / "data2", "test")}
     printed = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", cwd=workspace)).stdout)
@@ -221,8 +213,7 @@ def test_option_goes_on_without_the_base_dataset(
     workspace: Path, heard: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "all.parquet"
-    result = succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, ONLY, "--out", out, cwd=workspace))
-    assert "its history is read from this dataset only, without its base dataset ../data1" in result.stderr
+    succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, ONLY, "--out", out, cwd=workspace))
     assert known_again(recommended(out), heard) > CUSTOMERS
     succeeded(crossfade_here("evaluate", "run2", ONLY, cwd=workspace))
     succeeded(crossfade_here("similar", "run2", "1", "--where", "count > 1", ONLY, cwd=workspace))
@@ -234,4 +225,4 @@ def test_option_goes_on_without_the_base_dataset(
     assert model.evaluate()["queries"] > 0
     assert explored(workspace / "run2", "c007", history_from_this_dataset_only=True)["rows"]
     with running_server("run2", ONLY, cwd=workspace) as server:
-        assert server.get("/recommend", id="c007")[0] == 200
+        assert server.get("recommend", id="c007")[0] == 200

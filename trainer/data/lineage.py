@@ -128,8 +128,7 @@ def _explaining(base: Folder, folder: Folder, without: str) -> Iterator[None]:
     except (InputError, StorageUnavailableError) as error:
         message = str(error).removeprefix(f"{base.uri}: ")
         raise type(error)(
-            f"{base.uri}: cannot be used as the base dataset of {folder.uri}, whose interactions are history too: "
-            f"{message}; restore it there, or {without}"
+            f"{base.uri}: cannot be used as the base dataset of {folder.uri}: {message}; restore it there, or {without}"
         ) from error
 
 

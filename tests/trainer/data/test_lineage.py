@@ -142,13 +142,14 @@ def test_lineage_that_was_moved_together_is_found(tmp_path: Path) -> None:
     assert len(known(tmp_path / "new" / "day3")) == len(known(tmp_path / "link")) == 8
 
 
-def test_missing_base_dataset_is_an_error(tmp_path: Path) -> None:
+def test_missing_base_dataset_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = three_days(tmp_path)
     (tmp_path / "day1").rename(tmp_path / "elsewhere")
     assert f"{tmp_path / 'day1'}: cannot be used as the base dataset of {data}" in problem(
         data, "a missing base dataset"
     )
     assert sorted(known(data, this_dataset_only=True)) == DAY_3
+    assert f"{data}: its history is read from this dataset only, without its base dataset ../day2" in caplog.text
     assert len(known(tmp_path / "elsewhere")) == 3
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
@@ -210,29 +211,6 @@ def test_empty_files_and_splits_are_removed(data: Folder) -> None:
     assert [split.files for split in forgotten.manifest.splits.values()] == [[], [], []]
     assert forgotten.manifest == check_complete(data)
     assert not [path for path in data.sizes() if path.startswith(("train", "valid", "test"))]
-
-
-class Crash(BaseException):
-    """A crash of the machine."""
-
-
-class CrashingStorage:
-    """Makes storage crash at call number ``at`` of those that change something."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
-        self.calls, self._at, self.down = 0, at, False
-        for name in ("write", "write_over", "open_output", "remove"):
-            patch.setattr(Folder, name, self._guarded(getattr(Folder, name)))
-
-    def _guarded(self, method: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            self.calls += 1
-            self.down = self.down or self.calls == self._at
-            if self.down:
-                raise Crash
-            return method(*arguments)
-
-        return call
 
 
 @pytest.mark.slow
