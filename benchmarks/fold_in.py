@@ -30,9 +30,9 @@ from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.manifest import DataFile, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry, write_options
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.ranking import evaluate
@@ -126,9 +126,9 @@ class WithQueries:
         return self._model.vectors.vectors(entity, rows_N)
 
 
-def held_out_of(manifest: DatasetManifest, reader: InteractionReader) -> HeldOut:
+def held_out_of(lineage: LineageReader) -> HeldOut:
     """Load what test holds of every fifth customer."""
-    held_out = load_held_out(reader, manifest, "test", EvaluateConfig(), 0, 1)
+    held_out = load_held_out(lineage, "test", EvaluateConfig(), 0, 1)
     chosen_Q = held_out.queries_Q % EVERY == 0
     lists = held_out.truth.filter_queries(chosen_Q), held_out.excluded.filter_queries(chosen_Q)
     return HeldOut(held_out.queries_Q[chosen_Q], *lists)
@@ -145,8 +145,8 @@ def measure(model: TrainedModel, held_out: HeldOut, query_QD: FloatArray) -> lis
 
 def trained(model: TrainedModel) -> dict[str, list[float]]:
     """Return the metrics of the customers in a model that was trained with them."""
-    with closing(InteractionReader(model.data, model.manifest)) as reader:
-        held_out = held_out_of(model.manifest, reader)
+    with closing(LineageReader(model.data, model.manifest)) as lineage:
+        held_out = held_out_of(lineage)
     query_QD = model.vectors.vectors(model.spec.query.name, held_out.queries_Q)
     return {"trained with them": measure(model, held_out, query_QD)}
 
@@ -154,9 +154,9 @@ def trained(model: TrainedModel) -> dict[str, list[float]]:
 def folded(data: Path, model: TrainedModel) -> dict[str, list[float]]:
     """Return the metrics of the customers, whose histories are in ``data``, in a model trained without them."""
     manifest = read_manifest(Folder(data))
-    with closing(InteractionReader(Folder(data), manifest)) as reader:
-        held_out = held_out_of(manifest, reader)
-        histories = load_histories(reader, manifest, ["train"], held_out.queries_Q, NullReporter())
+    with closing(LineageReader(Folder(data), manifest)) as lineage:
+        held_out = held_out_of(lineage)
+        histories = load_histories(lineage, ["train"], held_out.queries_Q, NullReporter())
     fold_in = FoldIn(model)
     start = time.perf_counter()
     query_QD = fold_in.vectors(histories)

@@ -65,6 +65,7 @@ class Model:
         data: str | Path | None = None,
         frame: FrameKind | None = None,
         workspace: Path | None = None,
+        history_from_this_dataset_only: bool = False,
     ) -> None:
         """Open the model at ``source``.
 
@@ -73,6 +74,8 @@ class Model:
             data: the dataset, if it is not where the job of the model names it.
             frame: the kind of tables to return; None: pandas if it is installed, otherwise Arrow.
             workspace: a temporary folder, with the dataset, that is deleted along with the model.
+            history_from_this_dataset_only: whether to do without the base datasets that the dataset extends, such as
+                where they cannot be reached: what is known from them counts as new.
 
         Raises:
             CheckpointError: every checkpoint is corrupt or cannot be read.
@@ -81,6 +84,7 @@ class Model:
         self.source = str(source)
         self.frame = frame or default_kind()
         self._data = None if data is None else str(data)
+        self._history_from_this_dataset_only = history_from_this_dataset_only
         self._workspace: Callable[[], object] | None = None
         if workspace is not None:
             self._workspace = weakref.finalize(self, shutil.rmtree, workspace, ignore_errors=True)
@@ -252,25 +256,34 @@ class Model:
         Raises:
             CheckpointError: every checkpoint is corrupt or cannot be read.
         """
-        return with_trained_model(self.source, self._data, _logger.info, use)
+        only = self._history_from_this_dataset_only
+        return with_trained_model(self.source, self._data, _logger.info, use, history_from_this_dataset_only=only)
 
     def _frame(self, make: Callable[[TrainedModel], pa.Table]) -> Any:
         return to_frame(self.use(make), self.frame)
 
 
-def load(source: str | Path, *, data: str | Path | None = None, frame: FrameKind | None = None) -> Model:
+def load(
+    source: str | Path,
+    *,
+    data: str | Path | None = None,
+    frame: FrameKind | None = None,
+    history_from_this_dataset_only: bool = False,
+) -> Model:
     """Open the trained model at ``source``: a run folder, a folder of checkpoints, or a checkpoint, local or on S3.
 
     Args:
         source: where it is.
         data: its dataset, if that is not where the job of the model names it.
         frame: the kind of tables that its methods return; None: pandas if it is installed, otherwise Arrow.
+        history_from_this_dataset_only: whether to do without the base datasets that the dataset extends, such as where
+            they cannot be reached: what is known from them counts as new.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: there is no model, or its dataset is missing or another one.
     """
-    return Model(source, data=data, frame=frame)
+    return Model(source, data=data, frame=frame, history_from_this_dataset_only=history_from_this_dataset_only)
 
 
 def _texts(values: Any) -> list[str]:

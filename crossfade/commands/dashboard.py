@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crossfade.options.access import add_access_options, read_access
 from crossfade.options.command import add_command
+from crossfade.options.history import add_history_option
 from crossfade.options.parsing import port
 from crossfade.options.runs import add_runs_argument, open_runs
 from crossfade.terminal import print_line
@@ -42,7 +43,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    add_runs_argument(parser.add_argument_group("runs"))
+    runs = parser.add_argument_group("runs")
+    add_runs_argument(runs)
+    add_history_option(runs)
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", metavar="A", help="listen on this address (default: 127.0.0.1)")
     server.add_argument(
@@ -71,5 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.port,
         read_access(arguments, arguments.host, TOKEN_VARIABLE),
         lambda address: print_line(f"dashboard: {address}", flush=True),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
     )
     return 0

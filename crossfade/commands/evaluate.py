@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="with --labels: use only rows with N interactions of positive weight in train (default: 1)",
     )
+    add_history_option(parser.add_argument_group("input"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.set_defaults(run=run)
@@ -241,6 +243,8 @@ def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
         values["evaluate"]["by"] = arguments.by
     if arguments.exclude is not None:
         values["evaluate"]["exclude_splits"] = arguments.exclude
+    if arguments.history_from_this_dataset_only:
+        values["data"]["history_from_this_dataset_only"] = True
     if arguments.exclude and values["evaluate"]["task"] == "repeat":
         raise InputError(
             f"--exclude {' '.join(arguments.exclude)}: the task repeat excludes nothing; add --task new, or leave out "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="export these tables (default: all)")
     source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_history_option(source)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--to",
@@ -139,7 +141,14 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.display import progress_bars
     from crossfade.trainer.formats.export import FormatRequest, export_format, push_to_pgvector
 
-    request = FormatRequest(arguments.source, arguments.to, arguments.entity, arguments.data, arguments.name)
+    request = FormatRequest(
+        arguments.source,
+        arguments.to,
+        arguments.entity,
+        arguments.data,
+        arguments.name,
+        arguments.history_from_this_dataset_only,
+    )
     with progress_bars() as bars:
         if arguments.push is None:
             exported = export_format(request, arguments.out, _logger.info, bars, overwrite=arguments.overwrite)
@@ -171,7 +180,14 @@ def _export_parquet(arguments: argparse.Namespace) -> int:
     from crossfade.display import progress_bars
     from crossfade.trainer.embeddings.export import ExportRequest, export
 
-    request = ExportRequest(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
+    request = ExportRequest(
+        arguments.source,
+        arguments.out,
+        arguments.entity,
+        arguments.data,
+        arguments.overwrite,
+        arguments.history_from_this_dataset_only,
+    )
     with progress_bars() as bars:
         exported = export(request, _logger.info, bars)
     if arguments.json:

@@ -24,8 +24,10 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-Files are rewritten in place. Other rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the
-next run that warm-starts from an older checkpoint. After an interruption, the same command finishes the deletion.
+The base datasets that DATA extends ('crossfade prepare --base') are searched for the IDs, too, so name the newest
+dataset; one that cannot be reached ends the command before anything is deleted. Files are rewritten in place. Other
+rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the next run that warm-starts from an older
+checkpoint. After an interruption, the same command finishes the deletion.
 """
 
 
@@ -40,7 +42,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         notes=_NOTES,
     )
     dataset = parser.add_argument_group("dataset")
-    dataset.add_argument("data", metavar="DATA", help="delete from this folder or s3://BUCKET/PREFIX")
+    dataset.add_argument("data", metavar="DATA", help="delete from this folder or s3://BUCKET/PREFIX, and its bases")
+    dataset.add_argument(
+        "--this-dataset-only",
+        action="store_true",
+        help="leave base datasets as they are, such as where they have been deleted",
+    )
     ids = parser.add_argument_group("ids")
     ids.add_argument(
         "--ids",
@@ -62,24 +69,28 @@ def run(arguments: argparse.Namespace) -> int:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
     from crossfade.trainer.data.manifest import read_manifest
-    from crossfade.trainer.prepare.forget import forget
+    from crossfade.trainer.prepare.forget_lineage import forget_in_lineage
     from crossfade.trainer.prepare.id_list import read_ids
 
     folder = Folder(arguments.data)
     entity = arguments.entity or read_manifest(folder).query
     ids = read_ids(arguments.ids, arguments.column, entity)
     with progress_bars() as bars:
-        report = forget(folder, ids, entity, bars)
-    print_lines(_describe(report, folder, arguments.ids))
+        reports = forget_in_lineage(folder, ids, entity, bars, this_dataset_only=arguments.this_dataset_only)
+    for report in reports:
+        print_lines(_describe(report, arguments.ids))
+    if any(report.pending or report.manifest.entities[entity].vacant_rows for report in reports):
+        lines = _other_copies(reports, this_dataset_only=arguments.this_dataset_only)
+        print_lines(["what may still hold them, and how to clear it:", *(f"  {line}" for line in lines)])
     return 0
 
 
-def _describe(report: ForgetReport, folder: Folder, file: str) -> list[str]:
+def _describe(report: ForgetReport, file: str) -> list[str]:
     unknown = report.requested - report.found - report.pending
     dropped = ", ".join(f"{count:,} of {split}" for split, count in report.interactions.items())
     vacant = len(report.manifest.entities[report.entity].vacant_rows)
     lines = [
-        f"{folder.uri}: forgot {report.found:,} rows of {report.entity} ({vacant:,} in all)",
+        f"{report.folder.uri}: forgot {report.found:,} rows of {report.entity} ({vacant:,} in all)",
         f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset",
         f"  interactions dropped: {dropped}; {report.files_rewritten} file(s) rewritten",
     ]
@@ -87,24 +98,23 @@ def _describe(report: ForgetReport, folder: Folder, file: str) -> list[str]:
         lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")
     if report.leftovers_deleted:
         lines.append("  finished an earlier 'crossfade forget' that was interrupted: deleted the files it had left")
-    if vacant or report.pending:
-        lines += ["what may still hold them, and how to clear it:", *(f"  {line}" for line in _other_copies(report))]
     return lines
 
 
-def _other_copies(report: ForgetReport) -> list[str]:
-    source = report.manifest.source
-    raw = [text for split in ("train", "valid", "test") for text in _texts(source.get(split))]
+def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
+    sources = [report.manifest.source for report in reports]
+    raw = [text for source in sources for split in ("train", "valid", "test") for text in _texts(source.get(split))]
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
         "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: it resets their rows;",
         "               then delete the older checkpoints",
         "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
-        "copies         earlier datasets, backups, older versions of objects in S3: forget there, or delete them",
+        "copies         datasets that extend this one, backups, older versions of objects in S3: forget there, or "
+        "delete them",
     ]
-    if "base" in source:
-        lines.append(f"base dataset   {source['base']}, which this one extends: forget there too")
+    if this_dataset_only and "base" in sources[0]:
+        lines.append(f"base dataset   {sources[0]['base']}, which this one extends: forget there too")
     return lines
 
 

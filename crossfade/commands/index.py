@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--entity", metavar="NAME", help="index this table (default: the item entity of the run's job)")
     source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_history_option(source)
     index = parser.add_argument_group("index")
     index.add_argument(
         "--metric",
@@ -111,7 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
     request = IndexRequest(
         arguments.out, arguments.entity, arguments.metric, arguments.codes, arguments.recall, arguments.overwrite
     )
-    card = with_trained_model(arguments.source, arguments.data, _logger.info, lambda model: _build(model, request))
+    card = with_trained_model(
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _build(model, request),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
+    )
     if card.measured.recall_at_100 < arguments.recall:
         _logger.warning(
             f"recall@100 is {card.measured.recall_at_100:.4f} with all {card.index.lists} lists; --codes flat is exact"

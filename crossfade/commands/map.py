@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = parser.add_argument_group("input")
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_history_option(source)
     shown = parser.add_argument_group("map")
     shown.add_argument("--count", type=int, default=5000, metavar="N", help="map the N most frequent (default: 5000)")
     shown.add_argument("--color", metavar="COLUMN", help="color by this feature or column (default: the first feature)")
@@ -80,7 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--max-per limits lists, and a map is none: leave it out")
     out = arguments.out or _default_folder(arguments.source)
     options = MapOptions(arguments.count, arguments.color, arguments.colors, read_filters(arguments), arguments.seed)
-    with_trained_model(arguments.source, arguments.data, _logger.info, lambda model: _draw(model, options, out))
+    with_trained_model(
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _draw(model, options, out),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
+    )
     return 0
 
 

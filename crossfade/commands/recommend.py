@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import CommandParser, add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.options.history import add_history_option
 from crossfade.options.parsing import parse_context
 from crossfade.terminal import print_json, print_line
 
@@ -87,6 +88,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = parser.add_argument_group("input")
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--data", metavar="DATA", help="read IDs and interactions here (default: data.path of the job)")
+    add_history_option(source)
     _add_customers(parser)
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument(
@@ -153,7 +155,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = _read_options(arguments)
     with_trained_model(
-        arguments.source, arguments.data, _logger.info, lambda model: _recommend(model, options, arguments)
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _recommend(model, options, arguments),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
     )
     return 0
 

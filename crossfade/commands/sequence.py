@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
     rows.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_history_option(rows)
     add_filter_options(parser)
     measure = parser.add_argument_group("measurement (without A and B)")
     measure.add_argument(
@@ -107,7 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seed < 0:
         raise InputError(f"--seed {arguments.seed}: expected 0 or more")
     filters = read_filters(arguments)
-    with_trained_model(arguments.source, arguments.data, _logger.info, lambda model: _run(model, filters, arguments))
+    with_trained_model(
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _run(model, filters, arguments),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
+    )
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from crossfade.options.access import add_access_options, read_access
 from crossfade.options.command import add_command
 from crossfade.options.filters import add_metadata_options, read_metadata
+from crossfade.options.history import add_history_option
 from crossfade.options.parsing import port, positive_integer
 from crossfade.terminal import print_line
 
@@ -61,6 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve this run folder, folder of checkpoints, or checkpoint (default: /opt/ml/model)",
     )
     model.add_argument("--data", metavar="DATA", help="read IDs and interactions here (default: data.path of the job)")
+    add_history_option(model)
     add_metadata_options(model, "offer the columns of this Parquet, CSV or TSV file for conditions on items")
     model.add_argument("--exact", action="store_true", help="rank all items exactly, never by an index")
     model.add_argument(
@@ -110,7 +112,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     with progress_bars() as bars:
         serve(
-            ModelOptions(location, data, metadata, None if arguments.exact else _INDEX_FROM),
+            ModelOptions(
+                location,
+                data,
+                metadata,
+                None if arguments.exact else _INDEX_FROM,
+                history_from_this_dataset_only=arguments.history_from_this_dataset_only,
+            ),
             ServerOptions(
                 host,
                 default_port if arguments.port is None else arguments.port,

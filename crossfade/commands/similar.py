@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or ID")
     rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
     rows.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_history_option(rows)
     rows.add_argument(
         "--index", type=Path, metavar="FOLDER", help="search this index, by cosine, instead of all rows exactly"
     )
@@ -80,7 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
     filters = read_filters(arguments)
     with_trained_model(
-        arguments.source, arguments.data, _logger.info, lambda model: _print_similar(model, filters, arguments)
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _print_similar(model, filters, arguments),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
     )
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
+from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = parser.add_argument_group("input")
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--data", metavar="DATA", help="read IDs and interactions here (default: data.path of the job)")
+    add_history_option(source)
     source.add_argument(
         "--labels",
         required=True,
@@ -111,7 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
     options = _read_options(arguments)
-    with_trained_model(arguments.source, arguments.data, _logger.info, lambda model: _tag(model, options, arguments))
+    with_trained_model(
+        arguments.source,
+        arguments.data,
+        _logger.info,
+        lambda model: _tag(model, options, arguments),
+        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
+    )
     return 0
 
 

@@ -5,6 +5,7 @@ The dataset may not exist yet: ``expected_inputs`` takes its size instead.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +14,11 @@ from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.manifest import SPLITS, DataFile, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.inputs import dataset_size, open_inputs
+from crossfade.trainer.runs.inputs import dataset_size, open_inputs, open_lineage
 from crossfade.trainer.runs.row_selection import RowSelection, select_rows
 
 _GROUP_ROWS = 131_072
@@ -35,7 +36,11 @@ class ExpectedSize:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """The inputs of a plan. ``counts`` has a histogram per table, or is None if the vocabularies have not been read."""
+    """The inputs of a plan.
+
+    ``counts`` has a histogram per table, or is None if the vocabularies have not been read. ``earlier_rows`` are the
+    interactions of base datasets, which evaluations and histories read as well.
+    """
 
     job: JobConfig
     folder: Folder
@@ -43,6 +48,7 @@ class PlanInputs:
     model: ModelSpec
     selection: RowSelection
     counts: dict[str, CountHistogram] | None
+    earlier_rows: int = 0
 
     def with_job(self, job: JobConfig) -> PlanInputs:
         """Return the inputs of ``job`` on the same data."""
@@ -65,12 +71,14 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
     """Open the dataset of ``job`` and select its rows, without reading the vocabularies.
 
     Raises:
-        InputError: the data cannot be used, or has no interactions to train on.
+        InputError: the data, or a base dataset, cannot be used, or there are no interactions to train on.
         UnreachableError: storage stopped answering.
     """
     folder, manifest, model, job = open_inputs(job)
     selection = select_rows(job, folder, manifest, progress or NullReporter())
-    return PlanInputs(job, folder, manifest, model, selection, counts=None)
+    with closing(open_lineage(job, folder, manifest)) as lineage:
+        earlier_rows = lineage.known_rows(SPLITS) - sum(split.rows for split in manifest.splits.values())
+    return PlanInputs(job, folder, manifest, model, selection, None, earlier_rows)
 
 
 def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:

@@ -139,7 +139,7 @@ def _latest_histories(inputs: PlanInputs) -> Iterable[MemoryItem]:
     """Yield what a worker holds of the history of each query after train, of which it reads query, item and time."""
     history, query = inputs.model.history, inputs.model.query
     if history is not None:
-        items = min(inputs.manifest.splits["train"].rows, query.rows * history.length)
+        items = min(inputs.manifest.splits["train"].rows + inputs.earlier_rows, query.rows * history.length)
         yield MemoryItem(f"latest history of each {query.name}", _ROW_BYTES * (items + query.rows))
         yield MemoryItem(f"finding the latest history of each {query.name}", 9 * _ROW_BYTES * items, "start")
 
@@ -210,6 +210,8 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
         for name in set(job.evaluate.excluded_from("valid"))
         if name in splits
     )
+    if job.evaluate.excluded_from("valid"):
+        excluded += inputs.earlier_rows
     # A query is evaluated in each of its contexts, and at each moment.
     has_combinations = bool(inputs.manifest.context) or job.evaluate.by == "moment"
     local_queries = -(-(splits["valid"].rows if has_combinations else queries) // job.cluster.workers)

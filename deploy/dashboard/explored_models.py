@@ -90,7 +90,9 @@ class _OpenModel:
 class ExploredModels:
     """The models of runs, by the folder of the run. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, history_from_this_dataset_only: bool = False) -> None:
+        """Begin without a model; ``history_from_this_dataset_only`` does without base datasets."""
+        self._history_from_this_dataset_only = history_from_this_dataset_only
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         """Has one model prepared at a time."""
@@ -158,7 +160,8 @@ class ExploredModels:
                 def copy(model: TrainedModel) -> None:
                     _write_copy(model, path, folder.free_bytes(), preparation.progress)
 
-                with_trained_model(str(run), None, _logger.warning, copy)
+                only = self._history_from_this_dataset_only
+                with_trained_model(str(run), None, _logger.warning, copy, history_from_this_dataset_only=only)
                 model = _OpenModel(preparation.fingerprint, path)
         except Exception as error:  # a failure must not leave the page waiting
             if not isinstance(error, CrossfadeError | OSError):

@@ -17,11 +17,20 @@ from crossfade.kvstore.errors import InputError, MissingExtraError
 _THREADS = 8
 
 
-def serve(runs: Runs, source: str, host: str, port: int, access: Access, on_listening: Callable[[str], None]) -> None:
+def serve(
+    runs: Runs,
+    source: str,
+    host: str,
+    port: int,
+    access: Access,
+    on_listening: Callable[[str], None],
+    *,
+    history_from_this_dataset_only: bool = False,
+) -> None:
     """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until an exception ends it.
 
     ``access`` decides which requests are answered. ``source`` names the folders of the runs in the page's header;
-    ``on_listening`` receives the page's URL.
+    ``on_listening`` receives the page's URL. ``history_from_this_dataset_only`` has Explore do without base datasets.
 
     Raises:
         MissingExtraError: Dash or Waitress is not installed.
@@ -35,7 +44,7 @@ def serve(runs: Runs, source: str, host: str, port: int, access: Access, on_list
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
     # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    models = ExploredModels()
+    models = ExploredModels(history_from_this_dataset_only=history_from_this_dataset_only)
     app = make_app(runs, models, source, access)
     try:
         server = BoundedWaitress(app.server, host=host, port=port, threads=_THREADS)

@@ -61,12 +61,14 @@ class ModelOptions:
         data: the dataset, if it is not where the job names it.
         metadata: a file with further columns of items, for conditions.
         index_from: number of items from which requests search an index; None: they always rank exactly.
+        history_from_this_dataset_only: whether to do without base datasets.
     """
 
     location: str
     data: str | None = None
     metadata: MetadataFile | None = None
     index_from: int | None = 50_000
+    history_from_this_dataset_only: bool = False
 
 
 def serve(
@@ -97,7 +99,12 @@ def serve(
             raise MissingExtraError(error.name or "fastapi", extra="serve", purpose="crossfade serve") from error
         from crossfade.trainer.serving.version_folder import VersionOptions
 
-        source = Source(model.location, model.data, VersionOptions(model.metadata, model.index_from))
+        source = Source(
+            model.location,
+            model.data,
+            VersionOptions(model.metadata, model.index_from),
+            model.history_from_this_dataset_only,
+        )
         refresher = Refresher(source, Versions(work))
         refresher.write_first(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)

@@ -76,6 +76,7 @@ class Source:
     location: str
     data: str | None
     options: VersionOptions
+    history_from_this_dataset_only: bool = False
 
 
 class Refresher:
@@ -198,6 +199,7 @@ def _write(source: Source, path: Path, reporter: ProgressReporter) -> None:
         source.data,
         _logger.info,
         lambda model: write_version(model, _emptied(path), source.options, reporter),
+        history_from_this_dataset_only=source.history_from_this_dataset_only,
     )
 
 

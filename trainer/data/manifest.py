@@ -72,6 +72,13 @@ def _check_relative(path: str) -> str:
 FilePath = Annotated[str, AfterValidator(_check_relative)]
 """A path relative to the manifest, which cannot lead out of its folder."""
 
+
+def _check_location(location: str) -> str:
+    if not location.isprintable() or not 0 < len(location.encode()) <= _MAX_PATH_BYTES:
+        raise ValueError(f"'{location:.60}' is not a path or URI of at most {_MAX_PATH_BYTES:,} printable bytes")
+    return location
+
+
 _ENTITY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
 
 
@@ -180,13 +187,24 @@ class Entity(_Strict):
         return self
 
 
+class BaseReference(_Strict):
+    """The dataset that another one extends: where it is, and the fingerprint that it had then.
+
+    ``location`` is a URI, or a path; a relative one begins at the folder of the dataset that extends it.
+    """
+
+    location: Annotated[str, AfterValidator(_check_location)]
+    fingerprint: Count
+
+
 class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
     ``features`` and ``content`` are grouped by their ``query`` or ``item`` entity, then by name; ``content`` is left
     out of the JSON if empty. ``context`` are the entities that belong to events, such as the hour or the device, whose
     rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
-    rows this one keeps, the oldest first. With ``is_grouped``, the interactions of a query entity are consecutive in
+    rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
+    out of the JSON if there is none. With ``is_grouped``, the interactions of a query entity are consecutive in
     each split. ``source`` documents how the data were prepared, what was dropped and why.
     """
 
@@ -200,6 +218,7 @@ class DatasetManifest(_Strict):
     content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
     context: list[EntityName] = Field(default_factory=list)
     lineage: list[Count] = Field(default_factory=list)
+    base: BaseReference | None = None
     has_timestamp: bool = False
     is_grouped: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
@@ -286,7 +305,8 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        return (self.model_dump_json(indent=1, exclude=None if self.content else {"content"}) + "\n").encode()
+        empty = {name for name in ("content", "base") if not getattr(self, name)}
+        return (self.model_dump_json(indent=1, exclude=empty) + "\n").encode()
 
 
 def read_manifest(folder: Folder) -> DatasetManifest:

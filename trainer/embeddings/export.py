@@ -55,6 +55,7 @@ class ExportRequest:
         entities: whose vectors to export; empty: all.
         data: the dataset that the checkpoint was trained on, if it is not at the job's data.path.
         overwrite: whether to replace embeddings at ``out``.
+        history_from_this_dataset_only: whether to do without base datasets.
     """
 
     source: str
@@ -62,6 +63,7 @@ class ExportRequest:
     entities: Sequence[str] = ()
     data: str | None = None
     overwrite: bool = False
+    history_from_this_dataset_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def _export(
     checkpoint: Checkpoint, request: ExportRequest, out: Path, log: Log, reporter: ProgressReporter
 ) -> ExportResult:
     job = job_of(checkpoint)
+    if request.history_from_this_dataset_only:
+        values = job.data.model_copy(update={"history_from_this_dataset_only": True})
+        job = job.model_copy(update={"data": values})
     data = Folder(request.data or job.data.path)
     manifest = open_dataset_of(checkpoint, data)
     model = make_model(job, manifest)

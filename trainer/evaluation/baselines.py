@@ -30,16 +30,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig, SplitName
-from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
-from crossfade.trainer.data.reader import InteractionReader
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.manifest import BASELINES_FILE, data_fingerprint
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
-from crossfade.trainer.evaluation.held_out import HeldOut, distinct_pairs, load_held_out
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
 from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
 MAX_INTERACTIONS = 1 << 23
@@ -64,14 +62,18 @@ def load_baselines(job: JobConfig, splits: Sequence[SplitName]) -> dict[str, Any
         InputError: the dataset cannot be read.
     """
     data, manifest, *_ = open_inputs(job)
-    kept = _Kept(data)
-    found = {split: kept.results.get(_key(split, job.evaluate)) for split in splits}
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        return _load_baselines(lineage, job.evaluate, splits)
+
+
+def _load_baselines(lineage: LineageReader, spec: EvaluateConfig, splits: Sequence[SplitName]) -> dict[str, Any]:
+    kept = _Kept(lineage)
+    found = {split: kept.results.get(_key(split, spec)) for split in splits}
     missing = [split for split, result in found.items() if result is None]
     if missing:
-        with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-            baselines = _Baselines(reader, data, manifest, job.evaluate)
-            for split in missing:
-                found[split] = kept.results[_key(split, job.evaluate)] = baselines.evaluate(split)
+        baselines = _Baselines(lineage, spec)
+        for split in missing:
+            found[split] = kept.results[_key(split, spec)] = baselines.evaluate(split)
         kept.write()
     results = {split: result for split, result in found.items() if result is not None}
     return {
@@ -98,15 +100,20 @@ class _File(BaseModel):
 
     version: int
     fingerprint: int
+    base_datasets: list[int] = []
     results: dict[str, _Result]
 
 
 class _Kept:
-    """The results that are kept beside a dataset, by key; those of another version of it are left out."""
+    """The results that are kept beside a dataset, by key; those of other versions of its lineage are left out."""
 
-    def __init__(self, data: Folder) -> None:
-        self._data = data
-        self._stamp = {"version": _VERSION, "fingerprint": data_fingerprint(data)}
+    def __init__(self, lineage: LineageReader) -> None:
+        self._data = data = lineage.folder
+        self._stamp: dict[str, Any] = {
+            "version": _VERSION,
+            "fingerprint": data_fingerprint(data),
+            "base_datasets": lineage.fingerprints(),
+        }
         self.results: dict[str, dict[str, Any]] = {}
         # A file that cannot be read or written costs time and nothing else.
         with suppress(OSError, ValueError):
@@ -124,19 +131,14 @@ class _Kept:
 class _Baselines:
     """Computes the baselines of a dataset."""
 
-    def __init__(
-        self, reader: InteractionReader, data: Folder, manifest: DatasetManifest, spec: EvaluateConfig
-    ) -> None:
-        self._reader, self._data, self._manifest, self._spec = reader, data, manifest, spec
+    def __init__(self, lineage: LineageReader, spec: EvaluateConfig) -> None:
+        self._lineage, self._manifest, self._spec = lineage, lineage.manifest, spec
 
     def evaluate(self, split: SplitName) -> dict[str, Any]:
         """Return the metrics on ``split`` by name of the baseline, and notes."""
-        splits = self._manifest.splits
-        pairs = splits[split].rows + sum(
-            splits[name].rows for name in self._spec.excluded_from(split) if name in splits
-        )
+        pairs = self._manifest.splits[split].rows + self._lineage.known_rows(self._spec.excluded_from(split))
         every = max(1, -(-pairs // MAX_PAIRS))
-        held_out = load_held_out(self._reader, self._manifest, split, self._spec, rank=0, workers=every)
+        held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every)
         notes = [f"baselines rank for one query in {every}"] if every > 1 else []
         metrics = {"popularity": self._metrics(held_out, self._popularity)}
         if excess := self._excess():
@@ -161,14 +163,14 @@ class _Baselines:
         """Return which limit of ``item_cosine`` the dataset exceeds; empty if none."""
         counts_R = self._counts(self._manifest.query)
         found = (
-            ("interactions in train", self._manifest.splits["train"].rows, MAX_INTERACTIONS),
+            ("interactions in train", self._lineage.train_rows(), MAX_INTERACTIONS),
             (f"rows of {self._manifest.item}", self._manifest.entities[self._manifest.item].rows, MAX_ITEMS),
             (f"pairs of items of a {self._manifest.query}", int(np.square(counts_R).sum()), MAX_PRODUCTS),
         )
         return "; ".join(f"{number:,} {what}, of {limit:,} at most" for what, number, limit in found if number > limit)
 
     def _counts(self, entity: str) -> IntArray:
-        return Vocabulary(self._data, self._manifest, entity).counts()
+        return self._lineage.counts(entity)
 
     @cached_property
     def _order_I(self) -> IntArray:
@@ -184,7 +186,7 @@ class _Baselines:
     def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
         """The items of each query, as starts and items, and the neighbors of each item, with their cosines."""
         items, rows = (self._manifest.entities[name].rows for name in (self._manifest.item, self._manifest.query))
-        query_N, item_N = np.divmod(distinct_pairs(self._reader, self._manifest, ["train"]), items)
+        query_N, item_N = np.divmod(train_pairs(self._lineage), items)
         starts_R1, starts_I1 = (
             np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row_N, minlength=size))])
             for row_N, size in ((query_N, rows), (item_N, items))

@@ -34,7 +34,6 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
@@ -49,7 +48,7 @@ from crossfade.trainer.evaluation.segments import (
 )
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.inputs import open_inputs, open_lineage
 
 _MAX_VECTOR_VALUES = 1 << 24
 """Values of the item vectors that are in memory together."""
@@ -69,7 +68,9 @@ def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, texts: Seque
         InputError: the dataset or the embeddings cannot be read, the bounds do not rise, or there is no such context.
     """
     data, manifest, model, _ = open_inputs(job)
-    counts_R = Vocabulary(data, manifest, manifest.query).counts()
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        counts_R = lineage.counts(manifest.query)
+        owners_I, queries = count_owners(lineage, counts_R)
     segments: QuerySegments
     match parse_segments(texts, manifest.context):
         case str(entity):
@@ -77,8 +78,6 @@ def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, texts: Seque
         case bounds:
             ranges = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
             segments = ActivitySegments(ranges, counts_R)
-    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-        owners_I, queries = count_owners(reader, manifest, counts_R)
     vacant_I = manifest.entities[manifest.item].vacant_rows
     self_information_I = np.log2(max(queries, 1) / np.maximum(owners_I, 1))
     depths = sorted(set(job.evaluate.k))

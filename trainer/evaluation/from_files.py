@@ -17,13 +17,11 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig, SplitName
-from crossfade.trainer.data.reader import InteractionReader
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
 from crossfade.trainer.model.history_vectors import load_latest_histories
-from crossfade.trainer.runs.inputs import load_inputs, open_inputs
+from crossfade.trainer.runs.inputs import load_inputs, open_inputs, open_lineage
 
 if TYPE_CHECKING:
     from crossfade.trainer.evaluation.label_precision import LabelPrecision
@@ -51,10 +49,10 @@ def evaluate_embeddings(
     latest = None
     if model.history is not None and job.evaluate.by == "moment":
         latest = load_latest_histories(job, data, manifest, model.history)
-    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-        held_out = load_held_out(reader, manifest, split, job.evaluate, rank, workers, latest)
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest)
+        counts_N = lineage.counts(manifest.item)
     all_reduce = store.all_reduce if store else np.asarray
-    counts_N = Vocabulary(data, manifest, manifest.item).counts()
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)
 
 
@@ -70,9 +68,8 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
 
     data, manifest, model, _ = open_inputs(job)
     pairs = read_labels(data, manifest, labels)
-    counts_R = Vocabulary(data, manifest, labels.entity).counts()
-    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
-        source = EmbeddingFiles(embeddings)
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        source, counts_R = EmbeddingFiles(embeddings), lineage.counts(labels.entity)
         return label_precision(
-            source, model, reader, manifest, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
+            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
         )

@@ -1,6 +1,6 @@
 """Held-out interactions: the queries that are evaluated, and the items that they are evaluated on.
 
-    held_out = load_held_out(reader, manifest, "test", job.evaluate, rank=0, workers=1)
+    held_out = load_held_out(lineage, "test", job.evaluate, rank=0, workers=1)
     held_out.queries_Q, held_out.truth, held_out.excluded
 
 In a dataset with context, a query is a combination of a row of the query entity and the context of a held-out event: a
@@ -12,16 +12,17 @@ Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
-from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
-from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.model.context import number_distinct
 
 _MAX_COUNTED = 1 << 24
@@ -89,8 +90,7 @@ class HeldOut:
 
 
 def load_held_out(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     split: SplitName,
     spec: EvaluateConfig,
     rank: int,
@@ -99,6 +99,7 @@ def load_held_out(
 ) -> HeldOut:
     """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
 
+    Of the base datasets, all splits are excluded if any of this dataset is, since a query knows what it heard there.
     A held-out pair that is in an excluded split too, such as a track played again, does not count: ranked, it would
     compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out.
 
@@ -107,18 +108,19 @@ def load_held_out(
     Raises:
         InputError: a file cannot be read.
     """
+    manifest = lineage.manifest
     vacant_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(manifest.entities[manifest.item].rows), vacant_I) if vacant_I else None
     if manifest.context or spec.by == "moment":
-        held_out, moment_Q = _load_events(reader, manifest, split, spec, rank, workers)
+        held_out, moment_Q = _load_events(lineage, split, spec, rank, workers)
         histories = None
         if latest is not None and spec.by == "moment":
-            histories = _histories(reader, manifest, held_out.queries_Q, moment_Q, latest)
+            histories = _histories(lineage, held_out.queries_Q, moment_Q, latest)
         return replace(held_out, item_I=item_I, histories=histories)
     items = manifest.entities[manifest.item].rows
-    held_out_N = distinct_pairs(reader, manifest, [split])
+    held_out_N = _held_out_pairs(lineage, split)
     queries_Q = np.unique(held_out_N // items)[rank::workers]
-    excluded_N = distinct_pairs(reader, manifest, spec.excluded_from(split), queries_Q)
+    excluded_N = known_pairs(lineage, spec.excluded_from(split), queries_Q)
     new_N = np.setdiff1d(held_out_N, excluded_N, assume_unique=True)
     dropped = len(held_out_N) - len(new_N)
     truth = _lists(new_N, queries_Q, items)
@@ -128,8 +130,7 @@ def load_held_out(
 
 
 def _load_events(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     split: SplitName,
     spec: EvaluateConfig,
     rank: int,
@@ -140,13 +141,14 @@ def _load_events(
     Returns:
         What the worker evaluates, and the moment of each query, int64 (Q,); 0 if they are not judged by moment.
     """
+    manifest = lineage.manifest
     items = manifest.entities[manifest.item].rows
-    events_NK = _distinct_events(reader, manifest, split, by_moment=spec.by == "moment")
+    events_NK = _distinct_events(lineage, split, by_moment=spec.by == "moment")
     first_Q, number_N = number_distinct(events_NK[:, :-1])
     query_QK = events_NK[first_Q[rank::workers], :-1]
     is_own_N = number_N % workers == rank
     place_N, pair_N = number_N[is_own_N] // workers, events_NK[is_own_N, 0] * items + events_NK[is_own_N, -1]
-    excluded_N = distinct_pairs(reader, manifest, spec.excluded_from(split), np.unique(query_QK[:, 0]))
+    excluded_N = known_pairs(lineage, spec.excluded_from(split), np.unique(query_QK[:, 0]))
     is_new_N = ~np.isin(pair_N, excluded_N)
     starts_Q1 = np.searchsorted(place_N[is_new_N], np.arange(len(query_QK) + 1))
     has_Q = np.diff(starts_Q1) > 0
@@ -158,16 +160,15 @@ def _load_events(
     return HeldOut(queries_Q, truth, excluded, workers, dropped, context=context), moment_Q
 
 
-def _distinct_events(
-    reader: InteractionReader, manifest: DatasetManifest, split: SplitName, by_moment: bool
-) -> IntArray:
+def _distinct_events(lineage: LineageReader, split: SplitName, by_moment: bool) -> IntArray:
     """Return the distinct events of ``split``, in lexicographic order: int64 (N, K + 3).
 
     Columns are the query, its context, the moment, which is 0 unless ``by_moment``, and the item.
     """
+    manifest = lineage.manifest
     parts = [np.empty((0, len(manifest.context) + 3), np.int64)]
     if split in manifest.splits:
-        for part in reader.read_all(manifest.splits[split], manifest.context, timestamps=by_moment):
+        for part in lineage.own.read_all(manifest.splits[split], manifest.context, timestamps=by_moment):
             moment_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
             context = [] if part.context_NK is None else [part.context_NK]
             columns = np.column_stack([part.query_N, *context, moment_N, part.item_N])
@@ -177,27 +178,26 @@ def _distinct_events(
 
 
 def _histories(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     queries_Q: IntArray,
     moment_Q: IntArray,
     latest: LatestHistories,
 ) -> MomentHistories:
-    """Return the histories of ``queries_Q``: before ``moment_Q`` in any split, and after train."""
+    """Return the histories of ``queries_Q``: before ``moment_Q`` in any split or base dataset, and after train."""
+    manifest = lineage.manifest
     selected_R = np.zeros(manifest.entities[manifest.query].rows, np.bool_)
     selected_R[queries_Q] = True
     parts = [np.empty((3, 0), np.int64)]
-    for split in manifest.splits.values():
-        for part in reader.read_all(split, (), timestamps=True):
-            assert part.timestamp_N is not None
-            kept_N = (part.weight_N > 0) & selected_R[part.query_N]
-            parts.append(np.stack([part.query_N, part.item_N, part.timestamp_N])[:, kept_N])
+    for part in lineage.read_known(SPLITS, timestamps=True):
+        assert part.timestamp_N is not None
+        kept_N = (part.weight_N > 0) & selected_R[part.query_N]
+        parts.append(np.stack([part.query_N, part.item_N, part.timestamp_N])[:, kept_N])
     query_N, item_N, timestamp_N = np.concatenate(parts, axis=1)
     before = histories_before(queries_Q, moment_Q, query_N, item_N, timestamp_N, latest.length)
     return MomentHistories(before.compact(), latest.gather(queries_Q))
 
 
-def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:
+def count_owners(lineage: LineageReader, counts_R: IntArray) -> tuple[IntArray, int]:
     """Count the queries that have each item in train with a positive weight, int64 (I,), and those that have any.
 
     ``counts_R`` is the number of such interactions of each query. Train is read once for each ``_MAX_COUNTED`` of them.
@@ -205,30 +205,44 @@ def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R:
     Raises:
         InputError: a file cannot be read.
     """
-    items = manifest.entities[manifest.item].rows
+    items = _items(lineage)
     owners_I, queries = np.zeros(items, np.int64), 0
     bounds_N = np.flatnonzero(np.diff(np.cumsum(counts_R) // _MAX_COUNTED)) + 1
     for part_Q in np.split(np.arange(len(counts_R)), bounds_N):
-        pairs_N = distinct_pairs(reader, manifest, ["train"], part_Q)
+        pairs_N = train_pairs(lineage, part_Q)
         owners_I += np.bincount(pairs_N % items, minlength=items)
         queries += len(np.unique(pairs_N // items))
     return owners_I, queries
 
 
-def distinct_pairs(
-    reader: InteractionReader, manifest: DatasetManifest, splits: list[SplitName], queries_Q: IntArray | None = None
-) -> IntArray:
-    """Return the distinct pairs of ``splits``, as query·items + item, sorted; only those of ``queries_Q`` if given."""
-    items = manifest.entities[manifest.item].rows
+def train_pairs(lineage: LineageReader, queries_Q: IntArray | None = None) -> IntArray:
+    """Return the distinct pairs of train, as query·items + item, sorted; only those of ``queries_Q`` if given."""
+    return _distinct_pairs(lineage, lineage.read_train(), queries_Q)
+
+
+def known_pairs(lineage: LineageReader, splits: Sequence[SplitName], queries_Q: IntArray) -> IntArray:
+    """Return the pairs of ``queries_Q`` that ``splits`` and the base datasets have, in the same form."""
+    return _distinct_pairs(lineage, lineage.read_known(splits), queries_Q)
+
+
+def _held_out_pairs(lineage: LineageReader, split: SplitName) -> IntArray:
+    splits = lineage.manifest.splits
+    return _distinct_pairs(lineage, lineage.own.read_all(splits[split]) if split in splits else (), None)
+
+
+def _distinct_pairs(lineage: LineageReader, found: Iterable[Interactions], queries_Q: IntArray | None) -> IntArray:
+    items, manifest = _items(lineage), lineage.manifest
     selected_R = np.full(manifest.entities[manifest.query].rows, queries_Q is None)
     selected_R[[] if queries_Q is None else queries_Q] = True
     parts = [np.empty(0, dtype=np.int64)]
-    for name in splits:
-        if name in manifest.splits:
-            for part in reader.read_all(manifest.splits[name]):
-                positive_N = (part.weight_N > 0) & selected_R[part.query_N]
-                parts.append(part.query_N[positive_N] * items + part.item_N[positive_N])
+    for part in found:
+        positive_N = (part.weight_N > 0) & selected_R[part.query_N]
+        parts.append(part.query_N[positive_N] * items + part.item_N[positive_N])
     return np.unique(np.concatenate(parts))
+
+
+def _items(lineage: LineageReader) -> int:
+    return lineage.manifest.entities[lineage.manifest.item].rows
 
 
 def _lists(pairs_N: IntArray, queries_Q: IntArray, items: int) -> ItemLists:

@@ -1,6 +1,6 @@
 """Label precision: how often nearest neighbors share a label, as a measure of the geometry of embeddings.
 
-    result = label_precision(source, model, reader, manifest, "artist", labels, counts_R, min_count=20, seed=1)
+    result = label_precision(source, model, lineage, "artist", labels, counts_R, min_count=20, seed=1)
     result["precision"], result["precision_of_counts"], result["precision_by_chance"]
 
 For each row that has a label and at least ``min_count`` interactions in train, its ten nearest other such rows are
@@ -28,8 +28,7 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.jit import njit
-from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.labels import LabelPairs
@@ -56,8 +55,7 @@ class _LabeledRows:
 def label_precision(
     source: VectorSource,
     model: ModelSpec,
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     entity: str,
     labels: LabelPairs,
     counts_R: IntArray,
@@ -70,8 +68,7 @@ def label_precision(
     Args:
         source: vectors of the entity's rows.
         model: defines the score.
-        reader: reads train, for the counts.
-        manifest: of the dataset.
+        lineage: reads train, for the counts of pairs.
         entity: the query or the item entity.
         labels: pairs of a row and a label.
         counts_R: interactions of each row in train.
@@ -90,7 +87,7 @@ def label_precision(
         )
     sampled_Q = _sample(rows, seed)
     near_QK = _nearest_vectors(source, model, entity, labeled.row_S, sampled_Q)
-    counted_QK = _nearest_counts(reader, manifest, entity, labeled.row_S, sampled_Q, seed)
+    counted_QK = _nearest_counts(lineage, entity, labeled.row_S, sampled_Q, seed)
     sharing_Q = _count_sharing(sampled_Q, labeled.starts_S1, labeled.labels_P, *_by_label(labeled))
     return {
         "rows": rows,
@@ -132,11 +129,9 @@ def _nearest_vectors(
     return best_QK
 
 
-def _nearest_counts(
-    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, sampled_Q: IntArray, seed: int
-) -> IntArray:
+def _nearest_counts(lineage: LineageReader, entity: str, row_S: IntArray, sampled_Q: IntArray, seed: int) -> IntArray:
     """Return the places nearest to ``sampled_Q`` by the cosine of their counts, as ``_nearest_vectors`` does."""
-    pair_P, count_P = count_pairs(reader, manifest, entity, row_S, seed)
+    pair_P, count_P = count_pairs(lineage, entity, row_S, seed)
     other_P, place_P = np.divmod(pair_P, len(row_S))
     _, other_P = np.unique(other_P, return_inverse=True)
     starts_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(other_P))])
@@ -149,21 +144,19 @@ def _nearest_counts(
     return best_QK
 
 
-def count_pairs(
-    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, seed: int
-) -> tuple[IntArray, IntArray]:
+def count_pairs(lineage: LineageReader, entity: str, row_S: IntArray, seed: int) -> tuple[IntArray, IntArray]:
     """Return pairs of a row of the other side and a place, other·S + place, sorted, and their positive interactions.
 
     With more than ``MAX_COUNTED_INTERACTIONS`` in train, a sample of the other side is counted.
     """
+    manifest = lineage.manifest
     on_query = entity == manifest.query
     place_R = np.full(manifest.entities[entity].rows, -1, np.int64)
     place_R[row_S] = np.arange(len(row_S))
-    train = manifest.splits["train"]
     others = manifest.entities[manifest.item if on_query else manifest.query].rows
-    counted_C = np.random.default_rng(seed).random(others) < MAX_COUNTED_INTERACTIONS / max(train.rows, 1)
+    counted_C = np.random.default_rng(seed).random(others) < MAX_COUNTED_INTERACTIONS / max(lineage.train_rows(), 1)
     parts = [np.empty(0, np.int64)]
-    for part in reader.read_all(train):
+    for part in lineage.read_train():
         row_N, other_N = (part.query_N, part.item_N) if on_query else (part.item_N, part.query_N)
         kept_N = (part.weight_N > 0) & (place_R[row_N] >= 0) & counted_C[other_N]
         parts.append(other_N[kept_N].astype(np.int64) * len(row_S) + place_R[row_N[kept_N]])

@@ -89,6 +89,7 @@ class FormatRequest:
         entities: whose vectors to export; empty: all.
         data: the dataset that the model was trained on, if it is not at the job's data.path.
         name: what names in databases begin with; None: the name of the job.
+        history_from_this_dataset_only: whether to do without base datasets.
     """
 
     source: str
@@ -96,6 +97,7 @@ class FormatRequest:
     entities: Sequence[str] = ()
     data: str | None = None
     name: str | None = None
+    history_from_this_dataset_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def _export(
         written = exported.exported_tables(complete=FORMATS[request.to].complete)
         return FormatResult(target, model.uri, step, job.name, request.to, job.model.score, written, names)
 
-    return with_trained_model(request.source, request.data, log, use)
+    only = request.history_from_this_dataset_only
+    return with_trained_model(request.source, request.data, log, use, history_from_this_dataset_only=only)
 
 
 def _database_names(request: FormatRequest, job: str, tables: Sequence[TableSpec]) -> dict[str, str]:

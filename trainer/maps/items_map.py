@@ -100,9 +100,10 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
     item = model.spec.item
-    candidates = select_candidates(model.data, model.manifest, item.name, replace(options.filters, max_per=None))
+    filters = replace(options.filters, max_per=None)
+    candidates = select_candidates(model.data, model.manifest, item.name, filters, model.counts)
     kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
-    counts_N = model.vocabulary(item.name).counts()[kept_N]
+    counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
     if len(rows_N) < _MIN_ITEMS:
         raise InputError(f"only {len(rows_N)} of {item.name} can be mapped; expected {_MIN_ITEMS} or more")
@@ -111,7 +112,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.filters.metadata, {color}) as table:
+    with open_metadata(model.data, model.manifest, item, options.filters.metadata, {color}, model.counts) as table:
         groups = table.groups(color)
     return choose_labels(groups, rows_N, neighbor_NK, options.colors)
 

@@ -17,9 +17,9 @@ from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.model.context import history_bag
 from crossfade.trainer.model.spec import HistorySpec, TowerSpec
 from crossfade.trainer.model.tower_inputs import TowerInputs
@@ -41,7 +41,7 @@ def mean_of_histories(
 def load_latest_histories(
     job: JobConfig, folder: Folder, manifest: DatasetManifest, spec: HistorySpec
 ) -> LatestHistories:
-    """Load the end of each query's interactions in train, up to ``data.until``.
+    """Load the end of each query's interactions in train, here and in base datasets, up to ``data.until``.
 
     Raises:
         InputError: a file is missing or corrupt.
@@ -52,7 +52,7 @@ def load_latest_histories(
     items = manifest.entities[manifest.item].rows
 
     def parts() -> Iterator[tuple[IntArray, IntArray, IntArray]]:
-        for part in reader.read_all(manifest.splits["train"], timestamps=True):
+        for part in lineage.read_train(timestamps=True):
             timestamp_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
             kept_N = part.weight_N > 0
             if until is not None:
@@ -63,5 +63,6 @@ def load_latest_histories(
                 query_N, item_N, timestamp_N = (of_N[np.sort(first_A)] for of_N in (query_N, item_N, timestamp_N))
             yield query_N, item_N, timestamp_N
 
-    with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+    only = job.data.history_from_this_dataset_only
+    with closing(LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)) as lineage:
         return latest_histories(parts(), manifest.entities[manifest.query].rows, spec.length)

@@ -19,7 +19,8 @@ import duckdb
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint, read_manifest
+from crossfade.trainer.data.lineage import refer_to_base
+from crossfade.trainer.data.manifest import BaseReference, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
@@ -41,6 +42,17 @@ class BaseDataset:
     def lineage(self) -> list[int]:
         """Return the lineage of a dataset that extends this one."""
         return [*self.manifest.lineage, self.fingerprint]
+
+    def reference(self, out: Folder) -> BaseReference:
+        """Return what the manifest of a dataset in ``out`` that extends this one says of it.
+
+        Raises:
+            InputError: its path cannot be written into a manifest.
+        """
+        try:
+            return refer_to_base(self.folder, self.fingerprint, out)
+        except ValueError as error:
+            raise InputError(f"{OPTION} {self.folder.uri}: cannot be recorded in {out.uri}: {error}") from error
 
     def check_entities(self, query: str, item: str) -> None:
         """Check that the new dataset has the same two entities.

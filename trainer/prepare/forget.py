@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -71,6 +71,7 @@ class ForgetReport:
     """What a deletion has done.
 
     Attributes:
+        folder: The folder of the dataset.
         manifest: The manifest of the dataset afterwards.
         entity: The entity whose IDs were forgotten.
         requested: The number of IDs to forget.
@@ -81,6 +82,7 @@ class ForgetReport:
         leftovers_deleted: Whether files of an earlier, interrupted call were deleted.
     """
 
+    folder: Folder
     manifest: DatasetManifest
     entity: str
     requested: int
@@ -97,23 +99,36 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
     Ids that it does not have are counted and skipped.
 
     Raises:
+        InputError, StorageUnavailableError: as ``plan_deletion``; the dataset is complete, before or after it.
+        CrossfadeError: another process has replaced the dataset meanwhile.
+    """
+    with plan_deletion(folder, ids, entity, progress) as deletion:
+        return deletion.apply()
+
+
+@contextmanager
+def plan_deletion(
+    folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter
+) -> Iterator[PlannedDeletion]:
+    """Lock the dataset in ``folder`` and find what ``forget`` deletes, which reads everything and changes nothing.
+
+    Raises:
         InputError: there is no dataset, it has no such entity, one of its files is missing or corrupt, or another
             process is writing it.
-        CrossfadeError: another process has replaced the dataset meanwhile.
-        StorageUnavailableError: storage does not answer; the dataset is complete, before or after the deletion.
+        StorageUnavailableError: storage does not answer.
     """
     read_manifest(folder)  # Without a dataset, nothing can be locked.
     with ExitStack() as stack:
         with translate_storage_errors(folder.uri):
             lock = stack.enter_context(folder_writer(folder))
             version = folder.version(FILE_NAME)
-        return _forget(folder, ids, entity, progress, lock, version)
+        manifest = read_manifest(folder)
+        _check_entity(folder, manifest, entity)
+        leftovers_deleted = delete_leftovers(folder, manifest)
+        yield PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids, leftovers_deleted)
 
 
-def _forget(
-    folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter, lock: WriterLock, version: str | None
-) -> ForgetReport:
-    manifest = read_manifest(folder)
+def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
     if entity not in manifest.entities:
         raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
     if owner := manifest.feature_owners().get(entity):
@@ -126,8 +141,6 @@ def _forget(
             f"{folder.uri}: '{entity}' is context of events; expected ids of {manifest.query} or {manifest.item}, "
             "whose events are forgotten with them"
         )
-    leftovers_deleted = delete_leftovers(folder, manifest)
-    return _Forgetting(folder, manifest, entity, progress, lock, version).run(ids, leftovers_deleted)
 
 
 @dataclass
@@ -143,7 +156,7 @@ class _RewritePlan:
         self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
 
 
-class _Forgetting:
+class PlannedDeletion:
     """One deletion: plan which files change, write them, replace the manifest."""
 
     def __init__(
@@ -172,12 +185,11 @@ class _Forgetting:
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
 
-    def run(self, ids: pa.StringArray, leftovers_deleted: bool) -> ForgetReport:
-        """Delete ``ids`` and return the report."""
+    def plan(self, ids: pa.StringArray, leftovers_deleted: bool) -> PlannedDeletion:
+        """Find what to delete of ``ids``; return self."""
         rows_R = self._find_rows(ids)
         pending = self._plan_pending(ids)
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
-        manifest = self._manifest
         if len(rows_R):
             self._vacant[self._entity] = rows_R
             for split, described in self._manifest.splits.items():
@@ -188,11 +200,11 @@ class _Forgetting:
                     self._plan_feature(owner, name, feature)
             self._plan_content(rows_R)
             self._plan_vocabularies()
-        if self._plan.changes:
-            self._check_links()
-            manifest = self._apply()
-        return ForgetReport(
-            manifest=manifest,
+        self._lost.clear()
+        self._check_links()
+        self._report = ForgetReport(
+            folder=self._folder,
+            manifest=self._manifest,
             entity=self._entity,
             requested=len(ids),
             found=len(rows_R),
@@ -201,6 +213,11 @@ class _Forgetting:
             files_rewritten=len(self._plan.changes),
             leftovers_deleted=leftovers_deleted,
         )
+        return self
+
+    def apply(self) -> ForgetReport:
+        """Delete it, and return the report. Raises as ``forget`` does."""
+        return replace(self._report, manifest=self._apply()) if self._plan.changes else self._report
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
         """Return the rows of ``ids``, sorted."""
@@ -272,10 +289,11 @@ class _Forgetting:
         for name, entity in self._manifest.entities.items():
             vacant_R, lost_V = self._vacant.get(name, _NO_ROWS), self._lost[name]
             changed_N = np.union1d(vacant_R, np.flatnonzero(lost_V))
+            lost = np.flatnonzero(lost_V), lost_V[lost_V > 0]
             first = 0
             for file in entity.files:
                 if np.searchsorted(changed_N, first) < np.searchsorted(changed_N, first + file.rows):
-                    self._plan.add(file, partial(reduce_counts, lost_V=lost_V, vacant_R=vacant_R))
+                    self._plan.add(file, partial(reduce_counts, lost=lost, vacant_R=vacant_R))
                 first += file.rows
 
     def _check_links(self) -> None:
@@ -348,7 +366,7 @@ class _Forgetting:
         return None if writer is None else file_entry(self._folder, target)
 
     def _new_manifest(self, replacements: dict[str, DataFile | None]) -> DatasetManifest:
-        def replace(files: list[DataFile]) -> list[DataFile]:
+        def replaced(files: list[DataFile]) -> list[DataFile]:
             return [left for file in files if (left := replacements.get(file.path, file))]
 
         entities = {}
@@ -356,16 +374,16 @@ class _Forgetting:
             vacant = np.union1d(np.array(entity.vacant_rows, np.int64), self._vacant.get(name, []))
             entities[name] = entity.model_copy(
                 update={
-                    "files": replace(entity.files),
+                    "files": replaced(entity.files),
                     "vacant_rows": vacant.astype(int).tolist(),
-                    "pending": replace(entity.pending),
+                    "pending": replaced(entity.pending),
                 }
             )
         changes = {
             "entities": entities,
-            "splits": {split: Split(files=replace(old.files)) for split, old in self._manifest.splits.items()},
-            "features": replace_files(self._manifest.features, replace),
-            "content": replace_files(self._manifest.content, replace),
+            "splits": {split: Split(files=replaced(old.files)) for split, old in self._manifest.splits.items()},
+            "features": replace_files(self._manifest.features, replaced),
+            "content": replace_files(self._manifest.content, replaced),
             # Checkpoints trained on the old data identify them by the old manifest.
             "lineage": [*self._manifest.lineage, data_fingerprint(self._folder)],
             # Statistics of all interactions are no longer true.

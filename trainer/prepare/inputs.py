@@ -82,6 +82,7 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
             raise InputError(
                 f"{BASE_OPTION} {options.base}: is also --out, which would be replaced; choose another --out"
             )
+        base.reference(Folder(options.out))
         check_base_context(plan_context(options.context), base)
     in_base = base.manifest.feature_owners() if base else {}
     check_features(options.features, options.query, options.item, in_base)

@@ -138,6 +138,7 @@ class _Preparation:
             content=content,
             context=[plan.name for plan in self._context],
             lineage=self._base.lineage() if self._base else [],
+            base=self._base.reference(self._staged.out) if self._base else None,
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
             source={

@@ -2,11 +2,11 @@
 
     drop_rows(interactions, "customer", rows_R)         # without the interactions of these rows
     drop_ids(pending, ids)                              # without these pending IDs
-    reduce_counts(vocabulary, lost_V, rows_R)           # lower counts, and vacant rows
+    reduce_counts(vocabulary, lost, rows_R)             # lower counts, and vacant rows
 
 ``replace_files`` replaces files of features and content in a manifest.
 
-Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
+Shapes: N rows of a table or of a list, R forgotten rows (sorted), V rows of a vocabulary.
 """
 
 from __future__ import annotations
@@ -68,10 +68,17 @@ def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
 
 
-def reduce_counts(table: pa.Table, lost_V: IntArray, vacant_R: IntArray) -> pa.Table:
-    """Return a part of a vocabulary with counts lower by ``lost_V``, and the rows ``vacant_R`` emptied."""
-    index = table.schema.get_field_index("count")
-    count_N = np.maximum(table.column(index).to_numpy() - lost_V[table.column("row").to_numpy()], 0)
+def reduce_counts(table: pa.Table, lost: tuple[IntArray, IntArray], vacant_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary with lower counts, and the rows ``vacant_R`` emptied.
+
+    ``lost`` are the rows whose counts are lower, sorted, and by how much.
+    """
+    index, first = table.schema.get_field_index("count"), table.column("row")[0].as_py()
+    lost_N, lost_counts_N = lost
+    begin, end = np.searchsorted(lost_N, [first, first + table.num_rows])
+    count_N = table.column(index).to_numpy().copy()
+    count_N[lost_N[begin:end] - first] -= lost_counts_N[begin:end]
+    count_N = np.maximum(count_N, 0)
     table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
     return _empty_rows(table, vacant_R) if len(vacant_R) else table
 

@@ -31,7 +31,6 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import sync_folder
 from crossfade.kvstore.io.output import output_lock, staged_file
 from crossfade.trainer.data.manifest import data_fingerprint
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.history import DividedHistories, divide_histories
@@ -72,15 +71,13 @@ def _recommend_in_parts(
     reporter: ProgressReporter,
 ) -> int:
     folder = _open_parts(out, _request(model, recommender, options, queries_Q))
-    starts_P1 = part_starts(model.vocabulary(model.spec.query.name).counts()[queries_Q])
+    starts_P1 = part_starts(model.counts(model.spec.query.name)[queries_Q])
     paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     with tempfile.TemporaryDirectory(prefix="histories-", dir=folder) as work:
         if missing:
-            with closing(InteractionReader(model.data, model.manifest)) as reader:
-                histories = divide_histories(
-                    reader, model.manifest, options.exclude, queries_Q, starts_P1, Path(work), reporter
-                )
+            with closing(model.open_lineage()) as lineage:
+                histories = divide_histories(lineage, options.exclude, queries_Q, starts_P1, Path(work), reporter)
             _write_parts(model, recommender, queries_Q, histories, missing, paths, reporter)
     finished = folder / "finished.parquet"
     rows = write_tables(finished, map(pq.read_table, paths))
@@ -168,10 +165,13 @@ def _request(
     model: TrainedModel, recommender: Recommender, options: RecommendOptions, queries_Q: IntArray
 ) -> dict[str, Any]:
     """Return what parts depend on, as JSON: the parts of another request are not continued."""
+    with closing(model.open_lineage()) as lineage:
+        base_datasets = lineage.fingerprints()
     request = {
         "model": model.uri,
         "vectors": model.fingerprint,
         "data": data_fingerprint(model.data),
+        "base_datasets": base_datasets,
         "options": asdict(options),
         "candidates": recommender.ranker.fingerprint,
         "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],

@@ -1,7 +1,7 @@
 """Select the candidates: the rows of an entity that may be recommended, by IDs and by a condition on their metadata.
 
     options = FilterOptions(where="year > 1990", metadata=MetadataFile("songs.csv"), max_per=("artist", 2))
-    candidates = select_candidates(model.data, model.manifest, "track", options)
+    candidates = select_candidates(model.data, model.manifest, "track", options, model.counts)
     candidates.kept_R, candidates.groups
 
 A condition is an SQL expression of DuckDB over the columns that ``metadata_table.py`` lists.
@@ -12,7 +12,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +67,12 @@ class Candidates:
     max_per_group: int = 0
 
 
-def select_candidates(data: Folder, manifest: DatasetManifest, entity: str, options: FilterOptions) -> Candidates:
+def select_candidates(
+    data: Folder, manifest: DatasetManifest, entity: str, options: FilterOptions, counts: Callable[[str], IntArray]
+) -> Candidates:
     """Select the rows of ``entity`` that ``options`` keep. Vacant rows are left out.
+
+    ``counts`` returns the interactions of each row in train, if a condition is about them.
 
     Raises:
         InputError: a file cannot be read, a column is missing, the condition is invalid, or no row is left.
@@ -87,7 +91,7 @@ def select_candidates(data: Folder, manifest: DatasetManifest, entity: str, opti
         kept_R[_rows_in(file, names, entity)] = False
     groups = None
     if options.where is not None or options.max_per is not None:
-        with open_metadata(data, manifest, entity, options.metadata, options.columns_used) as table:
+        with open_metadata(data, manifest, entity, options.metadata, options.columns_used, counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
             if options.max_per is not None:

@@ -1,6 +1,6 @@
-"""Histories: the items that queries have interacted with, from the splits of a dataset.
+"""Histories: the items that queries have interacted with, from the splits of a dataset and of its base datasets.
 
-    histories = load_histories(reader, manifest, ["train", "valid"], queries_Q)
+    histories = load_histories(lineage, ["train", "valid"], queries_Q, reporter)
     histories.lists.items_N, histories.weight_N
 
 For many queries, they are divided into parts on disk, of which one is loaded at a time.
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 
@@ -78,13 +78,12 @@ def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
 
 
 def load_histories(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     splits: Sequence[SplitName],
     queries_Q: IntArray,
     reporter: ProgressReporter,
 ) -> Histories:
-    """Load the histories of ``queries_Q``, int64, sorted and unique, from ``splits``; report rows read.
+    """Load the histories of ``queries_Q``, int64, sorted and unique, from ``splits`` and base datasets; report rows.
 
     Interactions of weight 0 do not count; negative feedback does, so a weight may be negative.
 
@@ -92,8 +91,8 @@ def load_histories(
         InputError: a file is missing or corrupt.
         StorageUnavailableError: storage does not answer.
     """
-    pieces = [np.empty(0, _INTERACTION), *_selected(reader, manifest, splits, queries_Q, reporter)]
-    return _histories(np.concatenate(pieces), len(queries_Q), manifest)
+    pieces = [np.empty(0, _INTERACTION), *_selected(lineage, splits, queries_Q, reporter)]
+    return _histories(np.concatenate(pieces), len(queries_Q), lineage.manifest)
 
 
 def _histories(interaction_N: NDArray[np.void], queries: int, manifest: DatasetManifest) -> Histories:
@@ -102,26 +101,24 @@ def _histories(interaction_N: NDArray[np.void], queries: int, manifest: DatasetM
 
 
 def _selected(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     splits: Sequence[SplitName],
     queries_Q: IntArray,
     reporter: ProgressReporter,
 ) -> Iterator[NDArray[np.void]]:
     """Yield the interactions of ``queries_Q``, with the query's place in it, one row group at a time."""
-    held = [manifest.splits[name] for name in splits if name in manifest.splits]
-    reporter.phase("read histories", sum(split.rows for split in held), "row")
+    manifest = lineage.manifest
+    reporter.phase("read histories", lineage.known_rows(splits), "row")
     place_R = np.full(manifest.entities[manifest.query].rows, -1, np.int64)
     place_R[queries_Q] = np.arange(len(queries_Q))
-    for split in held:
-        for part in reader.read_all(split):
-            selected_N = (place_R[part.query_N] >= 0) & (part.weight_N != 0)
-            interaction_N = np.empty(np.count_nonzero(selected_N), _INTERACTION)
-            interaction_N["query"] = place_R[part.query_N[selected_N]]
-            interaction_N["item"] = part.item_N[selected_N]
-            interaction_N["weight"] = part.weight_N[selected_N]
-            yield interaction_N
-            reporter.advance(len(part))
+    for part in lineage.read_known(splits):
+        selected_N = (place_R[part.query_N] >= 0) & (part.weight_N != 0)
+        interaction_N = np.empty(np.count_nonzero(selected_N), _INTERACTION)
+        interaction_N["query"] = place_R[part.query_N[selected_N]]
+        interaction_N["item"] = part.item_N[selected_N]
+        interaction_N["weight"] = part.weight_N[selected_N]
+        yield interaction_N
+        reporter.advance(len(part))
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,7 @@ class DividedHistories:
 
 
 def divide_histories(
-    reader: InteractionReader,
-    manifest: DatasetManifest,
+    lineage: LineageReader,
     splits: Sequence[SplitName],
     queries_Q: IntArray,
     starts_P1: IntArray,
@@ -156,14 +152,14 @@ def divide_histories(
         StorageUnavailableError: storage does not answer.
     """
     buffered: list[NDArray[np.void]] = []
-    for piece in _selected(reader, manifest, splits, queries_Q, reporter):
+    for piece in _selected(lineage, splits, queries_Q, reporter):
         buffered.append(piece)
         if sum(map(len, buffered)) >= _BUFFERED_INTERACTIONS:
             _append(folder, starts_P1, np.concatenate(buffered))
             buffered = []
     if buffered:
         _append(folder, starts_P1, np.concatenate(buffered))
-    return DividedHistories(folder, starts_P1, manifest)
+    return DividedHistories(folder, starts_P1, lineage.manifest)
 
 
 def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) -> None:

@@ -1,13 +1,14 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier`; the user's condition runs in a locked database)
 """The metadata of an entity's rows in DuckDB, for conditions and groups.
 
-    with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), columns={"year"}) as table:
+    with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), {"year"}, model.counts) as table:
         kept_R = table.rows_where("year > 1990")
-    write_metadata(data, manifest, "track", None, Path("metadata.duckdb"))      # to be opened more than once
+    write_metadata(data, manifest, "track", None, count_R, Path("metadata.duckdb"))     # to be opened more than once
 
 Its columns:
 
-    id, name, count         from the vocabulary; ``count`` is the number of interactions of positive weight in train
+    id, name                from the vocabulary
+    count                   the number of interactions of positive weight in train, here and in base datasets
     FEATURE                 one for each feature of the dataset: the list of its values, by name or else by ID
     COLUMN                  those of the metadata file; null where it has no line for the ID
 
@@ -19,7 +20,7 @@ Shapes: R rows, N values of all groups.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import column_names, read_errors
 
+COUNT = "count"
 _READERS = {
     "parquet": "read_parquet(?)",
     # Types are inferred from all lines, so that numbers compare as numbers.
@@ -75,9 +77,16 @@ class GroupLists:
 
 @contextmanager
 def open_metadata(
-    data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, columns: Collection[str]
+    data: Folder,
+    manifest: DatasetManifest,
+    entity: str,
+    file: MetadataFile | None,
+    columns: Collection[str],
+    counts: Callable[[str], IntArray],
 ) -> Iterator[MetadataTable]:
     """Load the columns of ``entity`` from the dataset and ``file``; of the features, only those in ``columns``.
+
+    ``counts`` returns the interactions of each row in train, which is called if "count" is in ``columns``.
 
     Raises:
         InputError: the metadata file or the dataset cannot be read.
@@ -87,13 +96,18 @@ def open_metadata(
         working_database(Path(work), None, None) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
-        table.load(file, columns, Path(work))
+        uses_count = COUNT in map(str.lower, columns)
+        table.load(file, columns, Path(work), counts(entity) if uses_count else None)
         table.lock()
         yield table
 
 
-def write_metadata(data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, path: Path) -> None:
+def write_metadata(
+    data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, count_R: IntArray, path: Path
+) -> None:
     """Write all columns of ``entity`` from the dataset and ``file`` to the DuckDB database ``path``.
+
+    ``count_R`` are the interactions of each row in train.
 
     Raises:
         InputError: the metadata file or the dataset cannot be read.
@@ -103,7 +117,7 @@ def write_metadata(data: Folder, manifest: DatasetManifest, entity: str, file: M
         working_database(Path(work), None, None) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
-        table.load(file, manifest.features_of(entity), Path(work))
+        table.load(file, manifest.features_of(entity), Path(work), count_R)
         execute(connection, f"ATTACH {literal(str(path))} AS written")
         execute(connection, "CREATE TABLE written.items AS SELECT * FROM items ORDER BY row")
         execute(connection, "DETACH written")
@@ -128,9 +142,11 @@ class MetadataTable:
         self._rows = manifest.entities[entity].rows
         self._has_file = has_file
 
-    def load(self, file: MetadataFile | None, columns: Collection[str], work: Path) -> None:
-        """Create ``items``."""
-        self._add_vocabulary(self._entity, "vocabulary")
+    def load(
+        self, file: MetadataFile | None, columns: Collection[str], work: Path, count_R: IntArray | None = None
+    ) -> None:
+        """Create ``items``; ``count_R`` are the counts of the rows, None for those of this dataset."""
+        self._add_vocabulary(self._entity, "vocabulary", count_R)
         relation = "vocabulary"
         for name in self._features():
             if name in columns:
@@ -204,10 +220,14 @@ class MetadataTable:
         hint = "" if self._has_file else "; further columns come from --metadata FILE"
         return f"the columns are {format_names(self.columns())}{hint}"
 
-    def _add_vocabulary(self, entity: str, table: str) -> None:
+    def _add_vocabulary(self, entity: str, table: str, count_R: IntArray | None = None) -> None:
         vocabulary = Vocabulary(self._data, self._manifest, entity)
-        columns = [*vocabulary.columns, "count"]
-        for number, piece in enumerate(vocabulary.iter_tables(columns)):
+        columns = [*vocabulary.columns, COUNT]
+        for number, part in enumerate(vocabulary.iter_tables(columns)):
+            piece = part
+            if count_R is not None:
+                count_N = count_R[part.column("row").to_numpy()]
+                piece = part.set_column(columns.index(COUNT), COUNT, pa.array(count_N))
             self._connection.register("piece", piece)
             how = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
             execute(self._connection, f"{how} SELECT * FROM piece WHERE id IS NOT NULL")

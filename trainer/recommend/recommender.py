@@ -21,7 +21,7 @@ import numpy as np
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import SplitName
-from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
@@ -41,7 +41,8 @@ class RecommendOptions:
 
     Attributes:
         count: items for each query.
-        exclude: splits whose items are left out for the queries that interacted with them, whatever the weight.
+        exclude: splits whose items are left out for the queries that interacted with them, whatever the weight; with
+            any, so are the items that they interacted with in base datasets.
         popularity_damping: α of Recommender, at least 0.
         filters: the items that may be recommended.
         index: the folder of an index of the items, to rank by instead of exactly, without popularity damping.
@@ -63,7 +64,7 @@ class Recommendations:
     Attributes:
         item_QK: rows of the items, best first, int64; -1 where there are fewer.
         score_QK: their scores, float32, less the popularity damping.
-        histories: what each query has interacted with in all splits.
+        histories: what each query has interacted with in all splits, and in base datasets.
     """
 
     item_QK: IntArray
@@ -90,7 +91,7 @@ class Recommender:
         self._options = options
         self._reporter = reporter
         spec, entity = model.spec, model.spec.item.name
-        candidates = select_candidates(model.data, model.manifest, entity, options.filters)
+        candidates = select_candidates(model.data, model.manifest, entity, options.filters, model.counts)
         candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(spec.item))
         if options.index is not None:
             assert not options.popularity_damping
@@ -107,11 +108,11 @@ class Recommender:
             InputError: the dataset cannot be read.
             CheckpointError: the checkpoint is corrupt or cannot be read.
         """
-        with closing(InteractionReader(self._model.data, self._model.manifest)) as reader:
-            excluded = self.load_histories(reader, queries_Q, self._options.exclude)
+        with closing(self._model.open_lineage()) as lineage:
+            excluded = self.load_histories(lineage, queries_Q, self._options.exclude)
             histories = excluded
             if set(self._options.exclude) != set(self._model.manifest.splits):
-                histories = self.load_histories(reader, queries_Q, ALL_SPLITS)
+                histories = self.load_histories(lineage, queries_Q, ALL_SPLITS)
         return self.rank(self.query_vectors(queries_Q), excluded, histories)
 
     def query_vectors(self, queries_Q: IntArray) -> FloatArray:
@@ -137,9 +138,9 @@ class Recommender:
         query_QD = vectors.vectors(histories, lambda: self._reporter.advance(1))
         return self.rank(query_QD, histories if self._options.exclude else histories.without_items(), histories)
 
-    def load_histories(self, reader: InteractionReader, queries_Q: IntArray, splits: Sequence[SplitName]) -> Histories:
-        """Load the histories of ``queries_Q`` from ``splits``."""
-        return load_histories(reader, self._model.manifest, splits, queries_Q, self._reporter)
+    def load_histories(self, lineage: LineageReader, queries_Q: IntArray, splits: Sequence[SplitName]) -> Histories:
+        """Load the histories of ``queries_Q`` from ``splits``, and from the base datasets."""
+        return load_histories(lineage, splits, queries_Q, self._reporter)
 
     def rank(self, query_QD: FloatArray, excluded: Histories, histories: Histories) -> Recommendations:
         """Recommend to queries with the vectors ``query_QD``, without the items in ``excluded``."""
@@ -150,5 +151,5 @@ class Recommender:
 def popularity_damping(model: TrainedModel, damping: float) -> FloatArray:
     """Return α·T·log(1 + c) of each item, with ``damping`` as α (see ``Recommender``): float32 (R,)."""
     scale = damping * resolved(model.job.model.temperature)
-    damping_R: FloatArray = (scale * np.log1p(model.vocabulary(model.spec.item.name).counts())).astype(np.float32)
+    damping_R: FloatArray = (scale * np.log1p(model.counts(model.spec.item.name))).astype(np.float32)
     return damping_R

@@ -88,7 +88,7 @@ class PathFinder:
         vocabulary = model.vocabulary(entity)
         table = next(table for table in model.spec.vectors if table.name == entity)
         self.trained_R = model.trained_rows(table)
-        candidates = select_candidates(model.data, model.manifest, entity, filters)
+        candidates = select_candidates(model.data, model.manifest, entity, filters, model.counts)
         self._groups, self._max_per_group = candidates.groups, candidates.max_per_group
         candidates = replace(candidates, kept_R=candidates.kept_R & self.trained_R, groups=None)
         self.candidate_I = np.flatnonzero(candidates.kept_R)

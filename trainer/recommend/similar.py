@@ -36,7 +36,7 @@ def similar_rows(
         CheckpointError: the checkpoint is corrupt or cannot be read.
     """
     table = next(table for table in model.spec.vectors if table.name == entity)
-    candidates = select_candidates(model.data, model.manifest, entity, filters)
+    candidates = select_candidates(model.data, model.manifest, entity, filters, model.counts)
     if table in (model.spec.query, model.spec.item):
         # The vectors of other rows are random.
         candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(table))

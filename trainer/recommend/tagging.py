@@ -24,7 +24,6 @@ import numpy as np
 
 from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.label_precision import count_pairs
 from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, LabelSource, read_labels
@@ -117,7 +116,7 @@ class Tagger:
         self._model, self._options, self._reporter = model, options, reporter
         self.entity = options.source.entity
         pairs = read_labels(model.data, model.manifest, options.source)
-        self.count_R = model.vocabulary(self.entity).counts()
+        self.count_R = model.counts(self.entity)
         table = next(table for table in model.spec.vectors if table.name == self.entity)
         self._dim = table.dim
         usable_R = model.trained_rows(table) & (self.count_R >= options.min_count)
@@ -192,9 +191,8 @@ class Tagger:
         from sklearn.feature_extraction.text import TfidfTransformer
 
         self._reporter.phase("count interactions", None, "row")
-        model = self._model
-        with closing(InteractionReader(model.data, model.manifest, model.job.data.reader_threads)) as reader:
-            pair_P, count_P = count_pairs(reader, model.manifest, self.entity, self.row_S, self._options.seed)
+        with closing(self._model.open_lineage()) as lineage:
+            pair_P, count_P = count_pairs(lineage, self.entity, self.row_S, self._options.seed)
         other_P, place_P = np.divmod(pair_P, len(self.row_S))
         others, other_P = np.unique(other_P, return_inverse=True)
         shape = len(self.row_S), max(1, len(others))

@@ -10,14 +10,15 @@ Shapes: R rows of a table.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray
+from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
@@ -25,6 +26,7 @@ from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -35,7 +37,7 @@ from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.inputs import open_inputs, open_lineage
 
 Result = TypeVar("Result")
 
@@ -53,6 +55,8 @@ class TrainedModel:
         vectors: the vectors of every entity.
         fingerprint: differs between versions of the vectors at the same ``uri``.
         step: the step of the checkpoint; None for embeddings of a run.
+        known_counts: counts of entities that ``counts`` returns as they are, where there is a copy without base
+            datasets.
     """
 
     uri: str
@@ -63,6 +67,7 @@ class TrainedModel:
     vectors: VectorSource
     fingerprint: str
     step: int | None = None
+    known_counts: Mapping[str, IntArray] = field(default_factory=dict)
 
     @property
     def score(self) -> Score:
@@ -80,6 +85,22 @@ class TrainedModel:
             raise InputError(f"{self.uri}: has no embeddings of '{entity}'; it has those of {', '.join(known)}")
         return Vocabulary(self.data, self.manifest, entity)
 
+    def open_lineage(self) -> LineageReader:
+        """Return a reader of the dataset and its base datasets, which the caller closes."""
+        return open_lineage(self.job, self.data, self.manifest)
+
+    def counts(self, entity: str) -> IntArray:
+        """Return how often each row of ``entity`` occurs in train with a positive weight, here and in base datasets.
+
+        Raises:
+            InputError: a base dataset cannot be reached, or a file is corrupt.
+            StorageUnavailableError: storage does not answer.
+        """
+        if entity in self.known_counts:
+            return self.known_counts[entity]
+        with closing(self.open_lineage()) as lineage:
+            return lineage.counts(entity)
+
     def trained_rows(self, table: TableSpec) -> BoolArray:
         """Return which rows of the queries or items, ``table``, training has given a vector, bool (R,).
 
@@ -95,25 +116,39 @@ class TrainedModel:
         return warm_R if start is None else warm_R | GivenVectors(table.name, start, vocabulary, table.dim).has_vector_R
 
 
-def with_trained_model(location: str, data: str | None, log: Log, use: Callable[[TrainedModel], Result]) -> Result:
+def with_trained_model(
+    location: str,
+    data: str | None,
+    log: Log,
+    use: Callable[[TrainedModel], Result],
+    *,
+    history_from_this_dataset_only: bool = False,
+) -> Result:
     """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
 
     A run's embeddings are used if it has written them, otherwise its newest complete checkpoint; if ``use`` finds it
     corrupt, an older one. ``data`` is the dataset, if it is not where the job names it. ``log`` gets a line for each
-    checkpoint that is skipped.
+    checkpoint that is skipped. ``history_from_this_dataset_only`` leaves out base datasets, as the job may.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
     """
+
+    def change(job: JobConfig) -> JobConfig:
+        changes: dict[str, object] = {} if data is None else {"path": data}
+        if history_from_this_dataset_only:
+            changes["history_from_this_dataset_only"] = True
+        return job.model_copy(update={"data": job.data.model_copy(update=changes)})
+
     folder = Folder(location)
     with translate_storage_errors(location, unreachable=InputError):
-        model = _open_embeddings(folder, data) if _has_embeddings(folder) else None
+        model = _open_embeddings(folder, change) if _has_embeddings(folder) else None
         source = locate_checkpoint(location) if model is None else None
     if model is not None:
         return use(model)
     assert source is not None
-    return use_newest(source, log, lambda checkpoint: _use_checkpoint(checkpoint, data, use))
+    return use_newest(source, log, lambda checkpoint: _use_checkpoint(checkpoint, change, use))
 
 
 def source_fingerprint(location: str) -> str:
@@ -135,11 +170,8 @@ def _has_embeddings(folder: Folder) -> bool:
     return is_folder and {JOB_FILE, EMBEDDINGS_FOLDER} <= set(folder.names())
 
 
-def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
-    job = make_job(run.read(JOB_FILE), f"{run.uri}/{JOB_FILE}")
-    if data is not None:
-        job = job.model_copy(update={"data": job.data.model_copy(update={"path": data})})
-    inputs = open_inputs(job)
+def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> TrainedModel:
+    inputs = open_inputs(change(make_job(run.read(JOB_FILE), f"{run.uri}/{JOB_FILE}")))
     embeddings = EmbeddingFiles(run.child(EMBEDDINGS_FOLDER))
     model = TrainedModel(
         f"{run.uri}/{EMBEDDINGS_FOLDER}",
@@ -159,9 +191,11 @@ def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
     return model
 
 
-def _use_checkpoint(checkpoint: Checkpoint, data: str | None, use: Callable[[TrainedModel], Result]) -> Result:
-    job = job_of(checkpoint)
-    folder = Folder(data or job.data.path)
+def _use_checkpoint(
+    checkpoint: Checkpoint, change: Callable[[JobConfig], JobConfig], use: Callable[[TrainedModel], Result]
+) -> Result:
+    job = change(job_of(checkpoint))
+    folder = Folder(job.data.path)
     manifest = open_dataset_of(checkpoint, folder)
     spec = make_model(job, manifest)
     towers = load_towers(job, spec, folder, manifest)

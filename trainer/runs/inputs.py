@@ -8,6 +8,7 @@ from crossfade.kvstore.errors import InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.row_selection import check_row_groups
@@ -31,6 +32,12 @@ def dataset_size(manifest: DatasetManifest) -> DatasetSize:
     queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
     interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
     return DatasetSize(queries, items, interactions, manifest.is_grouped)
+
+
+def open_lineage(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> LineageReader:
+    """Return a reader of the dataset in ``folder`` and its base datasets, as ``job`` says."""
+    only = job.data.history_from_this_dataset_only
+    return LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)
 
 
 def open_inputs(job: JobConfig) -> JobInputs:

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from crossfade.kvstore.arrays import IntArray
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.bulk import part_starts
@@ -33,7 +32,7 @@ _STARTS, _ITEMS, _WEIGHTS = "starts", "items", "weights"
 
 
 def write_histories(model: TrainedModel, folder: Path, reporter: ProgressReporter) -> None:
-    """Write the histories of all queries of ``model``, from all splits, into the new folder ``folder``.
+    """Write the histories of all queries of ``model``, from all splits and base datasets, into the new ``folder``.
 
     Raises:
         InputError: the dataset cannot be read.
@@ -41,13 +40,13 @@ def write_histories(model: TrainedModel, folder: Path, reporter: ProgressReporte
     """
     folder.mkdir()
     queries_Q = np.arange(model.spec.query.rows, dtype=np.int64)
-    starts_P1 = part_starts(model.vocabulary(model.spec.query.name).counts())
+    starts_P1 = part_starts(model.counts(model.spec.query.name))
     with (
         tempfile.TemporaryDirectory(prefix="parts-", dir=folder) as work,
-        closing(InteractionReader(model.data, model.manifest)) as reader,
+        closing(model.open_lineage()) as lineage,
         ExitStack() as stack,
     ):
-        divided = divide_histories(reader, model.manifest, ALL_SPLITS, queries_Q, starts_P1, Path(work), reporter)
+        divided = divide_histories(lineage, ALL_SPLITS, queries_Q, starts_P1, Path(work), reporter)
         starts, items, weights = (
             stack.enter_context((folder / name).open("wb")) for name in (_STARTS, _ITEMS, _WEIGHTS)
         )

@@ -9,6 +9,7 @@
     VERSION/vectors/ENTITY.npy      float32 (R, D)
     VERSION/names.sqlite            IDs and names (names.py)
     VERSION/histories/              the items of each query (mapped_histories.py)
+    VERSION/counts.npy              the interactions of each item in train, int64 (R,), base datasets included
     VERSION/metadata.duckdb         columns of the items, for filters (served_metadata.py)
     VERSION/index-METRIC/           an index of the items, as of 'crossfade index', if there are many
 
@@ -49,7 +50,7 @@ from crossfade.trainer.serving.mapped_histories import write_histories
 from crossfade.trainer.serving.names import write_names
 
 CARD_FILE, DATA, VECTORS = "version.json", "data", "vectors"
-NAMES, HISTORIES, METADATA = "names.sqlite", "histories", "metadata.duckdb"
+NAMES, HISTORIES, COUNTS, METADATA = "names.sqlite", "histories", "counts.npy", "metadata.duckdb"
 _COPY_BYTES = 8 << 20
 
 
@@ -108,11 +109,12 @@ def write_version(
     (folder / VECTORS).mkdir()
     for table in model.spec.vectors:
         _copy_vectors(model.vectors, table, folder / VECTORS / f"{table.name}.npy", reporter)
+    item = model.spec.item
+    np.save(folder / COUNTS, model.counts(item.name))
     local = open_copy(folder, model.uri, model.fingerprint)
     write_names({table.name: local.vocabulary(table.name) for table in model.spec.vectors}, folder / NAMES, reporter)
     write_histories(model, folder / HISTORIES, reporter)
-    item = model.spec.item
-    write_metadata(data, local.manifest, item.name, options.metadata, folder / METADATA)
+    write_metadata(data, local.manifest, item.name, options.metadata, local.counts(item.name), folder / METADATA)
     metrics: Sequence[ScoreKind] = []
     if options.index_from is not None and item.rows >= options.index_from:
         metrics = list(dict.fromkeys([model.job.model.score, "cosine"]))
@@ -142,7 +144,9 @@ def open_copy(folder: Path, uri: str, fingerprint: str) -> TrainedModel:
     data = Folder(folder / DATA)
     manifest = read_manifest(data)
     vectors = MappedVectors(folder / VECTORS)
-    return TrainedModel(uri, job, make_model(job, manifest), data, manifest, vectors, fingerprint)
+    spec = make_model(job, manifest)
+    counts = {spec.item.name: np.asarray(np.load(folder / COUNTS, mmap_mode="r"))}
+    return TrainedModel(uri, job, spec, data, manifest, vectors, fingerprint, known_counts=counts)
 
 
 class MappedVectors:

@@ -32,7 +32,8 @@ class BestEmbeddings:
 
     Attributes:
         held_out: this worker's part of the valid split; None if there is none.
-        counts_N: interactions of each item in train, int64 (items,); needed with ``held_out``.
+        counts_N: interactions of each item in train, here and in base datasets, int64 (items,); needed with
+            ``held_out``.
     """
 
     job: JobConfig

@@ -33,7 +33,7 @@ from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.runs.event_log import event_recorder
 from crossfade.trainer.runs.events import EventSink, PhaseEvent, StoppedEvent
 from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.runs.inputs import JobInputs, load_inputs
+from crossfade.trainer.runs.inputs import JobInputs, load_inputs, open_lineage
 from crossfade.trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
 from crossfade.trainer.training.batch_source import BatchSource
 from crossfade.trainer.training.batch_warnings import warn_odd_batches
@@ -222,7 +222,7 @@ class _Parts:
 
     def _item_counts(self) -> IntArray | None:
         for_negatives = needs_counts(self._negatives, self._inputs.model.has_item_features)
-        if not for_negatives and not self._inputs.has_rows("valid"):
+        if not for_negatives:
             return None
         return self._vocabularies[self._inputs.manifest.item].counts()
 
@@ -237,17 +237,12 @@ class _Parts:
         )
 
     def embeddings(self) -> BestEmbeddings:
-        job, store, held_out = self._job, self._store, None
+        job, store, held_out, counts_N = self._job, self._store, None, None
         if self._inputs.has_rows("valid"):
-            held_out = load_held_out(
-                self._reader,
-                self._inputs.manifest,
-                "valid",
-                job.evaluate,
-                store.rank,
-                store.workers,
-                self.towers.latest,
-            )
+            with closing(open_lineage(job, self._inputs.folder, self._inputs.manifest)) as lineage:
+                latest = self.towers.latest
+                held_out = load_held_out(lineage, "valid", job.evaluate, store.rank, store.workers, latest)
+                counts_N = lineage.counts(self._inputs.manifest.item)
         return BestEmbeddings(
             job,
             self._folder,
@@ -256,7 +251,7 @@ class _Parts:
             self._vocabularies,
             TowerVectors(self.towers, store.pull),
             held_out,
-            self._counts_N,
+            counts_N,
         )
 
     def loop(

@@ -20,8 +20,8 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Entity
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
 from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
@@ -248,8 +248,8 @@ def test_owners_are_distinct_customers(most: int, tmp_path: Path, monkeypatch: p
     group = make_interactions(query_N, item_N, weight_N)
     manifest = write_data_set(tmp_path, {"train": [[group]]}, queries=20, items=ITEMS)
     counts_R = np.bincount(query_N[weight_N > 0], minlength=20)
-    with closing(InteractionReader(Folder(tmp_path), manifest)) as reader:
-        owners_I, queries = count_owners(reader, manifest, counts_R)
+    with closing(LineageReader(Folder(tmp_path), manifest)) as lineage:
+        owners_I, queries = count_owners(lineage, counts_R)
     pairs = {(q, i) for q, i, w in zip(query_N.tolist(), item_N.tolist(), weight_N, strict=True) if w > 0}
     assert len(pairs) < (weight_N > 0).sum()
     assert owners_I.tolist() == [sum(item == i for _, i in pairs) for item in range(ITEMS)]

@@ -9,9 +9,9 @@ from preparing import prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.query_history import latest_histories
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 
 QUERIES, ITEMS = 30, 50
@@ -25,7 +25,7 @@ def write_pairs(folder: Path, pairs: Mapping[str, list[tuple[int, int]]]) -> Non
 def load(data: Path, exclude: list[SplitName], rank: int = 0, workers: int = 1) -> HeldOut:
     manifest = read_manifest(Folder(data))
     spec = EvaluateConfig(exclude_splits=exclude)
-    return load_held_out(InteractionReader(Folder(data), manifest), manifest, "test", spec, rank, workers)
+    return load_held_out(LineageReader(Folder(data), manifest), "test", spec, rank, workers)
 
 
 def test_query_whose_held_out_items_are_all_known_is_left_out(tmp_path: Path) -> None:
@@ -114,9 +114,11 @@ def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
     customers, items = (
         [str(row[1]) for row in vocabulary_tuples(tmp_path / "out", name)] for name in ("customer", "item")
     )
-    reader = InteractionReader(Folder(tmp_path / "out"), manifest)
+    lineage = LineageReader(Folder(tmp_path / "out"), manifest)
     spec = EvaluateConfig(by="moment", task="repeat")
-    parts = [(part.query_N, part.item_N, np.arange(len(part))) for part in reader.read_all(manifest.splits["train"])]
+    parts = [
+        (part.query_N, part.item_N, np.arange(len(part))) for part in lineage.own.read_all(manifest.splits["train"])
+    ]
     latest = latest_histories(parts, manifest.entities["customer"].rows, length=3)
 
     def queries(held_out: HeldOut) -> list[tuple[str, list[str], list[str]]]:
@@ -129,7 +131,7 @@ def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
             found.append((customers[row], truth, [items[item] for item in before.items_S[first:end]]))
         return sorted(found)
 
-    everything = load_held_out(reader, manifest, "test", spec, 0, 1, latest)
+    everything = load_held_out(lineage, "test", spec, 0, 1, latest)
     (at_60, at_40, at_50, of_b) = queries(everything)  # sorted by customer and held-out items
     assert at_40 == ("a", ["4", "5"], ["1", "2", "3"])
     assert (at_50[1], sorted(at_50[2])) == (["6"], ["3", "4", "5"])
@@ -137,11 +139,11 @@ def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
     assert of_b == ("b", ["2"], ["1"])
     chunks = [queries(chunk) for chunk in everything.chunks(3)]
     assert sorted([*chunks[0], *chunks[1]]) == queries(everything)
-    halves = [load_held_out(reader, manifest, "test", spec, rank, 2, latest) for rank in (0, 1)]
+    halves = [load_held_out(lineage, "test", spec, rank, 2, latest) for rank in (0, 1)]
     assert sorted([*queries(halves[0]), *queries(halves[1])]) == queries(everything)
-    new = load_held_out(reader, manifest, "test", EvaluateConfig(by="moment"), 0, 1, latest)
+    new = load_held_out(lineage, "test", EvaluateConfig(by="moment"), 0, 1, latest)
     assert [truth for _, truth, _ in queries(new)] == [["4", "5"], ["6"], ["2"]]
     assert new.dropped == 1
-    by_query = load_held_out(reader, manifest, "test", EvaluateConfig(), 0, 1, latest)
+    by_query = load_held_out(lineage, "test", EvaluateConfig(), 0, 1, latest)
     assert by_query.histories is None
     assert len(by_query.queries_Q) == 2

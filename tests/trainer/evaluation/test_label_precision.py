@@ -16,8 +16,8 @@ from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.evaluation import label_precision as geometry
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
@@ -109,8 +109,8 @@ def measure(
 ) -> LabelPrecision:
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of(kind, 0.2))
     counts_R = counts_RC.sum(axis=1).astype(np.int64)
-    with closing(InteractionReader(folder, manifest, 2)) as reader:
-        return label_precision(source, model, reader, manifest, entity, labels, counts_R, min_count=min_count, seed=4)
+    with closing(LineageReader(folder, manifest, 2)) as lineage:
+        return label_precision(source, model, lineage, entity, labels, counts_R, min_count=min_count, seed=4)
 
 
 def test_sampled_rows_are_compared_with_all(

@@ -16,8 +16,8 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask, SplitName
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.evaluation import ranking, top_k
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
@@ -162,7 +162,7 @@ def held_out(
 ) -> HeldOut:
     manifest = read_manifest(Folder(data))
     spec = EvaluateConfig(task=task, exclude_splits=exclude)
-    return load_held_out(InteractionReader(Folder(data), manifest), manifest, split, spec, rank, workers)
+    return load_held_out(LineageReader(Folder(data), manifest), split, spec, rank, workers)
 
 
 def lists_of(items: list[list[int]]) -> ItemLists:
@@ -384,4 +384,4 @@ def test_zero_vector_ranks_without_a_warning() -> None:
 def test_unreadable_split_is_rejected(data: Path, tmp_path: Path) -> None:
     manifest: DatasetManifest = read_manifest(Folder(data))
     with pytest.raises(InputError, match="no such file"):
-        load_held_out(InteractionReader(Folder(tmp_path), manifest), manifest, "test", EvaluateConfig(), 0, 1)
+        load_held_out(LineageReader(Folder(tmp_path), manifest), "test", EvaluateConfig(), 0, 1)

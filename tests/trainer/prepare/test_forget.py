@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
@@ -212,29 +213,6 @@ def test_empty_files_and_splits_are_removed(data: Folder) -> None:
     assert not [path for path in data.sizes() if path.startswith(("train", "valid", "test"))]
 
 
-class Crash(BaseException):
-    """A crash of the machine."""
-
-
-class CrashingStorage:
-    """Makes storage crash at call number ``at`` of those that change something."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
-        self.calls, self._at, self.down = 0, at, False
-        for name in ("write", "write_over", "open_output", "remove"):
-            patch.setattr(Folder, name, self._guarded(getattr(Folder, name)))
-
-    def _guarded(self, method: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            self.calls += 1
-            self.down = self.down or self.calls == self._at
-            if self.down:
-                raise Crash
-            return method(*arguments)
-
-        return call
-
-
 @pytest.mark.slow
 def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,7 +250,7 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
 def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data.sizes()
     calls = 0
-    rewrite = module._Forgetting._rewrite
+    rewrite = module.PlannedDeletion._rewrite
 
     def failing(self: Any, *arguments: Any) -> Any:
         nonlocal calls
@@ -281,7 +259,7 @@ def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.Monkey
             raise OSError("the disk is full")
         return rewrite(self, *arguments)
 
-    monkeypatch.setattr(module._Forgetting, "_rewrite", failing)
+    monkeypatch.setattr(module.PlannedDeletion, "_rewrite", failing)
     with pytest.raises(OSError, match="the disk is full"):
         forget_all(data)
     assert data.sizes() == before

@@ -10,6 +10,7 @@ from builders import write_groups, write_vocabulary
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.recommend.candidates import Candidates, FilterOptions, select_candidates
@@ -61,7 +62,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def select(data: Path, **options: object) -> Candidates:
     manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
-    return select_candidates(Folder(data), manifest, "track", FilterOptions(**options))  # type: ignore[arg-type]
+    counts = LineageReader(Folder(data), manifest).counts
+    return select_candidates(Folder(data), manifest, "track", FilterOptions(**options), counts)  # type: ignore[arg-type]
 
 
 def kept(data: Path, **options: object) -> list[int]:

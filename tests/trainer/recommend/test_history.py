@@ -8,8 +8,8 @@ import pytest
 from builders import make_interactions, write_data_set
 
 from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend import history
 from crossfade.trainer.recommend.history import Histories, divide_histories, load_histories
@@ -37,9 +37,9 @@ def manifest(folder: Path) -> DatasetManifest:
 
 def expected(folder: Path, manifest: DatasetManifest, splits: list[str]) -> dict[int, dict[int, float]]:
     totals: dict[int, dict[int, float]] = {}
-    with closing(InteractionReader(Folder(folder), manifest)) as reader:
+    with closing(LineageReader(Folder(folder), manifest)) as lineage:
         for name in splits:
-            for part in reader.read_all(manifest.splits[name]):  # type: ignore[index]
+            for part in lineage.own.read_all(manifest.splits[name]):  # type: ignore[index]
                 for query, item, weight in zip(part.query_N, part.item_N, part.weight_N, strict=True):
                     if weight != 0:
                         of_query = totals.setdefault(int(query), {})
@@ -58,8 +58,8 @@ def test_history_has_each_item_once_with_the_sum_of_weights(
     folder: Path, manifest: DatasetManifest, splits: list[str]
 ) -> None:
     queries_Q = np.array([0, 3, 17, 39])
-    with closing(InteractionReader(Folder(folder), manifest)) as reader:
-        found = load_histories(reader, manifest, splits, queries_Q, NullReporter())  # type: ignore[arg-type]
+    with closing(LineageReader(Folder(folder), manifest)) as lineage:
+        found = load_histories(lineage, splits, queries_Q, NullReporter())  # type: ignore[arg-type]
     totals = expected(folder, manifest, splits)
     assert as_dicts(found) == [dict(sorted(totals.get(int(query), {}).items())) for query in queries_Q]
 
@@ -71,9 +71,9 @@ def test_divided_histories_equal_loaded_ones(
     monkeypatch.setattr(history, "_BUFFERED_INTERACTIONS", buffered)
     queries_Q = np.arange(0, QUERIES, 2)
     starts_P1 = np.array([0, 1, 9, 20])
-    with closing(InteractionReader(Folder(folder), manifest)) as reader:
-        whole = load_histories(reader, manifest, ["train", "test"], queries_Q, NullReporter())
-        parts = divide_histories(reader, manifest, ["train", "test"], queries_Q, starts_P1, tmp_path, NullReporter())
+    with closing(LineageReader(Folder(folder), manifest)) as lineage:
+        whole = load_histories(lineage, ["train", "test"], queries_Q, NullReporter())
+        parts = divide_histories(lineage, ["train", "test"], queries_Q, starts_P1, tmp_path, NullReporter())
     assert [query for part in range(3) for query in as_dicts(parts.load(part))] == as_dicts(whole)
 
 

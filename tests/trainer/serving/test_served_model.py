@@ -14,7 +14,7 @@ from running_command import succeeded
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend.candidates import FilterOptions
 from crossfade.trainer.recommend.history import Histories, load_histories
@@ -123,8 +123,8 @@ def test_new_customers_are_folded_in_as_by_the_command(workspace: Path, served: 
 
 def test_histories_are_those_of_the_dataset(workspace: Path, served: ServedModel) -> None:
     def load(model: TrainedModel) -> None:
-        with closing(InteractionReader(model.data, model.manifest)) as reader:
-            expected = load_histories(reader, model.manifest, ALL_SPLITS, EVERYONE, NullReporter())
+        with closing(LineageReader(model.data, model.manifest)) as lineage:
+            expected = load_histories(lineage, ALL_SPLITS, EVERYONE, NullReporter())
         found = served.histories.load(EVERYONE)
         np.testing.assert_array_equal(found.lists.starts_Q1, expected.lists.starts_Q1)
         np.testing.assert_array_equal(found.lists.items_N, expected.lists.items_N)

@@ -18,8 +18,8 @@ from crossfade.main import main
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.features import load_feature
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
@@ -100,7 +100,7 @@ def popularity(workspace: Path) -> dict[str, float]:
     manifest = read_manifest(data)
     model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
     spec = EvaluateConfig(k=[5, 10], best_metric="ndcg@10", exclude_splits=["train"])
-    held_out = load_held_out(InteractionReader(data, manifest), manifest, "test", spec, 0, 1)
+    held_out = load_held_out(LineageReader(data, manifest), "test", spec, 0, 1)
     assert model.score == Score.of("dot", job.model.temperature)
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 

@@ -1,0 +1,228 @@
+"""A model of a second day recommends nothing that was heard on the first, whoever asks: commands, Python, servers."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import CUSTOMERS, planted_plays, write_job
+from command_here import crossfade_here
+from error_table import documented
+from preparing import interactions, vocabulary_tuples
+from running_command import succeeded
+from serving import running_server
+from waiting import wait_until
+
+import crossfade
+from crossfade.deploy.dashboard.explore_answers import recommend as explore
+from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
+from crossfade.kvstore.errors import InputError
+
+pytestmark = pytest.mark.slow
+
+PLAYS_A_DAY = 14
+ONLY = "--history-from-this-dataset-only"
+Known = dict[str, set[int]]
+
+
+def write_day(workspace: Path, day: int) -> None:
+    """Write what customers play on ``day``: other tracks each day, but one in three plays a track of day 1 again."""
+    tracks_CP = planted_plays(2 * PLAYS_A_DAY)
+    plays = tracks_CP[:, (day - 1) * PLAYS_A_DAY : day * PLAYS_A_DAY]
+    lines = [f"c{customer:03d},{track}" for customer, row in enumerate(plays) for track in row]
+    if day == 2:
+        lines += [f"c{customer:03d},{tracks_CP[customer, 0]}" for customer in range(0, CUSTOMERS, 3)]
+    (workspace / f"day{day}.csv").write_text("\n".join(["customer,track", *lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on a day, and on the next with a warm start."""
+    folder = tmp_path_factory.mktemp("known")
+    columns = ("--query", "customer", "--item", "track", "--hold-out", "random:0.1")
+    for day, base in ((1, ()), (2, ("--base", "data1"))):
+        write_day(folder, day)
+        prepare = ("prepare", "--events", f"day{day}.csv", *columns, *base, "--out", f"data{day}")
+        succeeded(crossfade_here(*prepare, cwd=folder))
+        write_job(folder / f"job{day}.yaml", f"data{day}", train={"epochs": 4})
+        start = ("--set", "checkpoint.warm_start_from=run1/checkpoints") if base else ()
+        succeeded(crossfade_here("train", f"job{day}.yaml", "--run-dir", f"run{day}", *start, cwd=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heard(workspace: Path) -> Known:
+    """Return what each customer has heard on both days."""
+    found: Known = {}
+    for day in (1, 2):
+        for line in (workspace / f"day{day}.csv").read_text().splitlines()[1:]:
+            customer, track = line.split(",")
+            found.setdefault(customer, set()).add(int(track))
+    return found
+
+
+@pytest.fixture
+def without_base(workspace: Path) -> Iterator[None]:
+    (workspace / "data1").rename(workspace / "gone")
+    yield
+    (workspace / "gone").rename(workspace / "data1")
+
+
+def recommended(path: Path) -> dict[str, list[int]]:
+    lists: dict[str, list[int]] = {}
+    for row in pq.read_table(path).to_pylist():
+        lists.setdefault(row["customer"], []).append(row["track"])
+    return lists
+
+
+def known_again(lists: dict[str, list[int]], heard: Known) -> int:
+    """Count the recommendations that their customer has heard."""
+    assert lists
+    assert all(lists.values())
+    return sum(track in heard[customer] for customer, tracks in lists.items() for track in tracks)
+
+
+def refused(workspace: Path, *arguments: object) -> None:
+    result = crossfade_here(*arguments, cwd=workspace)
+    documented("a missing base dataset", result.stderr.splitlines()[-1].removeprefix("crossfade: error: "))
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_command_recommends_nothing_known(workspace: Path, heard: Known, tmp_path: Path) -> None:
+    succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, "--out", tmp_path / "all.parquet", cwd=workspace))
+    lists = recommended(tmp_path / "all.parquet")
+    assert len(lists) == CUSTOMERS
+    assert known_again(lists, heard) == 0
+    printed = json.loads(
+        succeeded(crossfade_here("recommend", "run2", "--customer", "c007", "--json", cwd=workspace)).stdout
+    )
+    [found] = printed
+    assert [row["track"] for row in found["recommendations"]] == lists["c007"][:10]
+    assert {row["track"] for row in found["history"]} <= heard["c007"]
+    by_checkpoint = ("recommend", "run2/checkpoints", "--all", "-k", 20, "--out", tmp_path / "checkpoint.parquet")
+    succeeded(crossfade_here(*by_checkpoint, cwd=workspace))
+    assert known_again(recommended(tmp_path / "checkpoint.parquet"), heard) == 0
+
+
+def test_python_recommends_nothing_known(workspace: Path, heard: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    model = crossfade.load("run2", frame="arrow")
+    lists: dict[str, list[int]] = {}
+    for row in model.recommend(k=20).to_pylist():
+        lists.setdefault(row["customer"], []).append(row["track"])
+    assert known_again(lists, heard) == 0
+
+
+def test_server_recommends_nothing_known(workspace: Path, heard: Known) -> None:
+    names = sorted(heard)[:50]
+    with running_server("run2", cwd=workspace) as server:
+        status, answer = server.post("recommend", {"ids": names})
+    assert status == 200
+    lists = {name: [row["id"] for row in found["items"]] for name, found in zip(names, answer["results"], strict=True)}
+    assert known_again(lists, heard) == 0
+
+
+def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
+    answers: list[Any] = []
+
+    def has_answered() -> bool:
+        answers[:] = [models.ask(run, lambda served: explore(served, customer))]
+        return not isinstance(answers[0], Preparing)
+
+    with closing(ExploredModels(**options)) as models:
+        wait_until(has_answered, f"the model of {run}")
+    found: dict[str, Any] = answers[0]
+    return found
+
+
+def test_explore_recommends_nothing_known(workspace: Path, heard: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    found = explored(workspace / "run2", "c007")
+    assert known_again({"c007": [int(row["id"]) for row in found["rows"]]}, heard) == 0
+    assert found["history_items"] == len(heard["c007"])
+    assert {int(row["id"]) for row in found["history"]} <= heard["c007"]
+
+
+def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
+    """Held-out plays of tracks of the first day are dropped, and both baselines rank without them."""
+    splits = [*((1, split) for split in ("train", "valid", "test")), (2, "train"), (2, "valid")]
+    days = [interactions(workspace / f"data{day}", split) for day, split in splits]
+    known = {row[:2] for rows in days for row in rows}
+    held_out = {row[:2] for row in interactions(workspace / "data2", "test")}
+    printed = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", cwd=workspace)).stdout)
+    dropped = len(held_out & known)
+    assert (printed["test"]["pairs"], printed["test"]["pairs_dropped"]) == (len(held_out) - dropped, dropped)
+    assert dropped > 0
+    only = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", ONLY, cwd=workspace)).stdout)
+    assert only["test"]["pairs_dropped"] < dropped
+    for name in ("popularity", "item_cosine"):
+        assert printed["baselines"]["metrics"]["test"][name] != only["baselines"]["metrics"]["test"][name]
+    report = json.loads((workspace / "run2" / "report.json").read_text())
+    assert report["metrics"]["test"]["pairs_dropped"] == dropped
+
+
+def test_popularity_counts_both_days(workspace: Path) -> None:
+    counts = {day: {row[1]: row[2] for row in vocabulary_tuples(workspace / f"data{day}", "track")} for day in (1, 2)}
+    total = {track: counts[1].get(track, 0) + count for track, count in counts[2].items()}
+    least = sorted(total.values())[-10]
+    expected = {track for track, count in total.items() if count >= least}
+    result = crossfade_here(
+        "recommend",
+        "run2",
+        "--customer",
+        "c007",
+        "--exclude",
+        "-k",
+        999,
+        "--where",
+        f"count >= {least}",
+        "--json",
+        cwd=workspace,
+    )
+    [found] = json.loads(succeeded(result).stdout)
+    assert {row["track"] for row in found["recommendations"]} == expected
+
+
+@pytest.mark.usefixtures("without_base")
+def test_missing_base_dataset_stops_every_command(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    refused(workspace, "recommend", "run2", "--customer", "c007")
+    refused(workspace, "recommend", "run2", "--all", "--out", out)
+    refused(workspace, "evaluate", "run2")
+    refused(workspace, "map", "run2", "--out", tmp_path / "map")
+    refused(workspace, "train", "job2.yaml", "--run-dir", tmp_path / "run")
+    refused(workspace, "serve", "run2", "--port", 0)
+    refused(workspace, "similar", "run2", "1", "--where", "count > 1")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.chdir(workspace)
+    with pytest.raises(InputError, match=ONLY):
+        crossfade.load("run2").recommend("c007")
+    with pytest.raises(InputError, match=ONLY):
+        crossfade.load("run2").evaluate()
+    with pytest.raises(InputError, match=ONLY):
+        explored(workspace / "run2", "c007")
+
+
+@pytest.mark.usefixtures("without_base")
+def test_option_goes_on_without_the_base_dataset(
+    workspace: Path, heard: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "all.parquet"
+    succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, ONLY, "--out", out, cwd=workspace))
+    assert known_again(recommended(out), heard) > CUSTOMERS
+    succeeded(crossfade_here("evaluate", "run2", ONLY, cwd=workspace))
+    succeeded(crossfade_here("similar", "run2", "1", "--where", "count > 1", ONLY, cwd=workspace))
+    job_key = ("--set", "data.history_from_this_dataset_only=true", "--set", "train.epochs=1")
+    succeeded(crossfade_here("train", "job2.yaml", "--run-dir", tmp_path / "run", *job_key, cwd=workspace))
+    monkeypatch.chdir(workspace)
+    model = crossfade.load("run2", history_from_this_dataset_only=True, frame="arrow")
+    assert model.recommend("c007").num_rows == 10
+    assert model.evaluate()["queries"] > 0
+    assert explored(workspace / "run2", "c007", history_from_this_dataset_only=True)["rows"]
+    with running_server("run2", ONLY, cwd=workspace) as server:
+        assert server.get("recommend", id="c007")[0] == 200

@@ -1,0 +1,208 @@
+"""Interactions of a dataset and its base datasets: read together, in the rows of the newest, or refused."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from error_table import documented
+from object_store import running_object_store
+from preparing import prepare_files, vocabulary_tuples, write_parquet
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare.admission import MaxAge
+from crossfade.trainer.prepare.forget import forget
+
+Pair = tuple[str, int]
+DAY_1, DAY_2, DAY_3 = ([("a", 1), ("a", 2), ("b", 1)], [("a", 3), ("c", 1)], [("b", 4), ("c", 1), ("d", 5)])
+
+
+def day(folder: Path, name: str, plays: Sequence[Pair], base: str | None = None, **options: object) -> Path:
+    """Prepare ``plays``, one a second from ``at`` on, as the dataset ``name`` that extends ``base``."""
+    start = options.pop("at", None)
+    columns: dict[str, list[object]] = {"customer": [one for one, _ in plays], "item": [item for _, item in plays]}
+    if isinstance(start, int):
+        columns["timestamp"] = [start + second for second in range(len(plays))]
+        options["timestamp"] = "timestamp"
+    raw = write_parquet(folder / f"{name}.parquet", **columns)
+    location = None if base is None else str(folder / base)
+    prepare_files(folder / name, raw, item="item", base=location, **{"hold_out_valid": "none", **options})  # type: ignore[arg-type]
+    return folder / name
+
+
+def three_days(folder: Path) -> Path:
+    day(folder, "day1", DAY_1)
+    day(folder, "day2", DAY_2, "day1")
+    return day(folder, "day3", DAY_3, "day2")
+
+
+def opened(data: Path | str, *, this_dataset_only: bool = False) -> LineageReader:
+    folder = Folder(str(data))
+    return LineageReader(folder, read_manifest(folder), this_dataset_only=this_dataset_only)
+
+
+def ids(data: Path | str, entity: str) -> list[object]:
+    return [row[1] for row in vocabulary_tuples(Folder(str(data)), entity)]
+
+
+def known(
+    data: Path | str, splits: Sequence[str] = ("train", "valid", "test"), *, this_dataset_only: bool = False
+) -> list[Pair]:
+    """Return what ``read_known`` yields, in order, with the IDs of ``data``."""
+    customers, items = ids(data, "customer"), ids(data, "item")
+    with closing(opened(data, this_dataset_only=this_dataset_only)) as lineage:
+        parts = list(lineage.read_known(splits))
+    return [(customers[q], items[i]) for part in parts for q, i in zip(part.query_N, part.item_N, strict=True)]  # type: ignore[misc]
+
+
+def problem(data: Path, cause: str) -> str:
+    with pytest.raises(InputError) as raised:
+        known(data)
+    return documented(cause, str(raised.value))
+
+
+def test_interactions_of_three_days_are_read_from_the_oldest_on(tmp_path: Path) -> None:
+    data = three_days(tmp_path)
+    assert sorted(known(data)[:3]) == DAY_1
+    assert sorted(known(data)[3:5]) == DAY_2
+    assert sorted(known(data)[5:]) == DAY_3
+    assert sorted(known(data, this_dataset_only=True)) == DAY_3
+    with closing(opened(data)) as lineage:
+        assert (lineage.known_rows(["train"]), lineage.train_rows()) == (8, 8)
+        items, customers = ids(data, "item"), ids(data, "customer")
+        assert dict(zip(items, lineage.counts("item").tolist(), strict=True)) == {1: 4, 2: 1, 3: 1, 4: 1, 5: 1}
+        assert dict(zip(customers, lineage.counts("customer").tolist(), strict=True)) == {
+            "a": 3,
+            "b": 2,
+            "c": 2,
+            "d": 1,
+        }
+
+
+def test_all_splits_of_base_datasets_are_known_and_only_train_counts(tmp_path: Path) -> None:
+    test = write_parquet(tmp_path / "test.parquet", customer=["a"], item=[2])
+    day(tmp_path, "day1", [("a", 1), ("b", 2)], test=[test])
+    data = day(
+        tmp_path, "day2", [("a", 3)], "day1", test=[write_parquet(tmp_path / "t2.parquet", customer=["b"], item=[1])]
+    )
+    assert sorted(known(data, ["train"])) == [("a", 1), ("a", 2), ("a", 3), ("b", 2)]
+    assert known(data, []) == []
+    customers, items = ids(data, "customer"), ids(data, "item")
+    with closing(opened(data)) as lineage:
+        pairs = [
+            (customers[q], items[i])
+            for part in lineage.read_train()
+            for q, i in zip(part.query_N, part.item_N, strict=True)
+        ]
+    assert sorted(pairs) == [("a", 1), ("a", 3), ("b", 2)]
+
+
+def test_rows_that_were_forgotten_or_belong_to_another_id_now_are_left_out(tmp_path: Path) -> None:
+    """Customer b and item 2 expire; x gets the row of b. Item 3 is forgotten in the newest dataset only."""
+    age = {"customer": MaxAge.parse("100"), "item": MaxAge.parse("100")}
+    day(tmp_path, "day1", [("a", 1), ("b", 1), ("b", 2), ("a", 3)], at=0, expire_after=age)
+    data = day(tmp_path, "day2", [("a", 1), ("a", 3), ("x", 1)], "day1", at=90, expire_after=age)
+    assert ids(data, "customer") == ["a", "b", "x"]
+    data = day(tmp_path, "day3", [("x", 1), ("y", 1), ("a", 3), ("z", 9)], "day2", at=150, expire_after=age)
+    assert set(ids(data, "customer")) == {"a", "x", "y", "z"}
+    forget(Folder(data), pa.array(["3"]), "item", NullReporter())
+    assert sorted(known(data)) == [("a", 1), ("a", 1), ("x", 1), ("x", 1), ("y", 1), ("z", 9)]
+    with closing(opened(data)) as lineage:
+        counts = dict(zip(ids(data, "customer"), lineage.counts("customer").tolist(), strict=True))
+    # Plays of items that have expired since, or were forgotten in the newest dataset only, count.
+    assert counts == {"a": 4, "x": 2, "y": 1, "z": 1}
+
+
+@pytest.mark.parametrize(("first", "second"), [(10, 20), (None, 20), (10, None)])
+def test_times_are_those_of_the_newest_dataset(tmp_path: Path, first: int | None, second: int | None) -> None:
+    """A base dataset without times lies before all of them."""
+    day(tmp_path, "day1", [("a", 1)], at=first)
+    data = day(tmp_path, "day2", [("a", 2)], "day1", at=second)
+    with closing(opened(data)) as lineage:
+        times = [part.timestamp_N for part in lineage.read_train(timestamps=True)]
+    if second is None:
+        assert times == [None, None]
+    else:
+        earliest = np.iinfo(np.int64).min if first is None else first
+        assert [time_N.tolist() for time_N in times if time_N is not None] == [[earliest], [second]]
+
+
+def test_lineage_that_was_moved_together_is_found(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    three_days(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "day3")
+    assert len(known(tmp_path / "new" / "day3")) == len(known(tmp_path / "link")) == 8
+
+
+def test_missing_base_dataset_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = three_days(tmp_path)
+    (tmp_path / "day1").rename(tmp_path / "elsewhere")
+    assert f"{tmp_path / 'day1'}: cannot be used as the base dataset of {data}" in problem(
+        data, "a missing base dataset"
+    )
+    assert sorted(known(data, this_dataset_only=True)) == DAY_3
+    assert f"{data}: its history is read from this dataset only, without its base dataset ../day2" in caplog.text
+    assert len(known(tmp_path / "elsewhere")) == 3
+
+
+def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path) -> None:
+    data = three_days(tmp_path)
+    day(tmp_path, "day2", [("a", 9), ("c", 1)], "day1", overwrite=True)
+    assert str(tmp_path / "day2") in problem(data, "a base dataset that another one has replaced")
+
+
+def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path) -> None:
+    data = three_days(tmp_path)
+    forget(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
+    assert sorted(known(data)) == sorted([("b", 1), *DAY_2, *DAY_3])
+
+
+def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path) -> None:
+    data = three_days(tmp_path)
+    [part] = (tmp_path / "day1" / "train").iterdir()
+    part.write_bytes(part.read_bytes()[:-9])
+    assert part.name in problem(data, "a corrupt file of a base dataset")
+
+
+def test_base_dataset_of_an_earlier_version_is_an_error(tmp_path: Path) -> None:
+    data = three_days(tmp_path)
+    folder = Folder(data)
+    read_manifest(folder).model_copy(update={"base": None}).write(folder)
+    problem(data, "a base dataset whose place was not recorded")
+
+
+def test_base_dataset_outside_the_lineage_ends_the_search(tmp_path: Path) -> None:
+    """A manifest that refers to itself, or to a dataset that it does not list, is not followed."""
+    data = three_days(tmp_path)
+    folder, manifest = Folder(data), read_manifest(Folder(data))
+    manifest.model_copy(update={"lineage": manifest.lineage[:1]}).write(folder)
+    assert "does not list it in its lineage" in problem(data, "a base dataset outside the lineage")
+
+
+@pytest.mark.slow
+def test_dataset_on_s3_extends_a_local_one_and_is_extended_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s3").mkdir()
+    with running_object_store(tmp_path / "s3") as store:
+        for name, value in store.variables.items():
+            monkeypatch.setenv(name, value)
+        day(tmp_path, "day1", DAY_1)
+        bases = {"day2": str(tmp_path / "day1"), "day3": store.uri("day2")}
+        for plays, (name, base) in zip((DAY_2, DAY_3), bases.items(), strict=True):
+            raw = write_parquet(
+                tmp_path / f"{name}.parquet", customer=[one for one, _ in plays], item=[item for _, item in plays]
+            )
+            prepare_files(store.uri(name), raw, item="item", base=base, hold_out_valid="none")
+        assert sorted(known(store.uri("day3"))) == sorted([*DAY_1, *DAY_2, *DAY_3])
+        shutil.rmtree(tmp_path / "day1")
+        with pytest.raises(InputError, match=r"day1: cannot be used as the base dataset of s3://.*day3"):
+            known(store.uri("day3"))
