@@ -28,6 +28,7 @@ from crossfade.trainer.runs.events import (
     CheckpointSaved,
     EpochEvent,
     Event,
+    FailureEvent,
     HostExcluded,
     HostsMissing,
     InterruptionNotice,
@@ -133,6 +134,8 @@ class TrainDisplay:
             for skipped in event.skipped:
                 _logger.info(f"skipped a checkpoint: {skipped}")
             logs.context.update(generation=getattr(event, "generation", None), step=event.step)
+        if isinstance(event, FailureEvent) and event.after_results:
+            _logger.warning(f"{event.describe()}, after all results were written: nothing is lost")
         if (describe := _DESCRIPTIONS.get(type(event))) is not None:
             _logger.info(describe(event))
 

@@ -311,6 +311,8 @@ def _work(
     run_training(job, folder, store, hooks, checkpoint=checkpoint, all_reduce=all_reduce)
     if all_reduce is not None:
         all_reduce.close()
+    store.barrier()  # the first worker has written the report
+    emit(PhaseEvent(name="leaving"))
     store.close()
 
 

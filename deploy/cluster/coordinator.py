@@ -21,7 +21,7 @@ from typing import Any
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.host_health import HostHealth
-from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
+from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
 from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
@@ -33,7 +33,6 @@ from crossfade.trainer.runs import events
 EXIT_TIMEOUT_SECONDS = 30.0
 """Time that the other roles have to end once one has ended without an error."""
 _NEVER = float("inf")
-_STOPPED_EXIT_CODE = 143
 
 
 class Coordinator:
@@ -251,8 +250,11 @@ class Coordinator:
         if heartbeat.ended_generation >= self.generation:
             how = "ended its roles: it could not reach the coordinator"
             self._fail(Failure(message=f"the agent on {member.host} {how}", host=member.host))
-        elif heartbeat.generation == self.generation and heartbeat.failure:
-            self._fail(heartbeat.failure)
+        elif heartbeat.generation == self.generation and (failure := heartbeat.failure):
+            if failure.role in self._generation.left and not self._generation.has_results:
+                self._await_end()  # of the other workers, which have written their results too
+            else:
+                self._fail(failure)
         elif "done" in heartbeat.roles.values():
             self._note_done_roles()
         elif member.interruption_notice and self.state is State.RUNNING and member.id != self.local_agent:
@@ -264,7 +266,8 @@ class Coordinator:
     def _desired_state(self, member: Member) -> DesiredState:
         assigned = self._generation.assigned
         if self.state in FINISHED:
-            code, how = self._outcome()
+            error = self._error.message if self._error else ""
+            code, how = outcome(self.state, self.message, error, self._interruption_notice)
             return DesiredState(coordinator=self.id, action="leave", exit_code=code, message=f"the job {how}")
         if member.interruption_notice and member.id != self.local_agent and member.id not in assigned:
             how = f"the job continues without this host: {member.interruption_notice}"
@@ -283,17 +286,6 @@ class Coordinator:
             checkpoints_requested=self._checkpoints_requested,
         )
 
-    def _outcome(self) -> tuple[int, str]:
-        """Return how the job ended: the exit code of its agents, and a phrase after 'the job'."""
-        if self.state is State.DONE:
-            return 0, "is done"
-        if self.state is State.FAILED:
-            return 1, f"has failed: {self._error.message if self._error else ''}"
-        if notice := self._interruption_notice:
-            how = f"was stopped {self.message}, because its coordinator's host is being reclaimed: {notice}"
-            return INTERRUPTED_EXIT_CODE, how
-        return _STOPPED_EXIT_CODE, f"was stopped {self.message}"
-
     # ---- transitions
 
     def _emit_start(self, spec: GenerationSpec) -> None:
@@ -311,8 +303,7 @@ class Coordinator:
         done = {name for name, state in self._members.role_states().items() if state == "done"}
         stop_result = self._generation.stop_result
         if done != self._generation.role_names():
-            # MXNet lets no role leave before all workers have called their last barrier, so the others follow soon.
-            self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
+            self._await_end()
         elif stop_result is None:
             self.state = State.DONE
             self._restart_policy.end_outage(self._clock())
@@ -324,6 +315,10 @@ class Coordinator:
             self._terminate(State.BACKOFF)
         else:
             self._fail(Failure(message="a worker was asked to stop by another process"))
+
+    def _await_end(self) -> None:
+        """Limit how long roles may take to end: MXNet lets none leave before all workers are at their last barrier."""
+        self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
 
     def _drain(self, cause: str, seconds: float) -> None:
         """Write a checkpoint, in ``seconds`` at most, and start again without a host, because of ``cause``."""
@@ -352,6 +347,10 @@ class Coordinator:
         if self.state is State.STOPPING:
             self._events.append(self._generation.failure_event(failure, ends_run=True))
             self._terminate_stopped(f": {failure.message}")
+        elif self.state is State.RUNNING and self._generation.has_results:
+            self._events.append(self._generation.failure_event(failure, ends_run=False))
+            self._restart_policy.end_outage(self._clock())
+            self._terminate(State.DONE)
         elif self.state in {State.RUNNING, State.DRAINING, State.PREPARING}:
             if failure.checkpoint is not None:
                 self.rejected_checkpoints |= {failure.checkpoint}

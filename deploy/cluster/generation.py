@@ -60,6 +60,8 @@ class Generation:
         self.has_trained = False
         self._heard_at: dict[str, float] = {}
         """When each role that has reported its load was last heard."""
+        self.left: set[str] = set()
+        """The workers that have left: each does once all have written their results."""
         self.stop_result: StopResult | None = None
         """What the workers reported once they had stopped as requested."""
         self.progress_at = now
@@ -68,6 +70,12 @@ class Generation:
     def wrote_checkpoint(self) -> bool:
         """Whether there is a newer checkpoint than the one it started from."""
         return self.work.checkpoint_step > self.spec.step
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the run is finished, and all its results are written: only the ends of roles are missing."""
+        workers = {name for name in self.role_names() if name.startswith("worker-")}
+        return self.stop_result is None and bool(workers) and workers <= self.left
 
     def _silent_role(self, now: float) -> str | None:
         """Return the role that has sent nothing for long, not even its load, if it is the only one."""
@@ -82,7 +90,8 @@ class Generation:
 
     def failure_event(self, failure: Failure, *, ends_run: bool) -> FailureEvent:
         """Return the record of ``failure``: of which role, on which host, and what was lost."""
-        lost_steps, lost_seconds = self.work.since(self.work.checkpoint_step)
+        written = self.has_results
+        lost_steps, lost_seconds = (0, None) if written else self.work.since(self.work.checkpoint_step)
         return FailureEvent(
             generation=self.number,
             role=failure.role,
@@ -94,6 +103,7 @@ class Generation:
             step=self.work.step,
             lost_steps=lost_steps,
             lost_seconds=lost_seconds,
+            after_results=written or None,
         )
 
     def agent_of(self, role: str) -> str:
@@ -132,6 +142,8 @@ class Generation:
         match numbered.event:
             case StepEvent():
                 self.has_trained = True
+            case PhaseEvent(name="leaving"):
+                self.left.add(numbered.role)
             case StoppedEvent(step=step, checkpoint=checkpoint):
                 from crossfade.trainer.training.checkpointing import StopResult  # imports numba, which takes time
 

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.topology import Address
+
+_STOPPED_EXIT_CODE = 143
 
 
 class State(StrEnum):
@@ -35,6 +38,23 @@ class State(StrEnum):
 FINISHED = frozenset({State.DONE, State.FAILED, State.STOPPED})
 LIVE = frozenset({State.RUNNING, State.STOPPING, State.DRAINING})
 """The states in which agents run roles."""
+
+
+def outcome(state: State, message: str, error: str, notice: str | None) -> tuple[int, str]:
+    """Return how a job ended as ``state``: the exit code of its agents, and a phrase after 'the job'.
+
+    ``message`` says how it was stopped, ``error`` why it failed, ``notice`` why its coordinator's host is reclaimed.
+    """
+    if state is State.DONE:
+        return 0, "is done"
+    if state is State.FAILED:
+        return 1, f"has failed: {error}"
+    if notice:
+        return (
+            INTERRUPTED_EXIT_CODE,
+            f"was stopped {message}, because its coordinator's host is being reclaimed: {notice}",
+        )
+    return _STOPPED_EXIT_CODE, f"was stopped {message}"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class LastFailure:
     step: int
     lost_steps: int
     lost_seconds: float | None
+    after_results: bool | None = None
+    """Whether all results had been written, so that the run is done."""
 
     def work(self) -> str:
         """Describe what was lost: ``333 steps since the last checkpoint, 5.6 s``."""

@@ -24,7 +24,7 @@ from crossfade.kvstore.mxnet.commands import (
     reset_commands,
     save_command,
 )
-from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_zeros
+from crossfade.kvstore.mxnet.imports import free_store, import_mxnet, row_sparse_zeros
 from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
 from crossfade.kvstore.mxnet.worker_key import WorkerKey
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -232,6 +232,8 @@ class MXNetStore:
         self._store._barrier()
 
     def close(self) -> None:
-        """Leave the job: the servers stop when all workers have left."""
+        """Leave the job: the servers stop when all workers have left. The store cannot be used any more."""
         self.barrier()
-        self._store = None
+        self._keys.clear()
+        store, self._store = self._store, None
+        free_store(store)

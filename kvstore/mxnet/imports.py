@@ -1,4 +1,7 @@
-"""Import MXNet safely, and view its memory as numpy arrays. Other modules call ``import_mxnet`` first."""
+"""Import MXNet safely, view its memory as numpy arrays, and free its stores.
+
+Other modules call ``import_mxnet`` first.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,16 @@ def _check(status: int) -> None:
     from mxnet.base import check_call
 
     check_call(status)
+
+
+def free_store(store: Any) -> None:
+    """Free what MXNet has behind ``store``, whatever else still refers to it, and let a worker leave the job.
+
+    MXNet would do so once Python deletes ``store``. While the interpreter ends, that may never happen: then ps-lite's
+    thread still runs when its destructors do, which aborts the process.
+    """
+    handle, store.handle = store.handle, None  # to free None, as Python's deletion then does, is allowed
+    _check(_library().MXKVStoreFree(handle))
 
 
 def dense_view(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:

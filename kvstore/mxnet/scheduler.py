@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from crossfade.kvstore.mxnet.imports import import_mxnet
+from crossfade.kvstore.mxnet.imports import free_store, import_mxnet
 from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
 
 Controller = Callable[[int, bytes, Any], None]
@@ -22,8 +22,9 @@ def run_scheduler(hosts: Sequence[str]) -> None:
 
 
 def run_until_done(store: Any, control: Controller) -> None:
-    """Run the loop of MXNet's server or scheduler, by ``DMLC_ROLE``; ``control`` must not raise."""
+    """Run the loop of MXNet's server or scheduler, by ``DMLC_ROLE``, and free ``store``; ``control`` must not raise."""
     from mxnet.base import _LIB, check_call
 
     controller = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(control)
     check_call(_LIB.MXKVStoreRunServer(store.handle, controller, None))
+    free_store(store)

@@ -13,7 +13,7 @@ from cluster_data import write_job, write_planted
 
 from crossfade import logs
 from crossfade.display import PhaseLines, Progress, TrainDisplay
-from crossfade.trainer.runs.events import EpochEvent, RestartEvent, StepEvent
+from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 
 VALID = {
     f"{kind}@{k}": 0.123456789 for kind in ("recall", "ndcg", "map", "mrr", "hit_rate") for k in (1, 5, 10, 20, 50)
@@ -120,3 +120,16 @@ def test_last_line_of_the_bar_says_that_the_run_stopped_early(tmp_path: Path) ->
     last = [line for line in re.split(r"[\r\n]+", printed.decode()) if line.strip()][-1]
     assert last.startswith("stopped early: 100%|")
     assert "ndcg@10=0." in last
+
+
+def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure_console()
+    failure = FailureEvent(
+        generation=1, role="worker-0", host="b2", cause="was killed by SIGABRT", ends_run=False, step=9, lost_steps=0
+    )
+    with TrainDisplay("ndcg@10") as display:
+        display.show(failure)  # the restart that follows names it
+        display.show(failure.model_copy(update={"after_results": True}))
+    assert capsys.readouterr().err.splitlines() == [
+        "crossfade: worker-0 on b2 was killed by SIGABRT, after all results were written: nothing is lost"
+    ]

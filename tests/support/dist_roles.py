@@ -5,6 +5,7 @@ function of a worker; the scheduler and the servers are those of the product. A 
 through the worker's standard input and output.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -37,6 +38,9 @@ def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
             store = MXNetStore(SECRET, [], key_bytes)
             work(store)
             store.close()
+            # As if something referred to it while the interpreter ends: then Python never deletes it.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(store._keys))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
         elif role == "server":
             run_server(SECRET, [], "/", _fail, lambda _: None)
         else:

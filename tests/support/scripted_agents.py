@@ -7,7 +7,7 @@ from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.topology import AcceptedRoles, Address
 from crossfade.trainer.config.run_sections import ClusterConfig
-from crossfade.trainer.runs.events import CheckpointSaved, Event, StepEvent, to_json
+from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, StepEvent, to_json
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3
 KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")
@@ -60,14 +60,18 @@ class Host:
         """Send events of a role of its generation."""
         return self.heartbeat(events=self.number_events(*events), **changes)
 
-    def number_events(self, *events: Event) -> list[NumberedEvent]:
+    def number_events(self, *events: Event, role: str = "worker-0") -> list[NumberedEvent]:
         numbered = []
         for event in events:
             self.events += 1
-            numbered.append(
-                NumberedEvent(number=self.events, generation=self.generation or 0, role="worker-0", event=event)
-            )
+            numbered.append(NumberedEvent(number=self.events, generation=self.generation or 0, role=role, event=event))
         return numbered
+
+    def leave(self, *workers: str) -> DesiredState:
+        """Report that ``workers`` leave: all results are written."""
+        for worker in workers:
+            self.heartbeat(events=self.number_events(PhaseEvent(name="leaving"), role=worker))
+        return self.desired
 
     def finish_roles(self) -> DesiredState:
         """Report that all its roles are done."""

@@ -245,6 +245,7 @@ class FailureEvent(_Event):
     step: Whole = Field(description="steps taken until then")
     lost_steps: Whole = Field(description="steps since the newest checkpoint")
     lost_seconds: Seconds | None = Field(None, description="seconds that they took, if that is known")
+    after_results: bool | None = Field(None, description="whether all results had been written, so the run is done")
 
     def describe(self) -> str:
         """Return a line for users."""

@@ -1,8 +1,9 @@
 """End of a job: done, failed or stopped, on a clock that the test moves."""
 
 import pytest
-from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
+from scripted_agents import GRACE, KILLED, STALL, Cluster, Host, saved, step
 
+from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import Failure
@@ -32,6 +33,75 @@ def test_agent_without_final_answer_is_waited_for_until_its_lease_expires(pair: 
     cluster.wait_silently(1)
     assert cluster.coordinator.remote_hosts() == []
     assert cluster.state is State.DONE
+
+
+ABORTED = Failure(message="worker-0 was killed by SIGABRT", role="worker-0", cause="was killed by SIGABRT")
+SERVER_ABORTED = Failure(message="server-1 was killed by SIGABRT", role="server-1", cause="was killed by SIGABRT")
+
+
+@pytest.mark.parametrize("failure", [ABORTED, SERVER_ABORTED], ids=lambda failure: failure.role)
+def test_role_that_dies_once_all_results_are_written_leaves_the_job_done(alone: Cluster, failure: Failure) -> None:
+    alone.local.leave("worker-0", "worker-1")
+    alone.fail(failure)
+    assert alone.state is State.DONE
+    assert alone.local.desired.action == "leave"
+    assert alone.local.desired.exit_code == 0
+    [event] = alone.events("failure")
+    assert (event["role"], event["cause"], event["ends_run"]) == (failure.role, "was killed by SIGABRT", False)
+    assert (event["after_results"], event["lost_steps"]) == (True, 0)
+    assert alone.coordinator.restarts == []
+
+
+def test_role_that_dies_after_leaving_waits_for_the_results_of_the_other_workers(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.local.leave("worker-0")
+    cluster.local.heartbeat(failure=ABORTED)
+    assert cluster.state is State.RUNNING
+    other.leave("worker-1")
+    cluster.local.heartbeat(failure=ABORTED)
+    cluster.heartbeat_all()
+    cluster.heartbeat_all()
+    assert cluster.state is State.DONE
+
+
+def test_worker_that_never_leaves_after_another_died_causes_a_restart(alone: Cluster) -> None:
+    alone.local.leave("worker-0")
+    alone.local.heartbeat(failure=ABORTED)
+    alone.wait(EXIT_TIMEOUT_SECONDS + 2)
+    assert EXIT_TIMEOUT_SECONDS < STALL
+    assert alone.state is State.PREPARING
+    [failure] = alone.events("failure")
+    assert "after_results" not in failure
+    assert failure["cause"].startswith("the others are done, but ")
+
+
+def test_worker_that_dies_before_it_leaves_causes_a_restart(alone: Cluster) -> None:
+    alone.local.leave("worker-1")
+    alone.fail(ABORTED)
+    assert alone.state is State.PREPARING
+
+
+def test_servers_that_do_not_end_once_all_results_are_written_leave_the_job_done(alone: Cluster) -> None:
+    alone.local.leave("worker-0", "worker-1")
+    alone.local.roles = {name: "done" if name.startswith("worker") else "running" for name in alone.local.roles}
+    alone.wait(EXIT_TIMEOUT_SECONDS + 2)
+    assert alone.state is State.DONE
+    [failure] = alone.events("failure")
+    assert failure["cause"] == "the others are done, but scheduler, server-0, server-1 did not end in 30 s"
+
+
+def test_host_that_is_lost_once_all_results_are_written_leaves_the_job_done(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.local.leave("worker-0")
+    other.leave("worker-1")
+    cluster.now += LEASE_SECONDS + 1
+    cluster.local.heartbeat()
+    cluster.coordinator.tick()
+    cluster.local.heartbeat()
+    cluster.local.heartbeat()
+    assert cluster.state is State.DONE
+    [failure] = cluster.events("failure")
+    assert (failure["host"], failure["after_results"]) == ("host 10.0.0.2", True)
 
 
 def test_stop_within_the_grace_period_ends_with_a_checkpoint(pair: tuple[Cluster, Host]) -> None:
