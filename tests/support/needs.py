@@ -3,7 +3,6 @@
 A reason is ``needs WHAT: HOW``, followed by details in parentheses; ``conftest.py`` ends a run with the sums.
 """
 
-import os
 from importlib.util import find_spec
 
 import pytest
