@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from needs import X86
 from run_results import report_of
 from running_command import crossfade, messages, started, succeeded
 from supervised_runs import TOKEN
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels named are those of x86-64"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason=X86),
 ]
 
 

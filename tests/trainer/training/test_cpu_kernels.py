@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from needs import require_torch
+from needs import X86, require_torch
 from run_results import report_of
 from running_command import crossfade, messages, records, succeeded
 
@@ -19,7 +19,7 @@ from crossfade.trainer.training.cpu_kernels import describe_kernels
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels named are those of x86-64"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason=X86),
 ]
 
 DESCRIBE = "from crossfade.trainer.training.cpu_kernels import describe_kernels as d; print(d({!r}))"
