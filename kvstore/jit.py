@@ -32,8 +32,9 @@ with hidden("scipy"):
     from numba import config, extending, get_num_threads, prange
     from numba.core import caching
     from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
 
-__all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
+__all__ = ["allocating_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
 
 _MAX_WAIT_SECONDS = 60.0
 """Seconds to wait for another process that compiles the same kernel, before this one compiles it too."""
@@ -117,6 +118,17 @@ intrinsic: Any = extending.intrinsic
 Untyped on purpose: numba's annotations give a decorated function the parameters of its definition, among them the
 typing context, so mypy would reject every call.
 """
+
+_FLOAT_FEATURES = ("avx", "avx2", "fma", "avx512f")
+"""The features of x86-64 that the rounding of sums depends on most."""
+
+
+def compiled_for() -> str:
+    """Return the processor that kernels are compiled for: this one, or that of ``NUMBA_CPU_NAME``."""
+    _, name, features = cpu_target.target_context.codegen().magic_tuple()
+    enabled = features.split(",")
+    return name + "".join(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)
+
 
 _COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)\b", re.MULTILINE)
 """What a file that defines kernels, or parts of them, imports."""

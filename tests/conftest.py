@@ -1,10 +1,12 @@
-"""Order of the tests, a Docker engine for those that need one, and a GPU likewise."""
+"""Order of the tests, what they skip, a Docker engine for those that need one, and a GPU likewise."""
 
 from collections.abc import Iterator
 
 import pytest
 from docker_engine import Engine, missing, running_engine
 from late_tests import run_order
+from needs import GPU
+from skip_summary import pytest_sessionfinish  # noqa: F401  # a hook
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,7 +22,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         usable, reason = usable_gpus()
         if not usable:
-            pytest.skip(f"needs an NVIDIA GPU that PyTorch can use: {reason}")
+            pytest.skip(f"{GPU} ({reason})")
 
 
 @pytest.fixture

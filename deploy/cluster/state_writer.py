@@ -35,6 +35,7 @@ from crossfade.trainer.runs.events import (
     FailureEvent,
     HostExcluded,
     HostsMissing,
+    KernelsDiffer,
     LoadSample,
     PhaseEvent,
     RestartEvent,
@@ -55,9 +56,9 @@ MAX_SAMPLE_SECONDS = 15.0
 _SAMPLES_PER_RUN = 60
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
-    *(WaitingForHosts, HostsMissing, SlowRole, HostExcluded),
+    *(WaitingForHosts, HostsMissing, SlowRole, HostExcluded, KernelsDiffer),
 )
-"""The events that ``processes.jsonl`` keeps: those of the job, not of its training."""
+"""The events that ``processes.jsonl`` keeps: those of the job and its processes, not of its training."""
 
 StateSource = Callable[[], dict[str, Any]]
 """Returns ``state``, ``generation`` and ``processes``: by name ``state``, ``host``, ``metrics`` and ``load``."""

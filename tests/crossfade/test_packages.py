@@ -80,7 +80,7 @@ def test_installed_package_trains_on_every_kind_of_frame(
 ) -> None:
     python = find_python(version)
     if python is None:
-        pytest.skip(f"no Python {version} on this machine")
+        pytest.skip(f"needs Python {version}: pyenv install {version}")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([UV, "venv", "--quiet", "--python", python, tmp_path / "venv"], check=True)
     interpreter = tmp_path / "venv/bin/python"

@@ -30,7 +30,7 @@ METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | COUNTED
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
     *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"),
-    *("restarts", "engine", "store", "versions", "run", "started"),
+    *("restarts", "engine", "store", "versions", "run", "started", "kernels"),
 }
 
 

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from needs import COMPILER
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = """\
@@ -46,7 +47,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def build(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("g++") is None or shutil.which("make") is None:
-        pytest.skip("g++ and make are not installed")
+        pytest.skip(COMPILER)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(checkout), "MXNET": "mxnet 1.9.1", **variables}
     script = ["sh", "deploy/horovod.sh"]
     return subprocess.run(script, cwd=checkout, env=environment, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from late_tests import run_order
+from needs import LINUX
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -161,7 +162,7 @@ def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
     assert line == "setup: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="MXNet is installed only on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 @pytest.mark.parametrize(
     ("present", "names", "packages"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from needs import root
 from net_hosts import network, unavailable
 from waiting import wait_until
 
@@ -86,7 +87,7 @@ def test_process_in_a_group_gets_its_share_of_a_core() -> None:
         try:
             folders = spin_in_group(process)
         except MeasurementError as error:
-            pytest.skip(str(error))
+            pytest.skip(root(error))
         finally:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -114,7 +115,7 @@ def test_groups_are_removed_after_a_failure() -> None:
             assert folder.exists()
             raise ValueError
     except MeasurementError as error:
-        pytest.skip(str(error))
+        pytest.skip(root(error))
     except ValueError:
         assert not folder.exists()
 
@@ -137,7 +138,7 @@ def test_measurement_fails_with_reason_without_namespaces(tmp_path: Path, monkey
 @pytest.mark.slow
 def test_limited_link_moves_what_its_limit_allows() -> None:
     if reason := unavailable():
-        pytest.skip(reason)
+        pytest.skip(root(reason))
     with network(2) as hosts:
         free = two_hosts.link_gbits(hosts)
         for host in hosts:

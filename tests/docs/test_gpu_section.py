@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -36,7 +37,7 @@ def test_without_a_gpu_one_line_gives_the_reason() -> None:
 
 @pytest.mark.slow
 def test_measurements_on_the_cpu_are_marked_and_have_their_figures(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     before = read_gpus(ROOT / "docs")
     done = bench_gpu("--device", "cpu", "--only", "bandwidth", "softmax", "--repeats", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -69,7 +70,7 @@ def steps_on_tables(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_large_tables_are_on_the_device_or_half_of_them_on_the_host(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     found = steps_on_tables(tmp_path)
     resident, spilled = found["tables/resident"], found["tables/spilled"]
     assert resident["host_gib"] == 0.0

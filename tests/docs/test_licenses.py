@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from needs import LINUX
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "supply-chain.md"
@@ -111,7 +112,7 @@ def table() -> str:
     return "".join(rows)
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the packages of other systems differ")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 
 
 def test_page_lists_the_license_of_every_package() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from builders import random_rows
+from needs import LINUX, TORCH
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
 from touched_pages import touched_pages
 
@@ -24,7 +25,7 @@ from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.kvstore.torch.table import divide, row_bytes
 
-torch = pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+torch = pytest.importorskip("torch", reason=TORCH)
 
 TABLES = [TableSpec("customer", rows=60, dim=5, init_std=0.3), TableSpec("track", rows=25, dim=8, init_std=0.5)]
 ALL_ROWS = {table.name: np.arange(table.rows) for table in TABLES}
@@ -291,7 +292,7 @@ def prefix_pages(store: Any) -> dict[str, int]:
     return {name: touched_pages(array[:hot]) for name, array in shard.arrays.items()}
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
 @pytest.mark.parametrize("budget", [None, LARGE_BUDGET])
 def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
     stores: ExitStack, tmp_path: Path, budget: int | None
@@ -313,7 +314,7 @@ def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
     np.testing.assert_array_equal(store.pull({LARGE.name: cold_rows_A})[LARGE.name], cold)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
 def test_save_that_cannot_start_releases_the_memory(
     stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from flaky_proxy import flaky_proxy
+from needs import LINUX
 from object_store import ObjectStore, running_object_store
 
 from crossfade.kvstore.errors import InputError
@@ -202,7 +203,7 @@ def record_syncs_and_moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return recorded
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux names the file of a descriptor")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
 def test_file_is_synced_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = record_syncs_and_moves(monkeypatch)
     folder = Folder(str(tmp_path / "folder"))

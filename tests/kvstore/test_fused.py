@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import TORCH
 
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import TableSpec
@@ -18,7 +19,7 @@ from crossfade.kvstore.torch.fused import FusedOptimizer, find_fault, make_devic
 from crossfade.kvstore.torch.optimizers import DeviceOptimizer
 from crossfade.kvstore.torch.store import DeviceStore
 
-torch = pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+torch = pytest.importorskip("torch", reason=TORCH)
 
 CPU = torch.device("cpu")
 PLAIN_UPDATE = DeviceOptimizer.update

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from needs import root
 from saved_shards import wait_for_save, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, failure_of, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
@@ -187,7 +188,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "crossfade-tests", str(folder)], check=False)
     if mount.returncode:
-        pytest.skip("mounting a file system needs root")
+        pytest.skip(root("mounting a file system"))
     try:
         yield folder
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import random_rows
+from needs import TORCH
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
@@ -21,7 +22,7 @@ from crossfade.kvstore.torch.store import DeviceStore
 
 def open_device_store(memory_bytes: int | None) -> RowStore:
     """Return a store on PyTorch's device "cpu", which holds ``memory_bytes`` of the tables."""
-    pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     return DeviceStore("cpu", memory_bytes)
 
 

@@ -8,13 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from needs import LINUX
 from touched_pages import ACTIVE_ROWS, TABLE, make_step, release_pages, touched_pages
 from waiting import wait_until
 
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
 
 MAX_PAGES = 2 * ACTIVE_ROWS
 """A row may straddle two pages."""

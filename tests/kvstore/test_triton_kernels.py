@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import random_rows
+from needs import TORCH, TRITON
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
@@ -28,7 +29,7 @@ from crossfade.kvstore.torch.fused import MAX_DIM, FusedOptimizer, find_fault
 from crossfade.kvstore.torch.optimizers import DeviceOptimizer
 from crossfade.kvstore.torch.store import DeviceStore
 
-torch = pytest.importorskip("torch", reason="PyTorch, an optional package, is not installed")
+torch = pytest.importorskip("torch", reason=TORCH)
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda:0" if HAS_GPU else "cpu")
 
@@ -43,7 +44,7 @@ def interpreting() -> Iterator[None]:
 
 
 with interpreting():
-    pytest.importorskip("triton", reason="Triton, an optional package, is not installed")
+    pytest.importorskip("triton", reason=TRITON)
     from crossfade.kvstore.torch import triton_kernels
 
 # The interpreter also computes values that a kernel masks or selects no row of.
@@ -214,7 +215,7 @@ def test_weights_that_grow_beyond_all_bounds_have_diverged(max_norm: float | Non
 # ---- large tables
 
 
-@pytest.mark.skipif(HAS_GPU or not sys.platform.startswith("linux"), reason="needs memory that only numpy may address")
+@pytest.mark.skipif(HAS_GPU or not sys.platform.startswith("linux"), reason="needs Linux without a GPU")
 def test_offsets_of_rows_exceed_32_bits() -> None:
     dim, row = 64, 2**25 + 7  # at offset 2**31 + 448; with 32 bits, it would be at -2**31 + 448
     middle = 2**31 + 2**12

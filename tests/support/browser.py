@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import needs
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
@@ -24,7 +25,7 @@ def chromium() -> str:
     """Return the path of Chromium. Without one, skip the test; in CI, fail it."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        missing = "Chromium is not installed: apt-get install chromium"
+        missing = needs.package("Chromium", "chromium")
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from needs import HOROVOD
 
 from crossfade.kvstore.errors import MissingExtraError
 from crossfade.trainer.model.allreduce import require_horovod
@@ -15,4 +16,4 @@ def require_built_horovod() -> None:
     except MissingExtraError as error:
         if os.environ.get("CI"):
             pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        pytest.skip(HOROVOD)

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import COMPILER
 
 K80 = "Tesla K80|3.7|11996954624"
 V100 = "Tesla V100-SXM2-16GB|7.0|16935419904"
@@ -120,7 +121,7 @@ def build_cuda_stub(folder: Path) -> Path:
     """Compile the stand-in into ``folder`` and return its path, or skip the test where there is no C compiler."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip(f"a stand-in for CUDA's driver needs Linux and a C compiler: {', '.join(_COMPILERS)}")
+        pytest.skip(COMPILER)
     library = folder / "libcuda.so.1"
     command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     subprocess.run(command, input=_SOURCE, text=True, check=True)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from needs import MXNET, TORCH
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.errors import MissingExtraError
@@ -50,11 +51,13 @@ class Computed:
 
 def missing(name: str) -> str | None:
     """Return why an engine cannot be tested here, None if it can."""
-    require = {"mxnet": require_mxnet, "torch": require_torch}.get(name.partition("-")[0], lambda: None)
+    require, reason = {"mxnet": (require_mxnet, MXNET), "torch": (require_torch, TORCH)}.get(
+        name.partition("-")[0], (lambda: None, "")
+    )
     try:
         require()
-    except MissingExtraError as error:
-        return str(error)
+    except MissingExtraError:
+        return reason
     return None
 
 

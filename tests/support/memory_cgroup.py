@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from needs import root
 from waiting import wait_until
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -53,10 +54,10 @@ def memory_cgroup() -> Iterator[MemoryCgroup]:
     try:
         path.mkdir()
     except OSError as error:
-        pytest.skip(f"a cgroup cannot be made here, as by root: {error}")
+        pytest.skip(root(f"a cgroup cannot be made: {error}"))
     try:
         if not {"memory.limit_in_bytes", "memory.max"} & {file.name for file in path.iterdir()}:
-            pytest.skip(f"memory is not controlled in {path.parent}, so a cgroup in it has no limit")
+            pytest.skip(root(f"memory is not controlled in {path.parent}"))
         yield MemoryCgroup(path)
     finally:
         wait_until(lambda: not (path / "cgroup.procs").read_text(), "the end of the processes in the cgroup")

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import needs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -63,7 +64,7 @@ def installed(tool: str, package: str = "prometheus") -> str:
     """Return the path of a program of Debian's ``package``. Without it, skip the test; in CI, fail."""
     path = shutil.which(tool)
     if path is None:
-        missing = f"{tool} is not installed: apt-get install {package}"
+        missing = needs.package(tool, package)
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)

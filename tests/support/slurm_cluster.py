@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from needs import package, root
 from net_hosts import Host, network
 from net_hosts import unavailable as namespaces_unavailable
 from waiting import wait_until
@@ -42,8 +43,9 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 def unavailable() -> str | None:
     """Return why no cluster can be started here; None if it can."""
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
-        return f"{missing[0]} is not installed"
-    return namespaces_unavailable()
+        return package(missing[0], "slurm-wlm munge")
+    reason = namespaces_unavailable()
+    return None if reason is None else root(reason)
 
 
 class SlurmCluster:

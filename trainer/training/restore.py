@@ -17,6 +17,7 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.given_vectors import open_given_vectors
+from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.runs.inputs import JobInputs
 from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
 from crossfade.trainer.training.state import TrainState
@@ -29,11 +30,16 @@ class _RunRecord(BaseModel):
     run: str
     job: dict[str, Any]
     data: int
+    kernels: str | None = None  # checkpoints of earlier versions have none
     train_state: dict[str, Any]
 
 
-def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> TrainState:
+def restore_train_state(
+    metadata: CheckpointMetadata, uri: str, rank: int, on_event: EventSink = lambda _: None
+) -> TrainState:
     """Restore the train state of the checkpoint ``uri``. Only rank 0 keeps its counters, so sums count them once.
+
+    ``on_event`` receives an event if the checkpoint was written with other kernels.
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
@@ -59,6 +65,8 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
         )
     if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
         raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
+    if record.kernels not in (None, metadata.kernels):
+        on_event(KernelsDiffer(kernels=metadata.kernels, expected=record.kernels, checkpoint=uri))
     return state
 
 

@@ -56,7 +56,7 @@ def run_training(
     restarts = folder.restarts()
     report = make_report(job, session.inputs.model, state, metrics, store, session.engine, traffic)
     report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
-    report |= {"run": folder.run_id(), "started": folder.started()}
+    report |= {"run": folder.run_id(), "started": folder.started(), "kernels": session.metadata.kernels}
     if store.rank == 0 and job.no_shared_run_dir:
         hooks.on_event(ReportEvent(report=report))
     elif store.rank == 0:

@@ -40,6 +40,7 @@ from crossfade.trainer.training.batch_warnings import warn_odd_batches
 from crossfade.trainer.training.best_embeddings import BestEmbeddings
 from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
 from crossfade.trainer.training.checkpointing import CheckpointManager, StopResult
+from crossfade.trainer.training.cpu_kernels import describe_kernels, warn_if_unlike_first
 from crossfade.trainer.training.hooks import PhaseReporter, TrainingHooks
 from crossfade.trainer.training.loop import TrainLoop
 from crossfade.trainer.training.metrics import TrainingMetrics, measure_training
@@ -51,7 +52,10 @@ from crossfade.trainer.training.steps import make_step
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """One worker's run. Every worker calls the same methods in the same order, since they synchronize."""
+    """One worker's run. Every worker calls the same methods in the same order, since they synchronize.
+
+    ``on_event`` drops the events of workers other than the first, which are the same; ``on_worker_event`` does not.
+    """
 
     job: JobConfig
     inputs: JobInputs
@@ -64,6 +68,7 @@ class TrainingSession:
     embeddings: BestEmbeddings
     metrics: TrainingMetrics
     on_event: EventSink
+    on_worker_event: EventSink
     log: Callable[[str], None]
 
     def restore(self, checkpoint: str | None) -> TrainState:
@@ -73,9 +78,12 @@ class TrainingSession:
             CrossfadeError: the checkpoint, or the warm start of the job, cannot be used.
         """
         self.on_event(PhaseEvent(name="tables"))
-        state = restore_train_state(self.metadata, checkpoint, self.store.rank) if checkpoint else TrainState()
+        state = TrainState()
+        if checkpoint:
+            state = restore_train_state(self.metadata, checkpoint, self.store.rank, self.on_event)
         self.store.first_step = state.step
         rows_from = create_tables(self.inputs, self.metadata, self.store, self.towers.dense, checkpoint)
+        warn_if_unlike_first(self.metadata.kernels, self.store, self.on_worker_event)
         if isinstance(self.store, DeviceStore):
             on_device, on_host = self.store.memory()
             self.log(
@@ -85,7 +93,16 @@ class TrainingSession:
                 self.log(note)
         self.embeddings.discard_missing(state)
         name, devices = self.engine.name, list(self.engine.devices)
-        self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from, engine=name, devices=devices))
+        self.on_event(
+            PhaseEvent(
+                name="training",
+                step=state.step,
+                rows_from=rows_from,
+                engine=name,
+                devices=devices,
+                kernels=self.metadata.kernels,
+            )
+        )
         self.metrics.attach(state)
         self.checkpoints.begin(state)
         return state
@@ -146,18 +163,20 @@ def open_session(
         process_metrics = hooks.metrics or ProcessMetrics(job.name, "worker")
         metrics = opened.enter_context(measure_training(job, inputs.model, store, process_metrics))
         # Phases before training are not logged, but they are signs of life of every worker.
-        reporter = PhaseReporter(metrics.observing(hooks.on_event))
+        of_every_worker = metrics.observing(hooks.on_event)
+        reporter = PhaseReporter(of_every_worker)
         hooks = replace(
             hooks,
             on_event=metrics.observing(_first_worker_sink(job, folder, store, hooks.on_event, opened)),
             on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
         )
-        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.lock.command)
-        row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
-        selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         context = [table.name for table in inputs.model.context]
         reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
         parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), hooks.log, all_reduce)
+        kernels = describe_kernels(parts.engine.name)
+        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.lock.command, kernels)
+        row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
+        selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
         metrics.watch_gpu(parts.engine.gpu_memory)
         embeddings = parts.embeddings()
@@ -173,6 +192,7 @@ def open_session(
             embeddings=embeddings,
             metrics=metrics,
             on_event=hooks.on_event,
+            on_worker_event=of_every_worker,
             log=hooks.log,
         )
 

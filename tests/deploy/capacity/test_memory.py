@@ -6,6 +6,7 @@ import psutil
 import pytest
 from capacity_jobs import plan_of, zipf_job
 from cluster_data import write_job, write_planted
+from needs import TORCH
 from running_command import crossfade, started, succeeded, wait_for_steps
 
 from crossfade.deploy.capacity.inputs import read_inputs
@@ -69,7 +70,7 @@ def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers:
 @pytest.mark.parametrize("engine", ["cpu", "torch"])
 def test_memory_in_process_equals_the_plan(tmp_path: Path, engine: str) -> None:
     if engine == "torch":
-        pytest.importorskip("torch", reason="PyTorch is not installed: 'make torch' installs it")
+        pytest.importorskip("torch", reason=TORCH)
     run, command = wide_run(tmp_path, "--set", f"train.engine={engine}")
     # Compiling the kernels, once on a machine, takes memory that their process keeps.
     succeeded(crossfade("train", "job.yaml", "--run-dir", "first", "--set", "train.max_steps=2", cwd=tmp_path))

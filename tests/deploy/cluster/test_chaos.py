@@ -7,6 +7,7 @@ import pytest
 from chaos import KINDS, plan_faults, run_chaos
 from chaos_layouts import LAYOUTS, Name, layout_of
 from ledger import check_ledger
+from needs import root
 from small_disk import MountError
 
 ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
@@ -18,7 +19,7 @@ def test_run_under_random_faults_equals_an_undisturbed_run(tmp_path: Path) -> No
         with layout_of("host", tmp_path) as layout:
             run_chaos(layout, seed=2, faults=3, epochs=48)
     except MountError as reason:
-        pytest.skip(str(reason))
+        pytest.skip(root(reason))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -19,6 +19,7 @@ from fault_runs import (
     checkpoint_option,
     train,
 )
+from needs import root
 from run_results import report_of
 from running_command import crossfade, succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
@@ -40,7 +41,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         with mounted_disk(tmp_path / "disk", DISK_BYTES) as disk:
             yield disk
     except MountError as reason:
-        pytest.skip(str(reason))
+        pytest.skip(root(reason))
 
 
 def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:

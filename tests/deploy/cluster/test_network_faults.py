@@ -17,6 +17,7 @@ from fault_runs import (
     assert_undisturbed,
     train,
 )
+from needs import root
 from net_hosts import network, unavailable
 from paced_training import pace
 from port_strangers import listening, reachable, scrape
@@ -34,7 +35,7 @@ def logged_since(run_dir: Path, length: int) -> str:
 
 def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Path) -> None:
     if reason := unavailable():
-        pytest.skip(reason)
+        pytest.skip(root(reason))
     run_dir = workspace / "hosts"
     token = {"CROSSFADE_TOKEN": TOKEN}
     variables = pace(workspace, workspace / "hosts.release", token, step_seconds=STEP_SECONDS)
@@ -112,7 +113,7 @@ STALL_SECONDS = 15
 def test_partition_between_server_and_worker_costs_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
     """Both reach the coordinator all the time, but not each other: in one direction, or in both."""
     if reason := unavailable():
-        pytest.skip(reason)
+        pytest.skip(root(reason))
     run_dir = workspace / "partition"
     token = {"CROSSFADE_TOKEN": TOKEN}
     variables = pace(workspace, workspace / "partition.release", token, step_seconds=STEP_SECONDS)
@@ -150,7 +151,7 @@ def test_partition_between_server_and_worker_costs_time_and_not_the_result(works
 
 def test_silent_dns_does_not_keep_an_agent_from_its_timeouts(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("another resolv.conf, and port 53, are for root")
+        pytest.skip(root("another resolv.conf, and port 53"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
         dns.bind(("127.0.0.77", 53))
         (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\noptions timeout:30 attempts:5\n")

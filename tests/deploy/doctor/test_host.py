@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job
 from memory_cgroup import memory_cgroup
+from needs import root
 
 from crossfade.deploy.doctor import host
 from crossfade.deploy.doctor.findings import run_check
@@ -51,7 +52,7 @@ def examine(
 @pytest.mark.slow
 def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "--net", "true"], check=False).returncode:
-        pytest.skip("mounts and network namespaces require root")
+        pytest.skip(root("mounts and network namespaces"))
     for name in ("work", "temporary"):
         (tmp_path / name).mkdir()
     job = write_job(tmp_path / "job.yaml", tmp_path / "data", cluster={"servers": 1})

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cluster_data import write_job, write_planted
 from killed_process import holding
+from needs import root
 from saved_shards import random_table, save_shards, split_table
 from small_disk import MountError, fill, mounted_disk
 
@@ -110,7 +111,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         with mounted_disk(tmp_path / "disk", 2**26) as disk:
             yield disk
     except MountError as reason:
-        pytest.skip(str(reason))
+        pytest.skip(root(reason))
 
 
 def test_disk_that_is_full_or_read_only_is_to_be_fixed(data: Path, disk: Path) -> None:

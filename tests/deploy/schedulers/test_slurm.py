@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
+from needs import root
 from net_hosts import network, unavailable
 from paced_training import pace
 from run_results import ENTITIES, report_of, vectors
@@ -103,7 +104,7 @@ def test_job_file_is_the_job_on_a_shared_folder(tmp_path: Path, planted_data: Pa
 @pytest.mark.cluster
 def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Path, planted_data: Path) -> None:
     if reason := unavailable():
-        pytest.skip(reason)
+        pytest.skip(root(reason))
     cluster, checkpoint = {"servers": 1, "workers": 2, "hosts": 2}, {"interval_steps": 3}
     job = scheduled_job(tmp_path, planted_data, train=TRAIN, cluster=cluster, checkpoint=checkpoint)
     for name, text in files_of(job, tmp_path).items():

@@ -122,7 +122,7 @@ def test_folder_in_place_of_file_is_rejected(train_error: TrainError, workspace:
     assert documented("a data file that is a folder", train_error()).startswith(f"{path}: ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user other than root: run it as one")
 def test_unreadable_file_is_rejected(train_error: TrainError, workspace: Path) -> None:
     (workspace / "data" / FILE).chmod(0)
     assert train_error() == f"{workspace / 'data' / FILE}: cannot be read: Permission denied"

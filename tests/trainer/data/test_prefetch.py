@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from needs import LINUX
 
 from crossfade.trainer.data.background import yield_to_computation
 from crossfade.trainer.data.prefetch import Prefetcher
@@ -109,7 +110,7 @@ def test_source_is_at_most_depth_plus_one_values_ahead(depth: int) -> None:
             next(values)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities are those of processes")
+@pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> None:
     def priorities() -> Iterator[int]:
         yield os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -118,7 +119,7 @@ def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> Non
         assert next(iter(ahead)) > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 def test_priority_is_never_raised() -> None:
     """A process may lower its priority, but only root may raise it."""
     levels = []

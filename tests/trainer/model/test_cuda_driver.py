@@ -55,7 +55,7 @@ def test_gpus_that_a_variable_hides_are_a_problem_unless_all_are(
     assert find_gpus_with(environment) == DriverState(problem=problem)
 
 
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has the driver")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="needs a machine without NVIDIA's driver")
 def test_machine_without_driver_has_no_gpus() -> None:
     assert find_gpus_with(os.environ) == DriverState()
 

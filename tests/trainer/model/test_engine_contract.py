@@ -28,6 +28,7 @@ from engine_cases import (
 )
 from engines_under_test import ENGINES, EngineUnderTest, missing, other_process
 from loss_formulas import HAS_TORCH, by_autograd, by_differences, reference, reference_of
+from needs import TORCH
 from tower_cases import TOWER_CASES, tower_gradients, tower_reference
 
 from crossfade.kvstore.arrays import FloatArray
@@ -39,7 +40,7 @@ MIXED = {(case.loss, case.negatives): name for name, case in CASES.items() if na
 """The last of the cases with weights of both signs, by loss and kind of negatives."""
 Make = Callable[..., EngineUnderTest]
 
-needs_autograd = pytest.mark.skipif(not HAS_TORCH, reason="PyTorch's autograd, the reference, is not installed")
+needs_autograd = pytest.mark.skipif(not HAS_TORCH, reason=TORCH)
 every_case = pytest.mark.parametrize("name", CASES)
 each_kind_and_loss = pytest.mark.parametrize("name", MIXED.values())
 

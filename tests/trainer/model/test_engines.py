@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from engine_cases import CASES, DRAWS, assert_close, cpu_result, gradients_by, make_case
 from loss_formulas import reference
+from needs import TORCH
 
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.model.engines import pools, torch_gradients
@@ -30,7 +31,7 @@ def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPat
 def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(
     name: str, devices: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine
 
     monkeypatch.setattr(torch_gradients, "_MAX_SCORES", 2 * DRAWS)
@@ -41,7 +42,7 @@ def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(
 
 @pytest.mark.parametrize("name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "bpr-cosine-shared-mixed"])
 def test_pytorch_multiplies_in_bfloat16_to_results_near_those_of_float32(name: str) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine
 
     case = CASES[name]

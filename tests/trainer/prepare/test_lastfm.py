@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import LASTFM
 from preparing import (
     entries,
     interactions,
@@ -155,7 +156,7 @@ def test_sample_is_found_in_crossfade_data(tmp_path: Path, monkeypatch: pytest.M
     assert lastfm.locate_lastfm(tmp_path) == folder
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=LASTFM)
 @pytest.mark.slow
 def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     folder = SHARED / "lastfm_hetrec2011"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_cases import CASES, ITEM_TABLE, QUERY_TABLE, Case
+from needs import TORCH
 from resolved_jobs import make_resolved
 
 from crossfade.kvstore.arrays import FloatArray
@@ -22,7 +23,7 @@ from crossfade.trainer.training.run import make_store
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import DeviceStep, PullPushStep, Step, make_step
 
-pytest.importorskip("torch", reason="PyTorch is not installed: 'make torch' installs it")
+pytest.importorskip("torch", reason=TORCH)
 
 SPILLING_BYTES = 100
 """Memory for three rows of each table, which spills the others."""

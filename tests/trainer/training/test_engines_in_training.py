@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 from command_here import crossfade_here
+from needs import TORCH
 from run_results import ENTITIES, assert_same_bits, checkpoint_arrays, report_of, vectors
 from running_command import succeeded
 
@@ -33,7 +34,7 @@ JOBS: dict[str, Mapping[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=TORCH)
     return write_planted(tmp_path_factory.mktemp("engines") / "data")
 
 
