@@ -225,6 +225,8 @@ class TrainDisplay:
         else:
             print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
         print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"), interactions)
+        if (advice := report.get("advice")) is not None:
+            print_line(advice)
         print_line(f"embeddings and report: {folder}")
 
 

@@ -108,6 +108,8 @@ def _screen(run: Summary) -> Iterator[str]:
         last = f"{text.decimals(run.eval_metric)} in the last evaluation"
         best = f"{text.decimals(run.best_value)} in epoch {run.best_epoch}"
         yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
+    if run.advice is not None:
+        yield _line("", run.advice)
     if baselines := run.baselines.get("valid"):
         values = (
             f"{name.replace('_', ' ')} {text.decimals(found.get(run.best_metric))}" for name, found in baselines.items()

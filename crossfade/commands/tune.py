@@ -200,34 +200,16 @@ def _run_quick(folder: Path, job: JobConfig, resolved_job: JobConfig, parameters
 
 
 def _print_plan(study: QuickStudy, job: JobConfig, parameters: list[SearchParameter]) -> None:
-    """Print on stderr what will be tried, and how long it may take."""
+    """Print on stderr what will be tried."""
     rungs = [f"{rung.trials} for {rung.epochs:,} epoch{'s' * (rung.epochs > 1)}" for rung in study.rungs]
     trainings = study.epochs / job.train.epochs
     lines = [
         f"successive halving on valid {job.evaluate.best_metric}; settings: {', '.join(rungs)}",
         *(f"  {each.key}: {each.describe()}, in the job {_text(each.own_value(job))}" for each in parameters),
-        f"{study.epochs:,} epochs, as many as {trainings:.1f} trainings have{_expected_time(job, trainings)}",
+        f"{study.epochs:,} epochs, as many as {trainings:.1f} trainings have",
     ]
     for line in lines:
         print_line(line, file=sys.stderr, flush=True)
-
-
-def _expected_time(job: JobConfig, trainings: float) -> str:
-    """Describe how long ``trainings`` of ``job`` take at the speed of its last run; empty if that was another job."""
-    from crossfade.deploy.dashboard.formatting import duration
-    from crossfade.kvstore.errors import InputError
-    from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder, default_run_dir
-
-    folder = RunFolder(default_run_dir(job))
-    if not (folder.path / REPORT_FILE).exists():
-        return ""
-    try:
-        trained, seconds = folder.job(), folder.report().get("wall_seconds")
-    except InputError:
-        return ""  # a run of an earlier version, or one that was edited, says nothing about this job
-    if seconds is None or job.resume_conflicts(trained) or trained.train.epochs != job.train.epochs:
-        return ""
-    return f": about {duration(trainings * seconds)} at the speed of {folder.path}"
 
 
 def _print_quick_results(study: QuickStudy, parameters: list[SearchParameter], best_metric: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from crossfade.deploy.cluster.role_errors import error_line
+from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.formatting import duration, size
 from crossfade.deploy.dashboard.run_figures import Alert, Summary, lost_steps
 from crossfade.deploy.dashboard.run_reader import RunReader
@@ -36,11 +38,21 @@ def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:
 
 def _ended(summary: Summary) -> Iterator[Alert]:
     if summary.state in {"failed", "lost"}:
-        yield Alert("critical", summary.message or "the run has failed")
+        yield Alert("critical", _cause(summary))
     elif summary.state == "stopped":
         yield Alert("info", f"stopped {summary.message}".strip())
     elif summary.state == "unknown":
         yield Alert("warning", summary.message)
+
+
+def _cause(summary: Summary) -> str:
+    """Return why the run ended, in a line: without the end of a log, which the last failure names."""
+    failure = summary.failure
+    if failure is None or not failure.ends_run:
+        return error_line(summary.message) or "the run has failed"
+    if failure.role == IN_PROCESS and failure.error:
+        return failure.error
+    return f"{failure.text}: {failure.error}" if failure.error else failure.text
 
 
 def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:

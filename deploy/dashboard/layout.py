@@ -88,10 +88,10 @@ def _content() -> Component:
     )
     sections = [
         html.Section([html.Div([html.H2("Training"), axis], className="heading"), _graphs(rows[0])]),
+        html.Section([html.H2("Evaluation"), html.Div(id="results")]),
         html.Section([html.H2("Step time and traffic"), _graphs(rows[1])]),
         html.Section([html.H2("Processes"), html.Div(id="processes"), _graphs(rows[2])]),
         html.Section([html.H2("Checkpoints and restarts"), html.Div(id="events")]),
-        html.Section([html.H2("Evaluation"), html.Div(id="results")]),
         html.Section([html.H2("Job"), html.Div(id="job")]),
     ]
     return html.Main(

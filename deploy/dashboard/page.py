@@ -63,11 +63,13 @@ def _head(each: RunView) -> Component:
     epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
     left = f", {duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
     elapsed = duration(run.elapsed_seconds)
-    early = f"; stopped early: the last evaluations did not improve {run.best_metric}" if run.stopped_early else ""
+    end = f"; {run.advice}" if run.advice is not None else ""
+    if run.stopped_early:
+        end = f"; stopped early: the last evaluations did not improve {run.best_metric}"
     return html.Div(
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
-            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}{early}"),
+            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}{end}"),
             html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),

@@ -51,6 +51,8 @@ class Summary:
     best_epoch: int | None
     stopped_early: bool
     """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
+    advice: str | None
+    """What to change where it may have ended too early."""
     metrics: dict[str, dict[str, float]]
     """The metrics of the last evaluation, by split."""
     baselines: dict[str, dict[str, dict[str, float]]]

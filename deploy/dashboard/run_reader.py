@@ -99,6 +99,7 @@ class ReportFile(BaseModel):
     seconds_by_phase: dict[str, Seconds] = {}
     examples_per_second: Seconds | None = None
     stopped_early: bool = False
+    advice: str | None = None
     bytes_pulled: Whole = 0
     bytes_pushed: Whole = 0
     dense_equivalent_bytes_pushed: Whole = 0

@@ -60,6 +60,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         best_value=best_value,
         best_epoch=best_epoch,
         stopped_early=report.stopped_early,
+        advice=report.advice,
         metrics=report.metrics or ({"valid": valid} if valid else {}),
         baselines=report.baselines.metrics,
         baseline_notes=report.baselines.notes,
@@ -107,8 +108,11 @@ def _integer(value: Any) -> int | None:
 
 
 def _epoch(run: RunReader) -> int | None:
-    training = run.training
-    return _integer(training.steps.last("epoch")) or (training.epochs[-1].epoch if training.epochs else None)
+    """Return the latest epoch: of the log's sample of steps, or one that has ended since."""
+    steps, epochs = run.training.steps, run.training.epochs
+    if epochs and epochs[-1].step >= (steps.last("step") or 0):
+        return epochs[-1].epoch
+    return _integer(steps.last("epoch"))
 
 
 def _remaining_seconds(run: RunReader, steps_per_second: float | None) -> float | None:

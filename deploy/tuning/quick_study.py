@@ -14,14 +14,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crossfade.deploy.dashboard.formatting import duration
+from crossfade.deploy.tuning.pace import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter
 from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, write_best
 from crossfade.deploy.tuning.successive_halving import OWN, Rung, draw_trials, plan_rungs, promote
+from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
 from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.kvstore.io.durable_file import replace_file
@@ -82,6 +88,7 @@ class QuickStudy:
         self._results: dict[tuple[int, int], QuickResult] = {}
         self._failed: list[QuickResult] = []
         self._consecutive_failures = 0
+        self._pace, self._started = Pace(), 0
 
     def _claim_plan(self) -> None:
         """Write what the study tries; reject a folder in which other values were tried."""
@@ -121,13 +128,17 @@ class QuickStudy:
         Raises:
             ClusterError: several trainings in a row failed, or all of the last rung.
         """
+        with closing(TrialProcess()) as process:
+            self._run_rungs(process, on_epochs)
+
+    def _run_rungs(self, process: TrialProcess, on_epochs: Callable[[int], None]) -> None:
         trials = list(range(len(self.trials)))
         for rung in self.rungs:
             trials = promote(self._values(rung.number - 1), rung.trials) if rung.number > 1 else trials
             for trial in trials:
                 if self._stop_requested():
                     return
-                self._train(rung, trial, on_epochs)
+                self._train(rung, trial, process, on_epochs)
             if not self._stop_requested():
                 self._log_rung(rung)
         if not self._stop_requested() and not self._values(self.rungs[-1].number):
@@ -136,10 +147,10 @@ class QuickStudy:
     def _values(self, rung: int) -> dict[int, float]:
         return {trial: found.value for (number, trial), found in self._results.items() if number == rung}
 
-    def _train(self, rung: Rung, trial: int, on_epochs: Callable[[int], None]) -> None:
+    def _train(self, rung: Rung, trial: int, process: TrialProcess, on_epochs: Callable[[int], None]) -> None:
         """Train ``trial`` in ``rung``, unless it has been, and record its result."""
-        run = TrialRun(self.folder, f"rung-{rung.number}-trial-{trial:02}")
-        ended = 0
+        run = TrialRun(self.folder, f"rung-{rung.number}-trial-{trial:02}", process)
+        ended, begin = 0, time.monotonic()
 
         def watch(epochs: list[EpochRecord]) -> bool:
             nonlocal ended
@@ -148,14 +159,35 @@ class QuickStudy:
             ended = newest
             return self._stop_requested()
 
-        if not run.is_finished and run.train(rung.overrides(self._job, self.trials[trial]), watch) != 0:
+        was_finished = run.is_finished
+        if not was_finished and run.train(rung.overrides(self._job, self.trials[trial]), watch) != 0:
             if not self._stop_requested():
                 self._count_failure(rung, trial, run)
         else:
             self._consecutive_failures = 0
             self._record(rung, trial, run)
+            if not was_finished:
+                self._measure(self._results[rung.number, trial], time.monotonic() - begin)
         if not self._stop_requested():
             on_epochs(rung.epochs - ended)
+
+    def _measure(self, result: QuickResult, elapsed: float) -> None:
+        """Count how long a training was waited for; after the first two, log how long the study will take.
+
+        The first one does not count, since it alone loads modules and kernels.
+        """
+        self._started += 1
+        if self._started > 1:
+            self._pace.add(elapsed, result.seconds, result.rung.epochs)
+        if self._started == 2:
+            _logger.info(f"{self._describe_left()}, at the speed of the second training")
+
+    def _describe_left(self) -> str:
+        """Describe how long the trainings that are left take; empty if none has been measured, or none is left."""
+        ended = Counter(result.rung.number for result in self.tried())
+        left = {rung.epochs: rung.trials - ended[rung.number] for rung in self.rungs}
+        seconds = self._pace.left(left)
+        return f"{sum(left.values())} trainings are left: about {duration(seconds)}" if seconds else ""
 
     def _count_failure(self, rung: Rung, trial: int, run: TrialRun) -> None:
         self._failed.append(QuickResult(rung, trial, self._parameters(trial), failed=True))
@@ -184,6 +216,7 @@ class QuickStudy:
             return
         name, best = self._job.evaluate.best_metric, min(values, key=lambda trial: (-values[trial], trial))
         own = f", the job's own settings {values[OWN]:.4f}" if OWN in values else ""
+        left = f"; {text}" if (text := self._describe_left()) else ""
         _logger.info(
-            f"rung {rung.number} of {len(self.rungs)}: best valid {name} {values[best]:.4f}, trial {best}{own}"
+            f"rung {rung.number} of {len(self.rungs)}: best valid {name} {values[best]:.4f}, trial {best}{own}{left}"
         )

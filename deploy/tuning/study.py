@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.tuning.search_space import SearchParameter, format_override
 from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, write_best
+from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
 from crossfade.kvstore.errors import ClusterError, MissingExtraError
 from crossfade.trainer.config.schema import JobConfig
@@ -121,6 +123,10 @@ class TuningStudy:
         Raises:
             ClusterError: several trials in a row had no result.
         """
+        with closing(TrialProcess()) as process:
+            yield from self._run_trials(trials, process)
+
+    def _run_trials(self, trials: int, process: TrialProcess) -> Iterator[int]:
         failures = 0
         while (ended := self.ended()) < trials and not self._stop_requested():
             yield ended
@@ -128,19 +134,18 @@ class TuningStudy:
             values = {parameter.key: parameter.suggest(trial) for parameter in self._parameters}
             if _FOLDER not in trial.user_attrs:
                 trial.set_user_attr(_FOLDER, f"trial-{trial.number:04}")
-            has_result = self._run_trial(trial, values)
+            run = TrialRun(self.folder, _folder_of(trial), process)
+            has_result = self._run_trial(trial, values, run)
             if has_result is None:
                 return
             failures = 0 if has_result else failures + 1
             self._write_best()
             if failures == MAX_CONSECUTIVE_FAILURES:
-                last = TrialRun(self.folder, _folder_of(trial)).describe_failure()
-                raise ClusterError(f"{failures} trials in a row failed, the last one: {last}")
+                raise ClusterError(f"{failures} trials in a row failed, the last one: {run.describe_failure()}")
         yield ended
 
-    def _run_trial(self, trial: optuna.Trial, values: dict[str, Any]) -> bool | None:
+    def _run_trial(self, trial: optuna.Trial, values: dict[str, Any], run: TrialRun) -> bool | None:
         """Run one trial and record it; return whether it has a result, or None if it was stopped and can be resumed."""
-        run = TrialRun(self.folder, _folder_of(trial))
         overrides = [format_override(key, value) for key, value in values.items()]
         evaluated, pruned = 0, False
 

@@ -1,6 +1,6 @@
-"""One training of a tuning study: a run of ``crossfade train`` in its own process, which leaves metrics only.
+"""One training of a tuning study: a run of ``crossfade train`` in a child process, which leaves metrics only.
 
-run = TrialRun(study_folder, "trial-0003")
+run = TrialRun(study_folder, "trial-0003", process)
 exit_code = run.train(["optimizer.learning_rate=0.02"], watch=lambda epochs: False)
 run.valid_metric("ndcg@10")
 
@@ -10,21 +10,19 @@ STUDY/  trial-0003/  trial-0003.log
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.deploy.tuning.trial_process import TrialProcess
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 MAX_CONSECUTIVE_FAILURES = 3
 """Trainings in a row without a result that end a study: the cause is not the parameters."""
-_POLL_SECONDS = 0.5
 _OVERRIDES = (
     "train.save_embeddings=none",
     "checkpoint.path=null",
@@ -40,10 +38,12 @@ EpochRecord = dict[str, Any]
 class TrialRun:
     """The training ``name`` of the study in a folder: its run folder and its log."""
 
-    def __init__(self, study: Path, name: str) -> None:
+    def __init__(self, study: Path, name: str, process: TrialProcess) -> None:
         self._job = study / JOB_FILE
         self._folder = RunFolder(study / name)
         self._log = study / f"{name}.log"
+        self._process = process
+        self._exit_code = 0
 
     def train(self, overrides: Sequence[str], watch: Callable[[list[EpochRecord]], bool]) -> int:
         """Train the study's job with ``overrides``, or resume, and return the exit code.
@@ -52,19 +52,19 @@ class TrialRun:
         returns whether to stop the training, after a checkpoint.
         """
         epochs = _Epochs(self._folder.path / EVENTS_FILE)
-        command = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
-        command += [word for each in (*_OVERRIDES, *overrides) for word in ("--set", each)]
-        with self._log.open("ab") as output, _training(command, output) as process:
-            while process.poll() is None:
-                if watch(list(epochs.read())):
-                    process.terminate()
-                    process.wait()
-                    break
-                try:
-                    process.wait(_POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
-        return process.returncode
+        settings = [*_OVERRIDES, *overrides]
+        arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
+        arguments += [word for each in settings for word in ("--set", each)]
+        self._exit_code = self._process.train(
+            arguments, self._log, lambda: watch(list(epochs.read())), warm=not self._has_servers(settings)
+        )
+        return self._exit_code
+
+    def _has_servers(self, settings: Sequence[str]) -> bool:
+        try:
+            return load_job(self._job, settings).cluster.servers > 0
+        except InputError:  # the values of a trial may exclude each other; its training reports it
+            return False
 
     @property
     def is_finished(self) -> bool:
@@ -89,11 +89,13 @@ class TrialRun:
         shutil.rmtree(self._folder.path, ignore_errors=True)
 
     def describe_failure(self) -> str:
-        """Return the last line of the log, and where the log is."""
+        """Return the signal that killed the process, or else the last line of the log, and where the log is."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        last = lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
-        return f"{last} (log: {self._log})"
+        cause = lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
+        if self._exit_code < 0:
+            cause = f"killed by {signal.Signals(-self._exit_code).name}"
+        return f"{cause} (log: {self._log})"
 
 
 class _Epochs:
@@ -116,24 +118,3 @@ class _Epochs:
                 record = json.loads(line)
                 if record["event"] == "epoch":
                     yield record
-
-
-@contextmanager
-def _training(arguments: Sequence[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``crossfade train`` with ``arguments``. It ends when this context or this process does."""
-    parent = os.getpid()
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-P", "-m", "crossfade", "train", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        # It takes no locks. Only Linux can end a child with its parent.
-        preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()

@@ -28,7 +28,8 @@ import os
 import sys
 
 # Not in the command that starts servers and workers, which takes no step.
-if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in sys.orig_argv):
+in_process = "crossfade.trial_host" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in sys.orig_argv)
+if in_process or "worker" in sys.orig_argv:
     import time
 
     from crossfade.trainer.training.loop import TrainLoop

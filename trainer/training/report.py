@@ -52,6 +52,7 @@ def make_report(
         "metrics": dict(metrics),
         "best_epoch": state.best_epoch,
         "stopped_early": state.stopped_early,
+        "advice": _advice(job, state),
         "examples": state.examples_total,
         "steps": state.step,
         "epochs": state.epochs,
@@ -69,6 +70,16 @@ def make_report(
         "train_seconds": state.train_seconds,
         "examples_per_second": state.examples_total / state.train_seconds,
     }
+
+
+def _advice(job: JobConfig, state: TrainState) -> str | None:
+    """Return what to change where the run may have ended too early: its best epoch is its last, of several compared."""
+    train = job.train
+    if state.stopped_early or state.best_epoch != state.epochs or state.epochs <= train.eval_every_epochs:
+        return None
+    is_limited = train.max_steps is not None and state.step == train.max_steps
+    longer = f"train.max_steps={2 * state.step}" if is_limited else f"train.epochs={2 * train.epochs}"
+    return f"the best epoch is the last, {state.epochs}, so more may be better: train longer, with --set {longer}"
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:

@@ -315,6 +315,25 @@ def test_nothing_is_cut_off_on_a_phone_even_with_long_names(browser: Browser, tm
 
 
 @pytest.mark.slow
+def test_process_table_fits_a_small_laptop_below_the_quality(browser: Browser, tmp_path: Path) -> None:
+    folder = write_plays(tmp_path / "runs" / "plays", quality=0.3, rate=0.1)
+    figures = load(pid=7, cpu=80.0, updated=123_456_789, examples=99_999_999, resident_bytes=123_456_789_000)
+    roles = {f"server_{number}": ("running", figures) for number in range(2)}
+    written = state("running", at=60, **roles, worker_0=("running", figures))
+    for process in written["processes"].values():
+        process["host"] = "ip-10-0-123-45.eu-central-1.compute.internal"
+    (folder / "state.json").write_text(json.dumps(written))
+    (folder / "report.json").write_text(json.dumps({"metrics": {"valid": {"ndcg@10": 0.3, "queries": 3}}}))
+    size = {"width": 1280, "height": 800}
+    with served("runs", cwd=tmp_path) as address, opened(browser, address, "plays", size=size) as visit:
+        expect(visit.page.locator("#processes tbody tr")).to_have_count(3)
+        cut_off = "(at => at.scrollWidth - at.clientWidth)(document.querySelector('#processes .scroll'))"
+        assert visit.page.evaluate(cut_off) == 0
+        titles = visit.page.locator("main section h2").all_text_contents()
+        assert titles.index("Evaluation") < titles.index("Step time and traffic")
+
+
+@pytest.mark.slow
 def test_run_that_does_not_exist_is_named_until_another_is_selected(browser: Browser, synthetic: str) -> None:
     with visiting(browser, f"{synthetic}?run=oen") as visit:
         notice = visit.page.locator("#missing-runs")

@@ -220,6 +220,13 @@ def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path
     assert "stopped early" not in text_of(page.head([resumed]))
 
 
+def test_advice_is_shown_once(tmp_path: Path) -> None:
+    report = {"advice": "the best epoch is the last, 4: train longer, with --set train.epochs=8"}
+    shown = show(write_run(tmp_path / "run", metrics=[step(9, at=9)], state=state("done", at=30), report=report))
+    assert text_of(page.head([shown])).count(report["advice"]) == 1
+    assert page.alerts([shown]) is None
+
+
 def test_quality_is_a_table_of_metric_by_depth(tmp_path: Path) -> None:
     valid = {"recall@5": 0.1, "recall@10": 0.2, "ndcg@5": 0.3, "ndcg@10": 0.4, "queries": 1200}
     test = {"recall@10": 0.5, "queries": 7}

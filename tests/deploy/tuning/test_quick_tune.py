@@ -84,9 +84,10 @@ def test_study_prints_its_plan_and_all_it_tried(workspace: Path) -> None:
     errors = (workspace / "stderr").read_text()
     assert "successive halving on valid ndcg@10; settings: 18 for 1 epoch, 4 for 3 epochs\n" in errors
     assert "  model.temperature: 0.05 to 0.2, in the job 0.1\n" in errors
-    assert re.search(
-        r"^30 epochs, as many as 10\.0 trainings have: about .+ at the speed of runs/planted$", errors, re.M
-    )
+    assert "\n30 epochs, as many as 10.0 trainings have\n" in errors
+    stopped = (workspace / "stopped").read_text()
+    assert re.search(r": \d+ trainings are left: about .+, at the speed of the second training$", stopped, re.M)
+    assert re.search(r": rung 1 of 2: best valid ndcg@10 .+; 4 trainings are left: about .+$", stopped, re.M)
     assert any("failed: " in line and "(log: " in line for line in messages(errors))
     lines = (workspace / "stdout").read_text().splitlines()
     head, *rows = (line.split() for line in lines[:-3])

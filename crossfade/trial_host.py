@@ -1,0 +1,52 @@
+"""Run the trainings of ``crossfade tune`` one after another: each but the first finds modules and kernels loaded.
+
+    python -m crossfade.trial_host
+
+A line on stdin is a request in JSON: the arguments of ``crossfade train``, and the log that gets its output. The answer
+is its exit code, a line on stdout. The process ends when stdin does, after a training that a signal has stopped, and at
+an error of the program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import TextIO
+
+from crossfade.main import main
+from crossfade.signals import stopper
+
+
+def serve(requests: TextIO, answers: TextIO) -> int:
+    """Run each training that is requested; return the exit code of the last one."""
+    code = 0
+    for line in requests:
+        request = json.loads(line)
+        code = _train(request["arguments"], request["log"])
+        print(code, file=answers, flush=True)
+        if stopper.number is not None:
+            break
+    return code
+
+
+def _train(arguments: list[str], log: str) -> int:
+    """Run ``crossfade train`` with its output in the file ``log``."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(file, stream.fileno())
+    os.close(file)
+    try:
+        return main(["train", *arguments])
+    finally:
+        sys.stdout.flush()
+        for number in (signal.SIGINT, signal.SIGTERM):  # between trainings there is nothing to save
+            signal.signal(number, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    # Trainings get neither end of the pipes: what they print goes to their logs.
+    pipes = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.exit(serve(*pipes))

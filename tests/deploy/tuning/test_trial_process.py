@@ -1,0 +1,118 @@
+"""Trainings of a study share a process: with the results of processes of their own, and without sharing a crash."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster_data import write_job, write_planted
+from running_command import crossfade, records, succeeded
+from waiting import wait_until
+
+from crossfade.deploy.tuning.trial_process import TrialProcess
+from crossfade.deploy.tuning.trial_run import EpochRecord, TrialRun
+
+LONG = ("train.epochs=100000", "train.patience=null")
+SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=2")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a dataset and a short job."""
+    folder = tmp_path_factory.mktemp("trials")
+    write_job(folder / "job.yaml", write_planted(folder / "data"), train={"batch_size": 512})
+    return folder
+
+
+@pytest.fixture
+def process() -> Iterator[TrialProcess]:
+    with closing(TrialProcess()) as process:
+        yield process
+    assert hosts() == []
+
+
+def hosts() -> list[psutil.Process]:
+    """Return the processes that wait for trainings, or train."""
+    return [child for child in psutil.Process().children() if "crossfade.trial_host" in child.cmdline()]
+
+
+def go_on(_epochs: object) -> bool:
+    return False
+
+
+def results(run: Path) -> tuple[Any, list[Any]]:
+    """Return the metrics of a run, and the loss and metrics of each epoch."""
+    epochs = [(each["loss"], each["valid"]) for each in records(run) if each["event"] == "epoch"]
+    return json.loads((run / "report.json").read_text())["metrics"]["valid"], epochs
+
+
+@pytest.mark.slow
+def test_later_training_has_the_results_of_a_process_of_its_own(workspace: Path, process: TrialProcess) -> None:
+    used = set()
+    for number, more in enumerate(["optimizer.learning_rate=0.3", "model.dim=-1", "model.dim=16", "model.dim=8"]):
+        code = TrialRun(workspace, f"shared-{number}", process).train([*SETTINGS, more], go_on)
+        assert code == (2 if more == "model.dim=-1" else 0)
+        used |= {host.pid for host in hosts()}
+    assert len(used) == 1
+    assert "model.dim" in (workspace / "shared-1.log").read_text()
+    assert (workspace / "shared-3.log").read_text().count("best ndcg@10 on valid") == 1
+    alone = [word for each in (*SETTINGS, "model.dim=8") for word in ("--set", each)]
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "alone", *alone, cwd=workspace))
+    assert results(workspace / "shared-3") == results(workspace / "alone")
+
+
+@pytest.mark.slow
+def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) -> None:
+    first = TrialRun(workspace, "before", process)
+    assert first.train(SETTINGS, go_on) == 0
+    (host,) = hosts()
+
+    def crash(epochs: list[EpochRecord]) -> bool:
+        if epochs:
+            host.send_signal(signal.SIGSEGV)
+        return False
+
+    crashed = TrialRun(workspace, "crashed", process)
+    assert crashed.train(LONG, crash) == -signal.SIGSEGV
+    assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
+    assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on) == 0
+    assert results(workspace / "after-crash") == results(workspace / "before")
+    assert host.pid not in {each.pid for each in hosts()}
+
+
+@pytest.mark.slow
+def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
+    workspace: Path, process: TrialProcess
+) -> None:
+    assert TrialRun(workspace, "long", process).train(LONG, bool) == 128 + signal.SIGTERM
+    assert list((workspace / "long" / "checkpoints").iterdir())
+    assert TrialRun(workspace, "after", process).train(SETTINGS, go_on) == 0
+
+
+class Recorder(TrialProcess):
+    """Keeps how a training would be started."""
+
+    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
+        """Keep ``warm``."""
+        self.warm = warm
+        return 0
+
+
+def test_training_with_servers_has_a_process_of_its_own(workspace: Path) -> None:
+    recorder = Recorder()
+    for settings, warm in ([], True), (["cluster.servers=1"], False), (["model.dim=-1"], True):
+        TrialRun(workspace, "recorded", recorder).train(settings, go_on)
+        assert recorder.warm == warm
+
+
+def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, process: TrialProcess) -> None:
+    for _ in range(2):
+        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False, warm=True) == 2
+        (host,) = hosts()
+        host.kill()
+        wait_until(lambda host=host: host.status() == psutil.STATUS_ZOMBIE, "the end of the process")
+    assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
