@@ -16,12 +16,12 @@ from typing import Any
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.similar_names import similar_name
-from crossfade.options.parsing import parse_on_bad_line, parse_on_missing
-from crossfade.trainer.prepare.faults import EventFaultsError
+from crossfade.options.parsing import parse_on_bad_line, parse_on_missing, parse_share
+from crossfade.trainer.prepare.faults import MAX_BAD, EventFaultsError
 
 _TEXT_OPTIONS = ("delimiter", "format", "id_type")
 _OF_FILES = ("delimiter", "format")
-READ_OPTIONS = (*_TEXT_OPTIONS, "on_bad_line", "on_missing", "timestamp_format")
+READ_OPTIONS = (*_TEXT_OPTIONS, "on_bad_line", "on_missing", "max_bad", "timestamp_format")
 """The keys of ``read``: options of ``crossfade prepare``."""
 _ARGUMENTS = {
     "--query": "query",
@@ -37,7 +37,7 @@ _ARGUMENTS = {
 _FORMAT = r"(?:iso|epoch-\w+|'[^']*')"
 _OPTION = re.compile(
     rf"--timestamp-format (?P<formats>{_FORMAT}(?: {_FORMAT})*)"
-    r"|--(?P<key>on-bad-line|on-missing|id-type|format) (?P<value>[a-z]\w*)"
+    r"|--(?P<key>on-bad-line|on-missing|id-type|format|max-bad) (?P<value>[a-z]\w*|\d+%)"
     r"|--(?P<named>query|item) (?P<column>NAME=COLUMN)"
     r"|(?P<option>(?<![\w-])--[a-z][a-z-]+)"
 )
@@ -62,11 +62,13 @@ def read_options(read: Mapping[str, Any], of_files: bool = True) -> dict[str, An
     with python_messages(None):
         on_bad_line, quarantine = parse_on_bad_line(read.get("on_bad_line"))
         on_missing = parse_on_missing(read.get("on_missing"))
+        max_bad = MAX_BAD if read.get("max_bad") is None else parse_share("--max-bad", read["max_bad"])
     return {
         **{key: read[key] for key in _TEXT_OPTIONS if key in read},
         "on_bad_line": on_bad_line,
         "quarantine": quarantine,
         "on_missing": on_missing,
+        "max_bad": max_bad,
         "timestamp_formats": [formats] if isinstance(formats, str) else formats,
     }
 

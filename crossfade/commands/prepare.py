@@ -21,6 +21,7 @@ from crossfade.options.parsing import (
     parse_names,
     parse_on_bad_line,
     parse_on_missing,
+    parse_share,
     parse_spans,
     split_pair,
 )
@@ -69,7 +70,7 @@ stays text. An ID that occurs only in valid or test gets a row too. Synthetic da
 """
 _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
-    *("delimiter", "timestamp_format", "context", "on_bad_line", "on_missing"),
+    *("delimiter", "timestamp_format", "context", "on_bad_line", "on_missing", "max_bad"),
     *("features", "content", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit"),
     *("expire_after", "hold_out", "hold_out_valid", "hold_out_test", "order", "work_dir", "memory", "threads"),
 )
@@ -148,6 +149,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         on_bad_line=on_bad_line,
         quarantine=quarantine,
         on_missing=parse_on_missing(arguments.on_missing),
+        **({} if arguments.max_bad is None else {"max_bad": parse_share("--max-bad", arguments.max_bad)}),
         since=arguments.since,
         until=arguments.until,
         duplicates=arguments.duplicates or "keep",

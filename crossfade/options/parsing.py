@@ -73,6 +73,22 @@ def parse_on_missing(text: str | None) -> OnMissing:
     raise InputError(f"--on-missing {text}: expected fail or drop")
 
 
+def parse_share(option: str, value: str | float) -> float:
+    """Read a share as a fraction, ``0.1``, or a percentage, ``10%``.
+
+    Raises:
+        InputError: it is neither, or not from 0 to 1 (100%).
+    """
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if isinstance(value, bool) or not 0 <= share <= 1:
+        raise InputError(f"{option} {text}: expected a share of the rows: 0.1 or 10%, at most 1 or 100%")
+    return share
+
+
 def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:
     """Read the values ``ENTITY=K[,ENTITY=K…]`` of ``option``, at most one per entity.
 

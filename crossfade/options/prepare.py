@@ -152,6 +152,11 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         metavar="fail|drop",
         help="fail (default) if a row lacks an ID, weight, event or timestamp, or drop it",
     )
+    group.add_argument(
+        "--max-bad",
+        metavar="SHARE",
+        help="fail if these two would leave out more than this share of all rows: 0.1 or 10%% (default), at most 100%%",
+    )
 
 
 def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:

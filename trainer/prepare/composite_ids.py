@@ -20,9 +20,14 @@ _CONTEXT_ROLES = "context_"
 SEPARATOR = "|"
 
 
+def is_id_role(role: str) -> bool:
+    """Return whether the column of ``role`` holds IDs."""
+    return role in _ID_ROLES or role.startswith(_CONTEXT_ROLES)
+
+
 def source_columns(role: str, column: str, names: Collection[str]) -> list[str]:
     """Return the columns that ``column`` names: those between plus signs, unless a column has exactly that name."""
-    if (role in _ID_ROLES or role.startswith(_CONTEXT_ROLES)) and column not in names:
+    if is_id_role(role) and column not in names:
         return column.split(PLUS)
     return [column]
 

@@ -19,6 +19,7 @@ import duckdb
 import psutil
 
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.prepare.disk_space import full_disk_error, is_full_disk
 
 _DEFAULT_MEMORY_BYTES = 4 << 30
 
@@ -75,7 +76,7 @@ def working_database(
         CrossfadeError: DuckDB failed; errors of the user's files are caught closer to the file (``read_errors``).
         KeyboardInterrupt: Ctrl-C; or any other exception that the handler of a signal raised.
     """
-    with _translate_errors():
+    with _translate_errors(folder):
         connection = duckdb.connect(str(folder / "events.duckdb"))
         try:
             execute(connection, "SET autoinstall_known_extensions = false")
@@ -96,7 +97,7 @@ def working_database(
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
+def _translate_errors(folder: Path) -> Iterator[None]:
     with _record_signal_exceptions() as raised:
         try:
             yield
@@ -108,6 +109,8 @@ def _translate_errors() -> Iterator[None]:
                 "raise --memory, lower --threads, or name a larger disk with --work-dir DIR"
             ) from error
         except duckdb.Error as error:
+            if is_full_disk(error):
+                raise full_disk_error(folder) from error
             raise CrossfadeError(f"the preparation failed in DuckDB: {first_line(error)}") from error
         except RuntimeError as error:
             if str(error) != "Query interrupted":

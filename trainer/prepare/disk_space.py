@@ -1,13 +1,21 @@
-"""Warn about too little disk space for temporary files at the start, not after hours of work."""
+"""Warn about too little disk space for temporary files at the start, and name the disk that is full.
+
+warn_low_disk(work, files)
+with full_disk_errors(out):
+    ...                         # an OSError of a full disk becomes one that names it
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from crossfade.kvstore.errors import escape_unprintable
+from crossfade.kvstore.errors import CrossfadeError, escape_unprintable
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
@@ -17,6 +25,8 @@ _TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "jsonl": 2.0, "l
 
 Incompressible IDs (random text) were measured to take 1.2; small integers take more than their compressed file.
 """
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def estimate_temp_bytes(files: Sequence[Source]) -> int:
@@ -43,3 +53,35 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
             "if that is too little, name a larger disk with --work-dir DIR",
             file=sys.stderr,
         )
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether ``error`` is about a full disk; DuckDB has no exception of its own for it."""
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def full_disk_error(path: Path) -> CrossfadeError:
+    """Return the error that the disk of ``path`` is full."""
+    disk = path.absolute()
+    while not disk.exists() or not disk.is_mount():
+        disk = disk.parent
+    usage = shutil.disk_usage(disk)
+    return CrossfadeError(
+        f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
+        "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR); nothing was written"
+    )
+
+
+@contextmanager
+def full_disk_errors(out: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of a full disk as one that names the disk: of its file, or else of ``out``.
+
+    Raises:
+        CrossfadeError: a disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise full_disk_error(Path(error.filename or out)) from error

@@ -21,6 +21,8 @@ from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, OPTION, formats
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 """Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""
 
+MAX_ID_BYTES = 4096
+"""The longest ID in UTF-8: a longer text is a document in the wrong column, and every copy of it costs memory."""
 _FLOAT_MAX = 3.4028234663852886e38
 _EMPTY_ID = "is missing or empty; expected an id in every row"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
@@ -77,9 +79,12 @@ def _is_missing(role: str, kind: Kind) -> str:
 def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
     checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID, missing=True)]
     if id_type == "string":
-        checks.append(
-            Check(role, f"regexp_matches(CAST({role} AS VARCHAR), '{_CONTROL}')", "has a control character; remove it")
-        )
+        too_long = f"strlen(CAST({role} AS VARCHAR)) > {MAX_ID_BYTES}"
+        control = f"CASE WHEN {too_long} THEN false ELSE regexp_matches(CAST({role} AS VARCHAR), '{_CONTROL}') END"
+        checks += [
+            Check(role, too_long, f"is longer than {MAX_ID_BYTES:,} bytes; shorten it, or name another column"),
+            Check(role, control, "has a control character; remove it"),
+        ]
     if id_type == "integer":
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),

@@ -33,6 +33,7 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
+    counted_records,
     find_delimiter,
     open_adjacency,
     open_columns,
@@ -156,7 +157,7 @@ def read_events(
                 faults.add_error(error)
             progress.advance(source.bytes)
     close_raw(connection)
-    faults.check()
+    faults.check(reader.records)
     return reader.finish()
 
 
@@ -173,6 +174,8 @@ class _Reader:
         self._types: dict[str, tuple[str, RawFile]] = {}
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
+        # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
+        self.records = 0
         self._ambiguity = TimestampAmbiguity(rules.timestamp_formats)
 
     def read(self, file: RawFile, split: int) -> None:
@@ -180,7 +183,9 @@ class _Reader:
         faults_before = self._faults.count(missing=False)
         kinds, file = self._open(file)
         self._stats.files += 1
-        self._stats.rows += self._faults.count(missing=False) - faults_before
+        bad_lines = self._faults.count(missing=False) - faults_before
+        self._stats.rows += bad_lines
+        self.records += bad_lines + fetch_count(self._connection, f"SELECT count(*) FROM {counted_records(file)}")
         with read_errors(file):
             if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._stats.empty_files += 1
@@ -206,7 +211,9 @@ class _Reader:
         roles = self._columns.roles()
         if file.format in DELIMITERS:
             file = find_delimiter(replace(file, delimiter=self._rules.delimiter), roles)
-        kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line)
+        ids = {"query", "item", *self._columns.context}
+        kept = ids if self._rules.id_type == "string" else self._rules.string_id_sides
+        kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line, kept_texts=kept)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
         return kinds, file

@@ -2,7 +2,7 @@
 
     faults = Faults(skip_bad=True, drop_missing=False)
     faults.add("the weight of column 'plays' is missing", [Place("plays.csv", "line", 7)], 12, message, missing=True)
-    faults.check()      # logs a line for each problem that is not left out, and raises
+    faults.check(1000)  # logs a line for each problem that is not left out, and raises; so it does if too many are
 
 A fault is *missing* if a value that every row needs is empty, and *bad* otherwise.
 """
@@ -10,6 +10,7 @@ A fault is *missing* if a value that every row needs is empty, and *bad* otherwi
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,7 +23,10 @@ from crossfade.trainer.prepare.text_records import Record
 _logger = logging.getLogger(__name__)
 
 MAX_PLACES = 5
+MAX_BAD = 0.1
+"""The share of rows that may be left out by default: beyond it, an option names the wrong column or format."""
 _MAX_PROBLEMS = 50
+_MAX_SHOWN_PROBLEMS = 3
 _OTHERS = "other problems"
 
 
@@ -75,19 +79,25 @@ class Faults:
         skip_bad: whether bad lines are left out; else they are an error.
         drop_missing: whether rows with a missing value are left out.
         quarantine: receives the bad lines that are left out.
+        max_bad: the largest share of rows that may be left out for either reason.
     """
 
     def __init__(
-        self, skip_bad: bool = False, drop_missing: bool = False, quarantine: Quarantine | None = None
+        self,
+        skip_bad: bool = False,
+        drop_missing: bool = False,
+        quarantine: Quarantine | None = None,
+        max_bad: float = MAX_BAD,
     ) -> None:
         self.quarantine = quarantine
         self._skip_bad = skip_bad
         self._drop_missing = drop_missing
+        self._max_bad = max_bad
         self._problems: dict[str, _Problem] = {}
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        return Faults(self._skip_bad, self._drop_missing, self.quarantine if keep_lines else None)
+        return Faults(self._skip_bad, self._drop_missing, self.quarantine if keep_lines else None, self._max_bad)
 
     def add(
         self,
@@ -133,15 +143,18 @@ class Faults:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
         return [_format(text, problem, values=False) for text, problem in self._problems.items()]
 
-    def check(self) -> None:
-        """Reject the files if a fault is not to be left out. Of several faults, each problem is logged in a line.
+    def check(self, rows: int) -> None:
+        """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.
+
+        Of several faults that are not to be left out, each problem is logged in a line.
 
         Raises:
-            InputError: there is such a fault.
+            InputError: there is such a fault, or there are too many.
         """
         rejected = {text: problem for text, problem in self._problems.items() if self._rejects(problem)}
         total = sum(problem.count for problem in rejected.values())
         if not rejected:
+            self._check_share(rows)
             return
         if total == 1:
             raise InputError(next(iter(rejected.values())).message)
@@ -155,6 +168,21 @@ class Faults:
         }
         choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
         raise EventFaultsError(total, listed, choice)
+
+    def _check_share(self, rows: int) -> None:
+        """Reject the files if more than the allowed share of ``rows``, those at fault included, would be left out."""
+        left_out = sum(problem.count for problem in self._problems.values())
+        if left_out <= self._max_bad * rows:
+            return
+        found = sorted(self._problems.items(), key=lambda entry: -entry[1].count)
+        listed = [_format(text, problem, values=True) for text, problem in found[:_MAX_SHOWN_PROBLEMS]]
+        if len(found) > len(listed):
+            listed.append("others")
+        raise InputError(
+            f"{left_out:,} of {rows:,} rows would be left out ({left_out / rows:.1%}), more than the "
+            f"{100 * self._max_bad:.4g}% of --max-bad: {'; '.join(listed)}; check the columns "
+            f"and the format, or allow this with --max-bad {math.ceil(100 * left_out / rows)}%"
+        )
 
     def _rejects(self, problem: _Problem) -> bool:
         return problem.fatal or not (self._drop_missing if problem.missing else self._skip_bad)

@@ -175,7 +175,9 @@ def _append(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, file: RawF
     """Append the pairs of one file to ``text_KEY``; return the type of its values."""
     assert plan.source is not None
     column = plan.source.columns[plan.name]
-    kinds = open_columns(connection, file, {"id": plan.source.id_column, "value": column}, lists=("value",))
+    columns = {"id": plan.source.id_column, "value": column}
+    kept = ("value",) if as_text else ()
+    kinds = open_columns(connection, file, columns, lists=("value",), kept_texts=kept)
     with read_errors(file):
         found = _value_type(connection, file, column, kinds["value"], as_text)
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))

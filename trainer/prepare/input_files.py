@@ -149,8 +149,13 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
         raise InputError(f"{option} {pattern}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
-    if path.exists():
+    if path.is_file():
         return [path]
+    if path.exists():
+        raise InputError(
+            f"{option} {pattern}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
+            "into the command, which reads events from standard input (--events - --format csv)"
+        )
     if not glob.has_magic(pattern):
         raise InputError(f"{option} {pattern}: no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.

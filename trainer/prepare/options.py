@@ -21,6 +21,7 @@ from crossfade.trainer.prepare.context import OPTION as CONTEXT_OPTION
 from crossfade.trainer.prepare.context import check_context, plan_context
 from crossfade.trainer.prepare.event_values import check_event_weights
 from crossfade.trainer.prepare.events import ColumnMapping, EventRules, IdChoice
+from crossfade.trainer.prepare.faults import MAX_BAD
 from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
 from crossfade.trainer.prepare.features import FeatureFile
 from crossfade.trainer.prepare.hold_out import HoldOut, plan_hold_outs
@@ -59,6 +60,7 @@ class PrepareOptions:
             left out.
         quarantine: The file that receives the bad lines that are left out.
         on_missing: Whether a row without an ID, weight, event, or timestamp ends the preparation, or is left out.
+        max_bad: The largest share of rows that may be left out by these two, from 0 to 1.
         since: Events before this time are dropped, as are those at or after ``until``.
         duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
         min_count: The interactions that an ID of an entity needs to be kept (``cleaning.py``).
@@ -100,6 +102,7 @@ class PrepareOptions:
     on_bad_line: OnBadLine = "fail"
     quarantine: Path | None = None
     on_missing: OnMissing = "fail"
+    max_bad: float = MAX_BAD
     since: str | None = None
     until: str | None = None
     duplicates: Duplicates = "keep"

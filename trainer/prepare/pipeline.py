@@ -11,6 +11,7 @@ byte, whatever the number of threads.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
@@ -25,7 +27,7 @@ from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.content import plan_content
 from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
-from crossfade.trainer.prepare.disk_space import warn_low_disk
+from crossfade.trainer.prepare.disk_space import full_disk_errors, warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
@@ -66,12 +68,15 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         )
     inputs = find_inputs(options)
     base = find_base(options)
-    with staged_output(options.out, options.overwrite, options.work_dir) as staged:
+    with (
+        full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
+        staged_output(options.out, options.overwrite, options.work_dir) as staged,
+    ):
         warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])
         quarantine = None
         if options.quarantine is not None:
             quarantine = Quarantine(options.quarantine, staged.work, options.overwrite)
-        faults = Faults(options.on_bad_line == "skip", options.on_missing == "drop", quarantine)
+        faults = Faults(options.on_bad_line == "skip", options.on_missing == "drop", quarantine, options.max_bad)
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:

@@ -32,10 +32,13 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.column_names import check_columns
-from crossfade.trainer.prepare.composite_ids import joined_sql, source_columns
+from crossfade.trainer.prepare.composite_ids import is_id_role, joined_sql, source_columns
 from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
+from crossfade.trainer.prepare.disk_space import is_full_disk
+from crossfade.trainer.prepare.expansion import check_parquet, check_text
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records
+from crossfade.trainer.prepare.whole_numbers import integer_sql, integer_text_sql, whole_floats, whole_texts
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -70,12 +73,14 @@ def open_columns(
     lists: Collection[str] = (),
     whole_lists: Collection[str] = (),
     on_fault: OnFault = raise_fault,
+    kept_texts: Collection[str] = (),
 ) -> dict[str, Kind]:
     """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
 
     The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
     in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
-    several (``composite_ids.py``).
+    several (``composite_ids.py``). IDs, times, and values of ``lists`` that are all written as 42.0 or missing become
+    integers (``whole_numbers.py``), but not in text files those of ``kept_texts``.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -85,7 +90,12 @@ def open_columns(
         close_raw(connection)
         if file.format == "parquet":
             return _open_parquet(connection, file, columns, lists, whole_lists)
-        return _open_text(connection, find_delimiter(file, columns), columns, on_fault)
+        integers = [role for role in columns if _may_be_integers(role, lists) and role not in kept_texts]
+        return _open_text(connection, find_delimiter(file, columns), columns, on_fault, integers)
+
+
+def _may_be_integers(role: str, lists: Collection[str]) -> bool:
+    return is_id_role(role) or role == "timestamp" or role in lists
 
 
 def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_fault: OnFault = raise_fault) -> int:
@@ -102,7 +112,9 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
             _load_adjacency(connection, file)
         except (duckdb.InterruptException, duckdb.OutOfMemoryException):
             raise
-        except duckdb.Error:
+        except duckdb.Error as error:
+            if is_full_disk(error):
+                raise
             _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
             raise
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
@@ -122,6 +134,11 @@ def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
     execute(connection, "DROP VIEW IF EXISTS raw")
     execute(connection, "DROP TABLE IF EXISTS raw_rows")
     execute(connection, "DROP TABLE IF EXISTS raw_lines")
+
+
+def counted_records(file: RawFile) -> str:
+    """Return the relation with a row for each record of ``file``, which is open and of which bad ones are left out."""
+    return "raw_lines" if file.format == "lightgcn" else "raw"
 
 
 def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
@@ -148,6 +165,8 @@ def read_errors(file: RawFile) -> Iterator[None]:
     except (duckdb.InterruptException, duckdb.OutOfMemoryException):
         raise
     except duckdb.Error as error:
+        if is_full_disk(error):
+            raise
         if file.format == "parquet":
             raise InputError(
                 f"{file}: cannot be read as Parquet, since it is corrupt or truncated ({first_line(error)}); write it "
@@ -155,6 +174,8 @@ def read_errors(file: RawFile) -> Iterator[None]:
             ) from error
         raise InputError(f"{file}: cannot be read as {file.format}: {first_line(error)}") from error
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
@@ -165,7 +186,7 @@ def column_names(file: RawFile) -> list[str]:
         InputError: the file cannot be read.
     """
     with read_errors(file):
-        return _read_schema(file).names if file.format == "parquet" else _read_header(file)
+        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
 
 
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
@@ -193,9 +214,9 @@ def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
         return sum(part in names for part in parts), len(names)
 
 
-def _read_schema(file: RawFile) -> pa.Schema:
+def _read_parquet(file: RawFile) -> pq.ParquetFile:
     try:
-        return pq.read_schema(file.path)
+        return pq.ParquetFile(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
@@ -210,7 +231,8 @@ def _open_parquet(
     lists: Collection[str],
     whole_lists: Collection[str],
 ) -> dict[str, Kind]:
-    schema = _read_schema(file)
+    parquet = _read_parquet(file)
+    schema = parquet.schema_arrow
     parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
     used = [column for role_parts in parts.values() for column in role_parts]
     check_columns(str(file), schema.names, used)
@@ -220,9 +242,21 @@ def _open_parquet(
             raise InputError(
                 f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
             )
+    check_parquet(connection, file, parquet, used)
+    rows = f"read_parquet({literal(exact_path(file.path))}, file_row_number = true)"
+    floats = {
+        column
+        for role, role_parts in parts.items()
+        for column in role_parts
+        if _may_be_integers(role, lists) and pa.types.is_floating(schema.field(column).type)
+    }
+    whole = whole_floats(connection, rows, sorted(floats))
     kinds, selected = {}, ""
     for role, role_parts in parts.items():
-        field, value = schema.field(role_parts[0]), joined_sql([identifier(column) for column in role_parts])
+        values = [integer_sql(column) if column in whole else identifier(column) for column in role_parts]
+        field, value = schema.field(role_parts[0]), joined_sql(values)
+        if role_parts[0] in whole:
+            field = field.with_type(pa.int64())
         if len(role_parts) > 1:
             for column in role_parts:
                 _parquet_kind(file, schema.field(column))
@@ -233,8 +267,7 @@ def _open_parquet(
         selected += f", {value} AS {identifier(role)}"
     execute(
         connection,
-        f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} "
-        f"FROM read_parquet({literal(exact_path(file.path))}, file_row_number = true)",
+        f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} FROM {rows}",
     )
     return kinds
 
@@ -262,9 +295,14 @@ def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:
 
 
 def _open_text(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], on_fault: OnFault
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    columns: Mapping[str, str],
+    on_fault: OnFault,
+    integers: Collection[str],
 ) -> dict[str, Kind]:
     names = _read_header(file)
+    check_text(file)
     parts = {role: source_columns(role, column, names) for role, column in columns.items()}
     used = [column for role_parts in parts.values() for column in role_parts]
     check_columns(str(file), names, used)
@@ -273,12 +311,16 @@ def _open_text(
         _load_text(connection, file, names, indexes)
     except (duckdb.InterruptException, duckdb.OutOfMemoryException):
         raise
-    except duckdb.Error:
+    except duckdb.Error as error:
+        if is_full_disk(error):
+            raise
         execute(connection, "DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
+    texts = {role: [f"c{names.index(column)}" for column in role_parts] for role, role_parts in parts.items()}
+    whole = whole_texts(connection, "raw_rows", sorted({text for role in integers for text in texts[role]}))
     selected = ", ".join(
-        f"{joined_sql([f'c{names.index(column)}' for column in role_parts])} AS {identifier(role)}"
-        for role, role_parts in parts.items()
+        f"{joined_sql([integer_text_sql(text) if text in whole else text for text in of_role])} AS {identifier(role)}"
+        for role, of_role in texts.items()
     )
     execute(connection, f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
     return dict.fromkeys(columns, "text")

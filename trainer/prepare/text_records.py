@@ -43,6 +43,10 @@ _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
     "with --format"
 )
+_WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_SAMPLED_BYTES = 1024
+_WIDE_ZEROS = 0.3
+"""The share of zero bytes from which on text has letters of several bytes: it is half of UTF-16 in Latin letters."""
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
 
 
@@ -152,6 +156,7 @@ def _open_lines(file: RawFile) -> Iterator[_Lines]:
     with open_text(file) as stream:
         begin = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
         head = begin.peek(1 << 16)
+        check_encoding(file, head)
         if head.startswith(b"\xef\xbb\xbf"):  # a byte order mark
             begin.read(3)
         if b"\r" in head and b"\n" not in head:  # lines as on early Macintosh computers
@@ -159,6 +164,23 @@ def _open_lines(file: RawFile) -> Iterator[_Lines]:
             yield _Lines(lambda limit: text.readline(limit).encode("latin-1"), MAX_RECORD_BYTES)
         else:
             yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+
+
+def check_encoding(file: RawFile, head: bytes) -> None:
+    """Reject a text file that is in UTF-16 or UTF-32, by its first bytes: a byte order mark, or zeros in most letters.
+
+    Raises:
+        InputError: it is.
+    """
+    marked = next((name for mark, name in _WIDE_MARKS.items() if head.startswith(mark)), None)
+    zeros = head[:_SAMPLED_BYTES].count(0) / max(1, len(head[:_SAMPLED_BYTES]))
+    if marked is None and zeros < _WIDE_ZEROS:
+        return
+    wide = marked or ("UTF-32" if zeros > 2 * _WIDE_ZEROS else "UTF-16")
+    order = "" if marked else ("BE" if head.startswith(b"\0") else "LE")
+    raise InputError(
+        f"{file}: is text in {wide}; expected UTF-8: convert the file: iconv -f {wide}{order} -t UTF-8 FILE > NEW_FILE"
+    )
 
 
 class _Delimited:

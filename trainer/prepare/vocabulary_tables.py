@@ -146,7 +146,7 @@ def join_names(
         InputError: the file cannot be read, or has a name for none of the IDs.
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
-    faults.check()
+    faults.check(fetch_count(connection, "SELECT count(*) FROM raw") + faults.count(missing=False))
     with read_errors(file):
         # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
         execute(
