@@ -61,7 +61,7 @@ def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
 
 
 def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
-    status, found = server.get("recommend", id="c010", count=5)
+    status, found = server.get("recommend", id="c010", k=5)
     assert (status, found["version"]) == (200, "000001")
     assert found["result"] == {
         "id": "c010",
@@ -69,7 +69,7 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         "items": recommended(workspace, "--customer", "c010", "-k", 5),
         "error": None,
     }
-    body = {"ids": ["c011", "c010"], "count": 5, "where": "genre <> 'g0'", "max_per": {"column": "genre", "count": 2}}
+    body = {"ids": ["c011", "c010"], "k": 5, "where": "genre <> 'g0'", "max_per": {"column": "genre", "count": 2}}
     status, both = server.post("recommend", body)
     assert status == 200
     options = ("-k", 5, "--where", "genre <> 'g0'", "--metadata", "songs.csv", "--max-per", "genre=2")
@@ -81,21 +81,21 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
 
 def test_new_customers_get_recommendations_by_history(workspace: Path, server: RunningServer) -> None:
     history = [{"id": "genre 3 song 8"}, {"id": 5013, "weight": 1.0}, {"id": "unknown"}]
-    status, found = server.post("recommend", {"histories": [history], "count": 4})
+    status, found = server.post("recommend", {"histories": [history], "k": 4})
     assert status == 200
     assert found["results"][0]["items"] == recommended(workspace, "--history", "5008", "5013", "-k", 4)
 
 
 def test_similar_rows_vectors_and_search(workspace: Path, server: RunningServer) -> None:
-    status, found = server.get("similar", id="Genre 2 Song 7", count=4)
+    status, found = server.get("similar", id="Genre 2 Song 7", k=4)
     printed = succeeded(crossfade_here("similar", "run", "5007", "-k", 4, cwd=workspace)).stdout
     neighbors = [line.split(maxsplit=1)[1] for line in printed.splitlines()[1:]]
     assert status == 200
     assert [item["name"] for item in found["result"]["items"]] == neighbors
-    assert server.post("similar", {"ids": [5007], "count": 4})[1]["results"] == [found["result"]]
+    assert server.post("similar", {"ids": [5007], "k": 4})[1]["results"] == [found["result"]]
     status, vectors = server.get("vector", id=["c010", "c011"], entity="customer")
     assert (status, vectors["score"], len(vectors["vectors"][1]["vector"])) == (200, "cosine", 8)
-    assert server.get("search", text="song 19", count=3)[1]["rows"] == [
+    assert server.get("search", text="song 19", k=3)[1]["rows"] == [
         {"id": 5000 + row, "name": f"Genre {row % GENRES} Song {row}"} for row in (19, 190, 191)
     ]
     status, model = server.get("model")
@@ -110,7 +110,7 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
     assert server.get("recommend", id="c999") == (404, {"detail": "there is no customer with the ID or name 'c999'"})
     untrained = f"track '{5000 + TRACKS}' has no interaction of positive weight in train, so its vector is not trained"
     assert server.get("similar", id=5000 + TRACKS) == (404, {"detail": untrained})
-    status, found = server.post("recommend", {"ids": ["c999", "c010"], "count": 2})
+    status, found = server.post("recommend", {"ids": ["c999", "c010"], "k": 2})
     assert (status, [len(result["items"]) for result in found["results"]]) == (200, [0, 2])
     assert found["results"][0]["error"] == "there is no customer with the ID or name 'c999'"
     assert server.get("vector", id=1, entity="song") == (
@@ -122,11 +122,11 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
 def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     for route, body, status, message in (
         ("recommend", {"ids": []}, 422, "at least 1 item"),
-        ("recommend", {"ids": ["c010"], "count": 0}, 422, "greater than or equal to 1"),
+        ("recommend", {"ids": ["c010"], "k": 0}, 422, "greater than or equal to 1"),
         ("recommend", {"ids": ["c010"], "where": "year > 1990"}, 400, "the columns are id, name, count, genre"),
         ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of 1 IDs is one of track"),
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
-        ("recommend", {"ids": ["c010"], "k": 5}, 422, "Extra inputs are not permitted"),
+        ("recommend", {"ids": ["c010"], "count": 5}, 422, "Extra inputs are not permitted"),
         ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
         ("recommend", {"ids": ["c010"], "where": "a\nb"}, 422, "expected one line of text, without control characters"),
         ("recommend", b"{", 422, "JSON decode error"),
