@@ -190,10 +190,12 @@ class Answers:
 
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""
-        found = [(self.served.names.find(self.served.item, str(each.id)), each.weight) for each in history]
+        found = [
+            (self.served.names.find(self.served.item, str(each["id"])), each.get("weight", 1.0)) for each in history
+        ]
         known = [(row, weight) for row, weight in found if row is not None]
         if not known:
-            names = format_names(each.id for each in history[:3])
+            names = format_names(each["id"] for each in history[:3])
             raise UnknownRowError(f"histories: none of {len(history)} items is a {self.served.item}, such as {names}")
         rows, weights = zip(*known, strict=True)
         return np.array(rows, np.int64), np.array(weights, np.float32)

@@ -78,6 +78,7 @@ def make_app(access: Access) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
+        bodies.start()
         following = asyncio.create_task(current.follow())
         yield Bounds().state()
         following.cancel()
@@ -147,8 +148,9 @@ def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_to
     Raises:
         ForeignRequestError: it may be.
     """
-    is_costly = query.where is not None or getattr(query, "popularity_damping", 0.0)
-    if is_costly and not has_token and not request.headers.keys() & {"sec-fetch-site", "x-requested-with"}:
+    is_damped = isinstance(query, RecommendQuery) and query.popularity_damping > 0
+    says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
+    if (query.where is not None or is_damped) and not has_token and not says_whose:
         raise ForeignRequestError(
             "a GET with 'where' or 'popularity_damping' needs the header X-Requested-With, with any value, which pages "
             "of other sites cannot send; add it, or send a POST"

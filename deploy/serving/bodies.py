@@ -24,6 +24,8 @@ LARGE_BYTES = 32 << 10
 """Size from which a body is read by the process."""
 _SECONDS = 5.0
 _MAX_KEYS, _MAX_PROBLEMS, _MAX_LETTERS = 16, 5, 80
+_MAX_PARTS = 500_000
+"""Brackets, braces, and colons of a body: the largest valid one has 300,000, and more in names."""
 _THREADS = 2
 Problem = dict[str, Any]
 
@@ -42,6 +44,14 @@ class Bodies:
     def __init__(self) -> None:
         self._process = BoundedProcess(_BodyReader)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="bodies")
+
+    def start(self) -> None:
+        """Start the process, so that the first large body does not wait for it.
+
+        Raises:
+            CrossfadeError: it cannot start.
+        """
+        self._process.start()
 
     async def read(self, kind: str, body: bytes) -> Any:
         """Return the request of ``kind``, "recommend" or "similar", in ``body``.
@@ -78,6 +88,8 @@ class _BodyReader:
 
 def read_request(kind: str, body: bytes) -> BaseModel | list[Problem]:
     """Return the request of ``kind`` in ``body``, or its first problems."""
+    if sum(map(body.count, (b"[", b"{", b":"))) > _MAX_PARTS:
+        return [{"type": "too_long", "loc": ["body"], "msg": f"The body should have at most {_MAX_PARTS:,} values"}]
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -68,20 +68,20 @@ class RestrictedAccess:
         headers, reads = Headers(scope=scope), scope["method"] in ("GET", "HEAD")
         if reads and scope["path"] in _HEALTH:
             return None
+        may_read = reads and is_documentation
         if problem := self._access.host_problem(headers.get("host")):
             return _rejection(421, problem)
         # Pages of other sites may lead to the documentation, but send no other request.
-        if not (reads and is_documentation) and headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+        if not may_read and headers.get("sec-fetch-site", "none") not in _OWN_SITE:
             return _rejection(403, "a page of another site sent this request; send it from a program, or from /docs")
         if scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
             return _rejection(400, f"expected at most {_MAX_PARAMETERS} parameters")
         if self._access.has_token(headers.get("authorization")):
             scope["state"][ADMIT]()
-            return None
-        if reads and is_documentation:
-            return None
-        detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
-        return _rejection(401, detail, {"WWW-Authenticate": "Bearer"})
+        elif not may_read:
+            detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
+            return _rejection(401, detail, {"WWW-Authenticate": "Bearer"})
+        return None
 
 
 def _rejection(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
+from typing_extensions import TypedDict
 
 from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.model_sections import ScoreKind
@@ -61,11 +62,12 @@ class Filters(_Body):
     max_per: GroupLimit | None = Field(None, description="at most some rows with the same value of a column")
 
 
-class HistoryItem(_Body):
+@with_config(ConfigDict(extra="forbid"))
+class HistoryItem(TypedDict):
     """An item of a history. Negative weights are of items that were disliked: they are left out, not learned from."""
 
     id: Id
-    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False)
+    weight: NotRequired[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="by default 1")]]
 
 
 class _Recommendations(Filters):

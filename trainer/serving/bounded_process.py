@@ -29,11 +29,12 @@ from crossfade.kvstore.processes import die_with_parent
 from crossfade.trainer.prepare.database import first_line
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.metadata_reader"])
+# DuckDB imports pandas, where it is installed, for the first result.
+_CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.metadata_reader", "pandas"])
 _START_SECONDS = 60.0
 _MEMORY_BYTES = 1 << 30
 """How much a child may allocate beyond what it has once it is ready."""
-_NICENESS = 10
+_NICENESS = 5
 """Questions that take long leave time to the others."""
 _logger = logging.getLogger(__name__)
 

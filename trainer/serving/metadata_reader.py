@@ -41,6 +41,7 @@ class MetadataReader:
         folder = Folder(data)
         self._table = MetadataTable(connection, folder, read_manifest(folder), entity, has_file=has_file)
         self._table.lock()
+        self.rows_where("true")  # has what DuckDB loads for the first condition not count for the limit of a client's
 
     def columns(self) -> list[str]:
         """Return the columns that conditions may use."""
