@@ -35,7 +35,7 @@ function setup(thread) thread:set("seed", 1) end
 function init() math.randomseed(seed) end
 function delay() return rate > 0 and math.random() * 1930 * connections / rate or 0 end
 function request()
-  return wrk.format("GET", "/recommend?count=10&id=" .. 1000000 + math.random(1, customers))
+  return wrk.format("GET", "/recommend?k=10&id=" .. 1000000 + math.random(1, customers))
 end
 function done(summary, latency)
   local errors = summary.errors
@@ -198,7 +198,11 @@ def schemathesis(url: str, examples: int) -> int:
     """Run schemathesis against the server."""
     command = Path(sys.executable).parent / "schemathesis"
     return subprocess.run(
-        [command, "run", f"{url}openapi.json", "--max-examples", str(examples)], check=False
+        [
+            *(command, "run", f"{url}openapi.json", "--max-examples", str(examples)),
+            *("--header", "X-Requested-With: schemathesis"),
+        ],
+        check=False,
     ).returncode
 
 

@@ -38,7 +38,7 @@ requests are being answered. A model that cannot be read is reported, and the la
 Routes: GET or POST /recommend and /similar; GET /vector, /search, /model, /healthz and /metrics (Prometheus); GET /ping
 and POST /invocations for SageMaker. /docs shows them with examples, /openapi.json describes them.
 
-  curl 'http://127.0.0.1:8090/recommend?id=2&count=5'
+  curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'
 
 With a token, requests need the header 'Authorization: Bearer TOKEN', except for /healthz, /ping and /docs. Nothing is

@@ -16,7 +16,7 @@ from crossfade.kvstore.errors import InputError
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 
-COUNT = 10
+K = 10
 """Rows of a list."""
 _MAX_SUGGESTIONS = 12
 Answer = dict[str, Any]
@@ -47,7 +47,7 @@ def find_neighbors(served: ServedModel, item: str) -> Answer:
         InputError: there is no such item, or its vector is not trained.
     """
     row, label = _find(served, served.item, item)
-    rows_QK, scores_QK = served.similar(served.item, np.array([row]), RankingOptions(COUNT))
+    rows_QK, scores_QK = served.similar(served.item, np.array([row]), RankingOptions(K))
     return {"item": _row(label), "rows": _ranked(served, rows_QK[0], scores_QK[0])}
 
 
@@ -58,10 +58,10 @@ def recommend(served: ServedModel, query: str) -> Answer:
         InputError: there is no such query, or its vector is not trained.
     """
     row, label = _find(served, served.query, query)
-    rows_QK, scores_QK = served.recommend(np.array([row]), RankingOptions(COUNT))
+    rows_QK, scores_QK = served.recommend(np.array([row]), RankingOptions(K))
     histories = served.histories.load(np.array([row]))
     items_N, weights_N = histories.lists.items_N, histories.weight_N
-    favorites_N = histories.favorites(0, COUNT)
+    favorites_N = histories.favorites(0, K)
     weights = weights_N[np.searchsorted(items_N, favorites_N)].tolist()
     labels = served.names.labels(served.item, favorites_N.tolist())
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,21 @@ class Answers:
             return served.is_quick(served.item, served.card.score, _options(request))
         return served.is_quick(request.entity or served.item, "cosine", _options(request))
 
+    def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
+        """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
+        metadata, where = self.served.metadata, request.where
+        column = request.max_per.column if request.max_per else None
+        if metadata.has(where, column):
+            return None
+
+        def load() -> None:
+            if where is not None:
+                metadata.rows_where(where)
+            if column is not None:
+                metadata.groups(column)
+
+        return load
+
     def recommend(self, request: RecommendRequest) -> Results:
         """Recommend items.
 
@@ -112,14 +127,14 @@ class Answers:
         ]
         return Vectors.model_construct(version=self.version, entity=name, score=self.served.card.score, vectors=found)
 
-    def search(self, text: str, count: int, entity: str | None) -> FoundRows:
-        """Find rows by the first letters of words of their names.
+    def search(self, text: str, k: int, entity: str | None) -> FoundRows:
+        """Find rows by the first letters of words of their names or, without one, of their IDs.
 
         Raises:
             UnknownRowError: there is no such entity.
         """
         name = self.entity(entity)
-        rows = self.served.names.search(name, text, count)
+        rows = self.served.names.search(name, text, k)
         labels = self.served.names.labels(name, rows)
         found = [Row.model_construct(id=labels[row].id, name=labels[row].name) for row in rows]
         return FoundRows.model_construct(version=self.version, entity=name, rows=found)
@@ -175,10 +190,12 @@ class Answers:
 
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""
-        found = [(self.served.names.find(self.served.item, str(each.id)), each.weight) for each in history]
+        found = [
+            (self.served.names.find(self.served.item, str(each["id"])), each.get("weight", 1.0)) for each in history
+        ]
         known = [(row, weight) for row, weight in found if row is not None]
         if not known:
-            names = format_names(each.id for each in history[:3])
+            names = format_names(each["id"] for each in history[:3])
             raise UnknownRowError(f"histories: none of {len(history)} items is a {self.served.item}, such as {names}")
         rows, weights = zip(*known, strict=True)
         return np.array(rows, np.int64), np.array(weights, np.float32)
@@ -214,7 +231,7 @@ class Answers:
 
 def _options(request: Filters) -> RankingOptions:
     max_per = (request.max_per.column, request.max_per.count) if request.max_per else None
-    options = RankingOptions(count=request.count, where=request.where, max_per=max_per)
+    options = RankingOptions(k=request.k, where=request.where, max_per=max_per)
     if isinstance(request, KnownRequest | NewRequest):
         more = {"exclude_known": request.exclude_known, "popularity_damping": request.popularity_damping}
         return RankingOptions(**{**vars(options), **more})

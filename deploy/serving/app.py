@@ -16,26 +16,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response, Security
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.routing import Route
 
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import UnknownRowError
-from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
+from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
+from crossfade.deploy.serving.current import CurrentVersion
+from crossfade.deploy.serving.front_page import front_page
 from crossfade.deploy.serving.metrics import exposition
 from crossfade.deploy.serving.middleware import LimitedBodies, RecordedRequests, RestrictedAccess
 from crossfade.deploy.serving.protocol import Bounds
 from crossfade.deploy.serving.schemas import (
+    BODY_PROBLEMS,
     PROBLEMS,
     FoundRows,
     Health,
     KnownRequest,
     ModelDescription,
+    NewRequest,
     OneResult,
     RecommendQuery,
     RecommendRequest,
@@ -48,7 +54,8 @@ from crossfade.deploy.serving.schemas import (
 )
 from crossfade.deploy.serving.versions import Versions
 from crossfade.kvstore import __version__
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""
@@ -66,15 +73,17 @@ def make_app(access: Access) -> FastAPI:
     # Invalid requests, which uvicorn logs as warnings, would fill the log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     die_with_agent()
-    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
+    current, bodies = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE]))), Bodies()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
+        bodies.start()
         following = asyncio.create_task(current.follow())
         yield Bounds().state()
         following.cancel()
         current.close()
+        bodies.close()
 
     app = FastAPIOffline(
         title="Crossfade",
@@ -88,10 +97,20 @@ def make_app(access: Access) -> FastAPI:
     app.add_middleware(LimitedBodies)
     app.add_middleware(RestrictedAccess, access=access)
     app.add_middleware(RecordedRequests)
-    for error, status in ((UnknownRowError, 404), (InputError, 400), (OverloadedError, 503)):
+    for error, status in (
+        (UnknownRowError, 404),
+        (InputError, 400),
+        (OverloadedError, 503),
+        (ForeignRequestError, 403),
+        (BodyTypeError, 415),
+    ):
         app.add_exception_handler(error, _problem(status))
+    app.add_exception_handler(InvalidRequestError, _invalid)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method(app))
-    _add_rankings(app, current)
+    _describe_bodies(app)
+    _add_front_page(app, current, access)
+    _add_rankings(app, current, bodies, has_token=access.token is not None)
     _add_rows(app, current)
     _add_operations(app, current)
     return app
@@ -103,6 +122,73 @@ def _problem(status: int) -> Any:
         return JSONResponse({"detail": str(error)}, status, headers)
 
     return respond
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    """Respond with the first fields that are wrong, without their values."""
+    if isinstance(error, RequestValidationError):
+        problems = describe_problems(error.errors())
+    else:
+        assert isinstance(error, InvalidRequestError)
+        problems = error.problems
+    return JSONResponse({"detail": problems}, 422)
+
+
+class ForeignRequestError(CrossfadeError):
+    """A page of another site may have sent a request that costs more than a look-up."""
+
+
+class BodyTypeError(CrossfadeError):
+    """A body is not of the type application/json, which a page of another site cannot send."""
+
+
+def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_token: bool) -> None:
+    """Check that a costly GET is not from a page of another site, where browsers do not say whose page it is.
+
+    Raises:
+        ForeignRequestError: it may be.
+    """
+    is_damped = isinstance(query, RecommendQuery) and query.popularity_damping > 0
+    says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
+    if (query.where is not None or is_damped) and not has_token and not says_whose:
+        raise ForeignRequestError(
+            "a GET with 'where' or 'popularity_damping' needs the header X-Requested-With, with any value, which pages "
+            "of other sites cannot send; add it, or send a POST"
+        )
+
+
+async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
+    """Return the request in the body.
+
+    Raises:
+        BodyTypeError: it is not said to be JSON.
+        InvalidRequestError: it is not valid.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
+    return await bodies.read(kind, await request.body())
+
+
+def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body, which the routes read by themselves, for ``openapi_extra``."""
+    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    schema = references[0] if len(references) == 1 else {"anyOf": references}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Add the schemas of bodies to the description of ``app``."""
+    describe = app.openapi
+
+    def with_bodies() -> dict[str, Any]:
+        described = describe()
+        models = [(model, "validation") for model in (KnownRequest, NewRequest, SimilarRequest)]
+        _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        described["components"]["schemas"] |= found["$defs"]
+        return described
+
+    app.openapi = with_bodies  # type: ignore[method-assign]
 
 
 def _wrong_method(app: FastAPI) -> Any:
@@ -133,41 +219,58 @@ def _one(results: Results) -> Response:
     return _json(OneResult.model_construct(version=results.version, result=result))
 
 
-def _add_rankings(app: FastAPI, current: CurrentVersion) -> None:
+def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def front() -> Response:
+        return HTMLResponse(front_page(current.answers.describe() if access.token is None else None))
+
+
+def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_token: bool) -> None:
     async def recommend(request: RecommendRequest) -> Results:
         return await current.answer(
-            lambda answers: answers.recommend(request), lambda answers: answers.is_quick(request)
+            lambda answers: answers.recommend(request),
+            lambda answers: answers.is_quick(request),
+            lambda answers: answers.load_filters(request),
         )
 
     async def similar(request: SimilarRequest) -> Results:
-        return await current.answer(lambda answers: answers.similar(request), lambda answers: answers.is_quick(request))
+        return await current.answer(
+            lambda answers: answers.similar(request),
+            lambda answers: answers.is_quick(request),
+            lambda answers: answers.load_filters(request),
+        )
 
     @app.get("/recommend", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
-    async def recommend_to_one(query: Annotated[RecommendQuery, Query()]) -> Response:
+    async def recommend_to_one(request: Request, query: Annotated[RecommendQuery, Query()]) -> Response:
         """Recommend items to one customer, or whatever the query entity is."""
+        _check_sender(request, query, has_token)
         values = query.model_dump(exclude={"id"})
         return _one(await recommend(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
-    @app.post("/recommend", response_model=Results, responses=PROBLEMS, tags=["rankings"])
-    async def recommend_to_many(request: RecommendRequest) -> Response:
-        """Recommend items to several customers by ID, or to new ones by their histories."""
-        return _json(await recommend(request))
-
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
-    async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
+    async def similar_to_one(request: Request, query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
+        _check_sender(request, query, has_token)
         values = query.model_dump(exclude={"id"})
         return _one(await similar(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
-    @app.post("/similar", response_model=Results, responses=PROBLEMS, tags=["rankings"])
-    async def similar_to_many(request: SimilarRequest) -> Response:
-        """Find the nearest neighbors of several rows."""
-        return _json(await similar(request))
+    recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
+    many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
 
-    @app.post("/invocations", response_model=Results, responses=PROBLEMS, tags=["SageMaker"])
-    async def invoke(request: RecommendRequest) -> Response:
+    @app.post("/recommend", **many, tags=["rankings"], openapi_extra=recommend_body)
+    async def recommend_to_many(request: Request) -> Response:
+        """Recommend items to several customers by ID, or to new ones by their histories."""
+        return _json(await recommend(await _read_body(request, bodies, "recommend")))
+
+    @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)
+    async def similar_to_many(request: Request) -> Response:
+        """Find the nearest neighbors of several rows."""
+        return _json(await similar(await _read_body(request, bodies, "similar")))
+
+    @app.post("/invocations", **many, tags=["SageMaker"], openapi_extra=recommend_body)
+    async def invoke(request: Request) -> Response:
         """Recommend items, as POST /recommend does: the route that SageMaker endpoints call."""
-        return _json(await recommend(request))
+        return _json(await recommend(await _read_body(request, bodies, "recommend")))
 
 
 _NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
@@ -181,8 +284,8 @@ def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
 
     @app.get("/search", response_model=FoundRows, responses=PROBLEMS, tags=["rows"])
     async def search(query: Annotated[SearchQuery, Query()]) -> Response:
-        """Find rows by the first letters of words of their names, in any order; the most frequent rows come first."""
-        return _json(await current.answer(lambda answers: answers.search(query.text, query.count, query.entity)))
+        """Find rows by the first letters of words of their names or IDs, in any order; the most frequent come first."""
+        return _json(await current.answer(lambda answers: answers.search(query.text, query.k, query.entity)))
 
     @app.get("/model", response_model=ModelDescription, responses={503: PROBLEMS[503]}, tags=["rows"])
     async def model() -> Response:

@@ -2,37 +2,85 @@
 
     current = CurrentVersion(versions)
     await current.load()
-    results = await current.answer(lambda answers: answers.similar(request), is_quick)
+    results = await current.answer(lambda answers: answers.similar(request), is_quick, load_filters)
 
 Requests that take about a millisecond are answered in the event loop. Others wait for one thread, so that they delay
-neither these nor the health check, and that what they use is not used by two at once. A request keeps the version that
-it began with.
+neither these nor the health check, and that what they use is not used by two at once. Conditions are evaluated before
+by other threads, which wait for processes, so that a slow one does not keep that thread. A request keeps the version
+that it began with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.metrics import record_version
+from crossfade.deploy.serving.metrics import record_failed_version, record_version
 from crossfade.deploy.serving.versions import Versions
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.trainer.serving.served_metadata import MAX_SLOW, OverloadedError
 from crossfade.trainer.serving.served_model import ServedModel
 
-MAX_WAITING = 64
-"""Requests that may wait for the thread; more are rejected."""
-_POLL_SECONDS = 1.0
+MAX_WAITING, MAX_CONDITIONS = 64, 32
+"""Requests that may wait for the thread, and for conditions; more are rejected."""
+_POLL_SECONDS, _RETRY_SECONDS = 1.0, 30.0
 _logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class OverloadedError(CrossfadeError):
-    """Too many requests are waiting, or no version is loaded yet."""
+class _Waiting:
+    """Bounds how many requests wait for something."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most, self._what, self._count = most, what, 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place while the context lasts.
+
+        Raises:
+            OverloadedError: all are taken.
+        """
+        if self._count >= self._most:
+            raise OverloadedError(f"{self._most} {self._what} are waiting; try again later, or start more servers")
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
+class _OpenVersion:
+    """An open version, with how many requests use it."""
+
+    def __init__(self, served: ServedModel, name: str) -> None:
+        self.answers = Answers(served, name)
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def used(self) -> Iterator[Answers]:
+        """Keep the version open while the context lasts."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self.answers
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def unused(self) -> None:
+        """Wait until no request uses the version."""
+        await self._unused.wait()
 
 
 class CurrentVersion:
@@ -41,9 +89,12 @@ class CurrentVersion:
     def __init__(self, versions: Versions) -> None:
         """Serve the current one of ``versions``, once it is loaded."""
         self._versions = versions
-        self._answers: Answers | None = None
+        self._open: _OpenVersion | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
-        self._waiting = 0
+        # More than may wait for the process of slow conditions, so that these keep threads from no others.
+        self._condition_threads = ThreadPoolExecutor(MAX_SLOW + 4, thread_name_prefix="conditions")
+        self._requests = _Waiting(MAX_WAITING, "requests")
+        self._conditions = _Waiting(MAX_CONDITIONS, "requests with new conditions")
 
     @property
     def answers(self) -> Answers:
@@ -52,66 +103,101 @@ class CurrentVersion:
         Raises:
             OverloadedError: none is loaded yet.
         """
-        if self._answers is None:
+        return self._current().answers
+
+    def _current(self) -> _OpenVersion:
+        if self._open is None:
             raise OverloadedError("no model is loaded yet; try again in a few seconds")
-        return self._answers
+        return self._open
 
     async def load(self) -> None:
-        """Open the current version if another one is open.
+        """Open the current version or, in a process that has none open, the one before if the current one is faulty.
 
         Raises:
-            CrossfadeError: it cannot be read.
-            OSError: it cannot be read, or has been replaced meanwhile.
+            Exception: none can be opened, whatever the reason.
         """
-        name = self._versions.current()
-        if name is None or (self._answers is not None and self._answers.version == name):
+        try:
+            await self._load(self._versions.current())
+        except Exception as error:
+            previous = self._versions.previous()
+            if self._open is not None or previous is None:
+                raise
+            _report_failure(error)
+            await self._load(previous)
+
+    async def _load(self, name: str | None) -> None:
+        """Open the version ``name`` if another one is open."""
+        if name is None or (self._open is not None and self._open.answers.version == name):
             return
         loop = asyncio.get_running_loop()
         served = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
-        previous, self._answers = self._answers, Answers(served, name)
+        previous, self._open = self._open, _OpenVersion(served, name)
         record_version(int(name))
         if previous is not None:
-            # After the requests that the thread has accepted for the previous version.
-            await loop.run_in_executor(self._thread, previous.served.close)
+            await previous.unused()
+            await loop.run_in_executor(self._condition_threads, previous.answers.served.close)
 
     async def follow(self) -> None:
-        """Load each new version as it appears."""
-        failed: str | None = None
+        """Load each new version as it appears; one that cannot be opened is tried again after a while."""
+        failed, retry_at = None, 0.0
         while True:
             await asyncio.sleep(_POLL_SECONDS)
+            name = None
             try:
-                await self.load()
-            except (CrossfadeError, OSError) as error:
-                if str(error) != failed:
-                    _logger.warning(f"a new version cannot be opened, the last one is still served: {error}")
-                failed = str(error)
+                name = self._versions.current()
+                if name != failed or time.monotonic() >= retry_at:
+                    await self._load(name)
+                    failed = None
+            except Exception as error:  # whatever is wrong with this version, the next one may be intact
+                _report_failure(error)
+                failed, retry_at = name, time.monotonic() + _RETRY_SECONDS
 
     async def answer(
-        self, ask: Callable[[Answers], Result], is_quick: Callable[[Answers], bool] = lambda _: False
+        self,
+        ask: Callable[[Answers], Result],
+        is_quick: Callable[[Answers], bool] = lambda _: False,
+        load_filters: Callable[[Answers], Callable[[], None] | None] = lambda _: None,
     ) -> Result:
         """Return what ``ask`` returns for the current version.
 
+        ``load_filters`` returns what must be called before if the request has conditions that are not at hand.
+
         Raises:
-            InputError: ``ask`` raised it.
+            InputError: ``ask`` raised it, or a condition is invalid.
             OverloadedError: no version is loaded, or too many requests are waiting.
         """
-        answers = self.answers
-        if is_quick(answers):
-            return ask(answers)
-        if self._waiting >= MAX_WAITING:
-            raise OverloadedError(f"{MAX_WAITING} requests are waiting; try again later, or start more servers")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, ask, answers)
-        finally:
-            self._waiting -= 1
+        with self._current().used() as answers:
+            if is_quick(answers):
+                return ask(answers)
+            loop = asyncio.get_running_loop()
+            load = load_filters(answers)
+            if load is not None:
+                with self._conditions.place():
+                    await loop.run_in_executor(self._condition_threads, load)
+            with self._requests.place():
+                return await loop.run_in_executor(self._thread, ask, answers)
 
     def close(self) -> None:
-        """Wait for the last request."""
+        """Wait for the last request, and close the version."""
         self._thread.shutdown()
+        self._condition_threads.shutdown()
+        if self._open is not None:
+            self._open.answers.served.close()
 
 
 def _open(path: Path) -> ServedModel:
     served = ServedModel(path)
-    served.warm_up()
+    try:
+        served.warm_up()
+    except BaseException:
+        served.close()
+        raise
     return served
+
+
+def _report_failure(error: Exception) -> None:
+    record_failed_version()
+    # An error that is not foreseen is a fault of the program, whose place is needed.
+    details = None if isinstance(error, CrossfadeError | OSError) else error
+    message = f"{type(error).__name__}: {error}" if details else str(error)
+    _logger.warning(f"a new version cannot be opened, the last one is still served: {message}", exc_info=details)

@@ -30,6 +30,12 @@ _VERSION = Gauge(
 _REFRESHES = Counter(
     "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
 )
+_FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
+
+
+def record_failed_version() -> None:
+    """Record that this process could not open a version."""
+    _FAILED.inc()
 
 
 def record_refresh(result: Literal["success", "failure"]) -> None:

@@ -3,7 +3,8 @@
     Config(app, http="crossfade.deploy.serving.protocol:BoundedProtocol")    # the app's lifespan yields Bounds.state()
 
 By itself, uvicorn neither ends a request that never arrives, nor a response that is never read, and it reads headers of
-any size. Each process has its own places. A request's ``scope["state"][ADMIT]()`` makes its connection a member.
+any size and number. Each process has its own places. A request's ``scope["state"][ADMIT]()`` makes its connection a
+member, and ``[BREAK_OFF]()`` ends it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from crossfade.trainer.monitoring.places import Places
 
-ADMIT = "admit"
+ADMIT, BREAK_OFF = "admit", "break_off"
 _BOUNDS = "bounds"
 STRANGERS, MEMBERS = 256, 512
 """Together fewer than the 1,024 files that a process may usually open."""
+_MAX_HEADERS = 100
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self.scope["state"][ADMIT] = self._admit
+        self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.transport.abort}
         self._is_in_head = True
         self._restart_deadline()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header to the request; an exception has the request rejected."""
+        super().on_header(name, value)
+        if len(self.headers) > _MAX_HEADERS:
+            raise ValueError("too many headers")
 
     def on_headers_complete(self) -> None:
         """End the headers."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
+from typing_extensions import TypedDict
 
 from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.model_sections import ScoreKind
 
-MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
+MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
 MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
@@ -29,10 +30,10 @@ def _whole(value: object) -> object:
 
 Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_whole)] | Text
 """An ID or, for an entity with names, a name."""
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Count = Annotated[int, Field(ge=1, le=MAX_K)]
 Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
-COUNT = Field(10, ge=1, le=MAX_COUNT, description="rows of each result")
+K = Field(10, ge=1, le=MAX_K, description="rows of each result")
 WHERE = Field(None, description="keep only items that meet this SQL condition on the columns that /model lists")
 EXCLUDE_KNOWN = Field(True, description="leave out the items in the history")
 DAMPING = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="rank popular items lower; this ranks exactly")
@@ -52,18 +53,21 @@ class GroupLimit(_Body):
 class Filters(_Body):
     """Which rows are ranked, and how many are returned."""
 
-    count: int = COUNT
+    k: int = K
     where: Text | None = WHERE
-    allow: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="rank only these; empty: all")
-    deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="leave out these")
+    allow: list[Id] = Field(
+        default_factory=list, max_length=MAX_LIST, fail_fast=True, description="rank only these; empty: all"
+    )
+    deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, fail_fast=True, description="leave out these")
     max_per: GroupLimit | None = Field(None, description="at most some rows with the same value of a column")
 
 
-class HistoryItem(_Body):
+@with_config(ConfigDict(extra="forbid"))
+class HistoryItem(TypedDict):
     """An item of a history. Negative weights are of items that were disliked: they are left out, not learned from."""
 
     id: Id
-    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False)
+    weight: NotRequired[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="by default 1")]]
 
 
 class _Recommendations(Filters):
@@ -74,22 +78,20 @@ class _Recommendations(Filters):
 class KnownRequest(_Recommendations):
     """Recommendations for queries that were in training, such as customers, by ID."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "count": 5}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
-    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, description="who to recommend to")
+    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
 
 
 class NewRequest(_Recommendations):
     """Recommendations for queries that were not in training, or have interacted since, by their histories."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "count": 5}]
-        }
+        json_schema_extra={"examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "k": 5}]}
     )
 
-    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST)]] = Field(
-        min_length=1, max_length=MAX_QUERIES, description="what each of them likes"
+    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST, fail_fast=True)]] = Field(
+        min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
 
 
@@ -99,9 +101,9 @@ RecommendRequest = KnownRequest | NewRequest
 class SimilarRequest(Filters):
     """The nearest neighbors, by cosine, of rows of an entity."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "count": 5}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "k": 5}]})
 
-    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, description="whose neighbors to return")
+    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="whose neighbors to return")
     entity: Text | None = Field(None, description="their entity; by default, the items")
 
 
@@ -109,7 +111,7 @@ class RankingQuery(_Body):
     """Parameters of a request for one ID."""
 
     id: Text = Field(description="an ID or, for an entity with names, a name")
-    count: int = COUNT
+    k: int = K
     where: Text | None = WHERE
 
 
@@ -129,15 +131,17 @@ class SimilarQuery(RankingQuery):
 class RowQuery(_Body):
     """Parameters of a request for rows by ID or name."""
 
-    id: list[Text] = Field(min_length=1, max_length=MAX_QUERIES, description="IDs or names; repeat it for several")
+    id: list[Text] = Field(
+        min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="IDs or names; repeat it for several"
+    )
     entity: Text | None = Field(None, description="their entity; by default, the items")
 
 
 class SearchQuery(_Body):
-    """Parameters of a search for names."""
+    """Parameters of a search for names or, for rows without one, IDs."""
 
-    text: Text = Field(description="the first letters of words of the name")
-    count: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
+    text: Text = Field(description="the first letters of words of the name or ID")
+    k: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
     entity: Text | None = Field(None, description="what to search; by default, the items")
 
 
@@ -236,9 +240,32 @@ class Problem(BaseModel):
     detail: str
 
 
+class FieldProblem(BaseModel):
+    """What is wrong with a field: where it is, and why."""
+
+    type: str
+    loc: list[int | str]
+    msg: str
+
+
+class FieldProblems(BaseModel):
+    """The first fields that are wrong."""
+
+    detail: list[FieldProblem]
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request is not JSON, or a condition or column is invalid."},
+    400: {"model": Problem, "description": "A condition or column is invalid."},
+    403: {"model": Problem, "description": "A page of another site sent the request, or may have sent it."},
     404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
-    413: {"model": Problem, "description": "The body is too large."},
+    422: {
+        "model": FieldProblems,
+        "description": "The request is not JSON, or a field is missing, unknown, or invalid.",
+    },
     503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
+}
+BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    **PROBLEMS,
+    413: {"model": Problem, "description": "The body is too large."},
+    415: {"model": Problem, "description": "The body is not of the type application/json."},
 }

@@ -50,6 +50,11 @@ class Versions:
         except FileNotFoundError:
             return None
 
+    def previous(self) -> str | None:
+        """Return the name of the version before the current one; None if it is not there."""
+        name = f"{int(self.current() or 0) - 1:06d}"
+        return name if self.path(name).exists() else None
+
     def path(self, name: str) -> Path:
         """Return the folder of the version ``name``."""
         return self._folder / name
@@ -127,10 +132,11 @@ class Refresher:
         while not self._stop.wait(seconds):
             try:
                 is_new = self._refresh()
-            except (CrossfadeError, OSError) as error:
+            except Exception as error:  # whatever is wrong now, the next attempt may succeed
                 record_refresh("failure")
                 if str(error) != reported:
-                    _logger.warning(f"no new version, the last one is still served: {error}")
+                    details = None if isinstance(error, CrossfadeError | OSError) else error
+                    _logger.warning(f"no new version, the last one is still served: {error}", exc_info=details)
                 reported = str(error)
             else:
                 reported = None

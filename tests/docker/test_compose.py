@@ -229,7 +229,7 @@ def test_dashboard_explores_the_finished_job_with_keys_that_only_read(job: Compo
 def test_model_of_the_finished_job_is_served(job: ComposeJob) -> None:
     assert job.exit_code("job") == 0
     job.compose("up", "--detach", "--wait", "--no-deps", "serve")
-    with urllib.request.urlopen(f"http://127.0.0.1:{job.ports['SERVE_PORT']}/recommend?id=1000001&count=3") as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{job.ports['SERVE_PORT']}/recommend?id=1000001&k=3") as response:
         found = json.load(response)
     ids = set(pq.read_table(job.run_dir / "embeddings" / "artist").column("id").to_pylist())
     assert len({item["id"] for item in found["result"]["items"]} & ids) == 3

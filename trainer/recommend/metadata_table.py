@@ -39,6 +39,7 @@ from crossfade.trainer.prepare.database import exact_path, execute, first_line, 
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import column_names, read_errors
+from crossfade.trainer.recommend.condition import check_condition
 
 COUNT = "count"
 _READERS = {
@@ -166,8 +167,9 @@ class MetadataTable:
         """Return which rows meet ``condition``, bool (R,); errors name it as ``option``.
 
         Raises:
-            InputError: it is not a condition on the columns.
+            InputError: it is not a condition on the columns, or has parts that ``condition.py`` does not accept.
         """
+        check_condition(self._connection, condition, option)
         kept_R = np.zeros(self._rows, np.bool_)
         # The line break ends a comment in the condition.
         rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", f"{option} {condition}")

@@ -5,7 +5,8 @@
     names.find("artist", "radiohead")               # 7
     names.search("artist", "radio", limit=10)       # [7, 212, ...]
 
-Each entity has a table, in the order of rows: row, id, name, and the name without accents and case.
+Each entity has a table, in the order of rows: row, id, name, and the name or, without one, the ID without accents and
+case. Another table has the joined IDs and their parts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.composite_ids import SEPARATOR, split_id
 from crossfade.trainer.recommend.row_names import RowLabel
 
 _SAME_NAME = 64
@@ -54,6 +56,7 @@ def _write_table(
 ) -> None:
     has_names = "name" in vocabulary.columns
     connection.execute(f"CREATE TABLE rows_{number:d} (row INTEGER PRIMARY KEY, id, name TEXT, folded TEXT)")
+    connection.execute(f"CREATE TABLE joined_{number:d} (folded TEXT, is_part INTEGER, row INTEGER)")
     connection.execute("BEGIN")
     for table in vocabulary.iter_tables():
         rows, ids = table.column("row").to_pylist(), table.column("id").to_pylist()
@@ -61,22 +64,33 @@ def _write_table(
         connection.executemany(
             f"INSERT INTO rows_{number:d} VALUES (?, ?, ?, ?)",  # noqa: S608 - a number
             (
-                (row, id, name, None if name is None else fold(name))
+                (row, id, name, fold(str(id) if name is None else name))
                 for row, id, name in zip(rows, ids, names, strict=True)
                 if id is not None
+            ),
+        )
+        connection.executemany(
+            f"INSERT INTO joined_{number:d} VALUES (?, ?, ?)",  # noqa: S608
+            (
+                (fold(text), is_part, row)
+                for row, id in zip(rows, ids, strict=True)
+                if isinstance(id, str) and SEPARATOR in id
+                for is_part, texts in enumerate(([id], split_id(id)))
+                for text in texts
             ),
         )
         reporter.advance(len(rows))
     connection.execute("COMMIT")
     connection.execute(f"CREATE INDEX ids_{number:d} ON rows_{number:d} (id)")
+    connection.execute(f"CREATE INDEX parts_{number:d} ON joined_{number:d} (folded, is_part, row)")
     if has_names:
         connection.execute(f"CREATE INDEX names_{number:d} ON rows_{number:d} (folded)")
-        # Words of the names, which matches list in the order of rows, the most frequent first.
-        connection.execute(
-            f"CREATE VIRTUAL TABLE words_{number:d} USING fts5("
-            f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
-        )
-        connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")  # noqa: S608
+    # Words of the names and IDs, which matches list in the order of rows, the most frequent first.
+    connection.execute(
+        f"CREATE VIRTUAL TABLE words_{number:d} USING fts5("
+        f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
+    )
+    connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")  # noqa: S608
 
 
 def fold(text: str) -> str:
@@ -99,7 +113,8 @@ class Names:
     def find(self, entity: str, text: str) -> int | None:
         """Return the row with this ID or else the first, which is the most frequent, of this name; None: there is none.
 
-        Names are compared without regard to case and accents, but the exact one is preferred.
+        Without such a row, it is the first whose ID has the text as one of the parts that it joins. Names, joined IDs,
+        and their parts are compared without regard to case and accents, but an exact name is preferred.
         """
         number, connection = self._numbers[entity], self._connection()
         ids = [text]
@@ -109,13 +124,19 @@ class Names:
         found = connection.execute(f"SELECT row FROM rows_{number:d} WHERE id IN ({marks}) LIMIT 1", ids).fetchone()  # noqa: S608
         if found is not None:
             return int(found[0])
-        if entity not in self._named:
-            return None
-        same = connection.execute(
-            f"SELECT row, name FROM rows_{number:d} WHERE folded = ? ORDER BY row LIMIT {_SAME_NAME}",  # noqa: S608
-            [fold(text)],
-        ).fetchall()
+        folded, same = fold(text), []
+        if entity in self._named:
+            same = connection.execute(
+                f"SELECT row, name FROM rows_{number:d} WHERE folded = ? AND name IS NOT NULL "  # noqa: S608
+                f"ORDER BY row LIMIT {_SAME_NAME}",
+                [folded],
+            ).fetchall()
         exact = [row for row, name in same if name.lower() == text.lower()]
+        if not same:
+            same = connection.execute(
+                f"SELECT row FROM joined_{number:d} WHERE folded = ? ORDER BY is_part, row LIMIT 1",  # noqa: S608
+                [folded],
+            ).fetchall()
         return exact[0] if exact else same[0][0] if same else None
 
     def labels(self, entity: str, rows: Sequence[int]) -> dict[int, RowLabel]:
@@ -131,14 +152,14 @@ class Names:
         return {row: RowLabel(id, name) for row, id, name in found}
 
     def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names have words that begin as the words of ``text``.
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
 
-        The row whose name is ``text`` comes first, then the most frequent ones. Without names, only IDs are found.
+        The row that ``find`` returns comes first, then the most frequent ones.
         """
         exact = self.find(entity, text)
         rows = [] if exact is None else [exact]
         words = list(_words(fold(text)))
-        if entity in self._named and words:
+        if words:
             number = self._numbers[entity]
             query = " AND ".join(f'"{word}" *' for word in words)
             found = self._connection().execute(

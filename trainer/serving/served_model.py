@@ -1,7 +1,7 @@
 """Answer requests from a version of a model: recommendations, similar rows, vectors, and rows by ID or name.
 
     served = ServedModel(folder)                    # of write_version
-    rows_QK, scores_QK = served.recommend(np.array([5]), RankingOptions(count=10))
+    rows_QK, scores_QK = served.recommend(np.array([5]), RankingOptions(k=10))
     served.names.labels("artist", rows_QK[0].tolist())
 
 ``is_quick`` states which requests take about a millisecond. The others must come from a single thread.
@@ -38,6 +38,7 @@ from crossfade.trainer.serving.names import Names
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (
     CARD_FILE,
+    DATA,
     HISTORIES,
     METADATA,
     NAMES,
@@ -58,7 +59,7 @@ class RankingOptions:
     """How to rank.
 
     Attributes:
-        count: rows for each query.
+        k: rows for each query.
         exclude_known: whether to leave out the items in a query's history.
         where: a condition on the metadata; None: no condition.
         max_per: the column of a group and the most rows of a group in one list; None: no limit.
@@ -67,7 +68,7 @@ class RankingOptions:
         deny: rows to leave out, int64, sorted.
     """
 
-    count: int = 10
+    k: int = 10
     exclude_known: bool = True
     where: str | None = None
     max_per: tuple[str, int] | None = None
@@ -99,13 +100,13 @@ class ServedModel:
         """
         self.card = VersionCard.model_validate_json((folder / CARD_FILE).read_bytes())
         self.model = open_copy(folder, self.card.model, self.card.fingerprint)
-        spec, manifest = self.model.spec, self.model.manifest
+        spec = self.model.spec
         self.query, self.item = spec.query.name, spec.item.name
         self.tables = {table.name: table for table in spec.vectors}
         self.names = Names(folder / NAMES)
         self.histories = MappedHistories(folder / HISTORIES)
         self.metadata = ServedMetadata(
-            folder / METADATA, self.model.data, manifest, self.item, has_file=self.card.has_metadata
+            folder / METADATA, folder / DATA, self.item, spec.item.rows, has_file=self.card.has_metadata
         )
         self.trained = {name: indexed_rows(self.model, name) for name in self.tables}
         self._indexes: dict[ScoreKind, VectorIndex] = {
@@ -118,11 +119,12 @@ class ServedModel:
         self._ranker(self._key(self.item, self.card.score, RankingOptions()))
 
     def warm_up(self) -> None:
-        """Answer one request, so that the first of a client finds kernels loaded and pages in memory."""
+        """Answer one request and start the processes for conditions, so that the first of a client finds all loaded."""
+        self.metadata.start()
         self.recommend(np.flatnonzero(self.trained[self.query])[:1], RankingOptions())
 
     def close(self) -> None:
-        """Close its database; its other files are closed when nothing refers to it."""
+        """End the processes for conditions; files are closed when nothing refers to them."""
         self.metadata.close()
 
     def is_quick(self, entity: str, metric: ScoreKind, options: RankingOptions) -> bool:
@@ -179,7 +181,7 @@ class ServedModel:
         if options.deny is not None and len(options.deny):
             excluded = _with_all(excluded, options.deny)
         if options.allow is None:
-            return self._ranker(key).rank(query_QD, excluded, options.count)
+            return self._ranker(key).rank(query_QD, excluded, options.k)
         candidates, damping_R = self._candidates(key), self._damping(key)
         subset = RowSubset(self.model.vectors, self.tables[entity], options.allow)
         ranker = Ranker(
@@ -189,7 +191,7 @@ class ServedModel:
             subset.candidates(candidates),
             None if damping_R is None else damping_R[options.allow],
         )
-        places_QK, scores_QK = ranker.rank(query_QD, subset.places(excluded), options.count)
+        places_QK, scores_QK = ranker.rank(query_QD, subset.places(excluded), options.k)
         return subset.rows(places_QK), scores_QK
 
     def _key(self, entity: str, metric: ScoreKind, options: RankingOptions) -> _RankerKey:

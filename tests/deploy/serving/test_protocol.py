@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from strangers import connect, idle_strangers, is_closed, send_garbage, send_slo
 from waiting import wait_until
 
 from crossfade.deploy.access import Access
+from crossfade.deploy.serving import middleware
 from crossfade.deploy.serving.middleware import LimitedBodies, RestrictedAccess
 from crossfade.deploy.serving.protocol import BoundedProtocol, Bounds
 from crossfade.deploy.topology import Address
@@ -36,7 +37,7 @@ def served(bounds: Bounds, access: Access | None = None) -> Iterator[Address]:
     async def answer(request: Request) -> Response:
         return PlainTextResponse("x" * LARGE if request.url.path == "/large" else str(len(await request.body())))
 
-    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/", "/large", "/healthz", "/docs")]
+    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/data", "/large", "/healthz", "/docs")]
     app = Starlette(routes=routes, lifespan=lifespan)
     app.add_middleware(LimitedBodies)
     app.add_middleware(RestrictedAccess, access=access or Access())
@@ -53,7 +54,7 @@ def served(bounds: Bounds, access: Access | None = None) -> Iterator[Address]:
             thread.join()
 
 
-def ask(address: Address, head: str = "", path: str = "/", body: bytes = b"", host: str = "localhost") -> bytes:
+def ask(address: Address, head: str = "", path: str = "/data", body: bytes = b"", host: str = "localhost") -> bytes:
     """Return the status line and the headers of an answer."""
     with closing(connect(address)) as client:
         method = "POST" if body else "GET"
@@ -74,8 +75,8 @@ def test_strangers_keep_no_client_out_and_slow_ones_are_disconnected() -> None:
         with idle_strangers(address, 300) as held:
             assert status(ask(address)) == 200
             wait_until(lambda: all(map(is_closed, held[:50])), "the end of the oldest strangers")
-        send_slowly_until_closed(address, b"GET / HTTP/1.1\r\nX: ")
-        send_slowly_until_closed(address, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n")
+        send_slowly_until_closed(address, b"GET /data HTTP/1.1\r\nX: ")
+        send_slowly_until_closed(address, b"POST /data HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n")
         send_garbage(address, 200)
         assert status(ask(address, body=b"12345")) == 200
 
@@ -98,14 +99,53 @@ def test_client_that_reads_no_response_is_disconnected() -> None:
 def test_large_headers_are_rejected() -> None:
     with served(Bounds(head_bytes=1000)) as address:
         with closing(connect(address)) as client:
-            client.sendall(f"GET / HTTP/1.1\r\nX: {'x' * 1000}".encode())
+            client.sendall(f"GET /data HTTP/1.1\r\nX: {'x' * 1000}".encode())
             assert status(client.recv(1 << 16)) == 400
         assert status(ask(address, f"X: {'x' * 500}", body=b"x" * 2000)) == 200
 
 
+def test_many_headers_are_rejected() -> None:
+    with served(Bounds()) as address:
+        assert status(ask(address, "\n".join(f"X{number}: 1" for number in range(200)))) == 400
+        assert status(ask(address, "\n".join(f"X{number}: 1" for number in range(50)))) == 200
+
+
+def test_bodies_together_are_limited_and_the_oldest_incomplete_one_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES_BYTES", 4 << 20)
+    with served(Bounds()) as address, ExitStack() as stack:
+        clients = [stack.enter_context(closing(connect(address))) for _ in range(6)]
+        for client in clients:  # each sends 1 MiB of 2, of which some do not count
+            client.sendall(
+                b"POST /data HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2097152\r\n\r\n" + b"x" * (1 << 20)
+            )
+        wait_until(lambda: is_closed(clients[0]), "the end of the oldest")
+        # A client that sends all of its body is answered meanwhile.
+        assert status(ask(address, body=b"x" * (1 << 20))) == 200
+        clients[-1].sendall(b"x" * (1 << 20))
+        assert status(clients[-1].recv(1 << 16)) == 200
+        assert status(ask(address, body=b"x" * (3 << 20))) == 200
+
+
+def test_ambiguous_requests_are_rejected() -> None:
+    with served(Bounds()) as address:
+        for head, body in (
+            ("Content-Length: 5\r\nContent-Length: 6", b"12345"),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 5", b"0\r\n\r\n"),
+            ("Transfer-Encoding: chunked", b"ffffffffffffffffff\r\n1\r\n0\r\n\r\n"),
+            ("Transfer-Encoding: chunked", b"-1\r\n1\r\n0\r\n\r\n"),
+            ("Content-Length: -1", b""),
+            ("Content-Length: 99999999999999999999999", b"1"),
+        ):
+            with closing(connect(address)) as client:
+                client.sendall(f"POST /data HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode() + body)
+                assert status(client.recv(1 << 16)) == 400, head
+
+
 def test_members_are_not_closed_for_strangers() -> None:
     with served(Bounds(Places(2, 2))) as address, closing(connect(address)) as member:
-        request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+        request = b"POST /data HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
         member.settimeout(10)
 
         def is_answered() -> bool:
@@ -142,7 +182,7 @@ def test_request_without_the_token_is_rejected_before_its_body_is_read() -> None
             assert b"www-authenticate: Bearer" in answer
             assert TOKEN.encode() not in answer
         with closing(connect(address)) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
+            client.sendall(b"POST /data HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
             assert status(client.recv(1 << 16)) == 401
         assert status(ask(address, path="/healthz", body=b"x")) == status(ask(address, path="/docs", body=b"x")) == 401
         assert status(ask(address, f"Authorization: Bearer {TOKEN}")) == 200
@@ -152,7 +192,7 @@ def test_request_without_the_token_is_rejected_before_its_body_is_read() -> None
 def test_every_response_has_security_headers() -> None:
     with served(Bounds(), Access(token=TOKEN)) as address:
         for path, policy in (
-            ("/", "default-src 'none'; frame"),
+            ("/data", "default-src 'none'; frame"),
             ("/docs", "default-src 'none'; script"),
         ):
             answer = ask(address, path=path)

@@ -61,7 +61,7 @@ def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
 
 
 def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
-    status, found = server.get("recommend", id="c010", count=5)
+    status, found = server.get("recommend", id="c010", k=5)
     assert (status, found["version"]) == (200, "000001")
     assert found["result"] == {
         "id": "c010",
@@ -69,7 +69,7 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         "items": recommended(workspace, "--customer", "c010", "-k", 5),
         "error": None,
     }
-    body = {"ids": ["c011", "c010"], "count": 5, "where": "genre <> 'g0'", "max_per": {"column": "genre", "count": 2}}
+    body = {"ids": ["c011", "c010"], "k": 5, "where": "genre <> 'g0'", "max_per": {"column": "genre", "count": 2}}
     status, both = server.post("recommend", body)
     assert status == 200
     options = ("-k", 5, "--where", "genre <> 'g0'", "--metadata", "songs.csv", "--max-per", "genre=2")
@@ -81,21 +81,21 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
 
 def test_new_customers_get_recommendations_by_history(workspace: Path, server: RunningServer) -> None:
     history = [{"id": "genre 3 song 8"}, {"id": 5013, "weight": 1.0}, {"id": "unknown"}]
-    status, found = server.post("recommend", {"histories": [history], "count": 4})
+    status, found = server.post("recommend", {"histories": [history], "k": 4})
     assert status == 200
     assert found["results"][0]["items"] == recommended(workspace, "--history", "5008", "5013", "-k", 4)
 
 
 def test_similar_rows_vectors_and_search(workspace: Path, server: RunningServer) -> None:
-    status, found = server.get("similar", id="Genre 2 Song 7", count=4)
+    status, found = server.get("similar", id="Genre 2 Song 7", k=4)
     printed = succeeded(crossfade_here("similar", "run", "5007", "-k", 4, cwd=workspace)).stdout
     neighbors = [line.split(maxsplit=1)[1] for line in printed.splitlines()[1:]]
     assert status == 200
     assert [item["name"] for item in found["result"]["items"]] == neighbors
-    assert server.post("similar", {"ids": [5007], "count": 4})[1]["results"] == [found["result"]]
+    assert server.post("similar", {"ids": [5007], "k": 4})[1]["results"] == [found["result"]]
     status, vectors = server.get("vector", id=["c010", "c011"], entity="customer")
     assert (status, vectors["score"], len(vectors["vectors"][1]["vector"])) == (200, "cosine", 8)
-    assert server.get("search", text="song 19", count=3)[1]["rows"] == [
+    assert server.get("search", text="song 19", k=3)[1]["rows"] == [
         {"id": 5000 + row, "name": f"Genre {row % GENRES} Song {row}"} for row in (19, 190, 191)
     ]
     status, model = server.get("model")
@@ -110,7 +110,7 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
     assert server.get("recommend", id="c999") == (404, {"detail": "there is no customer with the ID or name 'c999'"})
     untrained = f"track '{5000 + TRACKS}' has no interaction of positive weight in train, so its vector is not trained"
     assert server.get("similar", id=5000 + TRACKS) == (404, {"detail": untrained})
-    status, found = server.post("recommend", {"ids": ["c999", "c010"], "count": 2})
+    status, found = server.post("recommend", {"ids": ["c999", "c010"], "k": 2})
     assert (status, [len(result["items"]) for result in found["results"]]) == (200, [0, 2])
     assert found["results"][0]["error"] == "there is no customer with the ID or name 'c999'"
     assert server.get("vector", id=1, entity="song") == (
@@ -122,19 +122,82 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
 def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     for route, body, status, message in (
         ("recommend", {"ids": []}, 422, "at least 1 item"),
-        ("recommend", {"ids": ["c010"], "count": 0}, 422, "greater than or equal to 1"),
+        ("recommend", {"ids": ["c010"], "k": 0}, 422, "greater than or equal to 1"),
         ("recommend", {"ids": ["c010"], "where": "year > 1990"}, 400, "the columns are id, name, count, genre"),
         ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of 1 IDs is one of track"),
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
-        ("recommend", {"ids": ["c010"], "k": 5}, 422, "Extra inputs are not permitted"),
+        ("recommend", {"ids": ["c010"], "count": 5}, 422, "Extra inputs are not permitted"),
         ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
         ("recommend", {"ids": ["c010"], "where": "a\nb"}, 422, "expected one line of text, without control characters"),
         ("recommend", b"{", 422, "JSON decode error"),
+        ("recommend", b'{"ids": [NaN]}', 422, "JSON decode error"),
+        ("recommend", b'{"ids": ["c010"], "k": -Infinity}', 422, "JSON decode error"),
+        ("recommend", b'{"ids": ["c010"], "k": 1e999}', 422, "should be a finite number"),
+        ("recommend", b'{"ids": ["c010"], "popularity_damping": 1e999}', 422, "should be a finite number"),
+        ("recommend", b'{"ids": [1e999]}', 422, "should be a valid integer"),
+        ("recommend", b'{"histories": [[{"id": 5001, "weight": 1e999}]]}', 422, "should be a finite number"),
+        ("recommend", b'{"ids": ["\\ud800"]}', 422, "JSON decode error"),
+        ("recommend", b'{"ids": ["\xed\xa0\x80"]}', 422, "JSON decode error"),
+        ("recommend", b'{"ids": [' + b"1" * 5000 + b"]}", 422, "JSON decode error"),
+        ("recommend", b"[" * 100_000, 422, "recursion limit"),
+        ("recommend", b"null", 422, "should be a valid dictionary"),
+        ("recommend", {"ids": ["c010"], "where": "true) GROUP BY CUBE(id), (1"}, 400, "expected one condition"),
+        ("recommend", {"ids": ["c010"], "where": "name ~ (name || '(.?){1000}')"}, 400, "the pattern is computed"),
         ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),
     ):
         found, answer = server.post(route, body)
         assert (found, message in json.dumps(answer)) == (status, True), answer
     assert server.post("recommend", b" " * (MAX_BODY_BYTES + 1))[0] == 413
+    assert server.get("recommend", **{f"p{number}": 1 for number in range(200)})[0] == 400
+    # The largest valid body, and bodies with a fault in each of many places, which are not repeated.
+    histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 100
+    assert server.post("recommend", {"histories": histories, "k": 1})[0] == 200
+    for body in (
+        {f"unknown {number}": "secret" for number in range(100_000)},
+        {"ids": ["secret" * 200] * 100, "k": "secret", "where": ["secret"], **dict.fromkeys(range(9), "secret")},
+        {"histories": [[{"secret": "secret"}] * 1000] * 100},
+        {"ids": [[]] * 100_000},
+        [[]] * 300_000,
+        [{}] * 600_000,
+    ):
+        found, answer = server.post("recommend", body)
+        text = json.dumps(answer)
+        assert (found, len(answer["detail"]) <= 5, len(text) < 2000) == (422, True, True), text
+        assert "input" not in text.replace("Input", "").replace("inputs", "")
+        assert "'secret" not in text
+
+
+def test_pages_of_other_sites_send_no_request(server: RunningServer) -> None:
+    address = Address.parse(server.url.split("/")[2], "the server")
+    for headers, route, status in (
+        ({"Sec-Fetch-Site": "cross-site"}, "recommend?id=c010", 403),
+        ({"Sec-Fetch-Site": "same-site"}, "model", 403),
+        ({"Sec-Fetch-Site": "cross-site"}, "metrics", 403),
+        ({"Sec-Fetch-Site": "cross-site"}, "", 200),
+        ({"Sec-Fetch-Site": "cross-site"}, "docs", 200),
+        ({"Sec-Fetch-Site": "cross-site"}, "healthz", 200),
+        ({"Sec-Fetch-Site": "same-origin"}, "recommend?id=c010&where=count%3E0", 200),
+        ({"X-Requested-With": "a program"}, "recommend?id=c010&where=count%3E0", 200),
+        ({"X-Requested-With": "a program"}, "similar?id=5001&where=count%3E0", 200),
+        ({}, "recommend?id=c010&where=count%3E0", 403),
+        ({}, "similar?id=5001&where=count%3E0", 403),
+        ({}, "recommend?id=c010&popularity_damping=1", 403),
+        ({}, "recommend?id=c010", 200),
+    ):
+        assert status_of(address, route, headers) == status, (headers, route)
+    for media_type in (None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
+        with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
+            headers = {} if media_type is None else {"Content-Type": media_type}
+            connection.request("POST", "/recommend", b'{"ids": ["c010"]}', headers)
+            assert connection.getresponse().status == 415, media_type
+
+
+def test_front_page_says_what_is_served(server: RunningServer) -> None:
+    with browsing() as browser, visiting(browser, server.url) as visit:
+        expect(visit.page.get_by_text("recommends track to customer")).to_be_visible()
+        visit.page.get_by_role("link", name="/docs").click()
+        expect(visit.page.locator(".opblock").first).to_be_visible()
+        assert visit.errors == []
 
 
 def test_metrics_are_of_all_processes(server: RunningServer) -> None:
@@ -163,6 +226,7 @@ def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path
             for headers, route, status in (
                 ({}, "model", 401),
                 ({}, "metrics", 401),
+                ({}, "", 200),
                 ({"Authorization": f"Bearer {TOKEN}x"}, "model", 401),
                 ({"Authorization": f"Bearer {TOKEN}"}, "model", 200),
                 ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, "model", 421),
@@ -247,6 +311,52 @@ def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: 
     assert load.versions == sorted(load.versions)
 
 
+def test_version_that_cannot_be_opened_is_counted_and_the_next_one_is_served(workspace: Path, tmp_path: Path) -> None:
+    with running_server("run", "--refresh", 0, cwd=workspace) as server:
+        folder = work_folder(server)
+        for number, works in ((2, False), (3, True)):
+            shutil.copytree(folder / "000001", folder / f"{number:06d}")
+            if not works:
+                # Not foreseen: neither an error of the project nor of the system.
+                (folder / f"{number:06d}" / "names.sqlite").write_bytes(b"no database" * 100)
+            publish(folder, f"{number:06d}")
+            if not works:
+                wait_until(lambda: server.metric(FAILED_VERSIONS) > 0, "a version cannot be opened")
+                assert server.get("recommend", id="c010")[1]["version"] == "000001"
+                [process] = answering(server)
+                process.kill()
+                wait_until(lambda killed=process: answering(server) not in ([], [killed]), "another process starts")
+                wait_until(lambda: healthy(server), "it answers, by the version before")
+                assert server.get("recommend", id="c010")[1]["version"] == "000001"
+        wait_until(lambda: server.get("recommend", id="c010")[1]["version"] == "000003", "the next version is served")
+        for body in (
+            b'{"ids": [NaN]}',
+            b'{"ids": ["\\ud800"], "k": 1e999}',
+            b'{"ids": ["c010"], "where": "1) GROUP BY CUBE(1"}',
+        ):
+            assert server.post("recommend", body)[0] in (400, 422)
+        server.command.process.send_signal(signal.SIGTERM)
+        printed = server.command.finish().stderr.splitlines()
+    reported = [line for line in printed if line.startswith("crossfade: ")]
+    assert reported
+    assert all(line.startswith("crossfade: a new version cannot be opened, the last one is still") for line in reported)
+    # Of the versions only, not of the requests.
+    assert sum(line.startswith("Traceback") for line in printed) == len(reported)
+
+
+FAILED_VERSIONS = "crossfade_serve_versions_failed_total"
+
+
+def publish(folder: Path, name: str) -> None:
+    (folder / "next").write_text(name, encoding="utf-8")
+    (folder / "next").replace(folder / "current")
+
+
+def answering(server: RunningServer) -> list[psutil.Process]:
+    """Return the processes that answer requests."""
+    return [each for each in server.command.mark.processes() if "spawn_main" in " ".join(each.cmdline())]
+
+
 def work_folder(server: RunningServer) -> Path:
     """Return the working folder of the server, which its processes have in their environment."""
     [child, *_] = [
@@ -272,13 +382,9 @@ def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_p
 
 def test_killed_process_is_replaced_and_none_survives_the_first(workspace: Path) -> None:
     with running_server("run", cwd=workspace) as server:
-
-        def answering() -> list[psutil.Process]:
-            return [each for each in server.command.mark.processes() if "spawn_main" in " ".join(each.cmdline())]
-
-        [process] = answering()
+        [process] = answering(server)
         process.kill()
-        wait_until(lambda: answering() and answering() != [process], "another process starts")
+        wait_until(lambda: answering(server) not in ([], [process]), "another process starts")
         wait_until(lambda: healthy(server), "it answers")
         server.command.process.kill()
         server.command.process.wait()

@@ -9,22 +9,28 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.row_names import RowLabel
+from crossfade.trainer.recommend.row_names import RowLabel, RowNames
 from crossfade.trainer.serving.names import Names, fold, write_names
 
 ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
 
+TRACKS = ["Radiohead|Creep", "Björk|Jóga", "TLC|Creep", r"AC\|DC|T.N.T.", "Creep|Skinny Puppy", "creep"]
+
 
 @pytest.fixture
 def names(tmp_path: Path) -> Names:
+    write_names(vocabularies_in(tmp_path), tmp_path / "names.sqlite", NullReporter())
+    return Names(tmp_path / "names.sqlite")
+
+
+def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
     entities = {
-        "artist": write_vocabulary(tmp_path, "artist", [70, 71, 72, 73, 74, 75, 76, 99], names=ARTISTS),
-        "listener": write_vocabulary(tmp_path, "listener", ["7", "x y", "-1"]),
+        "artist": write_vocabulary(folder, "artist", [70, 71, 72, 73, 74, 75, 76, 99], names=ARTISTS),
+        "listener": write_vocabulary(folder, "listener", ["7", "x y", "-1"]),
+        "track": write_vocabulary(folder, "track", TRACKS),
     }
     manifest = DatasetManifest(query="listener", item="artist", entities=entities, splits={})
-    vocabularies = {name: Vocabulary(Folder(tmp_path), manifest, name) for name in entities}
-    write_names(vocabularies, tmp_path / "names.sqlite", NullReporter())
-    return Names(tmp_path / "names.sqlite")
+    return {name: Vocabulary(Folder(folder), manifest, name) for name in entities}
 
 
 def test_rows_are_found_by_id_before_name(names: Names) -> None:
@@ -35,6 +41,15 @@ def test_rows_are_found_by_id_before_name(names: Names) -> None:
 def test_exact_name_is_preferred_to_one_without_accents(names: Names) -> None:
     assert [names.find("artist", text) for text in ("björk", "BJORK", "radiohead", "bjôrk")] == [1, 2, 0, 1]
     assert names.find("artist", "Portishead") is None
+
+
+def test_joined_id_is_found_by_its_parts_as_commands_find_it(tmp_path: Path, names: Names) -> None:
+    texts = ["Radiohead|Creep", "creep", "CREEP", "joga", "BJORK|joga", "ac|dc", "t.n.t.", "Skinny Puppy", "tlc"]
+    found = [names.find("track", text) for text in texts]
+    assert found == [0, 5, 0, 1, 1, 3, 3, 4, 2]
+    (tmp_path / "again").mkdir()
+    assert found == RowNames(vocabularies_in(tmp_path / "again")["track"], "track").find(texts)
+    assert names.find("track", "reep") is None
 
 
 def test_labels_have_the_ids_types(names: Names) -> None:
@@ -52,7 +67,10 @@ def test_search_finds_words_by_their_first_letters(names: Names) -> None:
     assert names.search("artist", "radio", 1) == [0]
     assert names.search("artist", "\"'*:^) OR", 10) == []
     assert names.search("listener", "x y", 10) == [1]
-    assert names.search("listener", "x", 10) == []
+    assert names.search("listener", "X", 10) == [1]
+    assert names.search("artist", "70", 10) == [0]
+    assert names.search("track", "creep", 10) == [5, 0, 2, 4]
+    assert names.search("track", "jo", 10) == [1]
 
 
 def test_folding_removes_accents_and_case() -> None:

@@ -154,7 +154,7 @@ def test_served_and_new_customers_are_in_the_average_context(workspace: Path, in
         customer_N = np.arange(CUSTOMERS)
         expected = recommender.for_rows(customer_N)
         with closing(ServedModel(workspace / "version")) as served:
-            rows_QK, scores_QK = served.recommend(customer_N, RankingOptions(count=7))
+            rows_QK, scores_QK = served.recommend(customer_N, RankingOptions(k=7))
             nothing = served.make_histories([np.empty(0, np.int64)], [np.empty(0, np.float32)])
         np.testing.assert_array_equal(rows_QK, expected.item_QK)
         np.testing.assert_array_equal(scores_QK, expected.score_QK)

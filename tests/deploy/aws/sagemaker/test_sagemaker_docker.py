@@ -237,7 +237,7 @@ def assert_served(engine: Engine, image: str, network: str, base: Path) -> None:
             return False
 
     wait_until(responds, "the endpoint", seconds=SECONDS)
-    body = json.dumps({"ids": ["c010"], "count": 3}).encode()
+    body = json.dumps({"ids": ["c010"], "k": 3}).encode()
     request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
         [result] = json.load(response)["results"]
