@@ -307,13 +307,6 @@ def store_candidates(candidates, query_QD, block, keys_QK):  # type: ignore[no-u
             keys_QK[q, k] = keys_QC[q, k] if k < count else np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
-def squared_lengths(vectors_ED, squared_E):  # type: ignore[no-untyped-def]
-    """Compute |v|² of each vector, float64, in the order of ``exact_dot``."""
-    for e in range(vectors_ED.shape[0]):
-        squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
-
-
 @njit(cache=True, parallel=True)
 def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untyped-def]
     """Sort each query's keys and write its items and scores; ``keys_QK`` may be the memory of ``best_item_QK``."""
@@ -324,3 +317,21 @@ def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untype
             key = sorted_K[depth - 1 - k]
             best_item_QK[q, k] = np.int64(_LOW_HALF - (key & _LOW_HALF)) if key else -1
             best_score_QK[q, k] = _score(key) if key else np.float32(-np.inf)
+
+
+@njit(cache=True, nogil=True)
+def squared_lengths(vectors_ED):  # type: ignore[no-untyped-def]
+    """Return |v|² of each vector, float64, summed in the order of ``exact_dot``."""
+    squared_E = np.empty(vectors_ED.shape[0])
+    for e in range(vectors_ED.shape[0]):
+        squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
+    return squared_E
+
+
+@njit(cache=True, nogil=True)
+def largest_magnitude(bits_N):  # type: ignore[no-untyped-def]
+    """Return the bits of the largest magnitude of float32 numbers, given as int32: they order as integers do."""
+    largest = np.int32(0)
+    for n in range(bits_N.shape[0]):
+        largest = max(largest, bits_N[n] & np.int32(0x7FFFFFFF))
+    return largest
