@@ -1,4 +1,4 @@
-"""Rank near ties of every score; print a checksum of matrix products, which round by the kernel, and of the rankings."""
+"""Rank near ties; print a checksum of matrix products, which round by the kernel, and one of the rankings."""
 
 import zlib
 

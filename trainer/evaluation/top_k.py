@@ -12,6 +12,7 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,7 @@ from crossfade.trainer.evaluation.top_k_kernels import (
     MAX_ITEMS,
     SCANNED,
     decode_keys,
+    largest_magnitude,
     load_candidates,
     scan_tile,
     squared_lengths,
@@ -136,14 +138,16 @@ def rank_vectors(
     best_score_QK = np.empty((len(query_QD), depth), dtype=np.float32)
     keys_QK = best_item_QK.view(np.uint64)
     query_QD = np.ascontiguousarray(unit_rows(query_QD) if score.normalized else query_QD, np.float32)
+    length_Q = np.sqrt(squared_lengths(query_QD))
     with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as threads:
         for first in range(0, items, _ITEM_BLOCK):
             item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
             penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
             block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
+            queries = query_QD, block.errors(length_Q)
             tiles = iter(range(0, len(query_QD), QUERY_BLOCK))
             # Each thread has its own buffers, and takes the next tile from the same iterator.
-            work = [threads.submit(block.rank, query_QD, tiles, excluded, keys_QK) for _ in range(get_num_threads())]
+            work = [threads.submit(block.rank, *queries, tiles, excluded, keys_QK) for _ in range(get_num_threads())]
             for done in work:
                 done.result()
     decode_keys(keys_QK, best_item_QK, best_score_QK)
@@ -161,30 +165,41 @@ class _Block:
         # The query's squared norm is the same for all its items, so it does not affect their order.
         exact_penalty_E = np.zeros(len(item_ED))
         if score.norm_scale:
-            squared_lengths(item_ED, exact_penalty_E)
-            exact_penalty_E *= score.norm_scale
+            squared_E = squared_lengths(item_ED)
+            self._longest = math.sqrt(squared_E.max(initial=0))
+            exact_penalty_E += score.norm_scale * squared_E
+        elif score.normalized:
+            self._longest = 1.001
+        else:  # at most √D times the largest number
+            bits = largest_magnitude(item_ED.ravel().view(np.int32))
+            self._longest = math.sqrt(item_ED.shape[1]) * float(np.int32(bits).view(np.float32))
         if penalty_E is not None:
             exact_penalty_E += penalty_E
         self._penalty_E = exact_penalty_E.astype(np.float32)
+        self._largest_penalty = np.abs(exact_penalty_E).max(where=np.isfinite(exact_penalty_E), initial=0)
         self._exact = first, item_ED, float(score.dot_scale), exact_penalty_E
-        self._largest = float(max(item_ED.max(initial=0), -item_ED.min(initial=0)))
-        self._largest_penalty = float(np.abs(exact_penalty_E).max(where=np.isfinite(exact_penalty_E), initial=0))
 
-    def _errors(self, query_TD: FloatArray) -> FloatArray:
-        """Bound how far scores of tiles are from exact ones, float64 (T,), in whatever order products are added.
+    def errors(self, length_Q: FloatArray) -> FloatArray:
+        """Bound how far scores of tiles are from exact ones, float64 (Q,), in whatever order products are added.
 
         A sum of D products is off by at most D·u/(1 − D·u) times the sum of their magnitudes (Higham, "Accuracy and
-        Stability of Numerical Algorithms", 2002, section 3.1), with u the relative error of a float32; scale, penalty,
-        and the score itself are rounded as well.
+        Stability of Numerical Algorithms", 2002, section 3.1), which |q|·|v| bounds, with u the relative error of a
+        float32. Scale, penalty, and the score itself are rounded as well.
         """
-        sum_T = abs(self._scale) * np.abs(query_TD).sum(axis=1, dtype=np.float64) * self._largest
-        error_T = 1.01 * _ROUNDING * ((query_TD.shape[1] + 8) * sum_T + 4 * self._largest_penalty)
-        error_T += np.where(sum_T > 0, (query_TD.shape[1] + 1) * (abs(self._scale) + 1) * _SMALLEST, 0)
-        trusted_T: FloatArray = np.where(sum_T + self._largest_penalty < _MAX_SUM, error_T, np.inf)
-        return trusted_T
+        dim, scale = self._item_ED.shape[1], abs(self._scale)
+        sum_Q = float(scale) * length_Q * self._longest
+        error_Q = 1.01 * _ROUNDING * ((dim + 8) * sum_Q + 4 * self._largest_penalty)
+        error_Q += np.where(sum_Q > 0, (dim + 1) * (float(scale) + 1) * _SMALLEST, 0)
+        trusted_Q: FloatArray = np.where(sum_Q + self._largest_penalty < _MAX_SUM, error_Q, np.inf)
+        return trusted_Q
 
     def rank(
-        self, query_QD: FloatArray, tiles: Iterator[int], excluded: ItemLists, keys_QK: NDArray[np.uint64]
+        self,
+        query_QD: FloatArray,
+        error_Q: FloatArray,
+        tiles: Iterator[int],
+        excluded: ItemLists,
+        keys_QK: NDArray[np.uint64],
     ) -> None:
         """Merge the block's items into the best ``keys_QK`` of the queries in ``tiles``, each from a number on."""
         depth = keys_QK.shape[1]
@@ -196,7 +211,7 @@ class _Block:
             query_TD = query_QD[start : start + QUERY_BLOCK]
             best_TK = keys_QK[start : start + QUERY_BLOCK]
             lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
-            candidates = keys_TC, count_T, threshold_T, next_T, self._errors(query_TD)
+            candidates = keys_TC, count_T, threshold_T, next_T, error_Q[start : start + QUERY_BLOCK]
             load_candidates(best_TK, self._first, lists, candidates)
             items = max(1, _TILE_SCORES // len(query_TD))
             for e in range(0, len(self._item_ED), items):

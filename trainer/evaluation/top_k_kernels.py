@@ -36,7 +36,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
-from crossfade.kvstore.jit import intrinsic, njit, prange
+from crossfade.kvstore.jit import inner_kernel, intrinsic, njit, prange
 from crossfade.kvstore.lanes import exact_dot
 
 SCANNED = 64
@@ -136,7 +136,7 @@ def _score(key):  # type: ignore[no-untyped-def]
     return _score_of_bits(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF))
 
 
-@njit(cache=True)
+@inner_kernel()
 def _at_most(value):  # type: ignore[no-untyped-def]
     """Return a float32 that is not above the float64 ``value``, and equals it if a float32 does."""
     rounded = np.float32(value)
@@ -145,13 +145,13 @@ def _at_most(value):  # type: ignore[no-untyped-def]
     return np.float32(-np.inf) if np.isnan(rounded) else rounded
 
 
-@njit(cache=True)
+@inner_kernel()
 def _exact_score(query_D, item_D, scale, penalty):  # type: ignore[no-untyped-def]
     """Return the score that ranks: computed in float64, in a fixed order, and rounded once to float32."""
     return np.float32(scale * exact_dot(query_D, item_D) - penalty)
 
 
-@njit(cache=True)
+@inner_kernel()
 def _lowest_of_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
     """Return the smallest of the ``depth`` largest of the first ``count`` keys, which are more.
 
@@ -174,7 +174,7 @@ def _lowest_of_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
     return smallest
 
 
-@njit(cache=True)
+@inner_kernel()
 def _keep_from(keys_C, count, bound):  # type: ignore[no-untyped-def]
     """Move those of the first ``count`` keys that reach ``bound`` to the front; return their number."""
     kept = 0
@@ -185,14 +185,14 @@ def _keep_from(keys_C, count, bound):  # type: ignore[no-untyped-def]
     return kept
 
 
-@njit(cache=True)
+@inner_kernel()
 def _keep_possible(keys_C, count, depth, error):  # type: ignore[no-untyped-def]
     """Drop candidates that cannot be among the best ``depth``, of more; return the number left and the threshold."""
     lowest = _at_most(np.float64(_score(_lowest_of_best(keys_C, count, depth))) - 2 * error)
     return _keep_from(keys_C, count, _key(lowest, _LOW_HALF)), lowest
 
 
-@njit(cache=True)
+@inner_kernel()
 def _keep_best(keys_C, count, depth, error, query_D, block):  # type: ignore[no-untyped-def]
     """Score the candidates of the block exactly, and keep the best ``depth``; return their number and the threshold."""
     first_place, item_ED, scale, penalty_E = block
@@ -307,13 +307,6 @@ def store_candidates(candidates, query_QD, block, keys_QK):  # type: ignore[no-u
             keys_QK[q, k] = keys_QC[q, k] if k < count else np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
-def squared_lengths(vectors_ED, squared_E):  # type: ignore[no-untyped-def]
-    """Compute |v|² of each vector, float64, in the order of ``exact_dot``."""
-    for e in range(vectors_ED.shape[0]):
-        squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
-
-
 @njit(cache=True, parallel=True)
 def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untyped-def]
     """Sort each query's keys and write its items and scores; ``keys_QK`` may be the memory of ``best_item_QK``."""
@@ -324,3 +317,21 @@ def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untype
             key = sorted_K[depth - 1 - k]
             best_item_QK[q, k] = np.int64(_LOW_HALF - (key & _LOW_HALF)) if key else -1
             best_score_QK[q, k] = _score(key) if key else np.float32(-np.inf)
+
+
+@njit(cache=True, nogil=True)
+def squared_lengths(vectors_ED):  # type: ignore[no-untyped-def]
+    """Return |v|² of each vector, float64, summed in the order of ``exact_dot``."""
+    squared_E = np.empty(vectors_ED.shape[0])
+    for e in range(vectors_ED.shape[0]):
+        squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
+    return squared_E
+
+
+@njit(cache=True, nogil=True)
+def largest_magnitude(bits_N):  # type: ignore[no-untyped-def]
+    """Return the bits of the largest magnitude of float32 numbers, given as int32: they order as integers do."""
+    largest = np.int32(0)
+    for n in range(bits_N.shape[0]):
+        largest = max(largest, bits_N[n] & np.int32(0x7FFFFFFF))
+    return largest

@@ -15,7 +15,8 @@ feed-forward network, whose output is scored. With x the vector of a tower, ever
 
 and the last one W x + bias, which is added to the tower's vector (He et al., CVPR 2016) or, with ``residual: false``,
 replaces it. f is max(0, ·) or tanh. Means are over the units of one row, so a row's vector does not depend on other
-rows: it is the same in any batch, on any worker and when it is written. With z the argument of f, n = (a − μ)/σ and
+rows, except that products of matrices round by their shape: ``apply`` adds in a fixed order, so that an evaluated or
+written vector is the same whichever rows are computed beside it. With z the argument of f, n = (a − μ)/σ and
 g = ∂loss/∂h ⊙ f′(z), sums over rows,
 
     ∂bias = Σ g,  ∂gain = Σ g ⊙ n,  ∂n = g ⊙ gain,  ∂a = (∂n − mean(∂n) − n mean(∂n ⊙ n))/σ,  ∂W = Σ ∂a xᵀ,  ∂x = Wᵀ ∂a
@@ -40,7 +41,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
@@ -52,7 +53,8 @@ from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES
-from crossfade.kvstore.jit import get_num_threads
+from crossfade.kvstore.jit import get_num_threads, njit
+from crossfade.kvstore.lanes import exact_dot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.philox import init_rows
@@ -87,13 +89,21 @@ DenseTape = Mapping[str, Sequence[Sequence[LayerActivations]]]
 """What ``DenseLayers.backward`` needs of ``forward``: by entity, for each tile of rows, its layers' activations."""
 
 
-def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) -> list[LayerActivations]:
-    """Pass rows, float32 or float64, through the layers; the last activations hold the result."""
+def forward_layers(
+    spec: LayerSpec,
+    parameters: Parameters,
+    rows_AD: FloatArray,
+    multiply: Callable[[FloatArray, FloatArray], FloatArray] = np.matmul,
+) -> list[LayerActivations]:
+    """Pass rows, float32 or float64, through the layers; the last activations hold the result.
+
+    ``multiply`` multiplies rows by the transpose of weights.
+    """
     activations: list[LayerActivations] = []
     for number in range(len(spec.widths) - 1):
         layer = f"{spec.entity}/{number}"
         inputs_AD = activations[-1].outputs_AD if activations else rows_AD
-        raw_AD: FloatArray = inputs_AD @ parameters[f"{layer}/weights"].T
+        raw_AD: FloatArray = multiply(inputs_AD, parameters[f"{layer}/weights"].T)
         normal_AD = inverse_A1 = None
         if f"{layer}/gain" in parameters:
             raw_AD -= raw_AD.mean(axis=1, keepdims=True)
@@ -166,7 +176,7 @@ class DenseLayers:
         """Compute the vectors of ``entity`` from the rows of its tower; the rows themselves if it has no layers."""
         if entity not in self._specs:
             return rows_AD
-        return self._outputs(entity, self._forward(entity, rows_AD), rows_AD)
+        return self._outputs(entity, self._forward(entity, rows_AD, _multiply_in_order), rows_AD)
 
     def forward(self, block: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], DenseTape]:
         """Compute the outputs for the entities and content layers in ``block``, float32 (A, D) each.
@@ -184,10 +194,16 @@ class DenseLayers:
             return np.empty((0, self._specs[entity].widths[-1]), rows_AD.dtype)
         return np.concatenate([activations[-1].outputs_AD for activations in tiles])
 
-    def _forward(self, entity: str, rows_AD: FloatArray) -> list[list[LayerActivations]]:
+    def _forward(
+        self,
+        entity: str,
+        rows_AD: FloatArray,
+        multiply: Callable[[FloatArray, FloatArray], FloatArray] = np.matmul,
+    ) -> list[list[LayerActivations]]:
         spec, parameters = self._specs[entity], self.parameters
         assert self._threads is not None
-        return list(self._threads.map(lambda tile_AD: forward_layers(spec, parameters, tile_AD), _tiles(rows_AD)))
+        tiles = _tiles(rows_AD)
+        return list(self._threads.map(lambda tile_AD: forward_layers(spec, parameters, tile_AD, multiply), tiles))
 
     def backward(
         self, tape: DenseTape, gradients: Mapping[str, FloatArray]
@@ -315,6 +331,20 @@ def _initial_values(name: str, shape: tuple[int, int], seed: int, init_std: floa
 def _optimizer(name: str, shape: tuple[int, int], spec: OptimizerSpec) -> LazyOptimizer:
     decay = spec.weight_decay if name.endswith("/weights") else 0.0
     return make_optimizer(replace(spec, weight_decay=decay), *shape)
+
+
+def _multiply_in_order(rows_AD: FloatArray, weights_DN: FloatArray) -> FloatArray:
+    """Return the product in float32, each element summed in an order that depends on nothing but D."""
+    product_AN = np.empty((len(rows_AD), weights_DN.shape[1]), np.float32)
+    _sum_in_order(np.ascontiguousarray(rows_AD), np.ascontiguousarray(weights_DN.T), product_AN)
+    return product_AN
+
+
+@njit(cache=True, nogil=True)
+def _sum_in_order(rows_AD, weights_ND, product_AN):  # type: ignore[no-untyped-def]
+    for a in range(product_AN.shape[0]):
+        for n in range(product_AN.shape[1]):
+            product_AN[a, n] = np.float32(exact_dot(rows_AD[a], weights_ND[n]))
 
 
 def _tiles(rows_AD: FloatArray) -> list[FloatArray]:

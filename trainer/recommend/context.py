@@ -63,7 +63,8 @@ def average_context(model: TrainedModel, given: Collection[str] = ()) -> FloatAr
             counts_R = model.vocabulary(table.name).counts()
             for start in range(0, table.rows, _BLOCK_ROWS):
                 row_N = np.arange(start, min(start + _BLOCK_ROWS, table.rows))
-                average_D += counts_R[row_N] @ model.vectors.vectors(table.name, row_N).astype(np.float64)
+                vectors_ND = model.vectors.vectors(table.name, row_N).astype(np.float64)
+                average_D += (counts_R[row_N, None] * vectors_ND).sum(axis=0)
     if average_D.any():
         average_D /= model.vocabulary(model.spec.item.name).counts().sum()
     return average_D.astype(np.float32)

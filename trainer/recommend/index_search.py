@@ -105,27 +105,32 @@ class IndexRanker(Ranker):
         scores_QK = np.full((len(query_QD), count), -np.inf, np.float32)
         if not self._num_candidates or not count:
             return rows_QK, scores_QK
-        excluded_Q = np.diff(excluded.starts_Q1)
-        order_Q, first = np.argsort(-excluded_Q, kind="stable"), 0
-        while first < len(order_Q):
-            # Queries with about as many exclusions are searched together, to the depth that the first of them needs.
-            depth = min(count + int(excluded_Q[order_Q[first]]), self._num_candidates)
-            queries_Q = np.sort(order_Q[first : first + max(1, min(_CHUNK_QUERIES, _CHUNK_RANKS // depth))])
-            first += len(queries_Q)
-            probes = self._probes(depth)
-            while len(queries_Q):
-                best = self._index.lists.search(query_QD[queries_Q], depth, probes, self._kept_R)
-                complete_Q = best[0][:, -1] >= 0
-                best = without_excluded(*best, _lists_of(excluded, queries_Q), count, len(self._index.indexed_R))
-                rows_QK[queries_Q], scores_QK[queries_Q] = best
-                complete_Q |= (best[0][:, -1] >= 0) | (probes >= self._index.lists.lists)
-                queries_Q, probes = queries_Q[~complete_Q], probes * _PROBE_FACTOR
+        # Queries of about as many exclusions are searched together, to a depth that no other query changes.
+        depth_Q = np.minimum(count + _rounded_up(np.diff(excluded.starts_Q1)), self._num_candidates)
+        for depth in np.unique(depth_Q):
+            chunk = max(1, min(_CHUNK_QUERIES, _CHUNK_RANKS // int(depth)))
+            of_depth_Q = np.flatnonzero(depth_Q == depth)
+            for first in range(0, len(of_depth_Q), chunk):
+                queries_Q, probes = of_depth_Q[first : first + chunk], self._probes(int(depth))
+                while len(queries_Q):
+                    best = self._index.lists.search(query_QD[queries_Q], int(depth), probes, self._kept_R)
+                    complete_Q = best[0][:, -1] >= 0
+                    best = without_excluded(*best, _lists_of(excluded, queries_Q), count, len(self._index.indexed_R))
+                    rows_QK[queries_Q], scores_QK[queries_Q] = best
+                    complete_Q |= (best[0][:, -1] >= 0) | (probes >= self._index.lists.lists)
+                    queries_Q, probes = queries_Q[~complete_Q], probes * _PROBE_FACTOR
         return rows_QK, scores_QK
 
     def _probes(self, depth: int) -> int:
         """Return the lists to scan for ``depth`` rows: those of the card are for 100 rows of all that it has."""
         share = np.count_nonzero(self._index.indexed_R) / self._num_candidates
         return int(min(self._index.probes * share * max(1.0, depth / MEASURED_DEPTH), self._index.lists.lists))
+
+
+def _rounded_up(count_Q: IntArray) -> IntArray:
+    """Round counts up to three binary digits: to few different ones, each at most a quarter more."""
+    step_Q: IntArray = 2 ** np.maximum(np.frexp(count_Q)[1].astype(np.int64) - 3, 0)
+    return -(-count_Q // step_Q) * step_Q
 
 
 def _lists_of(lists: ItemLists, queries_Q: IntArray) -> ItemLists:

@@ -89,9 +89,11 @@ def test_vector_does_not_depend_on_batch_and_gradients_add_up() -> None:
     rows_AD, gradient_AD = (draw.standard_normal((2500, 5)).astype(np.float32) for _ in range(2))
     vectors_by_entity, tape = dense.forward({"track": rows_AD, "customer": rows_AD})
     assert vectors_by_entity["customer"] is rows_AD
-    np.testing.assert_allclose(
-        vectors_by_entity["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5
-    )
+    applied_AD = dense.apply("track", rows_AD)
+    np.testing.assert_allclose(vectors_by_entity["track"], applied_AD, atol=1e-5)
+    for count in (1, 7, 700):
+        parts = [dense.apply("track", rows_AD[first : first + count]) for first in range(0, 2500, count)]
+        np.testing.assert_array_equal(np.concatenate(parts), applied_AD)
     by_rows, expected = backward_layers(spec, before, forward_layers(spec, before, rows_AD.astype(float)), gradient_AD)
     by_inputs, gradients = dense.backward(tape, {"track": gradient_AD, "customer": gradient_AD})
     assert by_inputs["customer"] is gradient_AD

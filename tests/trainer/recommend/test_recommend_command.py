@@ -14,7 +14,7 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, train_rows, 
 from command_here import crossfade_here
 from error_table import documented
 from object_store import running_object_store
-from running_command import succeeded
+from running_command import crossfade, succeeded
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.recommend import bulk
@@ -209,6 +209,23 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     assert ranked == [70, 70, 70, 70, 70, 20]
     assert pq.read_table(out).equals(pq.read_table(whole))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
+
+
+def test_customer_gets_the_same_alone_and_with_the_kernels_of_another_processor(
+    workspace: Path, tmp_path: Path
+) -> None:
+    command, files = ("recommend", "run", "--all", "-k", 20, "--out"), [tmp_path / "here.parquet", tmp_path / "there.parquet"]
+    succeeded(crossfade_here(*command, files[0], cwd=workspace))
+    # Where OpenBLAS has no kernels of that name, it uses its own.
+    succeeded(crossfade(*command, files[1], cwd=workspace, variables={"OPENBLAS_CORETYPE": "Nehalem"}))
+    everyone, elsewhere = map(pq.read_table, files)
+    assert elsewhere.equals(everyone)
+    rows = everyone.select(["customer", "track", "score"]).to_pylist()
+    for customer in ("c000", "c123", "c299"):
+        [alone] = recommend("run", "--customer", customer, "-k", 20, cwd=workspace)
+        assert [(item["track"], np.float32(item["score"])) for item in alone["recommendations"]] == [
+            (row["track"], np.float32(row["score"])) for row in rows if row["customer"] == customer
+        ]
 
 
 def test_parts_of_a_changed_filter_file_are_not_continued(
