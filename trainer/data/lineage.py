@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -66,16 +67,16 @@ class EarlierDataset:
 def refer_to_base(base: Folder, fingerprint: int, out: Folder) -> BaseReference:
     """Return what the manifest in ``out`` says of the dataset in ``base``.
 
-    A local path is relative to ``out``, so that datasets can be moved, copied, or mounted elsewhere together.
+    On a file system, and in a bucket, the path is relative to ``out``, so that datasets can be moved, copied, or
+    mounted elsewhere together.
     """
-    if base.path is None or out.path is None:
-        location = base.uri if base.path is None else str(base.path.resolve())
-    else:
-        parent = out.path.absolute().parent.resolve()
-        try:
-            location = Path(os.path.relpath(base.path.resolve(), parent / out.path.name)).as_posix()
-        except ValueError:  # another drive
-            location = str(base.path.resolve())
+    location = base.uri if base.path is None else str(base.path.resolve())
+    if base.path is not None and out.path is not None:
+        with suppress(ValueError):  # it is on another drive
+            parent = out.path.absolute().parent.resolve()
+            location = Path(os.path.relpath(location, parent / out.path.name)).as_posix()
+    elif _bucket(base) == _bucket(out) is not None:
+        location = posixpath.relpath(base.uri, out.uri)
     return BaseReference(location=location, fingerprint=fingerprint)
 
 
@@ -115,9 +116,19 @@ def open_bases(folder: Folder, manifest: DatasetManifest, without: str = WITHOUT
 
 def _base_folder(folder: Folder, reference: BaseReference) -> Folder:
     """Return the folder that the manifest in ``folder`` refers to."""
-    if folder.path is None or "://" in reference.location:
-        return Folder(reference.location)
-    return Folder(os.path.normpath(folder.path.resolve() / reference.location))
+    location, bucket = reference.location, _bucket(folder)
+    if "://" in location or (bucket is not None and location.startswith("/")):
+        return Folder(location)
+    if bucket is None:
+        assert folder.path is not None
+        return Folder(os.path.normpath(folder.path.resolve() / location))
+    path = posixpath.normpath(posixpath.join(folder.uri.removeprefix(bucket), location))
+    return Folder(f"{bucket}{path}")
+
+
+def _bucket(folder: Folder) -> str | None:
+    """Return the URI of the bucket of ``folder``; None on a file system."""
+    return "/".join(folder.uri.split("/")[:3]) if folder.on_s3 else None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from preparing import prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
-from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.admission import MaxAge
@@ -185,6 +185,20 @@ def test_base_dataset_outside_the_lineage_ends_the_search(tmp_path: Path) -> Non
     folder, manifest = Folder(data), read_manifest(Folder(data))
     manifest.model_copy(update={"lineage": manifest.lineage[:1]}).write(folder)
     assert "does not list it in its lineage" in problem(data, "a base dataset outside the lineage")
+
+
+@pytest.mark.parametrize(
+    ("base", "data", "moved", "found"),
+    [
+        ("/a/day1", "/b/day2", "/x/b/day2", "/x/a/day1"),
+        ("/a/day1", "/b/day2", "s3://music/b/day2", "s3://music/a/day1"),
+        ("s3://music/a/day1", "s3://music/a/day2", "/x/day2", "/x/day1"),
+        ("s3://music/day1", "s3://other/day2", "/x/day2", "s3://music/day1"),
+        ("/a/day1", "s3://music/day2", "s3://other/day2", "/a/day1"),
+    ],
+)
+def test_base_dataset_is_found_beside_a_dataset_that_was_moved(base: str, data: str, moved: str, found: str) -> None:
+    assert _base_folder(Folder(moved), refer_to_base(Folder(base), 1, Folder(data))).uri == found
 
 
 @pytest.mark.slow
