@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from crossfade import logs
 from crossfade.kvstore import __version__
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.memory_limit import check_address_space, lack_of_memory
 from crossfade.options.command import CommandParser
 from crossfade.signals import SpotInterruption, StopSignal, stopper
 
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _output_lost()
     stopper.listen()
     try:
+        if arguments[0] not in _MODULES["roles"]:  # they report errors to their agents
+            check_address_space(arguments[0])
         code: int = parsed.run(parsed)
     except BaseException as error:
         failed = _exit_code(error, parsed.parser)
@@ -121,6 +124,8 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
         how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
         _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
         return 128 + stopper.number
+    if message := lack_of_memory(error):
+        error = CrossfadeError(message)
     match error:
         case SpotInterruption():
             from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE

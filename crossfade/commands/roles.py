@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from crossfade import logs
+from crossfade.memory_limit import check_address_space, lack_of_memory
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
         # While blocked in MXNet, Python cannot run a handler.
         signal.signal(number, signal.SIG_DFL)
     try:
+        check_address_space(arguments.role)
         missing = [name for name in _REQUIRED if not os.environ.get(name)]
         if missing:
             raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
@@ -149,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _exit_code(error: BaseException) -> int:
     from crossfade.kvstore.errors import CrossfadeError
 
-    return error.exit_code if isinstance(error, CrossfadeError) else 1
+    return error.exit_code if isinstance(error, CrossfadeError) and not lack_of_memory(error) else 1
 
 
 def _report_error(error: BaseException, pipe: EventPipe) -> None:
@@ -157,13 +159,16 @@ def _report_error(error: BaseException, pipe: EventPipe) -> None:
     from crossfade.kvstore.errors import CrossfadeError, DivergedError, InputError, StoreError
     from crossfade.trainer.runs.events import RoleError
 
-    message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+    without_memory = lack_of_memory(error)
+    message = without_memory or (
+        str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+    )
     pipe.emit(
         RoleError(
             message=message,
             exit_code=_exit_code(error),
-            restart=not isinstance(error, InputError | DivergedError | StoreError),
-            checkpoint=getattr(error, "checkpoint", None),
+            restart=bool(without_memory) or not isinstance(error, InputError | DivergedError | StoreError),
+            checkpoint=None if without_memory else getattr(error, "checkpoint", None),
         )
     )
     _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
