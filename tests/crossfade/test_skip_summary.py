@@ -45,17 +45,16 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("processes", [(), ("-n", "1")], ids=["here", "xdist"])
+@pytest.mark.parametrize("processes", [(), ("-p", "xdist", "-n", "1")], ids=["here", "xdist"])
 def test_run_ends_with_what_it_skipped(tmp_path: Path, processes: tuple[str, ...]) -> None:
     (tmp_path / "test_whole_file.py").write_text(TESTS)
     (tmp_path / "test_more.py").write_text(MORE_TESTS)
-    options = ("-p", "skip_summary", "-p", "no:cacheprovider", "-p", "no:dash", "--rootdir", tmp_path, "-c", os.devnull)
+    options = ("-p", "skip_summary", "-p", "no:cacheprovider", "--rootdir", tmp_path, "-c", os.devnull)
     command = [sys.executable, "-m", "pytest", *options, "-m", "not docker", *processes, tmp_path]
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    result = subprocess.run(
-        list(map(str, command)), env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+    environment |= {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     *_, closing, first, second, third, fourth, last = result.stdout.splitlines()
     # .ci/run sums the counts of such lines.
     assert closing.startswith("=====")

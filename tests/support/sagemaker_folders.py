@@ -55,6 +55,8 @@ def parameters_of(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def assert_same_model(model: Path, run: Path) -> None:
-    """Assert that the embeddings in ``model`` equal those of the run in ``run``, bit for bit."""
+    """Assert that the embeddings in ``model`` equal those of the run in ``run``, bit for bit, on equal CPU kernels."""
+    kernels, kernels_of_run = (json.loads((folder / "report.json").read_text())["kernels"] for folder in (model, run))
+    assert kernels == kernels_of_run
     for entity in ENTITIES:
         assert vectors(model, entity).tobytes() == vectors(run, entity).tobytes(), entity

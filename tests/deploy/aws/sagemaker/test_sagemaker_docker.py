@@ -1,6 +1,7 @@
 """The Docker image as SageMaker starts it: one or two hosts, stopped in the middle and resumed."""
 
 import json
+import os
 import shutil
 import urllib.request
 import uuid
@@ -30,6 +31,8 @@ HOSTS = ("algo-1", "algo-2")
 EPOCHS = 9
 SECTIONS = {**LONG, "train": {**LONG["train"], "epochs": EPOCHS}}
 PARAMETERS = parameters_of({**JOB, "train.epochs": EPOCHS})
+KERNELS = ("OPENBLAS_CORETYPE", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NPY_DISABLE_CPU_FEATURES")
+"""The variables that choose CPU kernels: results are compared bit for bit with runs outside of the container."""
 SECONDS = 420.0
 STOP_SECONDS = 120
 """SageMaker's time between SIGTERM and SIGKILL."""
@@ -109,7 +112,8 @@ class Container:
     def __init__(self, engine: Engine, image: str, network: str, base: Path, name: str, **variables: str) -> None:
         self._engine, self.base = engine, base
         hook = base.parent / "hook"
-        words = [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
+        defined = {name: os.environ[name] for name in KERNELS if name in os.environ} | variables
+        words = [word for key, value in defined.items() for word in ("--env", f"{key}={value}")]
         self.id = engine.docker(
             *("run", "--detach", "--network", network, "--hostname", name, "--network-alias", name),
             *("--volume", f"{base}:/opt/ml", "--volume", f"{hook}:/hook", *words, image, "train"),
