@@ -71,8 +71,10 @@ class _Picture:
         from matplotlib.figure import Figure
 
         self._map, self._fonts = items_map, fonts
-        self._figure = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
-        self._renderer = FigureCanvasAgg(self._figure).get_renderer()
+        # Of Any, since matplotlib's annotations reject options in dictionaries.
+        self._figure: Any = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
+        canvas: Any = FigureCanvasAgg(self._figure)
+        self._renderer = canvas.get_renderer()
         self._axes = self._figure.add_axes(_AREA)
         self._axes.set_axis_off()
         self._show_all()
