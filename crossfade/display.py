@@ -21,6 +21,7 @@ from crossfade.deploy.dashboard.formatting import lost
 from crossfade.kvstore.errors import escape_unprintable
 from crossfade.signals import stopper
 from crossfade.terminal import print_line
+from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -244,8 +245,9 @@ def print_metrics(
     """
     baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
-        depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
-        names = list(dict.fromkeys(name.partition("@")[0] for name in values if "@" in name))
+        shown = shown_metrics(values)
+        depths = list(dict.fromkeys(name.partition("@")[2] for name in shown))
+        names = list(dict.fromkeys(name.partition("@")[0] for name in shown))
         of_split = {
             f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
         }
@@ -261,6 +263,8 @@ def print_metrics(
                 print_line("  ".join([f"{label:<{width}}", *cells]))
         repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
+        if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
+            print_line(f"metrics of cold items are left out: {split} has only {cold:,} queries with one")
         for label, found in of_split.items():
             if values[best_metric] < found[best_metric]:
                 print_line(f"{best_metric} on {split} is below that {label.strip()}, without training")

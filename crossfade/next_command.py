@@ -18,7 +18,7 @@ from crossfade.kvstore.io.folder import Folder
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
 
-_FIRST_ROWS = 1000
+_FIRST_ROWS, _NEAR_ROWS = 1000, 50
 
 
 def command_line(*words: object) -> str:
@@ -52,11 +52,11 @@ def train_command(data: str, query: str, item: str) -> str:
 
 
 def use_commands(run: Path, data: Folder, manifest: DatasetManifest) -> list[str]:
-    """Return command lines that use the model of ``run``: of a frequent item, and of a frequent customer.
+    """Return command lines that use the model of ``run``: of a frequent item, and of a median customer.
 
     ``data`` is the dataset of the run.
     """
-    item, query = (_frequent_id(data, manifest, entity) for entity in (manifest.item, manifest.query))
+    item, query = _frequent_id(data, manifest, manifest.item), median_id(data, manifest, manifest.query)
     commands = [] if item is None else [command_line("similar", run, item)]
     return commands if query is None else [*commands, command_line("recommend", run, "--customer", query)]
 
@@ -68,8 +68,30 @@ def _frequent_id(data: Folder, manifest: DatasetManifest, entity: str) -> str | 
     vocabulary = Vocabulary(data, manifest, entity)
     first = vocabulary.read(0, min(vocabulary.rows, _FIRST_ROWS), ["id", "count"]).to_pylist()
     counts = {str(row["id"]): row["count"] for row in first if row["count"]}
-    usable = [id for id in counts if id.isprintable() and not id.startswith("-")]
-    return max(usable, key=counts.__getitem__) if usable else None
+    return max(filter(_can_be_typed, counts), key=counts.__getitem__, default=None)
+
+
+def median_id(data: Folder, manifest: DatasetManifest, entity: str) -> str | None:
+    """Return an ID of ``entity`` with a median number of interactions; None if none near it can be typed.
+
+    The most frequent one is a poor example: who has most of what is popular can only be recommended the rest.
+    """
+    import numpy as np
+
+    from crossfade.trainer.data.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(data, manifest, entity)
+    counts_R = vocabulary.counts()
+    sorted_R = np.argsort(counts_R, kind="stable")[np.count_nonzero(counts_R == 0) :]
+    middle = len(sorted_R) // 2
+    near = sorted_R[max(0, middle - _NEAR_ROWS) : middle + _NEAR_ROWS]
+    ids = dict(zip(np.sort(near).tolist(), vocabulary.take(np.sort(near), ["id"])["id"].to_pylist(), strict=True))
+    from_middle = sorted(range(len(near)), key=lambda place: abs(place - min(middle, _NEAR_ROWS)))
+    return next(filter(_can_be_typed, (str(ids[int(near[place])]) for place in from_middle)), None)
+
+
+def _can_be_typed(id: str) -> bool:
+    return id.isprintable() and not id.startswith("-")
 
 
 def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | None:

@@ -113,7 +113,8 @@ def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
     with progress_bars() as bars:
         items_map = build_map(model, options, bars)
-    write_map(items_map, out)
+    if (note := write_map(items_map, out)) is not None:
+        _logger.warning(note)
     _print_agreement(items_map)
     print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")
 

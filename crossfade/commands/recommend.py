@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.errors import escape_unprintable
 from crossfade.options.command import CommandParser, add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from crossfade.trainer.recommend.row_names import RowLabel
     from crossfade.trainer.recommend.trained_model import TrainedModel
 
+_SHOWN_VALUES = 3
 _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
@@ -116,6 +119,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="FILE", help="write recommendations to this Parquet file")
     output.add_argument("--overwrite", action="store_true", help="replace the file of --out")
+    output.add_argument(
+        "--show", metavar="COLUMN", help="print this feature, or column of --metadata, beside the names of items"
+    )
     output.add_argument("--json", action="store_true", help="print recommendations as JSON")
     parser.set_defaults(run=run)
 
@@ -183,6 +189,8 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         raise InputError("--all and --customers write a file: name it with --out FILE.parquet")
     if out is not None and arguments.json:
         raise InputError("--json prints recommendations, --out writes them: leave one out")
+    if out is not None and arguments.show is not None:
+        raise InputError(f"--show {arguments.show}: is for recommendations that are printed; leave out --show or --out")
     if out is not None and out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file in it, such as {out / 'recs.parquet'}")
     if out is not None and out.exists() and not arguments.overwrite:
@@ -225,7 +233,7 @@ def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argpar
     labels = RowNames(model.vocabulary(model.spec.query.name), model.spec.query.name).labels(sorted_Q)
     places = np.searchsorted(sorted_Q, queries_Q)
     queries = [(labels[int(row)], int(place)) for row, place in zip(queries_Q, places, strict=True)]
-    _print(model, queries, recommended, arguments.json)
+    _print(model, queries, recommended, options, arguments)
 
 
 def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments: argparse.Namespace) -> None:
@@ -256,7 +264,7 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
         rows = write_recommendations(model, pa.array(ids), recommended, arguments.out)
         print_line(f"{rows:,} recommendations to {len(ids):,} new of {query}: {arguments.out}")
         return
-    _print(model, [(RowLabel(id, None), place) for place, id in enumerate(ids)], recommended, arguments.json)
+    _print(model, [(RowLabel(id, None), place) for place, id in enumerate(ids)], recommended, options, arguments)
 
 
 def _find_customers(model: TrainedModel, arguments: argparse.Namespace) -> IntArray:
@@ -296,7 +304,11 @@ def _find_customers(model: TrainedModel, arguments: argparse.Namespace) -> IntAr
 
 
 def _print(
-    model: TrainedModel, queries: list[tuple[RowLabel, int]], recommended: Recommendations, as_json: bool
+    model: TrainedModel,
+    queries: list[tuple[RowLabel, int]],
+    recommended: Recommendations,
+    options: RecommendOptions,
+    arguments: argparse.Namespace,
 ) -> None:
     """Print the recommendations to ``queries``, each with its label and its place in ``recommended``."""
     import numpy as np
@@ -307,7 +319,8 @@ def _print(
     favorites = [recommended.histories.favorites(place, recommended.item_QK.shape[1]) for _, place in queries]
     shown_N = np.concatenate([recommended.item_QK.ravel(), *favorites])
     labels = RowNames(model.vocabulary(item), item).labels(shown_N[shown_N >= 0])
-    texts = distinct_labels(labels)
+    column, of_row = arguments.show, _values(model, options, arguments.show, labels)
+    texts = {row: f"{text}{_beside(of_row.get(row))}" for row, text in distinct_labels(labels).items()}
     results = []
     for (label, place), favorite_N in zip(queries, favorites, strict=True):
         found = [
@@ -315,16 +328,39 @@ def _print(
             for row, score in zip(recommended.item_QK[place], recommended.score_QK[place], strict=True)
             if row >= 0
         ]
-        if as_json:
-            scored = [_as_dict(item, labels[row]) | {"score": score} for row, score in found]
-            history = [_as_dict(item, labels[int(row)]) for row in favorite_N]
+        if arguments.json:
+            more = {row: {column: values} for row, values in of_row.items()}
+            scored = [_as_dict(item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in found]
+            history = [_as_dict(item, labels[int(row)]) | more.get(int(row), {}) for row in favorite_N]
             results.append({query: label.id or None, "recommendations": scored, "history": history})
         else:
             scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in found]
             known = [texts[int(row)] for row in favorite_N]
             _print_lists(f"{query} {label}" if label.id else f"new {query}", item, scored_texts, known)
-    if as_json:
+    if arguments.json:
         print_json(results)
+
+
+def _values(
+    model: TrainedModel, options: RecommendOptions, column: str | None, labels: Mapping[int, RowLabel]
+) -> dict[int, list[str]]:
+    """Return the values that the rows of ``labels`` have in ``column``; none without a column."""
+    from crossfade.trainer.recommend.metadata_table import open_metadata
+
+    if column is None:
+        return {}
+    item, metadata = model.spec.item.name, options.filters.metadata
+    with open_metadata(model.data, model.manifest, item, metadata, {column}) as table:
+        groups = table.groups(column)
+    bounds = {row: groups.starts_R1[row : row + 2] for row in labels}
+    return {row: [groups.names[value] for value in groups.values_N[slice(*bound)]] for row, bound in bounds.items()}
+
+
+def _beside(values: Sequence[str] | None) -> str:
+    """Return what stands beside a name: at most three of its ``values``."""
+    if not values:
+        return ""
+    return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
 
 
 def _as_dict(entity: str, label: RowLabel) -> dict[str, int | str | float | None]:

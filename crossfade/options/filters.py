@@ -28,7 +28,7 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to ``parser``."""
     filters = parser.add_argument_group("filters")
     filters.add_argument("--where", metavar="CONDITION", help="keep only rows that meet this SQL condition")
-    add_metadata_options(filters, "use the columns of this Parquet, CSV or TSV file in --where and --max-per")
+    add_metadata_options(filters, "use the columns of this Parquet, CSV or TSV file in conditions and groups")
     filters.add_argument("--allow", nargs="+", default=[], metavar="FILE", help="keep only the IDs in these files")
     filters.add_argument("--deny", nargs="+", default=[], metavar="FILE", help="leave out the IDs in these files")
     filters.add_argument(

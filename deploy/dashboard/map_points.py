@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import InputError
-from crossfade.trainer.maps.picture import PALETTE
 
 MAX_POINTS = 50_000
 FULL_SCALE = 10_000
@@ -32,7 +31,8 @@ def read_points(run: Path) -> dict[str, Any] | None:
     path = run / "map" / "map.parquet"
     try:
         with pq.ParquetFile(path) as file:
-            missing = {"id", "name", "x", "y"} - set(file.schema_arrow.names)
+            found = set(file.schema_arrow.names)
+            missing = {"id", "name", "x", "y", *(["color"] if "label" in found else [])} - found
             if missing:
                 raise InputError(f"has no column '{min(missing)}'")
             table = file.read().slice(0, MAX_POINTS)
@@ -56,8 +56,13 @@ def read_points(run: Path) -> dict[str, Any] | None:
 
 def _labels(table: pa.Table) -> dict[str, Any]:
     """Return the labels with their colors, the most frequent first, and the number of each point's label or -1."""
-    labels = table.column("label").to_pylist() if "label" in table.column_names else [None] * table.num_rows
+    if "label" not in table.column_names:
+        return {"labels": [], "label": [-1] * table.num_rows}
+    labels = table.column("label").to_pylist()
+    colors = dict(zip(labels, table.column("color").to_pylist(), strict=True))
     names = [name for name, _ in Counter(name for name in labels if name is not None).most_common()]
     numbers = {name: number for number, name in enumerate(names)}
-    colored = [{"name": name, "color": PALETTE[number % len(PALETTE)]} for name, number in numbers.items()]
-    return {"labels": colored, "label": [numbers.get(name, -1) for name in labels]}
+    return {
+        "labels": [{"name": name, "color": colors[name]} for name in names],
+        "label": [numbers.get(name, -1) for name in labels],
+    }

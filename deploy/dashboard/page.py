@@ -15,6 +15,7 @@ from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.run_figures import Summary, lost_steps
+from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50
@@ -261,7 +262,7 @@ def _quality(split: str, shown: Sequence[RunView]) -> Component:
         for name, values in each.summary.baselines.get(split, {}).items():
             if (baseline := (f"by {name.replace('_', ' ')}", values)) not in evaluated:
                 evaluated.append(baseline)
-    names = list(dict.fromkeys(name for _, values in evaluated for name in values if "@" in name))
+    names = list(dict.fromkeys(name for _, values in evaluated for name in shown_metrics(values)))
     depths = sorted({name.partition("@")[2] for name in names}, key=int)
     several = max(len(shown), len(evaluated)) > 1
     rows = [

@@ -1,36 +1,110 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
+import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from command_here import crossfade_here
+from running_command import succeeded
+
+from crossfade.commands.demo import _ARTISTS
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+
+COMMAND = [sys.executable, "-m", "crossfade"]
+JOB = "name: {name}\ndata: {{path: data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
+
+
+def demo(folder: Path, name: str, *options: str) -> str:
+    """Run the demo with a short job, and return what it prints."""
+    (folder / "jobs").mkdir(exist_ok=True)
+    (folder / "jobs" / f"{name}.yaml").write_text(JOB.format(name=name))
+    result = subprocess.run(
+        [*COMMAND, "demo", "--dir", str(folder), *options], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def write_sample(folder: Path) -> None:
+    """Write files as those of Last.fm, with 60 listeners of rock or of jazz, and one who listens to all."""
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(1)
+    names = [*_ARTISTS["lastfm"], *(f"Band {number}" for number in range(75))]
+    genre_of = ["jazz" if artist % 2 or names[artist] == "Miles Davis" else "rock" for artist in range(80)]
+    plays, tagged = [], []
+    for listener in range(61):
+        genre = ("rock", "jazz")[listener % 2]
+        own = [artist for artist in range(80) if listener == 60 or genre_of[artist] == genre]
+        heard = draws.permutation(own)[: 80 if listener == 60 else 15 + listener % 5]
+        plays += [(listener, artist, 9) for artist in heard]
+        tagged += [(listener, artist, 1 + (genre_of[artist] == "jazz"), 1) for artist in heard]
+        tagged += [(listener, heard[0], 3, 1)]  # one listener alone gave this tag
+    tables = {
+        "user_artists.dat": (["userID", "artistID", "weight"], plays),
+        "artists.dat": (["id", "name"], list(enumerate(names))),
+        "user_taggedartists.dat": (["userID", "artistID", "tagID", "day"], tagged),
+        "tags.dat": (["tagID", "tagValue"], [(1, "rock"), (2, "jazz"), (3, "awesome")]),
+    }
+    for name, (head, rows) in tables.items():
+        lines = ["\t".join(map(str, row)) for row in [head, *rows]]
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def printed_commands(output: str) -> list[str]:
+    return re.findall(r"^\$ crossfade (\w+)", output, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_synthetic_demo_recommends_by_genre(tmp_path: Path) -> None:
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "lastfm.yaml").write_text(
-        "name: lastfm\ndata: {path: data/lastfm}\ntrain: {epochs: 3}\nmodel: {dim: 16}\n"
-    )
+def test_synthetic_demo_recommends_by_genre_and_is_never_called_lastfm(tmp_path: Path) -> None:
     synthesize = ["synthesize", "--queries", "2000", "--items", "4000", "--interactions", "100000"]
-    command = [sys.executable, "-m", "crossfade"]
-    subprocess.run(
-        [*command, *synthesize, "--item", "artist", "--seed", "0", "--out", "data/lastfm"], cwd=tmp_path, check=True
-    )
-    demo = [*command, "demo", "--no-map", "--dir", str(tmp_path)]
-    result = subprocess.run(demo, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    printed = re.findall(r"^\$ crossfade (\w+)", result.stdout, re.MULTILINE)
-    assert printed == ["prepare", "train", "similar", "recommend"]
-    neighbors = result.stdout.partition("artist 3 (jazz)\n")[2].splitlines()[:8]
+    prepared = [*COMMAND, *synthesize, "--item", "artist", "--out", "data/synthetic"]
+    first = subprocess.run(prepared, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert first.stdout.startswith("data/synthetic: customer x artist (synthetic listening)\n")
+    output = demo(tmp_path, "synthetic", "--no-map")
+    assert printed_commands(output) == ["synthesize", "train", "similar", "recommend"]
+    neighbors = output.partition("artist 3 (jazz)\n")[2].splitlines()[:8]
     assert sum("(jazz)" in line for line in neighbors) >= 6, neighbors
+    assert "lastfm" not in output
+    drawn = succeeded(crossfade_here("map", "runs/synthetic", "--count", 50, cwd=tmp_path)).stdout
+    assert "map of synthetic, synthetic listening: the 50 most frequent of artist: " in drawn
+    # Of the held-out pairs, one or two are of artists that are in no other.
+    assert "among_cold" not in output
+    assert re.search(r"^metrics of cold items are left out: test has only \d queries with one$", output, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
+    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
+    output = demo(tmp_path, "lastfm", "--no-map")
+    assert printed_commands(output) == ["prepare", "train", "similar", "recommend"]
+    assert "synthetic" not in output
+    data = Folder(tmp_path / "data" / "lastfm")
+    manifest = read_manifest(data)
+    vocabulary = Vocabulary(data, manifest, "customer")
+    counts = dict(zip(vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist(), vocabulary.counts(), strict=True))
+    customer = re.search(r"recommend runs/lastfm --customer (\d+) --metadata data/lastfm_genres.csv", output)
+    assert customer is not None, output
+    assert counts[int(customer[1])] == pytest.approx(statistics.median(counts.values()), abs=1)
+    shown = output.partition(f"\ncustomer {customer[1]}\n")[2].splitlines()[1:]
+    assert all(re.match(r" +\d\.\d{3}  .+ \((rock|jazz)\) +.+ \((rock|jazz)\)$", line) for line in shown), shown
+    assert (tmp_path / "data" / "lastfm_genres.csv").read_text().startswith('"artist","genre"\n')
 
 
 def test_failing_command_ends_the_demo(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("")
-    command = [sys.executable, "-m", "crossfade", "demo"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
+    (tmp_path / "raw" / "lastfm_hetrec2011" / "user_artists.dat").write_text("no table")
+    environment = {**os.environ, "CROSSFADE_DATA": str(tmp_path / "raw")}
+    command = [*COMMAND, "demo"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 2
     assert result.stdout.count("$ crossfade") == 1

@@ -174,6 +174,28 @@ def test_diverged_run_shows_its_error_and_what_was_lost(
     assert lines[first + 2].endswith("; it ended the run")
 
 
+@pytest.mark.parametrize(
+    ("settings", "longer"),
+    [
+        (["train.epochs=4"], "train.epochs=8"),
+        (["train.epochs=9", "train.max_steps=16"], "train.max_steps=32"),
+        (["train.epochs=2", "train.eval_every_epochs=2"], None),  # one evaluation compares nothing
+    ],
+)
+def test_best_epoch_that_is_the_last_is_said_once_with_what_to_do(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], longer: str | None
+) -> None:
+    chosen = ["train.eval_every_epochs=1", "train.batch_size=1024", "optimizer.learning_rate=0.02", *settings]
+    options = [word for each in chosen for word in ("--set", each)]
+    trained = succeeded(crossfade_here("train", job, "--run-dir", tmp_path / "run", *options)).stdout
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["best_epoch"] == report["epochs"]
+    texts = trained, json.dumps(report), printed_by(tmp_path / "run", capsys=capsys)
+    for text in texts:
+        assert text.count("the best epoch is the last, ") == (longer is not None)
+        assert longer is None or text.count(f"train longer, with --set {longer}") == 1
+
+
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "fine", metrics=[step(50, at=9)], state=state("done", at=9))
     corrupt = write_run(

@@ -21,6 +21,7 @@ from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
 from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
 from crossfade.trainer.maps.projection import project
 from crossfade.trainer.model.spec import Score
+from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
 from crossfade.trainer.recommend.metadata_table import open_metadata
 from crossfade.trainer.recommend.row_names import RowNames
@@ -93,7 +94,8 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
     found = RowNames(model.vocabulary(item), item).labels(rows_N)
     chosen = [found[int(row)] for row in rows_N]
     ids, names = pa.array([label.id for label in chosen]), [label.name or str(label.id) for label in chosen]
-    title = f"{model.job.name}: the {len(rows_N):,} most frequent of {item}"
+    data = ", synthetic listening" if is_synthetic(model.manifest) else ""
+    title = f"{model.job.name}{data}: the {len(rows_N):,} most frequent of {item}"
     return ItemsMap(title, rows_N, ids, names, place_N2, labels, neighbor_NK, agreement)
 
 

@@ -15,25 +15,30 @@ from crossfade.trainer.maps.page import write_page
 from crossfade.trainer.maps.picture import write_picture
 
 
-def write_map(items_map: ItemsMap, folder: Path) -> None:
+def write_map(items_map: ItemsMap, folder: Path) -> str | None:
     """Write the files of ``items_map``; each replaces an earlier one when it is complete.
+
+    Returns:
+        What could not be drawn, and what to install; None if all could.
 
     Raises:
         CrossfadeError: a file cannot be written.
         InputError: another process writes one of them.
         MissingExtraError: matplotlib is not installed.
     """
-    writers: dict[str, Callable[[ItemsMap, Path], None]] = {
+    writers: dict[str, Callable[[ItemsMap, Path], str | None]] = {
         "map.png": write_picture,
         "map.html": write_page,
         "map.parquet": _write_table,
     }
+    note = None
     for name, write in writers.items():
         try:
             with staged_file(folder / name) as partial:
-                write(items_map, partial)
+                note = write(items_map, partial) or note
         except OSError as error:
             raise CrossfadeError(f"{folder / name}: could not be written: {error.strerror or error}") from error
+    return note
 
 
 def _write_table(items_map: ItemsMap, path: Path) -> None:
@@ -45,6 +50,6 @@ def _write_table(items_map: ItemsMap, path: Path) -> None:
         "y": pa.array(items_map.place_N2[:, 1]),
     }
     if items_map.labels is not None:
-        names = items_map.labels.names
-        columns["label"] = pa.array([names[number] if number >= 0 else None for number in items_map.labels.label_N])
+        for column, values in ("label", items_map.labels.names), ("color", items_map.labels.colors):
+            columns[column] = pa.array([values[number] if number >= 0 else None for number in items_map.labels.label_N])
     pq.write_table(pa.table(columns), path, compression="zstd")

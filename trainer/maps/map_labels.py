@@ -16,6 +16,11 @@ import numpy as np
 from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.recommend.metadata_table import GroupLists
 
+PALETTE = (
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),
+    *("#ee7733", "#009988", "#cc3311", "#997700", "#5e4fa2", "#bb88dd"),
+)
+"""Colors of labels, by number; readable on light and dark ground."""
 _MAX_GROUPS = 64
 """Groups that are considered, the largest ones."""
 _MIN_SHARE = 0.01
@@ -32,6 +37,11 @@ class Labels:
 
     names: tuple[str, ...]
     label_N: IntArray
+
+    @property
+    def colors(self) -> list[str]:
+        """The color of each label: ``map.parquet`` keeps it, so that all pages show the same."""
+        return [PALETTE[number % len(PALETTE)] for number in range(len(self.names))]
 
 
 @dataclass(frozen=True)
@@ -125,31 +135,46 @@ def _share(label_N: IntArray, neighbor_NK: IntArray) -> float:
 
 
 def place_names(labels: Labels, place_N2: FloatArray) -> dict[str, tuple[float, float]]:
-    """Return where on the map to write the name of each label: where its items are densest.
+    """Return where on the map to write the name of each label: on its densest island.
 
-    Names that would lie close to that of a more frequent label are left out.
+    That is where its items are many and others are few: a place that is dense in everything shows no label. Names that
+    would lie close to that of a more frequent label are left out.
     """
     low_2, high_2 = place_N2.min(axis=0), place_N2.max(axis=0)
-    size = float((high_2 - low_2).max())
+    size = max(float((high_2 - low_2).max()), 1e-9)
+    labeled_N = labels.label_N >= 0
+    all_GG = _density(_cells(place_N2[labeled_N], low_2, size))
     placed: dict[str, tuple[float, float]] = {}
     for number, name in enumerate(labels.names):
         point_P2 = place_N2[labels.label_N == number]
         if not len(point_P2):
             continue
-        x, y = _densest(point_P2, low_2, size)
+        x, y = _island(point_P2, _cells(point_P2, low_2, size), all_GG)
         if all(np.hypot(x - other_x, y - other_y) > size / 25 for other_x, other_y in placed.values()):
             placed[name] = x, y
     return placed
 
 
-def _densest(point_P2: FloatArray, low_2: FloatArray, size: float) -> tuple[float, float]:
-    """Return the mean of the points in the densest cell of a blurred grid."""
+def _cells(place_P2: FloatArray, low_2: FloatArray, size: float) -> IntArray:
+    cell_P2: IntArray = np.minimum((place_P2 - low_2) / size * _CELLS, _CELLS - 1).astype(np.int64)
+    return cell_P2
+
+
+def _density(cell_P2: IntArray) -> FloatArray:
+    """Return how many points are near each cell of a grid, float64 (G, G)."""
     from scipy.ndimage import gaussian_filter
 
-    cell_P2 = np.minimum((point_P2 - low_2) / size * _CELLS, _CELLS - 1).astype(np.int64)
-    density_GG = np.zeros((_CELLS, _CELLS))
-    np.add.at(density_GG, (cell_P2[:, 0], cell_P2[:, 1]), 1.0)
-    best = np.unravel_index(np.argmax(gaussian_filter(density_GG, _BLUR_CELLS)), density_GG.shape)
+    count_GG = np.zeros((_CELLS, _CELLS))
+    np.add.at(count_GG, (cell_P2[:, 0], cell_P2[:, 1]), 1.0)
+    density_GG: FloatArray = gaussian_filter(count_GG, _BLUR_CELLS)
+    return density_GG
+
+
+def _island(point_P2: FloatArray, cell_P2: IntArray, all_GG: FloatArray) -> tuple[float, float]:
+    """Return the mean of the points near the cell where their density times the square of their share is highest."""
+    density_GG = _density(cell_P2)
+    share_GG = density_GG / np.maximum(all_GG, 1e-12)
+    best = np.unravel_index(np.argmax(density_GG * share_GG**2), density_GG.shape)
     near_P = np.abs(cell_P2 - np.array(best)).max(axis=1) <= _BLUR_CELLS
     x, y = point_P2[near_P if near_P.any() else slice(None)].mean(axis=0)
     return float(x), float(y)

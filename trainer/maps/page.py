@@ -20,7 +20,6 @@ import numpy as np
 
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import place_names
-from crossfade.trainer.maps.picture import PALETTE
 
 _ASSETS = Path(__file__).parent / "assets"
 _FULL_SCALE = 65535
@@ -47,11 +46,12 @@ def write_page(items_map: ItemsMap, path: Path) -> None:
 
 def _as_json(items_map: ItemsMap) -> str:
     """Return the map as JSON that cannot end the element it is in."""
-    low_2 = items_map.place_N2.min(axis=0)
-    scale = _FULL_SCALE / max(float(np.ptp(items_map.place_N2, axis=0).max()), 1e-9)
+    least_2, most_2 = items_map.place_N2.min(axis=0), items_map.place_N2.max(axis=0)
+    side = max(float((most_2 - least_2).max()), 1e-9)
+    low_2, scale = (least_2 + most_2 - side) / 2, _FULL_SCALE / side
 
     def scaled(place: Any) -> Any:
-        return np.round((np.asarray(place) - low_2) * scale).astype("<u2")
+        return np.round((np.asarray(place) - low_2) * scale).clip(0, _FULL_SCALE).astype("<u2")
 
     labels, label_N = items_map.labels, np.full(len(items_map.names), _NO_LABEL, np.uint8)
     if labels is not None:
@@ -63,8 +63,8 @@ def _as_json(items_map: ItemsMap) -> str:
         "places": _base64(scaled(items_map.place_N2)),
         "labels": _base64(label_N),
         "legend": [
-            {"name": name, "color": PALETTE[number % len(PALETTE)]}
-            for number, name in enumerate(labels.names if labels is not None else ())
+            {"name": name, "color": color}
+            for name, color in (zip(labels.names, labels.colors, strict=True) if labels is not None else ())
         ],
         "islands": [
             {"name": name, "label": labels.names.index(name), "place": scaled(place).tolist()}

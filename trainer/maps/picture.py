@@ -1,6 +1,8 @@
 """Draw a map as a PNG.
 
-write_picture(items_map, Path("maps/map.png"))
+note = write_picture(items_map, Path("maps/map.png"))       # what could not be drawn
+
+Shapes: N items, M drawn ones.
 """
 
 from __future__ import annotations
@@ -11,23 +13,28 @@ from typing import Any
 import numpy as np
 
 from crossfade.kvstore.errors import MissingExtraError, escape_unprintable
+from crossfade.trainer.maps.fonts import PACKAGES, Fonts, choose_fonts, plain
 from crossfade.trainer.maps.items_map import ItemsMap
-from crossfade.trainer.maps.map_labels import place_names
+from crossfade.trainer.maps.map_labels import PALETTE, place_names
 
-PALETTE = (
-    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),
-    *("#ee7733", "#009988", "#cc3311", "#997700", "#5e4fa2", "#bb88dd"),
-)
-"""Colors of labels, by number; readable on light and dark ground."""
 UNLABELED = "#b4b4b4"
 _INCHES, _DPI = 11.0, 150
-_NAMED_ITEMS = 40
+_AREA = (0.015, 0.015, 0.815, 0.945)
+"""Left, bottom, width, and height of the map in the picture; the legend is to the right, the title above."""
+_MARGIN = 0.03
+_NAMED_ITEMS, _CANDIDATES = 40, 400
+"""Names that are drawn at most, and of how many of the most frequent items."""
 _MIN_DISTANCE = 0.045
 """Least distance between two items whose names are drawn, as a fraction of the map's size."""
+_BESIDE = ((6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"))
+"""Where a name may be beside its dot: how many points away, and how it is aligned there."""
 
 
-def write_picture(items_map: ItemsMap, path: Path) -> None:
+def write_picture(items_map: ItemsMap, path: Path) -> str | None:
     """Draw ``items_map`` into the PNG file ``path``: items colored by label, islands and the most frequent items named.
+
+    Returns:
+        Which names could not be drawn, and what to install; None if all could.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -37,64 +44,116 @@ def write_picture(items_map: ItemsMap, path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("matplotlib", "map", "crossfade map") from error
 
+    frequent = [_text(name) for name in items_map.names[:_CANDIDATES]]
+    labels = [_text(name) for name in items_map.labels.names] if items_map.labels is not None else []
+    fonts = choose_fonts([items_map.title, *frequent, *labels])
     # Names may have dollar signs, and controls of terminals, which matplotlib would print in its warnings.
-    with rc_context({"text.parse_math": False}):
-        _draw(items_map, path)
+    with rc_context({"text.parse_math": False, "font.family": list(fonts.families)}):
+        _Picture(items_map, fonts).write(path)
+    lacking = sum(not fonts.can_draw(text) for text in [*frequent, *labels])
+    if not lacking:
+        return None
+    return (
+        f"map.png: no font of this machine has all characters of {lacking} name{'s' * (lacking != 1)}, such as "
+        f"{''.join(sorted(fonts.missing))[:5]}; on Debian: apt-get install {PACKAGES}"
+    )
 
 
-def _draw(items_map: ItemsMap, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    axes.set_aspect("equal")
-    axes.set_title(escape_unprintable(items_map.title), fontsize=15, loc="left")
-    _draw_items(axes, items_map)
-    _draw_names(axes, items_map)
-    if items_map.labels is not None:
-        axes.legend(loc="lower right", frameon=True, framealpha=0.85, fontsize=10, markerscale=2.5)
-        for name, (x, y) in place_names(items_map.labels, items_map.place_N2).items():
-            number = items_map.labels.names.index(name)
-            axes.text(
-                *(x, y, escape_unprintable(name)),
-                fontsize=17,
-                weight="bold",
-                color=PALETTE[number % len(PALETTE)],
-                ha="center",
-                va="center",
-                path_effects=_outline(4),
-            )
-    figure.savefig(path, format="png", metadata={"Software": None})
+def _text(name: str) -> str:
+    return escape_unprintable(plain(name))
 
 
-def _draw_items(axes: Any, items_map: ItemsMap) -> None:
-    count = len(items_map.names)
-    area = float(np.clip(40_000 / count, 0.5, 14))
-    label_N = items_map.labels.label_N if items_map.labels is not None else np.full(count, -1)
-    plain_N2 = items_map.place_N2[label_N < 0]
-    axes.scatter(*plain_N2.T, s=area, c=UNLABELED if items_map.labels else PALETTE[0], linewidths=0, rasterized=True)
-    for number, name in enumerate(items_map.labels.names if items_map.labels is not None else ()):
-        point_N2 = items_map.place_N2[label_N == number]
-        color = PALETTE[number % len(PALETTE)]
-        axes.scatter(*point_N2.T, s=area, c=color, linewidths=0, label=escape_unprintable(name), rasterized=True)
+class _Picture:
+    """A figure with a map, and the places of it that have text."""
 
+    def __init__(self, items_map: ItemsMap, fonts: Fonts) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-def _draw_names(axes: Any, items_map: ItemsMap) -> None:
-    """Write the names of the most frequent items that are far enough from each other."""
-    size = float(np.ptp(items_map.place_N2, axis=0).max())
-    drawn: list[int] = []
-    for number, place_2 in enumerate(items_map.place_N2):
-        distance_M = np.hypot(*(items_map.place_N2[drawn] - place_2).T)
-        if len(drawn) < _NAMED_ITEMS and (distance_M > _MIN_DISTANCE * size).all():
-            drawn.append(number)
-            name = escape_unprintable(items_map.names[number])
-            axes.text(*place_2, name, fontsize=7, ha="center", va="bottom", color="#222222", path_effects=_outline(2))
+        self._map, self._fonts = items_map, fonts
+        # Of Any, since matplotlib's annotations reject options in dictionaries.
+        self._figure: Any = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
+        canvas: Any = FigureCanvasAgg(self._figure)
+        self._renderer = canvas.get_renderer()
+        self._axes = self._figure.add_axes(_AREA)
+        self._axes.set_axis_off()
+        self._show_all()
+        self._taken: list[Any] = []
 
+    def _show_all(self) -> None:
+        """Show all places, on the same scale in both directions."""
+        low_2, high_2 = self._map.place_N2.min(axis=0), self._map.place_N2.max(axis=0)
+        middle_2, size_2 = (low_2 + high_2) / 2, np.array(_AREA[2:])
+        reach_2 = size_2 * max(1e-9, float(((high_2 - low_2) / size_2).max())) * (0.5 + _MARGIN)
+        self._axes.set_xlim(middle_2[0] - reach_2[0], middle_2[0] + reach_2[0])
+        self._axes.set_ylim(middle_2[1] - reach_2[1], middle_2[1] + reach_2[1])
 
-def _outline(width: float) -> list[Any]:
-    from matplotlib.patheffects import withStroke
+    def write(self, path: Path) -> None:
+        """Draw everything, and write the file."""
+        title = self._fonts.drawable(_text(self._map.title))
+        self._figure.text(_AREA[0], 0.97, title, fontsize=15, va="center")
+        self._draw_items()
+        self._draw_islands()
+        self._draw_names()
+        self._figure.savefig(path, format="png", metadata={"Software": None})
 
-    return [withStroke(linewidth=width, foreground="white")]
+    def _draw_items(self) -> None:
+        place_N2, labels = self._map.place_N2, self._map.labels
+        area = float(np.clip(40_000 / len(place_N2), 0.5, 14))
+        if labels is None:
+            self._axes.scatter(*place_N2.T, s=area, c=PALETTE[0], linewidths=0, rasterized=True)
+            return
+        groups = [*zip(range(len(labels.names)), labels.names, labels.colors, strict=True), (-1, "others", UNLABELED)]
+        dots = {}
+        for number, name, color in groups:
+            if (chosen_N := labels.label_N == number).any():
+                style = {"s": area, "c": color, "linewidths": 0, "rasterized": True, "zorder": 1 if number < 0 else 2}
+                dots[self._fonts.drawable(_text(name))] = self._axes.scatter(*place_N2[chosen_N].T, **style)
+        place = {"loc": "lower left", "bbox_to_anchor": (_AREA[0] + _AREA[2], _AREA[1])}
+        self._figure.legend(dots.values(), dots.keys(), frameon=False, fontsize=10, markerscale=2.5, **place)
+
+    def _draw_islands(self) -> None:
+        labels = self._map.labels
+        if labels is None:
+            return
+        for name, place in place_names(labels, self._map.place_N2).items():
+            style = {"fontsize": 17, "weight": "bold", "color": labels.colors[labels.names.index(name)]}
+            self._write(self._fonts.drawable(_text(name)), place, [(0, 0, "center", "center")], 4, inward=True, **style)
+
+    def _draw_names(self) -> None:
+        """Write the names of the most frequent items that are far enough from each other, where there is room."""
+        place_N2 = self._map.place_N2
+        size = float(np.ptp(place_N2, axis=0).max())
+        drawn: list[int] = []
+        for number, place_2 in enumerate(place_N2[:_CANDIDATES]):
+            if len(drawn) == _NAMED_ITEMS:
+                return
+            distance_M = np.hypot(*(place_N2[drawn] - place_2).T)
+            name = _text(self._map.names[number])
+            has_room = (distance_M > _MIN_DISTANCE * size).all() and self._fonts.can_draw(name)
+            if has_room and self._write(name, place_2, _BESIDE, 2, fontsize=7, color="#222222"):
+                drawn.append(number)
+
+    def _write(self, text: str, place: Any, beside: Any, outline: int, *, inward: bool = False, **style: Any) -> bool:
+        """Write ``text`` at the first place of ``beside`` that is free and in the map; return whether there was one.
+
+        With ``inward``, a text that would reach out of the map is moved into it.
+        """
+        from matplotlib.patheffects import withStroke
+
+        style["path_effects"] = [withStroke(linewidth=outline, foreground="white")]
+        area = self._axes.bbox
+        for right, up, horizontal, vertical in beside:
+            aligned = {"ha": horizontal, "va": vertical, "textcoords": "offset points"}
+            written = self._axes.annotate(text, place, (right, up), **aligned, **style)
+            box = written.get_window_extent(self._renderer)
+            if inward:
+                shift_2 = np.maximum(area.p0 - box.p0, 0) - np.maximum(box.p1 - area.p1, 0)
+                written.set_position(tuple(shift_2 * 72 / _DPI))
+                box = written.get_window_extent(self._renderer)
+            is_inside = (box.p0 >= area.p0 - 1).all() and (box.p1 <= area.p1 + 1).all()
+            if is_inside and not any(box.overlaps(other) for other in self._taken):
+                self._taken.append(box)
+                return True
+            written.remove()
+        return False

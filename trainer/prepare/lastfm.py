@@ -22,18 +22,22 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import staged_file
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.features import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.prepare.synthetic import synthetic_source, write_synthetic
 from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile
@@ -126,14 +130,38 @@ def prepare_lastfm(
 
 def _write_common_tags(tagged: Path, target: Path) -> None:
     """Write the artists and tags of ``tagged`` to ``target``, without rare tags."""
-    try:
-        given = csv.read_csv(tagged, parse_options=csv.ParseOptions(delimiter="\t"))
-        users = given.group_by("tagID").aggregate([("userID", "count_distinct")])
-    except (pa.ArrowException, KeyError) as error:
-        raise InputError(f"{tagged}: is not a file of Last.fm HetRec 2011: {error}; delete it") from error
+    given = _read_tagged(tagged)
+    users = given.group_by("tagID").aggregate([("userID", "count_distinct")])
     common = users.filter(pc.greater_equal(users.column("userID_count_distinct"), MIN_TAG_LISTENERS)).column("tagID")
     kept = given.filter(pc.is_in(given.column("tagID"), value_set=common.combine_chunks()))
     pq.write_table(kept.select(["artistID", "tagID"]), target)
+
+
+def _read_tagged(tagged: Path) -> pa.Table:
+    try:
+        given = csv.read_csv(tagged, parse_options=csv.ParseOptions(delimiter="\t"))
+        return given.select(["userID", "artistID", "tagID"])
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{tagged}: is not a file of Last.fm HetRec 2011: {error}; delete it") from error
+
+
+def write_genres(folder: Path, data: Folder, manifest: DatasetManifest, path: Path) -> None:
+    """Write the CSV file ``path``: the genre of each artist is the tag that most listeners in ``folder`` gave it.
+
+    Only tags of the dataset in ``data`` count, which has ``manifest``; nothing is written if it has none.
+    """
+    if "tag" not in manifest.entities:
+        return
+    tags = Vocabulary(data, manifest, "tag")
+    names = tags.read(0, tags.rows, ["id", "name"]).rename_columns(["tagID", "genre"])
+    given = _read_tagged(folder / TAG_FILES[0]).join(names, "tagID", join_type="inner")
+    counts = given.group_by(["artistID", "tagID", "genre"]).aggregate([("userID", "count_distinct")])
+    by_count = ("userID_count_distinct", "descending")
+    ranked = counts.sort_by([("artistID", "ascending"), by_count, ("tagID", "ascending")])
+    first_N = np.unique(ranked["artistID"].to_numpy(), return_index=True)[1]
+    genres = ranked.take(first_N).select(["artistID", "genre"]).rename_columns(["artist", "genre"])
+    with staged_file(path) as partial:
+        csv.write_csv(genres, partial)
 
 
 def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
@@ -144,11 +172,6 @@ def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
     train = source.get("train")
     is_lastfm = isinstance(train, list) and [Path(file).name for file in train] == [FILES[0]]
     return is_lastfm and (source.get("hold_out"), source.get("seed")) == (_HOLD_OUT, seed)
-
-
-def is_synthetic(manifest: DatasetManifest) -> bool:
-    """Return whether ``manifest`` is of synthetic listening."""
-    return "train" not in manifest.source
 
 
 def _log(line: str) -> None:

@@ -56,12 +56,18 @@ def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity
     }
 
 
+def is_synthetic(manifest: DatasetManifest) -> bool:
+    """Return whether ``manifest`` is of synthetic listening."""
+    return manifest.source.get("command") == "synthetic"
+
+
 def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
     width = max(map(len, [*manifest.entities, *SPLITS]))
-    lines = [f"{folder.uri}: {manifest.query} x {manifest.item}"]
+    synthetic = " (synthetic listening)" if is_synthetic(manifest) else ""
+    lines = [f"{folder.uri}: {manifest.query} x {manifest.item}{synthetic}"]
     for name, entity in manifest.entities.items():
         ids = "integer ids" if entity.id_type == "int64" else "string ids"
         top = _top(folder, manifest, name)

@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.maps.map_labels import PALETTE
 from crossfade.trainer.recommend.candidates import FilterOptions
 from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
 from crossfade.trainer.recommend.similar import similar_rows
@@ -205,6 +206,11 @@ def pixels(visit: Visit) -> dict[str, int]:
     return found
 
 
+def rgb(color: str) -> str:
+    """Return ``color``, as in ``#4477aa``, as browsers write it."""
+    return f"rgb({', '.join(str(int(color[at : at + 2], 16)) for at in (1, 3, 5))})"
+
+
 @pytest.mark.slow
 def test_map_marks_the_item_and_its_neighbors_at_the_resolution_of_the_screen(browser: Browser, address: str) -> None:
     accent = "31 102 181 255"
@@ -213,6 +219,9 @@ def test_map_marks_the_item_and_its_neighbors_at_the_resolution_of_the_screen(br
         every = f"The {TRACKS} most frequent of track"
         expect(canvas).to_have_attribute("aria-label", f"Map. {every}.")
         expect(page.locator("#legend li")).to_have_text([*(f"genre {genre}" for genre in (1, 2, 3, 4, 0)), "others"])
+        # The colors are those of the picture, by the order of the labels there, in which the first has fewer items.
+        shown = page.locator("#legend li span").evaluate_all("dots => dots.map(each => each.style.background)")
+        assert shown[:-1] == [rgb(PALETTE[genre]) for genre in (1, 2, 3, 4, 0)]
         box = canvas.bounding_box()
         assert box is not None
         assert canvas.evaluate("map => [map.width, map.height]") == [round(2 * box["width"]), round(2 * box["height"])]

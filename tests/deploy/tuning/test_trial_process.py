@@ -1,6 +1,7 @@
 """Trainings of a study share a process: with the results of processes of their own, and without sharing a crash."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -11,7 +12,6 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
-from waiting import wait_until
 
 from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialRun
@@ -114,5 +114,5 @@ def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, 
         assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False, warm=True) == 2
         (host,) = hosts()
         host.kill()
-        wait_until(lambda host=host: host.status() == psutil.STATUS_ZOMBIE, "the end of the process")
+        os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2

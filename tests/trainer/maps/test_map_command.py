@@ -1,5 +1,6 @@
 """The map command: its files show the planted genres as regions, and its page works in Chromium."""
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def test_neighbors_on_the_map_share_the_genre(workspace: Path, drawn: str) -> No
 @pytest.mark.slow
 def test_table_has_every_item_with_its_place_and_label(workspace: Path, drawn: str) -> None:
     table = pq.read_table(workspace / "run" / "map" / "map.parquet")
-    assert table.column_names == ["id", "row", "name", "x", "y", "label"]
+    assert table.column_names == ["id", "row", "name", "x", "y", "label", "color"]
     assert sorted(table.column("id").to_pylist()) == list(range(5000, 5000 + TRACKS))
     for item in table.to_pylist():
         genre = None if item["row"] == 7 else f"genre {item['row'] % GENRES}"
@@ -116,6 +117,31 @@ def test_page_requests_nothing_and_has_no_errors(visit: Visit) -> None:
     assert visit.hosts <= {""}
     assert visit.errors == []
     assert "src=" not in visit.page.content().partition("<script")[0]
+
+
+@pytest.mark.slow
+def test_names_are_in_the_map_and_cover_none(visit: Visit) -> None:
+    script = """() => [document.getElementById("stage"), ...document.querySelectorAll("#names span")].map((each) => {
+        const box = each.getBoundingClientRect();
+        return [box.left, box.top, box.right, box.bottom];
+    })"""
+    for key in ("0", "+", "+", "ArrowLeft"):
+        visit.page.focus("#map")
+        visit.page.keyboard.press(key)
+        settled(visit)
+        stage, *names = visit.page.evaluate(script)
+        assert len(names) > 10
+        for box in names:
+            assert box[0] >= stage[0] - 1
+            assert box[1] >= stage[1] - 1
+            assert box[2] <= stage[2] + 1
+            assert box[3] <= stage[3] + 1
+        pairs = itertools.combinations(names, 2)
+        assert not [
+            (one, other)
+            for one, other in pairs
+            if min(one[2], other[2]) - max(one[0], other[0]) > 1 and min(one[3], other[3]) - max(one[1], other[1]) > 1
+        ]
 
 
 @pytest.mark.slow

@@ -88,6 +88,14 @@ def test_name_is_placed_where_its_items_are_densest() -> None:
         assert np.hypot(*(np.array(found[name]) - center)) < 2
 
 
+def test_name_is_placed_where_others_are_few() -> None:
+    place_N2 = np.concatenate([places(), CENTERS[2] + np.random.default_rng(2).standard_normal((60, 2))])
+    label_N = np.concatenate([np.arange(ITEMS) % 3, np.tile([1, 3, 3], 20)])
+    label_N[2:ITEMS:3] = np.where(np.arange(40) < 36, 1, 2)  # on the third island: more of "b" than on its own, and "d"
+    found = place_names(Labels(("a", "b", "c", "d"), label_N), place_N2.astype(np.float32))
+    assert np.hypot(*(np.array(found["b"]) - CENTERS[1])) < 2
+
+
 def test_close_names_are_left_out() -> None:
     label_N = np.where(np.arange(ITEMS) % 3, 2, np.arange(ITEMS) % 2)
     found = place_names(Labels(("a", "b", "c"), label_N), places())

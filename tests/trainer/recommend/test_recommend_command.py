@@ -135,6 +135,20 @@ def test_filters_and_limits_per_group_hold(workspace: Path, tmp_path: Path) -> N
     assert sorted(Counter((track - 5000) % GENRES for track in found).values()) == [1, 2, 2, 2]
 
 
+def test_column_is_shown_beside_names(workspace: Path, tmp_path: Path) -> None:
+    genres = [f"{5000 + row},{genre}\n" for row in range(TRACKS) for genre in (f"g{row % GENRES}", "x", "y", "z")]
+    (tmp_path / "songs.csv").write_text(f"track,genre\n{''.join(genres)}")
+    options = ("--customer", "c010", "-k", 20, "--metadata", tmp_path / "songs.csv", "--show", "genre")
+    [found] = recommend("run", *options, cwd=workspace)
+    lines = succeeded(crossfade_here("recommend", "run", *options, cwd=workspace)).stdout.splitlines()[2:]
+    for item, line in zip(found["recommendations"], lines, strict=True):
+        genre = f"g{(item['track'] - 5000) % GENRES}"
+        assert item["genre"] == [genre, "x", "y", "z"]
+        assert f"  {item['name']} ({genre}, x, y, …)" in line
+    for item, line in zip(found["history"], lines, strict=False):
+        assert line.endswith(f"  {item['name']} ({', '.join(item['genre'][:3])}, …)")
+
+
 def test_checkpoint_gives_the_same_as_embeddings(workspace: Path) -> None:
     by_embeddings = recommend("run", "--customer", "c010", "c200", cwd=workspace)
     assert recommend("run/checkpoints", "--customer", "c010", "c200", cwd=workspace) == by_embeddings
@@ -302,6 +316,8 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
     rejected("a negative popularity damping", *customer, "--popularity-damping", "nan", cwd=workspace)
     rejected("recommendations to all without a file", "run", "--all", cwd=workspace)
     rejected("--json with --out", *customer, "--json", "--out", "x.parquet", cwd=workspace)
+    shown = ("--show", "genre", "--out", "x.parquet")
+    rejected("--show with --out", *customer, *shown, cwd=workspace)
     rejected("--max-per without a number", *customer, "--max-per", "genre", cwd=workspace)
     rejected("--metadata-id without --metadata", *customer, "--metadata-id", "x", cwd=workspace)
     rejected("an unknown customer", "run", "--customer", "c999", cwd=workspace)

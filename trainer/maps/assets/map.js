@@ -139,12 +139,34 @@ function drawLit(text) {
   }
 }
 
-function write(name, x, y, kind, color) {
-  const ratio = window.devicePixelRatio || 1, span = document.createElement("span");
+const FONTS = { island: "700 18.4px system-ui, sans-serif", item: "500 13.6px system-ui, sans-serif" };
+const HEIGHTS = { island: 26, item: 19 }, BESIDE = 7;
+const widths = { island: new Map(), item: new Map() };
+
+function widthOf(name, kind) {
+  if (!widths[kind].has(name)) {
+    context.font = FONTS[kind];
+    widths[kind].set(name, context.measureText(name).width);
+  }
+  return widths[kind].get(name);
+}
+
+/* Where a name may be: that of an island on it, and that of an item beside its dot. */
+function boxesFor(name, x, y, kind) {
+  const wide = widthOf(name, kind), high = HEIGHTS[kind], ratio = window.devicePixelRatio || 1;
+  const within = (low, size, end) => Math.max(0, Math.min(low, end / ratio - size));
+  const corners = kind === "island"
+    ? [[within(x - wide / 2, wide, canvas.width), within(y - high / 2, high, canvas.height)]]
+    : [[x + BESIDE, y - high / 2], [x - BESIDE - wide, y - high / 2], [x - wide / 2, y - high - 3], [x - wide / 2, y + 3]];
+  return corners.map(([left, top]) => [left, top, left + wide, top + high]);
+}
+
+function write(name, [left, top], kind, color) {
+  const span = document.createElement("span");
   span.textContent = name;
   span.className = kind;
-  span.style.left = `${x / ratio}px`;
-  span.style.top = `${y / ratio}px`;
+  span.style.left = `${left}px`;
+  span.style.top = `${top}px`;
   if (color) span.style.color = color;
   layer.append(span);
 }
@@ -152,25 +174,29 @@ function write(name, x, y, kind, color) {
 /* Names of islands and, where there is room, of the most frequent items in view. */
 function writeNames() {
   layer.replaceChildren();
-  const taken = [];
+  const taken = [], points = [], ratio = window.devicePixelRatio || 1;
+  const isFree = (box) => box[0] >= 0 && box[1] >= 0 && box[2] <= canvas.width / ratio && box[3] <= canvas.height / ratio
+    && taken.every((other) => box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1]);
   const place = (name, place, kind, color, room) => {
-    const [x, y] = screen(place[0], place[1]);
-    if (x < 0 || y < 0 || x > canvas.width || y > canvas.height) return false;
-    if (taken.some(([otherX, otherY]) => Math.abs(x - otherX) < room && Math.abs(y - otherY) < room / 4)) return false;
-    taken.push([x, y]);
-    write(name, x, y, kind, color);
+    const [x, y] = screen(place[0], place[1]).map((value) => value / ratio);
+    if (x < 0 || y < 0 || x * ratio > canvas.width || y * ratio > canvas.height) return false;
+    if (points.some(([otherX, otherY]) => Math.abs(x - otherX) < room && Math.abs(y - otherY) < room / 4)) return false;
+    const free = boxesFor(name, x, y, kind).find(isFree);
+    if (!free) return false;
+    taken.push(free);
+    if (kind === "item") points.push([x, y]);
+    write(name, free, kind, color);
     return true;
   };
-  const ratio = window.devicePixelRatio || 1;
   for (const item of chosen >= 0 ? [chosen, ...lit] : []) {
-    place(data.names[item], [places[2 * item], places[2 * item + 1]], "item", null, 60 * ratio);
+    place(data.names[item], [places[2 * item], places[2 * item + 1]], "item", null, 0);
   }
   for (const island of data.islands) {
-    if (visible[island.label]) place(island.name, island.place, "island", data.legend[island.label].color, 40 * ratio);
+    if (visible[island.label]) place(island.name, island.place, "island", data.legend[island.label].color, 0);
   }
   let left = 40;
   for (let item = 0; item < Math.min(count, 20000) && left > 0; item++) {
-    if (visible[labels[item]] && place(data.names[item], [places[2 * item], places[2 * item + 1]], "item", null, 110 * ratio)) left--;
+    if (visible[labels[item]] && place(data.names[item], [places[2 * item], places[2 * item + 1]], "item", null, 110)) left--;
   }
 }
 
