@@ -1,4 +1,4 @@
-"""Tie the lifetime of a child process to its parent's."""
+"""Identify processes, and tie the lifetime of a child process to its parent's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_START_TICKS = 19
+"""Position of the start time in /proc/PID/stat after the name."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -22,3 +25,23 @@ def die_with_parent(parent_pid: int) -> None:
     # The parent may have died before prctl took effect.
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def started_at(pid: int) -> float:
+    """Return when process ``pid`` started, by which a later process with the same ID can be told from it.
+
+    On Linux, it is in seconds since the machine started: Unix time, as psutil computes it, moves when the clock is set.
+
+    Raises:
+        psutil.Error: there is no such process, or access is denied.
+    """
+    import psutil
+
+    if not sys.platform.startswith("linux"):
+        return psutil.Process(pid).create_time()
+    try:
+        # The name, in parentheses, may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return int(fields[_START_TICKS]) / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,8 @@
 """Order of the tests, what they skip, a Docker engine for those that need one, and a GPU likewise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 from docker_engine import Engine, missing, running_engine
 from late_tests import run_order
@@ -31,6 +32,17 @@ def gpu_device() -> str:
     from gpu_machine import usable_gpus
 
     return usable_gpus()[0][0]
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that shifts when this machine started, as the kernel reports it once its clock was set."""
+    started = psutil.boot_time()
+
+    def shift(seconds: float) -> None:
+        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: started + seconds)
+
+    return shift
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-import psutil
-
 from crossfade.deploy.capacity.oom_kills import OomKills
 from crossfade.deploy.cluster.role_errors import error_line
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.processes import started_at
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,
@@ -71,18 +70,17 @@ class StateWriter:
         """Write to ``folder``, whose lock this process holds."""
         self._folder = folder
         self._source: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
-        self._started, self._sampled_at = time.time(), float("-inf")
+        self._started, self._began_at, self._sampled_at = time.time(), time.monotonic(), float("-inf")
         self._oom_kills = OomKills.of_this_process().source
         self._work = UnsavedWork(0, time.monotonic())
         self._failure: dict[str, Any] | None = None
         """The record of the last failure, of those of this command."""
         self._append_lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
-        process = psutil.Process()
         self._command: dict[str, Any] = {
             "host": socket.gethostname(),
-            "pid": process.pid,
-            "pid_started": process.create_time(),
+            "pid": os.getpid(),
+            "pid_started": started_at(os.getpid()),
         }
 
     def watch(self, source: StateSource) -> None:
@@ -151,7 +149,7 @@ class StateWriter:
     def _write(self) -> None:
         state = self._source()
         self._write_state({**state, "message": ""})
-        pause = (time.time() - self._started) / _SAMPLES_PER_RUN
+        pause = (time.monotonic() - self._began_at) / _SAMPLES_PER_RUN
         if time.monotonic() - self._sampled_at >= min(pause, MAX_SAMPLE_SECONDS):
             self._sampled_at = time.monotonic()
             self._append(_load_sample(state))

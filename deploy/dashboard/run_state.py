@@ -11,6 +11,7 @@ import psutil
 from crossfade.deploy.capacity.oom_kills import OomKills, is_source
 from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
+from crossfade.kvstore.processes import started_at
 
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""
@@ -54,7 +55,7 @@ def _is_gone(command: dict[str, Any]) -> bool:
         return False
     try:
         # A process of the same number with another start time is not the command.
-        return abs(psutil.Process(int(command["pid"])).create_time() - float(command["pid_started"])) > 1.0
+        return abs(started_at(int(command["pid"])) - float(command["pid_started"])) > 1.0
     except psutil.NoSuchProcess:
         return True
     except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):

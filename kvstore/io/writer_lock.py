@@ -30,6 +30,7 @@ from crossfade.kvstore.io.file_lock import try_lock
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.processes import started_at
 
 LOCK_NAME = ".writer.lock"
 """The lock of a dataset, in its folder."""
@@ -61,19 +62,17 @@ class _Owner(BaseModel):
     host: str
     since: str
     machine: str
-    started: float
+    started_at: float
     token: str
 
     @staticmethod
     def this_process() -> _Owner:
-        import psutil
-
         return _Owner(
             pid=os.getpid(),
             host=socket.gethostname(),
             since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             machine=_machine(),
-            started=psutil.Process().create_time(),
+            started_at=started_at(os.getpid()),
             token=uuid.uuid4().hex,
         )
 
@@ -84,8 +83,8 @@ class _Owner(BaseModel):
         if not self.machine or self.machine != _machine():
             return False
         try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+            same = abs(started_at(self.pid) - self.started_at) <= 1
+            return not same or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
         except psutil.AccessDenied:

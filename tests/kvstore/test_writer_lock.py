@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -114,9 +115,16 @@ def test_process_has_ended_only_if_that_is_certain() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait()
     assert own.model_copy(update={"pid": child.pid}).has_ended()
-    assert own.model_copy(update={"started": own.started - 60}).has_ended(), "its ID was given to another process"
+    assert own.model_copy(update={"started_at": own.started_at - 60}).has_ended(), "its ID was given to another process"
     assert not own.model_copy(update={"pid": child.pid, "machine": "another"}).has_ended()
     assert not own.model_copy(update={"pid": child.pid, "machine": ""}).has_ended()
+
+
+def test_process_has_not_ended_when_the_clock_is_set(set_clock: Callable[[float], None]) -> None:
+    own = _Owner.this_process()
+    for seconds in (3600.0, -3600.0):
+        set_clock(seconds)
+        assert not own.has_ended()
 
 
 def test_leftovers_of_a_killed_writer_are_deleted_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -291,7 +291,7 @@ class CommandStarted(_Event):
     kind: ClassVar[str] = "begin"
     host: str = Field(description="name of its host")
     pid: Whole = Field(description="its process id")
-    pid_started: Seconds = Field(description="Unix time when the process started")
+    pid_started: Seconds = Field(description="when the process started, in seconds since its machine did")
 
 
 class LoadSample(_Event):

@@ -97,8 +97,7 @@ def test_samples_become_rarer_during_a_run(tmp_path: Path, monkeypatch: pytest.M
     state = StateWriter(RunFolder(tmp_path))
     state.watch(source)
     now = 0.0
-    monkeypatch.setattr(run_state.time, "monotonic", lambda: now)
-    monkeypatch.setattr(run_state.time, "time", lambda: state._started + now)
+    monkeypatch.setattr(run_state.time, "monotonic", lambda: state._began_at + now)
     counts = []
     for since in (0.0, 3600.0):
         now = since

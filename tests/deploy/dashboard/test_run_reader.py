@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from run_folders import (
     BEGAN,
@@ -28,6 +29,7 @@ from crossfade.deploy.dashboard.runs import Runs
 from crossfade.deploy.dashboard.summary import latest_first, summarize
 from crossfade.deploy.dashboard.tail import Tail
 from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.kvstore.processes import started_at
 
 
 @pytest.fixture(autouse=True)
@@ -231,8 +233,7 @@ def test_silent_command_is_lost(tmp_path: Path) -> None:
     assert look(folder, at=5).state == "running"
     assert look(folder, at=60).state == "lost"
     assert warned(look(folder, at=60), "has not updated the state", "1 min")
-    current = psutil.Process()
-    alive = {"host": socket.gethostname(), "pid": current.pid, "pid_started": current.create_time()}
+    alive = {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": started_at(os.getpid())}
     (folder / "state.json").write_text(json.dumps({**written, "command": alive}))
     assert look(folder, at=5).state == "running"
     # The process of this number is not the command: it started at another time.
@@ -240,6 +241,14 @@ def test_silent_command_is_lost(tmp_path: Path) -> None:
     assert look(folder, at=5).state == "lost"
     # A fresh state counts for more: the command may run in a container with this host's name.
     assert look(folder, at=1).state == "running"
+
+
+def test_slow_command_is_live_when_the_clock_was_set(tmp_path: Path, set_clock: Callable[[float], None]) -> None:
+    command = {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": started_at(os.getpid())}
+    folder = write_run(tmp_path / "run", state={**state("running", at=0), "command": command})
+    for seconds in (3600.0, -3600.0):
+        set_clock(seconds)
+        assert look(folder, at=5).state == "running"
 
 
 def test_command_with_wrong_clock_is_live_while_its_state_changes(tmp_path: Path) -> None:
