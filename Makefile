@@ -5,6 +5,10 @@
 
 SEEDS ?= 1
 JOBS ?= 4
+# OpenBLAS's kernels for processors with AVX2, and what Numba compiles for any of x86-64; its kernels for processors
+# without AVX; and where this processor has AVX-512, those for it.
+KERNELS ?= OPENBLAS_CORETYPE=Haswell,NUMBA_CPU_NAME=generic OPENBLAS_CORETYPE=Nehalem \
+    $(shell grep -qsw avx512f /proc/cpuinfo && echo OPENBLAS_CORETYPE=SkylakeX)
 # The tests of a file run in one process, since they share its module-scoped fixtures.
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
@@ -13,7 +17,7 @@ ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
+.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -30,6 +34,12 @@ test: setup ## run all tests, the fast ones first
 
 test-fast: setup ## run the fast tests, which take under a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)
+
+test-kernels: setup ## run the tests that compare numbers with the CPU kernels of other processors
+	@failed=; for kernels in $(KERNELS); do \
+	    echo "$$kernels"; \
+	    env $$(echo "$$kernels" | tr , ' ') .venv/bin/python -m pytest -m "numbers and not docker" $(IN_PROCESSES) $(ARGS) || failed=1; \
+	done; [ -z "$$failed" ]
 
 test-docker: setup ## run the tests of the image and docker-compose.yml, on a Docker engine they start; as root
 	@.venv/bin/python tests/support/docker_engine.py

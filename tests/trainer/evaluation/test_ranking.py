@@ -24,6 +24,8 @@ from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
 from crossfade.trainer.evaluation.top_k import rank_items
 from crossfade.trainer.model.spec import ModelSpec, Score
 
+pytestmark = pytest.mark.numbers
+
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]
 COUNTS_N = np.random.default_rng(9).integers(0, 1000, ITEMS)

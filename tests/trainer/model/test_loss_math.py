@@ -3,8 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 
 from crossfade.trainer.model.loss_math import exp, log1p_of_exp
+
+pytestmark = pytest.mark.numbers
 
 
 def test_exp_is_accurate_to_one_ulp() -> None:

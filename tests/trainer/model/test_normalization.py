@@ -1,11 +1,14 @@
 """Rows of unit length and gradients through them: the same bits for few rows, in one thread, and for many."""
 
 import numpy as np
+import pytest
 from builders import random_rows
 
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 from crossfade.trainer.model.engines.cpu import _normalize, _through_normalize
 from crossfade.trainer.model.pool_kernels import sum_chunks
+
+pytestmark = pytest.mark.numbers
 
 ROWS, DIM = 8_001, 33
 HALVES = np.array_split(np.arange(ROWS), 2)

@@ -18,6 +18,8 @@ from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.softmax_kernels import store_powers
 from crossfade.trainer.model.spec import ModelSpec, Score
 
+pytestmark = pytest.mark.numbers
+
 TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 70, 200, 20
 Result = tuple[float, FloatArray, FloatArray]
 
