@@ -46,7 +46,7 @@ def write_picture(items_map: ItemsMap, path: Path) -> str | None:
 
     frequent = [_text(name) for name in items_map.names[:_CANDIDATES]]
     labels = [_text(name) for name in items_map.labels.names] if items_map.labels is not None else []
-    fonts = choose_fonts([items_map.title, *frequent, *labels])
+    fonts = choose_fonts([_text(items_map.title), *frequent, *labels])
     # Names may have dollar signs, and controls of terminals, which matplotlib would print in its warnings.
     with rc_context({"text.parse_math": False, "font.family": list(fonts.families)}):
         _Picture(items_map, fonts).write(path)
