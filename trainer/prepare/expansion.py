@@ -49,7 +49,11 @@ def check_parquet(
     texts = [_text_bytes(schema.field(column)) for column in columns if _holds_text(schema.field(column).type)]
     if texts:
         source = f"read_parquet({literal(exact_path(file.path))})"
-        _check(file, fetch_count(connection, f"SELECT CAST(sum({' + '.join(texts)}) AS BIGINT) FROM {source}"), limit)
+        _check(
+            file,
+            fetch_count(connection, f"SELECT CAST(coalesce(sum({' + '.join(texts)}), 0) AS BIGINT) FROM {source}"),
+            limit,
+        )
 
 
 def check_text(file: RawFile) -> None:

@@ -80,6 +80,7 @@ class Faults:
         drop_missing: whether rows with a missing value are left out.
         quarantine: receives the bad lines that are left out.
         max_bad: the largest share of rows that may be left out for either reason.
+        first_row: the number of the first row of files without lines.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Faults:
         drop_missing: bool = False,
         quarantine: Quarantine | None = None,
         max_bad: float = MAX_BAD,
+        first_row: int = 1,
     ) -> None:
         self.quarantine = quarantine
+        self.first_row = first_row
         self._skip_bad = skip_bad
         self._drop_missing = drop_missing
         self._max_bad = max_bad
@@ -97,7 +100,8 @@ class Faults:
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        return Faults(self._skip_bad, self._drop_missing, self.quarantine if keep_lines else None, self._max_bad)
+        quarantine = self.quarantine if keep_lines else None
+        return Faults(self._skip_bad, self._drop_missing, quarantine, self._max_bad, self.first_row)
 
     def add(
         self,

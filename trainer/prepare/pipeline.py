@@ -76,7 +76,8 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         quarantine = None
         if options.quarantine is not None:
             quarantine = Quarantine(options.quarantine, staged.work, options.overwrite)
-        faults = Faults(options.on_bad_line == "skip", options.on_missing == "drop", quarantine, options.max_bad)
+        skip, drop = options.on_bad_line == "skip", options.on_missing == "drop"
+        faults = Faults(skip, drop, quarantine, options.max_bad, options.first_row)
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:

@@ -17,7 +17,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -125,6 +125,22 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
             if header.problem and not any_header:
                 raise InputError(header.describe(file))
             yield [str(value) for value in header.values], delimited.records()
+
+
+def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
+    """Yield the record of each of the data rows at ``positions``, which rise; None where there are no lines to find."""
+    if file.format == "parquet":
+        yield from (None for _ in positions)
+        return
+    with open_records(file) as (_, records):
+        rows = enumerate(record for record in records if not record.problem)
+        for position in positions:
+            yield next((record for number, record in rows if number == position), None)
+
+
+def find_place(position: int, record: Record | None, first_row: int) -> tuple[str, int]:
+    """Return the unit and number of the data row at ``position``: its line, from 1, if known, or row, counted on."""
+    return ("line", record.line) if record is not None else ("row", position + first_row)
 
 
 @contextmanager
