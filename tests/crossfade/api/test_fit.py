@@ -131,7 +131,7 @@ def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
     message = rejection(path, timestamp="at", read={"on_bad_line": "skip"})
     assert 'read={"timestamp_format": [' in message
     assert "'%d/%m/%Y'" in message
-    read = {"on_bad_line": "skip", "timestamp_format": ["%d/%m/%Y", "epoch-s"], "delimiter": ";"}
+    read = {"on_bad_line": "skip", "max_bad": "30%", "timestamp_format": ["%d/%m/%Y", "epoch-s"], "delimiter": ";"}
     options = {**OPTIONS, "timestamp": "at", "names": {"track": "title"}, "valid": None}
     model = crossfade.fit(str(path), read=read, **options)
     assert sorted(model.ids("track")) == [1, 3]
