@@ -32,8 +32,8 @@ from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.evaluation.from_files import evaluate_embeddings
-from crossfade.trainer.recommend.bulk import MAX_PART_QUERIES, RecommendationColumns
+from crossfade.trainer.evaluation.from_files import evaluate_embeddings, with_depths
+from crossfade.trainer.recommend.bulk import RecommendationColumns, part_queries
 from crossfade.trainer.recommend.candidates import FilterOptions
 from crossfade.trainer.recommend.history import make_sequences
 from crossfade.trainer.recommend.metadata_table import MetadataFile
@@ -230,15 +230,14 @@ class Model:
             tuple[SplitName],
             arguments.choices("split", arguments.text("split", split, "train, valid, or test"), ALL_SPLITS),
         )
+        if self._data is not None:
+            job = job.model_copy(update={"data": job.data.model_copy(update={"path": self._data})})
         if k is not None:
             given = k if isinstance(k, Iterable) and not isinstance(k, str) else [k]
             depths = [arguments.whole_number("k", depth) for depth in given]
             if not depths:
                 raise InputError("k is empty; expected depths, such as [10, 100]")
-            values = job.evaluate.model_copy(update={"k": depths, "best_metric": f"ndcg@{depths[0]}"})
-            job = job.model_copy(update={"evaluate": values})
-        if self._data is not None:
-            job = job.model_copy(update={"data": job.data.model_copy(update={"path": self._data})})
+            job = with_depths(job, depths)
         return evaluate_embeddings(job, RunFolder(Path(self.source)).embeddings, split)
 
     @in_python
@@ -332,9 +331,10 @@ def _recommend(model: TrainedModel, options: RecommendOptions, texts: Sequence[s
     columns = RecommendationColumns(model)
     recommender = Recommender(model, options, NullReporter())
     tables = []
-    for start in range(0, len(rows_Q), MAX_PART_QUERIES):
-        sorted_Q = np.sort(rows_Q[start : start + MAX_PART_QUERIES])
-        place_Q = np.searchsorted(sorted_Q, rows_Q[start : start + MAX_PART_QUERIES])
+    step = part_queries(model, options.count)
+    for start in range(0, len(rows_Q), step):
+        sorted_Q = np.sort(rows_Q[start : start + step])
+        place_Q = np.searchsorted(sorted_Q, rows_Q[start : start + step])
         found = recommender.for_rows(sorted_Q)
         found = replace(found, item_QK=found.item_QK[place_Q], score_QK=found.score_QK[place_Q])
         ids = model.vocabulary(query.name).take(sorted_Q, ["id"]).column("id").combine_chunks()
