@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError, escape_unprintable
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.quarantine import Quarantine
@@ -197,9 +198,7 @@ def _format(text: str, problem: _Problem, values: bool) -> str:
         return text
     more = ", …" if problem.count > len(problem.places) else ""
     noun = "row" if problem.missing else "line"
-    return (
-        f"{problem.count:,} {noun}{'s'[: problem.count != 1]}: {text} ({_format_places(problem.places, values)}{more})"
-    )
+    return f"{counted(problem.count, noun)}: {text} ({_format_places(problem.places, values)}{more})"
 
 
 def _format_places(places: Iterable[Place], values: bool) -> str:

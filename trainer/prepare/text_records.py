@@ -24,6 +24,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.input_files import RawFile
 
@@ -247,7 +248,7 @@ class _Delimited:
             return Record(number, text, problem=_CARRIAGE_RETURN if "new-line" in str(error) else _OPEN_QUOTE)
         if self._width is not None and len(fields) != self._width:
             hint = "; quote fields that hold the delimiter" if self._quoted else ""
-            problem = f"has {len(fields)} fields, but the header has {self._width}; fix the line{hint}"
+            problem = f"has {counted(len(fields), 'field')}, but the header has {self._width}; fix the line{hint}"
             return Record(number, text, problem=problem)
         return Record(number, text, fields)
 

@@ -240,7 +240,7 @@ def test_event_weights_are_applied_and_weight_zero_is_dropped(tmp_path: Path) ->
     manifest = prepare_files(tmp_path / "out", train, event="what", event_weights=weights)
     assert Counter(interactions(tmp_path / "out", "train")) == Counter([(1, 1, 1.0), (1, 2, 2.5), (2, 1, 1.0)])
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [1, 2]  # 3 was only skipped
-    assert "1 rows of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "1 row of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
     plays.write_text("track,weight,customer\n5008,1,new\n5013,1,new\n5001,2,other\n5002,-1,other\n77,1,new\n")
     result = crossfade_here("recommend", "run", "--history-file", plays, "--out", out, "-k", 8, cwd=workspace)
     assert succeeded(result).stdout == f"16 recommendations to 2 new of customer: {out}\n"
-    assert result.stderr == f"crossfade: 1 lines of {plays} name no known track; left out\n"
+    assert result.stderr == f"crossfade: 1 line of {plays} with no known track; left out\n"
     found = read_file(out)
     [named] = tracks(recommend("run", "--history", "5008", "5013", "-k", 8, cwd=workspace)).values()
     assert found["new"] == named
