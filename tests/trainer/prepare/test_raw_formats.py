@@ -124,7 +124,7 @@ def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None
         '{"customer": null, "item": 2}',
     ]
     train = write_text(tmp_path / "e.jsonl", "\n".join(lines))
-    manifest = prepare_files(tmp_path / "out", train, on_missing="drop")
+    manifest = prepare_files(tmp_path / "out", train, on_missing="drop", max_bad=1)
     assert sorted(interactions(tmp_path / "out", "train")) == [("007", 1, 1.0), ("8", 12345678901, 1.0)]
     assert manifest.source["dropped_missing"] == 1
 
