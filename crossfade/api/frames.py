@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from crossfade.api.arguments import shown
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.numpy_conflict import pandas_conflict
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import source_columns
 
@@ -45,11 +46,13 @@ def check_kind(frame: object) -> None:
     package = "pyarrow" if frame == "arrow" else str(frame)
     if find_spec(package) is None:
         raise InputError(f"frame={frame!r}: the package {package} is not installed here: pip install {package}")
+    if frame == "pandas" and (conflict := pandas_conflict()):
+        raise InputError(f"frame={frame!r}: {conflict}")
 
 
 def default_kind() -> FrameKind:
-    """Return the kind of results for data that came from files: pandas if it is installed, otherwise Arrow."""
-    return "pandas" if find_spec("pandas") is not None else "arrow"
+    """Return the kind of results for data that came from files: pandas if it can be imported, otherwise Arrow."""
+    return "pandas" if find_spec("pandas") is not None and pandas_conflict() is None else "arrow"
 
 
 def open_batches(data: Any, columns: Mapping[str, str], name: str = "plays") -> pa.RecordBatchReader:

@@ -80,8 +80,8 @@ def _check(file: RawFile, decoded: int, limit: int) -> None:
     if decoded > limit:
         raise InputError(
             f"{file}: decodes to {decoded:,} bytes or more, but at most {limit:,} are read: {MAX_EXPANSION:,} times "
-            f"the {file.bytes:,} bytes of the file, or 1 GiB; check what wrote it, or write it again without compression "
-            "and dictionaries"
+            f"the {file.bytes:,} bytes of the file, or 1 GiB; check what wrote it, or write it again without "
+            "compression and dictionaries"
         )
 
 
