@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from crossfade import logs
 from crossfade.deploy.dashboard.formatting import lost
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import escape_unprintable
 from crossfade.signals import stopper
 from crossfade.terminal import print_line
@@ -60,8 +61,8 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     SlowRole: lambda event: event.describe(),
     HostExcluded: lambda event: event.describe(),
     KernelsDiffer: lambda event: event.describe(),
-    WaitingForHosts: lambda event: f"waiting for {event.hosts} more host(s) to join",
-    HostsMissing: lambda event: f"{event.hosts} host(s) did not join; the other hosts get their roles",
+    WaitingForHosts: lambda event: f"waiting for {event.hosts} more {'host' if event.hosts == 1 else 'hosts'} to join",
+    HostsMissing: lambda event: f"{counted(event.hosts, 'host')} did not join; the other hosts get their roles",
     ListeningEvent: lambda event: f"listening for the agents of other hosts at {event.address}",
     CheckpointFailed: lambda event: f"the checkpoint of step {event.step:,} was not written: {event.message}",
     LogWriteFailed: lambda event: f"events are missing from the log: {event.message}",
@@ -209,8 +210,9 @@ class TrainDisplay:
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
         print_line(
-            f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
-            f"({report['examples_per_second']:,.0f} per second), {report['epochs']} epochs, {report['steps']:,} steps"
+            f"{counted(report['examples'], 'example')} in {report['train_seconds']:.1f} s of training "
+            f"({report['examples_per_second']:,.0f} per second), {counted(report['epochs'], 'epoch')}, "
+            f"{counted(report['steps'], 'step')}"
         )
         dense = report["dense_equivalent_bytes_pushed"] / max(1, report["bytes_pushed"])
         # With all items as negatives and a batch of most customers, nearly all rows are active.

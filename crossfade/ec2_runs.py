@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.counted import counted
 from crossfade.terminal import print_line, print_log
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def list_runs(aws: Aws) -> int:
     rows = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
     for resources in find_resources(aws):
         live = resources.live_instances
-        instances = f"{len(live)} x {live[0].type}" if live else f"none; {len(resources.names())} leftover(s)"
+        instances = f"{len(live)} x {live[0].type}" if live else f"none; {counted(len(resources.names()), 'leftover')}"
         if live or resources.names():
             launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
@@ -134,7 +135,9 @@ def clean_up(aws: Aws, run: str) -> int:
     for resources in find_resources(aws):
         name = resources.run
         if resources.live_instances:
-            _logger.info(f"{name} still has {len(resources.live_instances)} instance(s): '--cleanup {name}' ends it")
+            _logger.info(
+                f"{name} still has {counted(len(resources.live_instances), 'instance')}: '--cleanup {name}' ends it"
+            )
         elif resources.owner not in {owner, ""}:
             _logger.info(f"{name} belongs to {resources.owner}: '--cleanup {name}' deletes it nevertheless")
         elif resources.names():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from crossfade.kvstore.counted import counted
 from crossfade.terminal import print_line, print_table
 
 Values = Mapping[str, float | int | None]
@@ -38,7 +39,7 @@ def _range(values: Values) -> str:
 
 def print_comparison(comparison: Mapping[str, Any], run: str) -> None:
     """Print a row for each metric: means of ``run`` and the other run, their difference, its interval and p-value."""
-    print_line(f"{run} less {comparison['other']}, over the same {comparison['queries']:,} queries")
+    print_line(f"{run} less {comparison['other']}, over the same {counted(comparison['queries'], 'query', 'queries')}")
     rows = [["", "run", "other", "difference", "95% interval", "p (Holm)", "better", "worse", "equal"]]
     for name, found in comparison["metrics"].items():
         means = [f"{found['run']:.4f}", f"{found['other']:.4f}", f"{found['difference']:+.4f}"]

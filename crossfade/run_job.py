@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crossfade.kvstore.counted import counted
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
     from crossfade.deploy.cluster import supervision
     from crossfade.signals import SpotInterruption, stopper
 
-    roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
+    roles = f"1 scheduler, {counted(job.cluster.servers, 'server')}, {counted(job.cluster.workers, 'worker')}"
     _print(f"starting {roles} (logs: {folder.logs})")
     _print_addresses(context, folder)
     how = ""

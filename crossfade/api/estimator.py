@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crossfade.api import arguments
 from crossfade.api.fit import fit, split_column
 from crossfade.api.frames import open_batches
 from crossfade.kvstore.arrays import IntArray
@@ -24,6 +26,9 @@ from crossfade.trainer.data.reporter import NullReporter
 if TYPE_CHECKING:
     from crossfade.api.model import Model
     from crossfade.trainer.recommend.trained_model import TrainedModel
+
+
+_NOTHING_TO_SCORE = "X: no event has a known query with a known item that is new to it; expected at least one"
 
 
 class Recommender:
@@ -100,25 +105,37 @@ class Recommender:
         return self
 
     def fit(self, X: Any, y: object = None) -> Recommender:
-        """Train on ``X``, events as ``crossfade.fit`` takes them; ``y`` is ignored.
+        """Train on ``X``, events as ``crossfade.fit`` takes them.
+
+        ``y`` is there because scikit-learn passes it, None unless it is given one: events have no target beside them.
+        What weighs them is a column of ``X``, which ``weight`` names.
 
         Raises:
-            InputError: a column, an event, or a setting is invalid.
+            InputError: ``y`` is given, or a column, an event, or a setting is invalid.
         """
+        if y is not None:
+            raise InputError(
+                "y: events have no target: leave it out; their weights are a column of X: Recommender(weight=COLUMN)"
+            )
+        arguments.whole_number("k", self.k)
         parameters = self.get_params()
         del parameters["k"]
         self.model_ = fit(X, valid=None, progress=False, **parameters)
         return self
 
     def predict(self, X: Any) -> Any:
-        """Return the ``k`` best new items of each query in ``X``, as ``Model.recommend`` does.
+        """Return the ``k`` best new items of each query in ``X``, a table with the column of queries.
 
         Raises:
-            InputError: a query was not in training.
+            InputError: ``X`` is no such table, or a query was not in training.
+            NotFittedError: ``fit`` was not called.
         """
+        model = self._fitted()
         column = split_column(self.query)[1]
-        queries = pa.Table.from_batches(open_batches(X, {"query": column})).column(column)
-        return self.model_.recommend(pc.unique(queries).to_pylist(), k=self.k)
+        queries = open_batches(X, {"query": column}, "X").read_all().column(column)
+        if not len(queries):
+            raise InputError(f"X has no row; expected at least one, with an ID in the column '{column}'")
+        return model.recommend(pc.unique(queries).to_pylist(), k=self.k)
 
     def score(self, X: Any, y: object = None) -> float:
         """Return the mean recall@k of the events in ``X``, over the queries that were in training.
@@ -127,12 +144,34 @@ class Recommender:
         of a query's other items that are among its ``k`` best, of at most ``k``.
 
         Raises:
-            InputError: no event is left.
+            InputError: ``X`` is no table of events, or no event is left.
+            NotFittedError: ``fit`` was not called.
         """
+        model, k = self._fitted(), arguments.whole_number("k", self.k)
         columns = {"query": split_column(self.query)[1], "item": split_column(self.item)[1]}
-        events = pa.Table.from_batches(open_batches(X, columns))
+        events = open_batches(X, columns, "X").read_all()
         query, item = (events.column(column) for column in columns.values())
-        return self.model_.use(lambda model: _recall(model, query, item, self.k))
+        return model.use(lambda opened: _recall(opened, query, item, k))
+
+    def _fitted(self) -> Model:
+        """Return the model.
+
+        Raises:
+            NotFittedError: there is none.
+        """
+        if not hasattr(self, "model_"):
+            raise _not_fitted()
+        return self.model_
+
+
+def _not_fitted() -> Exception:
+    """Return scikit-learn's ``NotFittedError``, which is also an ``InputError``; only that without scikit-learn."""
+    kinds: tuple[type[Exception], ...] = (InputError,)
+    if find_spec("sklearn") is not None:
+        from sklearn.exceptions import NotFittedError
+
+        kinds = (InputError, NotFittedError)
+    return type("NotFittedError", kinds, {})("this Recommender is not fitted: call fit with events first")
 
 
 def _parameters() -> dict[str, inspect.Parameter]:
@@ -146,9 +185,16 @@ def _rows(model: TrainedModel, entity: str, ids: pa.ChunkedArray) -> IntArray:
     """Return the row of each of ``ids``, int64 (N,); -1 for IDs without one."""
     vocabulary = model.vocabulary(entity)
     known = vocabulary.read(0, vocabulary.rows, ["id"]).column("id").cast(pa.string()).combine_chunks()
-    found = pc.index_in(ids.cast(pa.string()), value_set=known)
+    found = pc.index_in(_texts(ids), value_set=known)
     rows_N: IntArray = pc.fill_null(found, -1).to_numpy().astype(np.int64)
     return rows_N
+
+
+def _texts(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return IDs as texts: integers that pandas has made fractional, since some are missing, without a fraction."""
+    if pa.types.is_floating(ids.type) and pc.all(pc.equal(ids, pc.trunc(ids))).as_py():
+        ids = ids.cast(pa.int64())
+    return ids.cast(pa.string())
 
 
 def _recall(model: TrainedModel, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int) -> float:
@@ -162,13 +208,15 @@ def _recall(model: TrainedModel, query: pa.ChunkedArray, item: pa.ChunkedArray, 
     items = model.spec.item.rows
     query_N, item_N = _rows(model, model.spec.query.name, query), _rows(model, model.spec.item.name, item)
     pair_N = np.unique((query_N * items + item_N)[(query_N >= 0) & (item_N >= 0)])
+    if not len(pair_N):
+        raise InputError(_NOTHING_TO_SCORE)
     queries_Q = np.unique(pair_N // items)
     ranked = Ranking(model, RecommendOptions(k), NullReporter()).for_rows(queries_Q)
     lists = ranked.histories.lists
     known_N = np.repeat(queries_Q, np.diff(lists.starts_Q1)) * items + lists.items_N
     pair_N = np.setdiff1d(pair_N, known_N, assume_unique=True)
     if not len(pair_N):
-        raise InputError("score: no event has a known query with an item that is new to it; expected at least one")
+        raise InputError(_NOTHING_TO_SCORE)
     ranked_N = (queries_Q[:, None] * items + ranked.item_QK)[ranked.item_QK >= 0]
     place_N = np.searchsorted(queries_Q, pair_N // items)
     held_out_Q = np.bincount(place_N, minlength=len(queries_Q))

@@ -15,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crossfade.api import arguments
 from crossfade.api.frames import frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import DATASET_FOLDER, Model
 from crossfade.api.progress import bar_type
-from crossfade.api.reading import python_messages, read_options
+from crossfade.api.reading import read_options
 from crossfade.api.training import train
+from crossfade.api.wording import in_python, python_words
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.hold_out import NONE
@@ -32,6 +34,7 @@ from crossfade.trainer.runs.folder import RunFolder
 _EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
 
 
+@in_python
 def fit(
     plays: Any,
     *,
@@ -75,9 +78,21 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    columns = _Columns(query, item, weight, timestamp, names or {}, read or {})
+    named = {"query": query, "item": item, "weight": weight, "timestamp": timestamp, "valid": valid, "test": test}
+    for name, value in named.items():
+        if name in ("query", "item") or value is not None:
+            arguments.text(name, value, "the name of a column" if name not in ("valid", "test") else "text")
+    sizes = {"dim": dim, "epochs": 1 if epochs is None else epochs}
+    for name, value in sizes.items():
+        arguments.whole_number(name, value)
+    seed = arguments.whole_number("seed", seed, minimum=0)
+    names = arguments.mapping("names", names, '{"artist": "artist_name"}')
+    for entity, column in names.items():
+        arguments.text(f'names["{entity}"]', column, "the name of a column")
+    columns = _Columns(query, item, weight, timestamp, names, arguments.mapping("read", read, '{"on_missing": "drop"}'))
+    settings = arguments.mapping("settings", settings, '{"train.batch_size": 4096}')
     chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
-    return _fit(plays, columns, (valid, test), {**chosen, **(settings or {})}, progress)
+    return _fit(plays, columns, (valid, test), {**chosen, **settings}, progress)
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,9 @@ def _fit(
         kind = frame_kind(plays)
         files = [_write_events(plays, columns.roles(), folder)] if kind is not None else _paths(plays)
         options = read_options(columns.read, of_files=kind is None)
-        with python_messages(folder / _EVENTS_FILE if kind is not None else None):
+        if kind is not None:
+            options["first_row"] = 0  # as ``iloc`` counts
+        with python_words(folder / _EVENTS_FILE if kind is not None else None):
             _prepare(files, columns, hold_outs, {**options, "seed": settings["train.seed"]}, folder, progress)
         job = Job(
             {"name": "model", "data": {"path": str(folder / DATASET_FOLDER)}, "metrics": {"port": None}}, settings
@@ -179,6 +196,8 @@ def _paths(plays: Any) -> Sequence[str | Path]:
         raise InputError(
             f"plays: expected a table of pandas, Polars, DuckDB, or Arrow, or paths; found {type(plays).__name__}"
         )
+    if not paths or not all(map(str, paths)):
+        raise InputError(f"plays={arguments.shown(plays)}: expected a table, or the path of at least one file")
     return paths
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from crossfade.api.arguments import shown
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.numpy_conflict import pandas_conflict
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import source_columns
 
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
 _PACKAGES: dict[str, FrameKind] = {"pandas": "pandas", "polars": "polars", "duckdb": "duckdb", "_duckdb": "duckdb"}
-_MAX_SHOWN = 60
 
 
 def frame_kind(data: object) -> FrameKind | None:
@@ -33,56 +34,86 @@ def frame_kind(data: object) -> FrameKind | None:
     return "arrow" if package == "pyarrow" or hasattr(data, "__arrow_c_stream__") else None
 
 
-def default_kind() -> FrameKind:
-    """Return the kind of results for data that came from files: pandas if it is installed, otherwise Arrow."""
-    return "pandas" if find_spec("pandas") is not None else "arrow"
-
-
-def open_batches(data: Any, columns: Mapping[str, str]) -> pa.RecordBatchReader:
-    """Open ``columns`` (role to column name) of a table for reading in batches; the others may be of any type.
-
-    A column of IDs may join several (``composite_ids.py``): then the parts are read.
+def check_kind(frame: object) -> None:
+    """Check the name of a kind of table, and that it is installed.
 
     Raises:
-        InputError: the table lacks a column, or the values of one have no type of Arrow.
+        InputError: there is no such kind, or its package is not installed.
     """
+    kinds: tuple[str, ...] = get_args(FrameKind)
+    if frame not in kinds:
+        raise InputError(f"frame={frame!r}: expected {', '.join(map(repr, kinds))}, or None")
+    package = "pyarrow" if frame == "arrow" else str(frame)
+    if find_spec(package) is None:
+        raise InputError(f"frame={frame!r}: the package {package} is not installed here: pip install {package}")
+    if frame == "pandas" and (conflict := pandas_conflict()):
+        raise InputError(f"frame={frame!r}: {conflict}")
+
+
+def default_kind() -> FrameKind:
+    """Return the kind of results for data that came from files: pandas if it can be imported, otherwise Arrow."""
+    return "pandas" if find_spec("pandas") is not None and pandas_conflict() is None else "arrow"
+
+
+def open_batches(data: Any, columns: Mapping[str, str], name: str = "plays") -> pa.RecordBatchReader:
+    """Open ``columns`` (role to column name) of a table for reading in batches; the others may be of any type.
+
+    A column of IDs may join several (``composite_ids.py``): then the parts are read. ``name`` is that of the table in
+    messages.
+
+    Raises:
+        InputError: ``data`` is no table, lacks a column, or the values of one have no type of Arrow.
+    """
+    if frame_kind(data) is None or hasattr(data, "str"):
+        raise InputError(
+            f"{name}: expected a table of pandas, Polars, DuckDB, or Arrow with the columns "
+            f"{', '.join(map(repr, columns.values()))}, but found {type(data).__name__}"
+        )
+    try:
+        return _open(data, columns, name)
+    except (TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: cannot be read as a table ({reason}); expected a data frame") from error
+
+
+def _open(data: Any, columns: Mapping[str, str], name: str) -> pa.RecordBatchReader:
     if frame_kind(data) == "pandas":
-        return _from_pandas(data, columns)
+        return _from_pandas(data, columns, name)
     if frame_kind(data) == "polars":
         import polars
 
-        used = _used_columns(columns, data.collect_schema().names())
+        used = _used_columns(columns, data.collect_schema().names(), name)
         # Categories of the newest level hold views of text, which Arrow cannot decode.
         data = data.lazy().select(used).collect().to_arrow(compat_level=polars.CompatLevel.oldest())
     if isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if hasattr(data, "scanner"):
-        used = _used_columns(columns, data.schema.names)
+        used = _used_columns(columns, data.schema.names, name)
         data = data.scanner(columns=used).to_reader()  # a dataset of Arrow
     reader = pa.RecordBatchReader.from_stream(data)
-    used = _used_columns(columns, reader.schema.names)
+    used = _used_columns(columns, reader.schema.names, name)
     schema = pa.schema([reader.schema.field(name) for name in used])
     return pa.RecordBatchReader.from_batches(schema, (batch.select(used) for batch in reader))
 
 
-def _used_columns(columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
+def _used_columns(columns: Mapping[str, str], names: Sequence[str], table: str) -> list[str]:
     """Return those of the columns ``names`` of the events that ``columns`` name, each once."""
     parts = dict.fromkeys(part for role, column in columns.items() for part in source_columns(role, column, names))
-    check_columns("plays", names, parts)
+    check_columns(table, names, parts)
     return list(parts)
 
 
-def _from_pandas(frame: Any, columns: Mapping[str, str]) -> pa.RecordBatchReader:
+def _from_pandas(frame: Any, columns: Mapping[str, str], table: str) -> pa.RecordBatchReader:
     named = [name for name in frame.index.names if name is not None and name not in frame.columns]
     if named:
         frame = frame.reset_index(named)
     names = [str(name) for name in frame.columns]
-    used = _used_columns(columns, names)
-    arrays = [_to_arrow(frame.iloc[:, names.index(name)], name) for name in used]
+    used = _used_columns(columns, names, table)
+    arrays = [_to_arrow(frame.iloc[:, names.index(name)], table, name) for name in used]
     return pa.table(arrays, names=used).to_reader()
 
 
-def _to_arrow(series: Any, column: str) -> Any:
+def _to_arrow(series: Any, table: str, column: str) -> Any:
     """Return the values of a column of pandas.
 
     Raises:
@@ -92,21 +123,16 @@ def _to_arrow(series: Any, column: str) -> Any:
         return pa.array(series, from_pandas=True)
     except (pa.ArrowException, OverflowError) as error:
         given = zip(series, series.notna(), strict=True)
-        values = [(row, value) for row, (value, is_given) in enumerate(given, 1) if is_given]
+        values = [(row, value) for row, (value, is_given) in enumerate(given) if is_given]  # as iloc counts
         first_row, first = values[0]
         row, odd = next((at for at in values if type(at[1]) is not type(first)), values[0])
         expected = "integers, numbers, strings, timestamps, or dates"
         if row != first_row:
-            expected = f"values of one type, as row {first_row} has {_shown(first)}"
+            expected = f"values of one type, as row {first_row} has {shown(first)}"
         raise InputError(
-            f"plays: column '{column}' has {_shown(odd)} ({type(odd).__name__}) in row {row}; expected {expected}: "
-            f"convert it, as by plays['{column}'].astype(str)"
+            f"{table}: column '{column}' has {shown(odd)} ({type(odd).__name__}) in row {row}; expected {expected}: "
+            f"convert it, as by {table}['{column}'].astype(str)"
         ) from error
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def to_frame(table: pa.Table, kind: FrameKind) -> Any:

@@ -1,7 +1,7 @@
 """A trained model: recommendations, neighbors, vectors, and metrics as tables.
 
     model = load("runs/lastfm")                     # also a folder of checkpoints, a checkpoint, or s3://
-    model.recommend("2", k=5)
+    model.recommend("2", k=5)                       # or "all"
     model.recommend(history=["Radiohead", "Björk"])
     model.similar("Radiohead")
     model.vectors("artist")
@@ -17,21 +17,23 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import yaml
 
-from crossfade.api.frames import FrameKind, default_kind, to_frame
+from crossfade.api import arguments
+from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
+from crossfade.api.wording import in_python
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.evaluation.from_files import evaluate_embeddings
-from crossfade.trainer.recommend.bulk import MAX_PART_QUERIES, RecommendationColumns
+from crossfade.trainer.evaluation.from_files import evaluate_embeddings, with_depths
+from crossfade.trainer.recommend.bulk import RecommendationColumns, part_queries
 from crossfade.trainer.recommend.candidates import FilterOptions
 from crossfade.trainer.recommend.history import make_sequences
 from crossfade.trainer.recommend.metadata_table import MetadataFile
@@ -44,6 +46,7 @@ from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""
+ALL_QUERIES = "all"
 _logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -58,6 +61,7 @@ class Model:
         frame: the kind of tables that are returned: pandas, polars, duckdb, or arrow.
     """
 
+    @in_python
     def __init__(
         self,
         source: str | Path,
@@ -81,9 +85,11 @@ class Model:
             CheckpointError: every checkpoint is corrupt or cannot be read.
             InputError: there is no model, or its dataset is missing or another one.
         """
-        self.source = str(source)
+        self.source = arguments.path("source", source)
+        if frame is not None:
+            check_kind(frame)
         self.frame = frame or default_kind()
-        self._data = None if data is None else str(data)
+        self._data = None if data is None else arguments.path("data", data)
         self._history_from_this_dataset_only = history_from_this_dataset_only
         self._workspace: Callable[[], object] | None = None
         if workspace is not None:
@@ -116,6 +122,7 @@ class Model:
         found: dict[str, dict[str, float]] = (self.report or {}).get("metrics", {})
         return found
 
+    @in_python
     def recommend(
         self,
         queries: Any = None,
@@ -131,7 +138,8 @@ class Model:
         """Recommend items: the nearest of all, exactly, without those that a query has already.
 
         Args:
-            queries: an ID or name of a customer (or whatever the query entity is), or several; None: all of them.
+            queries: an ID or name of a customer (or whatever the query entity is), or several; ``"all"``: all of them
+                (``["all"]`` is the customer of that name).
             history: instead of ``queries``, the IDs or names of items that somebody new likes.
             k: items for each.
             exclude: splits whose items are left out for the queries that have them.
@@ -146,20 +154,25 @@ class Model:
             if items have names.
 
         Raises:
-            InputError: an ID is unknown or its vector is not trained, or an option is invalid.
+            InputError: an ID is unknown or its vector is not trained, or an argument is invalid.
         """
-        if k < 1:
-            raise InputError(f"k={k}: expected 1 or more")
-        if queries is not None and history is not None:
-            raise InputError("expected either queries or history, but found both")
-        file = MetadataFile(str(metadata)) if metadata is not None else None
+        if (queries is None) == (history is None):
+            found = "neither" if queries is None else "both"
+            raise InputError(f'expected queries (IDs or names, or "all") or history, but found {found}')
         options = RecommendOptions(
-            k, tuple(exclude), popularity_damping, FilterOptions(where, file, max_per=max_per), index=None
+            arguments.whole_number("k", k),
+            cast(tuple[SplitName, ...], arguments.choices("exclude", exclude, ALL_SPLITS)),
+            arguments.number_from_0("popularity_damping", popularity_damping),
+            _filters(where, metadata, max_per),
         )
         if history is not None:
-            return self._frame(lambda model: _recommend_by_history(model, options, _texts(history)))
-        return self._frame(lambda model: _recommend(model, options, None if queries is None else _texts(queries)))
+            liked = arguments.id_texts("history", history)
+            return self._frame(lambda model: _recommend_by_history(model, options, liked))
+        is_all = isinstance(queries, str) and queries == ALL_QUERIES
+        texts = None if is_all else arguments.id_texts("queries", queries)
+        return self._frame(lambda model: _recommend(model, options, texts))
 
+    @in_python
     def similar(self, names: Any, *, k: int = 10, entity: str | None = None, where: str | None = None) -> Any:
         """Return the nearest neighbors of items or queries, by the cosine of their vectors.
 
@@ -176,14 +189,15 @@ class Model:
         Raises:
             InputError: a name is unknown, or the model has no such entity.
         """
-        if k < 1:
-            raise InputError(f"k={k}: expected 1 or more")
-        return self._frame(lambda model: _similar(model, _texts(names), k, entity, FilterOptions(where)))
+        depth, texts, filters = arguments.whole_number("k", k), arguments.id_texts("names", names), _filters(where)
+        return self._frame(lambda model: _similar(model, texts, depth, entity, filters))
 
+    @in_python
     def vectors(self, entity: str | None = None) -> Any:
         """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector."""
         return self._frame(lambda model: _vectors(model, entity or model.spec.item.name))
 
+    @in_python
     def array(self, entity: str | None = None) -> FloatArray:
         """Return the vectors of an entity (None: items), float32 (R, D), in the order of ``ids``."""
 
@@ -193,6 +207,7 @@ class Model:
 
         return self.use(read)
 
+    @in_python
     def ids(self, entity: str | None = None) -> list[Any]:
         """Return the IDs of an entity (None: items), the most frequent first; None for a vacant row."""
 
@@ -203,24 +218,33 @@ class Model:
 
         return self.use(read)
 
-    def evaluate(self, split: SplitName = "test", *, k: Sequence[int] | None = None) -> Mapping[str, float]:
+    @in_python
+    def evaluate(self, split: SplitName = "test", *, k: int | Sequence[int] | None = None) -> Mapping[str, float]:
         """Rank all items for the queries with held-out items in ``split``, and return the metrics, such as ndcg@10.
 
         Args:
             split: train, valid, or test.
-            k: depths; None: those of the job.
+            k: a depth or several; None: those of the job.
 
         Raises:
             InputError: the dataset has no such split, or the model is a checkpoint; export it first.
         """
         job = self.job
-        if k is not None:
-            values = job.evaluate.model_copy(update={"k": list(k), "best_metric": f"ndcg@{k[0]}"})
-            job = job.model_copy(update={"evaluate": values})
+        (split,) = cast(
+            tuple[SplitName],
+            arguments.choices("split", arguments.text("split", split, "train, valid, or test"), ALL_SPLITS),
+        )
         if self._data is not None:
             job = job.model_copy(update={"data": job.data.model_copy(update={"path": self._data})})
+        if k is not None:
+            given = k if isinstance(k, Iterable) and not isinstance(k, str) else [k]
+            depths = [arguments.whole_number("k", depth) for depth in given]
+            if not depths:
+                raise InputError("k is empty; expected depths, such as [10, 100]")
+            job = with_depths(job, depths)
         return evaluate_embeddings(job, RunFolder(Path(self.source)).embeddings, split)
 
+    @in_python
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to ``folder``, which the commands read, such as ``crossfade similar``.
 
@@ -229,7 +253,7 @@ class Model:
         Raises:
             InputError: ``folder`` exists, and ``overwrite`` is false, or another process writes it.
         """
-        target = Path(folder).absolute()
+        target = Path(arguments.path("folder", folder)).absolute()
         if "://" in str(folder):
             raise InputError(f"{folder}: expected a local folder; copy it to S3 afterwards")
         if target.exists() and not overwrite:
@@ -286,11 +310,22 @@ def load(
     return Model(source, data=data, frame=frame, history_from_this_dataset_only=history_from_this_dataset_only)
 
 
-def _texts(values: Any) -> list[str]:
-    """Return one value or several as texts, the form in which IDs and names are looked up."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        return [str(values)]
-    return [str(value) for value in values]
+def _filters(where: object, metadata: object = None, max_per: tuple[str, int] | None = None) -> FilterOptions:
+    """Return the filters that arguments stand for.
+
+    Raises:
+        InputError: an argument is invalid.
+    """
+    condition = None if where is None else arguments.text("where", where, 'an SQL condition, such as "year > 1990"')
+    file = None if metadata is None else MetadataFile(arguments.path("metadata", metadata))
+    if file is not None and condition is None and max_per is None:
+        raise InputError("metadata has no effect without where or max_per, which name its columns; leave it out")
+    if max_per is not None:
+        if not isinstance(max_per, Sequence) or isinstance(max_per, str) or len(max_per) != 2:
+            raise InputError(f'max_per={arguments.shown(max_per)}: expected a column and a number: ("artist", 2)')
+        column, number = max_per
+        max_per = arguments.text("max_per[0]", column, "a column"), arguments.whole_number("max_per[1]", number)
+    return FilterOptions(condition, file, max_per=max_per)
 
 
 def _recommend(model: TrainedModel, options: RecommendOptions, texts: Sequence[str] | None) -> pa.Table:
@@ -309,9 +344,10 @@ def _recommend(model: TrainedModel, options: RecommendOptions, texts: Sequence[s
     columns = RecommendationColumns(model)
     recommender = Recommender(model, options, NullReporter())
     tables = []
-    for start in range(0, len(rows_Q), MAX_PART_QUERIES):
-        sorted_Q = np.sort(rows_Q[start : start + MAX_PART_QUERIES])
-        place_Q = np.searchsorted(sorted_Q, rows_Q[start : start + MAX_PART_QUERIES])
+    step = part_queries(model, options.count)
+    for start in range(0, len(rows_Q), step):
+        sorted_Q = np.sort(rows_Q[start : start + step])
+        place_Q = np.searchsorted(sorted_Q, rows_Q[start : start + step])
         found = recommender.for_rows(sorted_Q)
         found = replace(found, item_QK=found.item_QK[place_Q], score_QK=found.score_QK[place_Q])
         ids = model.vocabulary(query.name).take(sorted_Q, ["id"]).column("id").combine_chunks()

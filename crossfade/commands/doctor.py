@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.counted import counted
 from crossfade.options.command import add_command
 from crossfade.options.job import add_sizes, load_job_arguments
 from crossfade.options.parsing import positive_number
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([vars(finding) for finding in findings])
     else:
-        print_line(f"{counts['fix']} to fix, {counts['warning']} warning{'s' * (counts['warning'] != 1)}")
+        print_line(f"{counts['fix']} to fix, {counted(counts['warning'], 'warning')}")
     return int(counts["fix"] > 0)
 
 

@@ -233,10 +233,12 @@ def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
     """
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.config.loading import check_job
+    from crossfade.trainer.evaluation.from_files import with_depths
 
-    values = folder.job().model_dump(mode="json")
+    job = folder.job()
     if arguments.k is not None:
-        values["evaluate"].update(k=arguments.k, best_metric=f"ndcg@{arguments.k[0]}")
+        job = with_depths(job, arguments.k)
+    values = job.model_dump(mode="json")
     if arguments.task is not None:
         values["evaluate"]["task"] = arguments.task
     if arguments.by is not None:

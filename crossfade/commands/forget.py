@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.io.folder import Folder
 from crossfade.options.command import add_command
 from crossfade.terminal import print_lines
@@ -90,9 +91,9 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
     dropped = ", ".join(f"{count:,} of {split}" for split, count in report.interactions.items())
     vacant = len(report.manifest.entities[report.entity].vacant_rows)
     lines = [
-        f"{report.folder.uri}: forgot {report.found:,} rows of {report.entity} ({vacant:,} in all)",
+        f"{report.folder.uri}: forgot {counted(report.found, 'row')} of {report.entity} ({vacant:,} in all)",
         f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset",
-        f"  interactions dropped: {dropped}; {report.files_rewritten} file(s) rewritten",
+        f"  interactions dropped: {dropped}; {counted(report.files_rewritten, 'file')} rewritten",
     ]
     if report.pending:
         lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.counted import counted
 from crossfade.options.command import add_command
 from crossfade.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
@@ -141,7 +142,7 @@ def _build(model: TrainedModel, request: IndexRequest) -> IndexCard:
 
 def _print(card: IndexCard, out: Path) -> None:
     measured = card.measured
-    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    threads = counted(measured.threads, "thread")
     print_line(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")
     print_line(
         f"{card.bytes / 1e6:,.1f} MB ({card.bytes / card.rows:,.0f} bytes per row), built in {card.build_seconds:.1f} s"

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.counted import counted
 from crossfade.options.command import add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
 from crossfade.options.filters import add_filter_options, read_filters
@@ -126,5 +127,5 @@ def _print_agreement(items_map: ItemsMap) -> None:
     print_line(
         f"share of the {found.neighbors} nearest with the same label: {found.on_map:.3f} on the map, "
         f"{found.in_embedding:.3f} in the embedding, {found.by_chance:.3f} by chance "
-        f"({found.items:,} items, {len(items_map.labels.names)} labels)"
+        f"({counted(found.items, 'item')}, {counted(len(items_map.labels.names), 'label')})"
     )

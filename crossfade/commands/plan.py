@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.options.command import add_command
 from crossfade.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
@@ -247,7 +248,7 @@ def _report(
 ) -> Iterator[str]:
     cluster = inputs.job.cluster
     where = (
-        f"{cluster.servers} servers, {cluster.workers} workers, {_host_count(cluster.host_count)}"
+        f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {_host_count(cluster.host_count)}"
         if cluster.servers
         else "in process"
     )

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import escape_unprintable
 from crossfade.options.command import CommandParser, add_command
 from crossfade.options.filters import NOTES as FILTER_NOTES
@@ -228,7 +229,9 @@ def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argpar
         else:
             recommended = Recommender(model, options, bars).for_rows(sorted_Q)
     if arguments.out is not None:
-        print_line(f"{rows:,} recommendations to {len(queries_Q):,} of {model.spec.query.name}: {arguments.out}")
+        print_line(
+            f"{counted(rows, 'recommendation')} to {len(queries_Q):,} of {model.spec.query.name}: {arguments.out}"
+        )
         return
     labels = RowNames(model.vocabulary(model.spec.query.name), model.spec.query.name).labels(sorted_Q)
     places = np.searchsorted(sorted_Q, queries_Q)
@@ -257,12 +260,14 @@ def _recommend_to_new(model: TrainedModel, options: RecommendOptions, arguments:
         found = read_histories(arguments.history_file, model)
         histories, ids = found.histories, found.ids
         if found.unknown:
-            _logger.warning(f"{found.unknown:,} lines of {arguments.history_file} name no known {item}; left out")
+            _logger.warning(
+                f"{counted(found.unknown, 'line')} of {arguments.history_file} with no known {item}; left out"
+            )
     with progress_bars() as bars:
         recommended = Recommender(model, options, bars).for_histories(histories)
     if arguments.out is not None:
         rows = write_recommendations(model, pa.array(ids), recommended, arguments.out)
-        print_line(f"{rows:,} recommendations to {len(ids):,} new of {query}: {arguments.out}")
+        print_line(f"{counted(rows, 'recommendation')} to {len(ids):,} new of {query}: {arguments.out}")
         return
     _print(model, [(RowLabel(id, None), place) for place, id in enumerate(ids)], recommended, options, arguments)
 
@@ -297,9 +302,8 @@ def _find_customers(model: TrainedModel, arguments: argparse.Namespace) -> IntAr
     if missing:
         _logger.warning(f"{len(missing):,} of {len(ids):,} customers have no row: {format_names(missing[:5])}")
     if len(found_Q) > len(queries_Q):
-        _logger.warning(
-            f"{len(found_Q) - len(queries_Q):,} customers have no interaction of positive weight in train; left out"
-        )
+        left_out = counted(len(found_Q) - len(queries_Q), "customer")
+        _logger.warning(f"{left_out} without an interaction of positive weight in train; left out")
     return queries_Q
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.next_command import command_line, train_command
@@ -138,7 +139,7 @@ def _write_raw_events(arguments: argparse.Namespace, spec: SyntheticSpec) -> int
         names = write_raw_events(arguments.out, spec, arguments.seed, bars)
     print_line(
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
-        f"{spec.item}, in {len(names)} file(s)"
+        f"{spec.item}, in {counted(len(names), 'file')}"
     )
     print_line(f"next: {command_line(*prepare_arguments(arguments.out.rstrip('/'), spec, names))}")
     return 0

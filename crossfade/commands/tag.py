@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.kvstore.counted import counted
 from crossfade.options.command import add_command
 from crossfade.options.history import add_history_option
 from crossfade.terminal import print_line
@@ -178,7 +179,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
     if examples is not None:
         _print_examples(tagger.entity, [row for table in examples for row in table.to_pylist()])
     else:
-        print_line(f"{written:,} labels of {len(tagger.unlabeled_N):,} rows without one: {arguments.out}")
+        print_line(f"{counted(written, 'label')} of {len(tagger.unlabeled_N):,} rows without one: {arguments.out}")
 
 
 def _tables(model: TrainedModel, tagger: Tagger, strength: float, rows_N: Any) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.kvstore.counted import counted
 from crossfade.next_command import command_line
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments, suggest_setting
@@ -206,7 +207,7 @@ def _print_plan(study: QuickStudy, job: JobConfig, parameters: list[SearchParame
     lines = [
         f"successive halving on valid {job.evaluate.best_metric}; settings: {', '.join(rungs)}",
         *(f"  {each.key}: {each.describe()}, in the job {_text(each.own_value(job))}" for each in parameters),
-        f"{study.epochs:,} epochs, as many as {trainings:.1f} trainings have",
+        f"{counted(study.epochs, 'epoch')}, as many as {trainings:.1f} trainings have",
     ]
     for line in lines:
         print_line(line, file=sys.stderr, flush=True)

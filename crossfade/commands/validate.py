@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from crossfade.display import progress_bars
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.next_command import train_command
@@ -78,7 +79,9 @@ def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
             print_line(problem, file=sys.stderr)
         if problems.count > len(problems.listed):
             print_line(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
-        raise InputError(f"{location}: {problems.count:,} problem(s), listed above; fix the data and validate it again")
+        raise InputError(
+            f"{location}: {counted(problems.count, 'problem')}, listed above; fix the data and validate it again"
+        )
     assert report.manifest is not None
     print_lines(format_summary(report.manifest, Folder(location)).splitlines())
     for note in report.notes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
 _VERY_SIMILAR = 0.8
+_LIST = ",…"
+"""The end of the metavariable of an option whose value is a list with commas."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -35,7 +38,7 @@ class CommandParser(argparse.ArgumentParser):
         self._words = list(args or ())
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            advice = "" if unknown[0].startswith("-") else self.suggest(unknown[0], "")
+            advice = "" if unknown[0].startswith("-") else self._advice_on(unknown[0])
             suggestion = f"; {advice}" if advice else self._suggestion()
             self._fail(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
         return parsed, unknown
@@ -62,6 +65,25 @@ class CommandParser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(option, known, n=1)
                 return f"; did you mean {near[0]}?" if near else ""
         return ""
+
+    def _advice_on(self, word: str) -> str:
+        """Return how to give ``word``, which follows the value of an option, to that option; empty: unknown."""
+        place = self._words.index(word) if word in self._words else 0
+        at = max((index for index in range(place) if self._words[index].startswith("-")), default=-1)
+        option, _, value = self._words[max(at, 0)].partition("=")
+        action = self._option_string_actions.get(option)
+        values = [value, *self._words[at + 1 :]][not value :]
+        values = values[: next((index for index, other in enumerate(values) if other.startswith("-")), None)]
+        if action is None or len(values) < 2:
+            return self.suggest(word, "")
+        if any(other.startswith("=") or other.endswith("=") for other in values):
+            return f"write it without spaces: {option} {shlex.quote(''.join(values))}"
+        if isinstance(action, argparse._AppendAction):
+            return f"repeat the option: {' '.join(f'{option} {shlex.quote(other)}' for other in values)}"
+        if _LIST in str(action.metavar):
+            parts = (part for other in values for part in other.split(",") if part)
+            return f"separate its values with commas: {option} {shlex.quote(','.join(parts))}"
+        return self.suggest(word, "")
 
     def in_words_typed(self, message: str) -> str:
         """Return ``message`` with each option that has several names named as it was typed."""

@@ -15,6 +15,7 @@ from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.run_figures import Summary, lost_steps
+from crossfade.kvstore.counted import counted
 from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
@@ -137,7 +138,7 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
         ("Examples/s", count(run.examples_per_second), f"{count(run.steps_per_second)} steps/s"),
         ("Saved vs. dense", times(run.dense_ratio), pushed),
         ("Checkpoint", saved, age or size(checkpoints["last_bytes"])),
-        ("Restarts", str(len(run.restarts)), f"{len(run.alerts)} alerts" if run.alerts else "no alerts"),
+        ("Restarts", str(len(run.restarts)), counted(len(run.alerts), "alert") if run.alerts else "no alerts"),
     ]
 
 

@@ -20,6 +20,7 @@ from crossfade.deploy.dashboard.process_history import ProcessHistory
 from crossfade.deploy.dashboard.process_load import Load
 from crossfade.deploy.dashboard.tail import Tail
 from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.validation_errors import format_validation_error
@@ -184,7 +185,7 @@ class RunReader:
         """Return a description of each file or record that cannot be read."""
         tails = [problem for tail in (self._events, self._processes) if (problem := tail.problem()) is not None]
         invalid = self.training.invalid_records + self.processes.invalid_records
-        records = [f"{invalid:,} records are not valid events and are skipped"] if invalid else []
+        records = [f"{counted(invalid, 'record')} skipped: not valid events"] if invalid else []
         return [*self._problems.values(), *tails, *records]
 
     def _has_changed(self, name: str) -> bool:

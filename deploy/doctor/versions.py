@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from crossfade.deploy.doctor.findings import Finding
+from crossfade.kvstore.numpy_conflict import pandas_conflict
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -17,6 +18,8 @@ _NAME = "crossfade"
 
 def check_versions() -> Iterator[Finding]:
     """Compare the versions; packages of an extra count if all of them are installed."""
+    if conflict := pandas_conflict():
+        yield Finding("pandas", "warning", conflict)
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError, format_names
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.random_access import RandomFile
@@ -287,7 +288,7 @@ def _check_text(table: pa.Table, where: str) -> None:
 
 
 def _format_groups(groups: Sequence[int]) -> str:
-    return f"{len(groups)} row group(s) of {format_names(groups)} rows"
+    return f"{counted(len(groups), 'row group')} of {format_names(groups)} rows"
 
 
 def _tail(source: RandomFile) -> bytes:

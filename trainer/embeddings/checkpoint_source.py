@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import CheckpointError, InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
@@ -115,7 +116,7 @@ def _open(source: CheckpointSource, rejected: set[str], logged: set[str], log: L
     if checkpoint is not None:
         return checkpoint
     if reasons:
-        raise CheckpointError(f"{source.uri}: none of its {len(reasons)} checkpoint(s) is complete")
+        raise CheckpointError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
     raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
 
 

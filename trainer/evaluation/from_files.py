@@ -16,7 +16,9 @@ import numpy as np
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
@@ -26,6 +28,20 @@ from crossfade.trainer.runs.inputs import load_inputs, open_inputs, open_lineage
 if TYPE_CHECKING:
     from crossfade.trainer.evaluation.label_precision import LabelPrecision
     from crossfade.trainer.evaluation.labels import LabelSource
+
+
+def with_depths(job: JobConfig, depths: Sequence[int]) -> JobConfig:
+    """Return ``job`` with other depths of rankings: one of more items than there are means all of them.
+
+    Raises:
+        InputError: a depth is invalid, or the dataset cannot be read.
+    """
+    manifest = read_manifest(Folder(job.data.path))
+    items = manifest.entities[manifest.item].rows
+    k = list(dict.fromkeys(min(depth, items) for depth in depths))
+    values = job.model_dump(mode="json")
+    values["evaluate"].update(k=k, best_metric=f"ndcg@{k[0]}")
+    return check_job(values, "k")
 
 
 def evaluate_embeddings(

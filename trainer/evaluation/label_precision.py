@@ -82,7 +82,7 @@ def label_precision(
     rows = len(labeled.row_S)
     if rows < 2:
         raise InputError(
-            f"{rows} row(s) of {entity} have a label and {min_count} interactions in train; expected at least two: "
+            f"rows of {entity} with a label and {min_count} interactions in train: {rows}; expected at least two: "
             "lower --label-min-count, or provide labels for more rows"
         )
     sampled_Q = _sample(rows, seed)

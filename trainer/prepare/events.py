@@ -270,7 +270,11 @@ class _Reader:
             f"count(*) FILTER (NOT coalesce({INTEGER_TEXT.format(role)}, coalesce({role}, '') = '')) FROM raw",
         )
         if role == "timestamp" and integers and others:
-            return other if find_unnamed_formats(self._connection, file, self._column(role)) else "integer"
+            return (
+                other
+                if find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
+                else "integer"
+            )
         return other if others else "integer"
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
@@ -304,7 +308,7 @@ class _Reader:
             of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
             is_text = kinds.get("timestamp") in ("text", "string")
             if of_timestamps and is_text and not self._rules.timestamp_formats:
-                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"))
+                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"), self._faults.first_row)
                 if mixed is not None:
                     self._faults.add_error(mixed)
                     checks = [check for check in checks if check.role != "timestamp" or check.missing]

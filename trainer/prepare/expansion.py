@@ -49,7 +49,11 @@ def check_parquet(
     texts = [_text_bytes(schema.field(column)) for column in columns if _holds_text(schema.field(column).type)]
     if texts:
         source = f"read_parquet({literal(exact_path(file.path))})"
-        _check(file, fetch_count(connection, f"SELECT CAST(sum({' + '.join(texts)}) AS BIGINT) FROM {source}"), limit)
+        _check(
+            file,
+            fetch_count(connection, f"SELECT CAST(coalesce(sum({' + '.join(texts)}), 0) AS BIGINT) FROM {source}"),
+            limit,
+        )
 
 
 def check_text(file: RawFile) -> None:
@@ -76,8 +80,8 @@ def _check(file: RawFile, decoded: int, limit: int) -> None:
     if decoded > limit:
         raise InputError(
             f"{file}: decodes to {decoded:,} bytes or more, but at most {limit:,} are read: {MAX_EXPANSION:,} times "
-            f"the {file.bytes:,} of the file, or 1 GiB; check what wrote it, or write it again without compression and "
-            "dictionaries"
+            f"the {file.bytes:,} bytes of the file, or 1 GiB; check what wrote it, or write it again without "
+            "compression and dictionaries"
         )
 
 

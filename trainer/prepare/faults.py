@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError, escape_unprintable
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.quarantine import Quarantine
@@ -80,6 +81,7 @@ class Faults:
         drop_missing: whether rows with a missing value are left out.
         quarantine: receives the bad lines that are left out.
         max_bad: the largest share of rows that may be left out for either reason.
+        first_row: the number of the first row of files without lines.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Faults:
         drop_missing: bool = False,
         quarantine: Quarantine | None = None,
         max_bad: float = MAX_BAD,
+        first_row: int = 1,
     ) -> None:
         self.quarantine = quarantine
+        self.first_row = first_row
         self._skip_bad = skip_bad
         self._drop_missing = drop_missing
         self._max_bad = max_bad
@@ -97,7 +101,8 @@ class Faults:
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        return Faults(self._skip_bad, self._drop_missing, self.quarantine if keep_lines else None, self._max_bad)
+        quarantine = self.quarantine if keep_lines else None
+        return Faults(self._skip_bad, self._drop_missing, quarantine, self._max_bad, self.first_row)
 
     def add(
         self,
@@ -193,9 +198,7 @@ def _format(text: str, problem: _Problem, values: bool) -> str:
         return text
     more = ", …" if problem.count > len(problem.places) else ""
     noun = "row" if problem.missing else "line"
-    return (
-        f"{problem.count:,} {noun}{'s'[: problem.count != 1]}: {text} ({_format_places(problem.places, values)}{more})"
-    )
+    return f"{counted(problem.count, noun)}: {text} ({_format_places(problem.places, values)}{more})"
 
 
 def _format_places(places: Iterable[Place], values: bool) -> str:

@@ -61,6 +61,7 @@ class PrepareOptions:
         quarantine: The file that receives the bad lines that are left out.
         on_missing: Whether a row without an ID, weight, event, or timestamp ends the preparation, or is left out.
         max_bad: The largest share of rows that may be left out by these two, from 0 to 1.
+        first_row: The number of the first row of Parquet files in messages.
         since: Events before this time are dropped, as are those at or after ``until``.
         duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
         min_count: The interactions that an ID of an entity needs to be kept (``cleaning.py``).
@@ -103,6 +104,7 @@ class PrepareOptions:
     quarantine: Path | None = None
     on_missing: OnMissing = "fail"
     max_bad: float = MAX_BAD
+    first_row: int = 1
     since: str | None = None
     until: str | None = None
     duplicates: Duplicates = "keep"

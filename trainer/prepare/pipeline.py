@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import duckdb
@@ -71,12 +72,14 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
+        ExitStack() as opened,
     ):
         warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])
         quarantine = None
         if options.quarantine is not None:
-            quarantine = Quarantine(options.quarantine, staged.work, options.overwrite)
-        faults = Faults(options.on_bad_line == "skip", options.on_missing == "drop", quarantine, options.max_bad)
+            quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
+        skip, drop = options.on_bad_line == "skip", options.on_missing == "drop"
+        faults = Faults(skip, drop, quarantine, options.max_bad, options.first_row)
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:

@@ -49,6 +49,10 @@ class Quarantine:
         entry = {"file": file, unit: number, "problem": problem, "text": decoded.rstrip("\r\n")}
         self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
 
+    def close(self) -> None:
+        """Close the file of the collected lines, which is deleted with its folder unless it was published."""
+        self._file.close()
+
     def publish(self) -> None:
         """Move the collected lines to their file, which may be empty.
 

@@ -141,22 +141,6 @@ def counted_records(file: RawFile) -> str:
     return "raw_lines" if file.format == "lightgcn" else "raw"
 
 
-def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
-    """Yield the record of each of the data rows at ``positions``, which rise; None where there are no lines to find."""
-    if file.format == "parquet":
-        yield from (None for _ in positions)
-        return
-    with open_records(file) as (_, records):
-        rows = enumerate(record for record in records if not record.problem)
-        for position in positions:
-            yield next((record for number, record in rows if number == position), None)
-
-
-def find_place(position: int, record: Record | None) -> tuple[str, int]:
-    """Return the unit and the number, from 1, of the data row at ``position``: of its line if that is known."""
-    return ("line", record.line) if record is not None else ("row", position + 1)
-
-
 @contextmanager
 def read_errors(file: RawFile) -> Iterator[None]:
     """Translate errors while DuckDB reads ``file`` into an ``InputError`` of one line that names the file."""

@@ -20,9 +20,7 @@ from crossfade.trainer.prepare.database import execute, identifier
 from crossfade.trainer.prepare.event_values import Check
 from crossfade.trainer.prepare.faults import MAX_PLACES, Faults, Place
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.quarantine import Quarantine
-from crossfade.trainer.prepare.raw_files import find_place, find_records
-from crossfade.trainer.prepare.text_records import Record
+from crossfade.trainer.prepare.text_records import Record, find_place, find_records
 
 _ROLE_NAMES = {
     "query": "query id",
@@ -62,7 +60,7 @@ def report_row_faults(
         _add(connection, file, checks[index], columns, faults, count, [(at, records[at]) for at in _integers(first)])
     bad = [str(index) for index, *_ in found if isinstance(index, int) and not checks[index].missing]
     if faults.quarantine is not None and bad and not faults.rejected:
-        _write_rows(connection, file, checks, bad, columns, faults.quarantine)
+        _write_rows(connection, file, checks, bad, columns, faults)
 
 
 def _add(
@@ -81,7 +79,10 @@ def _add(
         f"SELECT position, CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position IN ({listed})",
     )
     values = {position: str(value or "")[:_MAX_SHOWN] for position, value in rows}
-    places = [Place(str(file), *find_place(position, record), values[position]) for position, record in first]
+    places = [
+        Place(str(file), *find_place(position, record, faults.first_row), values[position])
+        for position, record in first
+    ]
     column = "" if file.format == "lightgcn" else f" of column '{columns[check.role]}'"
     name = _ROLE_NAMES.get(check.role, "context")
     shown = f" '{places[0].value}'" if places[0].value else ""
@@ -95,9 +96,11 @@ def _write_rows(
     checks: Sequence[Check],
     indexes: Sequence[str],
     columns: Mapping[str, str],
-    quarantine: Quarantine,
+    faults: Faults,
 ) -> None:
     """Write the rows that violate the checks at ``indexes``: their lines, or of Parquet their values."""
+    quarantine = faults.quarantine
+    assert quarantine is not None
     values = "".join(f", CAST({identifier(role)} AS VARCHAR)" for role in columns)
     rows = connection.execute(
         f"SELECT * FROM (SELECT position, {_fault(checks)} AS fault{values} FROM raw) "
@@ -110,7 +113,7 @@ def _write_rows(
 
     rows_read, rows_found = tee(fetched())
     for row, record in zip(rows_read, find_records(file, (row[0] for row in rows_found)), strict=True):
-        unit, number = find_place(row[0], record)
+        unit, number = find_place(row[0], record, faults.first_row)
         text = json.dumps(dict(zip(columns.values(), row[2:], strict=True)), ensure_ascii=False).encode()
         check = checks[row[1]]
         problem = f"the {_ROLE_NAMES.get(check.role, 'context')} {check.problem}"

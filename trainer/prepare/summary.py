@@ -6,10 +6,12 @@ print(format_summary(manifest, Folder("data/plays")))
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import duckdb
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import escape_unprintable
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
@@ -25,19 +27,20 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 
 _HEAD_FRACTION = 100  # the head is one row in this many
 _FAULTS = {
-    "dropped_bad_lines": "bad lines (--on-bad-line)",
-    "dropped_missing": "rows with a missing value (--on-missing drop)",
+    "dropped_bad_lines": ("bad line", "(--on-bad-line)"),
+    "dropped_missing": ("row", "with a missing value (--on-missing drop)"),
 }
 _DROPPED = {
-    "dropped_before_since": "rows from before --since",
-    "dropped_from_until": "rows from --until on",
-    "dropped_zero_weight": "rows of weight 0, which have no effect",
-    "lines_without_items": "lines without an item",
-    "merged_duplicates": "rows summed into another one of their pair (--duplicates sum)",
-    "cancelled_pairs": "pairs whose weights sum to 0, which have no effect",
-    "dropped_pending": "interactions of ids with too few so far (--admit)",
-    "dropped_rare": "interactions of rare ids (--min-count)",
+    "dropped_before_since": ("row", "from before --since"),
+    "dropped_from_until": ("row", "from --until on"),
+    "dropped_zero_weight": ("row", "of weight 0, without any effect"),
+    "lines_without_items": ("line", "without an item"),
+    "merged_duplicates": ("row", "summed into another one of their pair (--duplicates sum)"),
+    "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
+    "dropped_pending": ("interaction", "of ids with too few so far (--admit)"),
+    "dropped_rare": ("interaction", "of rare ids (--min-count)"),
 }
+"""What was left out, by fact: the noun that is counted, and the reason."""
 
 
 def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
@@ -71,14 +74,17 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     for name, entity in manifest.entities.items():
         ids = "integer ids" if entity.id_type == "int64" else "string ids"
         top = _top(folder, manifest, name)
-        lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {top}")
+        noun = "row " if entity.rows == 1 else "rows"
+        lines.append(f"  {name:{width}} {entity.rows:>15,} {noun}          {ids}; most in train: {top}")
         details = [part for describe in _DETAILS for part in describe(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in details]
     for name, split in manifest.splits.items():
         size = sum(file.bytes for file in split.files)
         groups = sum(len(file.row_groups) for file in split.files)
+        noun = "interaction" if split.rows == 1 else "interactions"
         lines.append(
-            f"  {name:{width}} {split.rows:>15,} interactions  {len(split.files)} file(s), {groups} row groups, "
+            f"  {name:{width}} {split.rows:>15,} {noun:12}  {counted(len(split.files), 'file')}, "
+            f"{counted(groups, 'row group')}, "
             f"{size / 1e6:,.1f} MB"
         )
     lines.append(
@@ -111,7 +117,7 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
     if owner is None:
         return []
     pairs, rows = manifest.features[owner][name].pairs, manifest.entities[owner].rows
-    line = f"a feature of {owner}: {pairs:,} values"
+    line = f"a feature of {owner}: {counted(pairs, 'value')}"
     filled, ignored = (manifest.source.get(f"{name}_{fact}") for fact in ("filled", "ids_ignored"))
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
@@ -131,7 +137,14 @@ def _content(manifest: DatasetManifest, name: str) -> list[str]:
 
 def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
     new = manifest.source.get(f"{name}_cataloged")
-    return [] if new is None else [f"{new:,} rows are in no event, only in files of features or content (--catalog)"]
+    return (
+        []
+        if new is None
+        else [
+            f"{_count(manifest.source, f'{name}_cataloged', 'row')} in no event, only in files of features or content "
+            "(--catalog)"
+        ]
+    )
 
 
 def _changes(manifest: DatasetManifest, name: str) -> list[str]:
@@ -139,18 +152,18 @@ def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("base") and f"{name}_kept" in facts:
         lines.append(
-            f"{facts[f'{name}_kept']:,} rows kept from {facts['base']} ({facts[f'{name}_unseen']:,} of them without "
-            f"a new event), {facts[f'{name}_new']:,} new"
+            f"{_count(facts, f'{name}_kept', 'row')} kept from {facts['base']} "
+            f"({facts[f'{name}_unseen']:,} of them without a new event), {facts[f'{name}_new']:,} new"
         )
     if facts.get(f"{name}_expired") or facts.get(f"{name}_reused"):
         lines.append(
-            f"{facts[f'{name}_expired']:,} ids have expired (--expire-after); {facts[f'{name}_reused']:,} new ids "
-            "reuse vacant rows"
+            f"{_count(facts, f'{name}_expired', 'id')} expired (--expire-after); vacant rows reused by "
+            f"{_count(facts, f'{name}_reused', 'new id')}"
         )
     if vacant := len(manifest.entities[name].vacant_rows):
-        lines.append(f"{vacant:,} rows are vacant: their ids were forgotten or have expired")
+        lines.append(f"{counted(vacant, 'vacant row')}: the ids were forgotten or have expired")
     if pending := sum(file.rows for file in manifest.entities[name].pending):
-        lines.append(f"{pending:,} ids are pending: they have too few events so far for a row (--admit)")
+        lines.append(f"{counted(pending, 'pending id')}, with too few events so far for a row (--admit)")
     return lines
 
 
@@ -191,29 +204,43 @@ def _utc(seconds: int) -> str:
         return str(seconds)  # outside the years that Python supports
 
 
+def _count(facts: Facts, name: str, noun: str) -> str:
+    """Return the fact ``name``, a number, with its noun."""
+    number = facts[name]
+    assert isinstance(number, int)
+    return counted(number, noun)
+
+
+def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
+    return [f"dropped: {_count(facts, name, noun)} {why}" for name, (noun, why) in reasons.items() if facts.get(name)]
+
+
 def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
         delimiters = facts.get("delimiters")
         fields = f", fields separated by {' and '.join(map(repr, delimiters))}" if isinstance(delimiters, list) else ""
-        lines.append(f"read: {facts['rows_read']:,} rows of {facts['files_read']:,} file(s){empty}{fields}")
-    dropped = [f"dropped: {facts[name]:,} {reason}" for name, reason in _FAULTS.items() if facts.get(name)]
+        lines.append(
+            f"read: {_count(facts, 'rows_read', 'row')} of {_count(facts, 'files_read', 'file')}{empty}{fields}"
+        )
+    dropped = _dropped(facts, _FAULTS)
     faults = facts.get("dropped_faults")
     dropped += [f"  {line}" for line in faults] if isinstance(faults, list) else []
-    dropped += [f"dropped: {facts[name]:,} {reason}" for name, reason in _DROPPED.items() if facts.get(name)]
+    dropped += _dropped(facts, _DROPPED)
     lines += dropped or ["dropped: nothing"]
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):
-            lines.append(f"dropped: {facts[f'{name}_rare']:,} rare ids of {name} (--min-count)")
+            lines.append(f"dropped: {_count(facts, f'{name}_rare', 'rare id')} of {name} (--min-count)")
     if facts.get("valid_by_default") and "valid" in manifest.splits:
         lines.append(
-            f"held out by default: {manifest.splits['valid'].rows:,} interactions of train as valid, to choose the "
-            "epoch by (--hold-out-valid none: keep them in train)"
+            f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
+            "choose the epoch by (--hold-out-valid none: keep them in train)"
         )
     if facts.get("kept_for_train"):
         lines.append(
-            f"not held out: {facts['kept_for_train']:,} interactions, since each {manifest.query} keeps one in train"
+            f"not held out: {_count(facts, 'kept_for_train', 'interaction')}, since each {manifest.query} "
+            "keeps one in train"
         )
     for name, entity in manifest.entities.items():
         named, ignored = facts.get(f"{name}_named"), facts.get(f"{name}_names_ignored")
@@ -222,6 +249,6 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
                 f"{ignored:,} names ignored, whose ids are in no event"
-                + (f"; {bad:,} bad lines left out (--on-bad-line)" if bad else "")
+                + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out (--on-bad-line)" if bad else "")
             )
     return lines

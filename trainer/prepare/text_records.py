@@ -17,13 +17,14 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.input_files import RawFile
 
@@ -125,6 +126,22 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
             if header.problem and not any_header:
                 raise InputError(header.describe(file))
             yield [str(value) for value in header.values], delimited.records()
+
+
+def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
+    """Yield the record of each of the data rows at ``positions``, which rise; None where there are no lines to find."""
+    if file.format == "parquet":
+        yield from (None for _ in positions)
+        return
+    with open_records(file) as (_, records):
+        rows = enumerate(record for record in records if not record.problem)
+        for position in positions:
+            yield next((record for number, record in rows if number == position), None)
+
+
+def find_place(position: int, record: Record | None, first_row: int) -> tuple[str, int]:
+    """Return the unit and number of the data row at ``position``: its line, from 1, if known, or row, counted on."""
+    return ("line", record.line) if record is not None else ("row", position + first_row)
 
 
 @contextmanager
@@ -231,7 +248,7 @@ class _Delimited:
             return Record(number, text, problem=_CARRIAGE_RETURN if "new-line" in str(error) else _OPEN_QUOTE)
         if self._width is not None and len(fields) != self._width:
             hint = "; quote fields that hold the delimiter" if self._quoted else ""
-            problem = f"has {len(fields)} fields, but the header has {self._width}; fix the line{hint}"
+            problem = f"has {counted(len(fields), 'field')}, but the header has {self._width}; fix the line{hint}"
             return Record(number, text, problem=problem)
         return Record(number, text, fields)
 

@@ -18,7 +18,7 @@ import duckdb
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.database import execute, fetch_one, literal
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.raw_files import find_place, find_records
+from crossfade.trainer.prepare.text_records import find_place, find_records
 from crossfade.trainer.prepare.timestamp_formats import (
     INTEGER,
     IS_INTEGER,
@@ -57,10 +57,12 @@ _FORM = (
 _OTHER = 2
 
 
-def find_unnamed_formats(connection: duckdb.DuckDBPyConnection, file: RawFile, column: str) -> InputError | None:
+def find_unnamed_formats(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, column: str, first_row: int
+) -> InputError | None:
     """Return an error if the texts of ``raw`` are of other formats than integers alone or ISO alone.
 
-    Its message has examples, and suggests formats.
+    Its message has examples, and suggests formats; rows are counted from ``first_row``.
     """
     found = execute(
         connection,
@@ -73,7 +75,7 @@ def find_unnamed_formats(connection: duckdb.DuckDBPyConnection, file: RawFile, c
         return None
     positions = [position for position, *_ in found[:2] if isinstance(position, int)]
     examples = [
-        "'{}' ({} {})".format(str(value)[:_MAX_SHOWN], *find_place(position, record))
+        "'{}' ({} {})".format(str(value)[:_MAX_SHOWN], *find_place(position, record, first_row))
         for position, (_, value, _), record in zip(positions, found, find_records(file, positions), strict=False)
     ]
     wrong = f"mixes timestamps of several formats, such as {' and '.join(examples)}; name them all"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
@@ -126,4 +127,4 @@ def _find_stray_files(folder: Folder, manifest: DatasetManifest, problems: Probl
         return []
     listed = {file.path for file in manifest.files()}
     strays = [path for path in sorted(folder.sizes()) if path.endswith(".parquet") and path not in listed]
-    return [f"{len(strays)} file(s) that the manifest does not list, such as {strays[0]}"] if strays else []
+    return [f"{counted(len(strays), 'file')} that the manifest does not list, such as {strays[0]}"] if strays else []

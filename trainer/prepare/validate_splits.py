@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
@@ -74,7 +75,9 @@ class SplitCheck:
         train = self._manifest.splits.get("train")
         groups = [rows for file in train.files for rows in file.row_groups if rows] if train else []
         if len(groups) < _FEW_GROUPS and sum(groups) > GROUP_ROWS_MAX:
-            notes.append(f"train has {len(groups)} row group(s), the most workers that can share it; 64 are better")
+            notes.append(
+                f"train has {counted(len(groups), 'row group')}, the most workers that can share it; 64 are better"
+            )
         if max(groups, default=0) > _LARGE_GROUP_ROWS:
             notes.append(f"train has a row group of {max(groups):,} rows, read at once; {GROUP_ROWS_MAX:,} are enough")
         if self._groups_sorted > self._groups_mixed:

@@ -40,6 +40,8 @@ from crossfade.trainer.recommend.trained_model import TrainedModel
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
 """Interactions in train of a part's queries, unless a single query has more."""
+_MAX_PART_RANKS = 1 << 24
+"""Ranks of a part's queries, unless a single query has more."""
 _REQUEST_FILE = "request.json"
 
 
@@ -71,7 +73,8 @@ def _recommend_in_parts(
     reporter: ProgressReporter,
 ) -> int:
     folder = _open_parts(out, _request(model, recommender, options, queries_Q))
-    starts_P1 = part_starts(model.counts(model.spec.query.name)[queries_Q])
+    counts_Q = model.counts(model.spec.query.name)[queries_Q]
+    starts_P1 = part_starts(counts_Q, part_queries(model, options.count))
     paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     with tempfile.TemporaryDirectory(prefix="histories-", dir=folder) as work:
@@ -100,14 +103,19 @@ def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recom
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
-def part_starts(counts_Q: IntArray) -> IntArray:
+def part_queries(model: TrainedModel, count: int) -> int:
+    """Return how many queries of ``model`` are ranked at a time, ``count`` items or all there are for each."""
+    return max(1, min(MAX_PART_QUERIES, _MAX_PART_RANKS // min(count, model.spec.item.rows)))
+
+
+def part_starts(counts_Q: IntArray, max_queries: int = MAX_PART_QUERIES) -> IntArray:
     """Divide queries with ``counts_Q`` interactions into parts; return where each starts, int64 (P + 1,)."""
     before_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q)])
     starts = [0]
     while starts[-1] < len(counts_Q):
         start = starts[-1]
         fitting = int(np.searchsorted(before_Q1, before_Q1[start] + _MAX_PART_INTERACTIONS, side="right")) - 1
-        starts.append(min(max(fitting, start + 1), start + MAX_PART_QUERIES, len(counts_Q)))
+        starts.append(min(max(fitting, start + 1), start + max_queries, len(counts_Q)))
     return np.array(starts)
 
 
@@ -175,7 +183,7 @@ def _request(
         "options": asdict(options),
         "candidates": recommender.ranker.fingerprint,
         "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
-        "part_queries": MAX_PART_QUERIES,
+        "part_queries": part_queries(model, options.count),
     }
     plain: dict[str, Any] = json.loads(json.dumps(request))
     return plain

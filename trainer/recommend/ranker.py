@@ -63,8 +63,10 @@ class Ranker:
         Args:
             query_QD: vectors of the queries, float32.
             excluded: the rows left out for each query.
-            count: length of a ranking; where fewer candidates are left, it is padded with row -1 and score -inf.
+            count: length of a ranking, at most the number of candidates; where fewer are left to a query, it is padded
+                with row -1 and score -inf.
         """
+        count = min(count, max(1, self._num_candidates))
         if self._candidates.groups is None:
             return self._rank(query_QD, excluded, count)
         rows_QK = np.full((len(query_QD), count), -1, np.int64)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 
+from crossfade.kvstore.counted import counted
+
 _logger = logging.getLogger(__name__)
 
 _FEW_NEGATIVES = 100
@@ -23,13 +25,13 @@ def warn_odd_batches(batch_size: int, rows: int, partitions: int, negatives: str
     """
     if batch_size > rows:
         _logger.warning(
-            f"train.batch_size is {batch_size:,}, but train has {rows:,} interactions, so that an epoch is one step; "
-            "lower train.batch_size"
+            f"train.batch_size is {batch_size:,}, but train has {counted(rows, 'interaction')}, so that an epoch is "
+            "one step; lower train.batch_size"
         )
     others = min(batch_size, rows) // max(1, partitions) - 1
     if negatives == "in_batch" and others < _FEW_NEGATIVES:
         _logger.warning(
             f"in-batch negatives: an example has about {max(0, others):,}, the items of the other examples of its "
-            f"partition (batches of {min(batch_size, rows):,} in {partitions} partition(s)); expected at least "
-            f"{_FEW_NEGATIVES}: raise train.batch_size, lower data.partitions, or set negatives.kind to mixed"
+            f"partition (batches of {min(batch_size, rows):,} in {counted(partitions, 'partition')}); expected at "
+            f"least {_FEW_NEGATIVES}: raise train.batch_size, lower data.partitions, or set negatives.kind to mixed"
         )

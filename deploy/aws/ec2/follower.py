@@ -17,6 +17,7 @@ from crossfade.deploy.aws.ec2.launch import AwsContext, resolve_context, start_i
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
 from crossfade.deploy.aws.ec2.spec import RunSpec
 from crossfade.deploy.aws.ec2.storage import END_FILE, STOP_FILE, HostStatus, RunEnd, RunStorage, StopRequest
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import CloudError, ClusterError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class RunFollower:
                 raise ClusterError(f"host {number} ({host.id}) has ended: {reason}; {console(self._aws, host)}")
             self._losses += 1
             if self._losses > MAX_LOSSES:
-                raise ClusterError(f"AWS has lost {self._losses} hosts, the last one with {reason}")
+                raise ClusterError(f"AWS has lost {counted(self._losses, 'host')}, the last one with {reason}")
         self._replace(number, host, reason)
 
     def _replace(self, number: int, host: Ec2Instance, reason: str) -> None:

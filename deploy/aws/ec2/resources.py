@@ -27,6 +27,7 @@ from crossfade.deploy.aws.ec2.spec import (
     STORAGE_TAG,
 )
 from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import CloudError, CloudRequestError, CrossfadeError
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seco
             left.append(str(error))
 
     if ids:
-        log(f"terminating {len(ids)} instance(s)")
+        log(f"terminating {counted(len(ids), 'instance')}")
         attempt("terminating instances", partial(aws.ec2.terminate_instances, InstanceIds=ids))
         attempt(
             "waiting for the instances to terminate", partial(_wait_until_terminated, aws, ids, deadline, poll_seconds)

@@ -17,7 +17,7 @@ def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
 
 
 def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
-    assert len(model.recommend(k=2)) == 2 * len(model.ids("user"))
+    assert len(model.recommend("all", k=2)) == 2 * len(model.ids("user"))
 
 
 def test_history_of_somebody_new(model: crossfade.Model) -> None:
@@ -49,7 +49,7 @@ def test_vectors_array_and_ids_agree(model: crossfade.Model) -> None:
     ("use", "message"),
     [
         (lambda model: model.recommend("user_4222"), "did you mean 'user_2"),
-        (lambda model: model.recommend("user_42", k=0), "k=0: expected 1 or more"),
+        (lambda model: model.recommend("user_42", k=0), "k=0: expected an integer from 1"),
         (lambda model: model.recommend("user_42", history=["3"]), "found both"),
         (lambda model: model.similar("3", entity="artist"), "has no embeddings of 'artist'"),
         (lambda model: model.evaluate("test"), "has no split 'test'"),

@@ -79,7 +79,7 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Pat
                 assert "the job is done" in succeeded(other.finish()).stderr
     [restart] = report_of(run_dir)["restart_causes"]
     assert f"({third.address}) sent no heartbeat for 15 s" in restart["cause"]
-    assert "waiting for 1 more host(s) to join" in result.stderr
+    assert "waiting for 1 more host to join" in result.stderr
     assert_undisturbed(run_dir, undisturbed)
     assert_last_is_complete(run_dir / "checkpoints")
 

@@ -136,7 +136,7 @@ def test_invalid_event_is_counted_and_adds_no_line(tmp_path: Path) -> None:
     run = read(folder)
     assert run.training.steps["step"].tolist() == [1, 4]
     assert run.training.steps["push"].shape == (2,)
-    assert "2 records are not valid events and are skipped" in run.problems()
+    assert "2 records skipped: not valid events" in run.problems()
 
 
 # ---- a run

@@ -300,7 +300,7 @@ def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_dat
         coordinator, probe = local.start("Job", "planted-coordinator", 1)
         wait_until(lambda: is_healthy(probe), "a healthy coordinator")
         stderr = succeeded(coordinator.finish()).stderr
-        assert "1 scheduler, 1 servers, 1 workers" in stderr
+        assert "1 scheduler, 1 server, 1 worker" in stderr
         for agent, role in ((server, "server-0"), (worker, "worker-0")):
             said = succeeded(agent.finish()).stderr
             assert f": {role} (logs: " in said

@@ -200,7 +200,7 @@ def test_manifest_with_other_row_counts_is_rejected(train_error: TrainError, wor
 
     change_manifest(workspace / "data", swap)
     assert documented("a manifest that does not match its data files", train_error()) == (
-        f"{workspace / 'data' / FILE}: has 1 row group(s) of 1500 rows, but the manifest lists 2 row group(s) of 700, "
+        f"{workspace / 'data' / FILE}: has 1 row group of 1500 rows, but the manifest lists 2 row groups of 700, "
         "800 rows; prepare the data again"
     )
 

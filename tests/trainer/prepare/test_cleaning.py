@@ -140,7 +140,7 @@ def test_since_is_inclusive_and_until_is_exclusive(tmp_path: Path, since: str, u
     assert {row[1] for row in interactions(tmp_path / "out", "train")} == {2, 3}
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [2, 3]
     text = format_summary(manifest, Folder(tmp_path / "out"))
-    assert "dropped: 1 rows from before --since" in text
+    assert "dropped: 1 row from before --since" in text
     assert "dropped: 2 rows from --until on" in text
 
 
@@ -223,7 +223,7 @@ def test_summary_lists_head_and_tail_times_and_empty_files(tmp_path: Path) -> No
     )
     text = format_summary(prepare_files(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
     for part in (
-        "read: 250 rows of 2 file(s), 1 of them empty",
+        "read: 250 rows of 2 files, 1 of them empty",
         "the most frequent 3 (1 %) have 20.8% of train; median 1; 200 occur once",
         "time: from 2020-01-01 00:00:00 UTC to 2020-01-01 00:04:09 UTC",
     ):

@@ -137,7 +137,7 @@ def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
     wrong = write_text(tmp_path / "3.csv", "user,item\n1,1\n")
     caught = crossfade_here("prepare", "--events", one.name, other.name, wrong.name, "--out", "data", cwd=tmp_path)
     assert messages(caught.stderr) == [
-        "crossfade: 3 lines: has 1 fields, but the header has 2; fix the line; quote fields that hold the delimiter "
+        "crossfade: 3 lines: has 1 field, but the header has 2; fix the line; quote fields that hold the delimiter "
         "(1.csv, lines 3, 4; 2.csv, line 2)",
         "crossfade: 1 row: the item id of column 'item' is missing or empty; expected an id in every row "
         "(2.csv, line 3)",
@@ -154,7 +154,7 @@ def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str
     with pytest.raises(InputError) as caught:
         prepare_files(tmp_path / "out", train)
     assert documented("a control character in an ID", str(caught.value))
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == ["ab"]
     assert json.loads((tmp_path / "bad.jsonl").read_text())["text"] == f"c,a{character}b"
 
@@ -162,13 +162,13 @@ def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str
 def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
     wrong = write_text(tmp_path / "e.csv", "user,item\n1,1\n")
     with pytest.raises(InputError, match="no column 'customer'"):
-        prepare_files(tmp_path / "out", wrong, on_bad_line="skip", on_missing="drop")
+        prepare_files(tmp_path / "out", wrong, on_bad_line="skip", max_bad=1, on_missing="drop")
 
 
 def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
     lines = ["customer,item", '1,"open', '2,"two', 'lines"', '3,7" mix', '4,"closed" early', '5,"say ""hi"""', '6,"end']
     train = write_text(tmp_path / "e.csv", "\n".join(lines) + "\n")
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
     ids = {row["id"] for row in vocabulary(tmp_path / "out", "item")}
     assert ids == {"two\nlines", '7" mix', 'say "hi"'}
     bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -183,13 +183,13 @@ def test_mixed_line_endings_are_read(tmp_path: Path) -> None:
 
 def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> None:
     text = write_text(tmp_path / "e.txt", "0 1 2\n1 x\n2 3\n")
-    manifest = prepare_files(tmp_path / "text", text, format="lightgcn", on_bad_line="skip")
+    manifest = prepare_files(tmp_path / "text", text, format="lightgcn", on_bad_line="skip", max_bad=1)
     assert sorted(row[:2] for row in interactions(tmp_path / "text", "train")) == [(0, 1), (0, 2), (2, 3)]
     assert manifest.source["dropped_bad_lines"] == 1
     lines = ['{"customer": "a", "item": 1}', "", '{"customer": "b", "item": 2', "[1, 2]", '{"item": 4}']
     events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
     manifest = prepare_files(
-        tmp_path / "json", events, on_bad_line="skip", on_missing="drop", quarantine=tmp_path / "bad.jsonl"
+        tmp_path / "json", events, on_bad_line="skip", max_bad=1, on_missing="drop", quarantine=tmp_path / "bad.jsonl"
     )
     assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1)]
     assert [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [3, 4]
@@ -198,7 +198,7 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
 
 def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=["a", "b"], item=[1, 2], w=[1.0, float("nan")])
-    prepare_files(tmp_path / "out", train, weight="w", on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, weight="w", on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
     (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
     assert (entry["row"], json.loads(entry["text"])) == (2, {"customer": "b", "item": "2", "w": "nan"})
     assert "is not finite" in entry["problem"]
@@ -208,10 +208,10 @@ def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> No
     train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
     kept = write_text(tmp_path / "bad.jsonl", "earlier\n")
     with pytest.raises(InputError) as caught:
-        prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=kept)
+        prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=kept)
     assert documented("a quarantine file that exists", str(caught.value))
     assert kept.read_text() == "earlier\n"
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", quarantine=kept, overwrite=True)
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=kept, overwrite=True)
     assert json.loads(kept.read_text())["line"] == 3
 
 
@@ -223,7 +223,7 @@ def test_quarantine_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
         ("3", "customer,item\n1,1\n\n2\n"),
     ):
         write_text(train, text)
-        prepare_files(tmp_path / folder, train, on_bad_line="skip", quarantine=tmp_path / "bad.jsonl")
+        prepare_files(tmp_path / folder, train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
     assert json.loads((tmp_path / "bad.jsonl").read_text())["line"] == 4
 
 
@@ -231,13 +231,13 @@ def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) ->
     train = write_text(tmp_path / "e.csv", "customer,item,title\n1,1,One\n2\n2,2,Two\n")
     other = write_text(tmp_path / "n.csv", "item,title\n1,Uno\n2\n2,Dos,x\n")
     kept, of_events = tmp_path / "bad.jsonl", {"item": NamesFile(train, "item", "title")}
-    with pytest.raises(InputError, match="has 1 fields"):
+    with pytest.raises(InputError, match="has 1 field"):
         prepare_files(tmp_path / "out", train, names=of_events)
-    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line="skip", quarantine=kept)
+    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line="skip", max_bad=1, quarantine=kept)
     assert [row["name"] for row in vocabulary(tmp_path / "1", "item")] == ["One", "Two"]
     assert len(kept.read_text().splitlines()) == 1
     of_other = {"item": NamesFile(other, "item", "title")}
-    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line="skip", quarantine=kept)
+    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line="skip", max_bad=1, quarantine=kept)
     assert manifest.source["item_names_bad_lines"] == 2
     assert [json.loads(line)["file"].rpartition("/")[2] for line in kept.read_text().splitlines()] == [
         "e.csv",
@@ -248,7 +248,7 @@ def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) ->
 
 def test_weights_and_counts_skip_dropped_rows(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item,w\n1,1,1\n,2,0\n1,3,0\n")
-    manifest = prepare_files(tmp_path / "out", train, weight="w", on_missing="drop")
+    manifest = prepare_files(tmp_path / "out", train, weight="w", on_missing="drop", max_bad=1)
     facts = manifest.source
     assert (facts["rows_read"], facts["dropped_missing"], facts["dropped_zero_weight"]) == (3, 1, 1)
 
@@ -263,7 +263,7 @@ def test_corrupt_compression_is_reported(tmp_path: Path) -> None:
 
 def test_manifest_without_faults_has_none(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 2], item=[1, 1])
-    facts = prepare_files(tmp_path / "out", train, on_bad_line="skip", on_missing="drop").source
+    facts = prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, on_missing="drop").source
     assert (facts["dropped_bad_lines"], facts["dropped_missing"]) == (0, 0)
     assert "dropped_faults" not in facts
 
@@ -285,6 +285,6 @@ def test_bad_line_does_not_change_how_the_others_are_read(tmp_path: Path, form: 
     sound = write_text(tmp_path / f"sound.{form}", text.getvalue())
     dirty = write_text(tmp_path / f"dirty.{form}", text.getvalue() + "c300" + "\n")
     prepare_files(tmp_path / "1", sound)
-    assert prepare_files(tmp_path / "2", dirty, on_bad_line="skip").source["dropped_bad_lines"] == 1
+    assert prepare_files(tmp_path / "2", dirty, on_bad_line="skip", max_bad=1).source["dropped_bad_lines"] == 1
     assert interactions(tmp_path / "1", "train") == interactions(tmp_path / "2", "train")
     assert {row[:2] for row in interactions(tmp_path / "1", "train")} == {row[:2] for row in rows[1:]}

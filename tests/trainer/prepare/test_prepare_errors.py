@@ -1,6 +1,7 @@
 """Rejected input of ``prepare``: each message names the file, the place and the fix, and nothing is written."""
 
 import datetime as dt
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,25 @@ def output_above_input(folder: Path) -> dict[str, Any]:
     return {"train": [write_text(folder / "out/e.csv", "customer,item\n1,1\n")], "overwrite": True}
 
 
+def fifo(folder: Path) -> dict[str, Any]:
+    os.mkfifo(folder / "e.csv")
+    return {"train": [folder / "e.csv"]}
+
+
+def parquet_of_long_texts(folder: Path) -> dict[str, Any]:
+    """Return a file of a few kilobytes with 2 GB of text: dictionaries hold each value once."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 2_000_000]))
+    return {"train": [write_parquet(folder / "e.parquet", customer=list(range(1000)), item=text)]}
+
+
+MOSTLY_BAD = "customer,item,w\n" + "".join(f"1,{n},{'yes' if n % 4 else 1}\n" for n in range(400))
 GOOD = "customer,item,w,t\n1,1,1,5\n"
 
 
 REJECTED: dict[str, tuple[Case, list[str]]] = {
     "missing file": (lambda folder: {"train": [folder / "no.csv"]}, ["--train", "no.csv", "no such file"]),
     "pattern without match": (lambda folder: {"train": [f"{folder}/*.csv"]}, ["--train", "*.csv", "matches no file"]),
+    "a FIFO": (fifo, ["--train", "e.csv", "FIFO", "--events -"]),
     "folder": (lambda folder: {"train": [folder]}, ["is a folder", "*.parquet"]),
     "remote": (lambda _: {"train": ["ftp://bucket/e.parquet"]}, ["ftp://bucket/e.parquet", "s3://BUCKET/KEY"]),
     "unknown file ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
@@ -91,10 +105,18 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     ),
     "duplicate column": (csv_case("customer,item,item\n1,1,2\n"), ["2 columns 'item'"]),
     "empty file": (csv_case(""), ["e.csv", "is empty", "header"]),
-    "too few fields": (csv_case("customer,item\n1,1\n2\n"), ["e.csv, line 3", "1 fields", "header has 2"]),
+    "too few fields": (csv_case("customer,item\n1,1\n2\n"), ["e.csv, line 3", "1 field", "header has 2"]),
     "too many fields": (csv_case("customer,item\n1,1\n2,3,4\n"), ["e.csv, line 3", "3 fields", "header has 2"]),
     "unclosed quote": (csv_case('customer,item\n1,"1\n2,3\n'), ["e.csv, line 2", "quote opens"]),
     "not UTF-8": (csv_case(b"customer,item\n1,a\n2,caf\xe9\n"), ["e.csv, line 3", "not UTF-8", "iconv"]),
+    "UTF-16": (csv_case(GOOD.encode("utf-16")), ["e.csv", "iconv -f UTF-16 "]),
+    "UTF-16 without a byte order mark": (csv_case(GOOD.encode("utf-16-le")), ["e.csv", "iconv -f UTF-16LE "]),
+    "a Parquet file that decodes to too much": (parquet_of_long_texts, ["2,000,0", "1,073,741,824"]),
+    "too many bad lines": (
+        csv_case(MOSTLY_BAD, weight="w", on_bad_line="skip"),
+        ["300 of 400 rows", "75.0%", "lines 3 'yes', 4 'yes'", "--max-bad 75%"],
+    ),
+    "an ID above 4 KiB": (csv_case(f"customer,item\n1,{'x' * 4097}\n"), ["line 2", "4,096 bytes"]),
     "carriage return inside a line": (csv_case("customer\titem\n1\ta\rb\n2\tc\n", "e.tsv"), ["e.tsv, line 2", "tr -d"]),
     "empty id, CSV": (
         csv_case('customer,item\n1,"a\nb"\n\n2,\n'),

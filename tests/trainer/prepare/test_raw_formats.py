@@ -124,7 +124,7 @@ def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None
         '{"customer": null, "item": 2}',
     ]
     train = write_text(tmp_path / "e.jsonl", "\n".join(lines))
-    manifest = prepare_files(tmp_path / "out", train, on_missing="drop")
+    manifest = prepare_files(tmp_path / "out", train, on_missing="drop", max_bad=1)
     assert sorted(interactions(tmp_path / "out", "train")) == [("007", 1, 1.0), ("8", 12345678901, 1.0)]
     assert manifest.source["dropped_missing"] == 1
 
@@ -240,7 +240,7 @@ def test_event_weights_are_applied_and_weight_zero_is_dropped(tmp_path: Path) ->
     manifest = prepare_files(tmp_path / "out", train, event="what", event_weights=weights)
     assert Counter(interactions(tmp_path / "out", "train")) == Counter([(1, 1, 1.0), (1, 2, 2.5), (2, 1, 1.0)])
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [1, 2]  # 3 was only skipped
-    assert "1 rows of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "1 row of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_command_writes_raw_events_and_prints_how_to_prepare_them(
     arguments = parse(["synthesize", "--raw-events", *SIZES, "--out", out])
     assert arguments.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{out}: 5,000 events of 50 ids of customer and 40 of track, in 2 file(s)"
+    assert lines[0] == f"{out}: 5,000 events of 50 ids of customer and 40 of track, in 2 files"
     words = shlex.split(lines[1].removeprefix("next: "))
     assert words[:2] == ["crossfade", "prepare"]
     prepared = parse(words[1:])

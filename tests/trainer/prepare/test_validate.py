@@ -310,7 +310,7 @@ def test_sorted_train_and_stray_files_are_noted(dataset: ForeignDataset) -> None
         "train is sorted by customer; training works better on rows in random order"
     ]
     folder.write("train/left.parquet", b"PAR1")
-    assert run_validation(folder).notes[0] == "1 file(s) that the manifest does not list, such as train/left.parquet"
+    assert run_validation(folder).notes[0] == "1 file that the manifest does not list, such as train/left.parquet"
 
 
 def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:

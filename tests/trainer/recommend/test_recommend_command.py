@@ -228,7 +228,8 @@ def test_interrupted_command_continues_with_the_first_missing_part(
 def test_customer_gets_the_same_alone_and_with_the_kernels_of_another_processor(
     workspace: Path, tmp_path: Path
 ) -> None:
-    command, files = ("recommend", "run", "--all", "-k", 20, "--out"), [tmp_path / "here.parquet", tmp_path / "there.parquet"]
+    command = ("recommend", "run", "--all", "-k", 20, "--out")
+    files = [tmp_path / "here.parquet", tmp_path / "there.parquet"]
     succeeded(crossfade_here(*command, files[0], cwd=workspace))
     # Where OpenBLAS has no kernels of that name, it uses its own.
     succeeded(crossfade(*command, files[1], cwd=workspace, variables={"OPENBLAS_CORETYPE": "Nehalem"}))
@@ -300,7 +301,7 @@ def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
     plays.write_text("track,weight,customer\n5008,1,new\n5013,1,new\n5001,2,other\n5002,-1,other\n77,1,new\n")
     result = crossfade_here("recommend", "run", "--history-file", plays, "--out", out, "-k", 8, cwd=workspace)
     assert succeeded(result).stdout == f"16 recommendations to 2 new of customer: {out}\n"
-    assert result.stderr == f"crossfade: 1 lines of {plays} name no known track; left out\n"
+    assert result.stderr == f"crossfade: 1 line of {plays} with no known track; left out\n"
     found = read_file(out)
     [named] = tracks(recommend("run", "--history", "5008", "5013", "-k", 8, cwd=workspace)).values()
     assert found["new"] == named

@@ -77,7 +77,7 @@ def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
     aws.client("iam").create_role(RoleName="crossfade", AssumeRolePolicyDocument="{}")  # made without Crossfade
     assert main(["submit", "ec2", "--cleanup"]) == 0
     stderr = capsys.readouterr().err
-    assert f"{active} still has 1 instance(s)" in stderr
+    assert f"{active} still has 1 instance" in stderr
     assert "of-another belongs to arn:aws:iam::123456789012:user/another" in stderr
     assert sorted(leftovers(aws)) == sorted([*before, "role crossfade-of-another", "role crossfade"])
 

@@ -1,0 +1,145 @@
+"""Check the arguments of the Python API, so that a wrong one is an error in the words of Python.
+
+k = whole_number("k", k)
+texts = id_texts("queries", ["user_7", 42])                     # ["user_7", "42"]
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.similar_names import similar_name
+
+_MAX_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """Return ``value`` as Python code, shortened for a message."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def whole_number(name: str, value: object, minimum: int = 1) -> int:
+    """Return an argument as an integer of at least ``minimum``.
+
+    Raises:
+        InputError: it is none. A fraction or truth value is none, whatever its value.
+    """
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < minimum:
+        raise InputError(f"{name}={shown(value)}: expected an integer from {minimum}")
+    return number
+
+
+def number_from_0(name: str, value: object) -> float:
+    """Return an argument as a finite number of at least 0.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < math.inf:
+        raise InputError(f"{name}={shown(value)}: expected a number from 0")
+    return float(value)
+
+
+def text(name: str, value: object, what: str = "text") -> str:
+    """Return an argument that must be text; ``what`` says of which kind.
+
+    Raises:
+        InputError: it is not, or empty.
+    """
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}={shown(value)}: expected {what}")
+    return value
+
+
+def path(name: str, value: object) -> str:
+    """Return an argument that must be a path or an address.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise InputError(f"{name}={shown(value)}: expected a path")
+    return str(value)
+
+
+def mapping(name: str, value: object, example: str) -> Mapping[str, Any]:
+    """Return an argument that must be a mapping with text as keys, as in ``example``; None stands for an empty one.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{name}={shown(value)}: expected a dictionary, such as {example}")
+    return value
+
+
+def choices(name: str, values: object, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return an argument that must be one or several of ``allowed``.
+
+    Raises:
+        InputError: it is not.
+    """
+    given = (values,) if isinstance(values, str) else values
+    if not isinstance(given, Iterable):
+        raise InputError(f"{name}={shown(values)}: expected some of {', '.join(map(repr, allowed))}")
+    found = tuple(given)
+    for value in found:
+        if value not in allowed:
+            near = similar_name(value, allowed) if isinstance(value, str) else None
+            hint = f"did you mean {near!r}?" if near else f"expected {' or '.join(map(repr, allowed))}"
+            raise InputError(f"{name}={shown(values)}: there is no {shown(value)}; {hint}")
+    return found
+
+
+def id_texts(name: str, values: Any) -> list[str]:
+    """Return one ID or name, or several, as texts, the form in which they are looked up.
+
+    Whole numbers that pandas has made fractional are written without a fraction.
+
+    Raises:
+        InputError: there is none, one is missing, or one is something else.
+    """
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise InputError(
+            f"{name}: expected an ID or name, or several, but found {type(values).__name__}: pass a column"
+        )
+    if hasattr(values, "to_pylist"):  # of Arrow, whose elements are not Python's
+        values = values.to_pylist()
+    is_one = isinstance(values, str | bytes) or not isinstance(values, Iterable) or np.ndim(values) == 0
+    texts = [
+        _id_text(f"{name}={shown(value)}" if is_one else f"{name}[{place}]", value)
+        for place, value in enumerate([values] if is_one else values)
+    ]
+    if not texts:
+        raise InputError(f"{name} is empty; expected an ID or name, or several")
+    return texts
+
+
+def _id_text(place: str, value: Any) -> str:
+    if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0:
+        value = value.item()
+    if (
+        value is None
+        or type(value).__name__ in {"NAType", "NaTType"}
+        or (isinstance(value, float) and math.isnan(value))
+    ):
+        raise InputError(f"{place} is missing; expected an ID or name: leave out missing values")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bytes | Mapping) or (isinstance(value, Iterable) and not isinstance(value, str)):
+        raise InputError(f"{place}: expected an ID or name, but found {type(value).__name__}")
+    return str(value)

@@ -1,0 +1,77 @@
+"""``--max-bad``: a wrong column or format is not read as a small dataset, in any format and for files of names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from preparing import entries, prepare_files, write_parquet, write_text
+from running_command import messages
+
+from crossfade.kvstore.errors import InputError
+from crossfade.trainer.prepare.vocabulary_tables import NamesFile
+
+ROWS = 100
+VALUES = {"few": 5, "many": 40}
+"""How many of the rows are at fault."""
+
+
+def event_file(folder: Path, kind: str, bad: int) -> tuple[Path, dict[str, Any]]:
+    """Write events of a ``kind`` of which ``bad`` have text as weight; return options that read them."""
+    rows = [{"customer": n % 9, "item": n, "w": "x" if n < bad else "1"} for n in range(ROWS)]
+    if kind == "parquet":
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return write_parquet(folder / "e.parquet", **columns), {"weight": "w"}
+    if kind == "jsonl":
+        return write_text(folder / "e.jsonl", "\n".join(map(json.dumps, rows))), {"weight": "w"}
+    if kind == "lightgcn":  # a good line has many rows, so that lines are counted
+        lines = ["1 x" if n < bad else f"{n} {' '.join(map(str, range(50)))}" for n in range(ROWS)]
+        return write_text(folder / "e.txt", "\n".join(lines)), {"format": "lightgcn"}
+    delimiter = {"csv": ",", "tsv": "\t"}[kind]
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(str, row.values())) for row in rows)]
+    return write_text(folder / f"e.{kind}", "\n".join(lines)), {"weight": "w"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "jsonl", "lightgcn"])
+def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Path, kind: str) -> None:
+    few, options = event_file(tmp_path, kind, VALUES["few"])
+    options |= {"on_bad_line": "skip", "hold_out_valid": "none"}
+    assert prepare_files(tmp_path / "few", few, **options).source["dropped_bad_lines"] == VALUES["few"]
+    many, _ = event_file(tmp_path, kind, VALUES["many"])
+    before = entries(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"^40 of 100 rows would be left out \(40\.0%\).*{many.name}.* --max-bad 40%$"
+    ):
+        prepare_files(tmp_path / "many", many, quarantine=tmp_path / "bad.jsonl", **options)
+    assert entries(tmp_path) == before
+    prepare_files(tmp_path / "many", many, max_bad=0.4, **options)
+
+
+def test_rows_with_missing_values_count_too(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, None] * 50, item=list(range(100)))
+    with pytest.raises(InputError, match="50 of 100 rows would be left out"):
+        prepare_files(tmp_path / "out", train, on_missing="drop")
+
+
+def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 2] * 50, item=list(range(100)))
+    names = write_text(tmp_path / "n.csv", "id,name\n" + "".join(f"{n},Earth, Wind\n" for n in range(60)) + "70,Abba\n")
+    with pytest.raises(InputError, match=r"60 of 61 rows would be left out.*n\.csv"):
+        prepare_files(tmp_path / "out", train, on_bad_line="skip", names={"item": NamesFile(names, "id", "name")})
+
+
+@pytest.mark.parametrize(
+    ("share", "code"), [("40%", 0), ("0.4", 0), ("1", 0), ("100%", 0), ("39.9%", 2), ("0", 2), ("nan", 2), ("-1", 2)]
+)
+def test_share_is_a_fraction_or_a_percentage(tmp_path: Path, share: str, code: int) -> None:
+    event_file(tmp_path, "csv", VALUES["many"])
+    words = ("--events", "e.csv", "--item", "item", "--weight", "w", "--on-bad-line", "skip", f"--max-bad={share}")
+    assert crossfade_here("prepare", *words, "--out", "data", cwd=tmp_path).returncode == code
+
+
+def test_number_of_percent_without_its_sign_is_an_error(tmp_path: Path) -> None:
+    event_file(tmp_path, "csv", VALUES["few"])
+    result = crossfade_here("prepare", "--events", "e.csv", "--max-bad", "20", "--out", "data", cwd=tmp_path)
+    documented("a share that is none", messages(result.stderr)[-1].removeprefix("crossfade: error: "))

@@ -1,0 +1,110 @@
+"""Files that are not what their names say: pipes, integers written as fractions, and small files of gigabytes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from preparing import entries, interactions, prepare_files, vocabulary, write_parquet, write_text
+from small_disk import MountError, mounted_disk
+
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+
+OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_integers_with_gaps_that_pandas_made_fractional_are_integers(tmp_path: Path, extension: str) -> None:
+    plays = pd.DataFrame({"customer": range(100), "item": [7, 8] * 50, "at": range(1_700_000_000, 1_700_000_100)})
+    gaps = plays.astype({"customer": "float", "at": "float"})
+    gaps.loc[3, "customer"] = np.nan
+    path = tmp_path / f"gaps.{extension}"
+    gaps.to_csv(path, index=False) if extension == "csv" else gaps.to_parquet(path)
+    whole = write_text(tmp_path / "whole.csv", "customer,item,at\n500,7,1700000500\n")
+    manifest = prepare_files(tmp_path / "out", path, whole, **OPTIONS)
+    assert manifest.entities["customer"].id_type == "int64"
+    assert manifest.source["dropped_missing"] == 1
+    assert {row["id"] for row in vocabulary(tmp_path / "out", "customer")} == {*range(100), 500} - {3}
+    assert {row[3] for row in interactions(tmp_path / "out", "train")} >= {1_700_000_000, 1_700_000_500}
+
+
+def test_fractions_and_texts_with_a_fraction_stay_what_they_are(tmp_path: Path) -> None:
+    fractions = write_parquet(tmp_path / "e.parquet", customer=[1.0, 2.5], item=[1, 2])
+    with pytest.raises(InputError, match="holds fractional numbers"):
+        prepare_files(tmp_path / "out", fractions)
+    texts = write_text(tmp_path / "e.csv", "customer,item\n1.0,a\n2.5,b\n")
+    versions = write_text(tmp_path / "v.csv", "customer,item\n1.0,a\n2.0,b\n")
+    for file, options in ((texts, {}), (versions, {"id_type": "string"})):
+        prepare_files(tmp_path / file.stem, file, hold_out_valid="none", **options)
+        assert "1.0" in {row["id"] for row in vocabulary(tmp_path / file.stem, "customer")}
+
+
+def test_text_that_decompresses_to_too_much_stops_while_it_is_read(tmp_path: Path) -> None:
+    line = b"1," + b"x" * 998 + b"\n"
+    with pa.CompressedOutputStream(str(tmp_path / "e.csv.zst"), "zstd") as file:
+        file.write(b"customer,item\n")
+        for _ in range(1200):
+            file.write(line * 1000)
+    assert (tmp_path / "e.csv.zst").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match=r"decodes to 1,07[\d,]+ bytes or more"):
+        prepare_files(tmp_path / "out", tmp_path / "e.csv.zst")
+
+
+def test_pipes_and_devices_are_rejected_at_once_wherever_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    write_text(tmp_path / "e.csv", "customer,item\n1,1\n")
+    for words in (
+        ("--events", "/dev/zero", "--format", "csv"),
+        ("--events", "e.csv", "--names", "item=pipe.csv:a:b"),
+        ("--events", "e.csv", "--features", "item=pipe.csv:a:b"),
+    ):
+        result = crossfade_here("prepare", *words, "--out", "data", cwd=tmp_path)
+        assert result.returncode == 2
+        assert "is a FIFO, socket, or device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--event-weights", "true=0", "True=0"], "separate its values with commas: --event-weights true=0,True=0"),
+        (["--event-weights=true=0,", "True=0"], "separate its values with commas: --event-weights true=0,True=0"),
+        (["--min-count", "item=2", "customer=3"], "repeat the option: --min-count item=2 --min-count customer=3"),
+        (["--query", "customer", "=", "user"], "write it without spaces: --query customer=user"),
+        (["--weight", "w", "more.csv"], "use --events more.csv"),
+    ],
+)
+def test_values_with_spaces_get_the_advice_of_their_option(
+    words: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from crossfade.main import main
+
+    with pytest.raises(SystemExit):
+        main(["prepare", "--events", "e.csv", *words])
+    assert capsys.readouterr().err.endswith(f"{advice}\n")
+
+
+@pytest.mark.parametrize("kilobytes", [200, 3000, 9000])
+def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int) -> None:
+    rows = "".join(f"customer-{n},item-{n % 50_000}-{'x' * 20}\n" for n in range(150_000))
+    events = write_text(tmp_path / "e.csv", f"customer,item\n{rows}")
+    try:
+        with mounted_disk(tmp_path / "disk", kilobytes << 10) as disk:
+            with pytest.raises(CrossfadeError) as caught:
+                prepare_files(disk / "out", events)
+            documented("a full disk", str(caught.value), exit_code=1)
+            assert str(disk) in str(caught.value)
+            assert entries(disk) == []
+    except MountError as error:
+        pytest.skip(str(error))
+
+
+def test_dataset_of_a_frame_without_gaps_has_integer_ids(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1.0, None] + [2.0] * 20, item=list(range(22)))
+    prepare_files(tmp_path / "out", train, on_missing="drop", hold_out_valid="none")
+    assert read_manifest(Folder(tmp_path / "out")).entities["customer"].id_type == "int64"
