@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -359,12 +359,11 @@ def answering(server: RunningServer) -> list[psutil.Process]:
 
 def work_folder(server: RunningServer) -> Path:
     """Return the working folder of the server, which its processes have in their environment."""
-    [child, *_] = [
-        process
-        for process in psutil.Process(server.command.process.pid).children(recursive=True)
-        if "CROSSFADE_SERVE_VERSIONS" in process.environ()
-    ]
-    return Path(child.environ()["CROSSFADE_SERVE_VERSIONS"])
+    for process in server.command.mark.processes():
+        with suppress(psutil.Error):  # it has ended
+            if found := process.environ().get("CROSSFADE_SERVE_VERSIONS"):
+                return Path(found)
+    raise AssertionError("no process answers")
 
 
 def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_path: Path) -> None:
