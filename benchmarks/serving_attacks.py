@@ -37,7 +37,7 @@ import psutil
 from serving import trained
 
 _CONNECTIONS, _HEALTH_RATE, _HEALTH_SECONDS = 32, 10, 5.0
-_THREADS, _ITEMS, _CUSTOMERS = 6, 60_000, 10_000
+_THREADS, _ITEMS, _CUSTOMERS = 6, 4_000, 2_000
 _JSON = b"Content-Type: application/json\r\n"
 _M = 1 << 20
 

@@ -68,6 +68,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._end_requests()
 
+    def send_400_response(self, msg: str) -> None:
+        """Reject what cannot be parsed, and end the connection with all its requests."""
+        super().send_400_response(msg)
+        self._end_requests()
+
     def break_off(self) -> None:
         """End the connection at once."""
         self._end_requests()
