@@ -60,9 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "-k", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)"
-    )
+    output.add_argument("-k", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)")
     parser.set_defaults(run=run)
 
 
@@ -95,9 +93,7 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     names = RowNames(model.vocabulary(entity), entity)
     # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
     rows = names.find(arguments.names, _logger.warning)
-    rows_QK, cosine_QK = similar_rows(
-        model, entity, np.array(rows, np.int64), arguments.k, filters, arguments.index
-    )
+    rows_QK, cosine_QK = similar_rows(model, entity, np.array(rows, np.int64), arguments.k, filters, arguments.index)
     labels = distinct_labels(names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]])))
     for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
         print_line(labels[row])

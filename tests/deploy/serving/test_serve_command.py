@@ -154,7 +154,7 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     assert server.post("recommend", {"histories": histories, "k": 1})[0] == 200
     for body in (
         {f"unknown {number}": "secret" for number in range(100_000)},
-        {"ids": ["secret" * 200] * 100, "k": "secret", "where": ["secret"], **dict.fromkeys(range(9), "secret")},
+        {"ids": ["secret" * 200] * 100, "k": "secret", "where": ["secret"], "unknown": "secret"},
         {"histories": [[{"secret": "secret"}] * 1000] * 100},
         {"ids": [[]] * 100_000},
         [[]] * 300_000,
@@ -163,8 +163,8 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         found, answer = server.post("recommend", body)
         text = json.dumps(answer)
         assert (found, len(answer["detail"]) <= 5, len(text) < 2000) == (422, True, True), text
-        assert "input" not in text.replace("Input", "").replace("inputs", "")
-        assert "'secret" not in text
+        assert '"input"' not in text
+        assert text.count("secret") <= 1  # a name of a field at most
 
 
 def test_pages_of_other_sites_send_no_request(server: RunningServer) -> None:
