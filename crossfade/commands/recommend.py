@@ -96,7 +96,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_customers(parser)
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument(
-        "-k", "--count", type=int, default=10, metavar="N", help="recommend N items to each customer (default: 10)"
+        "-k", type=int, default=10, metavar="N", help="recommend N items to each customer (default: 10)"
     )
     ranking.add_argument(
         "--exclude",
@@ -177,8 +177,8 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.recommend.recommender import ALL_SPLITS, RecommendOptions
 
-    if arguments.count < 1:
-        raise InputError(f"--count {arguments.count}: expected 1 or more")
+    if arguments.k < 1:
+        raise InputError(f"-k {arguments.k}: expected 1 or more")
     if not (math.isfinite(arguments.popularity_damping) and arguments.popularity_damping >= 0):
         raise InputError(f"--popularity-damping {arguments.popularity_damping}: expected a number of 0 or more")
     if arguments.index is not None and arguments.popularity_damping:
@@ -203,7 +203,7 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         )
     exclude = ALL_SPLITS if arguments.exclude is None else tuple(dict.fromkeys(arguments.exclude))
     return RecommendOptions(
-        arguments.count, exclude, arguments.popularity_damping, read_filters(arguments), arguments.index
+        arguments.k, exclude, arguments.popularity_damping, read_filters(arguments), arguments.index
     )
 
 

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     ('crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"', "Look rows up by name."),
-    ("crossfade similar runs/plays --entity track 1234 --count 5", "Look a row up by ID, and print five neighbors."),
+    ("crossfade similar runs/plays --entity track 1234 -k 5", "Look a row up by ID, and print five neighbors."),
     (
         'crossfade similar runs/lastfm "Miles Davis" --where "NOT list_contains(tag, \'jazz\')"',
         "Print neighbors outside jazz.",
@@ -62,9 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "-k", "--count", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)"
-    )
+    output.add_argument("-k", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)")
     parser.set_defaults(run=run)
 
 
@@ -78,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    if arguments.count < 1:
-        raise InputError(f"--count {arguments.count}: expected 1 or more")
+    if arguments.k < 1:
+        raise InputError(f"-k {arguments.k}: expected 1 or more")
     filters = read_filters(arguments)
     with_trained_model(
         arguments.source,
@@ -101,9 +99,7 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     names = RowNames(model.vocabulary(entity), entity)
     # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
     rows = names.find(arguments.names, _logger.warning)
-    rows_QK, cosine_QK = similar_rows(
-        model, entity, np.array(rows, np.int64), arguments.count, filters, arguments.index
-    )
+    rows_QK, cosine_QK = similar_rows(model, entity, np.array(rows, np.int64), arguments.k, filters, arguments.index)
     labels = distinct_labels(names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]])))
     for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
         print_line(labels[row])

@@ -97,7 +97,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _is_option(word: str, name: str) -> bool:
-    """Return whether ``word`` is the option ``name``, alone or with its value: ``--count=5``, ``-k5``."""
+    """Return whether ``word`` is the option ``name``, alone or with its value: ``--length=5``, ``-k5``."""
     return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
 
 

@@ -14,6 +14,7 @@ from flask import Response
 
 from crossfade.deploy.access import SECURITY_HEADERS, Access
 from crossfade.deploy.dashboard import charts, page
+from crossfade.deploy.dashboard.callback_requests import check_callback_requests, is_text, is_texts
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
@@ -43,6 +44,14 @@ _INDEX = """<!DOCTYPE html>
 </body>
 </html>"""
 _GRAPHS = tuple(GRAPHS)
+_STORES = {
+    "location": is_text,
+    "listed": is_text,
+    "shown-version": is_text,
+    "selected": is_texts,
+    "axis": lambda value: value in AXES if isinstance(value, str) else False,
+}
+"""What the values of components may be, other than counts."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
@@ -70,6 +79,7 @@ def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = A
     _select_axis(app)
     _select_runs(app, runs)
     _show_runs(app, runs)
+    check_callback_requests(app, _STORES)
     _protect(app)
     return app
 

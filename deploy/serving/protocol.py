@@ -13,7 +13,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from crossfade.trainer.monitoring.places import Places
 
@@ -52,6 +52,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._is_in_head = False
         self._head_bytes = 0
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests that are not answered yet, of which the client may send several at once."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a place, if need be that of another connection."""
@@ -64,6 +66,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_deadline()
         self._bounds.places.remove(self)
         super().connection_lost(exc)
+        self._end_requests()
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject what cannot be parsed, and end the connection with all its requests."""
+        super().send_400_response(msg)
+        self._end_requests()
+
+    def break_off(self) -> None:
+        """End the connection at once."""
+        self._end_requests()
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse ``data``; reject headers that are too large."""
@@ -75,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.transport.abort}
+        self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.break_off}
         self._is_in_head = True
         self._restart_deadline()
 
@@ -89,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the headers."""
         self._is_in_head = False
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def on_message_complete(self) -> None:
         """End the request: its answer may take as long as it needs."""
@@ -111,12 +125,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop_deadline()
         super().resume_writing()
 
+    def _end_requests(self) -> None:
+        """Have the application learn that nobody reads its answers: to write them would be an error."""
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
     def _admit(self) -> None:
         _break_off(self._bounds.places.admit(self))
 
     def _restart_deadline(self) -> None:
         self._stop_deadline()
-        self._deadline = self.loop.call_later(self._bounds.seconds, self.transport.abort)
+        self._deadline = self.loop.call_later(self._bounds.seconds, self.break_off)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
@@ -127,4 +147,4 @@ class BoundedProtocol(HttpToolsProtocol):
 def _break_off(protocol: BoundedProtocol | None) -> None:
     """Break off a connection, if there is one."""
     if protocol is not None:
-        protocol.transport.abort()
+        protocol.break_off()

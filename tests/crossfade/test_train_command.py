@@ -241,8 +241,8 @@ def similar(workspace: Path, *arguments: object) -> subprocess.CompletedProcess[
 
 def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:
     by_name, by_id = (
-        succeeded(similar(workspace, "genre 2 song 7", "--count", 5)),
-        succeeded(similar(workspace, 5007, "--count", 5)),
+        succeeded(similar(workspace, "genre 2 song 7", "-k", 5)),
+        succeeded(similar(workspace, 5007, "-k", 5)),
     )
     assert by_name.stdout == by_id.stdout
     title, *lines = by_name.stdout.splitlines()

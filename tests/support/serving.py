@@ -5,11 +5,12 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import psutil
 from running_command import RunningCommand, started
 from waiting import wait_until
 
@@ -45,6 +46,25 @@ class RunningServer:
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.text("metrics"), re.MULTILINE)
         return float(found[1]) if found else 0.0
 
+    def is_healthy(self) -> bool:
+        """Return whether the server answers."""
+        try:
+            return bool(self.get("healthz")[0] == 200)
+        except OSError:
+            return False
+
+    def answering(self) -> list[psutil.Process]:
+        """Return the processes that answer requests."""
+        return [each for each in self.command.mark.processes() if "spawn_main" in " ".join(each.cmdline())]
+
+    def work_folder(self) -> Path:
+        """Return the working folder, which the processes have in their environment."""
+        for process in self.command.mark.processes():
+            with suppress(psutil.Error):  # it has ended
+                if found := process.environ().get("CROSSFADE_SERVE_VERSIONS"):
+                    return Path(found)
+        raise AssertionError("no process answers")
+
     def _send(self, request: urllib.request.Request) -> Answer:
         try:
             with urllib.request.urlopen(request) as response:
@@ -66,12 +86,5 @@ def running_server(source: object, *options: object, cwd: Path) -> Iterator[Runn
         if found is None:
             raise AssertionError(f"expected the address, but found {line!r}\n{command.finish().stderr}")
         server = RunningServer(command, found[1])
-        wait_until(lambda: _answers(server), "the server answers")
+        wait_until(server.is_healthy, "the server answers")
         yield server
-
-
-def _answers(server: RunningServer) -> bool:
-    try:
-        return server.get("healthz")[0] == 200
-    except OSError:
-        return False

@@ -313,7 +313,7 @@ def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
 
 def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
     customer = ("run", "--customer", "c010")
-    rejected("a count of recommendations below 1", *customer, "--count", 0, cwd=workspace)
+    rejected("a count of recommendations below 1", *customer, "-k", 0, cwd=workspace)
     rejected("a negative popularity damping", *customer, "--popularity-damping", "nan", cwd=workspace)
     rejected("recommendations to all without a file", "run", "--all", cwd=workspace)
     rejected("--json with --out", *customer, "--json", "--out", "x.parquet", cwd=workspace)

@@ -139,7 +139,7 @@ def test_vacant_rows_are_neither_evaluated_nor_found(workspace: Path) -> None:
     # The three tracks with an id are all ranked, so recall and coverage are complete.
     assert metrics["test"]["recall@3"] == metrics["test"]["coverage@3"] == metrics["test"]["coverage@10"] == 1
     succeeded(crossfade_here("export", "run2/checkpoints", "--out", "exported", cwd=workspace))
-    lines = succeeded(crossfade_here("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=workspace)).stdout
+    lines = succeeded(crossfade_here("similar", "run2", "--entity", "track", "-k", 9, "a", cwd=workspace)).stdout
     assert "None" not in lines
     assert len(lines.strip().splitlines()) < 5
     assert "track" in succeeded(crossfade_here("plan", "job2.yaml", cwd=workspace)).stdout

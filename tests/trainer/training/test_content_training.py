@@ -127,7 +127,7 @@ def test_checkpoint_gives_the_vectors_that_training_wrote(workspace: Path, train
 def test_evaluate_and_recommend_use_content(workspace: Path, trained: Path) -> None:
     printed = json.loads(succeeded(crossfade_here("evaluate", trained, "--json", cwd=workspace)).stdout)
     assert printed["test"]["recall_among_cold@10"] == pytest.approx(quality(trained)["recall_among_cold@10"])
-    answer = crossfade_here("recommend", trained, "--customer", "0", "--count", "200", "--json", cwd=workspace)
+    answer = crossfade_here("recommend", trained, "--customer", "0", "-k", "200", "--json", cwd=workspace)
     [found] = json.loads(succeeded(answer).stdout)
     ranked = {item["track"] for item in found["recommendations"]}
     unplayed = {5000 + int(track) for track in np.setdiff1d(COLD, planted_plays(PLAYS)[0])}

@@ -106,7 +106,7 @@ def test_forgotten_customers_have_no_id_in_embeddings_and_exports(workspace: Pat
 
 
 def test_forgotten_customers_are_not_found(workspace: Path) -> None:
-    query = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
+    query = ("--entity", "customer", "-k", str(CUSTOMERS), "c000")
     for run in ("old", "new"):  # names come from the dataset, so the older run does not show them either
         words = succeeded(crossfade_here("similar", run, *query, cwd=workspace)).stdout.split()
         assert "None" not in words
