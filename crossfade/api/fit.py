@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from crossfade.api.frames import frame_kind, open_batches
 from crossfade.api.job import Job
-from crossfade.api.model import DATASET_FOLDER, Model
+from crossfade.api.model import Model
 from crossfade.api.progress import bar_type
 from crossfade.api.reading import python_messages, read_options
+from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import train
 from crossfade.display import progress_bars
 from crossfade.kvstore.errors import InputError
