@@ -31,7 +31,7 @@ def read_points(run: Path) -> dict[str, Any] | None:
     """
     path = run / "map" / "map.parquet"
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = {"id", "name", "x", "y"} - set(file.schema_arrow.names)
             if missing:
                 raise InputError(f"has no column '{min(missing)}'")

@@ -47,4 +47,4 @@ def _write_table(items_map: ItemsMap, path: Path) -> None:
     if items_map.labels is not None:
         names = items_map.labels.names
         columns["label"] = pa.array([names[number] if number >= 0 else None for number in items_map.labels.label_N])
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)

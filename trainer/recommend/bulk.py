@@ -213,7 +213,9 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
         writer: pq.ParquetWriter | None = None
         for table in tables:
             if writer is None:
-                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema, compression="zstd"))
+                writer = opened.enter_context(
+                    pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True)
+                )
             writer.write_table(table)
             rows += table.num_rows
         opened.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_interactions, write_data_set
@@ -17,6 +18,8 @@ from object_store import running_object_store
 from running_command import succeeded
 
 from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.recommend import bulk
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.recommender import Recommendations, Recommender
@@ -144,13 +147,47 @@ def test_corrupt_checkpoint_is_skipped_by_name(run: Path, workspace: Path, caplo
     shutil.rmtree(run / "embeddings")
     older, newest = sorted((run / "checkpoints").glob("step-*"))
     expected = recommend(older, "--customer", "c010", cwd=workspace)
-    [file] = (newest / "track").glob("weights.*")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    for table in ("customer", "track"):
+        [file] = (newest / table).glob("weights.*")
+        content = file.read_bytes()
+        flip(file, len(content) - 1)
+        result = crossfade_here("recommend", run, "--customer", "c010", "--json", cwd=workspace)
+        assert json.loads(succeeded(result).stdout) == expected
+        assert f"skipped a checkpoint: {file}: its CRC-32 does not match its content" in result.stderr
+        file.write_bytes(content)
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of the file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("entity", ["customer", "track"])
+def test_damaged_embeddings_are_rejected(run: Path, workspace: Path, entity: str) -> None:
+    [file] = (run / "embeddings" / entity).glob("rows-*.parquet")
+    content = file.read_bytes()
+    column = pq.read_metadata(file).row_group(0).column(2)
+    assert column.path_in_schema.startswith("vector.")
+    customer = (run, "--customer", "c010")
+    begin = column.dictionary_page_offset or column.data_page_offset
+    flip(file, begin + column.total_compressed_size // 2)
+    rejected("damaged embeddings", *customer, cwd=workspace)
     file.write_bytes(content)
-    result = crossfade_here("recommend", run, "--customer", "c010", "--json", cwd=workspace)
-    assert json.loads(succeeded(result).stdout) == expected
-    assert f"skipped a checkpoint: {file}: its CRC-32 does not match its content" in result.stderr
+    flip(file, len(content) - 100)
+    rejected("damaged embeddings, at their end", *customer, cwd=workspace)
+    file.write_bytes(content)
+    listing = run / "embeddings" / "embeddings.json"
+    listing.unlink()
+    rejected("embeddings of an earlier revision", *customer, cwd=workspace)
+    table = pq.read_table(file)
+    values = table.column("vector").combine_chunks().flatten().to_numpy().copy()
+    values[8] = np.inf
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), table.schema.field("vector").type.list_size)
+    pq.write_table(table.set_column(2, "vector", vectors), file, write_page_checksum=True)
+    write_listing(Folder(run / "embeddings"))
+    rejected("embeddings that are not finite", *customer, cwd=workspace)
 
 
 def read_file(path: Path) -> Recommended:
