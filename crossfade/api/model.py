@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crossfade.api.frames import FrameKind, default_kind, to_frame
 from crossfade.api.saving import save_model
@@ -172,7 +173,10 @@ class Model:
         return self._frame(lambda model: _similar(model, _texts(names), k, entity, FilterOptions(where)))
 
     def vectors(self, entity: str | None = None) -> Any:
-        """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector."""
+        """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector.
+
+        Vacant rows, such as those of customers who were forgotten, are left out; ``array`` and ``ids`` have them.
+        """
         return self._frame(lambda model: _vectors(model, entity or model.spec.item.name))
 
     def array(self, entity: str | None = None) -> FloatArray:
@@ -328,4 +332,5 @@ def _vectors(model: TrainedModel, entity: str) -> pa.Table:
     if "name" in labels.column_names:
         columns["name"] = labels.column("name")
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.ravel()), vectors_RD.shape[1])
-    return pa.table(columns)
+    # A vacant row, such as that of somebody who was forgotten, has no ID.
+    return pa.table(columns).filter(pc.is_valid(labels.column("id")))

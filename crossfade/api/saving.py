@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
@@ -54,10 +55,8 @@ def save_model(model: Model, folder: str, overwrite: bool, *, with_dataset: bool
                 (staging / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             check_free(target, overwrite)
             replace_folder(target, staging)
-    except shutil.Error as error:  # of several files: the first tells the cause
-        raise CrossfadeError(f"{folder}: could not be written: {error.args[0][0][2]}") from error
     except OSError as error:
-        raise CrossfadeError(f"{folder}: could not be written: {error.strerror or error}") from error
+        raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, target)}") from error
     return str(target)
 
 

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from crossfade.kvstore.finite import find_non_finite_row
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder, restore_folder
@@ -129,7 +130,7 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
             replace_folder(out, staging)
         except OSError as error:
             # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
-            raise CrossfadeError(f"{out}: could not be written: {error}") from error
+            raise CrossfadeError(f"{out}: could not be written: {write_failure(error, out)}") from error
 
 
 def _clear(folder: Path, staging: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.output import staged_file
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.page import write_page
@@ -33,7 +34,7 @@ def write_map(items_map: ItemsMap, folder: Path) -> None:
             with staged_file(folder / name) as partial:
                 write(items_map, partial)
         except OSError as error:
-            raise CrossfadeError(f"{folder / name}: could not be written: {error.strerror or error}") from error
+            raise CrossfadeError(f"{folder / name}: could not be written: {write_failure(error, folder)}") from error
 
 
 def _write_table(items_map: ItemsMap, path: Path) -> None:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.s3_conditional import ChangedError
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
@@ -99,7 +100,7 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
     Raises:
         InputError: there is no dataset, it has no such entity, one of its files is missing or corrupt, or another
             process is writing it.
-        CrossfadeError: another process has replaced the dataset meanwhile.
+        CrossfadeError: files cannot be written, or another process has replaced the dataset meanwhile.
         StorageUnavailableError: storage does not answer; the dataset is complete, before or after the deletion.
     """
     read_manifest(folder)  # Without a dataset, nothing can be locked.
@@ -107,7 +108,14 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
         with translate_storage_errors(folder.uri):
             lock = stack.enter_context(folder_writer(folder))
             version = folder.version(FILE_NAME)
-        return _forget(folder, ids, entity, progress, lock, version)
+        try:
+            return _forget(folder, ids, entity, progress, lock, version)
+        except OSError as error:
+            reason = str(error) if folder.path is None else write_failure(error, folder.path)
+            raise CrossfadeError(
+                f"{folder.uri}: could not be rewritten: {reason}; the dataset is complete, before or after the "
+                "deletion: run the command again"
+            ) from error
 
 
 def _forget(

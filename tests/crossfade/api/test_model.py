@@ -133,6 +133,18 @@ def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path
     assert other.recommend(k=1) is not None
 
 
+def test_vectors_have_no_row_of_somebody_who_was_forgotten(plays: pd.DataFrame, tmp_path: Path) -> None:
+    crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1).save(tmp_path / "kept")
+    before = crossfade.load(tmp_path / "kept").vectors("user")
+    (tmp_path / "ids.txt").write_text("".join(f"{id}\n" for id in before["user"][:2]))
+    assert main(["forget", str(tmp_path / "kept" / "dataset"), "--ids", str(tmp_path / "ids.txt")]) == 0
+    model = crossfade.load(tmp_path / "kept")
+    found = model.vectors("user")
+    assert found["user"].tolist() == before["user"].tolist()[2:]
+    assert np.array_equal(np.stack(found["vector"]), np.stack(before["vector"])[2:])
+    assert model.ids("user")[:2] == [None, None]
+
+
 def test_repr_names_entities_and_sizes(model: crossfade.Model) -> None:
     assert ": 300 of user, 200 of track, 16 columns)" in repr(model)
 

@@ -1,5 +1,6 @@
 """The recommend command: to named customers and to all, from embeddings and checkpoints, resumed, and rejected."""
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -16,6 +17,7 @@ from command_here import crossfade_here
 from error_table import documented
 from object_store import running_object_store
 from running_command import succeeded
+from written_runs import write_run
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.io.folder import Folder
@@ -188,6 +190,37 @@ def test_damaged_embeddings_are_rejected(run: Path, workspace: Path, entity: str
     pq.write_table(table.set_column(2, "vector", vectors), file, write_page_checksum=True)
     write_listing(Folder(run / "embeddings"))
     rejected("embeddings that are not finite", *customer, cwd=workspace)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_written_format_is_that_of_the_name(tmp_path: Path, ending: str) -> None:
+    run = write_run(tmp_path / "written").path
+    command = ("recommend", run, "--exclude", "--all", "-k", "2", "--out")
+    succeeded(crossfade_here(*command, tmp_path / "expected.parquet", cwd=tmp_path))
+    expected = pq.read_table(tmp_path / "expected.parquet").to_pylist()
+    out = tmp_path / f"recs{ending}"
+    succeeded(crossfade_here(*command, out, cwd=tmp_path))
+    if ending == ".csv":
+        with out.open(encoding="utf-8", newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        assert list(rows[0]) == list(expected[0])
+        expected = [{key: "" if value is None else str(value) for key, value in row.items()} for row in expected]
+        scores = [
+            (float(row.pop("score")), float(wanted.pop("score"))) for row, wanted in zip(rows, expected, strict=True)
+        ]
+        np.testing.assert_array_equal(*np.array(scores, np.float32).T)
+    elif ending == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    else:
+        rows = pq.read_table(out).to_pylist()
+    assert rows == expected
+
+
+def test_other_formats_are_rejected(workspace: Path, tmp_path: Path) -> None:
+    for name in ("recs", "recs.txt", "recs.csv.gz", "recs.xlsx"):
+        everyone = ("run", "--all", "--out", tmp_path / name)
+        rejected("a file of recommendations of another format", *everyone, cwd=workspace)
+    assert list(tmp_path.iterdir()) == []
 
 
 def read_file(path: Path) -> Recommended:
