@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from crossfade.api import arguments
 from crossfade.api.frames import frame_kind, open_batches
 from crossfade.api.job import Job
-from crossfade.api.model import DATASET_FOLDER, Model
+from crossfade.api.model import Model
 from crossfade.api.progress import bar_type
 from crossfade.api.reading import read_options
+from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import train
 from crossfade.api.wording import in_python, python_words
 from crossfade.display import progress_bars

@@ -21,15 +21,14 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
-import yaml
+import pyarrow.compute as pc
 
 from crossfade.api import arguments
 from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
+from crossfade.api.saving import save_model
 from crossfade.api.wording import in_python
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.output import staged_folder
-from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings, with_depths
@@ -41,11 +40,8 @@ from crossfade.trainer.recommend.recommender import ALL_SPLITS, Recommender, Rec
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.similar import similar_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.runs.folder import JOB_FILE, REPORT_FILE, RunFolder
-from crossfade.trainer.runs.run_lock import LOCK_FILE
+from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
 
-DATASET_FOLDER = "dataset"
-"""The dataset of a model that was trained on a data frame, in its folder."""
 ALL_QUERIES = "all"
 _logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -194,7 +190,10 @@ class Model:
 
     @in_python
     def vectors(self, entity: str | None = None) -> Any:
-        """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector."""
+        """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector.
+
+        Vacant rows, such as those of customers who were forgotten, are left out; ``array`` and ``ids`` have them.
+        """
         return self._frame(lambda model: _vectors(model, entity or model.spec.item.name))
 
     @in_python
@@ -250,26 +249,16 @@ class Model:
 
         The dataset of a model that was trained on a data frame is written too. The model then belongs to ``folder``.
 
+        Args:
+            folder: a local folder that does not exist.
+            overwrite: whether to replace the model in ``folder``; nothing but a model is replaced.
+
         Raises:
-            InputError: ``folder`` exists, and ``overwrite`` is false, or another process writes it.
+            CrossfadeError: ``folder`` cannot be written.
+            InputError: ``folder`` exists, and ``overwrite`` is false or it is no model, or another process writes it.
         """
-        target = Path(arguments.path("folder", folder)).absolute()
-        if "://" in str(folder):
-            raise InputError(f"{folder}: expected a local folder; copy it to S3 afterwards")
-        if target.exists() and not overwrite:
-            raise InputError(f"{folder}: already exists; choose another, or replace it with overwrite=True")
-        with staged_folder(target) as staging:
-            shutil.copytree(
-                self.source, staging, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER), dirs_exist_ok=True
-            )
-            (staging / LOCK_FILE).touch()
-            if self._workspace is not None:
-                shutil.copytree(self.job.data.path, staging / DATASET_FOLDER)
-                values = yaml.safe_load((staging / JOB_FILE).read_text(encoding="utf-8"))
-                values["data"]["path"] = str(target / DATASET_FOLDER)
-                (staging / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-            replace_folder(target, staging)
-        self.source = str(target)
+        path = arguments.path("folder", folder)
+        self.source = save_model(self, path, overwrite, with_dataset=self._workspace is not None)
         if self._workspace is not None:
             self._workspace()
             self._workspace = None
@@ -393,4 +382,5 @@ def _vectors(model: TrainedModel, entity: str) -> pa.Table:
     if "name" in labels.column_names:
         columns["name"] = labels.column("name")
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.ravel()), vectors_RD.shape[1])
-    return pa.table(columns)
+    # A vacant row, such as that of somebody who was forgotten, has no ID.
+    return pa.table(columns).filter(pc.is_valid(labels.column("id")))

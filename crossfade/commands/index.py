@@ -141,12 +141,13 @@ def _build(model: TrainedModel, request: IndexRequest) -> IndexCard:
 
 
 def _print(card: IndexCard, out: Path) -> None:
+    from crossfade.trainer.recommend.index_folder import INDEX_FILE
+
     measured = card.measured
     threads = counted(measured.threads, "thread")
     print_line(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")
-    print_line(
-        f"{card.bytes / 1e6:,.1f} MB ({card.bytes / card.rows:,.0f} bytes per row), built in {card.build_seconds:.1f} s"
-    )
+    size = card.files[INDEX_FILE].bytes
+    print_line(f"{size / 1e6:,.1f} MB ({size / card.rows:,.0f} bytes per row), built in {card.build_seconds:.1f} s")
     print_line(
         f"scans {card.index.probes} of {card.index.lists} lists: "
         f"recall@10 {measured.recall_at_10:.4f}, recall@100 {measured.recall_at_100:.4f}"

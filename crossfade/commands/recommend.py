@@ -74,7 +74,8 @@ With --index, an index of 'crossfade index' is searched: some of the best items 
 model's. Filters and exclusions hold as without it.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities). It is resumable: an interrupted command continues when it is repeated.
+the names of the dataset's entities), as Parquet, CSV, or JSON lines by the end of its name. It is resumable: an
+interrupted command continues when it is repeated.
 
 {FILTER_NOTES}"""
 
@@ -118,7 +119,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FILE", help="write recommendations to this Parquet file")
+    output.add_argument(
+        "--out", type=Path, metavar="FILE", help="write recommendations to this file: .parquet, .csv, or .jsonl"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     output.add_argument(
         "--show", metavar="COLUMN", help="print this feature, or column of --metadata, beside the names of items"
@@ -176,6 +179,7 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
 
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.recommend.recommender import ALL_SPLITS, RecommendOptions
+    from crossfade.trainer.recommend.table_files import check_format
 
     if arguments.k < 1:
         raise InputError(f"-k {arguments.k}: expected 1 or more")
@@ -187,13 +191,15 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         )
     out = arguments.out
     if out is None and (arguments.all or arguments.customers is not None):
-        raise InputError("--all and --customers write a file: name it with --out FILE.parquet")
+        raise InputError("--all and --customers write a file: name it with --out FILE.parquet, .csv, or .jsonl")
     if out is not None and arguments.json:
         raise InputError("--json prints recommendations, --out writes them: leave one out")
     if out is not None and arguments.show is not None:
         raise InputError(f"--show {arguments.show}: is for recommendations that are printed; leave out --show or --out")
     if out is not None and out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file in it, such as {out / 'recs.parquet'}")
+    if out is not None:
+        check_format("--out", out)
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     if arguments.context and (arguments.history is not None or arguments.history_file is not None):

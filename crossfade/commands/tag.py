@@ -98,7 +98,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--top", type=int, default=3, metavar="N", help="predict at most N labels of a row (default: 3)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FILE", help="write predicted labels to this Parquet file")
+    output.add_argument(
+        "--out", type=Path, metavar="FILE", help="write predicted labels to this file: .parquet, .csv, or .jsonl"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     output.add_argument("--json", action="store_true", help="print the measurement as JSON")
     parser.set_defaults(run=run)
@@ -127,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read_options(arguments: argparse.Namespace) -> TagOptions:
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.evaluation.labels import LabelSource
+    from crossfade.trainer.recommend.table_files import check_format
     from crossfade.trainer.recommend.tagging import MIN_ITEMS, TagOptions
 
     source = LabelSource.parse(arguments.labels)
@@ -141,6 +144,8 @@ def _read_options(arguments: argparse.Namespace) -> TagOptions:
     if not 0 <= arguments.threshold <= 1:
         raise InputError(f"--threshold {arguments.threshold}: expected a probability from 0 to 1")
     out = arguments.out
+    if out is not None:
+        check_format("--out", out)
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     return TagOptions(
@@ -155,7 +160,8 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
 
     from crossfade.display import progress_bars
     from crossfade.kvstore.errors import InputError
-    from crossfade.trainer.recommend.bulk import write_tables
+    from crossfade.kvstore.io.disk_errors import write_failure
+    from crossfade.trainer.recommend.table_files import write_tables
     from crossfade.trainer.recommend.tagging import Tagger
 
     examples, written = None, 0
@@ -168,7 +174,9 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
                 arguments.out.parent.mkdir(parents=True, exist_ok=True)
                 written = write_tables(arguments.out, _tables(model, tagger, strength, tagger.unlabeled_N))
             except OSError as error:
-                raise InputError(f"--out {arguments.out}: cannot be written: {error.strerror}") from error
+                raise InputError(
+                    f"--out {arguments.out}: cannot be written: {write_failure(error, arguments.out)}"
+                ) from error
         elif not arguments.json:
             frequent_N = np.argsort(-tagger.count_R[tagger.unlabeled_N], kind="stable")[:_EXAMPLES_SHOWN]
             examples = list(_tables(model, tagger, strength, np.sort(tagger.unlabeled_N[frequent_N])))

@@ -30,7 +30,7 @@ def read_points(run: Path) -> dict[str, Any] | None:
     """
     path = run / "map" / "map.parquet"
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = set(file.schema_arrow.names)
             missing = {"id", "name", "x", "y", *(["color"] if "label" in found else [])} - found
             if missing:

@@ -237,8 +237,7 @@ class Checkpoint:
             first, end = (shard_rows(row, file.number, file.num_shards) for row in (start, stop))
             if first < end:
                 with translate_read_errors(self._folder, file.path):
-                    reader = self._readers.get(file.path) or ShardReader(self._folder, file)
-                    self._readers[file.path] = reader
+                    reader = self._reader(file)
                     place = slice(first * file.num_shards + file.number - start, None, file.num_shards)
                     rows_ND[place] = reader.read(first, end - first)
         return rows_ND
@@ -246,10 +245,11 @@ class Checkpoint:
     def read_rows(self, table: str, rows_N: IntArray) -> FloatArray:
         """Read ``rows_N``, int64, of ``table``: float32 (N, dim).
 
-        Only the rows are read, with what lies between close ones, so the CRC-32 of the files is not verified.
+        The first call reads the files that have some of the rows, to verify their CRC-32. Then only the rows are read,
+        with what lies between close ones.
 
         Raises:
-            CheckpointError: a file is truncated or unreadable.
+            CheckpointError: a file is corrupt or unreadable.
         """
         array = self._weights_of(table)
         rows_ND = np.empty((len(rows_N), *array.shape), array.dtype)
@@ -257,8 +257,12 @@ class Checkpoint:
             in_file_N = rows_N % file.num_shards == file.number
             if in_file_N.any():
                 with translate_read_errors(self._folder, file.path):
+                    self._reader(file).verify()
                     rows_ND[in_file_N] = read_entries(self._folder, file, rows_N[in_file_N] // file.num_shards)
         return rows_ND
+
+    def _reader(self, file: ShardFile) -> ShardReader:
+        return self._readers.setdefault(file.path, ShardReader(self._folder, file))
 
     def _weights_of(self, table: str) -> ArraySpec:
         return next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))

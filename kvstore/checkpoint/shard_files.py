@@ -114,7 +114,7 @@ class ShardOverlap:
 
 
 def read_entries(folder: Folder, file: ShardFile, entries_N: IntArray) -> NDArray[Any]:
-    """Read the entries ``entries_N``, int64, of ``file``, in that order, without verifying its CRC-32.
+    """Read the entries ``entries_N``, int64, of ``file``, in that order; its CRC-32 has been verified.
 
     Entries that are close together are read at once.
 

@@ -179,12 +179,17 @@ class _FileLock:
         while True:
             self._descriptor, is_new = self._open()
             try:
-                if self._lock(is_new, deadline) and self._is_at_path():
-                    self._write(record)
-                    return
+                is_mine = self._lock(is_new, deadline) and self._is_at_path()
             except BaseException:
                 os.close(self._descriptor)
                 raise
+            if is_mine:
+                try:
+                    self._write(record)
+                except BaseException:  # a full disk: the lock must not stay
+                    self.release()
+                    raise
+                return
             os.close(self._descriptor)  # its owner has not written its record yet, or deleted it in between
             time.sleep(_POLL_SECONDS)
 

@@ -319,6 +319,17 @@ def test_corrupt_file_is_detected_when_weights_are_read(checkpoints: str, starts
             checkpoint.weights("customer", starts[-1], min(starts[-1] + 25, 50))
 
 
+def test_corrupt_file_is_detected_when_single_rows_are_read(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    flip(Path(uri, "customer", "weights.00001-of-00004.npy"), -1)
+    with closing(open_checkpoint(uri)) as checkpoint:
+        expected = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
+        np.testing.assert_array_equal(checkpoint.read_rows("customer", np.array([8, 2])), expected[[8, 2]])
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
+                checkpoint.read_rows("customer", np.array([2, 5]))
+
+
 def test_latest_checkpoint_is_the_newest_complete_one(checkpoints: str) -> None:
     checkpoint, skipped = latest_checkpoint(checkpoints)
     assert checkpoint is not None

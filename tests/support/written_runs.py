@@ -24,6 +24,7 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_table
+from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.runs.inputs import load_inputs
 
 CUSTOMER_IDS = ["c'0", 'c"1"', "c\\2", "c,3", "c\t4", "ü5", "東6", "{7}", "$8", " 9 ", "c\n10"]
@@ -111,6 +112,7 @@ def write_vectors(folder: Path, data: Path, arrays: dict[str, FloatArray]) -> No
     for entity, vectors_RD in arrays.items():
         table = TableSpec(entity, len(vectors_RD), vectors_RD.shape[1], 0.1)
         write_table(folder, ArrayVectors(arrays), table, Vocabulary(Folder(data), manifest, entity))
+    write_listing(Folder(folder))
 
 
 def save_checkpoint(run: WrittenRun, step: int) -> dict[str, FloatArray]:

@@ -26,7 +26,14 @@ from crossfade.kvstore.errors import InputError, format_names
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.random_access import RandomFile
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet_io import NOT_LOADED, PartialFile, StorageFile, storage_errors_of
+from crossfade.trainer.data.parquet_io import (
+    MANIFEST,
+    NOT_LOADED,
+    ListedIn,
+    PartialFile,
+    StorageFile,
+    storage_errors_of,
+)
 
 _MAGIC = b"PAR1"
 _END_BYTES = 8
@@ -213,28 +220,12 @@ class ParquetFiles:
     def _checked(self, file: DataFile, source: RandomFile) -> tuple[pq.FileMetaData, bytes]:
         """Return the checked metadata of ``file``, which is open as ``source``, and the tail that was read."""
         uri = self.uri(file)
-        if source.size() != file.bytes:
-            raise _corrupt(
-                uri, f"has {source.size():,} bytes, but the manifest lists {file.bytes:,}: it was truncated or replaced"
-            )
+        _check_size(source, file, uri, MANIFEST)
         with self._lock:
             version, metadata = self._footers.get(file.path, ("", None))
         if metadata is not None and version == source.version:
             return metadata, b""
-        tail = _tail(source)
-        footer = _footer(uri, source, tail)
-        if zlib.crc32(footer) != file.footer_crc32:
-            raise _corrupt(
-                uri,
-                f"its footer has the CRC-32 {zlib.crc32(footer)}, but the manifest lists {file.footer_crc32}: it was "
-                f"corrupted or replaced{' since this run began' if metadata is not None else ''}",
-            )
-        metadata = _parse(uri, footer)
-        found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        if found != file.row_groups:
-            raise _corrupt(
-                uri, f"has {_format_groups(found)}, but the manifest lists {_format_groups(file.row_groups)}"
-            )
+        metadata, tail = checked_metadata(source, file, uri, MANIFEST, has_changed=metadata is not None)
         self._cache(file.path, source.version, metadata)
         return metadata, tail
 
@@ -250,6 +241,42 @@ class ParquetFiles:
 def _cache_cost(metadata: pq.FileMetaData) -> int:
     """Return the memory that caching ``metadata`` takes, in row groups."""
     return int(metadata.num_row_groups) + _FOOTER_GROUPS
+
+
+def checked_metadata(
+    source: RandomFile, file: DataFile, uri: str, listed: ListedIn, *, has_changed: bool = False
+) -> tuple[pq.FileMetaData, bytes]:
+    """Return the metadata of ``file``, open as ``source``, and the end of it that was read, after comparing both.
+
+    Raises:
+        InputError: its size or footer is not the listed one.
+        OSError: it cannot be read.
+    """
+    _check_size(source, file, uri, listed)
+    tail = _tail(source)
+    footer = _footer(uri, source, tail, listed)
+    if zlib.crc32(footer) != file.footer_crc32:
+        raise _corrupt(
+            uri,
+            f"its footer has the CRC-32 {zlib.crc32(footer)}, but {listed.name} lists {file.footer_crc32}: it was "
+            f"corrupted or replaced{' since this run began' if has_changed else ''}",
+            listed,
+        )
+    metadata = _parse(uri, footer, listed)
+    found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if found != file.row_groups:
+        groups = f"has {_format_groups(found)}, but {listed.name} lists {_format_groups(file.row_groups)}"
+        raise _corrupt(uri, groups, listed)
+    return metadata, tail
+
+
+def _check_size(source: RandomFile, file: DataFile, uri: str, listed: ListedIn) -> None:
+    if source.size() != file.bytes:
+        raise _corrupt(
+            uri,
+            f"has {source.size():,} bytes, but {listed.name} lists {file.bytes:,}: it was truncated or replaced",
+            listed,
+        )
 
 
 def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
@@ -269,8 +296,8 @@ def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
     return column.to_numpy()
 
 
-def _corrupt(where: str, problem: str) -> InputError:
-    return InputError(f"{where}: {' '.join(problem.split())}; prepare the data again")
+def _corrupt(where: str, problem: str, listed: ListedIn = MANIFEST) -> InputError:
+    return InputError(f"{where}: {' '.join(problem.split())}; {listed.fix}")
 
 
 def _one_line(error: Exception) -> str:
@@ -302,21 +329,21 @@ def _fetch(source: RandomFile, tail: bytes, start: int, stop: int) -> bytes:
     return tail[start - begin : stop - begin] if start >= begin else source.read_at(start, stop - start)
 
 
-def _footer(uri: str, source: RandomFile, tail: bytes) -> bytes:
+def _footer(uri: str, source: RandomFile, tail: bytes, listed: ListedIn = MANIFEST) -> bytes:
     """Return the end of the file: metadata, their length, and the magic."""
     if len(tail) < len(_MAGIC) + _END_BYTES or tail[-len(_MAGIC) :] != _MAGIC:
-        raise _corrupt(uri, "is not a Parquet file, or was truncated: it does not end with PAR1")
+        raise _corrupt(uri, "is not a Parquet file, or was truncated: it does not end with PAR1", listed)
     length = int.from_bytes(tail[-_END_BYTES : -len(_MAGIC)], "little") + _END_BYTES
     if length > source.size() - len(_MAGIC):
-        raise _corrupt(uri, f"its footer would take {length:,} bytes, but the file has {source.size():,}")
+        raise _corrupt(uri, f"its footer would take {length:,} bytes, but the file has {source.size():,}", listed)
     return _fetch(source, tail, source.size() - length, source.size())
 
 
-def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
+def _parse(uri: str, footer: bytes, listed: ListedIn = MANIFEST) -> pq.FileMetaData:
     try:
         return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     except (OSError, pa.ArrowException) as error:
-        raise _corrupt(uri, f"its footer is corrupt and cannot be read ({_one_line(error)})") from error
+        raise _corrupt(uri, f"its footer is corrupt and cannot be read ({_one_line(error)})", listed) from error
 
 
 def _byte_ranges(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from crossfade.kvstore.errors import InputError, StorageUnavailableError
 from crossfade.kvstore.io.folder import Folder
@@ -18,8 +19,19 @@ from crossfade.kvstore.io.s3 import NoBucketError
 NOT_LOADED = "a page extends beyond its column"
 
 
+@dataclass(frozen=True)
+class ListedIn:
+    """Where a file is listed with its size and checksum, and what to do if it differs from them."""
+
+    name: str
+    fix: str
+
+
+MANIFEST = ListedIn("the manifest", "prepare the data again")
+
+
 @contextmanager
-def storage_errors_of(folder: Folder, path: str) -> Iterator[None]:
+def storage_errors_of(folder: Folder, path: str, listed: ListedIn = MANIFEST) -> Iterator[None]:
     """Turn storage errors of the file ``path`` into errors of Crossfade that name it.
 
     Raises:
@@ -32,7 +44,7 @@ def storage_errors_of(folder: Folder, path: str) -> Iterator[None]:
     except NoBucketError as error:
         raise InputError(_message(uri, error)) from error
     except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
+        raise InputError(f"{uri}: no such file, but {listed.name} lists it; {listed.fix}") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
         raise InputError(_message(uri, error)) from error
     except OSError as error:

@@ -22,8 +22,8 @@ from crossfade.trainer.model.towers import Towers
 class CheckpointVectors:
     """Provides the vectors of a checkpoint.
 
-    A table is read from front to back in blocks, each of which continues the previous one; its CRC-32 is verified at
-    the end. Other rows are read by themselves, without verification, since the CRC-32 is that of the whole table.
+    A table that is read from front to back in blocks of ``GROUP_ROWS`` is verified by its CRC-32 at the end. Other rows
+    are read by themselves, once the files that have them have been read and verified.
 
     The embeddings of features and histories are accessed in random order, so their tables are first copied to unnamed
     files in ``scratch``, which the operating system pages.
@@ -82,7 +82,8 @@ class CheckpointVectors:
         if not len(rows_N):
             return self._checkpoint.weights(table, 0, 0)
         start, stop = int(rows_N[0]), int(rows_N[-1]) + 1
-        if stop - start == len(rows_N) and start in (0, self._next_row.get(table)):
+        is_block = stop == min(start + GROUP_ROWS, self._checkpoint.rows(table)) and stop - start == len(rows_N)
+        if is_block and start in (0, self._next_row.get(table)):
             self._next_row[table] = stop
             return self._checkpoint.weights(table, start, stop)
         return self._checkpoint.read_rows(table, rows_N)

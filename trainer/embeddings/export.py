@@ -26,6 +26,7 @@ from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_c
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
 from crossfade.trainer.embeddings.export_folder import check_free
 from crossfade.trainer.embeddings.files import staged_export, write_table
+from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.embeddings.model_card import ExportedTable, ModelCard
 from crossfade.trainer.embeddings.python_example import ArrayReader, choose_example, python_example
 from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
@@ -115,6 +116,7 @@ def _export(
             source.prepare(table.name)
             reporter.phase(table.name, table.rows, "row")
             write_table(staging, source, table, Vocabulary(data, manifest, table.name))
+        write_listing(Folder(staging))
         ModelCard(
             job,
             data,

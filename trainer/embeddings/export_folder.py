@@ -5,6 +5,7 @@ write_listing(staging, "numpy")
 
 OUT/README.md           the model card
 OUT/export.json         format and files, unless the format is Parquet
+OUT/embeddings.json     files and checksums (listing.py), if it is
 OUT/ENTITY/...          the files of the format
 """
 
@@ -19,6 +20,8 @@ from pathlib import Path
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.json_text import parse_json
+from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LISTING
+from crossfade.trainer.embeddings.listing import is_listing
 from crossfade.trainer.embeddings.model_card import CARD_FILE, is_model_card
 
 LISTING_FILE = "export.json"
@@ -44,6 +47,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     for path in _files(out):
         relative = path.relative_to(out).as_posix()
         is_card = relative == CARD_FILE and is_model_card(path)
+        is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_regular(path))
         if not (is_card or relative in listed or _EMBEDDINGS_FILE.fullmatch(relative)):
             raise InputError(f"{path}: --overwrite would delete this file, which is not one of embeddings; move it")
 

@@ -5,8 +5,10 @@
 
     EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if the
                                                     dataset has names
+    EMBEDDINGS/embeddings.json                      the files, with sizes and checksums (listing.py)
 
-A file holds consecutive rows, from the number in its name on. Neither writing nor reading holds a complete table.
+A file holds consecutive rows, from the number in its name on. Neither writing nor reading holds a complete table. What
+is read is verified: the footer of a file when it is opened, its pages by their checksums, and that vectors are finite.
 
 Shapes: N rows, D columns.
 """
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +29,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.kvstore.finite import find_non_finite_row
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.output import staged_folder
 from crossfade.kvstore.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.store import RowStore, TableSpec
-from crossfade.trainer.data.parquet import open_parquet
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.parquet import checked_metadata, open_parquet
+from crossfade.trainer.data.parquet_io import storage_errors_of
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.listing import AGAIN, LISTED, read_listing, write_listing
 
 FILE_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16
@@ -83,7 +90,7 @@ def write_embeddings(
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()
-    _on_first(store, lambda: replace_folder(folder, staging))
+    _on_first(store, lambda: _complete(folder, staging))
 
 
 def write_table(
@@ -123,13 +130,18 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
             replace_folder(out, staging)
         except OSError as error:
             # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
-            raise CrossfadeError(f"{out}: could not be written: {error}") from error
+            raise CrossfadeError(f"{out}: could not be written: {write_failure(error, out)}") from error
 
 
 def _clear(folder: Path, staging: Path) -> None:
     """Delete what a killed run has left beside ``folder``, or restore ``folder`` from it."""
     restore_folder(folder)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _complete(folder: Path, staging: Path) -> None:
+    write_listing(Folder(staging))
+    replace_folder(folder, staging)
 
 
 def _on_first(store: RowStore, action: Callable[[], None]) -> None:
@@ -153,7 +165,7 @@ def _write_file(
             if "name" in names.column_names:
                 columns["name"] = names.column("name")
             group = pa.table(columns)
-            writer = writer or pq.ParquetWriter(path, group.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(path, group.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(group, row_group_size=GROUP_ROWS)
     finally:
         if writer is not None:
@@ -170,12 +182,12 @@ class EmbeddingFiles:
         """Open the embeddings at ``location``, usually ``RUN/embeddings``.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or they are of an earlier revision.
+            StorageUnavailableError: storage does not answer.
         """
         self._folder = location if isinstance(location, Folder) else Folder(location)
-        self.entities = sorted(name for name, size in self._folder.entries().items() if size is None)
-        if not self.entities:
-            raise InputError(f"{self._folder.uri}: holds no embeddings; expected a folder that 'crossfade train' wrote")
+        self._listed = read_listing(self._folder)
+        self.entities = list(self._listed)
         self._opened: dict[str, list[tuple[str, pq.ParquetFile]]] = {}
         self._last_group: tuple[str, int, FloatArray] | None = None
 
@@ -190,11 +202,9 @@ class EmbeddingFiles:
     def fingerprint(self) -> str:
         """Return a text that differs whenever a file has been replaced."""
         versions = []
-        for entity in self.entities:
-            folder = self._folder.child(entity)
-            for name in folder.names():
-                with closing(folder.open_random(name)) as file:
-                    versions.append(f"{entity}/{name} {file.version}")
+        for file in (file for files in self._listed.values() for file in files):
+            with closing(self._folder.open_random(file.path)) as opened:
+                versions.append(f"{file.path} {opened.version}")
         return f"{zlib.crc32(' '.join(versions).encode()):08x}"
 
     def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
@@ -205,7 +215,10 @@ class EmbeddingFiles:
         """
         files = self._files(entity)
         return pa.concat_tables(
-            [_read_or_raise(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
+            [
+                _read(uri, partial(file.read, columns=columns, use_threads=False), file.metadata.num_rows)
+                for uri, file in files
+            ]
         )
 
     def has_rows_of(self, entity: str, vocabulary: Vocabulary) -> bool:
@@ -216,29 +229,36 @@ class EmbeddingFiles:
         if self.rows(entity) != vocabulary.rows:
             return False
         uri, file = self._files(entity)[0]
-        table = _read_or_raise(uri, partial(file.read_row_group, 0, columns=["id"], use_threads=False))
+        table = _read_group(uri, file, 0, "id")
         ids = table.column("id").combine_chunks()[:_COMPARED_ROWS]
         known = vocabulary.read(0, len(ids), ["id"]).column("id").combine_chunks()
         return bool(ids.type == known.type and pc.all(pc.equal(ids, known), min_count=0).as_py())
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D).
+
+        Raises:
+            InputError: there is no such entity or row, or a file is missing or damaged.
+        """
         pieces, first = [], 0
         for uri, file in self._files(entity):
             for index in range(file.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    pieces.append(self._read_group(uri, file, index)[rows_N[begin:end] - first])
+                    pieces.append(self._group_vectors(uri, file, index, first)[rows_N[begin:end] - first])
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
             raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was requested")
         return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
-    def _read_group(self, uri: str, file: pq.ParquetFile, index: int) -> FloatArray:
+    def _group_vectors(self, uri: str, file: pq.ParquetFile, index: int, first: int) -> FloatArray:
+        """Return the vectors of the row group ``index``, which begins with the row ``first``."""
         if self._last_group is None or self._last_group[:2] != (uri, index):
-            read = partial(file.read_row_group, index, columns=["vector"], use_threads=False)
-            self._last_group = uri, index, vectors_of(_read_or_raise(uri, read).column("vector"))
+            vectors_ND = vectors_of(_read_group(uri, file, index, "vector").column("vector"))
+            if (bad := find_non_finite_row(vectors_ND)) is not None:
+                raise InputError(f"{uri}: the vector of row {first + bad} is not finite; {AGAIN}")
+            self._last_group = uri, index, vectors_ND
         return self._last_group[2]
 
     def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
@@ -247,25 +267,25 @@ class EmbeddingFiles:
         return self._opened[entity]
 
     def _open_files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
-        folder = self._folder.child(entity)
-        names = [name for name in folder.names() if name.startswith("rows-") and name.endswith(".parquet")]
-        if not names:
+        if entity not in self._listed:
             raise InputError(
                 f"{self._folder.uri}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
             )
         files, first = [], 0
-        for name in names:
-            uri = f"{folder.uri}/{name}"
-            file = _read_or_raise(uri, partial(_open, folder, name))
-            if name != file_name(first):
+        for listed in self._listed[entity]:
+            uri = f"{self._folder.uri}/{listed.path}"
+            if listed.path != f"{entity}/{file_name(first)}":
                 raise InputError(f"{uri}: expected {file_name(first)} here: a file of embeddings is missing")
-            files.append((uri, file))
-            first += file.metadata.num_rows
+            files.append((uri, _open(self._folder, listed)))
+            first += listed.rows
         return files
 
 
-def _open(folder: Folder, name: str) -> pq.ParquetFile:
-    return open_parquet(folder.open_random(name))
+def _open(folder: Folder, listed: DataFile) -> pq.ParquetFile:
+    with storage_errors_of(folder, listed.path, LISTED):
+        source = folder.open_random(listed.path)
+        metadata, _ = checked_metadata(source, listed, f"{folder.uri}/{listed.path}", LISTED)
+    return open_parquet(source, metadata=metadata, page_checksum_verification=True)
 
 
 def file_name(first_row: int) -> str:
@@ -273,11 +293,27 @@ def file_name(first_row: int) -> str:
     return f"rows-{first_row:012d}.parquet"
 
 
-def _read_or_raise(uri: str, read: Callable[[], Any]) -> Any:
+def _read_group(uri: str, file: pq.ParquetFile, index: int, column: str) -> pa.Table:
+    read = partial(file.read_row_group, index, columns=[column], use_threads=False)
+    return _read(uri, read, file.metadata.row_group(index).num_rows)
+
+
+def _read(uri: str, read: Callable[[], pa.Table], rows: int) -> pa.Table:
+    """Return what ``read`` reads of the file at ``uri``, which must have ``rows`` rows.
+
+    Raises:
+        InputError: it cannot be read, or is damaged.
+        StorageUnavailableError: storage does not answer.
+    """
     try:
-        return read()
+        table = read()
+    except ConnectionError as error:
+        raise StorageUnavailableError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{uri}: cannot be read: {' '.join(str(error).split()).rstrip('.')}; {AGAIN}") from error
+    if table.num_rows != rows:  # headers of pages have no checksum
+        raise InputError(f"{uri}: is damaged: has {table.num_rows:,} rows where {rows:,} are expected; {AGAIN}")
+    return table
 
 
 def vectors_of(column: pa.ChunkedArray) -> FloatArray:

@@ -1,6 +1,6 @@
 """Staged embeddings: the best so far of a run without a shared run folder, stored with its checkpoints.
 
-    CHECKPOINTS/embeddings/  embeddings.json  epoch-000005/ENTITY/rows-000000000000.parquet
+    CHECKPOINTS/embeddings/  embeddings.json  epoch-000005/{embeddings.json,ENTITY/rows-000000000000.parquet}
 
     staged = StagedEmbeddings("s3://music/runs/lastfm/checkpoints")
     staged.stage(store, model.vectors, vocabularies, epoch=5, scratch=Path("/tmp/embeddings"))
@@ -26,8 +26,10 @@ from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, write_table
+from crossfade.trainer.embeddings.listing import write_listing
 
 LIST_FILE = "embeddings.json"
+_FILE = r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json)$"
 _CHUNK_BYTES = 8 << 20
 
 
@@ -38,7 +40,9 @@ class _Listing(BaseModel):
 
     epoch: Annotated[int, Field(ge=0)]
     folder: Annotated[str, Field(pattern=r"^epoch-[0-9]{6,18}$")]
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet$")], int]
+    files: dict[
+        Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json)$")], int
+    ]
 
 
 class StagedEmbeddings:
@@ -85,6 +89,7 @@ class StagedEmbeddings:
         shutil.rmtree(scratch)
         store.barrier()
         if store.rank == 0:
+            write_listing(self._folder.child(name))
             files = self._folder.child(name).sizes()
             self._folder.write(LIST_FILE, json.dumps({"epoch": epoch, "folder": name, "files": files}).encode())
             for earlier in self._folder.names():
@@ -128,9 +133,8 @@ class StagedEmbeddings:
         source = self._folder.child(listing.folder)
         shutil.rmtree(staging, ignore_errors=True)
         for path in listing.files:
-            entity, _, name = path.rpartition("/")
-            (staging / entity).mkdir(parents=True, exist_ok=True)
-            file = source.child(entity).open_input(name)
+            (staging / path).parent.mkdir(parents=True, exist_ok=True)
+            file = source.open_input(path)
             buffer = bytearray(_CHUNK_BYTES)
             try:
                 with (staging / path).open("wb") as target:

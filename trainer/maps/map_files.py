@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.output import staged_file
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.page import write_page
@@ -37,7 +38,7 @@ def write_map(items_map: ItemsMap, folder: Path) -> str | None:
             with staged_file(folder / name) as partial:
                 note = write(items_map, partial) or note
         except OSError as error:
-            raise CrossfadeError(f"{folder / name}: could not be written: {error.strerror or error}") from error
+            raise CrossfadeError(f"{folder / name}: could not be written: {write_failure(error, folder)}") from error
     return note
 
 
@@ -52,4 +53,4 @@ def _write_table(items_map: ItemsMap, path: Path) -> None:
     if items_map.labels is not None:
         for column, values in ("label", items_map.labels.names), ("color", items_map.labels.colors):
             columns[column] = pa.array([values[number] if number >= 0 else None for number in items_map.labels.label_N])
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)

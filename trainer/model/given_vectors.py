@@ -61,7 +61,7 @@ class GivenVectors:
     def _open(self, folder: Folder, name: str, uri: str) -> pq.ParquetFile:
         expected = f"no such file; expected a Parquet file with the columns '{ID}' and '{VECTOR}'"
         with self._errors(uri, expected):
-            file = open_parquet(folder.open_random(name))
+            file = open_parquet(folder.open_random(name), page_checksum_verification=True)
         schema = file.schema_arrow
         missing = [column for column in (ID, VECTOR) if column not in schema.names]
         if missing:

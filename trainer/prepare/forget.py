@@ -46,7 +46,7 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
-from crossfade.trainer.prepare.forget_journal import delete_leftovers, write_journal
+from crossfade.trainer.prepare.forget_journal import delete_leftovers, explaining_failures, write_journal
 from crossfade.trainer.prepare.id_list import typed_ids
 from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.row_removal import (
@@ -100,7 +100,7 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
 
     Raises:
         InputError, StorageUnavailableError: as ``plan_deletion``; the dataset is complete, before or after it.
-        CrossfadeError: another process has replaced the dataset meanwhile.
+        CrossfadeError: files cannot be written, or another process has replaced the dataset meanwhile.
     """
     with plan_deletion(folder, ids, entity, progress) as deletion:
         return deletion.apply()
@@ -113,8 +113,7 @@ def plan_deletion(
     """Lock the dataset in ``folder`` and find what ``forget`` deletes, which reads everything and changes nothing.
 
     Raises:
-        InputError: there is no dataset, it has no such entity, one of its files is missing or corrupt, or another
-            process is writing it.
+        InputError: there is no dataset or no such entity, a file is missing or corrupt, or another process writes it.
         StorageUnavailableError: storage does not answer.
     """
     read_manifest(folder)  # Without a dataset, nothing can be locked.
@@ -122,10 +121,12 @@ def plan_deletion(
         with translate_storage_errors(folder.uri):
             lock = stack.enter_context(folder_writer(folder))
             version = folder.version(FILE_NAME)
-        manifest = read_manifest(folder)
-        _check_entity(folder, manifest, entity)
-        leftovers_deleted = delete_leftovers(folder, manifest)
-        yield PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids, leftovers_deleted)
+        with explaining_failures(folder):
+            manifest = read_manifest(folder)
+            _check_entity(folder, manifest, entity)
+            leftovers_deleted = delete_leftovers(folder, manifest)
+            planned = PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids, leftovers_deleted)
+        yield planned
 
 
 def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
@@ -217,7 +218,8 @@ class PlannedDeletion:
 
     def apply(self) -> ForgetReport:
         """Delete it, and return the report. Raises as ``forget`` does."""
-        return replace(self._report, manifest=self._apply()) if self._plan.changes else self._report
+        with explaining_failures(self._folder):
+            return replace(self._report, manifest=self._apply()) if self._plan.changes else self._report
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
         """Return the rows of ``ids``, sorted."""

@@ -1,4 +1,4 @@
-"""The journal of a deletion: which files are left over if it is interrupted.
+"""The journal of a deletion, which lists the files that an interruption leaves over, and its errors.
 
 write_journal(folder, ["train/part-00000.parquet", ...])    # old and new files, before the first is written
 delete_leftovers(folder, manifest)                          # those that the manifest does not list, and the journal
@@ -6,9 +6,13 @@ delete_leftovers(folder, manifest)                          # those that the man
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pydantic import BaseModel
 
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.json_text import validate_json
@@ -48,3 +52,16 @@ def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
                 folder.remove(path)
     folder.remove(JOURNAL)
     return True
+
+
+@contextmanager
+def explaining_failures(folder: Folder) -> Iterator[None]:
+    """Add to an error of the operating system which dataset it is about, which disk is full, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error) if folder.path is None else write_failure(error, folder.path)
+        raise CrossfadeError(
+            f"{folder.uri}: could not be rewritten: {reason}; the dataset is complete, before or after the deletion: "
+            "run the command again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Recommend to millions of queries, into one Parquet file: in parts of bounded memory, resumable.
+"""Recommend to millions of queries, into one file: in parts of bounded memory, resumable.
 
     recommend_in_bulk(model, options, queries_Q, Path("recs.parquet"), reporter)
 
@@ -16,8 +16,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.durable_file import sync_folder
 from crossfade.kvstore.io.output import output_lock, staged_file
 from crossfade.trainer.data.manifest import data_fingerprint
@@ -35,6 +35,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.history import DividedHistories, divide_histories
 from crossfade.trainer.recommend.recommender import Recommendations, Recommender, RecommendOptions
+from crossfade.trainer.recommend.table_files import write_tables
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_PART_QUERIES = 1 << 16
@@ -51,9 +52,10 @@ def recommend_in_bulk(
     """Recommend to ``queries_Q``, int64, sorted and unique, and write ``out``; return the number of its rows.
 
     Raises:
-        InputError: ``out`` cannot be written, another process writes it, parts of another request are in its way, or a
-            filter is invalid.
         CheckpointError: the checkpoint is corrupt or cannot be read.
+        CrossfadeError: ``out`` cannot be written; complete parts are kept.
+        InputError: the folder of ``out`` cannot be written, another process writes it, parts of another request are in
+            its way, or a filter is invalid.
     """
     recommender = Recommender(model, options, reporter)
     try:
@@ -61,7 +63,14 @@ def recommend_in_bulk(
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
     with output_lock(out):
-        return _recommend_in_parts(model, recommender, options, queries_Q, out, reporter)
+        try:
+            return _recommend_in_parts(model, recommender, options, queries_Q, out, reporter)
+        except OSError as error:
+            complete = len(list(_parts_folder(out).glob("part-*.parquet")))
+            raise CrossfadeError(
+                f"--out {out}: could not be written: {write_failure(error, out)}; complete are {complete} parts in "
+                f"{_parts_folder(out)}, with which the same command continues"
+            ) from error
 
 
 def _recommend_in_parts(
@@ -82,12 +91,21 @@ def _recommend_in_parts(
             with closing(model.open_lineage()) as lineage:
                 histories = divide_histories(lineage, options.exclude, queries_Q, starts_P1, Path(work), reporter)
             _write_parts(model, recommender, queries_Q, histories, missing, paths, reporter)
-    finished = folder / "finished.parquet"
-    rows = write_tables(finished, map(pq.read_table, paths))
+    finished = folder / f"finished{out.suffix}"
+    rows = write_tables(finished, map(_read_part, paths))
     finished.replace(out)
     sync_folder(out.parent)
     shutil.rmtree(folder)
     return rows
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path}: is damaged: {' '.join(str(error).split()).rstrip('.')}; delete it, and repeat the command"
+        ) from error
 
 
 def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recommendations, out: Path) -> int:
@@ -100,7 +118,7 @@ def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recom
         out.parent.mkdir(parents=True, exist_ok=True)
         return write_tables(out, [RecommendationColumns(model).table(ids, recommended)])
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
+        raise InputError(f"--out {out}: cannot be written: {write_failure(error, out)}") from error
 
 
 def part_queries(model: TrainedModel, count: int) -> int:
@@ -189,13 +207,17 @@ def _request(
     return plain
 
 
+def _parts_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
 def _open_parts(out: Path, request: dict[str, Any]) -> Path:
     """Open or create the folder of the parts of ``out``.
 
     Raises:
         InputError: it holds the parts of another request, or cannot be created.
     """
-    folder = out.with_name(f".{out.name}.partial")
+    folder = _parts_folder(out)
     path = folder / _REQUEST_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +226,7 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
                 partial.write_text(json.dumps(request), encoding="utf-8")
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
+        raise InputError(f"--out {out}: cannot be written: {write_failure(error, out)}") from error
     if earlier != request:
         changed = ", ".join(key for key in request if earlier.get(key) != request[key])
         raise InputError(
@@ -212,17 +234,3 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
             "request, delete the folder, or choose another --out"
         )
     return folder
-
-
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Write ``tables`` to ``path``, which appears when it is complete; return the number of rows."""
-    rows = 0
-    with staged_file(path) as partial, ExitStack() as opened:
-        writer: pq.ParquetWriter | None = None
-        for table in tables:
-            if writer is None:
-                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema, compression="zstd"))
-            writer.write_table(table)
-            rows += table.num_rows
-        opened.close()
-    return rows

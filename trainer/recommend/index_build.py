@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.checksums import checksums_of
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
@@ -121,7 +122,7 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
                 probes=probes,
             ),
             measured=measured,
-            bytes=(folder / INDEX_FILE).stat().st_size,
+            files=checksums_of(folder),
             build_seconds=round(seconds, 3),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.checksums import FileChecksum, verify_files
 from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.model_sections import ScoreKind
@@ -75,7 +76,7 @@ class IndexCard(_Section):
     """What an index holds, how it was built, and how well it searches."""
 
     format: Literal["crossfade-index"] = "crossfade-index"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: IndexedModel
     entity: str
     metric: ScoreKind
@@ -85,7 +86,7 @@ class IndexCard(_Section):
     library_version: str
     index: IndexParameters
     measured: IndexMeasurements
-    bytes: Count
+    files: Annotated[dict[Literal["index.faiss", "rows.parquet"], FileChecksum], Field(min_length=2)]
     build_seconds: float
     date: str
 
@@ -129,7 +130,7 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
         Which rows it has, bool (R,).
 
     Raises:
-        InputError: it has not, or its file is incomplete.
+        InputError: it has not, or a file of it is damaged.
     """
     again = f"build one with 'crossfade index {_location(model)} --entity {entity} --metric {metric}'"
     if card.entity != entity:
@@ -144,11 +145,7 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
         raise InputError(
             f"--index {folder}: was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}"
         )
-    size = (folder / INDEX_FILE).stat().st_size if (folder / INDEX_FILE).exists() else 0
-    if size != card.bytes:
-        raise InputError(
-            f"{folder / INDEX_FILE}: has {size:,} bytes, but {CARD_FILE} lists {card.bytes:,}; copy the folder again"
-        )
+    verify_files(folder, card.files, CARD_FILE, "copy the folder again, or build the index again")
     return indexed_R
 
 

@@ -207,10 +207,13 @@ class RunFolder:
         finished = self.lock.is_done()
         return EarlierRun(self.path.rename(aside), finished)
 
+    def foreign_names(self) -> list[str]:
+        """Return the names of the files and folders here that no run writes, sorted."""
+        return sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
+
     def _empty(self) -> None:
         """Delete what a run wrote; raise if there is anything else."""
-        foreign = sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
-        if foreign:
+        if foreign := self.foreign_names():
             raise InputError(
                 f"{self.path}: holds {foreign[0]}, which is not part of a run; train without "
                 "--overwrite, which moves the folder aside"

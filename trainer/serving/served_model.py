@@ -37,13 +37,12 @@ from crossfade.trainer.serving.mapped_histories import MappedHistories
 from crossfade.trainer.serving.names import Names
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (
-    CARD_FILE,
     DATA,
     HISTORIES,
     METADATA,
     NAMES,
-    VersionCard,
     index_folder,
+    open_card,
     open_copy,
 )
 
@@ -95,10 +94,10 @@ class ServedModel:
         """Open the version in ``folder``.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it is damaged or cannot be read.
             MissingExtraError: it has an index, and FAISS is not installed.
         """
-        self.card = VersionCard.model_validate_json((folder / CARD_FILE).read_bytes())
+        self.card = open_card(folder)
         self.model = open_copy(folder, self.card.model, self.card.fingerprint)
         spec = self.model.spec
         self.query, self.item = spec.query.name, spec.item.name

@@ -3,7 +3,7 @@
     card = write_version(model, folder, VersionOptions(), reporter)
     with closing(ServedModel(folder)) as served: ...            # served_model.py
 
-    VERSION/version.json            VersionCard
+    VERSION/version.json            VersionCard, with the checksums of the other files
     VERSION/job.yaml                the job that trained it
     VERSION/data/                   the dataset's manifest, vocabularies and features, without its interactions
     VERSION/vectors/ENTITY.npy      float32 (R, D)
@@ -33,8 +33,12 @@ from pydantic import BaseModel, ConfigDict
 
 from crossfade.kvstore.arrays import FloatArray, IntArray
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.finite import find_non_finite_row
+from crossfade.kvstore.io.checksums import FileChecksum, checksums_of, verify_files
 from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.regular_files import read_regular
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.model_sections import ScoreKind
@@ -75,7 +79,7 @@ class VersionCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["crossfade-version"] = "crossfade-version"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: str
     fingerprint: str
     job: str
@@ -84,6 +88,8 @@ class VersionCard(BaseModel):
     has_metadata: bool
     indexes: list[ScoreKind]
     """The metrics that an index of the items searches by."""
+    files: dict[str, FileChecksum]
+    """All files of the version, but the card."""
 
 
 def index_folder(folder: Path, metric: ScoreKind) -> Path:
@@ -130,8 +136,26 @@ def write_version(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         has_metadata=options.metadata is not None,
         indexes=list(metrics),
+        files=checksums_of(folder),
     )
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def open_card(folder: Path) -> VersionCard:
+    """Read the card of the version in ``folder``, and verify its files.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    path = folder / CARD_FILE
+    try:
+        card = validate_json(VersionCard, read_regular(path))
+    except ValueError as error:
+        raise InputError(f"{path}: is not the card of a version: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    verify_files(folder, card.files, CARD_FILE, "it is written again from the model when the server starts")
     return card
 
 
@@ -207,5 +231,8 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
         np.lib.format.write_array_header_2_0(file, header)  # type: ignore[no-untyped-call]
         for first in range(0, table.rows, GROUP_ROWS):
             rows_N = np.arange(first, min(first + GROUP_ROWS, table.rows), dtype=np.int64)
-            source.vectors(table.name, rows_N).astype("<f4").tofile(file)
+            vectors_ND = source.vectors(table.name, rows_N)
+            if (bad := find_non_finite_row(vectors_ND)) is not None:
+                raise InputError(f"the vector of row {first + bad} of '{table.name}' is not finite; train it again")
+            vectors_ND.astype("<f4").tofile(file)
             reporter.advance(len(rows_N))

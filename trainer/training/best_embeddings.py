@@ -16,6 +16,7 @@ from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_embeddings
+from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.embeddings.staged import StagedEmbeddings
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.evaluation.held_out import HeldOut
@@ -81,7 +82,7 @@ class BestEmbeddings:
 
     def _exists(self, epoch: int) -> bool:
         if self.job.cluster.shared_run_dir:
-            return self.folder.embeddings.exists()
+            return (self.folder.embeddings / LISTING_FILE).exists()
         staged = self._staged.epoch()
         return staged is not None and staged >= epoch
 

@@ -1,8 +1,10 @@
 """``crossfade.Model``: tables of recommendations, neighbors, and vectors; saving and loading."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -78,6 +80,69 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
     assert loaded.evaluate("valid")["ndcg@10"] == pytest.approx(model.metrics["valid"]["ndcg@10"])
     assert main(["recommend", str(tmp_path / "kept"), "--customer", "user_42", "-k", "3"]) == 0
     assert all(name in capsys.readouterr().out for name in expected["track_name"][:1])
+
+
+def _write_thesis(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+
+
+def _write_run_with_thesis(folder: Path) -> None:
+    _write_thesis(folder)
+    (folder / "job.yaml").write_text("name: plays")
+
+
+def _link(folder: Path) -> None:
+    _write_thesis(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("occupy", "message"),
+    [
+        (_write_thesis, "holds 'thesis.tex', which is not part of a model"),
+        (_write_run_with_thesis, "holds 'thesis.tex', which is not part of a model"),
+        (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
+        (lambda folder: folder.write_text("a file"), "is not a folder of a model"),
+        (_link, "is not a folder of a model"),
+        (lambda folder: folder.symlink_to("nowhere"), "is not a folder of a model"),
+    ],
+    ids=["folder", "run with a file", "folder without job", "file", "link", "dangling link"],
+)
+def test_save_replaces_nothing_but_a_model(
+    model: crossfade.Model, tmp_path: Path, occupy: Callable[[Path], object], message: str
+) -> None:
+    occupy(tmp_path / "kept")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    copy = crossfade.load(model.source)
+    with pytest.raises(crossfade.InputError, match=message):
+        copy.save(tmp_path / "kept", overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert copy.source == model.source
+
+
+def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path) -> None:
+    model = crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1)
+    model.save(tmp_path / "kept")
+    crossfade.load(tmp_path / "kept").save(tmp_path / "kept", overwrite=True)
+    assert (tmp_path / "kept" / "dataset" / "manifest.json").exists()
+    other = crossfade.load(tmp_path / "kept")
+    other.save(tmp_path / "other")
+    with pytest.raises(crossfade.InputError, match="the dataset of the model; choose another folder"):
+        other.save(tmp_path / "kept", overwrite=True)
+    assert other.recommend(k=1) is not None
+
+
+def test_vectors_have_no_row_of_somebody_who_was_forgotten(plays: pd.DataFrame, tmp_path: Path) -> None:
+    crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1).save(tmp_path / "kept")
+    before = crossfade.load(tmp_path / "kept").vectors("user")
+    (tmp_path / "ids.txt").write_text("".join(f"{id}\n" for id in before["user"][:2]))
+    assert main(["forget", str(tmp_path / "kept" / "dataset"), "--ids", str(tmp_path / "ids.txt")]) == 0
+    model = crossfade.load(tmp_path / "kept")
+    found = model.vectors("user")
+    assert found["user"].tolist() == before["user"].tolist()[2:]
+    assert np.array_equal(np.stack(found["vector"]), np.stack(before["vector"])[2:])
+    assert model.ids("user")[:2] == [None, None]
 
 
 def test_repr_names_entities_and_sizes(model: crossfade.Model) -> None:

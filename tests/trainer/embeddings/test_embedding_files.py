@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY, write_vocabulary
+from written_runs import ArrayVectors
 
 from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.errors import InputError
@@ -23,6 +24,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings import files as module
 from crossfade.trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
+from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 
 QUERIES, ITEMS = 23, 7
@@ -190,7 +192,7 @@ def test_each_worker_writes_its_part_of_the_files(
 
 
 def test_folder_without_embeddings_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no embeddings; expected a folder that 'crossfade train' wrote"):
+    with pytest.raises(InputError, match="holds no embeddings; expected a folder that 'crossfade train'"):
         EmbeddingFiles(tmp_path)
     with pytest.raises(InputError, match="holds no embeddings"):
         EmbeddingFiles(tmp_path / "missing")
@@ -211,10 +213,9 @@ def test_truncated_file_of_embeddings_is_rejected_by_name(written: Path, kept_by
     path = written / QUERY / "rows-000000000008.parquet"
     path.write_bytes(path.read_bytes()[:kept_bytes])
     files = EmbeddingFiles(written)
-    with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
-        files.read(QUERY)
-    with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
-        files.vectors(QUERY, np.array([0]))
+    for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([0]))):
+        with pytest.raises(InputError, match=r"rows-000000000008\.parquet: has .* it was truncated or replaced"):
+            read()
 
 
 def test_vocabulary_is_read_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
@@ -243,22 +244,85 @@ def test_missing_file_of_embeddings_is_rejected(written: Path) -> None:
     files = EmbeddingFiles(written)
     for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
         with pytest.raises(
-            InputError, match=r"expected rows-000000000008\.parquet here: a file of embeddings is missing"
+            InputError, match=r"rows-000000000008\.parquet: no such file, but embeddings\.json lists it"
         ):
             read()
+
+
+def test_embeddings_without_a_list_are_rejected(written: Path) -> None:
+    (written / LISTING_FILE).unlink()
+    with pytest.raises(InputError, match=r"has no embeddings\.json, which has the checksums"):
+        EmbeddingFiles(written)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"format": "crossfade-embeddings", "version": 2, "files": []}',
+        b'{"format": "crossfade-embeddings", "version": 1, "files": []}',
+        b'{"format": "crossfade-embeddings", "version": 1, "files": [{"path": "../../etc/passwd", "bytes": 1, '
+        b'"footer_crc32": 1, "row_groups": [1]}]}',
+    ],
+)
+def test_invalid_lists_of_embeddings_are_rejected(written: Path, listing: bytes) -> None:
+    (written / LISTING_FILE).write_bytes(listing)
+    with pytest.raises(InputError, match=r"embeddings\.json: (is not a list of|lists no) embeddings"):
+        EmbeddingFiles(written)
 
 
 def test_corrupt_pages_are_rejected_by_file_name(written: Path) -> None:
     path = written / QUERY / "rows-000000000008.parquet"
     column = pq.read_metadata(path).row_group(0).column(2)
     content = bytearray(path.read_bytes())
+    # The last bytes of a page: without a checksum, they would be other values.
     begin = column.dictionary_page_offset or column.data_page_offset
-    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    content[begin + column.total_compressed_size - 4] ^= 1
     path.write_bytes(content)
     files = EmbeddingFiles(written)
     for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
         with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
             read()
+
+
+def test_flipped_bits_are_rejected_or_harmless(written: Path) -> None:
+    expected = _all_of(written)
+    random = np.random.default_rng(0)
+    rejected: list[str] = []
+    for path in sorted(path for path in written.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for place in random.choice(len(content), min(len(content), 80), replace=False):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << random.integers(8)
+            path.write_bytes(damaged)
+            try:
+                assert _all_of(written) == expected
+            except InputError as error:
+                rejected.append(str(error))
+        path.write_bytes(content)
+    assert len(rejected) > 200
+    assert all(message.startswith(str(written)) for message in rejected)
+
+
+def _all_of(written: Path) -> list[object]:
+    """Read everything, in a form that can be compared."""
+    files = EmbeddingFiles(written)
+    vectors = [files.vectors(table.name, np.arange(table.rows)).tobytes() for table in TABLES]
+    return [files.entities, *vectors, *(files.read(table.name).to_pydict() for table in TABLES)]
+
+
+def test_vectors_that_are_not_finite_are_rejected(
+    tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
+) -> None:
+    values = tables_of(store)
+    values[QUERY][9, 1] = np.nan
+    write_embeddings(store, TABLES, vocabularies, tmp_path / "bad", ArrayVectors(values))
+    files = EmbeddingFiles(tmp_path / "bad")
+    assert np.isfinite(files.vectors(QUERY, np.arange(8))).all()
+    with pytest.raises(InputError, match=r"rows-000000000008\.parquet: the vector of row 9 is not finite"):
+        files.vectors(QUERY, np.arange(QUERIES))
 
 
 def test_vocabulary_counts_are_in_row_order(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_folder_has_card_and_rows(workspace: Path) -> None:
     assert (card["model"]["job"], card["model"]["uri"]) == ("planted", "run/embeddings")
     assert (card["measured"]["query_entity"], card["measured"]["queries"]) == ("customer", CUSTOMERS)
     assert (card["measured"]["recall_at_10"], card["measured"]["recall_at_100"]) == (1.0, 1.0)
-    assert card["bytes"] == (workspace / "all" / "index.faiss").stat().st_size
+    assert card["files"]["index.faiss"]["bytes"] == (workspace / "all" / "index.faiss").stat().st_size
     rows = pq.read_table(workspace / "all" / "rows.parquet").to_pylist()
     assert rows == [{"row": row, "id": 5000 + row, "name": f"Genre {row % GENRES} Song {row}"} for row in range(TRACKS)]
 
@@ -231,10 +231,18 @@ def test_index_that_does_not_fit_is_rejected(workspace: Path, run: Path, tmp_pat
     older, _ = sorted((run / "checkpoints").glob("step-*"))
     rejected("an index of other vectors", "similar", older, "5007", "--index", "all", cwd=workspace)
     broken = Path(shutil.copytree(workspace / "all", tmp_path / "broken"))
-    content = (broken / "index.faiss").read_bytes()
-    (broken / "index.faiss").write_bytes(content[:-1])
-    rejected("an incomplete index", *similar, broken, cwd=workspace)
-    (broken / "index.faiss").write_bytes(bytes(len(content)))
-    rejected("a corrupt index", *similar, broken, cwd=workspace)
-    (broken / "card.json").write_text(json.dumps(card_of(broken) | {"version": 2}))
+    for name in ("index.faiss", "rows.parquet"):
+        content = (broken / name).read_bytes()
+        (broken / name).write_bytes(content[:-1])
+        rejected("an incomplete index", *similar, broken, cwd=workspace)
+        for place in (0, len(content) // 2, len(content) - 1):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            (broken / name).write_bytes(damaged)
+            rejected("a damaged index", *similar, broken, cwd=workspace)
+        (broken / name).unlink()
+        rejected("an index without one of its files", *similar, broken, cwd=workspace)
+        (broken / name).write_bytes(content)
+    succeeded(crossfade_here(*similar, broken, cwd=workspace))
+    (broken / "card.json").write_text(json.dumps(card_of(broken) | {"version": 1}))
     rejected("the card of another version", *similar, broken, cwd=workspace)

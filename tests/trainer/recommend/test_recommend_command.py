@@ -1,5 +1,6 @@
 """The recommend command: to named customers and to all, from embeddings and checkpoints, resumed, and rejected."""
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_interactions, write_data_set
@@ -15,8 +17,11 @@ from command_here import crossfade_here
 from error_table import documented
 from object_store import running_object_store
 from running_command import crossfade, succeeded
+from written_runs import write_run
 
 from crossfade.kvstore.arrays import FloatArray
+from crossfade.kvstore.io.folder import Folder
+from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.recommend import bulk
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.recommender import Recommendations, Recommender
@@ -158,13 +163,78 @@ def test_corrupt_checkpoint_is_skipped_by_name(run: Path, workspace: Path, caplo
     shutil.rmtree(run / "embeddings")
     older, newest = sorted((run / "checkpoints").glob("step-*"))
     expected = recommend(older, "--customer", "c010", cwd=workspace)
-    [file] = (newest / "track").glob("weights.*")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    for table in ("customer", "track"):
+        [file] = (newest / table).glob("weights.*")
+        content = file.read_bytes()
+        flip(file, len(content) - 1)
+        result = crossfade_here("recommend", run, "--customer", "c010", "--json", cwd=workspace)
+        assert json.loads(succeeded(result).stdout) == expected
+        assert f"skipped a checkpoint: {file}: its CRC-32 does not match its content" in result.stderr
+        file.write_bytes(content)
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of the file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("entity", ["customer", "track"])
+def test_damaged_embeddings_are_rejected(run: Path, workspace: Path, entity: str) -> None:
+    [file] = (run / "embeddings" / entity).glob("rows-*.parquet")
+    content = file.read_bytes()
+    column = pq.read_metadata(file).row_group(0).column(2)
+    assert column.path_in_schema.startswith("vector.")
+    customer = (run, "--customer", "c010")
+    begin = column.dictionary_page_offset or column.data_page_offset
+    flip(file, begin + column.total_compressed_size // 2)
+    rejected("damaged embeddings", *customer, cwd=workspace)
     file.write_bytes(content)
-    result = crossfade_here("recommend", run, "--customer", "c010", "--json", cwd=workspace)
-    assert json.loads(succeeded(result).stdout) == expected
-    assert f"skipped a checkpoint: {file}: its CRC-32 does not match its content" in result.stderr
+    flip(file, len(content) - 100)
+    rejected("damaged embeddings, at their end", *customer, cwd=workspace)
+    file.write_bytes(content)
+    listing = run / "embeddings" / "embeddings.json"
+    listing.unlink()
+    rejected("embeddings of an earlier revision", *customer, cwd=workspace)
+    table = pq.read_table(file)
+    values = table.column("vector").combine_chunks().flatten().to_numpy().copy()
+    values[8] = np.inf
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), table.schema.field("vector").type.list_size)
+    pq.write_table(table.set_column(2, "vector", vectors), file, write_page_checksum=True)
+    write_listing(Folder(run / "embeddings"))
+    rejected("embeddings that are not finite", *customer, cwd=workspace)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_written_format_is_that_of_the_name(tmp_path: Path, ending: str) -> None:
+    run = write_run(tmp_path / "written").path
+    command = ("recommend", run, "--exclude", "--all", "-k", "2", "--out")
+    succeeded(crossfade_here(*command, tmp_path / "expected.parquet", cwd=tmp_path))
+    expected = pq.read_table(tmp_path / "expected.parquet").to_pylist()
+    out = tmp_path / f"recs{ending}"
+    succeeded(crossfade_here(*command, out, cwd=tmp_path))
+    if ending == ".csv":
+        with out.open(encoding="utf-8", newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        assert list(rows[0]) == list(expected[0])
+        expected = [{key: "" if value is None else str(value) for key, value in row.items()} for row in expected]
+        scores = [
+            (float(row.pop("score")), float(wanted.pop("score"))) for row, wanted in zip(rows, expected, strict=True)
+        ]
+        np.testing.assert_array_equal(*np.array(scores, np.float32).T)
+    elif ending == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    else:
+        rows = pq.read_table(out).to_pylist()
+    assert rows == expected
+
+
+def test_other_formats_are_rejected(workspace: Path, tmp_path: Path) -> None:
+    for name in ("recs", "recs.txt", "recs.csv.gz", "recs.xlsx"):
+        everyone = ("run", "--all", "--out", tmp_path / name)
+        rejected("a file of recommendations of another format", *everyone, cwd=workspace)
+    assert list(tmp_path.iterdir()) == []
 
 
 def read_file(path: Path) -> Recommended:

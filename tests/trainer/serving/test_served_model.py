@@ -1,8 +1,10 @@
 """Served models: the same results as the commands, exactly and by an index, from copies that need nothing else."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +13,7 @@ import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
+from written_runs import ArrayVectors
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import InputError
@@ -178,6 +181,36 @@ def test_version_needs_neither_run_nor_dataset(workspace: Path, tmp_path: Path, 
     finally:
         for hidden in ("run", "data"):
             (workspace / f"hidden-{hidden}").rename(workspace / hidden)
+
+
+def test_damaged_versions_are_rejected(workspace: Path, tmp_path: Path, indexed: ServedModel) -> None:
+    version = Path(shutil.copytree(workspace / "indexed", tmp_path / "version"))
+    damaged = 0
+    for path in sorted(path for path in version.rglob("*") if path.is_file() and path.stat().st_size):
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            damaged += 1
+            with pytest.raises(InputError, match=re.escape(str(path))):
+                ServedModel(version)
+        path.unlink()
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            ServedModel(version)
+        path.write_bytes(content)
+    assert damaged > 30
+    ServedModel(version).close()
+
+
+def test_vectors_that_are_not_finite_are_not_published(workspace: Path, tmp_path: Path) -> None:
+    def write(model: TrainedModel) -> None:
+        vectors = {table.name: np.zeros((table.rows, table.dim), np.float32) for table in model.spec.vectors}
+        vectors["track"][7, 2] = np.inf
+        write_version(
+            replace(model, vectors=ArrayVectors(vectors)), tmp_path / "version", VersionOptions(), NullReporter()
+        )
+
+    with pytest.raises(InputError, match="the vector of row 7 of 'track' is not finite"):
+        use(workspace, write)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Save a model to a folder that commands read, which replaces nothing but an earlier run or saved model.
+
+save_model(model, "models/plays", overwrite=True, with_dataset=False)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import write_failure
+from crossfade.kvstore.io.output import staged_folder
+from crossfade.kvstore.io.replacing import replace_folder
+from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_lock import LOCK_FILE
+
+if TYPE_CHECKING:
+    from crossfade.api.model import Model
+
+DATASET_FOLDER = "dataset"
+"""The dataset of a model that was trained on a data frame, in its folder."""
+
+
+def save_model(model: Model, folder: str, overwrite: bool, *, with_dataset: bool) -> str:
+    """Copy ``model``, and its dataset ``with_dataset``, to ``folder``; return its absolute path.
+
+    Raises:
+        CrossfadeError: ``folder`` cannot be written.
+        InputError: ``folder`` may not be replaced, or another process writes it.
+    """
+    for location in (folder, model.source):
+        if "://" in location:
+            raise InputError(f"{location}: expected a local folder; copy it to or from S3 by other means")
+    target = Path(folder).absolute()
+    if target.resolve() == Path(model.source).resolve():
+        return str(target)
+    check_free(target, overwrite)
+    if not with_dataset and RunFolder(target).contains(data := model.use(lambda opened: opened.data.uri)):
+        raise InputError(f"{folder}: holds {data}, the dataset of the model; choose another folder")
+    try:
+        with staged_folder(target) as staging:
+            shutil.copytree(
+                model.source, staging, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER), dirs_exist_ok=True
+            )
+            (staging / LOCK_FILE).touch()
+            if with_dataset:
+                shutil.copytree(model.job.data.path, staging / DATASET_FOLDER)
+                values = yaml.safe_load((staging / JOB_FILE).read_text(encoding="utf-8"))
+                values["data"]["path"] = str(target / DATASET_FOLDER)
+                (staging / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            check_free(target, overwrite)
+            replace_folder(target, staging)
+    except OSError as error:
+        raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, target)}") from error
+    return str(target)
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Reject an existing ``folder``, unless ``overwrite`` is given and it is empty or holds nothing but a run.
+
+    Raises:
+        InputError: it may not be replaced.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise InputError(f"{folder}: already exists; choose another, or replace a model with overwrite=True")
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder of a model, so overwrite=True does not replace it; choose another")
+    run = RunFolder(folder)
+    foreign = [name for name in run.foreign_names() if name != DATASET_FOLDER]
+    if foreign:
+        raise InputError(
+            f"{folder}: holds '{foreign[0]}', which is not part of a model and which overwrite=True would delete; move "
+            "it, or choose another folder"
+        )
+    if any(folder.iterdir()) and not (folder / JOB_FILE).is_file():
+        raise InputError(
+            f"{folder}: holds no model (it has no {JOB_FILE}), so overwrite=True does not replace it; choose another"
+        )
+    if run.lock.is_held():
+        raise InputError(f"{folder}: a run is in progress; wait until it ends, or choose another folder")

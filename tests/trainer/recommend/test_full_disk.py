@@ -1,0 +1,74 @@
+"""Commands on a disk that is full: they name it, say what is complete, leave no lock, and continue with more room."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from running_command import succeeded
+from small_disk import MountError, fill, make_room, mounted_disk
+from written_runs import CUSTOMER_IDS, write_run
+
+from crossfade.kvstore.io.folder import Folder
+from crossfade.kvstore.io.writer_lock import LOCK_NAME, path_lock
+from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend import bulk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    try:
+        with mounted_disk(tmp_path / "disk", 2**21) as disk:
+            yield disk
+    except MountError as reason:
+        pytest.skip(str(reason))
+
+
+def failed(cause: str, *arguments: object, cwd: Path) -> str:
+    result = crossfade_here(*arguments, cwd=cwd)
+    [line] = result.stderr.splitlines()
+    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_recommendations_continue_once_there_is_room(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "written").path
+    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 1)
+    command = ("recommend", run, "--all", "--exclude", "--out", disk / "recs.csv")
+    fill(disk, leave=8 * 4096)
+    message = failed("recommendations on a full disk", *command, cwd=tmp_path)
+    assert f"the disk of {disk}; complete are" in message
+    kept = len(list((disk / ".recs.csv.partial").glob("part-*.parquet")))
+    assert 0 < kept < len(CUSTOMER_IDS)
+    make_room(disk)
+    succeeded(crossfade_here(*command, cwd=tmp_path))
+    assert [path.name for path in disk.iterdir()] == ["recs.csv"]
+
+
+def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "written")
+    data = Path(shutil.copytree(tmp_path / "written" / "data", disk / "data"))
+    before = data_fingerprint(Folder(data))
+    (tmp_path / "ids.txt").write_text("{7}\n")
+    for leave, cause in ((4096 * 3, "forget: a full disk"), (0, "forget: a disk without room for the lock")):
+        fill(disk, leave)
+        failed(cause, "forget", data, "--ids", tmp_path / "ids.txt", cwd=tmp_path)
+        assert data_fingerprint(Folder(data)) == before
+        assert not (data / LOCK_NAME).exists()
+    make_room(disk)
+    succeeded(crossfade_here("forget", data, "--ids", tmp_path / "ids.txt", cwd=tmp_path))
+    assert data_fingerprint(Folder(data)) != before
+    customers = Vocabulary(Folder(data), read_manifest(Folder(data)), "customer")
+    assert "{7}" not in customers.read(0, customers.rows, ["id"]).column("id").to_pylist()
+
+
+def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
+    fill(disk, leave=0)
+    for _ in range(2):
+        with pytest.raises(Exception, match="No space left on device"), path_lock(disk / "lock", "the subject"):
+            pass
+        assert not (disk / "lock").exists()

@@ -1,0 +1,78 @@
+"""Write tables to a file whose name says the format: Parquet, CSV, or JSON lines.
+
+    check_format("--out", Path("recs.csv"))
+    rows = write_tables(Path("recs.csv"), tables)
+
+CSV has a header, and quotes texts where that is needed; a missing value is empty. JSON lines have an object a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.output import staged_file
+
+Write = Callable[[pa.Table], Any]
+
+
+def check_format(option: str, out: Path) -> None:
+    """Reject a name of an output file that says none of the formats; a device or pipe gets Parquet.
+
+    Raises:
+        InputError: it does.
+    """
+    if out.suffix.lower() not in _WRITERS and not (out.exists() and not out.is_file()):
+        raise InputError(f"{option} {out}: expected a name that ends in {', '.join(_WRITERS)}")
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write ``tables``, at least one, to ``path``, which appears when it is complete; return the number of rows.
+
+    Raises:
+        InputError: another process writes it.
+        OSError: it cannot be written.
+    """
+    rows = 0
+    with staged_file(path) as partial, ExitStack() as opened:
+        write: Write | None = None
+        for table in tables:
+            if write is None:
+                write = opened.enter_context(_WRITERS.get(path.suffix.lower(), _parquet)(partial, table.schema))
+            write(table)
+            rows += table.num_rows
+        opened.close()
+    return rows
+
+
+@contextmanager
+def _parquet(path: Path, schema: pa.Schema) -> Iterator[Write]:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
+    with pa.csv.CSVWriter(path, schema, write_options=pa.csv.WriteOptions(quoting_style="needed")) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _json_lines(path: Path, _: pa.Schema) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda table: file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table.to_pylist())
+
+
+_WRITERS: dict[str, Callable[[Path, pa.Schema], AbstractContextManager[Write]]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+}
