@@ -24,9 +24,31 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.hidden_modules import hidden
 from crossfade.kvstore.io.file_lock import try_lock
 
+_THREADS_VARIABLE, _MAX_THREADS = "NUMBA_NUM_THREADS", 4096
+_INTERPRETER_VARIABLE = "NUMBA_DISABLE_JIT"
+
+
+def _check_environment() -> None:
+    """Check the variables that numba reads: it crashes with very many threads, and kernels of vectors need it.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    threads = os.environ.get(_THREADS_VARIABLE)
+    if threads is not None and not (threads.strip().isdecimal() and 1 <= int(threads) <= _MAX_THREADS):
+        raise InputError(
+            f"{_THREADS_VARIABLE}: expected a number of threads from 1 to {_MAX_THREADS:,}, but found '{threads}'; "
+            "correct it, or unset it to use all cores"
+        )
+    if os.environ.get(_INTERPRETER_VARIABLE, "0").strip() not in {"", "0"}:
+        raise InputError(f"{_INTERPRETER_VARIABLE}: kernels must be compiled; unset it")
+
+
+_check_environment()
 with hidden("scipy"):
     import numba
     from numba import config, extending, get_num_threads, prange
@@ -47,8 +69,6 @@ def njit(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         kernel: Any = numba.njit(**options)(function)
-        if kernel is function:  # with NUMBA_DISABLE_JIT
-            return kernel
         load_or_compile = kernel.compile
 
         def compile_once(signature: Any) -> Any:

@@ -256,3 +256,15 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
         rejected("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
     assert (workspace / "run" / "report.json").exists()
     assert (workspace / "run" / "report.json").read_text() == report
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cause"),
+    [
+        *(("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none") for value in ("x", "0", "100000")),
+        ("NUMBA_DISABLE_JIT", "1", "numba that must not compile"),
+    ],
+)
+def test_environment_that_numba_cannot_use(workspace: Path, name: str, value: str, cause: str) -> None:
+    result = crossfade("train", "job.yaml", cwd=workspace, variables={name: value})
+    documented(cause, single_line(result.returncode, result.stdout, result.stderr))
