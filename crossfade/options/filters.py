@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 NOTES = """\
 Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
-in train), each feature of the dataset, as a list of its values, and those of the --metadata file:
+in train), each feature of the dataset, as a list of its values, and those of the --metadata file. The message for a
+function that is not accepted lists those that are:
 
   --where "count >= 100"
   --where "list_contains(tag, 'jazz')"
