@@ -75,7 +75,7 @@ class _Picture:
         self._figure: Any = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
         canvas: Any = FigureCanvasAgg(self._figure)
         self._renderer = canvas.get_renderer()
-        self._axes = self._figure.add_axes(_AREA)
+        self._axes: Any = self._figure.add_axes(_AREA)
         self._axes.set_axis_off()
         self._show_all()
         self._taken: list[Any] = []
