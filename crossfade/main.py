@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from crossfade import logs
 from crossfade.kvstore import __version__
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import describe_disk_error
 from crossfade.memory_limit import check_address_space, lack_of_memory
 from crossfade.options.command import CommandParser
 from crossfade.signals import SpotInterruption, StopSignal, stopper
@@ -139,7 +140,7 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
             return _output_lost()
         case OSError():
             # An error of the machine, not of the program: a full disk, a deleted folder.
-            _logger.error(str(error))
+            _logger.error(describe_disk_error(error))
             return 1
     return None
 

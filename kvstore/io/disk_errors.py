@@ -22,6 +22,13 @@ def write_failure(error: OSError, path: Path) -> str:
     return error.strerror or text
 
 
+def describe_disk_error(error: OSError) -> str:
+    """Return a message on ``error``, which nothing has put into words; of a full disk, it names the disk."""
+    if error.errno in _FULL and isinstance(error.filename, str):
+        return f"{error.filename}: could not be written: {write_failure(error, Path(error.filename))}"
+    return str(error)
+
+
 def _mount(path: Path) -> Path:
     """Return where the disk of ``path`` is mounted."""
     place = path.absolute()

@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["reset", "throttle", "busy", "cut", "stall", "expire"]
+Fault = Literal["reset", "throttle", "busy", "fail", "cut", "flip", "stall", "expire"]
 
 _PIECE_BYTES = 1 << 16
 _ANSWERS = {
     "throttle": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    "fail": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
     "busy": ("429 Too Many Requests", "TooManyRequests", "Please reduce your request rate."),
     "expire": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
 }
@@ -91,8 +92,8 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError), client, socket.create_connection(self._target) as server:
             self._sockets.append(server)
-            limit: list[int] = []
-            back = threading.Thread(target=self._answer, args=(server, client, limit), daemon=True)
+            spoiled: list[Fault] = []
+            back = threading.Thread(target=self._answer, args=(server, client, spoiled), daemon=True)
             back.start()
             while request := client.recv(_PIECE_BYTES):
                 if self._rejecting is not None and request.split(b" ", 1)[0] in _METHODS:
@@ -109,22 +110,27 @@ class Proxy:
                 if fault == "stall":
                     self._closed.wait()
                     return
-                if fault == "cut":
-                    limit.append(1)
+                if fault in ("cut", "flip"):
+                    spoiled.append(fault)
                 elif fault is not None:
                     client.sendall(_error_answer(fault, request))
                     continue
                 server.sendall(request)
 
-    def _answer(self, server: socket.socket, client: socket.socket, limit: list[int]) -> None:
-        """Forward answers; once there is a ``limit``, cut the body of the next answer in half."""
+    def _answer(self, server: socket.socket, client: socket.socket, spoiled: list[Fault]) -> None:
+        """Forward answers; of the next one that is ``spoiled``, cut the body in half or change a bit of it."""
         with suppress(OSError):
             while piece := server.recv(_PIECE_BYTES):
-                if limit and piece.startswith(b"HTTP/"):
+                if spoiled and piece.startswith(b"HTTP/"):
                     head, _, body = piece.partition(b"\r\n\r\n")
-                    client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
-                    client.shutdown(socket.SHUT_RDWR)
-                    return
+                    if spoiled.pop(0) == "cut":
+                        client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
+                        client.shutdown(socket.SHUT_RDWR)
+                        return
+                    if body:
+                        middle = len(body) // 2
+                        body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+                    piece = head + b"\r\n\r\n" + body
                 client.sendall(piece)
             client.shutdown(socket.SHUT_RDWR)
 

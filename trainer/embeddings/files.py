@@ -256,10 +256,17 @@ class EmbeddingFiles:
         """Return the vectors of the row group ``index``, which begins with the row ``first``."""
         if self._last_group is None or self._last_group[:2] != (uri, index):
             vectors_ND = vectors_of(_read_group(uri, file, index, "vector").column("vector"))
+            if self._folder.on_s3:
+                self._check_unchanged(uri)
             if (bad := find_non_finite_row(vectors_ND)) is not None:
                 raise InputError(f"{uri}: the vector of row {first + bad} is not finite; {AGAIN}")
             self._last_group = uri, index, vectors_ND
         return self._last_group[2]
+
+    def _check_unchanged(self, uri: str) -> None:
+        """Check that the object at ``uri`` is the one that was opened: a later one is read as if it were."""
+        listed = next(file for files in self._listed.values() for file in files if uri.endswith(f"/{file.path}"))
+        _open(self._folder, listed).close()
 
     def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
         if entity not in self._opened:

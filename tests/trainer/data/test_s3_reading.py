@@ -41,7 +41,7 @@ def folder(server: ObjectStore, proxy: Proxy) -> Folder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["reset", "throttle", "busy", "cut", "stall"])
+@pytest.mark.parametrize("fault", ["reset", "throttle", "busy", "fail", "cut", "stall"])
 def test_transient_error_is_retried(folder: Folder, proxy: Proxy, fault: Fault) -> None:
     times = 1 if fault == "stall" else 4
     proxy.inject(fault, times)

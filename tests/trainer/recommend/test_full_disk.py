@@ -72,3 +72,12 @@ def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
         with pytest.raises(Exception, match="No space left on device"), path_lock(disk / "lock", "the subject"):
             pass
         assert not (disk / "lock").exists()
+
+
+def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp_path: Path) -> None:
+    fill(disk)
+    size = ("--queries", 500, "--items", 300, "--interactions", 20000)
+    result = crossfade_here("synthesize", "--out", disk / "data", *size, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")
+    assert [path.name for path in disk.iterdir()] == ["filler"]
