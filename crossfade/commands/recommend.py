@@ -360,7 +360,7 @@ def _values(
     if column is None:
         return {}
     item, metadata = model.spec.item.name, options.filters.metadata
-    with open_metadata(model.data, model.manifest, item, metadata, {column}) as table:
+    with open_metadata(model.data, model.manifest, item, metadata, {column}, model.counts) as table:
         groups = table.groups(column)
     bounds = {row: groups.starts_R1[row : row + 2] for row in labels}
     return {row: [groups.names[value] for value in groups.values_N[slice(*bound)]] for row, bound in bounds.items()}
