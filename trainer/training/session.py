@@ -170,11 +170,8 @@ def open_session(
             on_event=metrics.observing(_first_worker_sink(job, folder, store, hooks.on_event, opened)),
             on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
         )
-        context = [table.name for table in inputs.model.context]
-        reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
-        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)), hooks.log, all_reduce)
-        kernels = describe_kernels(parts.engine.name)
-        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables, folder.lock.command, kernels)
+        parts = _Parts(job, folder, store, inputs, opened, hooks.log, all_reduce)
+        metadata = parts.metadata()
         row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
         selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
         checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
@@ -227,11 +224,14 @@ class _Parts:
         folder: RunFolder,
         store: RowStore,
         inputs: JobInputs,
-        reader: InteractionReader,
+        opened: ExitStack,
         log: Callable[[str], None],
         all_reduce: AllReduce | None,
     ) -> None:
-        self._job, self._folder, self._store, self._inputs, self._reader = job, folder, store, inputs, reader
+        self._job, self._folder, self._store, self._inputs = job, folder, store, inputs
+        context = [table.name for table in inputs.model.context]
+        reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads, context)
+        self._reader = opened.enter_context(closing(reader))
         self.towers = load_towers(job, inputs.model, inputs.folder, inputs.manifest)
         self.towers.dense.all_reduce = all_reduce
         self.engine = make_engine(job, inputs.model, _choose_engine(job, store, log))
@@ -245,6 +245,10 @@ class _Parts:
         if not for_negatives:
             return None
         return self._vocabularies[self._inputs.manifest.item].counts()
+
+    def metadata(self) -> CheckpointMetadata:
+        command, kernels = self._folder.lock.command, describe_kernels(self.engine.name)
+        return CheckpointMetadata.of(self._job, self._folder.run_id(), self._inputs.model.tables, command, kernels)
 
     def checkpoints(self, metadata: CheckpointMetadata, hooks: TrainingHooks) -> CheckpointManager:
         return CheckpointManager(
