@@ -104,7 +104,8 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
 
 def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
     sources = [report.manifest.source for report in reports]
-    raw = [text for source in sources for split in ("train", "valid", "test") for text in _texts(source.get(split))]
+    found = [text for source in sources for split in ("train", "valid", "test") for text in _texts(source.get(split))]
+    raw = list(dict.fromkeys(found))
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
