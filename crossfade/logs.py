@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -133,6 +134,17 @@ class RoleLogHandler(StderrHandler):
             self._omitted += 1
 
 
+def _default_from(variable: str, choices: Sequence[str]) -> Callable[[str], str]:
+    """Return an option's type that rejects a default from ``variable``: argparse compares only what is typed."""
+
+    def check(text: str) -> str:
+        if text not in choices and text == os.environ.get(variable):
+            raise argparse.ArgumentTypeError(f"{variable}: expected {' or '.join(choices)}, but found '{text}'")
+        return text
+
+    return check
+
+
 def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") -> None:
     """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment.
 
@@ -142,12 +154,14 @@ def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") ->
     group.add_argument(
         "--log-format",
         choices=FORMATS,
+        type=_default_from(FORMAT_VARIABLE, FORMATS),
         default=os.environ.get(FORMAT_VARIABLE),
         help=f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else {otherwise})",
     )
     group.add_argument(
         "--log-level",
         choices=LEVELS,
+        type=_default_from(LEVEL_VARIABLE, LEVELS),
         default=os.environ.get(LEVEL_VARIABLE, "info"),
         help=f"set the least severe level to log (default: {LEVEL_VARIABLE}, else info)",
     )

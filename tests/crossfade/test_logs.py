@@ -181,3 +181,20 @@ def test_roles_log_text_and_train_displays_progress_by_default(tmp_path: Path) -
         logged = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())
         assert logged[0] == "crossfade: phase name=starting"
         assert logged[-1] == "crossfade: ended"
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("CROSSFADE_LOG_LEVEL", "CROSSFADE_LOG_LEVEL: expected debug or info or warning or error, but found 'loud'"),
+        ("CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_FORMAT: expected text or json, but found 'loud'"),
+    ],
+)
+def test_variable_of_another_value_is_rejected(
+    variable: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "loud")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "job.yaml"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(expected)
