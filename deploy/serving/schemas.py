@@ -32,7 +32,6 @@ Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeV
 """An ID or, for an entity with names, a name."""
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)]
 """A number of rows in a body; in JSON, neither text nor true is a number."""
-Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 K = Field(10, ge=1, le=MAX_K, description="rows of each result")
 WHERE = Field(None, description="keep only items that meet this SQL condition on the columns that /model lists")
