@@ -22,7 +22,7 @@ from crossfade.trainer.serving.bounded_process import BoundedProcess, LimitError
 
 LARGE_BYTES = 32 << 10
 """Size from which a body is read by the process."""
-_SECONDS = 5.0
+_SECONDS = 30.0
 _MAX_KEYS, _MAX_PROBLEMS, _MAX_LETTERS = 16, 5, 80
 _MAX_PARTS = 500_000
 """Brackets, braces, and colons of a body: the largest valid one has 300,000, and more in names."""

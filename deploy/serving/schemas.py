@@ -30,8 +30,8 @@ def _whole(value: object) -> object:
 
 Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_whole)] | Text
 """An ID or, for an entity with names, a name."""
-Count = Annotated[int, Field(ge=1, le=MAX_K)]
-Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)]
+"""A number of rows in a body; in JSON, neither text nor true is a number."""
 
 K = Field(10, ge=1, le=MAX_K, description="rows of each result")
 WHERE = Field(None, description="keep only items that meet this SQL condition on the columns that /model lists")
@@ -53,7 +53,7 @@ class GroupLimit(_Body):
 class Filters(_Body):
     """Which rows are ranked, and how many are returned."""
 
-    k: int = K
+    k: Count = Field(10, description="rows of each result")
     where: Text | None = WHERE
     allow: list[Id] = Field(
         default_factory=list, max_length=MAX_LIST, fail_fast=True, description="rank only these; empty: all"
@@ -67,12 +67,14 @@ class HistoryItem(TypedDict):
     """An item of a history. Negative weights are of items that were disliked: they are left out, not learned from."""
 
     id: Id
-    weight: NotRequired[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="by default 1")]]
+    weight: NotRequired[
+        Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=False, description="by default 1")]
+    ]
 
 
 class _Recommendations(Filters):
-    exclude_known: bool = EXCLUDE_KNOWN
-    popularity_damping: float = DAMPING
+    exclude_known: Annotated[bool, Field(strict=True)] = EXCLUDE_KNOWN
+    popularity_damping: Annotated[float, Field(strict=True)] = DAMPING
 
 
 class KnownRequest(_Recommendations):

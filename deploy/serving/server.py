@@ -26,7 +26,7 @@ from crossfade.trainer.recommend.metadata_table import MetadataFile
 from crossfade.trainer.serving.copies_folder import CopiesFolder
 
 _BACKLOG = 2048
-_DRAIN_SECONDS, _HUNG_SECONDS = 30, 30
+_DRAIN_SECONDS, _HUNG_SECONDS = 30, 120
 _METRICS = "metrics"
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 

@@ -55,7 +55,12 @@ class RunningServer:
 
     def answering(self) -> list[psutil.Process]:
         """Return the processes that answer requests."""
-        return [each for each in self.command.mark.processes() if "spawn_main" in " ".join(each.cmdline())]
+        found = []
+        for process in self.command.mark.processes():
+            with suppress(psutil.Error):  # it has ended
+                if "spawn_main" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def work_folder(self) -> Path:
         """Return the working folder, which the processes have in their environment."""
