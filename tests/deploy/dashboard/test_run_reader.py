@@ -206,11 +206,10 @@ def test_finished_run_shows_its_report(tmp_path: Path) -> None:
 
 
 def test_finished_run_is_in_its_last_epoch_although_the_log_has_a_sample_of_steps(tmp_path: Path) -> None:
-    events = [step(60, at=60), *(epoch(number, at=60 + number / 10, step=25 * number) for number in (3, 4))]
-    summary = look(write_run(tmp_path / "run", metrics=events, state=state("done", at=61)), at=99)
-    assert (summary.step, summary.epoch, summary.planned_epochs) == (100, 4, 4)
-    events = [epoch(2, at=50, step=50), step(60, at=60)]
-    assert look(write_run(tmp_path / "live", metrics=events, state=state("running", at=61)), at=61).epoch == 3
+    done = {"metrics": [step(60, at=6), epoch(4, at=7, step=100)], "state": state("done", at=9)}
+    assert look(write_run(tmp_path / "done", **done), at=9).epoch == 4
+    live = {"metrics": [epoch(2, at=5, step=50), step(60, at=6)], "state": state("running", at=9)}
+    assert look(write_run(tmp_path / "live", **live), at=9).epoch == 3
 
 
 def test_resumed_run_ignores_its_old_report(tmp_path: Path) -> None:
