@@ -30,8 +30,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     training = run.training
     state, message = find_state(run, now)
     live = state not in ENDED
-    # The report of an earlier start does not describe a run that was resumed.
-    report = run.report if state == "done" and run.report is not None else ReportFile()
+    report = _report(run, state)
     best_metric = str(run.setting("evaluate", "best_metric") or DEFAULT_METRIC)
     best_value, best_epoch = training.best(best_metric) or (None, None)
     valid = training.evaluated[-1].valid if training.evaluated else {}
@@ -75,6 +74,11 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     )
     summary.alerts = find_alerts(run, summary, now)
     return summary
+
+
+def _report(run: RunReader, state: str) -> ReportFile:
+    """Return the report of a finished run: that of an earlier start does not describe a run that was resumed."""
+    return run.report if state == "done" and run.report is not None else ReportFile()
 
 
 def read_summaries(runs: Runs) -> list[Summary]:

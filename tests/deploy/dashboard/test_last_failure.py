@@ -81,3 +81,24 @@ def test_run_that_has_not_failed_has_none(tmp_path: Path) -> None:
     run.refresh()
     assert summarize(run, BEGAN + 3).failure is None
     assert summarize(run, BEGAN + 3).to_json()["failure"] is None
+
+
+@pytest.mark.parametrize(
+    ("role", "cause", "error", "alert"),
+    [
+        ("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
+        ("worker-1", "ended with exit code 1", "ValueError: x", "worker-1 on b2 ended with exit code 1: ValueError: x"),
+        ("in-process", "ended with exit code 1", "training diverged", "training diverged"),
+    ],
+)
+def test_critical_alert_is_the_cause_without_the_end_of_the_log(
+    tmp_path: Path, role: str, cause: str, error: str | None, alert: str
+) -> None:
+    record = {"time": BEGAN, "event": "failure", "role": role, "host": "b2", "cause": cause, "error": error}
+    record |= {"generation": 1, "ends_run": True, "step": 40, "lost_steps": 0}
+    message = f"{role} {cause} (its log ends: {' | '.join(map(str, range(10)))}; log: logs/{role}.log)"
+    folder = write_run(tmp_path / "run", state=state("failed", at=3, message=message), processes=[record])
+    reader = RunReader(folder, folder.name)
+    reader.refresh()
+    summary = summarize(reader, BEGAN + 9)
+    assert [each.text for each in summary.alerts] == [alert]

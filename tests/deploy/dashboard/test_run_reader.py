@@ -208,13 +208,10 @@ def test_finished_run_shows_its_report(tmp_path: Path) -> None:
 
 
 def test_finished_run_is_in_its_last_epoch_although_the_log_has_a_sample_of_steps(tmp_path: Path) -> None:
-    ended = [epoch(number, at=60 + number / 10, step=25 * number) for number in (3, 4)]
-    folder = write_run(tmp_path / "run", metrics=[step(60, at=60), *ended], state=state("done", at=61))
-    summary = look(folder, at=99)
-    assert (summary.step, summary.epoch, summary.planned_epochs) == (100, 4, 4)
-    began = [epoch(2, at=50, step=50), step(60, at=60)]
-    live = write_run(tmp_path / "live", metrics=began, state=state("running", at=61))
-    assert look(live, at=61).epoch == 3
+    done = {"metrics": [step(60, at=6), epoch(4, at=7, step=100)], "state": state("done", at=9)}
+    assert look(write_run(tmp_path / "done", **done), at=9).epoch == 4
+    live = {"metrics": [epoch(2, at=5, step=50), step(60, at=6)], "state": state("running", at=9)}
+    assert look(write_run(tmp_path / "live", **live), at=9).epoch == 3
 
 
 def test_resumed_run_ignores_its_old_report(tmp_path: Path) -> None:
@@ -334,24 +331,6 @@ def test_failed_run_shows_its_message(tmp_path: Path) -> None:
     summary = look(folder, at=99)
     assert (summary.state, summary.alerts[0].level) == ("failed", "critical")
     assert warned(summary, "restarted 3 times")
-
-
-@pytest.mark.parametrize(
-    ("role", "cause", "error", "alert"),
-    [
-        ("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
-        ("worker-1", "ended with exit code 1", "ValueError: x", "worker-1 on b2 ended with exit code 1: ValueError: x"),
-        ("in-process", "ended with exit code 1", "training diverged", "training diverged"),
-    ],
-)
-def test_critical_alert_is_the_cause_without_the_end_of_the_log(
-    tmp_path: Path, role: str, cause: str, error: str | None, alert: str
-) -> None:
-    record = {"time": BEGAN, "event": "failure", "role": role, "host": "b2", "cause": cause, "error": error}
-    record |= {"generation": 1, "ends_run": True, "step": 40, "lost_steps": 0}
-    message = f"{role} {cause} (its log ends: {' | '.join(map(str, range(10)))}; log: logs/{role}.log)"
-    folder = write_run(tmp_path / "run", state=state("failed", at=3, message=message), processes=[record])
-    assert [each.text for each in look(folder, at=9).alerts] == [alert]
 
 
 # ---- corrupt files
