@@ -35,8 +35,8 @@ from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
-from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.expansion import check_expansion
+from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import column_names, read_errors
 
