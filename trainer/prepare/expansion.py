@@ -29,6 +29,19 @@ _NUMBER_BYTES = 8
 _CHUNK_BYTES = 1 << 20
 
 
+def check_expansion(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Sequence[str]) -> None:
+    """Check what ``columns`` of a file of any format decode to.
+
+    Raises:
+        InputError: it is more than the limit.
+        OSError: it cannot be read.
+    """
+    if file.format == "parquet":
+        check_parquet(connection, file, pq.ParquetFile(file.path), columns)
+    else:
+        check_text(file)
+
+
 def check_parquet(
     connection: duckdb.DuckDBPyConnection, file: RawFile, parquet: pq.ParquetFile, columns: Sequence[str]
 ) -> None:

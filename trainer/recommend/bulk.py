@@ -126,14 +126,14 @@ def part_queries(model: TrainedModel, count: int) -> int:
     return max(1, min(MAX_PART_QUERIES, _MAX_PART_RANKS // min(count, model.spec.item.rows)))
 
 
-def part_starts(counts_Q: IntArray, max_queries: int = MAX_PART_QUERIES) -> IntArray:
+def part_starts(counts_Q: IntArray, max_queries: int | None = None) -> IntArray:
     """Divide queries with ``counts_Q`` interactions into parts; return where each starts, int64 (P + 1,)."""
     before_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q)])
     starts = [0]
     while starts[-1] < len(counts_Q):
         start = starts[-1]
         fitting = int(np.searchsorted(before_Q1, before_Q1[start] + _MAX_PART_INTERACTIONS, side="right")) - 1
-        starts.append(min(max(fitting, start + 1), start + max_queries, len(counts_Q)))
+        starts.append(min(max(fitting, start + 1), start + (max_queries or MAX_PART_QUERIES), len(counts_Q)))
     return np.array(starts)
 
 

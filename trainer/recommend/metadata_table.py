@@ -36,6 +36,7 @@ from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
+from crossfade.trainer.prepare.expansion import check_expansion
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import column_names, read_errors
@@ -272,6 +273,7 @@ class MetadataTable:
         taken = {name.lower() for name in ["row", *self._columns_of("vocabulary"), *self._features()]}
         chosen = [name for name in columns if name != found and name.lower() not in taken]
         selected = "".join(f", given.{identifier(name)}" for name in chosen)
+        check_expansion(self._connection, file, [found, *chosen])
         execute(
             self._connection,
             f"CREATE TABLE metadata AS SELECT vocabulary.row AS row{selected} FROM {_READERS[file.format]} given "

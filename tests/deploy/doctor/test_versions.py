@@ -1,5 +1,7 @@
 """Installed packages are compared with the metadata of the installed distribution."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,23 @@ def test_wrong_and_missing_packages_are_named_with_how_to_install_them(
     problems, _, fix = found["packages"].message.partition("; ")
     assert problems.startswith("duckdb is 1.4.0, no-such-package is missing, numpy is ")
     assert fix == "pip install 'duckdb>=2.0' 'no-such-package<3' 'numpy==0.5'"
+
+
+def test_pandas_that_needs_a_later_numpy_is_named_by_doctor_and_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = [
+        f"Requires-Dist: numpy>={bound}; python_version {range_}"
+        for bound, range_ in (("99.0.2", '< "3.14"'), ("99.3.3", '>= "3.14"'))
+    ]
+    install(tmp_path, "pandas", "9.1.1", *bounds)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = findings()["pandas"]
+    assert found.state == "warning"
+    assert "pandas 9.1.1 needs numpy 99.0.2 or later, but " in found.message
+    assert "pip install 'pandas<3.1'" in found.message
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    use = "import crossfade; print(crossfade.api.frames.default_kind() if hasattr(crossfade, 'load') else '')"
+    result = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, check=True)
+    assert found.message in result.stderr
+    assert result.stdout == "arrow\n"

@@ -265,6 +265,23 @@ def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("command", [("recommend", "run", "--customer", "c007"), ("similar", "run", "5001")])
+def test_more_than_there_are_means_all(workspace: Path, command: tuple[str, ...]) -> None:
+    """And memory is that of all items: a list as long as was asked for would take terabytes."""
+    all_of_them = succeeded(crossfade_here(*command, "-k", 10**12, cwd=workspace)).stdout
+    assert all_of_them == succeeded(crossfade_here(*command, "-k", 5000, cwd=workspace)).stdout
+    assert len(all_of_them.splitlines()) > 50
+
+
+def test_long_lists_of_all_customers_are_ranked_in_parts(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_MAX_PART_RANKS", 10_000)
+    command = ("recommend", "run", "--all", "-k", 10**12, "--out", tmp_path / "recs.parquet")
+    succeeded(crossfade_here(*command, cwd=workspace))
+    assert min(map(len, read_file(tmp_path / "recs.parquet").values())) > 50
+
+
 def test_interrupted_command_continues_with_the_first_missing_part(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +352,7 @@ def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.Monke
     monkeypatch.setattr(bulk, "_MAX_PART_INTERACTIONS", 10)
     assert bulk.part_starts(np.array([50, 4, 6, 1, 1, 1, 1, 9])).tolist() == [0, 1, 3, 6, 8]
     assert bulk.part_starts(np.array([], np.int64)).tolist() == [0]
+    assert bulk.part_starts(np.ones(5, np.int64), 2).tolist() == [0, 2, 4, 5]
 
 
 @pytest.mark.slow
