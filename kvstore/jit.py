@@ -147,7 +147,7 @@ def compiled_for() -> str:
     """Return the processor that kernels are compiled for: this one, or that of ``NUMBA_CPU_NAME``."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = features.split(",")
-    return name + "".join(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)
+    return "".join([str(name), *(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)])
 
 
 _COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)\b", re.MULTILINE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -49,7 +50,8 @@ def _blas(package: str) -> str:
 
 def _numpy_features() -> str:
     """Return the last of the extensions that numpy's own loops use here; the others follow from it."""
-    extensions = np.show_config(mode="dicts")["SIMD Extensions"]
+    show_config: Any = np.show_config  # numpy 1 declares neither its parameter nor its result
+    extensions = show_config(mode="dicts")["SIMD Extensions"]
     return str((extensions.get("found") or extensions.get("baseline") or ["baseline"])[-1])
 
 
