@@ -19,7 +19,8 @@ from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import ListedIn, file_entry
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.parquet_io import ListedIn
 
 LISTING_FILE = "embeddings.json"
 AGAIN = "train or export them again"

@@ -32,6 +32,7 @@ from crossfade.trainer.recommend.trained_model import TrainedModel
 
 CARD_FILE, INDEX_FILE, ROWS_FILE = "card.json", "index.faiss", "rows.parquet"
 _FILES = {CARD_FILE, INDEX_FILE, ROWS_FILE}
+_FileName = Annotated[str, Field(pattern=r"^(index\.faiss|rows\.parquet)$")]
 _CHECKED_ROWS = 1024
 """Rows whose vectors identify a model. Rows are in order of frequency, so training changes these in every epoch."""
 
@@ -86,7 +87,7 @@ class IndexCard(_Section):
     library_version: str
     index: IndexParameters
     measured: IndexMeasurements
-    files: Annotated[dict[Literal["index.faiss", "rows.parquet"], FileChecksum], Field(min_length=2)]
+    files: Annotated[dict[_FileName, FileChecksum], Field(min_length=2)]
     build_seconds: float
     date: str
 
