@@ -214,7 +214,8 @@ def test_interrupted_command_continues_with_the_first_missing_part(
 def test_customer_gets_the_same_alone_and_with_the_kernels_of_another_processor(
     workspace: Path, tmp_path: Path
 ) -> None:
-    command, files = ("recommend", "run", "--all", "-k", 20, "--out"), [tmp_path / "here.parquet", tmp_path / "there.parquet"]
+    command = ("recommend", "run", "--all", "-k", 20, "--out")
+    files = [tmp_path / "here.parquet", tmp_path / "there.parquet"]
     succeeded(crossfade_here(*command, files[0], cwd=workspace))
     # Where OpenBLAS has no kernels of that name, it uses its own.
     succeeded(crossfade(*command, files[1], cwd=workspace, variables={"OPENBLAS_CORETYPE": "Nehalem"}))
