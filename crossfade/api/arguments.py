@@ -119,7 +119,7 @@ def id_texts(name: str, values: Any) -> list[str]:
         )
     if hasattr(values, "to_pylist"):  # of Arrow, whose elements are not Python's
         values = values.to_pylist()
-    is_one = isinstance(values, str | bytes) or not isinstance(values, Iterable) or np.ndim(values) == 0
+    is_one = isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
     texts = [
         _id_text(f"{name}={shown(value)}" if is_one else f"{name}[{place}]", value)
         for place, value in enumerate([values] if is_one else values)

@@ -79,21 +79,32 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    named = {"query": query, "item": item, "weight": weight, "timestamp": timestamp, "valid": valid, "test": test}
-    for name, value in named.items():
-        if name in ("query", "item") or value is not None:
-            arguments.text(name, value, "the name of a column" if name not in ("valid", "test") else "text")
-    sizes = {"dim": dim, "epochs": 1 if epochs is None else epochs}
-    for name, value in sizes.items():
-        arguments.whole_number(name, value)
+    columns_of = {"query": query, "item": item, "weight": weight, "timestamp": timestamp}
+    _check_arguments(
+        columns_of, {"valid": valid, "test": test}, {"dim": dim, "epochs": 1 if epochs is None else epochs}
+    )
     seed = arguments.whole_number("seed", seed, minimum=0)
     names = arguments.mapping("names", names, '{"artist": "artist_name"}')
-    for entity, column in names.items():
-        arguments.text(f'names["{entity}"]', column, "the name of a column")
     columns = _Columns(query, item, weight, timestamp, names, arguments.mapping("read", read, '{"on_missing": "drop"}'))
     settings = arguments.mapping("settings", settings, '{"train.batch_size": 4096}')
     chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
     return _fit(plays, columns, (valid, test), {**chosen, **settings}, progress)
+
+
+def _check_arguments(columns: Mapping[str, object], texts: Mapping[str, object], sizes: Mapping[str, object]) -> None:
+    """Check the names of columns, other texts, and sizes; only query and item are required.
+
+    Raises:
+        InputError: one is something else.
+    """
+    for name, value in columns.items():
+        if name in ("query", "item") or value is not None:
+            arguments.text(name, value, "the name of a column")
+    for name, value in texts.items():
+        if value is not None:
+            arguments.text(name, value)
+    for name, value in sizes.items():
+        arguments.whole_number(name, value)
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,8 @@ class _Columns:
 
     def roles(self) -> dict[str, str]:
         """Return the column of each role that has one."""
+        for entity, column in self.names.items():
+            arguments.text(f'names["{entity}"]', column, "the name of a column")
         columns = {"weight": self.weight, "timestamp": self.timestamp}
         columns |= {f"name of {entity}": column for entity, column in self.names.items()}
         used = {role: column for role, column in columns.items() if column is not None}
