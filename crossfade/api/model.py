@@ -229,7 +229,8 @@ class Model:
             CrossfadeError: ``folder`` cannot be written.
             InputError: ``folder`` exists, and ``overwrite`` is false or it is no model, or another process writes it.
         """
-        self.source = save_model(self, str(folder), overwrite, with_dataset=self._workspace is not None)
+        data = self.use(lambda model: model.data.uri)
+        self.source = save_model(self.source, data, str(folder), overwrite, with_dataset=self._workspace is not None)
         if self._workspace is not None:
             self._workspace()
             self._workspace = None
