@@ -171,7 +171,8 @@ def _not_fitted() -> Exception:
         from sklearn.exceptions import NotFittedError
 
         kinds = (InputError, NotFittedError)
-    return type("NotFittedError", kinds, {})("this Recommender is not fitted: call fit with events first")
+    kind: type[Exception] = type("NotFittedError", kinds, {})
+    return kind("this Recommender is not fitted: call fit with events first")
 
 
 def _parameters() -> dict[str, inspect.Parameter]:

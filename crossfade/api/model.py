@@ -233,10 +233,12 @@ class Model:
             tuple[SplitName],
             arguments.choices("split", arguments.text("split", split, "train, valid, or test"), ALL_SPLITS),
         )
-        if self._data is not None:
-            job = job.model_copy(update={"data": job.data.model_copy(update={"path": self._data})})
+        data: dict[str, object] = {} if self._data is None else {"path": self._data}
+        if self._history_from_this_dataset_only:
+            data["history_from_this_dataset_only"] = True
+        job = job.model_copy(update={"data": job.data.model_copy(update=data)})
         if k is not None:
-            given = k if isinstance(k, Iterable) and not isinstance(k, str) else [k]
+            given: Iterable[object] = k if isinstance(k, Iterable) else [k]
             depths = [arguments.whole_number("k", depth) for depth in given]
             if not depths:
                 raise InputError("k is empty; expected depths, such as [10, 100]")
@@ -257,8 +259,8 @@ class Model:
             CrossfadeError: ``folder`` cannot be written.
             InputError: ``folder`` exists, and ``overwrite`` is false or it is no model, or another process writes it.
         """
-        path = arguments.path("folder", folder)
-        self.source = save_model(self, path, overwrite, with_dataset=self._workspace is not None)
+        path, data = arguments.path("folder", folder), self.use(lambda model: model.data.uri)
+        self.source = save_model(self.source, data, path, overwrite, with_dataset=self._workspace is not None)
         if self._workspace is not None:
             self._workspace()
             self._workspace = None

@@ -1,6 +1,6 @@
 """Save a model to a folder that commands read, which replaces nothing but an earlier run or saved model.
 
-save_model(model, "models/plays", overwrite=True, with_dataset=False)
+save_model("runs/plays", "data/plays", "models/plays", overwrite=True, with_dataset=False)
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,37 +18,34 @@ from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
-if TYPE_CHECKING:
-    from crossfade.api.model import Model
-
 DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""
 
 
-def save_model(model: Model, folder: str, overwrite: bool, *, with_dataset: bool) -> str:
-    """Copy ``model``, and its dataset ``with_dataset``, to ``folder``; return its absolute path.
+def save_model(source: str, data: str, folder: str, overwrite: bool, *, with_dataset: bool) -> str:
+    """Copy the model in ``source``, and its dataset ``data`` if ``with_dataset``, to ``folder``; return its path.
 
     Raises:
         CrossfadeError: ``folder`` cannot be written.
         InputError: ``folder`` may not be replaced, or another process writes it.
     """
-    for location in (folder, model.source):
+    for location in (folder, source):
         if "://" in location:
             raise InputError(f"{location}: expected a local folder; copy it to or from S3 by other means")
     target = Path(folder).absolute()
-    if target.resolve() == Path(model.source).resolve():
+    if target.resolve() == Path(source).resolve():
         return str(target)
     check_free(target, overwrite)
-    if not with_dataset and RunFolder(target).contains(data := model.use(lambda opened: opened.data.uri)):
+    if not with_dataset and RunFolder(target).contains(data):
         raise InputError(f"{folder}: holds {data}, the dataset of the model; choose another folder")
     try:
         with staged_folder(target) as staging:
             shutil.copytree(
-                model.source, staging, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER), dirs_exist_ok=True
+                source, staging, ignore=shutil.ignore_patterns(LOCK_FILE, DATASET_FOLDER), dirs_exist_ok=True
             )
             (staging / LOCK_FILE).touch()
             if with_dataset:
-                shutil.copytree(model.job.data.path, staging / DATASET_FOLDER)
+                shutil.copytree(data, staging / DATASET_FOLDER)
                 values = yaml.safe_load((staging / JOB_FILE).read_text(encoding="utf-8"))
                 values["data"]["path"] = str(target / DATASET_FOLDER)
                 (staging / JOB_FILE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -124,6 +124,7 @@ def _prepare_files(arguments: argparse.Namespace, progress: ProgressReporter) ->
 
 
 def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
+    from crossfade.trainer.prepare.faults import MAX_BAD
     from crossfade.trainer.prepare.options import PrepareOptions
 
     query, query_column = split_pair(arguments.query or "customer")
@@ -149,7 +150,7 @@ def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         on_bad_line=on_bad_line,
         quarantine=quarantine,
         on_missing=parse_on_missing(arguments.on_missing),
-        **({} if arguments.max_bad is None else {"max_bad": parse_share("--max-bad", arguments.max_bad)}),
+        max_bad=MAX_BAD if arguments.max_bad is None else parse_share("--max-bad", arguments.max_bad),
         since=arguments.since,
         until=arguments.until,
         duplicates=arguments.duplicates or "keep",
