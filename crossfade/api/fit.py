@@ -82,12 +82,13 @@ def fit(
     _check_arguments(
         columns_of, {"valid": valid, "test": test}, {"dim": dim, "epochs": 1 if epochs is None else epochs}
     )
-    seed = arguments.whole_number("seed", seed, minimum=0)
+    chosen = {"model.dim": dim, "train.seed": arguments.whole_number("seed", seed, minimum=0)}
+    chosen |= {} if epochs is None else {"train.epochs": epochs}
     names = arguments.mapping("names", names, '{"artist": "artist_name"}')
-    columns = _Columns(query, item, weight, timestamp, names, arguments.mapping("read", read, '{"on_missing": "drop"}'))
-    settings = arguments.mapping("settings", settings, '{"train.batch_size": 4096}')
-    chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
-    return _fit(plays, columns, (valid, test), {**chosen, **settings}, progress)
+    read = arguments.mapping("read", read, '{"on_missing": "drop"}')
+    columns = _Columns(query, item, weight, timestamp, names, read)
+    settings = {**chosen, **arguments.mapping("settings", settings, '{"train.batch_size": 4096}')}
+    return _fit(plays, columns, (valid, test), settings, progress)
 
 
 def _check_arguments(columns: Mapping[str, object], texts: Mapping[str, object], sizes: Mapping[str, object]) -> None:

@@ -100,7 +100,7 @@ def _reworded(message: str, events: Path | None) -> str:
 def _python_name(match: re.Match[str]) -> str:
     name = (match["option"] or "").removeprefix("--").replace("-", "_")
     how = "None" if match["how"] == "none" else f'"{match["how"]}"'
-    forms = {
+    forms: dict[str, Callable[[], str]] = {
         "command": lambda: match["command"],  # to be typed into a shell
         "formats": lambda: f'read={{"timestamp_format": {shlex.split(match["formats"])}}}',
         "key": lambda: f'read={{"{match["key"].replace("-", "_")}": "{match["value"]}"}}',
