@@ -79,32 +79,35 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    columns_of = {"query": query, "item": item, "weight": weight, "timestamp": timestamp}
-    _check_arguments(
-        columns_of, {"valid": valid, "test": test}, {"dim": dim, "epochs": 1 if epochs is None else epochs}
-    )
-    seed = arguments.whole_number("seed", seed, minimum=0)
     names = arguments.mapping("names", names, '{"artist": "artist_name"}')
     columns = _Columns(query, item, weight, timestamp, names, arguments.mapping("read", read, '{"on_missing": "drop"}'))
-    settings = arguments.mapping("settings", settings, '{"train.batch_size": 4096}')
-    chosen = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
-    return _fit(plays, columns, (valid, test), {**chosen, **settings}, progress)
+    columns.check()
+    chosen = _chosen(dim, epochs, seed, settings)
+    return _fit(plays, columns, _hold_outs(valid, test), chosen, progress)
 
 
-def _check_arguments(columns: Mapping[str, object], texts: Mapping[str, object], sizes: Mapping[str, object]) -> None:
-    """Check the names of columns, other texts, and sizes; only query and item are required.
+def _chosen(dim: object, epochs: object, seed: object, settings: object) -> dict[str, Any]:
+    """Return the keys of a job that arguments of ``fit`` stand for.
 
     Raises:
-        InputError: one is something else.
+        InputError: one is invalid.
     """
-    for name, value in columns.items():
-        if name in ("query", "item") or value is not None:
-            arguments.text(name, value, "the name of a column")
-    for name, value in texts.items():
+    chosen = {"model.dim": arguments.whole_number("dim", dim), "train.seed": arguments.whole_number("seed", seed, 0)}
+    if epochs is not None:
+        chosen["train.epochs"] = arguments.whole_number("epochs", epochs)
+    return {**chosen, **arguments.mapping("settings", settings, '{"train.batch_size": 4096}')}
+
+
+def _hold_outs(valid: str | None, test: str | None) -> tuple[str | None, str | None]:
+    """Return both, which must be text or None.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in (("valid", valid), ("test", test)):
         if value is not None:
             arguments.text(name, value)
-    for name, value in sizes.items():
-        arguments.whole_number(name, value)
+    return valid, test
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,21 @@ class _Columns:
     names: Mapping[str, str]
     read: Mapping[str, Any]
 
+    def check(self) -> None:
+        """Check that columns are named by text; only query and item are required.
+
+        Raises:
+            InputError: one is not.
+        """
+        names = {f'names["{entity}"]': column for entity, column in self.names.items()}
+        for name, value in {"query": self.query, "item": self.item, **names}.items():
+            arguments.text(name, value, "the name of a column")
+        for name, value in (("weight", self.weight), ("timestamp", self.timestamp)):
+            if value is not None:
+                arguments.text(name, value, "the name of a column")
+
     def roles(self) -> dict[str, str]:
         """Return the column of each role that has one."""
-        for entity, column in self.names.items():
-            arguments.text(f'names["{entity}"]', column, "the name of a column")
         columns = {"weight": self.weight, "timestamp": self.timestamp}
         columns |= {f"name of {entity}": column for entity, column in self.names.items()}
         used = {role: column for role, column in columns.items() if column is not None}
