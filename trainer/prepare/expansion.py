@@ -22,7 +22,7 @@ from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import open_text
 
 MAX_EXPANSION = 1000
-"""How many times as large as its file what it decodes to may be. Events that were measured decode to 3 to 60 times."""
+"""How many times as large as its file what it decodes to may be."""
 _ALWAYS_ALLOWED = 1 << 30
 """Bytes that any file may decode to."""
 _NUMBER_BYTES = 8
