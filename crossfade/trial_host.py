@@ -25,7 +25,8 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     for line in requests:
         request = json.loads(line)
         code = _train(request["arguments"], request["log"])
-        print(code, file=answers, flush=True)
+        answers.write(f"{code}\n")
+        answers.flush()
         if stopper.number is not None:
             break
     return code

@@ -111,7 +111,7 @@ def test_python_recommends_nothing_known(workspace: Path, heard: Known, monkeypa
     monkeypatch.chdir(workspace)
     model = crossfade.load("run2", frame="arrow")
     lists: dict[str, list[int]] = {}
-    for row in model.recommend(k=20).to_pylist():
+    for row in model.recommend("all", k=20).to_pylist():
         lists.setdefault(row["customer"], []).append(row["track"])
     assert known_again(lists, heard) == 0
 

@@ -130,7 +130,7 @@ def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path
     other.save(tmp_path / "other")
     with pytest.raises(crossfade.InputError, match="the dataset of the model; choose another folder"):
         other.save(tmp_path / "kept", overwrite=True)
-    assert other.recommend(k=1) is not None
+    assert other.recommend("all", k=1) is not None
 
 
 def test_vectors_have_no_row_of_somebody_who_was_forgotten(plays: pd.DataFrame, tmp_path: Path) -> None:
