@@ -143,7 +143,7 @@ def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
 def test_folder_without_complete_checkpoint_is_rejected(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for step in STEPS:
         corrupt(step_folder(checkpoints, step) / MANIFEST_NAME)
-    with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is complete"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoints is complete"):
         lines.export(checkpoints, tmp_path / "out")
     assert len(lines) == 3
     assert all(MANIFEST_NAME in line for line in lines)
