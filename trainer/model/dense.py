@@ -334,7 +334,9 @@ def _optimizer(name: str, shape: tuple[int, int], spec: OptimizerSpec) -> LazyOp
 
 
 def _multiply_in_order(rows_AD: FloatArray, weights_DN: FloatArray) -> FloatArray:
-    """Return the product in float32, each element summed in an order that depends on nothing but D."""
+    """Return the product, in float32 with each element summed in an order that depends on nothing but D."""
+    if rows_AD.dtype != np.float32:
+        return rows_AD @ weights_DN
     product_AN = np.empty((len(rows_AD), weights_DN.shape[1]), np.float32)
     _sum_in_order(np.ascontiguousarray(rows_AD), np.ascontiguousarray(weights_DN.T), product_AN)
     return product_AN
