@@ -128,11 +128,10 @@ class _Columns:
             InputError: one is not.
         """
         names = {f'names["{entity}"]': column for entity, column in self.names.items()}
-        for name, value in {"query": self.query, "item": self.item, **names}.items():
-            arguments.text(name, value, "the name of a column")
-        for name, value in (("weight", self.weight), ("timestamp", self.timestamp)):
-            if value is not None:
-                arguments.text(name, value, "the name of a column")
+        given = {"weight": self.weight, "timestamp": self.timestamp}
+        chosen = {name: column for name, column in given.items() if column is not None}
+        for name, column in {"query": self.query, "item": self.item, **names, **chosen}.items():
+            arguments.text(name, column, "the name of a column")
 
     def roles(self) -> dict[str, str]:
         """Return the column of each role that has one."""

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from crossfade.kvstore.counted import counted
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.data.manifest import WEIGHT
 from crossfade.trainer.prepare.database import execute, fetch_count, working_database
@@ -83,9 +82,7 @@ def read_histories(location: str, model: TrainedModel) -> FileHistories:
             "USING (item) WHERE query IS NOT NULL AND isfinite(weight) ORDER BY number, plays.rowid"
         ).to_arrow_table()
     if not found.num_rows:
-        raise InputError(
-            f"{OPTION} {location}: none of its {counted(unknown, 'line')} names an ID of {item} in '{item}'"
-        )
+        raise InputError(f"{OPTION} {location}: none of its lines names an ID of {item} in '{item}'")
     number_N, row_N = (found.column(name).cast(pa.int64()).to_numpy() for name in ("number", "row"))
     ids = found.column("query").unique().to_pylist()
     weight_N = found.column("weight").to_numpy()

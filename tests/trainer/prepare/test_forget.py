@@ -260,7 +260,7 @@ def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.Monkey
         return rewrite(self, *arguments)
 
     monkeypatch.setattr(module.PlannedDeletion, "_rewrite", failing)
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(CrossfadeError, match="the disk is full"):
         forget_all(data)
     assert data.sizes() == before
 

@@ -117,7 +117,7 @@ def test_command_reports_each_dataset(lineage: Path) -> None:
     (lineage / "ids.txt").write_text("b\n")
     printed = succeeded(crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=lineage)).stdout
     for name in DAYS:
-        assert f"{name}: forgot 1 rows of customer" in printed
+        assert f"{name}: forgot 1 row of customer" in printed
     assert "forget there too" not in printed
     (lineage / "day2").rename(lineage / "gone")
     result = crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=lineage)

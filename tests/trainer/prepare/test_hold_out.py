@@ -78,7 +78,7 @@ def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
     manifest = prepare_files(tmp_path / "out", train, hold_out=how, hold_out_valid="none", timestamp="at")
     assert set(manifest.splits) == {"train", "test"}
     assert {row[1] for row in interactions(tmp_path / "out", "test")} == {3, 5}
-    assert "1 interactions, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "1 interaction, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_given_split_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:

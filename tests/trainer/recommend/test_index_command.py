@@ -122,9 +122,9 @@ def test_filter_scans_more_lists(workspace: Path) -> None:
 
 
 def test_file_of_recommendations_has_those_of_the_index(workspace: Path, tmp_path: Path) -> None:
-    for name, options in (("exact", ()), ("index", ("--index", "all"))):
+    for name, options in (("exact.parquet", ()), ("index.parquet", ("--index", "all"))):
         output("recommend", "run", "--all", "-k", 4, "--out", tmp_path / name, *options, cwd=workspace)
-    exact, found = (pq.read_table(tmp_path / name) for name in ("exact", "index"))
+    exact, found = (pq.read_table(tmp_path / name) for name in ("exact.parquet", "index.parquet"))
     assert found.select(["customer", "rank", "track"]).equals(exact.select(["customer", "rank", "track"]))
 
 

@@ -296,7 +296,7 @@ def read_result(run: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     return {
-        "tables": {folder.name: figures_of(folder) for folder in sorted((run / "embeddings").iterdir())},
+        "tables": {folder.name: figures_of(folder) for folder in sorted((run / "embeddings").glob("*/"))},
         "loss": [event["loss"] for event in epochs],
         "valid": [[event["valid"][name] for name in METRICS.values()] for event in epochs],
         "test": [report["metrics"]["test"][name] for name in METRICS.values()],
