@@ -18,6 +18,7 @@ from command_here import crossfade_here
 from running_command import crossfade, messages, records, started, succeeded, wait_for_steps
 
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
+from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -152,7 +153,7 @@ def test_resolved_job_in_run_folder_is_a_job_file(workspace: Path) -> None:
     result = succeeded(
         crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=workspace)
     )
-    assert "1 steps" in result.stdout
+    assert "1 step\n" in result.stdout
     assert read_report(workspace / "once")["parameters"] == read_report(workspace / "run")["parameters"]
 
 
@@ -162,7 +163,7 @@ def test_embeddings_have_every_row_in_order(workspace: Path) -> None:
         "track": (pa.int64(), [5000 + row for row in range(TRACKS)]),
     }
     folder = workspace / "run" / "embeddings"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*expected, LISTING_FILE])
     for entity, (id_type, ids) in expected.items():
         table = pq.read_table(folder / entity)
         assert table.schema.field("id").type == id_type
