@@ -50,7 +50,9 @@ def check_address_space(command: str) -> None:
 def lack_of_memory(error: BaseException) -> str | None:
     """Return what to report where ``error``, or what caused it, is a lack of memory; None if it is not."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an error may be, indirectly, its own cause
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if _is_lack_of_memory(cause):
             limit = _limit()
             what = " ".join(str(cause).split()) or "an allocation failed"

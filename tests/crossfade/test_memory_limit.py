@@ -137,3 +137,9 @@ def test_commands_that_load_no_data_accept_any_limit(monkeypatch: pytest.MonkeyP
     check_address_space("status")
     with pytest.raises(InputError, match="crossfade worker needs 3"):
         check_address_space("worker")
+
+
+def test_error_that_is_its_own_cause_is_no_lack_of_memory() -> None:
+    error, cause = InputError("no such file"), FileNotFoundError("no such file")
+    error.__cause__, cause.__cause__ = cause, error
+    assert lack_of_memory(error) is None
