@@ -200,9 +200,9 @@ def test_missing_base_dataset_stops_every_command(
     refused(workspace, "similar", "run2", "1", "--where", "count > 1")
     assert not (tmp_path / "run").exists()
     monkeypatch.chdir(workspace)
-    with pytest.raises(InputError, match=ONLY):
+    with pytest.raises(InputError, match="without it: history_from_this_dataset_only"):
         crossfade.load("run2").recommend("c007")
-    with pytest.raises(InputError, match=ONLY):
+    with pytest.raises(InputError, match="without it: history_from_this_dataset_only"):
         crossfade.load("run2").evaluate()
     with pytest.raises(InputError, match=ONLY):
         explored(workspace / "run2", "c007")
