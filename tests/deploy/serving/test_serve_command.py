@@ -23,8 +23,11 @@ from waiting import wait_until
 
 from crossfade.deploy.serving.middleware import MAX_BODY_BYTES
 from crossfade.deploy.topology import Address
+from crossfade.kvstore.io.checksums import FileChecksum
+from crossfade.trainer.serving.version_folder import CARD_FILE, NAMES
 
 TOKEN = "a-secret-of-this-test-alone"
+FAILED_VERSIONS = "crossfade_serve_versions_failed_total"
 pytestmark = pytest.mark.slow
 
 
@@ -319,7 +322,7 @@ def test_version_that_cannot_be_opened_is_counted_and_the_next_one_is_served(wor
             shutil.copytree(folder / "000001", folder / f"{number:06d}")
             if not works:
                 # Not foreseen: neither an error of the project nor of the system.
-                (folder / f"{number:06d}" / "names.sqlite").write_bytes(b"no database" * 100)
+                write_names_that_are_no_database(folder / f"{number:06d}")
             publish(folder, f"{number:06d}")
             if not works:
                 wait_until(lambda: server.metric(FAILED_VERSIONS) > 0, "a version cannot be opened")
@@ -345,7 +348,12 @@ def test_version_that_cannot_be_opened_is_counted_and_the_next_one_is_served(wor
     assert sum(line.startswith("Traceback") for line in printed) == len(reported)
 
 
-FAILED_VERSIONS = "crossfade_serve_versions_failed_total"
+def write_names_that_are_no_database(version: Path) -> None:
+    """Replace the database of names by a file that has the checksum listed for it."""
+    (version / NAMES).write_bytes(b"no database" * 100)
+    card = json.loads((version / CARD_FILE).read_text())
+    card["files"][NAMES] = FileChecksum.of(version / NAMES).model_dump()
+    (version / CARD_FILE).write_text(json.dumps(card))
 
 
 def publish(folder: Path, name: str) -> None:
