@@ -4,7 +4,7 @@
         for interactions in lineage.read_known(["train", "valid"]):     # the oldest dataset first
             interactions.query_N, interactions.item_N                   # rows of the newest dataset
 
-A dataset of ``prepare --base`` has only new events, but its customers know what they heard before: whatever treats
+A dataset of ``prepare --base`` has only new events, but customers have heard music before: whatever treats
 interactions as history, exclusions, or popularity reads them here. IDs keep their rows in the datasets that extend
 theirs. Left out are interactions whose ID was forgotten or has expired since, even where a later ID has the row.
 

@@ -99,7 +99,7 @@ def load_held_out(
 ) -> HeldOut:
     """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
 
-    Of the base datasets, all splits are excluded if any of this dataset is, since a query knows what it heard there.
+    Of the base datasets, all splits are excluded if any of this dataset is, since items there are not new.
     A held-out pair that is in an excluded split too, such as a track played again, does not count: ranked, it would
     compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out.
 

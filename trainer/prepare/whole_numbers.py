@@ -35,7 +35,7 @@ def integer_sql(column: str) -> str:
 def whole_texts(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
     """Return those of the ``columns`` of text, in a ``relation``, whose values are all as "42.0" or empty."""
     likely = []
-    for column in columns:  # the first value tells most of them apart at no cost
+    for column in columns:  # the first value rules out most of them at no cost
         first = connection.execute(f"SELECT {column} FROM {relation} WHERE {column} <> '' LIMIT 1").fetchone()
         if first is not None and str(first[0]).endswith(".0"):
             likely.append(column)
