@@ -8,10 +8,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +62,9 @@ from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""
+_SWITCH_SECONDS = 5e-4
+"""How long a thread waits for Python's lock before it has the one that holds it let go, in seconds; Python's default is
+ten times as long. A ranking takes the lock several times, so under load each of them would wait that long."""
 _DESCRIPTION = """\
 Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
 
@@ -73,12 +79,16 @@ def make_app(access: Access) -> FastAPI:
     # Invalid requests, which uvicorn logs as warnings, would fill the log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     die_with_agent()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     current, bodies = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE]))), Bodies()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
         bodies.start()
+        # What exists now stays, so the garbage collector need not look at it, for a tenth of a second each time.
+        gc.collect()
+        gc.freeze()
         following = asyncio.create_task(current.follow())
         yield Bounds().state()
         following.cancel()
@@ -108,11 +118,11 @@ def make_app(access: Access) -> FastAPI:
     app.add_exception_handler(InvalidRequestError, _invalid)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method(app))
-    _describe_bodies(app)
     _add_front_page(app, current, access)
     _add_rankings(app, current, bodies, has_token=access.token is not None)
     _add_rows(app, current)
     _add_operations(app, current)
+    _add_description(app)
     return app
 
 
@@ -177,10 +187,11 @@ def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _describe_bodies(app: FastAPI) -> None:
-    """Add the schemas of bodies to the description of ``app``."""
+def _add_description(app: FastAPI) -> None:
+    """Describe ``app``, with the schemas of bodies, in a document that is written once instead of for each request."""
     describe = app.openapi
 
+    @cache
     def with_bodies() -> dict[str, Any]:
         described = describe()
         models = [(model, "validation") for model in (KnownRequest, NewRequest, SimilarRequest)]
@@ -188,7 +199,19 @@ def _describe_bodies(app: FastAPI) -> None:
         described["components"]["schemas"] |= found["$defs"]
         return described
 
+    @cache
+    def document() -> bytes:
+        return JSONResponse(with_bodies()).body
+
+    async def respond(_: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
     app.openapi = with_bodies  # type: ignore[method-assign]
+    for route in app.routes:
+        if isinstance(route, Route) and route.path == app.openapi_url:
+            app.routes.remove(route)
+            break
+    app.add_route(str(app.openapi_url), respond, include_in_schema=False)
 
 
 def _wrong_method(app: FastAPI) -> Any:

@@ -59,7 +59,10 @@ class Bodies:
         Raises:
             InvalidRequestError: it is no such request.
         """
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, kind, body)
+        if len(body) < LARGE_BYTES:
+            found = read_request(kind, body)
+        else:
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, self._read_large, kind, body)
         if isinstance(found, list):
             raise InvalidRequestError(found)
         return found
@@ -69,9 +72,7 @@ class Bodies:
         self._threads.shutdown()
         self._process.close()
 
-    def _read(self, kind: str, body: bytes) -> BaseModel | list[Problem]:
-        if len(body) < LARGE_BYTES:
-            return read_request(kind, body)
+    def _read_large(self, kind: str, body: bytes) -> BaseModel | list[Problem]:
         try:
             found: BaseModel | list[Problem] = self._process.ask("read", kind, body, seconds=_SECONDS)
         except LimitError as error:

@@ -22,6 +22,10 @@ _BOUNDS = "bounds"
 STRANGERS, MEMBERS = 256, 512
 """Together fewer than the 1,024 files that a process may usually open."""
 _MAX_HEADERS = 100
+_MAX_CHUNKS = 8192
+"""Chunks of a body: each takes the event loop a microsecond or two."""
+_MAX_PIPELINED = 16
+"""Requests that a client may send before the first of them is answered, but for one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._bounds: Bounds = self.app_state[_BOUNDS]
         self._deadline: asyncio.TimerHandle | None = None
         self._is_in_head = False
-        self._head_bytes = 0
+        self._head_bytes, self._chunks = 0, 0
         self._cycles: list[RequestResponseCycle] = []
         """Requests that are not answered yet, of which the client may send several at once."""
 
@@ -86,10 +90,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response("The headers are too large.")
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request; an exception has it rejected, with those that the client sent before."""
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests at once")
         super().on_message_begin()
         self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.break_off}
-        self._is_in_head = True
+        self._is_in_head, self._chunks = True, 0
         self._restart_deadline()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -103,6 +109,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         super().on_headers_complete()
         self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
+
+    def on_chunk_header(self) -> None:
+        """Begin a chunk of a body; an exception has the request rejected."""
+        self._chunks += 1
+        if self._chunks > _MAX_CHUNKS:
+            raise ValueError("too many chunks")
 
     def on_message_complete(self) -> None:
         """End the request: its answer may take as long as it needs."""

@@ -13,8 +13,9 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,19 +140,45 @@ def rank_vectors(
     keys_QK = best_item_QK.view(np.uint64)
     query_QD = np.ascontiguousarray(unit_rows(query_QD) if score.normalized else query_QD, np.float32)
     length_Q = np.sqrt(squared_lengths(query_QD))
-    with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as threads:
+    tiles = range(0, len(query_QD), QUERY_BLOCK)
+    with _Threads(min(get_num_threads(), len(tiles))) as threads:
         for first in range(0, items, _ITEM_BLOCK):
             item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
             penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
             block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
-            queries = query_QD, block.errors(length_Q)
-            tiles = iter(range(0, len(query_QD), QUERY_BLOCK))
-            # Each thread has its own buffers, and takes the next tile from the same iterator.
-            work = [threads.submit(block.rank, *queries, tiles, excluded, keys_QK) for _ in range(get_num_threads())]
-            for done in work:
-                done.result()
-    decode_keys(keys_QK, best_item_QK, best_score_QK)
+            threads.share(tiles, partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK))
+
+        def decode(starts: Iterator[int]) -> None:
+            for start in starts:
+                tile = slice(start, start + QUERY_BLOCK)
+                decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
+
+        threads.share(tiles, decode)
     return best_item_QK, best_score_QK
+
+
+class _Threads:
+    """Threads that share tiles of queries. For a single tile it is the calling thread: to start others takes longer."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="ranking") if count > 1 else None
+
+    def __enter__(self) -> _Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, tiles: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
+        """Call ``work`` in each thread; each has its own buffers, and takes the next tile from the same iterator."""
+        left = iter(tiles)
+        if self._pool is None:
+            work(left)
+            return
+        for done in [self._pool.submit(work, left) for _ in range(self._count)]:
+            done.result()
 
 
 class _Block:
@@ -197,9 +224,9 @@ class _Block:
         self,
         query_QD: FloatArray,
         error_Q: FloatArray,
-        tiles: Iterator[int],
         excluded: ItemLists,
         keys_QK: NDArray[np.uint64],
+        tiles: Iterator[int],
     ) -> None:
         """Merge the block's items into the best ``keys_QK`` of the queries in ``tiles``, each from a number on."""
         depth = keys_QK.shape[1]

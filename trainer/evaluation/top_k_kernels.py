@@ -36,7 +36,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
-from crossfade.kvstore.jit import inner_kernel, intrinsic, njit, prange
+from crossfade.kvstore.jit import inner_kernel, intrinsic, njit
 from crossfade.kvstore.lanes import exact_dot
 
 SCANNED = 64
@@ -307,11 +307,11 @@ def store_candidates(candidates, query_QD, block, keys_QK):  # type: ignore[no-u
             keys_QK[q, k] = keys_QC[q, k] if k < count else np.uint64(0)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untyped-def]
     """Sort each query's keys and write its items and scores; ``keys_QK`` may be the memory of ``best_item_QK``."""
     depth = keys_QK.shape[1]
-    for q in prange(keys_QK.shape[0]):
+    for q in range(keys_QK.shape[0]):
         sorted_K = np.sort(keys_QK[q])
         for k in range(depth):
             key = sorted_K[depth - 1 - k]

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -66,6 +66,15 @@ def ask(address: Address, head: str = "", path: str = "/data", body: bytes = b""
     return answer
 
 
+def received(client: socket.socket) -> bytes:
+    """Return what the server sends until it ends the connection."""
+    answer = b""
+    with suppress(ConnectionError):
+        while chunk := client.recv(1 << 16):
+            answer += chunk
+    return answer
+
+
 def status(answer: bytes) -> int:
     return int(answer.split()[1])
 
@@ -108,6 +117,30 @@ def test_many_headers_are_rejected() -> None:
     with served(Bounds()) as address:
         assert status(ask(address, "\n".join(f"X{number}: 1" for number in range(200)))) == 400
         assert status(ask(address, "\n".join(f"X{number}: 1" for number in range(50)))) == 200
+
+
+def test_clients_that_send_many_requests_before_the_first_answer_are_rejected() -> None:
+    request = b"GET /data HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with served(Bounds()) as address:
+        with closing(connect(address)) as client:
+            client.sendall(request * 16)
+            answers = b""
+            while answers.count(b"200 OK") < 16:
+                answers += client.recv(1 << 16)
+            client.sendall(request)
+            assert status(client.recv(1 << 16)) == 200
+        with closing(connect(address)) as client:
+            client.sendall(request * 1000)
+            assert b"400 Bad Request" in received(client)
+
+
+def test_bodies_of_very_many_chunks_are_rejected() -> None:
+    head = b"POST /data HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(Bounds()) as address:
+        for chunks, expected in ((8000, 200), (9000, 400)):
+            with closing(connect(address)) as client:
+                client.sendall(head + b"1\r\n \r\n" * chunks + b"0\r\n\r\n")
+                assert status(client.recv(1 << 16)) == expected
 
 
 def test_bodies_together_are_limited_and_the_oldest_incomplete_one_is_broken_off(

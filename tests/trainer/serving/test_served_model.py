@@ -1,7 +1,9 @@
 """Served models: the same results as the commands, exactly and by an index, from copies that need nothing else."""
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +27,7 @@ from crossfade.trainer.recommend.metadata_table import MetadataFile
 from crossfade.trainer.recommend.recommender import ALL_SPLITS, Recommender, RecommendOptions
 from crossfade.trainer.recommend.similar import similar_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.serving import served_metadata
+from crossfade.trainer.serving import served_metadata, served_model
 from crossfade.trainer.serving.served_metadata import OverloadedError
 from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 from crossfade.trainer.serving.version_folder import CARD_FILE, VersionOptions, write_version
@@ -153,9 +155,13 @@ def indexed(workspace: Path) -> Iterator[ServedModel]:
         yield opened
 
 
-def test_indexes_of_both_scores_find_what_exact_ranking_does(served: ServedModel, indexed: ServedModel) -> None:
+def test_indexes_of_both_scores_find_what_exact_ranking_does(
+    served: ServedModel, indexed: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert indexed.card.indexes == ["dot", "cosine"]
     options = RankingOptions(5)
+    assert served.is_quick("track", "dot", options)
+    monkeypatch.setattr(served_model, "_QUICK_VALUES", 100)
     assert indexed.is_quick("track", "dot", options)
     assert not served.is_quick("track", "dot", options)
     assert not indexed.is_quick("track", "dot", RankingOptions(5, where="id > 5020"))
@@ -270,26 +276,38 @@ def test_operators_and_functions_are_accepted(served: ServedModel) -> None:
         assert served.metadata.rows_where(accepted).sum() == TRACKS / GENRES
 
 
+def stop_evaluating(served: ServedModel) -> None:
+    """Stop the processes that evaluate conditions, so that none of the next ones ends before its limit."""
+    for process in (served.metadata._quick, served.metadata._slow):
+        process.start()
+        assert process._process is not None
+        assert process._process.pid is not None
+        os.kill(process._process.pid, signal.SIGSTOP)
+
+
 def test_condition_that_takes_long_ends_at_the_limit_and_delays_others_for_a_moment(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 1e-4)
-    monkeypatch.setattr(served_metadata, "MAX_SECONDS", 1e-3)
-    with pytest.raises(InputError, match=r"took longer than 0\.001 seconds; expected a simpler condition$"):
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 0.01)
+    monkeypatch.setattr(served_metadata, "MAX_SECONDS", 0.02)
+    stop_evaluating(served)
+    with pytest.raises(InputError, match=r"took longer than 0\.02 seconds; expected a simpler condition$"):
         served.metadata.rows_where("id > 5001")
-    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 10.0)
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 60.0)
     with pytest.raises(InputError, match="took longer"):
         served.metadata.rows_where("id > 5001")  # at once, for a while
     assert served.metadata.rows_where("id > 5002").sum() == TRACKS - 2
 
 
 def test_slow_conditions_are_rejected_while_others_wait(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 1e-4)
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 0.01)
+    stop_evaluating(served)
     for _ in range(served_metadata.MAX_SLOW):
         assert served.metadata._slow_places.acquire(blocking=False)
     with pytest.raises(OverloadedError, match="needs long"):
         served.metadata.rows_where("id > 5003")
     served.metadata._slow_places.release(served_metadata.MAX_SLOW)
+    served.metadata._slow._replace()
 
 
 def test_conditions_and_columns_that_are_invalid_are_named(served: ServedModel) -> None:
