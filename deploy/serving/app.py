@@ -201,7 +201,7 @@ def _add_description(app: FastAPI) -> None:
 
     @cache
     def document() -> bytes:
-        return JSONResponse(with_bodies()).body
+        return bytes(JSONResponse(with_bodies()).body)
 
     async def respond(_: Request) -> Response:
         return Response(document(), media_type="application/json")
