@@ -24,8 +24,8 @@ STRANGERS, MEMBERS = 256, 512
 _MAX_HEADERS = 100
 _MAX_CHUNKS = 8192
 """Chunks of a body: each takes the event loop a microsecond or two."""
-_MAX_PIPELINED = 16
-"""Requests that a client may send before the first of them is answered, but for one."""
+_MAX_WAITING = 16
+"""Requests of a connection that may wait for the answer to an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request; an exception has it rejected, with those that the client sent before."""
-        if len(self.pipeline) >= _MAX_PIPELINED:
+        if len(self.pipeline) >= _MAX_WAITING:
             raise ValueError("too many requests at once")
         super().on_message_begin()
         self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.break_off}
