@@ -19,7 +19,8 @@ import duckdb
 import psutil
 
 from crossfade.kvstore.errors import CrossfadeError
-from crossfade.trainer.prepare.disk_space import full_disk_error, is_full_disk
+from crossfade.kvstore.io.disk_errors import is_full_disk
+from crossfade.trainer.prepare.disk_space import full_disk_error
 
 _DEFAULT_MEMORY_BYTES = 4 << 30
 
