@@ -159,8 +159,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
     import numpy as np
 
     from crossfade.display import progress_bars
-    from crossfade.kvstore.errors import InputError
-    from crossfade.kvstore.io.disk_errors import write_failure
+    from crossfade.kvstore.io.disk_errors import write_error
     from crossfade.trainer.recommend.table_files import write_tables
     from crossfade.trainer.recommend.tagging import Tagger
 
@@ -174,9 +173,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
                 arguments.out.parent.mkdir(parents=True, exist_ok=True)
                 written = write_tables(arguments.out, _tables(model, tagger, strength, tagger.unlabeled_N))
             except OSError as error:
-                raise InputError(
-                    f"--out {arguments.out}: cannot be written: {write_failure(error, arguments.out)}"
-                ) from error
+                raise write_error(f"--out {arguments.out}", error, arguments.out) from error
         elif not arguments.json:
             frequent_N = np.argsort(-tagger.count_R[tagger.unlabeled_N], kind="stable")[:_EXAMPLES_SHOWN]
             examples = list(_tables(model, tagger, strength, np.sort(tagger.unlabeled_N[frequent_N])))

@@ -18,7 +18,7 @@ _FULL_TEXT = re.compile(
     "|".join([*(re.escape(os.strerror(number)) for number in _FULL), "database or disk is full"])
     + r"|\d+ requested and \d+ written"
 )
-"""How libraries tell it that pass no error number: Arrow, DuckDB, and FAISS, SQLite, and numpy, which counts elements."""
+"""How Arrow, DuckDB, FAISS, and SQLite tell it, which pass no error number, and numpy, which counts elements."""
 
 
 def is_full_disk(error: BaseException) -> bool:

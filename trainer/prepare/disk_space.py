@@ -52,13 +52,17 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
         )
 
 
-def full_disk_error(path: Path) -> CrossfadeError:
-    """Return the error that the disk of ``path`` is full."""
+PREPARING_ADVICE = "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR)"
+TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
+
+
+def full_disk_error(path: Path, advice: str = PREPARING_ADVICE) -> CrossfadeError:
+    """Return the error that the disk of ``path`` is full; ``advice`` is how to use another one."""
     disk = disk_of(path)
     usage = shutil.disk_usage(disk)
     return CrossfadeError(
         f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
-        "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR); nothing was written"
+        f"{advice}; nothing was written"
     )
 
 
