@@ -121,7 +121,7 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
     filled, ignored = (manifest.source.get(f"{name}_{fact}") for fact in ("filled", "ids_ignored"))
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
-    return [line + (f"; {ignored:,} ids ignored, which are in no event" if ignored else "")]
+    return [line + (f"; {counted(ignored, 'id')} ignored for want of an event" if ignored else "")]
 
 
 def _content(manifest: DatasetManifest, name: str) -> list[str]:
@@ -130,7 +130,7 @@ def _content(manifest: DatasetManifest, name: str) -> list[str]:
     for column, of in manifest.content_of(name).items():
         numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
         ignored = manifest.source.get(f"{column}_ids_ignored")
-        after = f"; {ignored:,} ids ignored, which are in no event" if ignored else ""
+        after = f"; {counted(ignored, 'id')} ignored for want of an event" if ignored else ""
         lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
     return lines
 
@@ -248,7 +248,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             bad = facts.get(f"{name}_names_bad_lines")
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
-                f"{ignored:,} names ignored, whose ids are in no event"
+                f"{counted(ignored or 0, 'name')} ignored for want of an event"
                 + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out (--on-bad-line)" if bad else "")
             )
     return lines
