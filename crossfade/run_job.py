@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -234,6 +235,7 @@ def run_in_folder(
     """
     from crossfade.signals import SpotInterruption, StopSignal
     from crossfade.trainer.data.manifest import data_fingerprint
+    from crossfade.trainer.embeddings.files import partial_folder
     from crossfade.trainer.monitoring.final import merge_final_metrics
     from crossfade.trainer.runs.ownership import claim
     from crossfade.trainer.tracking.tracker import open_tracker
@@ -254,6 +256,8 @@ def run_in_folder(
                 display.finish(report)
             except BaseException as error:
                 if folder.lock.is_owned():
+                    # No process of the run writes them any more, and their disk may be full.
+                    shutil.rmtree(partial_folder(folder.embeddings), ignore_errors=True)
                     if isinstance(error, StopSignal | SpotInterruption):
                         context.state.end("stopped", str(error))
                         tracker.end("stopped")

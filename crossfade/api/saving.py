@@ -5,7 +5,6 @@ save_model("runs/plays", "data/plays", "models/plays", overwrite=True, with_data
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import yaml
 from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.output import staged_folder
-from crossfade.kvstore.io.replacing import replace_folder
+from crossfade.kvstore.io.replacing import check_replaceable, replace_folder
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
@@ -62,22 +61,26 @@ def check_free(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    if not os.path.lexists(folder):
-        return
-    if not overwrite:
-        raise InputError(f"{folder}: already exists; choose another, or replace a model with overwrite=True")
-    if folder.is_symlink() or not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder of a model, so overwrite=True does not replace it; choose another")
+    check_replaceable(
+        folder,
+        overwrite,
+        exists=f"{folder}: already exists; choose another, or replace a model with overwrite=True",
+        no_folder=f"{folder}: is not a folder of a model, so overwrite=True does not replace it; choose another",
+        find_foreign=lambda: _find_foreign(folder),
+    )
+
+
+def _find_foreign(folder: Path) -> str | None:
+    """Return a message on why ``folder`` is not a model that may be deleted; None if it is one."""
     run = RunFolder(folder)
     foreign = [name for name in run.foreign_names() if name != DATASET_FOLDER]
     if foreign:
-        raise InputError(
+        return (
             f"{folder}: holds '{foreign[0]}', which is not part of a model and which overwrite=True would delete; move "
             "it, or choose another folder"
         )
     if any(folder.iterdir()) and not (folder / JOB_FILE).is_file():
-        raise InputError(
-            f"{folder}: holds no model (it has no {JOB_FILE}), so overwrite=True does not replace it; choose another"
-        )
+        return f"{folder}: holds no model (it has no {JOB_FILE}), so overwrite=True does not replace it; choose another"
     if run.lock.is_held():
-        raise InputError(f"{folder}: a run is in progress; wait until it ends, or choose another folder")
+        return f"{folder}: a run is in progress; wait until it ends, or choose another folder"
+    return None

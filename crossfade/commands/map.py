@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     output.add_argument(
         "--out", type=Path, metavar="OUT", help="write to this folder (default: the folder map of a local run)"
     )
+    output.add_argument("--overwrite", action="store_true", help="replace the map in the folder")
     parser.set_defaults(run=run)
 
 
@@ -71,10 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
-        InputError: an option is invalid, or the model or its dataset is missing.
+        InputError: an option is invalid, the folder may not be replaced, or the model or its dataset is missing.
     """
     from crossfade.kvstore.errors import InputError
     from crossfade.trainer.maps.items_map import MapOptions
+    from crossfade.trainer.maps.map_files import check_free
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
     if arguments.count < 1 or not 1 <= arguments.colors <= 250:
@@ -82,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_per is not None:
         raise InputError("--max-per limits lists, and a map is none: leave it out")
     out = arguments.out or _default_folder(arguments.source)
+    check_free(out, arguments.overwrite)
     options = MapOptions(arguments.count, arguments.color, arguments.colors, read_filters(arguments), arguments.seed)
     with_trained_model(
         arguments.source,
@@ -112,9 +116,15 @@ def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
-    with progress_bars() as bars:
-        items_map = build_map(model, options, bars)
-    if (note := write_map(items_map, out)) is not None:
+    try:
+        with progress_bars() as bars:
+            items_map = build_map(model, options, bars)
+        note = write_map(items_map, out)
+    except BaseException:
+        with suppress(OSError):  # an empty folder would have to be overwritten
+            out.rmdir()
+        raise
+    if note is not None:
         _logger.warning(note)
     _print_agreement(items_map)
     print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")

@@ -29,7 +29,7 @@ _EXAMPLES = (
         "Write tags for the artists that have none, but two listeners.",
     ),
     (
-        "crossfade tag runs/plays --labels track=songs.csv:id:genre --top 1 --threshold 0 --out genres.parquet",
+        "crossfade tag runs/plays --labels track=songs.csv:id:genre -k 1 --threshold 0 --out genres.parquet",
         "Write a genre for every track that has none in a file.",
     ),
 )
@@ -95,7 +95,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--threshold", type=float, default=0.3, metavar="P", help="predict labels of this probability (default: 0.3)"
     )
     predictions.add_argument(
-        "--top", type=int, default=3, metavar="N", help="predict at most N labels of a row (default: 3)"
+        "-k", type=int, default=3, metavar="N", help="predict at most N labels of a row (default: 3)"
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -137,7 +137,7 @@ def _read_options(arguments: argparse.Namespace) -> TagOptions:
         ("--min-items", arguments.min_items, MIN_ITEMS),
         ("--min-count", arguments.min_count, 0),
         ("--seed", arguments.seed, 0),
-        ("--top", arguments.top, 1),
+        ("-k", arguments.k, 1),
     ):
         if value < least:
             raise InputError(f"{option} {value}: expected {least} or more")
@@ -149,7 +149,7 @@ def _read_options(arguments: argparse.Namespace) -> TagOptions:
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     return TagOptions(
-        source, arguments.min_items, arguments.min_count, arguments.threshold, arguments.top, arguments.seed
+        source, arguments.min_items, arguments.min_count, arguments.threshold, arguments.k, arguments.seed
     )
 
 
@@ -159,8 +159,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
     import numpy as np
 
     from crossfade.display import progress_bars
-    from crossfade.kvstore.errors import InputError
-    from crossfade.kvstore.io.disk_errors import write_failure
+    from crossfade.kvstore.io.disk_errors import write_error
     from crossfade.trainer.recommend.table_files import write_tables
     from crossfade.trainer.recommend.tagging import Tagger
 
@@ -174,9 +173,7 @@ def _tag(model: TrainedModel, options: TagOptions, arguments: argparse.Namespace
                 arguments.out.parent.mkdir(parents=True, exist_ok=True)
                 written = write_tables(arguments.out, _tables(model, tagger, strength, tagger.unlabeled_N))
             except OSError as error:
-                raise InputError(
-                    f"--out {arguments.out}: cannot be written: {write_failure(error, arguments.out)}"
-                ) from error
+                raise write_error(f"--out {arguments.out}", error, arguments.out) from error
         elif not arguments.json:
             frequent_N = np.argsort(-tagger.count_R[tagger.unlabeled_N], kind="stable")[:_EXAMPLES_SHOWN]
             examples = list(_tables(model, tagger, strength, np.sort(tagger.unlabeled_N[frequent_N])))
@@ -230,7 +227,7 @@ def _print_quality(tagger: Tagger, quality: TagQuality, options: TagOptions) -> 
             print_line(f"{columns}  {method}")
     kept = quality.kept
     print_line(
-        f"predicted labels ({options.top} at most, probability {options.threshold:g}): {kept['precision']:.0%} right, "
+        f"predicted labels ({options.k} at most, probability {options.threshold:g}): {kept['precision']:.0%} right, "
         f"{kept['labels_per_row']:.1f} per row, {kept['share']:.0%} of rows have one"
     )
 

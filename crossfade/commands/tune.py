@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         default_parameters,
         quick_parameters,
     )
+    from crossfade.deploy.tuning.study_folder import study_errors
     from crossfade.trainer.runs.folder import default_run_dir
     from crossfade.trainer.runs.inputs import load_inputs
 
@@ -117,9 +118,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_parameters(arguments.job, arguments.overrides, parameters)
     run_dir = default_run_dir(job)
     folder = arguments.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if arguments.quick else ''}")
-    if arguments.quick:
-        return _run_quick(folder, job, inputs.job, parameters)
-    return _run_study(folder, job, parameters, arguments.trials or _TRIALS, prune=not arguments.no_pruning)
+    with study_errors(folder):
+        if arguments.quick:
+            return _run_quick(folder, job, inputs.job, parameters)
+        return _run_study(folder, job, parameters, arguments.trials or _TRIALS, prune=not arguments.no_pruning)
 
 
 def _check_quick(arguments: argparse.Namespace) -> None:

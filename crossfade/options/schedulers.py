@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.disk_errors import is_full_disk, write_error
 
 if TYPE_CHECKING:
     from crossfade.deploy.schedulers.sizes import HostSize
@@ -72,6 +73,8 @@ def write_scheduler_files(arguments: argparse.Namespace, job: JobConfig) -> Iter
             (arguments.out / path).parent.mkdir(parents=True, exist_ok=True)
             (arguments.out / path).write_text(text, encoding="utf-8")
         except OSError as error:
+            if is_full_disk(error):
+                raise write_error(f"--out {arguments.out}", error, arguments.out) from error
             raise InputError(f"--out {arguments.out}: cannot be written: {error.strerror}; name a folder") from error
     yield from hosts
     yield f"wrote {', '.join(files)} to {arguments.out}"

@@ -40,7 +40,9 @@ def read_points(run: Path) -> dict[str, Any] | None:
         return None
     except (OSError, pa.ArrowException, InputError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read: {reason}; draw it again with 'crossfade map {run}'") from error
+        raise InputError(
+            f"{path}: cannot be read: {reason}; draw it again with 'crossfade map {run} --overwrite'"
+        ) from error
     place_N2 = np.stack([table.column(axis).to_numpy() for axis in ("x", "y")], axis=1).astype(np.float64)
     place_N2 -= place_N2.min(axis=0, initial=0.0 if not len(place_N2) else np.inf)
     place_N2 *= FULL_SCALE / max(float(place_N2.max(initial=0.0)), 1e-9)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,15 @@ from crossfade.deploy.access import Access
 from crossfade.deploy.capacity.machine import usable_cores
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.kvstore.io.disk_errors import write_error
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.recommend.metadata_table import MetadataFile
-from crossfade.trainer.serving.copies_folder import CopiesFolder
+from crossfade.trainer.serving.copies_folder import CopiesFolder, full_work_disk_error
 
 _BACKLOG = 2048
 _DRAIN_SECONDS, _HUNG_SECONDS = 30, 120
+_METRICS_BYTES = 1 << 20
+"""Free space that a server needs at least at its start."""
 _METRICS = "metrics"
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -169,8 +173,13 @@ def _working_folder(work: Path | None) -> Iterator[Path]:
             work.mkdir(parents=True, exist_ok=True)
         folder = CopiesFolder(work)
     except OSError as error:
-        raise InputError(f"--work-dir {work}: cannot be written: {error.strerror}") from error
+        place = work or Path(tempfile.gettempdir())
+        raise write_error(f"--work-dir {place}", error, place) from error
     try:
+        # The client of Prometheus maps its files into memory, and a process that writes such a page to a full disk is
+        # killed by SIGBUS.
+        if folder.free_bytes() < _METRICS_BYTES:
+            raise full_work_disk_error(folder.path)
         (folder.path / _METRICS).mkdir()
         yield folder.path
     finally:

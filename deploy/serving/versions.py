@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -26,8 +27,10 @@ from pathlib import Path
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.metrics import record_refresh
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import is_full_disk
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.recommend.trained_model import source_fingerprint, with_trained_model
+from crossfade.trainer.serving.copies_folder import full_work_disk_error
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 _CURRENT = "current"
@@ -200,13 +203,19 @@ def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
 
 
 def _write(source: Source, path: Path, reporter: ProgressReporter) -> None:
-    with_trained_model(
-        source.location,
-        source.data,
-        _logger.info,
-        lambda model: write_version(model, _emptied(path), source.options, reporter),
-        history_from_this_dataset_only=source.history_from_this_dataset_only,
-    )
+    try:
+        with_trained_model(
+            source.location,
+            source.data,
+            _logger.info,
+            lambda model: write_version(model, _emptied(path), source.options, reporter),
+            history_from_this_dataset_only=source.history_from_this_dataset_only,
+        )
+    except (OSError, sqlite3.Error) as error:
+        shutil.rmtree(path, ignore_errors=True)
+        if not is_full_disk(error):
+            raise
+        raise full_work_disk_error(path.parent) from error
 
 
 def _emptied(path: Path) -> Path:

@@ -5,12 +5,14 @@ FOLDER/  job.yaml  study.lock  best.yaml  study.journal or quick.json  and a run
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from crossfade.deploy.tuning.search_space import format_override
-from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.kvstore.io.disk_errors import is_full_disk, write_failure
 from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.kvstore.io.file_lock import try_lock
 from crossfade.trainer.config.loading import load_job
@@ -33,7 +35,8 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
     text = job.with_absolute_paths().to_yaml()
     path = folder / JOB_FILE
     exists = path.exists() and (folder / LOCK_FILE).exists()
-    if not exists and folder.exists() and any(folder.iterdir()):
+    # A command that could not write the job, as on a full disk, has left the lock.
+    if not exists and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_FILE}:
         raise InputError(f"{folder}: exists and holds no study; name another folder with --out")
     for name, how in _KINDS.items():
         if name != state_file and (folder / name).exists():
@@ -44,16 +47,35 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
             f"{folder}: holds a study of another job: {', '.join(differences)}; name another folder with --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK_FILE).open("wb")
-    try:
-        try_lock(lock)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(
-            f"{folder}: another process runs this study; wait for it, or name another folder with --out"
-        ) from None
-    replace_file(path, text.encode())
+    with ExitStack() as opened:
+        lock = opened.enter_context((folder / LOCK_FILE).open("wb"))
+        try:
+            try_lock(lock)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process runs this study; wait for it, or name another folder with --out"
+            ) from None
+        replace_file(path, text.encode())
+        opened.pop_all()
     return lock
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of a full disk inside the block as one that names the disk of the study in ``folder``.
+
+    Raises:
+        CrossfadeError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise CrossfadeError(
+            f"{folder}: could not be written: {write_failure(error, folder)}; make room, and repeat the command, which "
+            "resumes the study"
+        ) from error
 
 
 def write_best(folder: Path, parameters: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.disk_errors import disk_of
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
@@ -30,6 +31,9 @@ _OVERRIDES = (
     "metrics.port=null",
 )
 """A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
+
+_LOG_BYTES = 1 << 16
+"""With less free space, an empty log is not the whole log."""
 
 EpochRecord = dict[str, Any]
 """An ``EpochEvent`` of ``events.jsonl``."""
@@ -93,6 +97,8 @@ class TrialRun:
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         cause = lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
+        if not lines and shutil.disk_usage(self._log.parent).free < _LOG_BYTES:
+            cause = f"no output: no space is left on the disk of {disk_of(self._log)}"
         if self._exit_code < 0:
             cause = f"killed by {signal.Signals(-self._exit_code).name}"
         return f"{cause} (log: {self._log})"

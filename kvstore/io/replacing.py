@@ -16,8 +16,10 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.durable_file import sync_file, sync_folder
 
 _AT_FDCWD = -100
@@ -42,6 +44,31 @@ def replace_folder(target: Path, staging: Path) -> None:
     sync_folder(target.parent)
     if os.path.lexists(old):
         shutil.rmtree(old)
+
+
+def check_replaceable(
+    path: Path, overwrite: bool, *, exists: str, no_folder: str, find_foreign: Callable[[], str | None]
+) -> None:
+    """Reject an existing ``path``, unless ``overwrite`` is given and it is a folder of the caller's own files.
+
+    Args:
+        path: what is to be written.
+        overwrite: whether the user has asked to replace it.
+        exists: the message if it exists, and the user has not.
+        no_folder: the message if it is a file or a link.
+        find_foreign: returns a message on what the folder holds beside the caller's files; None if there is nothing.
+
+    Raises:
+        InputError: it may not be replaced.
+    """
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise InputError(exists)
+    if path.is_symlink() or not path.is_dir():
+        raise InputError(no_folder)
+    if (message := find_foreign()) is not None:
+        raise InputError(message)
 
 
 def is_replacement_unfinished(target: Path) -> bool:

@@ -12,13 +12,12 @@ OUT/ENTITY/...          the files of the format
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.io.replacing import check_replaceable
 from crossfade.kvstore.json_text import parse_json
 from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LISTING
 from crossfade.trainer.embeddings.listing import is_listing
@@ -35,21 +34,25 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise InputError(f"{out}: already exists; choose another --out, or replace embeddings with --overwrite")
-    if out.is_symlink() or not out.is_dir():
-        raise InputError(
-            f"{out}: is not a folder of embeddings, so --overwrite does not replace it; choose another --out"
-        )
+    check_replaceable(
+        out,
+        overwrite,
+        exists=f"{out}: already exists; choose another --out, or replace embeddings with --overwrite",
+        no_folder=f"{out}: is not a folder of embeddings, so --overwrite does not replace it; choose another --out",
+        find_foreign=lambda: _find_foreign(out),
+    )
+
+
+def _find_foreign(out: Path) -> str | None:
+    """Return a message on a file in ``out`` that is not one of embeddings or an export; None if all are."""
     listed = _listed_files(out)
     for path in _files(out):
         relative = path.relative_to(out).as_posix()
         is_card = relative == CARD_FILE and is_model_card(path)
         is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_regular(path))
         if not (is_card or relative in listed or _EMBEDDINGS_FILE.fullmatch(relative)):
-            raise InputError(f"{path}: --overwrite would delete this file, which is not one of embeddings; move it")
+            return f"{path}: --overwrite would delete this file, which is not one of embeddings; move it"
+    return None
 
 
 def write_listing(folder: Path, to: str) -> None:

@@ -84,13 +84,18 @@ def write_embeddings(
         folder: on a file system that all workers share.
         source: provides the vectors; by default, the store.
     """
-    staging = folder.with_name(f".{folder.name}.partial")
+    staging = partial_folder(folder)
     _on_first(store, lambda: _clear(folder, staging))
     source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()
     _on_first(store, lambda: _complete(folder, staging))
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the folder in which ``write_embeddings`` collects what replaces ``folder``; a failure leaves it."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def write_table(

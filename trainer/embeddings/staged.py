@@ -82,11 +82,13 @@ class StagedEmbeddings:
         store.barrier()
         shutil.rmtree(scratch, ignore_errors=True)
         source = source or StoreVectors(store)
-        for table in tables:
-            write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
-        for path in sorted(scratch.rglob("*.parquet")):
-            self._upload(path, self._folder.child(name).child(path.parent.name))
-        shutil.rmtree(scratch)
+        try:
+            for table in tables:
+                write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
+            for path in sorted(scratch.rglob("*.parquet")):
+                self._upload(path, self._folder.child(name).child(path.parent.name))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         store.barrier()
         if store.rank == 0:
             write_listing(self._folder.child(name))

@@ -11,9 +11,34 @@ import pyarrow.parquet as pq
 from crossfade.kvstore.errors import CrossfadeError
 from crossfade.kvstore.io.disk_errors import write_failure
 from crossfade.kvstore.io.output import staged_file
+from crossfade.kvstore.io.replacing import check_replaceable
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.page import write_page
 from crossfade.trainer.maps.picture import write_picture
+
+_FILES = ("map.png", "map.html", "map.parquet")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Reject an existing ``folder``, unless ``overwrite`` is given and it holds nothing but a map.
+
+    Raises:
+        InputError: its files may not be replaced.
+    """
+
+    def find_foreign() -> str | None:
+        # A command that was killed has left hidden files, which the next one deletes.
+        own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
+        return f"--out {folder}: holds '{foreign[0]}', which is not part of a map; choose another" if foreign else None
+
+    check_replaceable(
+        folder,
+        overwrite,
+        exists=f"--out {folder}: already exists; choose another, or replace a map with --overwrite",
+        no_folder=f"--out {folder}: is not a folder, so --overwrite does not replace it; choose another",
+        find_foreign=find_foreign,
+    )
 
 
 def write_map(items_map: ItemsMap, folder: Path) -> str | None:
@@ -27,13 +52,9 @@ def write_map(items_map: ItemsMap, folder: Path) -> str | None:
         InputError: another process writes one of them.
         MissingExtraError: matplotlib is not installed.
     """
-    writers: dict[str, Callable[[ItemsMap, Path], str | None]] = {
-        "map.png": write_picture,
-        "map.html": write_page,
-        "map.parquet": _write_table,
-    }
+    writers: list[Callable[[ItemsMap, Path], str | None]] = [write_picture, write_page, _write_table]
     note = None
-    for name, write in writers.items():
+    for name, write in zip(_FILES, writers, strict=True):
         try:
             with staged_file(folder / name) as partial:
                 note = write(items_map, partial) or note

@@ -19,7 +19,8 @@ import duckdb
 import psutil
 
 from crossfade.kvstore.errors import CrossfadeError
-from crossfade.trainer.prepare.disk_space import full_disk_error, is_full_disk
+from crossfade.kvstore.io.disk_errors import is_full_disk
+from crossfade.trainer.prepare.disk_space import TEMPORARY_ADVICE, full_disk_error
 
 _DEFAULT_MEMORY_BYTES = 4 << 30
 
@@ -66,17 +67,18 @@ def default_memory_bytes() -> int:
 
 @contextmanager
 def working_database(
-    folder: Path, memory_bytes: int | None, threads: int | None
+    folder: Path, memory_bytes: int | None, threads: int | None, disk_advice: str = TEMPORARY_ADVICE
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a database in ``folder`` that spills there, loads no extension and reads no variable of the program.
 
-    ``memory_bytes`` defaults to ``default_memory_bytes()``, ``threads`` to one per core.
+    ``memory_bytes`` defaults to ``default_memory_bytes()``, ``threads`` to one per core. ``disk_advice`` is how to use
+    another disk than that of ``folder``.
 
     Raises:
         CrossfadeError: DuckDB failed; errors of the user's files are caught closer to the file (``read_errors``).
         KeyboardInterrupt: Ctrl-C; or any other exception that the handler of a signal raised.
     """
-    with _translate_errors(folder):
+    with _translate_errors(folder, disk_advice):
         connection = duckdb.connect(str(folder / "events.duckdb"))
         try:
             execute(connection, "SET autoinstall_known_extensions = false")
@@ -97,7 +99,7 @@ def working_database(
 
 
 @contextmanager
-def _translate_errors(folder: Path) -> Iterator[None]:
+def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
     with _record_signal_exceptions() as raised:
         try:
             yield
@@ -110,7 +112,7 @@ def _translate_errors(folder: Path) -> Iterator[None]:
             ) from error
         except duckdb.Error as error:
             if is_full_disk(error):
-                raise full_disk_error(folder) from error
+                raise full_disk_error(folder, disk_advice) from error
             raise CrossfadeError(f"the preparation failed in DuckDB: {first_line(error)}") from error
         except RuntimeError as error:
             if str(error) != "Query interrupted":

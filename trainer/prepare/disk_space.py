@@ -7,8 +7,6 @@ with full_disk_errors(out):
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crossfade.kvstore.errors import CrossfadeError, escape_unprintable
+from crossfade.kvstore.io.disk_errors import disk_of, is_full_disk
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
@@ -25,8 +24,6 @@ _TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "jsonl": 2.0, "l
 
 Incompressible IDs (random text) were measured to take 1.2; small integers take more than their compressed file.
 """
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def estimate_temp_bytes(files: Sequence[Source]) -> int:
@@ -55,20 +52,17 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
         )
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Return whether ``error`` is about a full disk; DuckDB has no exception of its own for it."""
-    return getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
+PREPARING_ADVICE = "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR)"
+TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
 
 
-def full_disk_error(path: Path) -> CrossfadeError:
-    """Return the error that the disk of ``path`` is full."""
-    disk = path.absolute()
-    while not disk.exists() or not disk.is_mount():
-        disk = disk.parent
+def full_disk_error(path: Path, advice: str = PREPARING_ADVICE) -> CrossfadeError:
+    """Return the error that the disk of ``path`` is full; ``advice`` is how to use another one."""
+    disk = disk_of(path)
     usage = shutil.disk_usage(disk)
     return CrossfadeError(
         f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
-        "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR); nothing was written"
+        f"{advice}; nothing was written"
     )
 
 

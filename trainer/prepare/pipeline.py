@@ -28,7 +28,7 @@ from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.content import plan_content
 from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
-from crossfade.trainer.prepare.disk_space import full_disk_errors, warn_low_disk
+from crossfade.trainer.prepare.disk_space import PREPARING_ADVICE, full_disk_errors, warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
@@ -80,7 +80,7 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
         skip, drop = options.on_bad_line == "skip", options.on_missing == "drop"
         faults = Faults(skip, drop, quarantine, options.max_bad, options.first_row)
-        with working_database(staged.work, options.memory_bytes, options.threads) as connection:
+        with working_database(staged.work, options.memory_bytes, options.threads, PREPARING_ADVICE) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()

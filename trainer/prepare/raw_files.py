@@ -31,10 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.kvstore.errors import InputError
+from crossfade.kvstore.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import is_id_role, joined_sql, source_columns
 from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
-from crossfade.trainer.prepare.disk_space import is_full_disk
 from crossfade.trainer.prepare.expansion import check_parquet, check_text
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records

@@ -121,7 +121,10 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
     filled, ignored = (manifest.source.get(f"{name}_{fact}") for fact in ("filled", "ids_ignored"))
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
-    return [line + (f"; {ignored:,} ids ignored, which are in no event" if ignored else "")]
+    return [
+        line
+        + (f"; {_count(manifest.source, f'{name}_ids_ignored', 'id')} ignored for want of an event" if ignored else "")
+    ]
 
 
 def _content(manifest: DatasetManifest, name: str) -> list[str]:
@@ -130,7 +133,11 @@ def _content(manifest: DatasetManifest, name: str) -> list[str]:
     for column, of in manifest.content_of(name).items():
         numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
         ignored = manifest.source.get(f"{column}_ids_ignored")
-        after = f"; {ignored:,} ids ignored, which are in no event" if ignored else ""
+        after = (
+            f"; {_count(manifest.source, f'{column}_ids_ignored', 'id')} ignored for want of an event"
+            if ignored
+            else ""
+        )
         lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
     return lines
 
@@ -243,12 +250,12 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             "keeps one in train"
         )
     for name, entity in manifest.entities.items():
-        named, ignored = facts.get(f"{name}_named"), facts.get(f"{name}_names_ignored")
+        named = facts.get(f"{name}_named")
         if named is not None:
             bad = facts.get(f"{name}_names_bad_lines")
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
-                f"{ignored:,} names ignored, whose ids are in no event"
+                f"{_count(facts, f'{name}_names_ignored', 'name')} ignored for want of an event"
                 + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out (--on-bad-line)" if bad else "")
             )
     return lines

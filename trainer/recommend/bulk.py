@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from crossfade.kvstore.arrays import IntArray
 from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.disk_errors import write_failure
+from crossfade.kvstore.io.disk_errors import write_error, write_failure
 from crossfade.kvstore.io.durable_file import sync_folder
 from crossfade.kvstore.io.output import output_lock, staged_file
 from crossfade.trainer.data.manifest import data_fingerprint
@@ -118,7 +118,7 @@ def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recom
         out.parent.mkdir(parents=True, exist_ok=True)
         return write_tables(out, [RecommendationColumns(model).table(ids, recommended)])
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {write_failure(error, out)}") from error
+        raise write_error(f"--out {out}", error, out) from error
 
 
 def part_queries(model: TrainedModel, count: int) -> int:
@@ -226,7 +226,7 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
                 partial.write_text(json.dumps(request), encoding="utf-8")
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {write_failure(error, out)}") from error
+        raise write_error(f"--out {out}", error, out) from error
     if earlier != request:
         changed = ", ".join(key for key in request if earlier.get(key) != request[key])
         raise InputError(

@@ -12,7 +12,6 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +23,7 @@ from crossfade.kvstore.arrays import BoolArray, IntArray
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.checksums import FileChecksum, verify_files
 from crossfade.kvstore.io.regular_files import read_regular
+from crossfade.kvstore.io.replacing import check_replaceable
 from crossfade.kvstore.json_text import validate_json
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.manifest import Count, data_fingerprint
@@ -178,10 +178,16 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise InputError(f"--out {out}: already exists; choose another, or replace an index with --overwrite")
-    names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {"a file"}
-    if not names <= _FILES or (names and CARD_FILE not in names):
-        raise InputError(f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another")
+    more = f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another"
+
+    def find_foreign() -> str | None:
+        names = {path.name for path in out.iterdir()}
+        return more if not names <= _FILES or (names and CARD_FILE not in names) else None
+
+    check_replaceable(
+        out,
+        overwrite,
+        exists=f"--out {out}: already exists; choose another, or replace an index with --overwrite",
+        no_folder=more,
+        find_foreign=find_foreign,
+    )

@@ -116,7 +116,7 @@ def write_metadata(
     """
     with (
         tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
-        working_database(Path(work), None, None) as connection,
+        working_database(Path(work), None, None, "name a folder on a larger disk with --work-dir") as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         table.load(file, manifest.features_of(entity), Path(work), count_R)

@@ -58,7 +58,7 @@ class TagOptions:
         min_items: least rows of a label, at least ``MIN_ITEMS``.
         min_count: least interactions of a row in train.
         threshold: least probability of a predicted label.
-        top: most labels predicted for a row.
+        k: most labels predicted for a row.
         seed: of the division of rows.
     """
 
@@ -66,7 +66,7 @@ class TagOptions:
     min_items: int = 50
     min_count: int = 0
     threshold: float = 0.3
-    top: int = 3
+    k: int = 3
     seed: int = 1
 
 
@@ -211,9 +211,9 @@ class Tagger:
         return float(np.sqrt(np.square(vectors_SD, dtype=np.float64).sum(axis=1).mean())) or 1.0
 
     def _keep(self, probability_NL: FloatArray) -> tuple[IntArray, IntArray]:
-        """Return the places and labels of what ``threshold`` and ``top`` keep, by place, the most probable first."""
-        top = min(self._options.top, probability_NL.shape[1])
-        best_NL = np.argsort(-probability_NL, axis=1, kind="stable")[:, :top]
+        """Return the places and labels of what ``threshold`` and ``k`` keep, by place, the most probable first."""
+        k = min(self._options.k, probability_NL.shape[1])
+        best_NL = np.argsort(-probability_NL, axis=1, kind="stable")[:, :k]
         kept_NL = np.take_along_axis(probability_NL, best_NL, axis=1) >= self._options.threshold
         place_P, rank_P = np.nonzero(kept_NL)
         return place_P, best_NL[place_P, rank_P]

@@ -15,6 +15,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import disk_of
 from crossfade.kvstore.io.file_lock import try_lock
 
 _PREFIX = "crossfade-model-"
@@ -56,6 +58,14 @@ class CopiesFolder:
             if not self.path.exists():
                 break
         self._lock.close()
+
+
+def full_work_disk_error(work: Path) -> CrossfadeError:
+    """Return the error that the disk of the working folder ``work`` is full."""
+    return CrossfadeError(
+        f"{work}: could not be written: no space is left on the disk of {disk_of(work)}; name a folder on a "
+        "larger disk with --work-dir"
+    )
 
 
 def delete_abandoned_copies(parent: Path | None = None) -> None:

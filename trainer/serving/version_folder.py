@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,12 +194,11 @@ def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter)
     for file in files:
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with translate_storage_errors(f"{model.data.uri}/{file.path}"), path.open("wb") as copy:
+        uri = f"{model.data.uri}/{file.path}"
+        with translate_storage_errors(uri):
             source = model.data.open_input(file.path)
-            try:
-                _copy_bytes(source, copy, reporter)
-            finally:
-                source.close()
+        with closing(source), path.open("wb") as copy:
+            _copy_bytes(source, copy, uri, reporter)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_bytes(manifest_bytes(model.data))
     return Folder(folder)
@@ -211,9 +211,14 @@ def dataset_files(manifest: DatasetManifest) -> list[DataFile]:
     return [*files, *(file for feature in features for file in feature.files)]
 
 
-def _copy_bytes(source: Any, copy: Any, reporter: ProgressReporter) -> None:
+def _copy_bytes(source: Any, copy: Any, uri: str, reporter: ProgressReporter) -> None:
+    """Copy ``source`` to ``copy``; only errors of reading are those of ``uri``."""
     buffer = memoryview(bytearray(_COPY_BYTES))
-    while count := source.readinto(buffer):
+    while True:
+        with translate_storage_errors(uri):
+            count = source.readinto(buffer)
+        if not count:
+            return
         copy.write(buffer[:count])
         reporter.advance(count)
 

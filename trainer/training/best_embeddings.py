@@ -7,10 +7,13 @@ resumes on another machine finds them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from crossfade.kvstore.arrays import IntArray
+from crossfade.kvstore.checkpoint.inventory import list_checkpoints
 from crossfade.kvstore.errors import CrossfadeError
+from crossfade.kvstore.io.disk_errors import is_full_disk, write_failure
 from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
@@ -62,10 +65,26 @@ class BestEmbeddings:
         path, tables, vocabularies = self.folder.embeddings, self.model.vectors, dict(self.vocabularies)
         if self.job.cluster.shared_run_dir:
             with translate_storage_errors(str(path), action="written", other=CrossfadeError):
-                write_embeddings(self.store, tables, vocabularies, path, self.vectors)
+                try:
+                    write_embeddings(self.store, tables, vocabularies, path, self.vectors)
+                except OSError as error:
+                    if not is_full_disk(error):
+                        raise
+                    raise CrossfadeError(
+                        f"{path}: could not be written: {write_failure(error, path)}; {self._describe_complete()}"
+                    ) from error
         else:
             scratch = path.with_name(f".embeddings.worker-{self.store.rank}")
             self._staged.stage(self.store, tables, vocabularies, epoch, scratch, self.vectors)
+
+    def _describe_complete(self) -> str:
+        """Describe from where the run continues once its disk has room."""
+        checkpoints, complete = self.folder.checkpoints(self.job), []
+        with suppress(CrossfadeError):  # of storage, which would hide why the run fails
+            complete = [entry.step for entry in list_checkpoints(checkpoints) if entry.state == "complete"]
+        if not complete:
+            return "no checkpoint is complete: make room, and train again"
+        return f"complete is the checkpoint of step {complete[-1]:,} in {checkpoints}: make room, and add --resume"
 
     def evaluate_test(self) -> EvalMetrics:
         """Evaluate the embeddings on the test split, as they were written. Every worker calls this."""

@@ -123,7 +123,15 @@ def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(
         fill(disk)
         result = training.finish()
     assert result.returncode == 1
-    assert f"crossfade: error: {disk}/run/embeddings: cannot be written: " in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert (
+        f"crossfade: error: {disk}/run/embeddings: could not be written: no space is left on the disk of {disk}; "
+        in last
+    )
+    assert re.search(
+        rf"; complete is the checkpoint of step [\d,]+ in {workspace}/beside: make room, and add --resume$", last
+    )
+    assert not (disk / "run" / ".embeddings.partial").exists()
     make_room(disk)
     succeeded(crossfade("train", "job.yaml", "--run-dir", disk / "run", *options, "--resume", cwd=workspace))
     assert_undisturbed(disk / "run", undisturbed)

@@ -117,4 +117,4 @@ def test_map_that_cannot_be_read_is_an_error(client: FlaskClient, workspace: Pat
         error = answer(client, "map")["error"]
     finally:
         write_map(workspace / "runs" / "one")
-    assert re.search(r"map\.parquet: cannot be read: .*; draw it again with 'crossfade map .*one'", error)
+    assert re.search(r"map\.parquet: cannot be read: .*; draw it again with 'crossfade map .*one --overwrite'", error)

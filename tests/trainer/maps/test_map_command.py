@@ -250,3 +250,24 @@ def test_invalid_options_are_rejected(workspace: Path) -> None:
     rejected("a map of too few items", "run", "--where", "id < 5003")
     rejected("a map with --max-per", "run", "--max-per", "genre=2")
     rejected("a map without a folder", "run/checkpoints")
+
+
+@pytest.mark.slow
+def test_only_a_map_is_replaced(workspace: Path, drawn: str, tmp_path: Path) -> None:
+    def rejected(cause: str, *arguments: object) -> None:
+        result = crossfade_here("map", "run", *arguments, cwd=workspace)
+        [line] = result.stderr.splitlines()
+        documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+    assert "map of" in drawn
+    rejected("an existing folder of a map")
+    (tmp_path / "map.png").write_bytes(b"of somebody else")
+    (tmp_path / "notes.txt").touch()
+    rejected("an existing folder of a map", "--out", tmp_path)
+    rejected("a folder with more than a map", "--out", tmp_path, "--overwrite")
+    assert (tmp_path / "map.png").read_bytes() == b"of somebody else"
+    rejected("a file in place of a map", "--out", tmp_path / "notes.txt", "--overwrite")
+    again = tmp_path / "again"
+    for options in ((), ("--overwrite",)):
+        succeeded(crossfade_here("map", "run", "--count", 20, "--out", again, *options, cwd=workspace))
+        assert sorted(path.name for path in again.iterdir()) == ["map.html", "map.parquet", "map.png"]

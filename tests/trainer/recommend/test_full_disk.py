@@ -11,11 +11,17 @@ from running_command import succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
 from written_runs import CUSTOMER_IDS, write_run
 
+from crossfade.deploy.serving.versions import Refresher, Source, Versions
+from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, study_errors
+from crossfade.kvstore.errors import CrossfadeError
 from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.io.writer_lock import LOCK_NAME, path_lock
+from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend import bulk
+from crossfade.trainer.serving.version_folder import VersionOptions
 
 
 @pytest.fixture
@@ -81,3 +87,57 @@ def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")
     assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_temporary_files_of_histories_on_a_full_disk(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "written").path
+    rows = "".join(f"customer {number},1000\n" for number in range(200_000))
+    (tmp_path / "plays.csv").write_text(f"customer,track\n{rows}")
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    fill(disk)
+    command = ("recommend", run, "--history-file", tmp_path / "plays.csv", "--out", tmp_path / "recs.csv")
+    failed("a history file without room for temporary files", *command, cwd=tmp_path)
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+    assert not (tmp_path / "recs.csv").exists()
+
+
+@pytest.mark.parametrize("leave", [0, 8192])
+def test_server_on_a_full_disk_names_its_working_folder(disk: Path, tmp_path: Path, leave: int) -> None:
+    run = write_run(tmp_path / "written").path
+    (disk / "work").mkdir()
+    fill(disk, leave)
+    command = ("serve", run, "--port", 0, "--work-dir", disk / "work")
+    message = failed("a full disk of the working folder", *command, cwd=tmp_path)
+    assert message.startswith(f"{disk}/work/crossfade-model-")
+    assert list((disk / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 8192])
+def test_version_on_a_full_disk_does_not_blame_the_dataset(disk: Path, tmp_path: Path, leave: int) -> None:
+    source = Source(str(write_run(tmp_path / "written").path), None, VersionOptions(index_from=None))
+    fill(disk, leave)
+    with pytest.raises(CrossfadeError, match=f"^{disk}: could not be written: no space is left on the disk of {disk}"):
+        Refresher(source, Versions(disk)).write_first(NullReporter())
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_study_on_a_full_disk_is_named_and_resumes(disk: Path, tmp_path: Path) -> None:
+    job = load_job(write_run(tmp_path / "written").path / "job.yaml")
+    fill(disk, leave=0)
+    with (
+        pytest.raises(CrossfadeError, match=f"no space is left on the disk of {disk}; make room, and repeat"),
+        study_errors(disk / "study"),
+    ):
+        claim_study(disk / "study", job, QUICK_FILE)
+    make_room(disk)
+    claim_study(disk / "study", job, QUICK_FILE).close()
+
+
+def test_scheduler_files_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "written").path
+    fill(disk, leave=0)
+    result = crossfade_here("plan", run / "job.yaml", "--to", "slurm", "--out", disk / "files", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")

@@ -16,6 +16,7 @@ from cluster_data import GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
+from small_disk import MountError, fill, mounted_disk
 
 from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
@@ -108,10 +109,24 @@ def test_rare_labels_and_rare_rows_are_left_out(workspace: Path) -> None:
     assert sum(found["rows"]) == np.count_nonzero(labeled_N & (counts_N >= least)) < TRACKS - len(UNLABELED)
 
 
+def test_tags_on_a_full_disk_name_it(workspace: Path, tmp_path: Path) -> None:
+    try:
+        with mounted_disk(tmp_path / "disk", 2**20) as disk:
+            fill(disk, leave=4096)  # for the lock
+            command = ("tag", "run", "--labels", "track=genres.csv:track:label", "--out", disk / "tags.csv")
+            result = crossfade_here(*command, "--min-items", 20, "--threshold", 0, cwd=workspace)
+            [line] = result.stderr.splitlines()
+            message = documented("tags on a full disk", line.removeprefix("crossfade: error: "), result.returncode)
+            assert message.endswith(f" {disk}")
+            assert [path.name for path in disk.iterdir()] == ["filler"]
+    except MountError as error:
+        pytest.skip(str(error))
+
+
 def test_unlabeled_tracks_get_their_genres(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "tags.parquet"
     command = ("tag", "run", "--labels", "track=genres.csv:track:label", "--min-items", 20, "--out", out)
-    printed = succeeded(crossfade_here(*command, "--top", 2, "--threshold", 0.5, cwd=workspace)).stdout
+    printed = succeeded(crossfade_here(*command, "-k", 2, "--threshold", 0.5, cwd=workspace)).stdout
     table = pq.read_table(out)
     assert table.column_names == ["track", "label", "probability", "track_name"]
     assert printed.splitlines()[-1] == f"{table.num_rows:,} labels of {len(UNLABELED)} rows without one: {out}"
@@ -125,7 +140,7 @@ def test_unlabeled_tracks_get_their_genres(workspace: Path, tmp_path: Path) -> N
     found = {(row["track"] - 5000, row["label"]) for row in rows}
     expected = {(track, label) for track in UNLABELED for label in genre_labels(track)}
     assert len(found & expected) > 0.9 * len(found | expected)
-    everything = (*command, "--top", 9, "--threshold", 0, "--overwrite")
+    everything = (*command, "-k", 9, "--threshold", 0, "--overwrite")
     succeeded(crossfade_here(*everything, cwd=workspace))
     table = pq.read_table(out)
     assert table.num_rows == len(UNLABELED) * (GENRES + 1)
