@@ -75,11 +75,7 @@ has `error` instead; where a request is for one ID only, the status is 404.
 
 def make_app(access: Access) -> FastAPI:
     """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
-    logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
-    # Invalid requests, which uvicorn logs as warnings, would fill the log.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    die_with_agent()
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    _prepare_process()
     current, bodies = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE]))), Bodies()
 
     @asynccontextmanager
@@ -124,6 +120,14 @@ def make_app(access: Access) -> FastAPI:
     _add_operations(app, current)
     _add_description(app)
     return app
+
+
+def _prepare_process() -> None:
+    logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
+    # Invalid requests, which uvicorn logs as warnings, would fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    die_with_agent()
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _problem(status: int) -> Any:

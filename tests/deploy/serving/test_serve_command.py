@@ -200,7 +200,7 @@ def test_front_page_says_what_is_served(server: RunningServer) -> None:
     with browsing() as browser, visiting(browser, server.url) as visit:
         expect(visit.page.get_by_text("recommends track to customer")).to_be_visible()
         visit.page.get_by_role("link", name="/docs").click()
-        expect(visit.page.locator(".opblock").first).to_be_visible()
+        expect(visit.page.locator(".opblock").first).to_be_visible(timeout=60_000)
         assert visit.errors == []
 
 
@@ -243,7 +243,7 @@ def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path
             assert TOKEN not in " ".join([*process.cmdline(), *process.environ().values()])
         with visiting(browser, f"{server.url}docs") as visit:
             expect(visit.page.get_by_role("button", name="Authorize")).to_be_visible()
-            expect(visit.page.locator(".opblock").first).to_be_visible()
+            expect(visit.page.locator(".opblock").first).to_be_visible(timeout=60_000)
             assert (visit.errors, visit.hosts) == ([], {server.url.split("/")[2]})
         server.command.process.send_signal(signal.SIGTERM)
         assert TOKEN not in server.command.finish().stderr
