@@ -307,7 +307,16 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
 @pytest.mark.parametrize(
     ("name", "value", "cause"),
     [
-        *(("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none") for value in ("x", "0", "100000")),
+        *(
+            ("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none")
+            for value in ("x", "0", "100000", "9" * 5000)
+        ),
+        *(("NUMBA_THREADING_LAYER", value, "a threading layer that is none") for value in ("x", "tbb", "safe")),
+        *(
+            ("NUMBA_THREADING_LAYER_PRIORITY", value, "threading layers that are none")
+            for value in ("x", "omp omp tbb")
+        ),
+        ("NUMBA_CACHE_LOCATOR_CLASSES", "x", "a cache of numba that is none"),
         ("NUMBA_DISABLE_JIT", "1", "numba that must not compile"),
     ],
 )
