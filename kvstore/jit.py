@@ -30,6 +30,11 @@ from crossfade.kvstore.io.file_lock import try_lock
 
 _THREADS_VARIABLE, _MAX_THREADS = "NUMBA_NUM_THREADS", 4096
 _INTERPRETER_VARIABLE = "NUMBA_DISABLE_JIT"
+_LAYER_VARIABLE, _PRIORITY_VARIABLE = "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"
+_LAYERS = ("default", "omp", "workqueue")
+"""The threading layers that kernels are tested with. TBB, which others need, may not be installed."""
+_LOCATORS_VARIABLE = "NUMBA_CACHE_LOCATOR_CLASSES"
+_LIBRARIES = ("omp", "workqueue", "tbb")
 
 
 def _check_environment() -> None:
@@ -39,13 +44,29 @@ def _check_environment() -> None:
         InputError: one of them cannot be used.
     """
     threads = os.environ.get(_THREADS_VARIABLE)
-    if threads is not None and not (threads.strip().isdecimal() and 1 <= int(threads) <= _MAX_THREADS):
+    if threads is not None and not _is_number_of_threads(threads.strip()):
         raise InputError(
             f"{_THREADS_VARIABLE}: expected a number of threads from 1 to {_MAX_THREADS:,}, but found '{threads}'; "
             "correct it, or unset it to use all cores"
         )
+    layer = os.environ.get(_LAYER_VARIABLE, _LAYERS[0])
+    if layer not in _LAYERS:
+        raise InputError(
+            f"{_LAYER_VARIABLE}: expected {', '.join(_LAYERS[:-1])}, or {_LAYERS[-1]}, but found '{layer}'; "
+            "correct it, or unset it"
+        )
+    priority = os.environ.get(_PRIORITY_VARIABLE)
+    if priority is not None and sorted(priority.split()) != sorted(_LIBRARIES):
+        raise InputError(
+            f"{_PRIORITY_VARIABLE}: expected {', '.join(_LIBRARIES[:-1])}, and {_LIBRARIES[-1]} in any order, but "
+            f"found '{priority}'; correct it, or unset it"
+        )
     if os.environ.get(_INTERPRETER_VARIABLE, "0").strip() not in {"", "0"}:
         raise InputError(f"{_INTERPRETER_VARIABLE}: kernels must be compiled; unset it")
+
+
+def _is_number_of_threads(text: str) -> bool:
+    return text.isdecimal() and len(text) <= len(str(_MAX_THREADS)) and 1 <= int(text) <= _MAX_THREADS
 
 
 _check_environment()
@@ -68,7 +89,12 @@ def njit(**options: Any) -> Callable[[Any], Any]:
     """Decorate a kernel as ``numba.njit`` does, but compile it in one process at a time: others load the result."""
 
     def decorate(function: Any) -> Any:
-        kernel: Any = numba.njit(**options)(function)
+        try:
+            kernel: Any = numba.njit(**options)(function)
+        except RuntimeError as error:
+            if _LOCATORS_VARIABLE not in str(error):
+                raise
+            raise InputError(f"{_LOCATORS_VARIABLE}: numba knows no such class: {error}; unset it") from error
         load_or_compile = kernel.compile
 
         def compile_once(signature: Any) -> Any:

@@ -61,6 +61,7 @@ metrics.port to 0.
 LOAD_INTERVAL_SECONDS = 2.0
 """Time between two reports of a role's resource use."""
 _REQUIRED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
+_MAX_ROLES = 10_000
 _QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
 """Events that are logged at debug level, since they are frequent or long."""
 
@@ -113,16 +114,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
     from crossfade.deploy.cluster.role_events import EventPipe
-    from crossfade.deploy.cluster.role_variables import GENERATION_VARIABLE, ROLE_VARIABLE, die_with_agent
-    from crossfade.kvstore.errors import InputError
+    from crossfade.deploy.cluster.role_variables import ROLE_VARIABLE, die_with_agent, role_generation
 
     gc.disable()  # until the role has started: imports create objects that stay, and scans of them take time
-    generation = os.environ.get(GENERATION_VARIABLE)
     logs.configure(
         os.environ.get(ROLE_VARIABLE) or arguments.role,
         arguments.log_format,
         arguments.log_level,
-        int(generation) if generation else None,
+        role_generation(),
     )
     pipe = EventPipe()
 
@@ -138,14 +137,29 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         check_address_space(arguments.role)
-        missing = [name for name in _REQUIRED if not os.environ.get(name)]
-        if missing:
-            raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
+        _check_environment(arguments.role)
         os.environ["DMLC_ROLE"] = arguments.role
         _run_role(arguments, pipe, fail, started_by_agent=started_by_agent)
     except Exception as error:
         fail(error)
     return 0
+
+
+def _check_environment(role: str) -> None:
+    """Check what locates the roles: MXNet would wait forever for roles of a number that is none.
+
+    Raises:
+        InputError: a variable is missing, or not a number in its range.
+    """
+    from crossfade.kvstore.environment import environment_integer
+    from crossfade.kvstore.errors import InputError
+
+    if missing := [name for name in _REQUIRED if not os.environ.get(name)]:
+        raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {role} --help'")
+    # With DMLC_LOCAL, the numbers of ports are names of Unix sockets.
+    environment_integer("DMLC_PS_ROOT_PORT", 1, 1, 65_535 if "DMLC_LOCAL" not in os.environ else (1 << 31) - 1)
+    for name in ("DMLC_NUM_SERVER", "DMLC_NUM_WORKER"):
+        environment_integer(name, 1, 1, _MAX_ROLES)
 
 
 def _exit_code(error: BaseException) -> int:
@@ -163,6 +177,8 @@ def _report_error(error: BaseException, pipe: EventPipe) -> None:
     message = without_memory or (
         str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
     )
+    # The log comes first: the pipe may be what failed.
+    _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
     pipe.emit(
         RoleError(
             message=message,
@@ -171,7 +187,6 @@ def _report_error(error: BaseException, pipe: EventPipe) -> None:
             checkpoint=None if without_memory else getattr(error, "checkpoint", None),
         )
     )
-    _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
 
 
 def _log_event(event: Event) -> None:

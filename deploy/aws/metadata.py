@@ -35,12 +35,13 @@ class InstanceMetadata:
         Raises:
             InputError: ``endpoint`` is not an HTTP URL without a path.
         """
-        parts = urlsplit(endpoint)
         try:
+            parts = urlsplit(endpoint)
             self._address = parts.hostname or "", parts.port or 80
+            is_valid = parts.scheme == "http" and bool(parts.hostname) and parts.path in {"", "/"}
         except ValueError:
-            self._address = "", 0
-        if parts.scheme != "http" or not self._address[0] or parts.path not in {"", "/"}:
+            is_valid = False
+        if not is_valid:
             raise InputError(f"{ENDPOINT_VARIABLE}: expected a URL such as {DEFAULT_ENDPOINT}, but found '{endpoint}'")
         self.endpoint = endpoint.rstrip("/")
         self._timeout_seconds = timeout_seconds

@@ -112,8 +112,7 @@ class _Handler(BoundedHandler):
 
     def _drain(self) -> None:
         """Read the rest of the body: closing before that could break the connection before the answer arrives."""
-        length = self.headers.get("Content-Length", "")
-        left = min(int(length), MAX_BODY_BYTES) if length.isdecimal() and self.command == "POST" else 0
+        left = min(self.content_length(MAX_BODY_BYTES) or 0, MAX_BODY_BYTES) if self.command == "POST" else 0
         with suppress(OSError):
             while left > 0 and (data := self.rfile.read(min(left, 1 << 16))):
                 left -= len(data)
@@ -124,13 +123,13 @@ class _Handler(BoundedHandler):
             raise _Rejection(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
 
     def _read_heartbeat(self) -> Heartbeat:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        length = self.content_length(MAX_BODY_BYTES)
+        if length is None:
             raise _Rejection(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-        if int(length) > MAX_BODY_BYTES:
+        if length > MAX_BODY_BYTES:
             raise _Rejection(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes")
         try:
-            return Heartbeat.model_validate_json(self._read_body(int(length)))
+            return Heartbeat.model_validate_json(self._read_body(length))
         except ValidationError as error:
             problem = format_validation_error(error, root="body")
             raise _Rejection(HTTPStatus.BAD_REQUEST, f"not a heartbeat: {problem}") from None

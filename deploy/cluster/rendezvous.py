@@ -44,14 +44,14 @@ class _Handler(BoundedHandler):
         """Store a value."""
         if (key := self._key()) is None:
             return
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        length = self.content_length(self.server.max_value_bytes)
+        if length is None:
             self._answer(HTTPStatus.LENGTH_REQUIRED)
-        elif int(length) > self.server.max_value_bytes:
+        elif length > self.server.max_value_bytes:
             self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
-            value = self.rfile.read(int(length))
-            if len(value) < int(length):
+            value = self.rfile.read(length)
+            if len(value) < length:
                 return  # the connection broke off
             stored = self.server.store(self.values, key, value)
             self._answer(HTTPStatus.OK if stored else HTTPStatus.INSUFFICIENT_STORAGE)

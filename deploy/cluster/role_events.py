@@ -7,9 +7,12 @@ import os
 import threading
 import time
 
+from crossfade.kvstore.environment import environment_integer
+from crossfade.kvstore.errors import InputError
 from crossfade.trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
+_MAX_DESCRIPTOR = (1 << 31) - 1
 _STEP_SECONDS = 0.1
 """Minimum time between two step events; those in between are dropped."""
 
@@ -21,9 +24,13 @@ class EventPipe:
     """
 
     def __init__(self) -> None:
-        """Write to the pipe that the environment names."""
-        descriptor = os.environ.pop(EVENTS_VARIABLE, None)
-        self._descriptor = int(descriptor) if descriptor else None
+        """Write to the pipe that the environment names.
+
+        Raises:
+            InputError: it names none that is open.
+        """
+        self._descriptor = _open_descriptor()
+        os.environ.pop(EVENTS_VARIABLE, None)
         self._last_step_at = float("-inf")
         self._write_lock = threading.Lock()
 
@@ -40,6 +47,21 @@ class EventPipe:
         with self._write_lock:
             while line:  # a signal may cut a long write short
                 line = line[os.write(self._descriptor, line) :]
+
+
+def _open_descriptor() -> int | None:
+    """Return the number of the pipe; None if the environment names none."""
+    descriptor = environment_integer(EVENTS_VARIABLE, -1, 0, _MAX_DESCRIPTOR)
+    if descriptor < 0:
+        return None
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        raise InputError(
+            f"{EVENTS_VARIABLE} is {descriptor}, which is not an open file of this process; unset it: an agent sets it "
+            "for the roles that it starts"
+        ) from error
+    return descriptor
 
 
 class EventLines:

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from crossfade.kvstore.environment import environment_integer
 from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.io.found_file import FoundFile
 from crossfade.kvstore.io.random_access import RandomFile
@@ -28,8 +29,10 @@ TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
 DEFAULT_ATTEMPTS = 12
 """Attempts of one S3 request. Pauses double from 25 ms, each cut at random by up to a half, so that 12 attempts take 25
 to 51 s if connections are refused, and three minutes if nothing answers."""
+MAX_ATTEMPTS = 100
 DEFAULT_TIMEOUT_SECONDS = 10
 """Seconds without progress after which a request is retried."""
+MAX_TIMEOUT_SECONDS = 86_400
 _FIRST_PAUSE_SECONDS = 0.025
 _CONNECT_TIMEOUT_SECONDS = 5
 _unfinished: list[Any] = []
@@ -69,15 +72,14 @@ class S3Files:
     @cached_property
     def _writes(self) -> Any:
         """The client of uploads, which retries by itself."""
-        return self._client(max_retries=_positive_int_variable(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1)
+        return self._client(max_retries=_attempts() - 1)
 
     @cached_property
     def _conditional(self) -> ConditionalClient:
         """The client of conditional requests, which ``retry`` repeats."""
         endpoint = s3_endpoint()
-        timeout = _positive_int_variable(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS)
         return ConditionalClient(
-            self._bucket, self._region(bool(endpoint)), endpoint, _CONNECT_TIMEOUT_SECONDS, timeout
+            self._bucket, self._region(bool(endpoint)), endpoint, _CONNECT_TIMEOUT_SECONDS, _timeout_seconds()
         )
 
     def _client(self, max_retries: int) -> Any:
@@ -87,13 +89,11 @@ class S3Files:
         address = {}
         if endpoint:
             url = urlsplit(endpoint)
-            if url.scheme not in {"http", "https"} or not url.netloc:
-                raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}, expected a URL such as https://HOST:PORT")
             address = {"scheme": url.scheme, "endpoint_override": url.netloc}
         return fs.S3FileSystem(
             region=self._region(bool(endpoint)),
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-            request_timeout=_positive_int_variable(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
+            request_timeout=_timeout_seconds(),
             retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=max_retries),
             # One part at a time: background writes buffer without bound if the network is slow.
             background_writes=False,
@@ -127,7 +127,7 @@ class S3Files:
         Raises:
             OSError: of the kinds that ``s3_errors.translate_s3_error`` returns.
         """
-        last = _positive_int_variable(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1
+        last = _attempts() - 1
         for attempt in range(last + 1):
             try:
                 return request()
@@ -285,21 +285,31 @@ class _S3RandomFile(RandomFile):
 
 
 def s3_endpoint() -> str | None:
-    """Return the URL of the S3 server that the environment sets; None: AWS."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    """Return the URL of the S3 server that the environment sets; None: AWS.
+
+    Raises:
+        InputError: it is not such a URL. Clients would take a port above 65535 for another one.
+    """
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(variable):
+            try:
+                url = urlsplit(endpoint)
+                is_valid = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+            except ValueError:
+                is_valid = False
+            if not is_valid:
+                raise InputError(f"{variable} is {endpoint!r}, expected a URL such as https://HOST:PORT")
+            return endpoint
+    return None
 
 
 def _endpoint_name() -> str:
     return s3_endpoint() or "AWS"
 
 
-def _positive_int_variable(variable: str, default: int) -> int:
-    """Return the environment variable ``variable`` as an integer of at least 1, or ``default`` if it is not set.
+def _attempts() -> int:
+    return environment_integer(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
 
-    Raises:
-        InputError: it is not such an integer.
-    """
-    value = os.environ.get(variable, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"{variable} is {value!r}, expected an integer of at least 1")
-    return int(value)
+
+def _timeout_seconds() -> int:
+    return environment_integer(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS, 1, MAX_TIMEOUT_SECONDS)

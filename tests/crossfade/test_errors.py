@@ -29,6 +29,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+ONE_OF_EACH = {
+    "DMLC_PS_ROOT_URI": "127.0.0.1",
+    "DMLC_PS_ROOT_PORT": "9000",
+    "DMLC_NODE_HOST": "127.0.0.1",
+    "DMLC_NUM_SERVER": "1",
+    "DMLC_NUM_WORKER": "1",
+}
+"""The environment of a role of a job with one server and one worker."""
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepare a dataset and a job, and make their folder the working directory."""
@@ -224,15 +234,51 @@ def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     (workspace / "run").mkdir()
     model = {"dim": 8, "dense": {"item": [8]}}
     write_job(workspace / "run" / "job.yaml", workspace / "data", model=model, cluster={"servers": 1, "workers": 2})
-    names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
-    variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
+    message = role_rejected("worker", workspace, {**ONE_OF_EACH, "HOROVOD_GLOO_IFACE": "lo"})
+    documented("a worker without Horovod's environment variables", message)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *({name: value} for name in ("DMLC_NUM_SERVER", "DMLC_NUM_WORKER") for value in ("x", "0", "-1", "9" * 5000)),
+        *({"DMLC_PS_ROOT_PORT": value} for value in ("x", "0", "65536")),
+        {"CROSSFADE_AGENT_PID": "x"},
+        {"CROSSFADE_EVENTS_FD": "x"},
+        {"CROSSFADE_GENERATION": "x"},
+        {"CROSSFADE_LOCAL_RANK": "x"},
+    ],
+    ids=lambda variable: "=".join(*variable.items())[:30],
+)
+def test_number_in_the_environment_of_a_role_that_is_none_is_rejected(
+    workspace: Path, variable: dict[str, str]
+) -> None:
+    (workspace / "run").mkdir()
+    write_job(workspace / "run" / "job.yaml", workspace / "data", cluster={"servers": 1, "workers": 1})
+    if "CROSSFADE_LOCAL_RANK" in variable:
+        result = crossfade("train", "job.yaml", cwd=workspace, variables=variable)
+        message = single_line(result.returncode, result.stdout, result.stderr)
+    else:
+        message = role_rejected("server", workspace, ONE_OF_EACH | variable)
+    documented("a number in the environment that is none", message)
+
+
+def test_pipe_of_a_role_that_is_not_open_is_rejected(workspace: Path) -> None:
+    message = role_rejected("server", workspace, {**ONE_OF_EACH, "CROSSFADE_EVENTS_FD": "999"})
+    documented("a role with the pipe of an agent that did not start it", message)
+
+
+def role_rejected(role: str, workspace: Path, variables: dict[str, str]) -> str:
+    """Start a role in the run folder ``run`` by hand; return the message with which it ends."""
     secret = workspace / "secret"
     secret.touch(mode=0o600)
     secret.write_text("0123456789abcdef")
-    result = crossfade("worker", "--run-dir", "run", "--secret-file", secret, cwd=workspace, variables=variables)
-    assert result.returncode == 2
-    message = result.stderr.splitlines()[-1].partition(" ERROR worker ")[2]  # a role writes log lines
-    documented("a worker without Horovod's environment variables", message)
+    result = crossfade(role, "--run-dir", "run", "--secret-file", secret, cwd=workspace, variables=variables)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    # Once it has read who it is, a role writes log lines.
+    return last.partition(f" ERROR {role} ")[2] or last.removeprefix("crossfade: error: ")
 
 
 def test_unwritable_run_folder_is_rejected(rejected: Rejected, workspace: Path) -> None:
@@ -261,7 +307,16 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
 @pytest.mark.parametrize(
     ("name", "value", "cause"),
     [
-        *(("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none") for value in ("x", "0", "100000")),
+        *(
+            ("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none")
+            for value in ("x", "0", "100000", "9" * 5000)
+        ),
+        *(("NUMBA_THREADING_LAYER", value, "a threading layer that is none") for value in ("x", "tbb", "safe")),
+        *(
+            ("NUMBA_THREADING_LAYER_PRIORITY", value, "threading layers that are none")
+            for value in ("x", "omp omp tbb")
+        ),
+        ("NUMBA_CACHE_LOCATOR_CLASSES", "x", "a cache of numba that is none"),
         ("NUMBA_DISABLE_JIT", "1", "numba that must not compile"),
     ],
 )

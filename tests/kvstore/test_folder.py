@@ -148,19 +148,6 @@ def test_unsupported_uri_is_rejected(uri: str, message: str) -> None:
         Folder(uri)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("AWS_ENDPOINT_URL", "localhost:1"), ("CROSSFADE_S3_ATTEMPTS", "0"), ("CROSSFADE_S3_TIMEOUT_SECONDS", "1.5")],
-)
-def test_invalid_environment_variable_is_rejected_by_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"{name} is '{value}'"):
-        Folder("s3://music/x").names()
-
-
 def test_path_may_have_any_characters(tmp_path: Path) -> None:
     folder = Folder(f"{tmp_path}/with space/and%20more")
     folder.write("x", b"1")

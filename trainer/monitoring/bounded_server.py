@@ -125,6 +125,15 @@ class BoundedHandler(BaseHTTPRequestHandler):
         """Count this connection with the members: its request has passed all checks."""
         self.server.admit(self.request)
 
+    def content_length(self, most: int) -> int | None:
+        """Return the stated length of the body, ``most`` + 1 if it is more; None without a valid one."""
+        text = self.headers.get("Content-Length", "")
+        if not (text.isascii() and text.isdecimal()):
+            return None
+        # Digits are counted first, since int() rejects thousands of them.
+        digits = text.lstrip("0") or "0"
+        return most + 1 if len(digits) > len(str(most)) else min(int(digits), most + 1)
+
     def parse_request(self) -> bool:
         """Read the headers, ``MAX_HEAD_BYTES`` at most; if there are more, answer 431 and return false."""
         rest = self.rfile

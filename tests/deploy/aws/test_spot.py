@@ -44,7 +44,9 @@ def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
     assert len(metadata.tokens) == 1
 
 
-@pytest.mark.parametrize("endpoint", ["10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path"])
+@pytest.mark.parametrize(
+    "endpoint", ["10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path", "http://[::1"]
+)
 def test_invalid_metadata_endpoint_is_rejected(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
     with pytest.raises(InputError, match=r"expected a URL such as http://169\.254\.169\.254, but found"):

@@ -123,6 +123,8 @@ def test_invalid_heartbeat_is_rejected(
         ("POST", "/v1/status", "0", 404),
         ("POST", "/v1/heartbeat", "-1", 411),
         ("POST", "/v1/heartbeat", "much", 411),
+        ("POST", "/v1/heartbeat", "\u00b2", 411),
+        ("POST", "/v1/heartbeat", "9" * 5000, 413),
     ],
 )
 def test_other_requests_are_rejected(ask: Ask, method: str, path: str, length: str, status: int) -> None:

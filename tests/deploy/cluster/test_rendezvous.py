@@ -3,6 +3,7 @@
 import http.client
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_keys_and_values_are_bounded(rendezvous_server: Rendezvous) -> None:
         assert ask(address, "PUT", f"global/{number}", b"address") == (200, b"")
     assert ask(address, "PUT", "global/one-more", b"address")[0] == 507
     assert ask(address, "PUT", "global/0", b"again") == (200, b"")
+
+
+@pytest.mark.parametrize(("length", "status"), [("", 411), ("-1", 411), ("much", 411), ("9" * 5000, 413)])
+def test_value_of_no_valid_length_is_rejected(rendezvous_server: Rendezvous, length: str, status: int) -> None:
+    where, _, scope = rendezvous_server.new_generation().partition("/")
+    address = Address.parse(where, "rendezvous")
+    key = f"/{scope}:{address.port}/global/0"
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+        connection.putrequest("PUT", key)
+        connection.putheader("Content-Length", length)
+        connection.endheaders()
+        assert connection.getresponse().status == status
 
 
 def test_interrupted_request_stores_nothing(rendezvous_server: Rendezvous) -> None:

@@ -10,10 +10,10 @@ CPU. What is requested by number is used or refused.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from crossfade.kvstore.environment import environment_integer
 from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.devices import EngineName
 from crossfade.trainer.config.schema import TrainConfig
@@ -22,6 +22,7 @@ from crossfade.trainer.model.engines.gpu_code import mxnet_reason, torch_reason
 
 LOCAL_RANK_VARIABLE = "CROSSFADE_LOCAL_RANK"
 """The number of a worker among those of its host, from 0; its agent sets it."""
+_MAX_LOCAL_RANK = 65_535
 _REASONS: dict[EngineName, Callable[[GpuInfo], str | None]] = {"torch": torch_reason, "mxnet": mxnet_reason}
 """Why an engine cannot drive a GPU; the first engine that can is preferred."""
 
@@ -47,8 +48,12 @@ class EngineChoice:
 
 
 def local_rank(rank: int) -> int:
-    """Return the number of this worker among those of its host, or ``rank``, among all, if no agent started it."""
-    return int(os.environ.get(LOCAL_RANK_VARIABLE, rank))
+    """Return the number of this worker among those of its host, or ``rank``, among all, if no agent started it.
+
+    Raises:
+        InputError: the variable that the agent sets is not a number.
+    """
+    return environment_integer(LOCAL_RANK_VARIABLE, rank, 0, _MAX_LOCAL_RANK)
 
 
 def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> EngineChoice:
