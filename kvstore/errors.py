@@ -94,16 +94,17 @@ class CloudRequestError(InputError):
         self.kind, self.code = kind, code
 
 
+_MXNET_EXTRAS = ("mxnet", "horovod")
+
+
 class MissingExtraError(InputError):
     """An optional package is not installed; the message names the extra that installs it, or other instructions."""
 
     def __init__(self, package: str, extra: str, purpose: str, how: str | None = None) -> None:
         """Name the missing ``package`` and its ``purpose``; ``how`` replaces the default 'pip install' instructions."""
         how = how or f"pip install 'crossfade[{extra}]'"
-        super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed here: {how} "
-            "(Linux on x86-64, Python 3.11)"
-        )
+        where = " (only on Linux on x86-64 with Python 3.11)" if extra in _MXNET_EXTRAS else ""
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed here: {how}{where}")
 
 
 def escape_unprintable(text: str) -> str:

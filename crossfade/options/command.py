@@ -46,24 +46,25 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
         # A misspelled option is also reported as a missing one, if that is required.
-        suggestion = self._suggestion() if "required" in message else ""
+        suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
         self._fail(f"{self.in_words_typed(message)}{suggestion}")
 
     def _fail(self, message: str) -> NoReturn:
         super().error(escape_unprintable(message))
 
-    def _suggestion(self) -> str:
+    def _suggestion(self, named: str = "") -> str:
+        """Suggest an option instead of the first unknown one, which ``named`` names if the message does not."""
         known = list(self._option_string_actions)
         for word, following in zip_longest(self._words, self._words[1:], fillvalue=""):
             option, _, value = word.partition("=")
             if option.startswith("--") and option not in known:
                 longer = [name for name in known if len(option) > 3 and name.startswith(option)]
                 if near := longer or difflib.get_close_matches(option, known, n=1, cutoff=_VERY_SIMILAR):
-                    return f"; did you mean {near[0]}?"
+                    return f"; {named.format(option)}did you mean {near[0]}?"
                 if advice := self.suggest(option, value or ("" if following.startswith("-") else following)):
                     return f"; {advice}"
                 near = difflib.get_close_matches(option, known, n=1)
-                return f"; did you mean {near[0]}?" if near else ""
+                return f"; {named.format(option)}did you mean {near[0]}?" if near else ""
         return ""
 
     def _advice_on(self, word: str) -> str:

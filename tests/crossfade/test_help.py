@@ -138,7 +138,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, s
         ("train jobs/a.yaml --dashbord", "train", "unrecognized arguments: --dashbord; did you mean --dashboard?"),
         ("plan jobs/a.yaml --instance r6i.xlarge", "plan", "--instance r6i.xlarge; did you mean --instance-type?"),
         ("submit ec2 jobs/a.yaml --hots=2", "submit ec2", "unrecognized arguments: --hots=2; did you mean --hosts?"),
-        ("recommend runs/a --custmer 4", "recommend", "is required; did you mean --customer?"),
+        ("recommend runs/a --custmer 4", "recommend", "is required; there is no --custmer: did you mean --customer?"),
         ("recommend runs/a --listener 4", "recommend", "; use --customer 4, whatever customers are called in the data"),
         ("prepare plays.csv --query user --item song --out x", "prepare", "plays.csv; use --events plays.csv"),
         ("prepare --query user plays.csv", "prepare", "unrecognized arguments: plays.csv; use --events plays.csv"),

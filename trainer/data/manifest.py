@@ -85,8 +85,8 @@ _ENTITY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
 def _check_name(name: str) -> str:
     if not is_entity_name(name):
         raise ValueError(
-            f"'{name:.100}' cannot be the name of an entity; expected a word of at most 100 letters, digits, '_' and "
-            f"'-', other than '{WEIGHT}' and '{TIMESTAMP}'"
+            f"'{name:.100}' cannot be the name of an entity; expected a word of at most 100 ASCII letters, digits, "
+            f"'_' and '-', other than '{WEIGHT}' and '{TIMESTAMP}'"
         )
     return name
 

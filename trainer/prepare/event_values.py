@@ -27,6 +27,8 @@ _FLOAT_MAX = 3.4028234663852886e38
 _EMPTY_ID = "is missing or empty; expected an id in every row"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
 """Control characters other than tabs and line ends, which text may hold."""
+_COMMA = r"\s*[-+]?[0-9.]*,[0-9.,]*[0-9]\s*"
+"""Text of a number with decimal commas, or with commas between thousands."""
 _NUMBER = "TRY_CAST(weight AS DOUBLE)"
 _WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
 
@@ -100,8 +102,10 @@ def _weight_checks(kind: Kind) -> list[Check]:
     expected = "expected a finite number"
     if kind == "datetime":
         return [Check("weight", "true", f"is a date; {expected}")]
+    comma = f"regexp_full_match(CAST(weight AS VARCHAR), '{_COMMA}')"
     return [
         Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row", missing=True),
+        Check("weight", f"{_NUMBER} IS NULL AND {comma}", "has a comma; write it with a decimal point, as 1234.5"),
         Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {expected}"),
         Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {expected}"),
         Check(

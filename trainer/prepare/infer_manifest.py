@@ -100,8 +100,9 @@ def _check_names(folder: Folder, sides: tuple[str, str], found: dict[str, _DataF
     for name in [*sides, *(path.split("/")[2] for path in found if path.startswith(f"{FEATURES}/"))]:
         if not is_entity_name(name):
             raise InputError(
-                f"{folder.uri}: '{name:.100}' cannot be the name of an entity; expected a word of at most 100 letters, "
-                "digits, '_' and '-': rename the column and its folders, or name others with --query and --item"
+                f"{folder.uri}: '{name:.100}' cannot be the name of an entity; expected a word of at most 100 ASCII "
+                "letters, digits, '_' and '-': rename the column and its folders, or name others with --query and "
+                "--item"
             )
 
 

@@ -284,6 +284,7 @@ def check_entity(option: str, name: str) -> None:
     """
     if not is_entity_name(name):
         raise InputError(
-            f"{option} {name}: cannot be the name of an entity; expected a word of at most 100 letters, digits, '_' "
-            f"and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
+            f"{option} {name}: cannot be the name of an entity; expected a word of at most 100 ASCII letters, digits, "
+            f"'_' and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: "
+            f"{option} NAME=COLUMN)"
         )

@@ -194,7 +194,11 @@ class RowNames:
         return f"; expected {'a name or an ID' if has_names else 'an ID'}, such as {examples}"
 
     def _label_columns(self) -> Iterator[Any]:
-        """Yield the labels of all rows in parts: names or, where there is none, IDs."""
+        """Yield the labels of all rows in parts: names or, without one, IDs; then text IDs where rows have names."""
         for table in self._vocabulary.iter_tables():
             ids = table.column("id").cast(pa.string())
             yield pc.coalesce(table.column("name"), ids) if "name" in table.column_names else ids
+        if "name" in self._vocabulary.columns:
+            for table in self._vocabulary.iter_tables(["id"]):
+                if not pa.types.is_integer(table.column("id").type):
+                    yield table.column("id").cast(pa.string())

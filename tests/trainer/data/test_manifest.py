@@ -71,7 +71,7 @@ def test_path_that_leads_outside_or_cannot_be_a_path_is_rejected(data: Path, pat
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "ü", "weight", "Timestamp", "x" * 101, "a\x00", "-a"])
 def test_entity_with_another_name_is_rejected(data: Path, name: str) -> None:
     problem = error_of(data, lambda manifest: manifest["entities"].update({name: manifest["entities"]["track"]}))
-    assert "cannot be the name of an entity; expected a word of at most 100 letters" in problem
+    assert "cannot be the name of an entity; expected a word of at most 100 ASCII letters" in problem
 
 
 @pytest.mark.parametrize(

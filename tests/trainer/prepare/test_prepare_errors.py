@@ -146,6 +146,10 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w"),
         ["e.csv, line 3", "'x'", "'w'", "number"],
     ),
+    "decimal comma in a weight": (
+        csv_case("customer;item;w\n1;1;2\n1;2;1.234,5\n", weight="w"),
+        ["e.csv, line 3", "'1.234,5'", "'w' has a comma; write it with a decimal point"],
+    ),
     "missing weight": (csv_case("customer,item,w\n1,1,\n", weight="w"), ["e.csv, line 2", "weight", "missing"]),
     "null weight": (
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=pa.array([None], pa.float32())),
