@@ -94,7 +94,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
         except RuntimeError as error:
             if _LOCATORS_VARIABLE not in str(error):
                 raise
-            raise InputError(f"{_LOCATORS_VARIABLE}: numba knows no such class: {error}; unset it") from error
+            raise InputError(f"{_LOCATORS_VARIABLE}: numba has no such class: {error}; unset it") from error
         load_or_compile = kernel.compile
 
         def compile_once(signature: Any) -> Any:

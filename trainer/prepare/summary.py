@@ -122,8 +122,7 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
     return [
-        line
-        + (f"; {_count(manifest.source, f'{name}_ids_ignored', 'id')} ignored for want of an event" if ignored else "")
+        line + (f"; {_count(manifest.source, f'{name}_ids_ignored', 'id')} without an event ignored" if ignored else "")
     ]
 
 
@@ -134,9 +133,7 @@ def _content(manifest: DatasetManifest, name: str) -> list[str]:
         numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
         ignored = manifest.source.get(f"{column}_ids_ignored")
         after = (
-            f"; {_count(manifest.source, f'{column}_ids_ignored', 'id')} ignored for want of an event"
-            if ignored
-            else ""
+            f"; {_count(manifest.source, f'{column}_ids_ignored', 'id')} without an event ignored" if ignored else ""
         )
         lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
     return lines
@@ -255,7 +252,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             bad = facts.get(f"{name}_names_bad_lines")
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
-                f"{_count(facts, f'{name}_names_ignored', 'name')} ignored for want of an event"
+                f"{_count(facts, f'{name}_names_ignored', 'name')} without an event ignored"
                 + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out (--on-bad-line)" if bad else "")
             )
     return lines

@@ -89,7 +89,7 @@ def test_values_are_joined_by_id_and_missing_ones_left_out(
     assert values(data, "speed") == {10: [90.0], 11: [120.0], 13: [150.0]}
     assert values(data, "year") == {10: [1990.0], 13: [2010.0]}
     assert values(data, "text") == {10: [0.5, 1.0], 11: [2.0, -1.0]}
-    assert "content audio: 2 numbers, in 3 of 5 rows; 1 id ignored for want of an event" in capsys.readouterr().out
+    assert "content audio: 2 numbers, in 3 of 5 rows; 1 id without an event ignored" in capsys.readouterr().out
     assert problems(data) == []
 
 

@@ -99,7 +99,7 @@ def test_lists_and_repeated_rows_become_values_of_one_row(
     assert values(data, "track", "artist") == {10: [7], 11: [8], 13: [8], 14: [7], 15: [9]}
     assert values(data, "customer", "country") == {who: [at] for who, at in COUNTRIES.items()}
     output = capsys.readouterr().out
-    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 id ignored for want of an event" in output
+    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 id without an event ignored" in output
 
 
 def test_values_are_counted_by_train_interactions(data: Path) -> None:

@@ -181,7 +181,7 @@ def test_names_are_joined_and_missing_names_are_null(tmp_path: Path) -> None:
     assert manifest.entities["item"].has_names
     assert not manifest.entities["customer"].has_names
     assert "names: 1 of 3 rows of item" in format_summary(manifest, Folder(tmp_path / "out"))
-    assert "1 name ignored for want of an event" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "1 name without an event ignored" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_summary_lists_rows_interactions_and_density(tmp_path: Path) -> None:
