@@ -11,6 +11,7 @@ Shapes: Q queries, K ranks, R rows, N rows of a list, D columns.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ class ServedModel:
             for metric in self.card.indexes
         }
         self._rankers: OrderedDict[_RankerKey, Ranker] = OrderedDict()
+        # Requests are answered in the event loop and in another thread.
+        self._rankers_lock = threading.Lock()
         self._new_queries: NewQueryVectors | None = None
         self._average_context_D = average_context(self.model)
         self._ranker(self._key(self.item, self.card.score, RankingOptions()))
@@ -131,7 +134,7 @@ class ServedModel:
     def is_quick(self, entity: str, metric: ScoreKind, options: RankingOptions) -> bool:
         """Return whether one query is answered in about a millisecond, by an index or by few rows, without metadata."""
         ranker = self._rankers.get(self._key(entity, metric, options))
-        if options.allow is not None or ranker is None:
+        if ranker is None or options.allow is not None or options.max_per is not None:
             return False
         table = self.tables[entity]
         return isinstance(ranker, IndexRanker) or table.rows * table.dim <= _QUICK_VALUES
@@ -202,13 +205,16 @@ class ServedModel:
         return _RankerKey(entity, metric, options.where, options.max_per, options.popularity_damping)
 
     def _ranker(self, key: _RankerKey) -> Ranker:
-        ranker = self._rankers.get(key)
-        if ranker is None:
-            ranker = self._new_ranker(key)
+        with self._rankers_lock:
+            ranker = self._rankers.get(key)
+            if ranker is not None:
+                self._rankers.move_to_end(key)
+                return ranker
+        ranker = self._new_ranker(key)
+        with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
                 self._rankers.popitem(last=False)
-        self._rankers.move_to_end(key)
         return ranker
 
     def _new_ranker(self, key: _RankerKey) -> Ranker:
