@@ -54,8 +54,10 @@ def main() -> None:
     parser.add_argument("--p99", type=float, default=50.0, metavar="MS", help="the limit of p99 (default: 50)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="serve this run (default: one on synthetic data)")
     parser.add_argument("--calm", action="store_true", help="send no hostile requests, to compare")
-    parser.add_argument("--only", default="", metavar="WORDS", help="attack by the kinds that begin so (default: all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="attack only by kinds whose name begins with TEXT")
     arguments = parser.parse_args()
+    if not any(kind.startswith(arguments.only) for kind in _kinds(("", 0), 0)):
+        parser.error(f"--only {arguments.only}: no kind begins so")
     run = arguments.run or trained(_ITEMS, _CUSTOMERS, 1)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryFile("w+") as log, served(run, log) as (address, server), context.Pool(3) as pool:
@@ -311,7 +313,7 @@ def _fixed() -> dict[str, bytes]:
 
 def attack(address: tuple[str, int], seconds: int, only: str) -> Counter[tuple[str, str]]:
     """Send hostile requests of the kinds that begin with ``only`` for ``seconds``; count each kind's answers."""
-    os.nice(10 - os.nice(0))  # attackers are elsewhere, and take no time from the server's machine
+    os.nice(max(0, 10 - os.nice(0)))  # attackers are elsewhere, and take no time from the server's machine
     until, counts, lock = time.monotonic() + seconds, Counter[tuple[str, str]](), threading.Lock()
     numbers = iter(range(10**9))
 

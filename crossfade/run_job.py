@@ -256,14 +256,14 @@ def run_in_folder(
                 display.finish(report)
             except BaseException as error:
                 if folder.lock.is_owned():
-                    # No process of the run writes them any more, and their disk may be full.
-                    shutil.rmtree(partial_folder(folder.embeddings), ignore_errors=True)
                     if isinstance(error, StopSignal | SpotInterruption):
                         context.state.end("stopped", str(error))
                         tracker.end("stopped")
                     else:
                         context.state.fail(error)
                         tracker.end("failed")
+                    # No process on this host writes them any more, and their disk may be full.
+                    shutil.rmtree(partial_folder(folder.embeddings), ignore_errors=True)
                 raise
             context.state.end("done")
             tracker.end("done", report)

@@ -22,8 +22,9 @@ def environment_integer(variable: str, default: int, low: int, high: int) -> int
     text = os.environ.get(variable)
     if not text:
         return default
-    # Digits are counted first, since int() rejects thousands of them with an error of its own.
-    if text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high:
-        return int(text)
+    digits = text.lstrip("0") or "0"
+    # Digits are counted first, since int() raises another error for thousands of them.
+    if text.isascii() and text.isdecimal() and len(digits) <= len(str(high)) and low <= int(digits) <= high:
+        return int(digits)
     found = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     raise InputError(f"{variable} is {found!r}, expected an integer from {low} to {high}; correct it, or unset it")

@@ -32,7 +32,7 @@ _THREADS_VARIABLE, _MAX_THREADS = "NUMBA_NUM_THREADS", 4096
 _INTERPRETER_VARIABLE = "NUMBA_DISABLE_JIT"
 _LAYER_VARIABLE, _PRIORITY_VARIABLE = "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"
 _LAYERS = ("default", "omp", "workqueue")
-"""The threading layers that kernels are tested with. TBB, which others need, may not be installed."""
+"""The threading layers that kernels are tested with. 'safe' and 'threadsafe' may need TBB."""
 _LOCATORS_VARIABLE = "NUMBA_CACHE_LOCATOR_CLASSES"
 _LIBRARIES = ("omp", "workqueue", "tbb")
 

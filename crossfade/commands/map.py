@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,15 +115,9 @@ def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
-    try:
-        with progress_bars() as bars:
-            items_map = build_map(model, options, bars)
-        note = write_map(items_map, out)
-    except BaseException:
-        with suppress(OSError):  # an empty folder would have to be overwritten
-            out.rmdir()
-        raise
-    if note is not None:
+    with progress_bars() as bars:
+        items_map = build_map(model, options, bars)
+    if (note := write_map(items_map, out)) is not None:
         _logger.warning(note)
     _print_agreement(items_map)
     print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")

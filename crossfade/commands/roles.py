@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_environment(role: str) -> None:
-    """Check what locates the roles: MXNet would wait forever for roles of a number that is none.
+    """Check what locates the roles: MXNet would wait forever if the number of roles is invalid.
 
     Raises:
         InputError: a variable is missing, or not a number in its range.

@@ -27,7 +27,7 @@ class EventPipe:
         """Write to the pipe that the environment names.
 
         Raises:
-            InputError: it names none that is open.
+            InputError: the descriptor is not open.
         """
         self._descriptor = _open_descriptor()
         os.environ.pop(EVENTS_VARIABLE, None)

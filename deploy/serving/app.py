@@ -63,8 +63,8 @@ from crossfade.trainer.serving.served_metadata import OverloadedError
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""
 _SWITCH_SECONDS = 5e-4
-"""How long a thread waits for Python's lock before it has the one that holds it let go, in seconds; Python's default is
-ten times as long. A ranking takes the lock several times, so under load each of them would wait that long."""
+"""Seconds that a thread waits for Python's global lock before it asks the thread that holds it to release it; Python's
+default is 5 ms. A ranking takes the lock several times, and under load it waits that long each time."""
 _DESCRIPTION = """\
 Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
 
@@ -82,7 +82,7 @@ def make_app(access: Access) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
         bodies.start()
-        # What exists now stays, so the garbage collector need not look at it, for a tenth of a second each time.
+        # Exclude what lives as long as the process from garbage collections, which would take a tenth of a second each.
         gc.collect()
         gc.freeze()
         following = asyncio.create_task(current.follow())
@@ -208,6 +208,7 @@ def _add_description(app: FastAPI) -> None:
         return bytes(JSONResponse(with_bodies()).body)
 
     async def respond(_: Request) -> Response:
+        # FastAPI would also name a path that a proxy removes (root_path), which the server does not set.
         return Response(document(), media_type="application/json")
 
     app.openapi = with_bodies  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Bodies of requests: read as JSON and validated away from the event loop, large ones by a process of its own.
+"""Bodies of requests: read as JSON and validated, small ones in the event loop, large ones by a separate process.
 
     bodies = Bodies()
     request = await bodies.read(KINDS["recommend"], body)

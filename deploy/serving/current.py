@@ -5,9 +5,9 @@
     results = await current.answer(lambda answers: answers.similar(request), is_quick, load_filters)
 
 Requests that take about a millisecond are answered in the event loop. Others wait for one thread, so that they delay
-neither these nor the health check, and that what they use is not used by two at once. Conditions are evaluated before
-by other threads, which wait for processes, so that a slow one does not keep that thread. A request keeps the version
-that it began with.
+neither these nor the health check, and that only one thread builds what is built when it is first needed. Conditions
+are evaluated before by other threads, which wait for processes, so that a slow one does not keep that thread. A request
+keeps the version that it began with.
 """
 
 from __future__ import annotations

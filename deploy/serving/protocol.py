@@ -113,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_chunk_header(self) -> None:
         """Begin a chunk of a body; an exception has the request rejected."""
         self._chunks += 1
-        if self._chunks > _MAX_CHUNKS:
+        if self._chunks > _MAX_CHUNKS + 1:  # the last one is empty
             raise ValueError("too many chunks")
 
     def on_message_complete(self) -> None:

@@ -197,7 +197,7 @@ def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
     problem = ""
     try:
         _write(source, path, NullReporter())
-    except (CrossfadeError, OSError) as error:
+    except (CrossfadeError, OSError, sqlite3.Error) as error:
         problem = str(error)
     sender.send(problem)
 
@@ -211,9 +211,9 @@ def _write(source: Source, path: Path, reporter: ProgressReporter) -> None:
             lambda model: write_version(model, _emptied(path), source.options, reporter),
             history_from_this_dataset_only=source.history_from_this_dataset_only,
         )
-    except (OSError, sqlite3.Error) as error:
-        shutil.rmtree(path, ignore_errors=True)
-        if not is_full_disk(error):
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # its disk may be full
+        if not any(is_full_disk(cause) for cause in (error, error.__cause__) if cause is not None):
             raise
         raise full_work_disk_error(path.parent) from error
 

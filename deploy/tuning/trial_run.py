@@ -33,7 +33,7 @@ _OVERRIDES = (
 """A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
 
 _LOG_BYTES = 1 << 16
-"""With less free space, an empty log is not the whole log."""
+"""Free space below which a full disk explains an empty log, in bytes."""
 
 EpochRecord = dict[str, Any]
 """An ``EpochEvent`` of ``events.jsonl``."""

@@ -18,7 +18,7 @@ _FULL_TEXT = re.compile(
     "|".join([*(re.escape(os.strerror(number)) for number in _FULL), "database or disk is full"])
     + r"|\d+ requested and \d+ written"
 )
-"""How Arrow, DuckDB, FAISS, and SQLite tell it, which pass no error number, and numpy, which counts elements."""
+"""Messages of Arrow, DuckDB, FAISS, and SQLite, whose errors have no number, and of numpy, which counts elements."""
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -36,7 +36,7 @@ def write_failure(error: OSError, path: Path) -> str:
 def write_error(subject: str, error: OSError, path: Path) -> CrossfadeError:
     """Return the error that ``subject``, an option or file, cannot be written, since writing to ``path`` has failed.
 
-    It is an ``InputError``, which names a wrong place, unless the disk is full.
+    It is an ``InputError``, since the path may be wrong, unless the disk is full.
     """
     if is_full_disk(error):
         return CrossfadeError(f"{subject}: could not be written: {write_failure(error, path)}")

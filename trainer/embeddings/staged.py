@@ -25,7 +25,7 @@ from crossfade.kvstore.io.replacing import replace_folder
 from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, write_table
+from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, partial_folder, write_table
 from crossfade.trainer.embeddings.listing import write_listing
 
 LIST_FILE = "embeddings.json"
@@ -131,7 +131,7 @@ class StagedEmbeddings:
         Raises:
             OSError: there are none, or a file system cannot be read or written.
         """
-        listing, staging = self._require_list(), folder.with_name(f".{folder.name}.partial")
+        listing, staging = self._require_list(), partial_folder(folder)
         source = self._folder.child(listing.folder)
         shutil.rmtree(staging, ignore_errors=True)
         for path in listing.files:

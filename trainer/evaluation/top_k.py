@@ -158,7 +158,7 @@ def rank_vectors(
 
 
 class _Threads:
-    """Threads that share tiles of queries. For a single tile it is the calling thread: to start others takes longer."""
+    """Threads that share tiles of queries. The calling thread ranks a single tile: starting others takes longer."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -20,18 +20,21 @@ _FILES = ("map.png", "map.html", "map.parquet")
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Reject an existing ``folder``, unless ``overwrite`` is given and it holds nothing but a map.
+    """Reject a ``folder`` with other files than a map's, or with a complete map unless ``overwrite`` is given.
 
     Raises:
         InputError: its files may not be replaced.
     """
 
     def find_foreign() -> str | None:
-        # A command that was killed has left hidden files, which the next one deletes.
+        # A command that was killed may have left hidden files, which the next one deletes.
         own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
         return f"--out {folder}: holds '{foreign[0]}', which is not part of a map; choose another" if foreign else None
 
+    # The table is written last.
+    if folder.is_dir() and not (folder / _FILES[-1]).exists() and find_foreign() is None:
+        return
     check_replaceable(
         folder,
         overwrite,

@@ -4,7 +4,8 @@
     rows_QK, scores_QK = served.recommend(np.array([5]), RankingOptions(k=10))
     served.names.labels("artist", rows_QK[0].tolist())
 
-``is_quick`` states which requests take about a millisecond. The others must come from a single thread.
+``is_quick`` states which requests take about a millisecond. The others must come from a single thread, while the event
+loop may answer quick ones.
 
 Shapes: Q queries, K ranks, R rows, N rows of a list, D columns.
 """
@@ -47,8 +48,8 @@ from crossfade.trainer.serving.version_folder import (
     open_copy,
 )
 
-_QUICK_VALUES = 1 << 19
-"""Values of a table that is ranked exactly in about a millisecond by one thread."""
+_QUICK_VALUES, _LEAST_DIM = 1 << 19, 32
+"""Values of a table that one thread ranks exactly in about a millisecond; rows of fewer columns take as long as 32."""
 _MAX_RANKERS = 64
 """Rankers for conditions, limits per group, and damping that are kept, those that were used last."""
 
@@ -132,12 +133,12 @@ class ServedModel:
         self.metadata.close()
 
     def is_quick(self, entity: str, metric: ScoreKind, options: RankingOptions) -> bool:
-        """Return whether one query is answered in about a millisecond, by an index or by few rows, without metadata."""
+        """Return whether one query takes about a millisecond: by an index or a small table, without metadata."""
         ranker = self._rankers.get(self._key(entity, metric, options))
         if ranker is None or options.allow is not None or options.max_per is not None:
             return False
         table = self.tables[entity]
-        return isinstance(ranker, IndexRanker) or table.rows * table.dim <= _QUICK_VALUES
+        return isinstance(ranker, IndexRanker) or table.rows * max(table.dim, _LEAST_DIM) <= _QUICK_VALUES
 
     def recommend(self, rows_Q: IntArray, options: RankingOptions) -> Rankings:
         """Rank items for the queries ``rows_Q``, int64, whose vectors must be trained.

@@ -84,7 +84,7 @@ class BestEmbeddings:
             complete = [entry.step for entry in list_checkpoints(checkpoints) if entry.state == "complete"]
         if not complete:
             return "no checkpoint is complete: make room, and train again"
-        return f"complete is the checkpoint of step {complete[-1]:,} in {checkpoints}: make room, and add --resume"
+        return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add --resume"
 
     def evaluate_test(self) -> EvalMetrics:
         """Evaluate the embeddings on the test split, as they were written. Every worker calls this."""

@@ -129,7 +129,7 @@ def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(
         in last
     )
     assert re.search(
-        rf"; complete is the checkpoint of step [\d,]+ in {workspace}/beside: make room, and add --resume$", last
+        rf"; the checkpoint of step [\d,]+ in {workspace}/beside is complete: make room, and add --resume$", last
     )
     assert not (disk / "run" / ".embeddings.partial").exists()
     make_room(disk)

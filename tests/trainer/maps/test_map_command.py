@@ -268,6 +268,8 @@ def test_only_a_map_is_replaced(workspace: Path, drawn: str, tmp_path: Path) -> 
     assert (tmp_path / "map.png").read_bytes() == b"of somebody else"
     rejected("a file in place of a map", "--out", tmp_path / "notes.txt", "--overwrite")
     again = tmp_path / "again"
+    again.mkdir()
+    (again / "map.png").write_bytes(b"of a command that was killed")
     for options in ((), ("--overwrite",)):
         succeeded(crossfade_here("map", "run", "--count", 20, "--out", again, *options, cwd=workspace))
         assert sorted(path.name for path in again.iterdir()) == ["map.html", "map.parquet", "map.png"]
