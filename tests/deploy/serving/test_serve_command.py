@@ -290,17 +290,16 @@ class Load:
 
 
 def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train = ("train", workspace / "job.yaml", "--run-dir", run)
-    succeeded(crossfade_here(*train, cwd=workspace))
+    run, *newer = [tmp_path / name for name in ("run", "run-2", "run-3")]
+    for seed, folder in enumerate([run, *newer]):
+        seeds = ("--set", f"train.seed={seed}")
+        succeeded(crossfade_here("train", "job.yaml", "--run-dir", folder, *seeds, cwd=workspace))
     with running_server(run, "--refresh", 0.1, cwd=workspace) as server, Load(server.url) as load:
         wait_until(lambda: "000001" in load.versions, "the first version answers")
-        for number in (2, 3):
-            seed = ("--set", f"train.seed={number}")
+        for number, folder in enumerate(newer, start=2):
             # Written elsewhere and moved, as a job does.
-            succeeded(crossfade_here(*train[:3], tmp_path / f"run-{number}", *seed, cwd=workspace))
             (run / "embeddings").rename(tmp_path / f"old-{number}")
-            (tmp_path / f"run-{number}" / "embeddings").rename(run / "embeddings")
+            (folder / "embeddings").rename(run / "embeddings")
             wait_until(lambda name=f"{number:06d}": name in load.versions, f"version {number} answers")
         status, _ = server.get("recommend", id="c010")
         assert status == 200

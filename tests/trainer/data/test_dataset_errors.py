@@ -245,8 +245,8 @@ def test_training_reads_one_huge_row_group(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_reads_ten_thousand_small_files(workspace: Path) -> None:
-    data, count = workspace / "data", 10_000
+def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> None:
+    data, count = workspace / "data", 2_000
     table = interaction_table(make_interactions([1, 2], [3, 4]))
     (data / "many").mkdir()
     pq.write_table(table, data / "many" / "0.parquet", **write_options(table.schema))
