@@ -260,7 +260,7 @@ def test_number_in_the_environment_of_a_role_that_is_none_is_rejected(
         message = single_line(result.returncode, result.stdout, result.stderr)
     else:
         message = role_rejected("server", workspace, ONE_OF_EACH | variable)
-    documented("a number in the environment that is none", message)
+    documented("an environment variable that is not a valid number", message)
 
 
 def test_pipe_of_a_role_that_is_not_open_is_rejected(workspace: Path) -> None:
@@ -308,15 +308,12 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
     ("name", "value", "cause"),
     [
         *(
-            ("NUMBA_NUM_THREADS", value, "a number of threads for numba that is none")
+            ("NUMBA_NUM_THREADS", value, "an invalid number of threads for numba")
             for value in ("x", "0", "100000", "9" * 5000)
         ),
-        *(("NUMBA_THREADING_LAYER", value, "a threading layer that is none") for value in ("x", "tbb", "safe")),
-        *(
-            ("NUMBA_THREADING_LAYER_PRIORITY", value, "threading layers that are none")
-            for value in ("x", "omp omp tbb")
-        ),
-        ("NUMBA_CACHE_LOCATOR_CLASSES", "x", "a cache of numba that is none"),
+        *(("NUMBA_THREADING_LAYER", value, "an unknown threading layer") for value in ("x", "tbb", "safe")),
+        *(("NUMBA_THREADING_LAYER_PRIORITY", value, "unknown threading layers") for value in ("x", "omp omp tbb")),
+        ("NUMBA_CACHE_LOCATOR_CLASSES", "x", "an unknown cache class of numba"),
         ("NUMBA_DISABLE_JIT", "1", "numba that must not compile"),
     ],
 )
