@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--calm", action="store_true", help="send no hostile requests, to compare")
     parser.add_argument("--only", default="", metavar="TEXT", help="attack only by kinds whose name begins with TEXT")
     arguments = parser.parse_args()
-    if not any(kind.startswith(arguments.only) for kind in _kinds(("", 0), 0)):
-        parser.error(f"--only {arguments.only}: no kind begins so")
+    if arguments.only and not any(kind.startswith(arguments.only) for kind in _kinds(("", 0), 0)):
+        parser.error(f"--only {arguments.only}: no kind has such a name")
     run = arguments.run or trained(_ITEMS, _CUSTOMERS, 1)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryFile("w+") as log, served(run, log) as (address, server), context.Pool(3) as pool:

@@ -250,9 +250,7 @@ def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     ],
     ids=lambda variable: "=".join(*variable.items())[:30],
 )
-def test_number_in_the_environment_of_a_role_that_is_none_is_rejected(
-    workspace: Path, variable: dict[str, str]
-) -> None:
+def test_invalid_number_in_the_environment_is_rejected(workspace: Path, variable: dict[str, str]) -> None:
     (workspace / "run").mkdir()
     write_job(workspace / "run" / "job.yaml", workspace / "data", cluster={"servers": 1, "workers": 1})
     if "CROSSFADE_LOCAL_RANK" in variable:

@@ -161,6 +161,9 @@ def test_indexes_of_both_scores_find_what_exact_ranking_does(
     assert indexed.card.indexes == ["dot", "cosine"]
     options = RankingOptions(5)
     assert served.is_quick("track", "dot", options)
+    limited = RankingOptions(5, max_per=("genre", 1))
+    served.recommend(EVERYONE, limited)
+    assert not served.is_quick("track", "dot", limited)
     monkeypatch.setattr(served_model, "_QUICK_VALUES", 100)
     assert indexed.is_quick("track", "dot", options)
     assert not served.is_quick("track", "dot", options)
