@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader

@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,

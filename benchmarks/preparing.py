@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec

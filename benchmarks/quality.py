@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.inputs import load_inputs

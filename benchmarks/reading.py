@@ -20,7 +20,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule

@@ -25,10 +25,10 @@ from suite.processes import ROOT
 from suite.training import bpr_job, train
 from suite.work import Distribution, Draw, make_work
 
+from crossfade.base.arrays import FloatArray
 from crossfade.deploy.capacity import step_time
 from crossfade.deploy.capacity.step_time import Costs, WorkerStep, step_seconds
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, make_layout
 from crossfade.kvstore.store import TableSpec
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from crossfade.api.fit import fit
     from crossfade.api.job import Job
     from crossfade.api.model import Model, load
+    from crossfade.base.errors import CrossfadeError, InputError
     from crossfade.kvstore import __version__
-    from crossfade.kvstore.errors import CrossfadeError, InputError
 
 __all__ = ["CrossfadeError", "InputError", "Job", "Model", "Recommender", "__version__", "fit", "load"]
 
 _MODULES = {
-    "CrossfadeError": "crossfade.kvstore.errors",
-    "InputError": "crossfade.kvstore.errors",
+    "CrossfadeError": "crossfade.base.errors",
+    "InputError": "crossfade.base.errors",
     "Job": "crossfade.api.job",
     "Model": "crossfade.api.model",
     "Recommender": "crossfade.api.estimator",

@@ -2,7 +2,7 @@
 
 import sys
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

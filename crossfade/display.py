@@ -17,9 +17,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from crossfade import logs
+from crossfade.base.errors import escape_unprintable
+from crossfade.base.text import counted
 from crossfade.deploy.dashboard.formatting import lost
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import escape_unprintable
 from crossfade.signals import stopper
 from crossfade.terminal import print_line
 from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from crossfade.kvstore.counted import counted
+from crossfade.base.text import counted
 from crossfade.terminal import print_line, print_log
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def follow_existing(aws: Aws, run: str) -> int:
     Raises:
         InputError: there is no such run.
     """
+    from crossfade.base.errors import InputError
     from crossfade.deploy.aws.ec2.follower import RunFollower
     from crossfade.deploy.aws.ec2.spec import check_run_name
     from crossfade.deploy.aws.ec2.storage import RunStorage
-    from crossfade.kvstore.errors import InputError
 
     resources = _find(aws, check_run_name(run))
     if not resources.storage:
@@ -123,9 +123,9 @@ def clean_up(aws: Aws, run: str) -> int:
     Raises:
         InputError: there is no such run.
     """
+    from crossfade.cli.options.ec2 import identify_caller
     from crossfade.deploy.aws.ec2.resources import find_resources, remove
     from crossfade.deploy.aws.ec2.spec import check_run_name
-    from crossfade.options.ec2 import identify_caller
 
     if run:
         remove(aws, _find(aws, check_run_name(run)), _logger.info)
@@ -156,8 +156,8 @@ def take_down(aws: Aws, run: str) -> None:
 
 
 def _find(aws: Aws, run: str) -> Resources:
+    from crossfade.base.errors import InputError
     from crossfade.deploy.aws.ec2.resources import find_resources
-    from crossfade.kvstore.errors import InputError
 
     found = find_resources(aws, run)
     if not found:
@@ -170,7 +170,7 @@ def _find(aws: Aws, run: str) -> Resources:
 
 def _poll(follower: RunFollower) -> RunEnd | None:
     """Poll the run once. AWS may be unreachable for a while without ending the run."""
-    from crossfade.kvstore.errors import CloudError
+    from crossfade.base.errors import CloudError
 
     try:
         return follower.poll()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from crossfade.kvstore.errors import escape_unprintable, to_json_line
+from crossfade.base.errors import escape_unprintable, to_json_line
 
 FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 _GIB = 2**30
 _COMMAND_BYTES = round(2.5 * _GIB)

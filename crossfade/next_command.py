@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
@@ -96,7 +96,7 @@ def _can_be_typed(id: str) -> bool:
 
 def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | None:
     """Return what to change in the job file ``job`` to train on ``data``; None if there is no such job."""
-    from crossfade.kvstore.errors import InputError
+    from crossfade.base.errors import InputError
     from crossfade.trainer.config.loading import load_job
 
     try:

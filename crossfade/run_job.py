@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.kvstore.counted import counted
+from crossfade.base.text import counted
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def check_runnable(
 
 def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) -> None:
     """Reject a run whose files cannot be read, or whose checkpoints are lost."""
-    from crossfade.kvstore.errors import CheckpointError, InputError
+    from crossfade.base.errors import CheckpointError, InputError
     from crossfade.trainer.runs.folder import JOB_FILE
     from crossfade.trainer.runs.resumption import find_start, last_saved_step
 
@@ -158,7 +158,7 @@ def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
 
 def _check_port(option: str, port: int) -> None:
     """Reject a port in use on loopback: the run would go on without its page."""
-    from crossfade.kvstore.errors import InputError
+    from crossfade.base.errors import InputError
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -200,7 +200,7 @@ def final_scrape(listener: MetricsEndpoint) -> Iterator[None]:
 
     A run that is stopped ends without it, at once.
     """
-    from crossfade.kvstore.errors import CrossfadeError
+    from crossfade.base.errors import CrossfadeError
     from crossfade.signals import stopper
 
     try:
@@ -288,7 +288,7 @@ def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunConte
 
 def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
     """Return the metrics of rankings without training; a note if they fail, since the run itself is done."""
-    from crossfade.kvstore.errors import CrossfadeError
+    from crossfade.base.errors import CrossfadeError
     from crossfade.trainer.evaluation.baselines import load_baselines
 
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.kvstore.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.sagemaker.container import Hosts, Paths

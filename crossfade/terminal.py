@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from crossfade.kvstore.errors import escape_unprintable, to_json_line
+from crossfade.base.errors import escape_unprintable, to_json_line
 
 
 def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import TextIO
 
-from crossfade.main import main
+from crossfade.cli.main import main
 from crossfade.signals import stopper
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 MIN_TOKEN_LENGTH = 16
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

@@ -21,7 +21,7 @@ from typing import Literal, cast
 
 import psutil
 
-from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE

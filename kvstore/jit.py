@@ -24,9 +24,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.hidden_modules import hidden
-from crossfade.kvstore.io.file_lock import try_lock
+from crossfade.base.errors import InputError
+from crossfade.base.io.file_lock import try_lock
+from crossfade.base.packages import hidden
 
 _THREADS_VARIABLE, _MAX_THREADS = "NUMBA_NUM_THREADS", 4096
 _INTERPRETER_VARIABLE = "NUMBA_DISABLE_JIT"

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
 
 DEFAULT_KEY_BYTES = 2**30

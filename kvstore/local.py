@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from crossfade.kvstore.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence

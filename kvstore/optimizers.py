@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import DivergedError
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
-from crossfade.kvstore.errors import DivergedError
 from crossfade.kvstore.finite import find_largest_row
 from crossfade.kvstore.jit import inner_kernel, njit, prange
 from crossfade.kvstore.memory import advise_huge_pages

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit, prange
 
 _LOW = np.uint64(0xFFFFFFFF)

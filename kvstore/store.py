@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import StoreError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import StoreError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROW_ID_BYTES = 8

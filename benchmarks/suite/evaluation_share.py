@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_items

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.defaults import DatasetSize, resolve

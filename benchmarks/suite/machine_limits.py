@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, set_num_threads
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from suite.matrix_products import Products
 from suite.timing import median_seconds
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 
 TILE_SCORES = (1 << 18, 1 << 19, 1 << 20, 1 << 21)
 """Scores of a tile, 1 to 8 MiB: which is fastest depends on the caches."""

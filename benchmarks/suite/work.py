@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.manifest import VOCABULARY, WEIGHT, DatasetManifest, Entity, Split
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.staging import Staged, staged_output

@@ -7,7 +7,7 @@ installed pandas cannot be imported is a warning of Python: pandas itself blames
 import logging
 import warnings
 
-from crossfade.kvstore.numpy_conflict import pandas_conflict
+from crossfade.base.packages import pandas_conflict
 
 logging.getLogger("crossfade").addHandler(logging.NullHandler())
 if conflict := pandas_conflict():

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.similar_names import similar_name
+from crossfade.base.errors import InputError
+from crossfade.base.text import similar_name
 
 _MAX_SHOWN = 60
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from crossfade.api import arguments
 from crossfade.api.fit import fit, split_column
 from crossfade.api.frames import open_batches
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.reporter import NullReporter
 
 if TYPE_CHECKING:

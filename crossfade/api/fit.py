@@ -24,8 +24,8 @@ from crossfade.api.reading import read_options
 from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import train
 from crossfade.api.wording import in_python, python_words
+from crossfade.base.errors import InputError
 from crossfade.display import progress_bars
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.prepare.hold_out import NONE
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from crossfade.api.arguments import shown
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.numpy_conflict import pandas_conflict
+from crossfade.base.errors import InputError
+from crossfade.base.packages import pandas_conflict
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import source_columns
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from crossfade.api import arguments
 from crossfade.api.wording import in_python
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job, make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder, default_run_dir

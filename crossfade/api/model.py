@@ -27,8 +27,8 @@ from crossfade.api import arguments
 from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
 from crossfade.api.saving import save_model
 from crossfade.api.wording import in_python
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings, with_depths

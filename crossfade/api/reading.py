@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from crossfade.api.arguments import shown
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.similar_names import similar_name
-from crossfade.options.parsing import parse_on_bad_line, parse_on_missing, parse_share
+from crossfade.base.errors import InputError
+from crossfade.base.text import similar_name
+from crossfade.cli.options.parsing import parse_on_bad_line, parse_on_missing, parse_share
 from crossfade.trainer.prepare.events import IdChoice
 from crossfade.trainer.prepare.faults import MAX_BAD
 from crossfade.trainer.prepare.input_files import FORMATS

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 Parameters = ParamSpec("Parameters")

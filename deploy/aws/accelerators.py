@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 

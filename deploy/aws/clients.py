@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudRequestError, MissingExtraError
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.errors import CloudRequestError, MissingExtraError
 
 if TYPE_CHECKING:
     from botocore.config import Config

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudRequestError
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

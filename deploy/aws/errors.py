@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from crossfade.kvstore.errors import (
+from crossfade.base.errors import (
     CloudError,
     CloudErrorKind,
     CloudRequestError,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 GIB = 2**30
 GIGABIT = 10**9

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import gpu_of
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.devices import on_gpu
 from crossfade.trainer.config.schema import JobConfig
 

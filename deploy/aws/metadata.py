@@ -16,7 +16,7 @@ import threading
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
+from crossfade.base.errors import InputError, StorageUnavailableError
 
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from crossfade.base.errors import CloudError, CloudRequestError
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.errors import CloudError, CloudRequestError
 
 if TYPE_CHECKING:
     from mypy_boto3_pricing.type_defs import FilterTypeDef

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from crossfade.base.errors import StorageUnavailableError, escape_unprintable
 from crossfade.deploy.aws.metadata import InstanceMetadata
-from crossfade.kvstore.errors import StorageUnavailableError, escape_unprintable
 
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.capacity.inputs import PlanInputs
 from crossfade.deploy.capacity.machine import Machine, this_machine
 from crossfade.deploy.capacity.memory import table_bytes
 from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 
 Verdict = Literal["fits", "tight", "does not fit"]

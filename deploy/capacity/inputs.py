@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import SPLITS, DataFile, DatasetManifest, Entity, Split

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.inputs import PlanInputs
 from crossfade.deploy.capacity.traffic import WorkerLoad
 from crossfade.deploy.capacity.worker_memory import MemoryItem, MemoryPhase, row_uses, worker_items
 from crossfade.kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.layout import TableLayout
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec

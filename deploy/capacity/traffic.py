@@ -22,9 +22,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec, Traffic
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.config.schema import JobConfig

@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_process import RoleProcess
 from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment, socket_number
-from crossfade.kvstore.errors import ClusterError
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent

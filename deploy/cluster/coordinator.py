@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.host_health import HostHealth
@@ -26,7 +27,6 @@ from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membershi
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles
-from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.runs import events
 

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.validation import format_validation_error
 from crossfade.deploy.cluster.agent import CoordinatorUnreachable
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.messages import DesiredState, Heartbeat
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
-from crossfade.kvstore.errors import ClusterError, InputError
-from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 
 MIN_TOKEN_LENGTH = 16

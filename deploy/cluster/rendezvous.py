@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
+from crossfade.base.errors import ClusterError
 from crossfade.deploy.topology import Address
-from crossfade.kvstore.errors import ClusterError
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer, Limits
 
 MAX_KEY_BYTES = 256

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from crossfade.kvstore.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.kvstore.mxnet.authentication import MIN_SECRET_LENGTH
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

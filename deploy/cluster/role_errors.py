@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from crossfade.base.errors import escape_unprintable
 from crossfade.deploy.cluster.messages import MAX_ERROR
-from crossfade.kvstore.errors import escape_unprintable
 
 _LOG_HEAD = re.compile(r"^\S+Z [A-Z]+ \S+ (?:generation=\d+ )?(?:step=\d+ )?")
 _ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception)\b.*|Fatal Python error: .*|terminate called .*|what\(\): .*)")

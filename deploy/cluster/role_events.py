@@ -7,8 +7,8 @@ import os
 import threading
 import time
 
-from crossfade.kvstore.environment import environment_integer
-from crossfade.kvstore.errors import InputError
+from crossfade.base.environment import environment_integer
+from crossfade.base.errors import InputError
 from crossfade.trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from crossfade.kvstore.environment import environment_integer
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.environment import environment_integer
+from crossfade.base.processes import die_with_parent
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.rendezvous import Rendezvous
 from crossfade.deploy.topology import Address, scheduler_address
-from crossfade.kvstore.errors import ClusterError, CrossfadeError, InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step

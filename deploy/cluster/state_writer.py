@@ -22,10 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.processes import started_at
 from crossfade.deploy.capacity.oom_kills import OomKills
 from crossfade.deploy.cluster.role_errors import error_line
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.processes import started_at
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,

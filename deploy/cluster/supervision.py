@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Any
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
@@ -20,7 +21,6 @@ from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.start_finder import StartFinder
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.topology import Address, scheduler_address
-from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint

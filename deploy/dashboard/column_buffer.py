@@ -14,7 +14,7 @@ from array import array
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 
 
 class ColumnBuffer:

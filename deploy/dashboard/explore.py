@@ -15,12 +15,12 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.dashboard import explore_answers as answers
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.deploy.dashboard.layout import EXPLORE_PATH
 from crossfade.deploy.dashboard.map_points import read_points
 from crossfade.deploy.dashboard.runs import Runs
-from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER
 from crossfade.trainer.serving.served_model import ServedModel
 

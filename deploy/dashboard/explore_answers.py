@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 

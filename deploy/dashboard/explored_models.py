@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.serving.copies_folder import CopiesFolder

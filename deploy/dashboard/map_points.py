@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 MAX_POINTS = 50_000
 FULL_SCALE = 10_000

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from crossfade.base.errors import InputError
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.text import counted
+from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.process_history import ProcessHistory
 from crossfade.deploy.dashboard.process_load import Load
 from crossfade.deploy.dashboard.tail import Tail
 from crossfade.deploy.dashboard.training_history import TrainingHistory
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.folder import (

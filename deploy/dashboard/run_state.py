@@ -8,10 +8,10 @@ from typing import Any
 
 import psutil
 
+from crossfade.base.processes import started_at
 from crossfade.deploy.capacity.oom_kills import OomKills, is_source
 from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
-from crossfade.kvstore.processes import started_at
 
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.deploy.access import Access
 from crossfade.deploy.dashboard.runs import Runs
-from crossfade.kvstore.errors import InputError, MissingExtraError
 
 _THREADS = 8
 

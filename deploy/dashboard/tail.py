@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.io.regular_files import open_regular
+from crossfade.base.io.regular_files import open_regular
 
 _CHUNK_BYTES = 4 << 20
 _MAX_LINE_BYTES = 4 << 20

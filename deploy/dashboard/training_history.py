@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from crossfade.base.arrays import FloatArray
 from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.trainer.runs.events import (
     CheckpointFailed,
     CheckpointSaved,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from crossfade.kvstore.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError
 
 State = Literal["ok", "warning", "fix"]
 Check = Callable[[], Iterable["Finding"]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.doctor.findings import Finding
-from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.engines.choice import choose_engine, drivers
 from crossfade.trainer.model.engines.cuda_driver import find_gpus

@@ -25,7 +25,7 @@ _SAFE_PATH = "-P"
 """Python's option to import nothing from the current folder, as roles are started."""
 _IMPORT_MXNET = """\
 import sys
-from crossfade.kvstore.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 try:
     print(import_mxnet().__version__)

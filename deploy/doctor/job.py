@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.io.file_lock import folder_lock
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.fit import check_fit, format_gib, plan_local_host
 from crossfade.deploy.capacity.inputs import PlanInputs, read_inputs
 from crossfade.deploy.capacity.machine import this_machine
@@ -18,9 +21,6 @@ from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding, State
 from crossfade.deploy.topology import Address, scheduler_address
 from crossfade.kvstore.checkpoint.inventory import list_checkpoints
-from crossfade.kvstore.errors import InputError, MissingExtraError
-from crossfade.kvstore.io.file_lock import folder_lock
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.torch.imports import require_torch
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import check_vocabularies

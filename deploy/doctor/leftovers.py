@@ -13,13 +13,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
 from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.checkpoint.inventory import find_leftovers
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.io.writer_lock import LOCK_NAME, ended_owner
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 

@@ -12,12 +12,12 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, s3_endpoint
+from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.doctor.findings import Finding
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, s3_endpoint
-from crossfade.kvstore.io.s3_conditional import ChangedError
 
 _LIMITS = {ATTEMPTS_VARIABLE: "2", TIMEOUT_VARIABLE: "5", "AWS_MAX_ATTEMPTS": "2"}
 """Attempts and seconds of a request, where the environment has none: a run may wait for minutes, a check not."""

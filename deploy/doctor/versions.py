@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from crossfade.base.packages import pandas_conflict
 from crossfade.deploy.doctor.findings import Finding
-from crossfade.kvstore.numpy_conflict import pandas_conflict
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

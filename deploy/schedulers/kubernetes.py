@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.schedulers.pods import (
     METRICS_PORT,
     PORT,
@@ -26,7 +27,6 @@ from crossfade.deploy.schedulers.pods import (
     shares_volume,
 )
 from crossfade.deploy.schedulers.sizes import HostSize
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 

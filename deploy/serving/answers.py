@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError, format_names
 from crossfade.deploy.serving.schemas import (
     EntityDescription,
     Filters,
@@ -24,8 +26,6 @@ from crossfade.deploy.serving.schemas import (
     Vector,
     Vectors,
 )
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, format_names
 from crossfade.trainer.serving.served_model import RankingOptions, Rankings, ServedModel
 
 

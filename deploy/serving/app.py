@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import Route
 
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import UnknownRowError
@@ -57,7 +58,6 @@ from crossfade.deploy.serving.schemas import (
 )
 from crossfade.deploy.serving.versions import Versions
 from crossfade.kvstore import __version__
-from crossfade.kvstore.errors import CrossfadeError, InputError
 from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"

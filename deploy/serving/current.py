@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.metrics import record_failed_version, record_version
 from crossfade.deploy.serving.versions import Versions
-from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.serving.served_metadata import MAX_SLOW, OverloadedError
 from crossfade.trainer.serving.served_model import ServedModel
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from crossfade.kvstore.validation_errors import described
+from crossfade.base.validation import described
 from crossfade.trainer.config.model_sections import ScoreKind
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.base.io.disk_errors import write_error
 from crossfade.deploy.access import Access
 from crossfade.deploy.capacity.machine import usable_cores
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
-from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
-from crossfade.kvstore.io.disk_errors import write_error
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.recommend.metadata_table import MetadataFile
 from crossfade.trainer.serving.copies_folder import CopiesFolder, full_work_disk_error

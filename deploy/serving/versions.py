@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.metrics import record_refresh
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.disk_errors import is_full_disk
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.recommend.trained_model import source_fingerprint, with_trained_model
 from crossfade.trainer.serving.copies_folder import full_work_disk_error

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.tuning.pace import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter
@@ -29,8 +31,6 @@ from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, write_
 from crossfade.deploy.tuning.successive_halving import OWN, Rung, draw_trials, plan_rungs, promote
 from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
-from crossfade.kvstore.errors import ClusterError, InputError
-from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.trainer.config.schema import JobConfig
 
 _logger = logging.getLogger(__name__)

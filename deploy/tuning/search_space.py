@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.disk_errors import is_full_disk, write_failure
+from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.tuning.search_space import format_override
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.disk_errors import is_full_disk, write_failure
-from crossfade.kvstore.io.durable_file import replace_file
-from crossfade.kvstore.io.file_lock import try_lock
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import JOB_FILE

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossfade.base.errors import InputError
+from crossfade.base.io.disk_errors import disk_of
 from crossfade.deploy.tuning.trial_process import TrialProcess
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.disk_errors import disk_of
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 import crossfade
-from crossfade.main import make_parser
+from crossfade.cli.main import make_parser
 from crossfade.trainer.config.explain import explain_fields
 from crossfade.trainer.config.schema import JobConfig
 

@@ -23,6 +23,11 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from crossfade.base.errors import CheckpointError, InputError, format_names
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import UnsuitableFileError
+from crossfade.base.json_text import parse_json
+from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.files import (
     EXTRA_NAME,
     FORMAT_VERSION,
@@ -31,13 +36,8 @@ from crossfade.kvstore.checkpoint.files import (
     TABLE_NAME,
     shard_name,
 )
-from crossfade.kvstore.errors import CheckpointError, InputError, format_names
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.regular_files import UnsuitableFileError
-from crossfade.kvstore.json_text import parse_json
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
-from crossfade.kvstore.validation_errors import format_validation_error
 
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
 _MAX_SEAL_BYTES = 64

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from crossfade.base.errors import CheckpointError, InputError
+from crossfade.base.io.durable_file import is_partial
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.found_file import FoundFile
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
-from crossfade.kvstore.errors import CheckpointError, InputError
-from crossfade.kvstore.io.durable_file import is_partial
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.found_file import FoundFile
 
 State = Literal["complete", "incomplete", "corrupt", "other format"]
 Files = Mapping[str, FoundFile]

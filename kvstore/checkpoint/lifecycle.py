@@ -18,11 +18,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from crossfade.base.errors import CheckpointError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME, step_name
 from crossfade.kvstore.checkpoint.format import CheckpointManifest, CorruptFileError, FormatVersionError
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
-from crossfade.kvstore.errors import CheckpointError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import FileDigest
 
 IsOwn = Callable[[CheckpointManifest], bool]

@@ -24,7 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import SMALL_FILE_BYTES
+from crossfade.base.json_text import validate_json
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, SHARD_NAME, STEP_NAME, WEIGHTS
 from crossfade.kvstore.checkpoint.format import (
     CheckpointManifest,
@@ -44,10 +48,6 @@ from crossfade.kvstore.checkpoint.shard_files import (
     arrays_of,
     read_entries,
 )
-from crossfade.kvstore.errors import CheckpointError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES
-from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
 

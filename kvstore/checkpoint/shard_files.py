@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
+from crossfade.base.io.folder import Folder, InputFile
 from crossfade.kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
 from crossfade.kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
 from crossfade.kvstore.finite import find_non_finite_row
-from crossfade.kvstore.io.folder import Folder, InputFile
 from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from crossfade.kvstore.store import TableSpec
 

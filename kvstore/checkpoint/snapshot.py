@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CheckpointError, DivergedError
 from crossfade.kvstore.checkpoint.files import npy_header
 from crossfade.kvstore.checkpoint.format import TableShard
-from crossfade.kvstore.errors import CheckpointError, DivergedError
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import FileDigest

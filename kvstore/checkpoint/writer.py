@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import IO, Any
 
+from crossfade.base.errors import CheckpointError, CrossfadeError
+from crossfade.base.io.folder import Folder, OutputFile
+from crossfade.base.processes import die_with_parent
 from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, PART_FORMAT, part_name
-from crossfade.kvstore.errors import CheckpointError, CrossfadeError
-from crossfade.kvstore.io.folder import Folder, OutputFile
-from crossfade.kvstore.processes import die_with_parent
 
 _CHUNK_BYTES = 1 << 20
 _TRUNCATED = "the snapshot is truncated"

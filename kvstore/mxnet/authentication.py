@@ -13,7 +13,7 @@ import hmac
 import logging
 from typing import Literal
 
-from crossfade.kvstore.errors import ClusterError
+from crossfade.base.errors import ClusterError
 
 MAX_COMMAND_BYTES = 1 << 20
 """Several times the longest command, a reset. What is longer is rejected without computing its MAC."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, TableLayout, make_layout, status_key
 from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.commands import (

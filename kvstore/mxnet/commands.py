@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 

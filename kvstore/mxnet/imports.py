@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, MissingExtraError
-from crossfade.kvstore.hidden_modules import hidden
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.packages import hidden
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 from crossfade.kvstore.mxnet.deferred_operators import deferred_operators
 

@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, DivergedError, StoreError
 from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from crossfade.kvstore.errors import CheckpointError, DivergedError, StoreError
 from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, status_key
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 from crossfade.kvstore.mxnet.authentication import CommandVerifier

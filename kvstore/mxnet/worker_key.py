@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.grouping import copy_rows_from, copy_rows_to
 from crossfade.kvstore.mxnet.imports import dense_view, int64_array, row_sparse_from, row_sparse_zeros
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from crossfade.kvstore.errors import InputError, MissingExtraError
+from crossfade.base.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     import torch

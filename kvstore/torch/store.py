@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import CheckpointError, CrossfadeError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import divergence, name_divergence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.memory import release_pages
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_bytes_per_row

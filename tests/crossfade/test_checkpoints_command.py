@@ -17,8 +17,8 @@ from object_store import BUCKET, ObjectStore, running_object_store
 from running_command import single_line
 from saved_shards import random_table, reseal, save_shards, split_table
 
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job

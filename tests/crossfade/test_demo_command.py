@@ -12,8 +12,8 @@ import pytest
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.commands.demo import _ARTISTS
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
+from crossfade.cli.demo import _ARTISTS
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 

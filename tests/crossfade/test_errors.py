@@ -15,7 +15,7 @@ from cluster_data import write_job, write_planted
 from error_table import documented
 from running_command import crossfade, single_line, succeeded
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 Rejected = Callable[..., str]
 
@@ -23,7 +23,7 @@ WITHOUT = """
 import sys
 
 sys.modules[sys.argv.pop(1)] = None
-from crossfade.main import main
+from crossfade.cli.main import main
 
 sys.exit(main(sys.argv[1:]))
 """

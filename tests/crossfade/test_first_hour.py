@@ -9,7 +9,7 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import messages, succeeded
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job
 
 TRACKS = ["Intro", "intro", "Midnight Summer", "Hoppípolla", "Creep", "Song; live", "-", "Nude", "Weird Fishes", "15"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.main import main, make_parser
+from crossfade.cli.main import main, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_COLUMNS = 120

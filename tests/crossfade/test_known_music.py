@@ -17,9 +17,9 @@ from serving import running_server
 from waiting import wait_until
 
 import crossfade
+from crossfade.base.errors import InputError
 from crossfade.deploy.dashboard.explore_answers import recommend as explore
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
-from crossfade.kvstore.errors import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ("kvstore", "trainer", "deploy", "crossfade")
-"""The packages; each may import those before it."""
+LAYERS = ("base", "kvstore", "trainer", "deploy", "crossfade")
+"""The packages; each may import those before it. ``base`` is a folder of ``crossfade``, the others are at the top."""
+BASE = "crossfade/base"
 ROOMS = ("data", "config", "model", "runs", "embeddings", "evaluation", "training")
 """Packages in ``trainer``; each may import those before it."""
 SIDE_ROOMS = {
@@ -72,8 +73,13 @@ def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
 
 def product_files(root: Path) -> Iterator[Path]:
     """Yield the modules of all packages under ``root``."""
-    for package in LAYERS:
+    for package in LAYERS[1:]:
         yield from sorted((root / package).rglob("*.py"))
+
+
+def layer(relative: Path) -> str:
+    """Return the package of a module."""
+    return "base" if relative.as_posix().startswith(f"{BASE}/") else relative.parts[0]
 
 
 def layer_violations(root: Path) -> list[str]:
@@ -81,7 +87,7 @@ def layer_violations(root: Path) -> list[str]:
     violations = []
     for path in product_files(root):
         relative = path.relative_to(root)
-        package = relative.parts[0]
+        package = layer(relative)
         for line, module in imported_modules(path, root):
             top = module.partition(".")[0]
             if top in LAYERS[LAYERS.index(package) + 1 :]:
@@ -200,10 +206,10 @@ def test_tests_mirror_the_layout() -> None:
     [
         ("kvstore/store.py", "import crossfade.trainer.training.loop", True),
         ("kvstore/store.py", "def f():\n    from crossfade.deploy import agent", True),
-        ("trainer/model/engines/cpu.py", "from crossfade.main import main", True),
+        ("trainer/model/engines/cpu.py", "from crossfade.cli.main import main", True),
         ("trainer/data/schedule.py", "from ..loop import step", False),
         ("deploy/cluster/agent.py", "import crossfade.trainer, crossfade.kvstore", False),
-        ("crossfade/main.py", "import crossfade.deploy.cluster.agent", False),
+        ("crossfade/cli/main.py", "import crossfade.deploy.cluster.agent", False),
         ("trainer/training/loop.py", "import mxnet", True),
         ("trainer/mxnet.py", "from mxnet import nd", True),
         ("kvstore/local.py", "def f():\n    import mxnet.kvstore", True),
@@ -217,6 +223,9 @@ def test_tests_mirror_the_layout() -> None:
         ("trainer/model/dense.py", "import horovod.mxnet", True),
         ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),
+        ("kvstore/layout.py", "from crossfade.base.errors import InputError", False),
+        ("crossfade/base/text.py", "import crossfade.kvstore.store", True),
+        ("crossfade/base/text.py", "from crossfade.base.errors import InputError", False),
     ],
 )
 def test_layer_rule_judges_planted_import(tmp_path: Path, path: str, source: str, broken: bool) -> None:
@@ -272,7 +281,7 @@ def test_misplaced_test_is_found(tmp_path: Path) -> None:
 
 
 def test_imported_packages_do_not_import_mxnet() -> None:
-    code = "import sys, crossfade.main, trainer, kvstore; sys.exit('mxnet' in sys.modules)"
+    code = "import sys, crossfade.cli.main, trainer, kvstore; sys.exit('mxnet' in sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
 

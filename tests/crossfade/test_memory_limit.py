@@ -16,7 +16,7 @@ from error_table import documented
 from running_command import messages, single_line, succeeded
 
 from crossfade import memory_limit
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.memory_limit import check_address_space, lack_of_memory
 
 GIB = 2**30
@@ -114,7 +114,7 @@ LACKS: list[BaseException] = [
 def test_lack_of_memory_is_reported_as_such_and_not_as_a_corrupt_file(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crossfade.commands import status
+    from crossfade.cli import status
 
     def run(*_: Any) -> int:
         raise error

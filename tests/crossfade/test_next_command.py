@@ -9,14 +9,14 @@ import pytest
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.next_command import median_id, train_command
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 JOB = "name: {name}\ndata: {{path: {path}, query: customer, item: {item}}}\n"
-SCRIPT = f"#!{sys.executable}\nimport sys\nfrom crossfade.main import main\nsys.exit(main())\n"
+SCRIPT = f"#!{sys.executable}\nimport sys\nfrom crossfade.cli.main import main\nsys.exit(main())\n"
 """What pip installs as ``crossfade``."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from waiting import wait_until
 
-from crossfade.kvstore.errors import ClusterError
+from crossfade.base.errors import ClusterError
 from crossfade.run_job import final_scrape
 from crossfade.signals import stopper
 from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics

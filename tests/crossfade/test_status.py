@@ -14,9 +14,9 @@ from run_folders import epoch, state, step, write_run
 from running_command import crossfade, records, started, succeeded
 from waiting import wait_until
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
+from crossfade.cli.main import make_parser
 from crossfade.kvstore.store import VALUE_BYTES
-from crossfade.main import make_parser
 
 DIM = 8
 

@@ -18,7 +18,7 @@ from run_folders import JOB, state, write_run
 from running_command import succeeded
 
 from crossfade import logs
-from crossfade.kvstore.errors import escape_unprintable, to_json_line
+from crossfade.base.errors import escape_unprintable, to_json_line
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"

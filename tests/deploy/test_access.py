@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from error_table import documented
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.access import Access, read_token
-from crossfade.kvstore.errors import InputError
 
 TOKEN = "a-secret-of-this-test-alone"
 VARIABLE = "CROSSFADE_SERVE_TOKEN"

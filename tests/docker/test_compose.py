@@ -18,7 +18,7 @@ from docker_engine import Engine
 from net_hosts import other_machine
 from running_command import crossfade, succeeded
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.prepare.lastfm import FALLBACK_SPEC
 from crossfade.trainer.prepare.synthetic import write_synthetic
 

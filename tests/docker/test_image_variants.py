@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from running_command import crossfade, started, succeeded, wait_for_steps
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ import pytest
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.kvstore.errors import InputError
-from crossfade.main import make_parser
+from crossfade.base.errors import InputError
+from crossfade.cli.main import make_parser
 from crossfade.trainer.config.loading import load_job
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from browser import browsing, visiting
 from playwright.sync_api import expect
 
 import crossfade
-from crossfade.main import make_parser
+from crossfade.cli.main import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

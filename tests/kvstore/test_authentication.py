@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 from mutations import any_value, corrupt_bytes
 
-from crossfade.kvstore.errors import ClusterError, StoreError
+from crossfade.base.errors import ClusterError, StoreError
 from crossfade.kvstore.mxnet.authentication import MAX_COMMAND_BYTES, CommandSigner, CommandVerifier
 from crossfade.kvstore.mxnet.commands import (
     LOAD_COMMAND,

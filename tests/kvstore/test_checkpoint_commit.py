@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import commit
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 

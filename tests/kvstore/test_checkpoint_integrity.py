@@ -14,10 +14,10 @@ import pytest
 from object_store import free_ports
 from saved_shards import blank_shards, poison, random_table, reseal, save_shards, split_table
 
+from crossfade.base.errors import CheckpointError, InputError
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import clear_later, latest_checkpoint, prune, step_folder
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
@@ -434,7 +434,7 @@ def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
         raise OSError("interrupted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("crossfade.kvstore.io.folder.shutil.rmtree", delete_half)
+        patch.setattr("crossfade.base.io.folder.shutil.rmtree", delete_half)
         with pytest.raises(CheckpointError, match="interrupted"):
             prune(checkpoints, 3, 2, is_mine)
     with pytest.raises(

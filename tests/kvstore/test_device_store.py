@@ -16,9 +16,9 @@ from needs import LINUX, TORCH
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
 from touched_pages import touched_pages
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, DivergedError, InputError, StoreError
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
-from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
@@ -352,7 +352,7 @@ def test_device_that_cannot_hold_tables_is_rejected_by_name(name: str) -> None:
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.errors import MissingExtraError
 from crossfade.kvstore.torch.store import DeviceStore
 try:
     DeviceStore("cpu")

@@ -22,7 +22,7 @@ from drive_store import (
 )
 from saved_shards import load_table, random_table, save_shards, save_store, split_table
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.layout import make_layout
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind

@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 from numba.core.errors import TypingError
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.lanes import dot_lanes, largest_of, load, load_first, store, store_first, sum_of
 from crossfade.kvstore.vector_ir import LANES
 

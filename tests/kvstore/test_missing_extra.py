@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.errors import MissingExtraError
 
 
 @pytest.mark.parametrize(("extra", "is_restricted"), [("index", False), ("aws", False), ("mxnet", True)])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.commands import STATUS_LENGTH, encode_status

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from builders import random_rows
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import DivergedError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import DivergedError
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec, state_bytes_per_row
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.philox import init_rows, permutation, philox, uniform
 
 ALL_ONES = 0xFFFFFFFF

@@ -17,10 +17,10 @@ from saved_shards import wait_for_save, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, failure_of, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
 
+from crossfade.base.errors import CheckpointError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.snapshot import compile_kernels
 from crossfade.kvstore.checkpoint.writer import write_part
-from crossfade.kvstore.errors import CheckpointError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

@@ -11,9 +11,9 @@ from builders import random_rows
 from needs import TORCH
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, StoreError
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
-from crossfade.kvstore.errors import CheckpointError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic

@@ -19,7 +19,7 @@ import pytest
 from builders import random_rows
 from needs import TORCH, TRITON
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.optimizers import make_optimizer

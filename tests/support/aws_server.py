@@ -30,7 +30,7 @@ import boto3
 from botocore.config import Config
 from waiting import wait_until
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.processes import die_with_parent
 
 START_SECONDS = 180.0
 REGION = "us-east-1"

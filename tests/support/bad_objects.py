@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from preparing import random_events, write_parquet
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 
 Case = Callable[[Folder, Path], dict[str, Any]]
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Split
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.data.reader import Interactions

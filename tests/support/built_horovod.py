@@ -5,7 +5,7 @@ import os
 import pytest
 from needs import HOROVOD
 
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.errors import MissingExtraError
 from crossfade.trainer.model.allreduce import require_horovod
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
 

@@ -5,7 +5,7 @@ from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 
 def crossfade_here(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.features import JaggedFeature
 from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 
 
 class Crash(BaseException):

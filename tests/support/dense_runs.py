@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.model.dense import DENSE_FILE

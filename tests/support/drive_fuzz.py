@@ -29,8 +29,8 @@ from cluster_data import write_job, write_planted
 from mutations import any_value, corrupt_bytes, corrupt_pages, corrupt_parquet, corrupt_text, corrupt_tree
 from waiting import wait_until
 
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import main
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import main
 from crossfade.trainer.data.parquet import file_entry, write_options
 
 CASE_SECONDS = 180.0

@@ -66,7 +66,7 @@ def main() -> None:
     """Fit a small model, and call the commands that need no server."""
     pretend(sys.argv[1])
     import crossfade
-    from crossfade.main import main as command
+    from crossfade.cli.main import main as command
 
     random = np.random.default_rng(0)
     plays = pd.DataFrame({"user": random.integers(0, 50, 2_000), "artist": random.integers(0, 40, 2_000)})

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from dist_roles import play_role
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import StoreError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import StoreError
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec

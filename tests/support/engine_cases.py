@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 from builders import make_interactions, random_rows
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.data.query_history import HistoryWindows

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from needs import MXNET, TORCH
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import MissingExtraError
 from crossfade.kvstore.mxnet.imports import require_mxnet
 from crossfade.kvstore.torch.imports import require_torch
 from crossfade.trainer.config.model_sections import NegativesConfig

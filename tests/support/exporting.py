@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.loading import check_job

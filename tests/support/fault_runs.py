@@ -7,8 +7,8 @@ from pathlib import Path
 from paced_training import Training, paced
 from run_results import assert_same_bits, report_of
 
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.io.folder import Folder
 
 ON_SERVERS = ("--servers", 2, "--workers", 1)
 """One worker gives the bits of a run in process, whatever the number of servers."""

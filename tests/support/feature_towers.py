@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.content import ContentMatrix

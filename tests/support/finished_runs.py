@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 
 _STEP = 1e-6
 

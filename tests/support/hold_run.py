@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 

@@ -25,7 +25,7 @@ from engine_cases import (
     Result,
 )
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.model_sections import LossKind, ScoreKind
 
 Number = Any

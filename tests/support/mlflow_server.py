@@ -11,7 +11,7 @@ import psutil
 from object_store import free_ports
 from waiting import wait_until
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.processes import die_with_parent
 
 START_SECONDS = 180.0
 

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 from engine_cases import CASES, Result, gradients_by
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.model.engines import mxnet_gradients
 from crossfade.trainer.model.engines.mxnet import MXNetEngine

@@ -21,7 +21,7 @@ from pathlib import Path
 from pyarrow import fs
 from waiting import wait_until
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.processes import die_with_parent
 
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"

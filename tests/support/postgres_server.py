@@ -21,7 +21,7 @@ import psycopg
 from object_store import free_ports
 from waiting import wait_until
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.processes import die_with_parent
 
 USER, PASSWORD, DATABASE = "owner", "tests-secret", "postgres"
 START_SECONDS = 180.0

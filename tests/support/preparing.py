@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.options import PrepareOptions

@@ -15,7 +15,7 @@ from object_store import free_ports
 from scraping import installed
 from waiting import wait_until
 
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.processes import die_with_parent
 
 
 class Prometheus:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.optimizers import make_optimizer

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from saved_shards import wait_for_snapshot
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.snapshot import Snapshot
-from crossfade.kvstore.errors import CheckpointError
 
 DIM = 64
 LARGE = (64 << 20) // (4 * DIM)

@@ -9,8 +9,8 @@ import pytest
 from aws_server import AwsServer, Call
 from placement_groups import PlacementGroups
 
+from crossfade.cli.main import main
 from crossfade.deploy.aws.ec2 import resources
-from crossfade.main import main
 
 BUCKET = "music"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"

@@ -13,8 +13,8 @@ from unittest import mock
 
 from aws_server import ACCOUNT, REGION, AwsServer
 
+from crossfade.cli.main import main
 from crossfade.deploy.aws.sagemaker.jobs import LOG_GROUP
-from crossfade.main import main
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cu90"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 

@@ -20,7 +20,7 @@ from builders import random_rows
 from engine_cases import DIM, ITEMS, KINDS, PAIRS, QUERIES, TEMPERATURE, Case, make_case
 from loss_formulas import Vector, autograd, leaves_of, loss_of
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running_command import single_line
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 TrainError = Callable[..., str]
 """Trains with options and environment ``variables``; returns the error line."""

@@ -16,8 +16,8 @@ from builders import ITEM, QUERY, make_interactions, random_rows, write_split, w
 from cluster_data import write_job
 from saved_shards import random_table, save_shards, split_table
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job

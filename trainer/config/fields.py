@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from crossfade.kvstore.validation_errors import described
+from crossfade.base.validation import described
 
 Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``defaults.py``."""

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.similar_names import similar_path
-from crossfade.kvstore.validation_errors import count_problems, first_problem, format_validation_error
+from crossfade.base.errors import InputError
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.text import similar_path
+from crossfade.base.validation import count_problems, first_problem, format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
 NO_OPTIONS: Mapping[str, str] = {}

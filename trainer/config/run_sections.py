@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from crossfade.base.validation import described
 from crossfade.kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
-from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.fields import AtLeastOne, Positive, Section
 
 

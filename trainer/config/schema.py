@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.validation_errors import described
 from crossfade.trainer.config.devices import Devices, EngineName, as_list, check_devices, on_gpu
 from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section, TimeValue, resolved
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig

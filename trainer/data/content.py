@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import Content, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles, column_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
 

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import (
     SPLITS,
     BaseReference,

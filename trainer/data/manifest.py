@@ -28,11 +28,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import finish_replacement
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import finish_replacement
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.json_text import validate_json
 
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"

@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.random_access import RandomFile
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.random_access import RandomFile
+from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet_io import (
     MANIFEST,

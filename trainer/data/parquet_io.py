@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.random_access import RandomFile
-from crossfade.kvstore.io.regular_files import UnsuitableFileError
-from crossfade.kvstore.io.s3 import NoBucketError
+from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.random_access import RandomFile
+from crossfade.base.io.regular_files import UnsuitableFileError
+from crossfade.base.io.s3 import NoBucketError
 
 NOT_LOADED = "a page extends beyond its column"
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.group_order import concatenate_ranges
 

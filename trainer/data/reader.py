@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.background import yield_to_computation
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of

@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
 from crossfade.trainer.data.group_order import concatenate_ranges, group_order

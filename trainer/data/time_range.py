@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter

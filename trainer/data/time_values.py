@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
+from crossfade.base.text import counted
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import CheckpointError, InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig

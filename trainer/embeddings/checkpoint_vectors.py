@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter

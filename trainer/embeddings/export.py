@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.reader import Checkpoint
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.manifest import DatasetManifest

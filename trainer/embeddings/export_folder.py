@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.io.replacing import check_replaceable
-from crossfade.kvstore.json_text import parse_json
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.replacing import check_replaceable
+from crossfade.base.json_text import parse_json
 from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LISTING
 from crossfade.trainer.embeddings.listing import is_listing
 from crossfade.trainer.embeddings.model_card import CARD_FILE, is_model_card

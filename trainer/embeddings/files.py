@@ -28,13 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.finite import find_non_finite_row
-from crossfade.kvstore.io.disk_errors import write_failure
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import staged_folder
-from crossfade.kvstore.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import checked_metadata, open_parquet

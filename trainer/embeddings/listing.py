@@ -14,10 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.parquet_io import ListedIn

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore import __version__
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.model.history_vectors import mean_of_histories

@@ -20,9 +20,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.replacing import replace_folder
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.replacing import replace_folder
+from crossfade.base.json_text import validate_json
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, partial_folder, write_table

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import REPORT_FILE
 from crossfade.trainer.runs.run_files import RunReport, parse_run_file

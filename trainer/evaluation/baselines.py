@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig, SplitName
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import BASELINES_FILE, data_fingerprint

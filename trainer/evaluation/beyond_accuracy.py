@@ -31,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary

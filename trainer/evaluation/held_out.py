@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import SPLITS

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.embeddings.files import VectorSource

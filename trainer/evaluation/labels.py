@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary

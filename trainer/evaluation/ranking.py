@@ -48,7 +48,7 @@ from typing import Protocol
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.query_history import MomentHistories

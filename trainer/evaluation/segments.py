@@ -18,8 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError, format_names
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation.held_out import HeldOut
 

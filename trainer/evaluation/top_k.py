@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 
 MAX_LENGTH = 48
 """PostgreSQL's limit of 63 bytes, less the longest suffix of a constraint or an index."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import BoolArray, FloatArray
+from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

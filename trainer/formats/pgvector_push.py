@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from crossfade.kvstore.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError
 from crossfade.trainer.formats.exported_model import Block, ExportedModel
 from crossfade.trainer.formats.pgvector import vector_tables
 from crossfade.trainer.formats.pgvector_sql import VectorTable, prepare

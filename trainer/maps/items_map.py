@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.disk_errors import write_failure
-from crossfade.kvstore.io.output import staged_file
-from crossfade.kvstore.io.replacing import check_replaceable
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.io.output import staged_file
+from crossfade.base.io.replacing import check_replaceable
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.page import write_page
 from crossfade.trainer.maps.picture import write_picture

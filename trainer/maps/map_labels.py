@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.recommend.metadata_table import GroupLists
 
 PALETTE = (

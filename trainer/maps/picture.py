@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.errors import MissingExtraError, escape_unprintable
+from crossfade.base.errors import MissingExtraError, escape_unprintable
 from crossfade.trainer.maps.fonts import PACKAGES, Fonts, choose_fonts, plain
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import PALETTE, place_names

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.reporter import ProgressReporter
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.jit import njit
 
 _MAX_USES = 1 << 31

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import ClusterError, InputError, MissingExtraError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import ClusterError, InputError, MissingExtraError
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet
 
 ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"

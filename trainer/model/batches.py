@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.data.query_history import HistoryWindows, recency_shares
 from crossfade.trainer.data.reader import Interactions

@@ -48,11 +48,11 @@ from math import prod
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import CheckpointError, DivergedError, InputError
+from crossfade.base.io.regular_files import SMALL_FILE_BYTES
 from crossfade.kvstore.checkpoint.reader import Checkpoint
-from crossfade.kvstore.errors import CheckpointError, DivergedError, InputError
 from crossfade.kvstore.finite import find_non_finite_row
-from crossfade.kvstore.io.regular_files import SMALL_FILE_BYTES
 from crossfade.kvstore.jit import get_num_threads, njit
 from crossfade.kvstore.lanes import exact_dot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec

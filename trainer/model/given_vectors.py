@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.parquet import open_parquet

@@ -13,8 +13,8 @@ from contextlib import closing
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.philox import uniform
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.data.schedule import BatchSlice

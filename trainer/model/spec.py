@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.model_sections import HISTORY, ScoreKind

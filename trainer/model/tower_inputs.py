@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.jit import njit, prange
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.spec import TowerSpec

@@ -37,8 +37,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.philox import uniform
 from crossfade.kvstore.store import TableSpec

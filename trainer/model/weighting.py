@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
 

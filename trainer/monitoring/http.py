@@ -23,7 +23,7 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 

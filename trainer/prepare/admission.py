@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.time_values import exceed_seconds_range

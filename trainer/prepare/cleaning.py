@@ -18,8 +18,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.similar_names import similar_name
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.text import similar_name
 
 
 def check_columns(table: str, found: Sequence[str], columns: Iterable[str]) -> None:

@@ -21,8 +21,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.content import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier
 from crossfade.trainer.prepare.events import EventTable, IdType

@@ -18,8 +18,8 @@ from types import FrameType
 import duckdb
 import psutil
 
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.disk_errors import is_full_disk
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.disk_space import TEMPORARY_ADVICE, full_disk_error
 
 _DEFAULT_MEMORY_BYTES = 4 << 30

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossfade.kvstore.errors import CrossfadeError, escape_unprintable
-from crossfade.kvstore.io.disk_errors import disk_of, is_full_disk
+from crossfade.base.errors import CrossfadeError, escape_unprintable
+from crossfade.base.io.disk_errors import disk_of, is_full_disk
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.database import literal
 from crossfade.trainer.prepare.raw_files import Kind
 from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, OPTION, formats_sql

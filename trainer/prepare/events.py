@@ -18,7 +18,7 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.time_values import EventTimeRange, check_seconds

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest, restore_dataset
 
 

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.database import exact_path, fetch_count, identifier, literal
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import open_text

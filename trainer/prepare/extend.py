@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import BaseReference, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import InputError, escape_unprintable
+from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.quarantine import Quarantine
 from crossfade.trainer.prepare.text_records import Record

@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter

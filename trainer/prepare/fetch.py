@@ -22,9 +22,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.random_access import RandomFile
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.random_access import RandomFile
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
 
 _CHUNK_BYTES = 8 << 20

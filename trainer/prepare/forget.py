@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.s3_conditional import ChangedError
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.io.writer_lock import WriterLock, folder_writer
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.writer_lock import WriterLock, folder_writer
 from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.features import ROW, iter_pairs
 from crossfade.trainer.data.manifest import (

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.disk_errors import write_failure
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, FilePath
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pyarrow as pa
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -27,7 +27,7 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.time_values import TimeOption, check_seconds, parse_time_option
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one

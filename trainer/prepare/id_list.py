@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.parquet import open_parquet
 
 _HEADER_BYTES = 1 << 20

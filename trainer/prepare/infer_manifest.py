@@ -17,8 +17,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import (
     FEATURES,

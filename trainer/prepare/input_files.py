@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 Compression = Literal["gzip", "zstd"]

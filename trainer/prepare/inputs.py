@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
 from crossfade.trainer.prepare.content import check_content

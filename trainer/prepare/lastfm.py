@@ -28,9 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import staged_file
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import staged_file
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge

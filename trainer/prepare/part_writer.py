@@ -15,7 +15,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.prepare.staging import Staged

@@ -19,8 +19,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies

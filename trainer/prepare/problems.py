@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, escape_unprintable, format_names
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
 

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.output import staged_file
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.output import staged_file
 
 OPTION = "--on-bad-line"
 

@@ -30,8 +30,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.disk_errors import is_full_disk
+from crossfade.base.errors import InputError
+from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import is_id_role, joined_sql, source_columns
 from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal

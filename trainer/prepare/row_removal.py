@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.trainer.data.manifest import Content, DataFile, Feature
 
 Column = TypeVar("Column", Feature, Content)

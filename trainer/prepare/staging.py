@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from crossfade.kvstore.io.durable_file import is_partial
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import staged_folder
-from crossfade.kvstore.io.replacing import replace_folder
-from crossfade.kvstore.io.s3_conditional import ChangedError
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.io.durable_file import is_partial
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.replacing import replace_folder
+from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
     CONTENT,

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import escape_unprintable
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import escape_unprintable
+from crossfade.base.io.folder import Folder
+from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one

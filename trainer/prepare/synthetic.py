@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.content import content_group_rows, content_schema
 from crossfade.trainer.data.features import SCHEMA, VALUE
 from crossfade.trainer.data.manifest import (

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import MAX_CONTENT_WIDTH
 from crossfade.trainer.prepare.options import check_entities
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.synthetic import MAX_NAMED_ITEMS

@@ -24,8 +24,8 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
+from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

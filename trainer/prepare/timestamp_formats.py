@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.database import execute, literal
 
 OPTION = "--timestamp-format"

@@ -15,7 +15,7 @@ from functools import reduce
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.database import execute, fetch_one, literal
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import find_place, find_records

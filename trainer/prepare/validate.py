@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.io.writer_lock import folder_writer
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.writer_lock import folder_writer
+from crossfade.base.text import counted
 from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.io.folder import Folder
+from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter

@@ -15,7 +15,7 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
 from crossfade.trainer.prepare.database import execute, fetch_count
 from crossfade.trainer.prepare.events import IdType

@@ -25,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.disk_errors import write_error, write_failure
-from crossfade.kvstore.io.durable_file import sync_folder
-from crossfade.kvstore.io.output import output_lock, staged_file
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.disk_errors import write_error, write_failure
+from crossfade.base.io.durable_file import sync_folder
+from crossfade.base.io.output import output_lock, staged_file
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.id_list import read_ids

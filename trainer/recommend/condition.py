@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.database import first_line
 
 _CLASSES = {

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 

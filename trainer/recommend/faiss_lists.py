@@ -29,8 +29,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError, MissingExtraError
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.top_k import unit_rows

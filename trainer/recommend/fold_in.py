@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.context import average_context

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.config.schema import SplitName
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest

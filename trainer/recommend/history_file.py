@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import WEIGHT
 from crossfade.trainer.prepare.database import execute, fetch_count, working_database
 from crossfade.trainer.prepare.fetch import fetch_files

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.checksums import checksums_of
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind

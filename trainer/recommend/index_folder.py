@@ -19,12 +19,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.checksums import FileChecksum, verify_files
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.io.replacing import check_replaceable
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.checksums import FileChecksum, verify_files
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.replacing import check_replaceable
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.manifest import Count, data_fingerprint
 from crossfade.trainer.recommend.faiss_lists import Codes

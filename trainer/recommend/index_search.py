@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import MissingExtraError
 from crossfade.trainer.data.reporter import ProgressReporter
 
 STRENGTHS = (0.1, 0.5, 2.0, 10.0, 50.0)

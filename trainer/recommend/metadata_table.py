@@ -29,9 +29,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
-from crossfade.kvstore.errors import InputError, format_names
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.model.history_vectors import mean_of_histories
 from crossfade.trainer.model.spec import HistorySpec
 from crossfade.trainer.recommend.context import average_context

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 
 _PRICE_STEPS = 40

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.sequence import PathFinder

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource

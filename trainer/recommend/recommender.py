@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import SplitName
 from crossfade.trainer.data.lineage import LineageReader

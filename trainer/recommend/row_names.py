@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError, escape_unprintable, format_names
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.composite_ids import SEPARATOR, escape, split_id
 

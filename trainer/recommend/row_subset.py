@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score

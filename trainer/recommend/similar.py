@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates

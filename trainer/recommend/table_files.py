@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.output import staged_file
+from crossfade.base.errors import InputError
+from crossfade.base.io.output import staged_file
 
 Write = Callable[[pa.Table], Any]
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.label_precision import count_pairs
 from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, LabelSource, read_labels

@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.checkpoint.reader import Checkpoint
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.durable_file import is_partial, replace_file
-from crossfade.kvstore.io.file_lock import folder_lock
-from crossfade.kvstore.similar_names import similar_path
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import is_partial, replace_file
+from crossfade.base.io.file_lock import folder_lock
+from crossfade.base.text import similar_path
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_files import RunIdentity, RunRestarts, read_report, read_run_file

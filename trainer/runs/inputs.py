@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig, SplitName
 from crossfade.trainer.data.lineage import LineageReader

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from crossfade.base.errors import CheckpointError, InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.json_text import parse_json
 from crossfade.kvstore.checkpoint.files import STEP_NAME
-from crossfade.kvstore.errors import CheckpointError, InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.json_text import parse_json
 
 OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"

@@ -12,9 +12,9 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from crossfade.base.errors import InputError
 from crossfade.kvstore.checkpoint.lifecycle import has_complete, latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import Checkpoint
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.runs.events import CheckpointSaved, PhaseEvent, parse_record
 from crossfade.trainer.runs.folder import EVENTS_FILE
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.durable_file import replace_file
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.json_text import validate_json
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups

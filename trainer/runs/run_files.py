@@ -10,10 +10,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.json_text import parse_json
-from crossfade.kvstore.validation_errors import format_validation_error
+from crossfade.base.errors import InputError
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.json_text import parse_json
+from crossfade.base.validation import format_validation_error
 
 File = TypeVar("File", bound=BaseModel)
 _FIX = "restore it"

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.file_lock import folder_lock, try_lock
+from crossfade.base.errors import InputError
+from crossfade.base.io.file_lock import folder_lock, try_lock
 
 LOCK_FILE = "run.lock"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"

@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.processes import die_with_parent
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.processes import die_with_parent
 from crossfade.trainer.prepare.database import first_line
 
 _CONTEXT = multiprocessing.get_context("forkserver")

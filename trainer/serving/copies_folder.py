@@ -15,9 +15,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.disk_errors import disk_of
-from crossfade.kvstore.io.file_lock import try_lock
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import disk_of
+from crossfade.base.io.file_lock import try_lock
 
 _PREFIX = "crossfade-model-"
 _LOCK_FILE = "lock"

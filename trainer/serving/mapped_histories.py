@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.bulk import part_starts

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.base.arrays import BoolArray
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.recommend.metadata_table import GroupLists
 from crossfade.trainer.serving.bounded_process import BoundedProcess, LimitError, TimeLimitError
 from crossfade.trainer.serving.metadata_reader import MetadataReader

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score

@@ -32,14 +32,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.checksums import FileChecksum, checksums_of, verify_files
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.json_text import validate_json
 from crossfade.kvstore.finite import find_non_finite_row
-from crossfade.kvstore.io.checksums import FileChecksum, checksums_of, verify_files
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.regular_files import read_regular
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.json_text import validate_json
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.model_sections import ScoreKind

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from crossfade.kvstore.errors import MissingExtraError
+from crossfade.base.errors import MissingExtraError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.events import Event
 from crossfade.trainer.runs.folder import RunFolder

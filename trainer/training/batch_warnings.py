@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from crossfade.kvstore.counted import counted
+from crossfade.base.text import counted
 
 _logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import is_full_disk, write_failure
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.checkpoint.inventory import list_checkpoints
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.disk_errors import is_full_disk, write_failure
-from crossfade.kvstore.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary

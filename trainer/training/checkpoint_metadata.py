@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import SaveResult, TableSpec
 from crossfade.trainer.config.schema import JobConfig

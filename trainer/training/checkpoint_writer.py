@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crossfade.base.errors import CheckpointError, DivergedError
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import clear_later, commit, delete_failed, prune, step_folder
-from crossfade.kvstore.errors import CheckpointError, DivergedError
 from crossfade.kvstore.store import RowStore, SaveResult
 from crossfade.trainer.runs.events import (
     CheckpointFailed,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import compiled_for
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer

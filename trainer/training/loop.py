@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import DivergedError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import JobConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client.core import Metric as Family
 
-from crossfade.kvstore.errors import DivergedError
+from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, RowStore, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.prefetch import Prefetcher

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.kvstore.store import NO_RESETS, RowStore
-from crossfade.kvstore.validation_errors import format_validation_error
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.dense import DenseLayers

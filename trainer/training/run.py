@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from typing import Any
 
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowStore
 from crossfade.kvstore.torch.store import DeviceStore

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.store import RowStore
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig

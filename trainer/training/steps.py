@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowGradient, RowStore
 from crossfade.kvstore.torch.imports import describe_exhausted_memory

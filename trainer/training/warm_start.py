@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import CheckpointError, InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from crossfade.kvstore.errors import CheckpointError, InputError
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from crossfade.base.errors import ClusterError, CrossfadeError, StorageUnavailableError
 from crossfade.deploy.aws.ec2.spec import RunSpec
 from crossfade.deploy.aws.ec2.storage import (
     COORDINATOR_FILE,
@@ -37,7 +38,6 @@ from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.metadata import InstanceMetadata
 from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.topology import TOKEN_VARIABLE
-from crossfade.kvstore.errors import ClusterError, CrossfadeError, StorageUnavailableError
 from crossfade.trainer.runs.folder import RunFolder
 
 if TYPE_CHECKING:

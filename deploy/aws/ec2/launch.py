@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudRequestError
 from crossfade.deploy.aws.accelerators import Variant
 from crossfade.deploy.aws.ec2 import requests
 from crossfade.deploy.aws.ec2.spec import RunSpec
 from crossfade.deploy.aws.ec2.storage import SPEC_FILE, RunStorage
 from crossfade.deploy.aws.ecr import EcrImage, check_image
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

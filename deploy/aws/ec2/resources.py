@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError
+from crossfade.base.text import counted
 from crossfade.deploy.aws.ec2.spec import (
     FIRST_TAG,
     JOB_TAG,
@@ -27,8 +29,6 @@ from crossfade.deploy.aws.ec2.spec import (
     STORAGE_TAG,
 )
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.counted import counted
-from crossfade.kvstore.errors import CloudError, CloudRequestError, CrossfadeError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef

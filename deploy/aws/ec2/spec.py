@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import Variant
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 

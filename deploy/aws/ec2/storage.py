@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from crossfade.base.errors import CloudRequestError
 from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
 from crossfade.deploy.aws.errors import translate_aws_errors
-from crossfade.kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

@@ -30,9 +30,9 @@ from typing import Any
 import psutil
 import yaml
 
+from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.topology import Address
-from crossfade.kvstore.errors import ClusterError, InputError
-from crossfade.kvstore.io.durable_file import replace_file
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder

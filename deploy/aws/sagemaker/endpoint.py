@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudError, InputError
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
-from crossfade.kvstore.errors import CloudError, InputError
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

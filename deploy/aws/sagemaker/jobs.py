@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.errors import CloudError, CloudRequestError, ClusterError, CrossfadeError, InputError
 from crossfade.deploy.aws.ecr import check_image
 from crossfade.deploy.aws.errors import error_from_code, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import progress_pattern
-from crossfade.kvstore.errors import CloudError, CloudRequestError, ClusterError, CrossfadeError, InputError
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
 from crossfade.deploy.aws.job_checks import check_device
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
 from crossfade.deploy.topology import TOKEN_VARIABLE
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:

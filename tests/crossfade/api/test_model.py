@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import crossfade
-from crossfade.main import main
+from crossfade.cli.main import main
 
 
 def test_several_queries_keep_their_order(model: crossfade.Model) -> None:

@@ -9,12 +9,12 @@ import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 from documented_policies import unrestricted
 
+from crossfade.base.errors import CloudError, CloudRequestError, InputError
 from crossfade.deploy.aws.accelerators import gpu_of, variant_of
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.instance_types import INSTANCES
 from crossfade.deploy.aws.prices import Cost, Price, hourly_price
-from crossfade.kvstore.errors import CloudError, CloudRequestError, InputError
 from crossfade.trainer.config.devices import EngineName
 
 P2_QUOTA = (
@@ -287,4 +287,4 @@ def test_only_three_files_import_boto3() -> None:
         for path in (root / package).rglob("*.py")
         if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
     }
-    assert importers == {"deploy/aws/clients.py", "deploy/aws/errors.py", "kvstore/io/s3_conditional.py"}
+    assert importers == {"deploy/aws/clients.py", "deploy/aws/errors.py", "crossfade/base/io/s3_conditional.py"}

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.job_checks import check_device, notes
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 
 

@@ -13,10 +13,10 @@ from paced_training import Training, pace, paced
 from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, messages, started, succeeded
 
+from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.deploy.aws.metadata import InstanceMetadata
 from crossfade.deploy.aws.spot import SpotMonitor, monitor_spot
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.errors import InputError, StorageUnavailableError
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 STEP_SECONDS = 0.2

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from cluster_data import write_job
 
-from crossfade.commands.plan import bits_per_second
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import make_parser
+from crossfade.cli.plan import bits_per_second
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
 from crossfade.deploy.capacity.inputs import ExpectedSize, expected_inputs
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import make_parser
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
 

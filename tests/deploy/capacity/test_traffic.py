@@ -11,10 +11,10 @@ from capacity_jobs import plan_of, zipf_job
 from preparing import prepare_files, write_parquet
 from running_command import crossfade, succeeded
 
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, worker_loads
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.schedule import BatchSchedule

@@ -12,12 +12,12 @@ import pytest
 from waiting import wait_until
 
 from crossfade import deploy
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
 from crossfade.deploy.cluster.role_process import _NETWORK_ABORT
 from crossfade.deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
-from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
 pytestmark = pytest.mark.slow

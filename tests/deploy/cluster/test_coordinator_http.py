@@ -13,13 +13,13 @@ import psutil
 import pytest
 from scripted_agents import Cluster, Host, step
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.cluster import coordinator_http
 from crossfade.deploy.cluster.agent import CoordinatorUnreachable
 from crossfade.deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serve_coordinator
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.messages import NumberedEvent
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
-from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.runs.events import PhaseEvent
 
 TOKEN = "a-secret-of-this-test-alone"

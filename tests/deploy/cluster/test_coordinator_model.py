@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scripted_agents import KILLED, Cluster, Host, saved, step
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.cluster.agent import AGENT_LEASE_SECONDS
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
 from crossfade.deploy.cluster.messages import DesiredState, Failure, Heartbeat
 from crossfade.deploy.topology import Address, roles
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.runs.events import HostExcluded, InterruptionNotice, LoadEvent, StoppedEvent
 
 HOSTS = 2

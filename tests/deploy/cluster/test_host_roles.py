@@ -13,10 +13,10 @@ from running_command import RunningCommand, crossfade, records, started, succeed
 from scripted_agents import KILLED, Cluster, Host, step
 from waiting import wait_until
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.topology import AcceptedRoles, assign_roles, missing_hosts
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.run_sections import ClusterConfig
 

@@ -7,10 +7,10 @@ from contextlib import closing
 
 import pytest
 
+from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.topology import Address, JobTopology, Role, interface_of, role_environment
-from crossfade.kvstore.errors import ClusterError
 
 WORKERS = 2
 

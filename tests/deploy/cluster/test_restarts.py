@@ -3,12 +3,12 @@
 import pytest
 from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.messages import Failure
 from crossfade.deploy.cluster.restart_policy import NETWORK_FAILURE_SECONDS, RestartPolicy
 from crossfade.deploy.topology import Address
-from crossfade.kvstore.errors import ClusterError, InputError
 from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from error_table import documented
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
-from crossfade.kvstore.errors import ClusterError, InputError
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -10,12 +10,12 @@ from cluster_data import write_job
 from scripted_agents import Cluster
 from waiting import wait_until
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.cluster import start_finder, supervision
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.messages import Failure
 from crossfade.deploy.cluster.start_finder import StartFinder
 from crossfade.deploy.topology import TOKEN_VARIABLE, check_local_address
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.runs.folder import RunFolder

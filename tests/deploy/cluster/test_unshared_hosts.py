@@ -12,7 +12,7 @@ from paced_training import Training, pace
 from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, records, started, succeeded
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.runs.folder import RunFolder
 

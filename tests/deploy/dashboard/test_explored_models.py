@@ -16,9 +16,9 @@ from cluster_data import CUSTOMERS, TRACKS
 from explored_runs import write_runs
 from waiting import wait_until
 
+from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.dashboard import explored_models
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
-from crossfade.kvstore.errors import CrossfadeError
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.serving.copies_folder import CopiesFolder
 from crossfade.trainer.serving.served_model import RankingOptions, ServedModel

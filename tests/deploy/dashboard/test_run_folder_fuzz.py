@@ -18,11 +18,11 @@ from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
 from mutations import corrupt_bytes, corrupt_text
 from run_folders import load, sample
 
-from crossfade.commands.status import _screen, _table
+from crossfade.base.errors import CheckpointError, InputError
+from crossfade.cli.status import _screen, _table
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import summarize
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import CheckpointError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 from crossfade.trainer.embeddings.vector_origin import embeddings_origin

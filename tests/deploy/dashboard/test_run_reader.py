@@ -22,6 +22,7 @@ from run_folders import (
     write_run,
 )
 
+from crossfade.base.processes import started_at
 from crossfade.deploy.dashboard import formatting, run_reader, runs
 from crossfade.deploy.dashboard.run_figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader
@@ -29,7 +30,6 @@ from crossfade.deploy.dashboard.runs import Runs
 from crossfade.deploy.dashboard.summary import latest_first, summarize
 from crossfade.deploy.dashboard.tail import Tail
 from crossfade.deploy.dashboard.training_history import TrainingHistory
-from crossfade.kvstore.processes import started_at
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from crossfade.base.errors import StorageUnavailableError
 from crossfade.deploy.doctor.findings import Finding, run_check
-from crossfade.kvstore.errors import StorageUnavailableError
 
 OK = Finding("disk", "ok", "there")
 

@@ -8,10 +8,10 @@ import pytest
 from cluster_data import write_job, write_planted
 from killed_process import holding
 
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
 from crossfade.deploy.doctor.leftovers import check_leftovers
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import staged_folder
-from crossfade.kvstore.io.writer_lock import LOCK_NAME, folder_writer
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 

@@ -17,6 +17,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from object_store import BUCKET, FOREIGN_CREDENTIALS, READER, ObjectStore, running_object_store
 
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
 from crossfade.deploy.doctor.leftovers import check_leftovers
 from crossfade.deploy.doctor.storage import (
@@ -25,7 +26,6 @@ from crossfade.deploy.doctor.storage import (
     check_dataset_storage,
     short_requests,
 )
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 

@@ -16,8 +16,8 @@ from running_command import RunningCommand, started, succeeded
 from scheduled_jobs import BUCKET_DATA, find, kubernetes_of, manifests, scheduled_job
 from waiting import wait_until
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.schedulers.kubernetes import KubernetesOptions, resource_name
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 

@@ -13,8 +13,8 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.tuning.search_space import SearchParameter
-from crossfade.kvstore.errors import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from error_table import documented
 from pydantic import BaseModel
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.explain import explain_fields
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig

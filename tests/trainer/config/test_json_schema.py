@@ -10,7 +10,7 @@ import pytest
 import yaml
 from command_here import crossfade_here
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.explain import explain_fields
 from crossfade.trainer.config.json_schema import job_schema
 from crossfade.trainer.config.loading import check_job

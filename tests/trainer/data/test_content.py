@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from error_table import documented
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import main
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import main
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.data.content import iter_content, load_content
 from crossfade.trainer.data.manifest import read_manifest

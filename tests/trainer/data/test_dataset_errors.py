@@ -18,7 +18,7 @@ from paced_training import paced
 from running_command import crossfade, single_line, succeeded
 from train_errors import TrainError, train_error_runner
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.parquet import file_entry, write_options
 
 pytestmark = pytest.mark.slow

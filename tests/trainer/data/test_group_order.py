@@ -5,7 +5,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.philox import permutation
 from crossfade.trainer.data.group_order import group_order
 

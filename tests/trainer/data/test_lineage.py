@@ -12,8 +12,8 @@ from error_table import documented
 from object_store import running_object_store
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter

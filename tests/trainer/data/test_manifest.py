@@ -11,8 +11,8 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import check_vocabularies

@@ -12,8 +12,8 @@ import pytest
 from cluster_data import write_planted
 from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, row_groups
 from crossfade.trainer.data.reporter import NullReporter

@@ -12,7 +12,7 @@ import pytest
 
 _REPORT_MEMORY = """
 import sys
-from crossfade.main import main
+from crossfade.cli.main import main
 code = main(sys.argv[1:])
 print(open("/proc/self/status").read())
 sys.exit(code)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.data.query_history import (
     HistoryWindows,
     concatenate_windows,

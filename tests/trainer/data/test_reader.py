@@ -18,9 +18,9 @@ from builders import (
     write_groups,
 )
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data import parquet as parquet_files
 from crossfade.trainer.data.manifest import Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry

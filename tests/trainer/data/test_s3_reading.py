@@ -10,9 +10,9 @@ import pytest
 from flaky_proxy import Fault, Proxy, flaky_proxy
 from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, free_ports, running_object_store
 
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.s3 import NoBucketError, S3Files
-from crossfade.kvstore.io.s3_errors import is_transient, translate_s3_error
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3 import NoBucketError, S3Files
+from crossfade.base.io.s3_errors import is_transient, translate_s3_error
 
 DATA = np.random.default_rng(1).bytes(300_000)
 

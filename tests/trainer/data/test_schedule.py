@@ -19,9 +19,9 @@ from builders import (
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 from waiting import wait_until
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import StorageUnavailableError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.prefetch import Prefetcher
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups

@@ -13,8 +13,8 @@ from builders import ITEM, QUERY, write_groups, write_vocabulary
 from cluster_data import write_job
 from running_command import crossfade, succeeded
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split

@@ -13,9 +13,9 @@ import pytest
 from builders import ITEM, QUERY, write_vocabulary
 from written_runs import ArrayVectors
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

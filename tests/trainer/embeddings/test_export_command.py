@@ -19,7 +19,7 @@ from running_command import crossfade, started, succeeded
 from saved_shards import random_table, save_shards, split_table
 from waiting import wait_until
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings import files as embeddings
@@ -117,7 +117,7 @@ LARGE = 400_000
 PEAK = """
 import sys
 from pathlib import Path
-from crossfade.main import main
+from crossfade.cli.main import main
 code = main(sys.argv[1:])
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
 sys.exit(code)

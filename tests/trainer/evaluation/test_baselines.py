@@ -15,7 +15,7 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest

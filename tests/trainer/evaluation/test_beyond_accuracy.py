@@ -15,9 +15,9 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import succeeded
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader

@@ -15,7 +15,7 @@ from error_table import documented
 from running_command import succeeded
 from scipy import stats  # type: ignore[import-untyped]
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.evaluation.comparison import (

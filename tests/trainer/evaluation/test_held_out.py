@@ -7,7 +7,7 @@ import numpy as np
 from builders import make_interactions, write_data_set
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, SplitName
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest

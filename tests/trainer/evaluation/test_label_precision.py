@@ -11,9 +11,9 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 from error_table import documented
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask, SplitName

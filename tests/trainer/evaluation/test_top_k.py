@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossfade.kvstore.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation import top_k
 from crossfade.trainer.evaluation.held_out import ItemLists

@@ -29,7 +29,7 @@ from written_runs import (
     write_run,
 )
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.formats import exported_model
 
 SCORES = ("cosine", "dot", "euclidean")

@@ -10,7 +10,7 @@ import pytest
 from builders import ITEM, QUERY
 from written_runs import TRAINED, UNTRAINED, ArrayVectors, WrittenRun, write_run
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest

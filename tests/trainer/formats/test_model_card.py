@@ -10,7 +10,7 @@ from cluster_data import OVERFITTING, TRACKS, train_rows, write_job, write_plant
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
 

@@ -22,7 +22,7 @@ from running_command import RunningCommand, started, succeeded
 from waiting import wait_until
 from written_runs import TRACK_NAMES, TRAINED, UNTRAINED, WrittenRun, save_checkpoint, write_run
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.formats import exported_model, pgvector_sql
 
 pytestmark = pytest.mark.slow

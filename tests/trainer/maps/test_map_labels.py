@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.maps.map_labels import Labels, choose_labels, measure_agreement, place_names
 from crossfade.trainer.recommend.metadata_table import GroupLists
 

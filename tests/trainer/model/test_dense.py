@@ -23,16 +23,16 @@ from dense_runs import (
 from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import DivergedError, InputError
+from crossfade.cli.main import main
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import DivergedError, InputError
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerSpec
-from crossfade.main import main
 from crossfade.trainer.config.loading import check_job, load_job
 from crossfade.trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
 from crossfade.trainer.model.spec import LayerSpec

@@ -12,7 +12,7 @@ from cluster_data import write_job, write_planted
 from cuda_stub import H100, K80, build_cuda_stub, cuda_stub_environment
 from running_command import crossfade, messages, single_line, succeeded
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines import choice
 from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE, EngineChoice, choose_engine, local_rank
@@ -20,7 +20,7 @@ from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo
 
 CHOOSE = """
 import json, sys
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines.choice import choose_engine
 

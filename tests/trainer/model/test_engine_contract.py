@@ -31,7 +31,7 @@ from loss_formulas import HAS_TORCH, by_autograd, by_differences, reference, ref
 from needs import TORCH
 from tower_cases import TOWER_CASES, tower_gradients, tower_reference
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 

@@ -22,7 +22,7 @@ from history_towers import (
 )
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import Content, DatasetManifest, Entity, Feature, Split

@@ -11,7 +11,7 @@ from builders import make_interactions, write_data_set
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_job
 from running_command import crossfade, records, succeeded
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.model_sections import LossKind
 
 BoolArray = npt.NDArray[np.bool_]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.negatives import NegativeSampler

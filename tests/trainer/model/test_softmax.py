@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import NegativesConfig, ScoreKind
 from crossfade.trainer.data.schedule import BatchSlice

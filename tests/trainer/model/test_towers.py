@@ -19,8 +19,8 @@ from feature_towers import (
 from finite_differences import numeric_gradient
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions

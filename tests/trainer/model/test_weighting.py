@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from builders import make_interactions
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
 from crossfade.trainer.model.weighting import FrequencyWeighting

@@ -11,7 +11,7 @@ from metric_groups import make_job
 from scraping import ask, families, scrape
 from waiting import wait_until
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 

@@ -12,9 +12,9 @@ import pytest
 from error_table import documented
 from preparing import vocabulary_tuples
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.options.parsing import parse_minimums, parse_spans
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.cli.options.parsing import parse_minimums, parse_spans
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter

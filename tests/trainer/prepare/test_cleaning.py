@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare.summary import format_summary
 
 Event = tuple[int, int, float, int]

@@ -10,8 +10,8 @@ from command_here import crossfade_here
 from error_table import documented
 from preparing import prepare_files, vocabulary_tuples, write_parquet, write_text
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.forget import forget

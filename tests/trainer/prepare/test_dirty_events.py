@@ -17,8 +17,8 @@ from error_table import documented
 from preparing import entries, interactions, prepare_files, vocabulary, write_parquet, write_text
 from running_command import messages
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile

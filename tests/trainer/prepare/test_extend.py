@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -13,10 +13,10 @@ from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.writer_lock import LOCK_NAME
-from crossfade.main import main
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME
+from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import NullReporter

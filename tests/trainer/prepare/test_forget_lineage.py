@@ -12,8 +12,8 @@ from error_table import documented
 from preparing import interactions, prepare_files, vocabulary_tuples, write_parquet
 from running_command import succeeded
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles

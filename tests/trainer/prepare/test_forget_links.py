@@ -6,7 +6,7 @@ import pytest
 from cluster_data import write_planted
 from error_table import documented
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 
 def tree(folder: Path) -> dict[Path, bytes | None]:

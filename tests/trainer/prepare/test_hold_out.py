@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from preparing import Row, interactions, prepare_files, random_events, write_parquet
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare import hold_out
 from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION, parse_hold_out
 from crossfade.trainer.prepare.summary import format_summary

@@ -20,7 +20,7 @@ from preparing import (
     write_text,
 )
 
-from crossfade.main import main
+from crossfade.cli.main import main
 from crossfade.trainer.prepare import lastfm
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"

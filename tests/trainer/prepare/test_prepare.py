@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import checksums, interactions, prepare_files, random_events, vocabulary, write_parquet, write_text
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows

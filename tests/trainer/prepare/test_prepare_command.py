@@ -13,8 +13,8 @@ from preparing import (
 )
 from running_command import messages
 
-from crossfade.kvstore.errors import InputError
-from crossfade.main import make_parser
+from crossfade.base.errors import InputError
+from crossfade.cli.main import make_parser
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:

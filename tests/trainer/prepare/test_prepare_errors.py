@@ -11,7 +11,7 @@ import pytest
 from error_table import documented
 from preparing import entries, write_parquet, write_text
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from preparing import InterruptingReporter, checksums, entries, prepare_files, random_events, write_parquet, write_text
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import disk_space
 from crossfade.trainer.prepare.database import execute, working_database

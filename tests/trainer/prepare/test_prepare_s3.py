@@ -18,9 +18,9 @@ from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
 from preparing import InterruptingReporter, prepare_files, random_events, write_parquet
 
-from crossfade.kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.s3 import ATTEMPTS_VARIABLE
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files

@@ -21,8 +21,8 @@ from preparing import (
     write_text,
 )
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile

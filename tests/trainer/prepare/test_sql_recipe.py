@@ -14,7 +14,7 @@ import pytest
 from cluster_data import TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare.features import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions

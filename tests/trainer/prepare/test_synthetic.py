@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.content import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare import synthetic, synthetic_draws

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import entries
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import make_parser
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import make_parser
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import synthetic_events as raw_synthetic
 from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, Likes, SyntheticSpec

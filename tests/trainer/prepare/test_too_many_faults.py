@@ -10,7 +10,7 @@ from error_table import documented
 from preparing import entries, prepare_files, write_parquet, write_text
 from running_command import messages
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 ROWS = 100

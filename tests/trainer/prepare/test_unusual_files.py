@@ -12,8 +12,8 @@ from error_table import documented
 from preparing import entries, interactions, prepare_files, vocabulary, write_parquet, write_text
 from small_disk import MountError, mounted_disk
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 
 OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
@@ -82,7 +82,7 @@ def test_pipes_and_devices_are_rejected_at_once_wherever_files_are_read(tmp_path
 def test_values_with_spaces_get_the_advice_of_their_option(
     words: list[str], advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from crossfade.main import main
+    from crossfade.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["prepare", "--events", "e.csv", *words])

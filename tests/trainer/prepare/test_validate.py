@@ -12,9 +12,9 @@ import pytest
 from error_table import documented
 from object_store import ObjectStore, running_object_store
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import main
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter

@@ -15,9 +15,9 @@ from error_table import documented
 from preparing import interactions, prepare_files, write_parquet
 from running_command import single_line
 
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.output import output_lock
-from crossfade.kvstore.io.writer_lock import folder_writer
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import output_lock
+from crossfade.base.io.writer_lock import folder_writer
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_groups, write_vocabulary
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry

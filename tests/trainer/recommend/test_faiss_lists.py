@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors

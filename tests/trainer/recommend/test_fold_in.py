@@ -8,7 +8,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend import fold_in

@@ -11,11 +11,11 @@ from running_command import succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
 from written_runs import CUSTOMER_IDS, write_run
 
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.deploy.serving.versions import Refresher, Source, Versions
 from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, study_errors
-from crossfade.kvstore.errors import CrossfadeError
-from crossfade.kvstore.io.folder import Folder
-from crossfade.kvstore.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter

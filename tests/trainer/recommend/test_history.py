@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import make_interactions, write_data_set
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter

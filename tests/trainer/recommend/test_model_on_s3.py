@@ -10,9 +10,9 @@ from flaky_proxy import Fault, Proxy, flaky_proxy
 from object_store import ObjectStore, running_object_store
 from written_runs import CUSTOMER_IDS, TRACK_IDS, WrittenRun, save_checkpoint, write_run, write_vectors
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import CrossfadeError, InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 Vectors = dict[str, FloatArray]

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
 

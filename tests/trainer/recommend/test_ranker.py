@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists

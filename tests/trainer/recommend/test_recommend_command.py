@@ -19,8 +19,8 @@ from object_store import running_object_store
 from running_command import crossfade, succeeded
 from written_runs import write_run
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.recommend import bulk
 from crossfade.trainer.recommend.history import Histories

@@ -10,8 +10,8 @@ from builders import write_vocabulary
 from command_here import crossfade_here
 from running_command import succeeded
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.row_names import RowLabel, RowNames, distinct_labels

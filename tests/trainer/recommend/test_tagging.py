@@ -18,7 +18,7 @@ from error_table import documented
 from running_command import succeeded
 from small_disk import MountError, fill, mounted_disk
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry
 

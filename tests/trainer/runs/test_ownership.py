@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.runs.ownership import check_still_owned, claim
 
 

@@ -8,8 +8,8 @@ from error_table import documented
 from run_folders import add, training_from
 from saved_shards import random_table, reseal, save_shards, split_table
 
+from crossfade.base.errors import InputError
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
-from crossfade.kvstore.errors import InputError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.runs.events import CheckpointSaved, to_record

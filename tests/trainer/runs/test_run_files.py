@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crossfade.kvstore.errors import InputError
+from crossfade.base.errors import InputError
 from crossfade.trainer.runs.folder import RunFolder
 
 REPORT = {"steps": 4, "epochs": 1, "best_epoch": 1, "metrics": {"valid": {"ndcg@10": 0.5, "queries": 3}}, "more": [1]}

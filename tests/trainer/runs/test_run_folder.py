@@ -13,8 +13,8 @@ from cluster_data import write_job
 from error_table import documented
 from waiting import wait_until
 
-from crossfade.kvstore.errors import InputError
-from crossfade.kvstore.io import durable_file
+from crossfade.base.errors import InputError
+from crossfade.base.io import durable_file
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import JOB_FILE, RUN_FILE, EarlierRun, RunFolder

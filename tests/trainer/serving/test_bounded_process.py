@@ -9,7 +9,7 @@ import psutil
 import pytest
 from waiting import wait_until
 
-from crossfade.kvstore.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.serving.bounded_process import BoundedProcess, LimitError, TimeLimitError
 
 

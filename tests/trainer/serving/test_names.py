@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cluster_data import write_vocabulary
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

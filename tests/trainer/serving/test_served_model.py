@@ -17,8 +17,8 @@ from command_here import crossfade_here
 from running_command import succeeded
 from written_runs import ArrayVectors
 
-from crossfade.kvstore.arrays import IntArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend.candidates import FilterOptions

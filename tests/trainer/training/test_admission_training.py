@@ -13,7 +13,7 @@ from preparing import vocabulary_tuples as rows_of
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
-from crossfade.kvstore.io.folder import Folder
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest

@@ -10,7 +10,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from saved_shards import reseal
 
-from crossfade.kvstore.errors import CheckpointError
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowGradient
 from crossfade.trainer.config.loading import load_job

@@ -10,11 +10,11 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from finished_runs import quality, same_bits, vectors
 from running_command import crossfade, succeeded
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
+from crossfade.cli.main import main
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.io.folder import Folder
-from crossfade.main import main
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.features import load_feature

@@ -13,11 +13,11 @@ from command_here import crossfade_here
 from run_results import assert_same_bits, checkpoint_arrays, report_of, vectors
 from running_command import crossfade, succeeded
 
+from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.kvstore.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.content import load_content
 from crossfade.trainer.data.manifest import read_manifest

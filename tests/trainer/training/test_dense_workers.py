@@ -17,8 +17,8 @@ from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import ClusterError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import ClusterError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.model.dense import DenseLayers

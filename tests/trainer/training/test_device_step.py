@@ -10,8 +10,8 @@ from engine_cases import CASES, ITEM_TABLE, QUERY_TABLE, Case
 from needs import TORCH
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import DivergedError, InputError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import DivergedError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.torch.store import DeviceStore

@@ -10,7 +10,7 @@ from command_here import crossfade_here
 from run_results import checkpoint_arrays
 from running_command import crossfade, succeeded
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles

@@ -18,8 +18,8 @@ from dist_roles import RunningRole, running_roles
 from drive_steps import MEASURED_STEPS, WARM_STEPS
 from running_command import crossfade, succeeded
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import StoreError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import StoreError
 from crossfade.kvstore.mxnet.authentication import CommandVerifier
 from crossfade.kvstore.mxnet.server import RowServer
 from crossfade.trainer.data.manifest import DataFile, Entity

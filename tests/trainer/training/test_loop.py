@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import RowGradient, TableSpec
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.active_rows import ActiveRows

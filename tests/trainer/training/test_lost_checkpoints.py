@@ -15,7 +15,7 @@ from run_results import report_of
 from running_command import crossfade, messages, records, single_line, succeeded
 from saved_shards import poison, reseal, wait_for_save
 
-from crossfade.kvstore.errors import DivergedError
+from crossfade.base.errors import DivergedError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

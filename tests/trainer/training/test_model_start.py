@@ -17,10 +17,10 @@ from object_store import running_object_store
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
+from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -17,7 +17,7 @@ from run_results import ENTITIES, assert_same_bits, report_of, vectors
 from running_command import crossfade, messages, records, succeeded
 from waiting import wait_until
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 

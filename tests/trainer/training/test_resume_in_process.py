@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
+from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
-from crossfade.kvstore.errors import CheckpointError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 from crossfade.trainer.runs.events import Event, StepEvent

@@ -11,8 +11,8 @@ import pytest
 from builders import make_interactions
 from resolved_jobs import make_resolved
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
-from crossfade.kvstore.errors import DivergedError, StoreError
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import DivergedError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.scratch import Scratch
 from crossfade.trainer.model.engines.sharing import WorkSharing

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.choice import EngineChoice, choose_engine

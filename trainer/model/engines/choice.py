@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crossfade.kvstore.environment import environment_integer
-from crossfade.kvstore.errors import InputError
+from crossfade.base.environment import environment_integer
+from crossfade.base.errors import InputError
 from crossfade.trainer.config.devices import EngineName
 from crossfade.trainer.config.schema import TrainConfig
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo, find_gpus

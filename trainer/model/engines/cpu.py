@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import inner_kernel, njit, prange
 from crossfade.kvstore.row_kernels import dot
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES

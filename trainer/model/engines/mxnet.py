@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
-from crossfade.kvstore.errors import InputError
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch

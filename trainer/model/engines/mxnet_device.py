@@ -19,7 +19,7 @@ import math
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 
 T = TypeVar("T")
 Queued = Generator[Any, None, T]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.model.engines.mxnet_device import MXNetDevice, Queued
 from crossfade.trainer.model.engines.mxnet_losses import ScoreLoss, Scores

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.memory import empty_rows

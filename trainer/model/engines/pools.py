@@ -19,7 +19,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.kvstore.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.scratch import Scratch

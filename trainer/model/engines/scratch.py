@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.trainer.model.pool_kernels import add_to
 
 _ALIGNMENT = 64

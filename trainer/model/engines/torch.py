@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.arrays import FloatArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.torch.imports import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.model_sections import NegativesConfig

@@ -8,7 +8,7 @@ from ec2_leftovers import leftovers
 from running_command import started
 from submitting_ec2 import BUCKET, detached, submitted_run
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from aws_server import AwsServer
 from ec2_leftovers import leftovers
 from submitting_ec2 import IMAGE, detached, stored
 
-from crossfade.main import main
+from crossfade.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from documented_policies import policy
 from ec2_leftovers import leftovers
 from submitting_ec2 import BUCKET, detached, stored, submit, submitted_run, tags_of
 
+from crossfade.cli.main import main
 from crossfade.deploy.aws.ec2.follower import MAX_LOSSES
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances
-from crossfade.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import pytest
 from aws_server import AwsServer
 from submitting_ec2 import BUCKET, IMAGE, detached, stored, submit, submitted_run, tags_of
 
+from crossfade.cli.main import main
 from crossfade.deploy.aws.ec2.spec import RunSpec, new_run_name
 from crossfade.deploy.aws.ec2.user_data import MAX_BYTES, user_data
-from crossfade.main import main
 
 pytestmark = pytest.mark.slow
 

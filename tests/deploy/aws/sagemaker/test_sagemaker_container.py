@@ -14,9 +14,9 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.aws.sagemaker import container
 from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job, run_dir
-from crossfade.kvstore.errors import ClusterError, InputError
 
 
 def train(base: Path, **variables: str) -> Any:

@@ -10,9 +10,9 @@ from aws_server import AwsServer
 from running_command import succeeded
 from submitting_sagemaker import IMAGE, ROLE, submit
 
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
 from crossfade.deploy.aws.sagemaker.request import Submission, make_request
-from crossfade.kvstore.errors import InputError
 from crossfade.trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow

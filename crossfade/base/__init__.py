@@ -1,0 +1,1 @@
+"""What every package stands on: errors, text, validation, processes, files and storage. Imports nothing of ours."""

@@ -1,0 +1,58 @@
+"""State why writing failed: of a full disk, also which one.
+
+except OSError as error:
+    raise CrossfadeError(f"{out}: could not be written: {write_failure(error, out)}") from error
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from crossfade.base.errors import CrossfadeError, InputError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_TEXT = re.compile(
+    "|".join([*(re.escape(os.strerror(number)) for number in _FULL), "database or disk is full"])
+    + r"|\d+ requested and \d+ written"
+)
+"""Messages of Arrow, DuckDB, FAISS, and SQLite, whose errors have no number, and of numpy, which counts elements."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether ``error`` is about a full disk."""
+    return getattr(error, "errno", None) in _FULL or _FULL_TEXT.search(str(error)) is not None
+
+
+def write_failure(error: OSError, path: Path) -> str:
+    """Return the cause of ``error``, which writing to ``path`` or beside it raised."""
+    if is_full_disk(error):
+        return f"no space is left on the disk of {disk_of(path)}"
+    return error.strerror or " ".join(str(error).split())
+
+
+def write_error(subject: str, error: OSError, path: Path) -> CrossfadeError:
+    """Return the error that ``subject``, an option or file, cannot be written, since writing to ``path`` has failed.
+
+    It is an ``InputError``, since the path may be wrong, unless the disk is full.
+    """
+    if is_full_disk(error):
+        return CrossfadeError(f"{subject}: could not be written: {write_failure(error, path)}")
+    return InputError(f"{subject}: cannot be written: {write_failure(error, path)}")
+
+
+def describe_disk_error(error: OSError) -> str:
+    """Return a message on ``error``, which nothing has put into words; of a full disk, it names the disk."""
+    if is_full_disk(error) and isinstance(error.filename, str):
+        return f"{error.filename}: could not be written: {write_failure(error, Path(error.filename))}"
+    return str(error)
+
+
+def disk_of(path: Path) -> Path:
+    """Return where the disk of ``path`` is mounted."""
+    place = path.absolute()
+    while not place.is_mount() and place != place.parent:
+        place = place.parent
+    return place

@@ -1,0 +1,361 @@
+"""Folders of data and checkpoints, on a file system or under a prefix of an S3 bucket.
+
+    folder = Folder("s3://music/runs/lastfm/checkpoints")
+    folder.child("step-000000123").write("manifest.json", b"{}")
+    folder.names()                                                # ["step-000000123"]
+
+Both kinds behave alike. Every method raises OSError with the path or URI in its message: FileNotFoundError if there is
+no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, ConnectionError if S3 stayed
+unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a device is in place of a file. Nothing is
+deleted through a link that leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.parse import unquote
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
+from crossfade.base.io.found_file import FoundFile
+from crossfade.base.io.random_access import LocalRandomFile, RandomFile
+from crossfade.base.io.regular_files import SMALL_FILE_BYTES, UnsuitableFileError, open_regular, read_regular
+from crossfade.base.io.s3 import S3Files
+from crossfade.base.io.s3_conditional import ChangedError, Version
+
+
+class InputFile(Protocol):
+    """A file opened for sequential reading from a position that ``seek`` may set."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many, 0 at the end of the file."""
+
+    def seek(self, position: int, /) -> int:
+        """Continue at byte ``position``."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class OutputFile(Protocol):
+    """A file opened for writing."""
+
+    def write(self, data: Any, /) -> int | None:
+        """Append ``data``, bytes or a buffer of them; a file system may accept only a part."""
+
+
+class Folder:
+    """A folder, which need not exist yet: a path, ``file:///path`` or ``s3://BUCKET/PREFIX``.
+
+    S3's endpoint, region and credentials come from the same places as for the AWS tools (``AWS_ENDPOINT_URL``,
+    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is retried
+    for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` specify.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        """Represent the folder at ``location``, a path or URI, without accessing it.
+
+        Raises:
+            InputError: the scheme of the URI is not supported, or the URI is malformed.
+        """
+        uri = os.fspath(location)
+        self.uri = uri.rstrip("/") or "/"
+        scheme, separator, rest = uri.partition("://")
+        if not separator:
+            self._files: _Files = _LocalFiles(Path(self.uri))
+        elif scheme == "file" and rest.startswith("/") and not {"?", "#"} & set(rest):
+            self._files = _LocalFiles(Path(unquote(rest)))
+        elif scheme == "s3":
+            self._files = S3Files(self.uri)
+        else:
+            raise InputError(f"{uri}: unsupported location; expected a path, file:///PATH or s3://BUCKET/PREFIX")
+        self._prefix = ""
+
+    @property
+    def name(self) -> str:
+        """The last component of the URI."""
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether the folder is on S3."""
+        return isinstance(self._files, S3Files)
+
+    @property
+    def path(self) -> Path | None:
+        """The local path; None on S3."""
+        return self._files.root / self._prefix if isinstance(self._files, _LocalFiles) else None
+
+    def child(self, name: str) -> Folder:
+        """Return the subfolder ``name``."""
+        child = object.__new__(Folder)
+        child.uri = f"{self.uri.rstrip('/')}/{name}"
+        child._files = self._files
+        child._prefix = f"{self._prefix}{name}/"
+        return child
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace the small file ``name`` atomically and durably."""
+        with self._naming(name):
+            self._files.write(self._prefix + name, data)
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[OutputFile]:
+        """Write the large file ``name`` in pieces: complete and durable when the block ends, absent after an error."""
+        with self._naming(name), self._files.open_output(self._prefix + name) as file:
+            yield file
+
+    def read(self, name: str, max_bytes: int = SMALL_FILE_BYTES) -> bytes:
+        """Read the small file ``name``.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            UnsuitableFileError: it has more than ``max_bytes``.
+        """
+        with self._naming(name):
+            return self._files.read(self._prefix + name, max_bytes)
+
+    def read_version(self, name: str) -> Version:
+        """Read the small file ``name`` together with what identifies this version of it.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._naming(name):
+            return self._files.read_version(self._prefix + name)
+
+    def version(self, name: str) -> str | None:
+        """Return what identifies the present version of the small file ``name``; None if it does not exist."""
+        with suppress(FileNotFoundError):
+            return self.read_version(name).version
+        return None
+
+    def write_over(self, name: str, data: bytes, version: str | None) -> str:
+        """Write the small file ``name`` if its version is still ``version``, None if absent; return the new version.
+
+        S3 compares and writes in one step. A file system does not: callers hold a lock (``writer_lock.py``).
+
+        Raises:
+            ChangedError: another process has written or deleted it.
+        """
+        with self._naming(name):
+            return self._files.write_over(self._prefix + name, data, version)
+
+    def open_input(self, name: str) -> InputFile:
+        """Open the file ``name`` for sequential reading. Errors of later reads do not name it.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._naming(name):
+            return self._files.open_input(self._prefix + name)
+
+    def open_random(self, name: str) -> RandomFile:
+        """Open the current version of the file ``name`` for random access. Errors of later reads do not name it.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._naming(name):
+            return self._files.open_random(self._prefix + name)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file or folder ``name``."""
+        return name in self.names()
+
+    def names(self) -> list[str]:
+        """Return the names of its files and folders, sorted; none if it does not exist."""
+        with self._naming():
+            return sorted(self._files.names(self._prefix))
+
+    def entries(self) -> dict[str, int | None]:
+        """Return the size of each file in it by name, and None for each folder; empty if it does not exist."""
+        with self._naming():
+            return self._files.entries(self._prefix)
+
+    def check_bucket(self) -> None:
+        """Check that its S3 bucket exists: listing a folder in a bucket that does not exist yields no names, no error.
+
+        Raises:
+            NoBucketError: it does not exist.
+        """
+        with self._naming():
+            self._files.check_bucket()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every file below it, by path relative to it."""
+        return {path: found.bytes for path, found in self.files().items()}
+
+    def files(self) -> dict[str, FoundFile]:
+        """Return every file below it, by path relative to it."""
+        with self._naming():
+            return self._files.files(self._prefix)
+
+    def remove(self, name: str, version: str | None = None) -> None:
+        """Delete the file ``name`` if it exists or, with ``version``, if it still has this version.
+
+        Raises:
+            ChangedError: it has not.
+        """
+        with self._naming(name):
+            self._files.remove(self._prefix + name, version)
+
+    def delete(self) -> None:
+        """Delete it with all its content, if it exists."""
+        with self._naming():
+            self._files.delete(self._prefix)
+
+    def interrupt(self) -> None:
+        """Stop retrying requests of this folder and its subfolders, so that callers fail soon."""
+        self._files.interrupt()
+
+    @contextmanager
+    def _naming(self, name: str | None = None) -> Iterator[None]:
+        """Add the URI of the file or folder to errors."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            _raise_named(error, self.uri if name is None else f"{self.uri}/{name}")
+
+
+def _raise_named(error: OSError, uri: str) -> NoReturn:
+    if error.errno is not None:
+        raise type(error)(error.errno, error.strerror, uri) from error
+    raise type(error)(f"{uri}: {error}") from error
+
+
+class _Files(Protocol):
+    """A kind of storage. Paths are relative to its root; a prefix is empty or ends with a slash."""
+
+    def write(self, path: str, data: bytes) -> None: ...
+
+    def open_output(self, path: str) -> Any: ...
+
+    def read(self, path: str, max_bytes: int) -> bytes: ...
+
+    def read_version(self, path: str) -> Version: ...
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> str: ...
+
+    def open_input(self, path: str) -> InputFile: ...
+
+    def open_random(self, path: str) -> RandomFile: ...
+
+    def names(self, prefix: str) -> list[str]: ...
+
+    def entries(self, prefix: str) -> dict[str, int | None]: ...
+
+    def check_bucket(self) -> None: ...
+
+    def files(self, prefix: str) -> dict[str, FoundFile]: ...
+
+    def remove(self, path: str, version: str | None = None) -> None: ...
+
+    def delete(self, prefix: str) -> None: ...
+
+    def interrupt(self) -> None: ...
+
+
+class _LocalFiles:
+    """Files on a file system. Completed writes survive a crash of the machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(self, path: str, data: bytes) -> None:
+        create_folder((self.root / path).parent)
+        replace_file(self.root / path, data)
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[OutputFile]:
+        target = self.root / path
+        create_folder(target.parent)
+        try:
+            with target.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        return read_regular(self.root / path, max_bytes)
+
+    def read_version(self, path: str) -> Version:
+        with closing(LocalRandomFile(str(self.root / path))) as file:
+            return Version(file.read_at(0, file.size()), file.version, (self.root / path).stat().st_mtime)
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> str:
+        self._check_version(path, version)
+        self.write(path, data)
+        return self.read_version(path).version
+
+    def _check_version(self, path: str, version: str | None) -> None:
+        found = None
+        with suppress(FileNotFoundError):
+            found = self.read_version(path).version
+        if found != version:
+            raise ChangedError("was changed by another process")
+
+    def open_input(self, path: str) -> InputFile:
+        return open(open_regular(self.root / path), "rb", buffering=0)  # noqa: PTH123 - a descriptor
+
+    def open_random(self, path: str) -> RandomFile:
+        return LocalRandomFile(str(self.root / path))
+
+    def names(self, prefix: str) -> list[str]:
+        with suppress(FileNotFoundError):
+            return [path.name for path in (self.root / prefix).iterdir()]
+        return []
+
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        with suppress(FileNotFoundError):
+            paths = list((self.root / prefix).iterdir())
+            return {path.name: None if path.is_dir() else path.stat().st_size for path in paths}
+        return {}
+
+    def check_bucket(self) -> None:
+        """Return at once: a file system has no buckets."""
+
+    def files(self, prefix: str) -> dict[str, FoundFile]:
+        folder = self.root / prefix
+        return {
+            (Path(parent, name).relative_to(folder)).as_posix(): FoundFile(stat.st_size, stat.st_mtime)
+            for parent, _, names in os.walk(folder, onerror=_raise)
+            for name in names
+            for stat in [Path(parent, name).stat()]
+        }
+
+    def remove(self, path: str, version: str | None = None) -> None:
+        self._check_inside(path)
+        if version is not None:
+            self._check_version(path, version)
+        (self.root / path).unlink(missing_ok=True)
+
+    def delete(self, prefix: str) -> None:
+        self._check_inside(prefix)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root / prefix)
+
+    def _check_inside(self, path: str) -> None:
+        """Reject a path that a link leads out of the root: what is there belongs to something else."""
+        if path and not (self.root / path).parent.resolve().is_relative_to(self.root.resolve()):
+            raise UnsuitableFileError(errno.ELOOP, "a link leads out of the folder, where nothing is deleted")
+
+    def interrupt(self) -> None:
+        """Return at once: nothing is retried."""
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -1,0 +1,108 @@
+"""Files for random access by several threads at a time, on a file system or (``s3.py``) on S3.
+
+``read_at`` is the interface; the other methods let pyarrow use it as a Python file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from abc import abstractmethod
+from typing import Any
+
+from crossfade.base.io.regular_files import open_regular
+
+
+class RandomFile(io.RawIOBase):
+    """A file of known size. ``version`` differs whenever the content has been replaced."""
+
+    version: str
+
+    def __init__(self, size: int, version: str) -> None:
+        self._size = size
+        self._position = 0
+        self.version = version
+
+    @abstractmethod
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Read exactly ``length`` bytes from ``offset`` on.
+
+        Raises:
+            OSError: they cannot be read; the message does not name the file.
+        """
+
+    def size(self) -> int:
+        """Return the size in bytes."""
+        return self._size
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next ``read``."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position of the next ``read``."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Read the next ``size`` bytes, or the rest."""
+        remaining = max(0, self._size - self._position)
+        length = remaining if size < 0 else min(size, remaining)
+        data = self.read_at(self._position, length) if length else b""
+        self._position += length
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer`` with the next bytes; return how many."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+if sys.platform == "win32":
+    _position_lock = threading.Lock()
+
+    def _pread(descriptor: int, length: int, offset: int) -> bytes:
+        with _position_lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, length)
+
+else:
+    _pread = os.pread
+
+
+class LocalRandomFile(RandomFile):
+    """A file on a file system. Replacing the file does not affect one that is open."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = open_regular(path)
+        status = os.fstat(self._descriptor)
+        super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Read exactly ``length`` bytes from ``offset`` on."""
+        pieces: list[bytes] = []
+        end = offset + length
+        while offset < end:
+            piece = _pread(self._descriptor, end - offset, offset)
+            if not piece:
+                raise OSError(f"is truncated at byte {offset}; it had {self._size} bytes when it was opened")
+            pieces.append(piece)
+            offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()

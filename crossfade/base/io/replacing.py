@@ -1,0 +1,137 @@
+"""Replace folders in one step, durably.
+
+replace_folder(Path("data/plays"), staging)         # the old folder is deleted afterwards
+restore_folder(Path("data/plays"))                  # after a kill, where folders are not exchanged in one step
+
+On Linux both folders are exchanged by one system call, so a kill leaves the old or the new one at the target. Other
+systems, and file systems without that call, need two renames: a kill between them leaves nothing at the target and the
+old folder beside it, as ``.NAME.old``, which ``restore_folder`` moves back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import sync_file, sync_folder
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+"""How systems, file systems, and filters of system calls reject an exchange; a rename reports any other cause."""
+_logger = logging.getLogger(__name__)
+
+
+def replace_folder(target: Path, staging: Path) -> None:
+    """Replace ``target``, which need not exist, by ``staging``, durably; delete the old folder.
+
+    Raises:
+        OSError: it could not be replaced, and is still there, or the old folder could not be deleted.
+    """
+    _sync_tree(staging)
+    old = staging
+    if not os.path.lexists(target):
+        staging.rename(target)
+    elif not _exchange(staging, target):
+        old = _move_aside(target, staging)
+    sync_folder(target.parent)
+    if os.path.lexists(old):
+        shutil.rmtree(old)
+
+
+def check_replaceable(
+    path: Path, overwrite: bool, *, exists: str, no_folder: str, find_foreign: Callable[[], str | None]
+) -> None:
+    """Reject an existing ``path``, unless ``overwrite`` is given and it is a folder of the caller's own files.
+
+    Args:
+        path: what is to be written.
+        overwrite: whether the user has asked to replace it.
+        exists: the message if it exists, and the user has not.
+        no_folder: the message if it is a file or a link.
+        find_foreign: returns a message on what the folder holds beside the caller's files; None if there is nothing.
+
+    Raises:
+        InputError: it may not be replaced.
+    """
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise InputError(exists)
+    if path.is_symlink() or not path.is_dir():
+        raise InputError(no_folder)
+    if (message := find_foreign()) is not None:
+        raise InputError(message)
+
+
+def is_replacement_unfinished(target: Path) -> bool:
+    """Return whether a replacement of ``target`` has left the old folder aside: it is in progress, or was killed."""
+    return os.path.lexists(_aside(target))
+
+
+def restore_folder(target: Path) -> None:
+    """Finish a replacement of ``target`` that was killed: move the old folder back, or delete it if it was replaced.
+
+    No other process may be replacing ``target``.
+
+    Raises:
+        OSError: the old folder can neither be moved nor deleted.
+    """
+    old = _aside(target)
+    if not os.path.lexists(old):
+        return
+    if os.path.lexists(target):
+        _logger.warning(f"{old}: deleting what a command that was killed has left")
+        shutil.rmtree(old)
+        return
+    old.rename(target)
+    sync_folder(target.parent)
+    _logger.warning(f"{target}: restored from {old.name}, where a command that was killed had moved it")
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False where that is not possible."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # an old C library
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(first), None, str(second))
+
+
+def _move_aside(target: Path, staging: Path) -> Path:
+    """Replace ``target`` by ``staging`` in two renames; return where the old folder is."""
+    old = _aside(target)
+    if os.path.lexists(old):
+        shutil.rmtree(old)
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    return old
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

@@ -1,0 +1,302 @@
+"""Let one process at a time write an output: a lock whose message names the process that holds it.
+
+with path_lock(Path("data/.plays.lock"), "data/plays"): ...         # beside an output that is replaced as a whole
+with folder_writer(Folder("s3://music/plays")) as lock: ...         # in a dataset that is changed in place
+    lock.check()                                                    # before the step that publishes the changes
+
+A lock is a file with a record of its owner. On a file system the kernel locks that file, so that a process that has
+ended holds nothing; where the kernel cannot, the file itself is the lock. On S3 it is an object that a conditional
+request creates; that of a process that has ended on this host, or is a day old, is taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.file_lock import try_lock
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.processes import started_at
+
+LOCK_NAME = ".writer.lock"
+"""The lock of a dataset, in its folder."""
+_STALE_SECONDS = 24 * 3600
+"""Age at which a lock on S3 is taken over. If its owner runs still, it cannot replace a manifest that has changed."""
+_RECORD_SECONDS = 1.0
+"""Seconds within which the owner of a locked file writes its record."""
+_POLL_SECONDS = 0.005
+_MAX_RECORD_BYTES = 4096
+_ATTEMPTS = 5
+_logger = logging.getLogger(__name__)
+
+
+class WriterLock(Protocol):
+    """A lock that this process holds."""
+
+    def check(self) -> None:
+        """Check that the lock is still held.
+
+        Raises:
+            ChangedError: it was deleted or taken over.
+        """
+
+
+class _Owner(BaseModel):
+    """The process that holds a lock. ``machine`` is the scope in which its ID is unique, empty if unknown."""
+
+    pid: int
+    host: str
+    since: str
+    machine: str
+    started_at: float
+    token: str
+
+    @staticmethod
+    def this_process() -> _Owner:
+        return _Owner(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            machine=_machine(),
+            started_at=started_at(os.getpid()),
+            token=uuid.uuid4().hex,
+        )
+
+    def has_ended(self) -> bool:
+        """Return whether the process ran on this host and has ended; False if that cannot be determined."""
+        import psutil
+
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            same = abs(started_at(self.pid) - self.started_at) <= 1
+            return not same or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}"
+
+
+def _machine() -> str:
+    """Return the identity of this boot of this host, and of the container in which process IDs are unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 - pathlib would resolve the link
+    except OSError:
+        return ""
+
+
+def _parse(record: bytes) -> _Owner | None:
+    try:
+        return _Owner.model_validate_json(record)
+    except ValidationError:
+        return None
+
+
+def ended_owner(record: bytes) -> str | None:
+    """Return the process that wrote ``record`` into a lock if it ran on this host and has ended; otherwise None."""
+    owner = _parse(record)
+    return str(owner) if owner is not None and owner.has_ended() else None
+
+
+def _busy(subject: str, record: bytes, lock: str | None) -> InputError:
+    """Return the error of a lock that another process holds, which names ``lock`` if that may have to be deleted."""
+    owner = _parse(record)
+    who = f"{owner} has been writing it since {owner.since}" if owner else "another process is writing it"
+    fix = f"; if that process has ended, delete {lock}" if lock else ""
+    return InputError(f"{subject}: {who}; wait until it ends, and run this command again{fix}")
+
+
+@contextmanager
+def folder_writer(folder: Folder) -> Iterator[WriterLock]:
+    """Lock ``folder``, which exists, for a process that changes it in place.
+
+    Raises:
+        InputError: another process holds the lock, or it cannot be written.
+    """
+    if folder.path is not None:
+        with path_lock(folder.path / LOCK_NAME, folder.uri) as lock:
+            yield lock
+        return
+    held = _ObjectLock(folder)
+    held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+@contextmanager
+def path_lock(path: Path, subject: str) -> Iterator[WriterLock]:
+    """Lock the file ``path``, which is created and deleted, for a process that writes ``subject``.
+
+    Raises:
+        InputError: another process holds the lock, or it cannot be written.
+    """
+    held = _FileLock(path, subject)
+    with translate_storage_errors(subject, action="locked for writing"):
+        held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+class _FileLock:
+    """A lock on a file system."""
+
+    def __init__(self, path: Path, subject: str) -> None:
+        self._path = path
+        self._subject = subject
+        self._descriptor = -1
+
+    def acquire(self) -> None:
+        """Create and lock the file.
+
+        Raises:
+            InputError: another process holds it.
+            OSError: it cannot be created.
+        """
+        record = _Owner.this_process().model_dump_json().encode()
+        deadline = time.monotonic() + _RECORD_SECONDS
+        while True:
+            self._descriptor, is_new = self._open()
+            try:
+                is_mine = self._lock(is_new, deadline) and self._is_at_path()
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            if is_mine:
+                try:
+                    self._write(record)
+                except BaseException:  # a full disk: the lock must not stay
+                    self.release()
+                    raise
+                return
+            os.close(self._descriptor)  # its owner has not written its record yet, or deleted it in between
+            time.sleep(_POLL_SECONDS)
+
+    def _write(self, record: bytes) -> None:
+        if (owner := _parse(self._record())) is not None:
+            _logger.warning(f"{self._subject}: took over the lock of {owner}, which has ended")
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, record)
+
+    def _open(self) -> tuple[int, bool]:
+        """Open the file; also return whether it was created."""
+        # A link that another user has put there is not followed.
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        while True:
+            with suppress(FileExistsError):
+                return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+            with suppress(FileNotFoundError):
+                return os.open(self._path, flags), False
+
+    def _lock(self, is_new: bool, deadline: float) -> bool:
+        """Lock the file; return False if another process holds it without a record before ``deadline``."""
+        try:
+            try_lock(self._descriptor)
+        except BlockingIOError:
+            if not self._record() and time.monotonic() < deadline:
+                return False
+            raise _busy(self._subject, self._record(), None) from None
+        except OSError:  # The file system has no locks: the file is one.
+            if not is_new:
+                raise _busy(self._subject, self._record(), str(self._path)) from None
+        return True
+
+    def _record(self) -> bytes:
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return os.read(self._descriptor, _MAX_RECORD_BYTES)
+
+    def _is_at_path(self) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat(follow_symlinks=False))
+        return False
+
+    def check(self) -> None:
+        """Check that the lock is still held."""
+        if not self._is_at_path():
+            raise ChangedError(f"the lock {self._path} was deleted")
+
+    def release(self) -> None:
+        """Delete the file, unless it was moved away together with its folder."""
+        if sys.platform == "win32":  # where an open file cannot be deleted
+            os.close(self._descriptor)
+            with suppress(OSError):
+                self._path.unlink()
+            return
+        # While it is locked, so that no other process has locked it.
+        if self._is_at_path():
+            self._path.unlink()
+        os.close(self._descriptor)
+
+
+class _ObjectLock:
+    """A lock on S3."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._version = ""
+
+    def acquire(self) -> None:
+        """Create the object, or take it over.
+
+        Raises:
+            InputError: another process holds it.
+            OSError: it cannot be written.
+        """
+        data = _Owner.this_process().model_dump_json().encode()
+        record = b""
+        for _ in range(_ATTEMPTS):
+            with suppress(ChangedError):
+                self._version = self._folder.write_over(LOCK_NAME, data, None)
+                return
+            try:
+                found = self._folder.read_version(LOCK_NAME)
+            except FileNotFoundError:
+                continue
+            record, owner = found.data[:_MAX_RECORD_BYTES], _parse(found.data)
+            is_stale = time.time() - found.modified > _STALE_SECONDS
+            if not (is_stale or (owner is not None and owner.has_ended())):
+                break
+            with suppress(ChangedError):
+                self._version = self._folder.write_over(LOCK_NAME, data, found.version)
+                reason = "is over a day old" if is_stale else "has ended"
+                _logger.warning(f"{self._folder.uri}: took over the lock of {owner or 'a process'}, which {reason}")
+                return
+        raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
+
+    def check(self) -> None:
+        """Check that the lock is still held."""
+        with suppress(FileNotFoundError):
+            if self._folder.read_version(LOCK_NAME).version == self._version:
+                return
+        raise ChangedError(f"the lock {self._folder.uri}/{LOCK_NAME} was deleted or taken over")
+
+    def release(self) -> None:
+        """Delete the object, unless another process has taken it over."""
+        try:
+            self._folder.remove(LOCK_NAME, self._version)
+        except ChangedError:
+            pass
+        except OSError as error:
+            _logger.warning(f"{self._folder.uri}/{LOCK_NAME}: could not be deleted: {error}; delete it")

@@ -1,0 +1,152 @@
+"""``crossfade demo``: the whole way from listening events to recommendations, on a sample, command by command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from crossfade.cli.options.command import add_command
+from crossfade.terminal import print_line
+
+_EXAMPLES = (
+    ("crossfade demo", "Train on Last.fm in this folder, and print what it recommends."),
+    ("crossfade demo --dir /tmp/demo --no-map", "Do so in another folder, and leave out the map."),
+)
+_NOTES = """\
+The data are prepared in data/lastfm, unless they are there already, and the run is runs/lastfm, whose earlier content
+is deleted. The job is jobs/lastfm.yaml, which is written if there is none. Each command is printed before it runs.
+
+Last.fm HetRec 2011 has 1,892 listeners and 17,632 artists; data/lastfm_genres.csv gets the tag of each artist that most
+listeners gave it. If it can be neither found nor downloaded, synthetic listening takes its place, in data/synthetic and
+runs/synthetic; its artists are called 'artist 3 (jazz)' and so on.
+"""
+_REAL, _SYNTHETIC = "lastfm", "synthetic"
+_GENRES = f"data/{_REAL}_genres.csv"
+_JOB_TEXT = """\
+# Artists that customers listen to. All other keys have their defaults: crossfade train --explain
+name: {name}
+data: {{path: data/{name}}}
+"""
+_PREPARE = {
+    _REAL: ("prepare", "--sample", "lastfm"),
+    _SYNTHETIC: ("synthesize", "--queries", "2000", "--items", "4000", "--interactions", "100000", "--item", "artist"),
+}
+_ARTISTS = {
+    _REAL: ("Radiohead", "Metallica", "Britney Spears", "Miles Davis", "Daft Punk"),
+    _SYNTHETIC: ("artist 3 (jazz)", "artist 4 (metal)", "artist 34 (techno)"),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "demo",
+        "try everything on a sample",
+        "Prepare a sample, train on it, print similar artists and recommendations, and draw a map: a few minutes.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--dir", type=Path, default=Path(), metavar="DIR", help="work in this folder (default: the current one)"
+    )
+    group.add_argument("--no-map", action="store_true", help="draw no map of the artists")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run each command; the first one that fails ends the demo with its exit code."""
+    from crossfade.base.io.folder import Folder
+    from crossfade.trainer.data.manifest import read_manifest
+    from crossfade.trainer.prepare.lastfm import write_genres
+
+    folder: Path = arguments.dir
+    name, existing, raw = _choose_sample(folder)
+    data, job, run = f"data/{name}", f"jobs/{name}.yaml", f"runs/{name}"
+    (folder / job).parent.mkdir(parents=True, exist_ok=True)
+    if code := _call(folder, *_PREPARE[name], "--out", data, existing):
+        return code
+    if not (folder / job).exists():
+        (folder / job).write_text(_JOB_TEXT.format(name=name), encoding="utf-8")
+    if raw is not None:
+        write_genres(raw, Folder(folder / data), read_manifest(Folder(folder / data)), _genres(folder))
+    # Names of synthetic artists have their genres.
+    shown = ("--metadata", _GENRES, "--show", "genre") if name == _REAL and _genres(folder).exists() else ()
+    steps: list[Sequence[str]] = [
+        ("train", job, "--run-dir", run, "--overwrite"),
+        ("similar", run, *_ARTISTS[name]),
+        ("recommend", run, "--customer", _median_customer(folder / data), *shown),
+    ]
+    can_draw = find_spec("matplotlib") is not None and find_spec("openTSNE") is not None
+    steps += [("map", run)] if can_draw and not arguments.no_map else []
+    for step in steps:
+        if code := _call(folder, *step):
+            return code
+    if not can_draw and not arguments.no_map:
+        print_line()
+        print_line(f"for a map of the artists: pip install 'crossfade[map]', then: crossfade map {run}")
+    return 0
+
+
+class _Sample(NamedTuple):
+    """What to try things on: its name, the option for data that are there, and the folder of Last.fm's files."""
+
+    name: str
+    existing: str = "--skip-existing"
+    raw: Path | None = None
+    """None unless they were looked for and found."""
+
+
+def _choose_sample(folder: Path) -> _Sample:
+    """Choose Last.fm or, if it cannot be had, synthetic listening.
+
+    Data that are there are used: a download that failed is not tried again each time.
+    """
+    from crossfade.base.io.folder import Folder
+    from crossfade.display import progress_bars
+    from crossfade.trainer.prepare.existing import read_complete
+    from crossfade.trainer.prepare.lastfm import locate_lastfm
+    from crossfade.trainer.prepare.summary import is_synthetic
+
+    data = folder / "data"
+    found, synthetic = (read_complete(Folder(data / name)) for name in (_REAL, _SYNTHETIC))
+    is_there = found is not None and not is_synthetic(found)
+    if synthetic is not None and not is_there:
+        return _Sample(_SYNTHETIC)
+    if is_there and _genres(folder).exists():
+        return _Sample(_REAL)
+    with progress_bars() as bars:
+        raw = locate_lastfm(data, bars)
+    if is_there or raw is None:
+        return _Sample(_REAL if is_there else _SYNTHETIC, raw=raw)
+    return _Sample(_REAL, "--skip-existing" if found is None else "--overwrite", raw)
+
+
+def _genres(folder: Path) -> Path:
+    return folder / _GENRES
+
+
+def _median_customer(data: Path) -> str:
+    from crossfade.base.io.folder import Folder
+    from crossfade.next_command import median_id
+    from crossfade.trainer.data.manifest import read_manifest
+
+    manifest = read_manifest(Folder(data))
+    customer = median_id(Folder(data), manifest, manifest.query)
+    assert customer is not None, "a sample has customers"
+    return customer
+
+
+def _call(folder: Path, *words: str) -> int:
+    """Print and run ``crossfade`` with ``words`` in ``folder``; return its exit code."""
+    print_line()
+    print_line(f"$ crossfade {shlex.join(words)}", flush=True)
+    command = [sys.executable, "-P", "-m", "crossfade", *words]
+    return subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - our own command

@@ -1,0 +1,124 @@
+"""``crossfade forget``: delete IDs from a prepared dataset, and list where else they may remain."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from crossfade.base.io.folder import Folder
+from crossfade.base.text import counted
+from crossfade.cli.options.command import add_command
+from crossfade.display import progress_bars
+from crossfade.terminal import print_lines
+
+if TYPE_CHECKING:
+    from crossfade.trainer.prepare.forget import ForgetReport
+
+_EXAMPLES = (
+    (
+        "crossfade forget data/plays --ids ids.txt",
+        "Delete the interactions, IDs and names of the customers that a text file lists, one per line.",
+    ),
+    (
+        "crossfade forget s3://music/plays --ids requests.parquet --column user_id --entity customer",
+        "Read the IDs from a column of a Parquet, CSV or TSV file.",
+    ),
+)
+_NOTES = """\
+The base datasets that DATA extends ('crossfade prepare --base') are searched for the IDs, too, so name the newest
+dataset; one that cannot be reached ends the command before anything is deleted. Files are rewritten in place. Other
+rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the next run that warm-starts from an older
+checkpoint. After an interruption, the same command finishes the deletion.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "forget",
+        "delete IDs from a dataset",
+        "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    dataset = parser.add_argument_group("dataset")
+    dataset.add_argument("data", metavar="DATA", help="delete from this folder or s3://BUCKET/PREFIX, and its bases")
+    dataset.add_argument(
+        "--this-dataset-only",
+        action="store_true",
+        help="leave base datasets as they are, such as where they have been deleted",
+    )
+    ids = parser.add_argument_group("ids")
+    ids.add_argument(
+        "--ids",
+        metavar="FILE",
+        required=True,
+        help="read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV",
+    )
+    ids.add_argument(
+        "--column", metavar="COLUMN", help="read this column (default: the entity's name, or the only one)"
+    )
+    ids.add_argument("--entity", metavar="NAME", help="delete IDs of this entity (default: the querying one)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Delete the IDs, and print what was deleted and what may still hold them.
+
+    Raises:
+        CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
+    """
+    from crossfade.trainer.data.manifest import read_manifest
+    from crossfade.trainer.prepare.forget_lineage import forget_in_lineage
+    from crossfade.trainer.prepare.id_list import read_ids
+
+    folder = Folder(arguments.data)
+    entity = arguments.entity or read_manifest(folder).query
+    ids = read_ids(arguments.ids, arguments.column, entity)
+    with progress_bars() as bars:
+        reports = forget_in_lineage(folder, ids, entity, bars, this_dataset_only=arguments.this_dataset_only)
+    for report in reports:
+        print_lines(_describe(report, arguments.ids))
+    if any(report.pending or report.manifest.entities[entity].vacant_rows for report in reports):
+        lines = _other_copies(reports, this_dataset_only=arguments.this_dataset_only)
+        print_lines(["what may still hold them, and how to clear it:", *(f"  {line}" for line in lines)])
+    return 0
+
+
+def _describe(report: ForgetReport, file: str) -> list[str]:
+    unknown = report.requested - report.found - report.pending
+    dropped = ", ".join(f"{count:,} of {split}" for split, count in report.interactions.items())
+    vacant = len(report.manifest.entities[report.entity].vacant_rows)
+    lines = [
+        f"{report.folder.uri}: forgot {counted(report.found, 'row')} of {report.entity} ({vacant:,} in all)",
+        f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset",
+        f"  interactions dropped: {dropped}; {counted(report.files_rewritten, 'file')} rewritten",
+    ]
+    if report.pending:
+        lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")
+    if report.leftovers_deleted:
+        lines.append("  finished an earlier 'crossfade forget' that was interrupted: deleted the files it had left")
+    return lines
+
+
+def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
+    sources = [report.manifest.source for report in reports]
+    found = [text for source in sources for split in ("train", "valid", "test") for text in _texts(source.get(split))]
+    raw = list(dict.fromkeys(found))
+    where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
+    lines = [
+        f"raw events     delete them there, or the next preparation brings them back{where}",
+        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: it resets their rows;",
+        "               then delete the older checkpoints",
+        "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
+        "copies         datasets that extend this one, backups, older versions of objects in S3: forget there, or "
+        "delete them",
+    ]
+    if this_dataset_only and "base" in sources[0]:
+        lines.append(f"base dataset   {sources[0]['base']}, which this one extends: forget there too")
+    return lines
+
+
+def _texts(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []

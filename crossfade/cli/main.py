@@ -1,0 +1,151 @@
+"""Run the command line ``crossfade``, and turn exceptions into messages and exit codes.
+
+    sys.exit(main(["train", "jobs/lastfm.yaml"]))
+
+Exit codes: 0 success; 1 the run failed; 2 invalid input, reported in one line; 75 the host is being interrupted (a spot
+instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM; 141 the reader of the output has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from crossfade import logs
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import describe_disk_error
+from crossfade.cli.options.command import CommandParser
+from crossfade.kvstore import __version__
+from crossfade.memory_limit import check_address_space, lack_of_memory
+from crossfade.signals import SpotInterruption, StopSignal, stopper
+
+_logger = logging.getLogger(__name__)
+_SIGPIPE = 13
+"""The signal, which Windows lacks."""
+_EPILOG = """\
+From listening events to embeddings:
+  crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
+                    --hold-out random:0.1 --out data/plays
+  echo '{name: plays, data: {path: data/plays}}' > plays.yaml
+  crossfade train plays.yaml
+  crossfade recommend runs/plays --customer 42
+  crossfade similar runs/plays 1234
+
+Run crossfade COMMAND --help for the options and examples of a command.
+"""
+
+
+_MODULES = {
+    "prepare": ("prepare",),
+    "validate": ("validate",),
+    "forget": ("forget",),
+    "synthesize": ("synthesize",),
+    "schema": ("schema",),
+    "plan": ("plan",),
+    "train": ("train",),
+    "tune": ("tune",),
+    "doctor": ("doctor",),
+    "checkpoints": ("checkpoints",),
+    "status": ("status",),
+    "dashboard": ("dashboard",),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+    "recommend": ("recommend",),
+    "index": ("index",),
+    "similar": ("similar",),
+    "map": ("map",),
+    "tag": ("tag",),
+    "sequence": ("sequence",),
+    "serve": ("serve",),
+    "demo": ("demo",),
+    "submit": ("submit",),
+    "agent": ("agent",),
+    "roles": ("scheduler", "server", "worker"),
+    "ec2_host": ("ec2-host",),
+}
+"""The commands of each module in ``crossfade.cli``, in the order of ``crossfade --help``."""
+_COMMANDS = [command for names in _MODULES.values() for command in names]
+
+
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser of the complete command line, or only of ``command``, which imports only that module."""
+    parser = CommandParser(
+        prog="crossfade",
+        description="Train embeddings of customers and music from listening events, with row-sparse updates.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    known = command in _COMMANDS
+    for module, names in _MODULES.items():
+        if command in names or not known:
+            importlib.import_module(f"crossfade.cli.{module}").add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command with ``arguments``, by default those of the process; return its exit code."""
+    logs.configure_console()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        parsed = _parse(arguments)
+    except BrokenPipeError:  # an option such as --explain prints while it is parsed
+        return _output_lost()
+    stopper.listen()
+    try:
+        if arguments[0] not in _MODULES["roles"]:  # they report errors to their agents
+            check_address_space(arguments[0])
+        code: int = parsed.run(parsed)
+    except BaseException as error:
+        failed = _exit_code(error, parsed.parser)
+        if failed is None:
+            raise
+        return failed
+    return code
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    command = arguments[0] if arguments else None
+    parser = make_parser(command)
+    if command is not None and not command.startswith("-") and command not in _COMMANDS:
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
+        parser.error(f"there is no command '{command}'; {hint}")
+    return parser.parse_args(arguments)
+
+
+def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
+    """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
+    if stopper.number is not None:
+        how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
+        _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
+        return 128 + stopper.number
+    if message := lack_of_memory(error):
+        error = CrossfadeError(message)
+    match error:
+        case SpotInterruption():
+            from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
+
+            _logger.warning(f"stopped {error}")
+            return INTERRUPTED_EXIT_CODE
+        case CrossfadeError():
+            _logger.error(parser.in_words_typed(str(error)))
+            return error.exit_code
+        case BrokenPipeError():
+            return _output_lost()
+        case OSError():
+            # An error of the machine, not of the program: a full disk, a deleted folder.
+            _logger.error(describe_disk_error(error))
+            return 1
+    return None
+
+
+def _output_lost() -> int:
+    """Return the exit code after the reader of stdout, such as head, has ended; the command may not be done."""
+    sys.stderr.close()
+    return 128 + _SIGPIPE

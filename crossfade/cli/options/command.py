@@ -1,0 +1,134 @@
+"""Add a command to the command line in the form that all commands share, and report its errors in the words typed.
+
+parser = add_command(commands, "validate", "check a prepared dataset", "Check a dataset.", examples=(...), notes="...")
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, NoReturn
+
+from crossfade.base.errors import escape_unprintable
+
+Suggest = Callable[[str, str], str]
+"""Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
+
+_VERY_SIMILAR = 0.8
+_LIST = ",…"
+"""The end of the metavariable of an option whose value is a list with commas."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that reports unknown options with its own usage and the option that was probably meant."""
+
+    def __init__(self, **options: Any) -> None:
+        # Abbreviated options would turn into other options, or errors, as new ones are added.
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self._words: Sequence[str] = ()
+        self.suggest: Suggest = lambda word, value: ""
+        """Gives the command's own advice about an unknown word; empty: it has none."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse ``args``; unlike the base class, end the process if one is unknown."""
+        self._words = list(args or ())
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            advice = "" if unknown[0].startswith("-") else self._advice_on(unknown[0])
+            suggestion = f"; {advice}" if advice else self._suggestion()
+            self._fail(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
+        # A misspelled option is also reported as a missing one, if that is required.
+        suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
+        self._fail(f"{self.in_words_typed(message)}{suggestion}")
+
+    def _fail(self, message: str) -> NoReturn:
+        super().error(escape_unprintable(message))
+
+    def _suggestion(self, named: str = "") -> str:
+        """Suggest an option instead of the first unknown one, which ``named`` names if the message does not."""
+        known = list(self._option_string_actions)
+        for word, following in zip_longest(self._words, self._words[1:], fillvalue=""):
+            option, _, value = word.partition("=")
+            if option.startswith("--") and option not in known:
+                longer = [name for name in known if len(option) > 3 and name.startswith(option)]
+                if near := longer or difflib.get_close_matches(option, known, n=1, cutoff=_VERY_SIMILAR):
+                    return f"; {named.format(option)}did you mean {near[0]}?"
+                if advice := self.suggest(option, value or ("" if following.startswith("-") else following)):
+                    return f"; {advice}"
+                near = difflib.get_close_matches(option, known, n=1)
+                return f"; {named.format(option)}did you mean {near[0]}?" if near else ""
+        return ""
+
+    def _advice_on(self, word: str) -> str:
+        """Return how to give ``word``, which follows the value of an option, to that option; empty: unknown."""
+        place = self._words.index(word) if word in self._words else 0
+        at = max((index for index in range(place) if self._words[index].startswith("-")), default=-1)
+        option, _, value = self._words[max(at, 0)].partition("=")
+        action = self._option_string_actions.get(option)
+        values = [value, *self._words[at + 1 :]][not value :]
+        values = values[: next((index for index, other in enumerate(values) if other.startswith("-")), None)]
+        if action is None or len(values) < 2:
+            return self.suggest(word, "")
+        if any(other.startswith("=") or other.endswith("=") for other in values):
+            return f"write it without spaces: {option} {shlex.quote(''.join(values))}"
+        if isinstance(action, argparse._AppendAction):
+            return f"repeat the option: {' '.join(f'{option} {shlex.quote(other)}' for other in values)}"
+        if _LIST in str(action.metavar):
+            parts = (part for other in values for part in other.split(",") if part)
+            return f"separate its values with commas: {option} {shlex.quote(','.join(parts))}"
+        return self.suggest(word, "")
+
+    def in_words_typed(self, message: str) -> str:
+        """Return ``message`` with each option that has several names named as it was typed."""
+        for action in self._actions:
+            names = action.option_strings
+            typed = [name for name in names if any(_is_option(word, name) for word in self._words)]
+            if len(names) > 1 and typed:
+                others = "|".join(map(re.escape, ["/".join(names), *(name for name in names if name not in typed)]))
+                message = re.sub(rf"(?<![\w-])({others})(?![\w-])", typed[0], message)
+        return message
+
+
+def _is_option(word: str, name: str) -> bool:
+    """Return whether ``word`` is the option ``name``, alone or with its value: ``--length=5``, ``-k5``."""
+    return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str | None,
+    description: str,
+    *,
+    examples: Sequence[tuple[str, str]],
+    notes: str = "",
+) -> CommandParser:
+    """Add the command ``name`` and return its parser.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+        name: the word after ``crossfade``.
+        summary: verb first, for the list of commands; None leaves the command out of the list.
+        description: what ``--help`` opens with: one sentence, then details.
+        examples: command lines without ``crossfade``, each with what it does.
+        notes: paragraphs that follow the examples.
+    """
+    lines = [line for command, effect in examples for line in (f"  {command}", f"      {effect}")]
+    shown: dict[str, Any] = {} if summary is None else {"help": summary}
+    parser = commands.add_parser(
+        name,
+        description=description,
+        epilog="\n".join(["Examples:", *lines, *(["", notes.strip("\n")] if notes else [])]),
+        **shown,
+    )
+    parser.set_defaults(parser=parser)
+    assert isinstance(parser, CommandParser)
+    return parser

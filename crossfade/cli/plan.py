@@ -1,0 +1,400 @@
+"""``crossfade plan``: predict the memory and traffic of a job's processes, and whether they fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from crossfade.base.errors import InputError
+from crossfade.base.text import counted
+from crossfade.cli.options.command import add_command
+from crossfade.cli.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
+from crossfade.cli.options.parsing import positive_integer
+from crossfade.cli.options.schedulers import add_scheduler_options, reject_without_scheduler, write_scheduler_files
+from crossfade.terminal import print_lines
+
+if TYPE_CHECKING:
+    from crossfade.deploy.aws.instance_types import InstanceType
+    from crossfade.deploy.capacity.fit import Fit
+    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.deploy.capacity.memory import ProcessPlan
+    from crossfade.deploy.capacity.plan import CapacityPlan
+    from crossfade.deploy.capacity.traffic import StepTraffic
+    from crossfade.trainer.config.schema import JobConfig
+
+_DESCRIPTION = """\
+Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
+
+Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
+the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
+or Kubernetes are written, with requests for that much memory, instead of the plan.
+"""
+_EXAMPLES = (
+    ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
+    ("crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2", "Plan for two EC2 instances."),
+    ("crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit", "Predict the time of a step on a network."),
+    ("crossfade plan jobs/plays.yaml --queries 5e7 --items 1e7 --interactions 1e10", "Plan for a dataset to come."),
+    ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
+    (
+        "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --out slurm",
+        "Write a batch script.",
+    ),
+    (
+        "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
+        "Write manifests for seven pods.",
+    ),
+)
+_NOTES = """\
+Tables, optimizer state and keys are exact. Other memory of a process is computed from the job, plus what idle processes
+were measured to use. "At most" includes what depends on the course of training: the held-out items that an evaluation
+gathers, and the rows that training changes while a checkpoint of them is being written.
+
+Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
+the vocabulary has no counts, or the dataset does not exist yet, they are an upper bound, and marked so. Seconds on the
+wire are those of the busiest network card: requests, answers and pushes follow one another, and none overlaps with
+computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute,
+from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. It is not
+predicted for engines mxnet and torch, nor is the memory of a GPU.
+
+--to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
+
+Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
+"""
+_SIZES = ("servers", "workers", "hosts")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
+
+
+def bits_per_second(text: str) -> float:
+    """Convert a bandwidth per second, such as 10Gbit, 500Mbit or 1.25GB, to bits per second.
+
+    Raises:
+        InputError: the text is not a bandwidth, or zero.
+    """
+    match = _BANDWIDTH.fullmatch(text.strip())
+    value = float(match[1]) * _UNITS[match[2].lower()] * (8 if match[3].startswith("B") else 1) if match else 0.0
+    if value <= 0:
+        raise InputError(
+            f"--bandwidth {text}: expected a number and a unit of bits or bytes a second, as in 10Gbit, 500Mbit, 1.25GB"
+        )
+    return value
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "plan",
+        "predict memory and traffic of a job, and whether it fits",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    job = parser.add_argument_group("job")
+    add_job(job)
+    add_sizes(job, *_SIZES)
+    hosts = parser.add_argument_group("hosts")
+    hosts.add_argument(
+        "--instance-type", metavar="TYPE", help="plan for this EC2 type, such as r6i.4xlarge (default: this machine)"
+    )
+    hosts.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        help="assume this bandwidth of a host's network card: 10Gbit, 1.25GB (default: that of the instance type)",
+    )
+    hosts.add_argument(
+        "--cores",
+        type=positive_integer,
+        metavar="N",
+        help="assume this number of virtual CPUs of a host (default: those of the instance type, or of this machine)",
+    )
+    add_expected_size(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_scheduler_options(parser)
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network time of a step; with ``own_hosts``, assuming that each role has its own host."""
+
+    bits_per_second: float | None
+    busiest_bytes: float
+    own_hosts: bool
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the seconds of a step on the busiest card; None if the bandwidth is unknown."""
+        return self.busiest_bytes * 8 / self.bits_per_second if self.bits_per_second else None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The predicted time of a step and of an epoch, without evaluations, on hosts of ``cores`` virtual CPUs."""
+
+    cores: int
+    step_seconds: float
+    examples_per_second: float
+    epoch_seconds: float
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan of a job.
+
+    Raises:
+        InputError: the job, an option or the dataset is invalid.
+    """
+    from crossfade.deploy.aws.instance_types import find_instance
+    from crossfade.deploy.capacity.fit import check_fit
+    from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
+    from crossfade.deploy.capacity.plan import plan_capacity
+
+    job = _load(arguments)
+    if arguments.to is not None:
+        print_lines(write_scheduler_files(arguments, job))
+        return 0
+    reject_without_scheduler(arguments)
+    bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
+    instance = find_instance(arguments.instance_type) if arguments.instance_type else None
+    inputs = _inputs(arguments, job)
+    plan = plan_capacity(inputs)
+    machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
+    fit = check_fit(inputs, plan, machine)
+    network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
+    cores = arguments.cores or (instance.vcpus if instance else usable_cores())
+    time = _step_time(inputs, plan, network, cores)
+    if arguments.json:
+        print(json.dumps(_to_json(inputs, plan, fit, network, time), indent=1))
+    else:
+        print_lines(_report(inputs, plan, fit, instance, network, time))
+    return int(fit.verdict == "does not fit")
+
+
+def _load(arguments: argparse.Namespace) -> JobConfig:
+    job = load_job_arguments(arguments, *_SIZES)
+    if job.cluster.hosts > 1 and job.cluster.servers == 0:
+        raise InputError(
+            f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"
+        )
+    return job
+
+
+def _inputs(arguments: argparse.Namespace, job: JobConfig) -> PlanInputs:
+    from crossfade.deploy.capacity.inputs import expected_inputs, read_inputs
+    from crossfade.display import progress_bars
+
+    if (size := expected_size(arguments)) is not None:
+        return expected_inputs(job, size)
+    with progress_bars() as bars:
+        return read_inputs(job, bars).with_counts()
+
+
+def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
+    from crossfade.deploy.capacity.plan import role_hosts
+    from crossfade.deploy.capacity.traffic import busiest_bytes
+
+    if not job.cluster.servers or plan.traffic is None:
+        return None
+    hosts = role_hosts(job)
+    if own_hosts := len(hosts) == 1:
+        hosts = [[role] for role in hosts[0]]
+    return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
+
+
+def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, cores: int) -> StepTime | None:
+    """Predict the time of a step; None where nothing is known about the engine or the network between hosts."""
+    from crossfade.deploy.capacity.plan import role_hosts
+    from crossfade.deploy.capacity.step_time import step_seconds
+
+    job = inputs.job
+    wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds
+    if plan.traffic is None or not job.train.uses_cpu_engine or wire_seconds is None:
+        return None
+    hosts = role_hosts(job) if job.cluster.servers else []
+    keys = sum(table.keys for table in plan.tables)
+    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
+    rate = plan.traffic.examples / seconds
+    return StepTime(cores, seconds, rate, inputs.selection.rows / rate)
+
+
+def _to_json(
+    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None, time: StepTime | None
+) -> dict[str, Any]:
+    data = {"job": inputs.job.name, **asdict(plan)}
+    for process, described in zip(plan.processes, data["processes"], strict=True):
+        described |= {"required_bytes": process.required_bytes, "peak_bytes": process.peak_bytes}
+    if plan.traffic is not None:
+        data["traffic"]["rows"] = sum(plan.traffic.rows)
+        data["traffic"]["bound"] = plan.traffic.bound
+    data["fit"] = asdict(fit)
+    data["network"] = {**asdict(network), "seconds": network.seconds} if network else None
+    data["time"] = asdict(time) if time else None
+    return data
+
+
+def _report(
+    inputs: PlanInputs,
+    plan: CapacityPlan,
+    fit: Fit,
+    instance: InstanceType | None,
+    network: Network | None,
+    time: StepTime | None,
+) -> Iterator[str]:
+    cluster = inputs.job.cluster
+    where = (
+        f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {_host_count(cluster.host_count)}"
+        if cluster.servers
+        else "in process"
+    )
+    yield f"{inputs.job.name}: {where}"
+    yield ""
+    yield from _tables(inputs, plan)
+    yield ""
+    yield from _memory(plan)
+    yield ""
+    if plan.traffic is not None:
+        yield from _step(inputs, plan, plan.traffic)
+        if network is not None:
+            yield from _wire(network, instance)
+        if time is not None:
+            yield (
+                f"time: about {time.step_seconds * 1e3:,.3g} ms a step and {_duration(time.epoch_seconds)} an epoch, "
+                f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host, without evaluations"
+            )
+        yield ""
+    yield from _verdict(plan, fit, instance)
+
+
+def _host_count(hosts: int) -> str:
+    return "one host" if hosts == 1 else f"{hosts} hosts"
+
+
+def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:
+    head = ("TABLE", "rows", "columns", "weights", inputs.job.optimizer.kind, "keys", "rows a key", "bytes a key")
+    rows: list[Sequence[str]] = [head]
+    for table in plan.tables:
+        keys = (f"{table.keys:,}", f"{table.key_rows:,}", size(table.key_bytes)) if table.keys else ("-", "-", "-")
+        sizes = size(table.weights_bytes), size(table.state_bytes)
+        rows.append((table.name, f"{table.rows:,}", f"{table.dim}", *sizes, *keys))
+    yield from _aligned(rows)
+
+
+def _memory(plan: CapacityPlan) -> Iterator[str]:
+    rows = [("MEMORY", "", "")]
+    for _, alike in groupby(plan.processes, key=lambda process: process.parts):
+        processes = list(alike)
+        process = processes[0]
+        rows.append(
+            (_name(processes), size(process.required_bytes), _at_most(process.required_bytes, process.peak_bytes))
+        )
+        if len(process.parts) > 1:
+            for part in process.parts:
+                when = {"start": "at the start", "steps": "in steps"}.get(part.phase, "")
+                when = when or {"evaluation": "in evaluations", "checkpoint": "in checkpoints"}.get(part.phase, "")
+                rows.append((f"  {part.what}", size(part.bytes), when if part.required else f"{when} at most".strip()))
+    for number, host in enumerate(plan.hosts):
+        if len(host.processes) > 1:
+            called = "all of it together" if len(plan.hosts) == 1 else f"host {number}: {', '.join(host.processes)}"
+            libraries = f"with shared libraries{_at_most(host.required_bytes, host.peak_bytes, ', ')}"
+            rows.append((called, size(host.required_bytes), libraries))
+    yield from _aligned(rows, left=(0, 2))
+
+
+def _name(processes: Sequence[ProcessPlan]) -> str:
+    if len(processes) == 1:
+        return processes[0].name
+    return f"{processes[0].name} to {processes[-1].name.rpartition('-')[2]}, each"
+
+
+def _at_most(required: int, peak: int, before: str = "") -> str:
+    return f"{before}at most {size(peak)}" if peak > required else ""
+
+
+def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Iterator[str]:
+    kind = "at most: how often each row occurs is unknown" if traffic.bound else "expected, all workers together"
+    rows = [(f"A STEP ({kind})", "", "")]
+    rows.append(("examples", f"{traffic.examples:,.0f}", ""))
+    for table in traffic.tables:
+        rows.append((f"rows of {table.table}", f"{sum(table.rows):,.0f}", "at most" if table.bound else ""))
+    busiest = max(traffic.rows) / sum(traffic.rows)
+    for moved, count in (("pulled", traffic.bytes_pulled), ("pushed", traffic.bytes_pushed)):
+        rows.append((f"bytes {moved}", size(count), f"{size(count * busiest)} the busiest" if busiest < 1 else ""))
+    times = f"{traffic.dense_equivalent_bytes_pushed / max(1.0, traffic.bytes_pushed):,.0f} x as many"
+    rows.append(("bytes pushed, if dense", size(traffic.dense_equivalent_bytes_pushed), times))
+    if traffic.bytes_all_reduced:
+        rows.append(("bytes summed", size(traffic.bytes_all_reduced), "gradients of dense layers, by each worker"))
+    if servers := inputs.job.cluster.servers:
+        # Modulo sharding: each server has as many popular rows as the others.
+        values, requests = traffic.wire(sum(traffic.rows) / servers)
+        received = values * traffic.pushed_share + requests
+        rows.append(("each server receives", size(received), "pushes and requests, on the wire"))
+        rows.append(("each server sends", size(values), "answers, on the wire"))
+        keys = sum(table.keys for table in plan.tables if table.name not in inputs.model.frozen)
+        rows.append(("keys pushed by each worker", f"{keys:,}", ""))
+    yield from _aligned(rows, left=(0, 2))
+
+
+def _wire(network: Network, instance: InstanceType | None) -> Iterator[str]:
+    busiest = f"{size(network.busiest_bytes)} through the busiest network card"
+    if network.own_hosts:
+        yield "on the wire: nothing, since all roles are on one host and use its loopback"
+        busiest = f"with a host for each role: {busiest}"
+    if network.bits_per_second is None or network.seconds is None:
+        missing = f"; no figure is published for {instance.name}" if instance else ""
+        yield f"on the wire: {busiest}; name a --bandwidth for the seconds{missing}"
+        return
+    rate = f"{network.bits_per_second / 1e9:,.3g} Gbit/s"
+    peak = instance.peak_gbit if instance else None
+    if instance and instance.bits_per_second == network.bits_per_second and peak:
+        rate += " lasting" if instance.baseline_gbit else " at best"
+        if instance.baseline_gbit and peak > instance.baseline_gbit:
+            rate += f", {peak:g} for a while"
+    yield f"on the wire: {busiest}, {network.seconds * 1e3:,.3g} ms a step at {rate}"
+
+
+def _verdict(plan: CapacityPlan, fit: Fit, instance: InstanceType | None) -> Iterator[str]:
+    host = "the fullest host" if len(plan.hosts) > 1 else "it"
+    memory = (
+        f"{size(fit.machine.available_bytes)} of {instance.memory_gib:g} GiB are left by Linux on {instance.name}"
+        if instance
+        else f"{size(fit.machine.available_bytes)} are free on this machine"
+    )
+    needs = f"{host} needs {size(plan.required_bytes)}{_at_most(plan.required_bytes, plan.peak_bytes, ', ')}; {memory}"
+    yield f"{fit.verdict.upper() if fit.verdict != 'tight' else 'MAY NOT FIT'}: {needs}"
+    for advice in fit.advice:
+        yield f"  it would fit if you {advice}"
+    if fit.verdict != "fits" and not fit.advice:
+        yield "  no fewer columns, smaller state or number of hosts alone would make it fit"
+
+
+def _duration(seconds: float) -> str:
+    """Format a duration: 9.5 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:,.2g} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 6000 else f"{seconds / 3600:,.3g} h"
+
+
+def size(count: float) -> str:
+    """Format a number of bytes: 1,536 is 1.5 KiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> Iterator[str]:
+    """Align ``rows`` in columns: those with a number in ``left`` to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

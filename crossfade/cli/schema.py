@@ -1,0 +1,56 @@
+"""``crossfade schema``: print the JSON Schema of job files, for editors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from crossfade.cli.options.command import add_command
+
+_EXAMPLES = (
+    ("crossfade schema --out job.schema.json", "Write the schema to a file, which job files and editors can name."),
+    ("crossfade schema", "Print it."),
+)
+_NOTES = """\
+Editors with a YAML language server, such as VS Code with the extension YAML, complete and check a job file whose first
+line names the schema, relative to the job file:
+  # yaml-language-server: $schema=../job.schema.json
+Some checks need values of several keys or the dataset: 'crossfade plan JOB' makes all of them.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "schema",
+        "print the JSON Schema of job files, for editors",
+        "Print the JSON Schema of job files, with which editors complete and check them.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="FILE", help="write the schema to FILE instead of printing it")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print or write the schema.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import json
+
+    from crossfade.base.errors import InputError
+    from crossfade.trainer.config.json_schema import job_schema
+
+    text = json.dumps(job_schema(), indent=2, ensure_ascii=False) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    try:
+        arguments.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {arguments.out}: cannot be written: {error.strerror}; name another file") from error
+    return 0

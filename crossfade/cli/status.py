@@ -1,0 +1,236 @@
+"""``crossfade status``: show the state of runs in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from crossfade.cli.options.command import add_command
+from crossfade.cli.options.runs import add_runs_argument, open_runs
+from crossfade.terminal import print_line, print_lines
+
+if TYPE_CHECKING:
+    from crossfade.deploy.dashboard.last_failure import LastFailure
+    from crossfade.deploy.dashboard.process_rows import ProcessRow
+    from crossfade.deploy.dashboard.run_figures import Summary
+    from crossfade.deploy.dashboard.runs import Runs
+
+_DESCRIPTION = """\
+Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
+restarts, the cause of the last failure and what was lost, and alerts.
+
+The command reads only the run folders. It works during a run, on another host that shares the folder, and afterwards.
+"""
+_EXAMPLES = (
+    ("crossfade status", "List the runs in runs/."),
+    ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
+    ("crossfade status runs/lastfm --json", "Print one line of JSON: a list with an object for each run."),
+)
+_NOTES = """\
+'crossfade dashboard' serves the same and more as a page.
+"""
+_BAR = 30
+_LABEL = 13
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(commands, "status", "show the state of runs", _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES)
+    add_runs_argument(parser.add_argument_group("runs"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="repeat at this interval (default: 2)",
+    )
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds < 86400:
+        raise argparse.ArgumentTypeError(f"expected at least 0.1 seconds, but found '{text}'")
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the runs, once or repeatedly."""
+    runs = open_runs(arguments.runs)
+    while True:
+        if arguments.watch is not None and not arguments.json and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")
+        _show(runs, as_json=arguments.json)
+        if arguments.watch is None:
+            return 0
+        sys.stdout.flush()
+        time.sleep(arguments.watch)
+
+
+def _show(runs: Runs, *, as_json: bool) -> None:
+    from crossfade.deploy.dashboard.summary import latest_first, read_summaries
+
+    found = latest_first(read_summaries(runs))
+    if as_json:
+        print(json.dumps([summary.to_json() for summary in found]))
+    elif not found:
+        print_line("no runs yet")
+    elif len(found) == 1:
+        print_lines(_screen(found[0]))
+    else:
+        print_lines(_table(found))
+
+
+def _screen(run: Summary) -> Iterator[str]:
+    """Describe one run in full."""
+    from crossfade.deploy.dashboard import formatting as text
+
+    phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
+    early = ", stopped early" if run.stopped_early else ""
+    generation = f", generation {run.generation}" if run.generation > 1 else ""
+    yield f"{run.name}: {run.state}{early}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
+    yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
+    yield ""
+    if run.run_id is not None:
+        yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
+    yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
+    if run.best_value is not None:
+        last = f"{text.decimals(run.eval_metric)} in the last evaluation"
+        best = f"{text.decimals(run.best_value)} in epoch {run.best_epoch}"
+        yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
+    if run.advice is not None:
+        yield _line("", run.advice)
+    if baselines := run.baselines.get("valid"):
+        values = (
+            f"{name.replace('_', ' ')} {text.decimals(found.get(run.best_metric))}" for name, found in baselines.items()
+        )
+        yield _line("baselines", f"{run.best_metric} on valid by {', by '.join(values)}")
+    yield _line(
+        "throughput",
+        f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps per second",
+    )
+    if traffic := run.traffic:
+        pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
+        dense = f"dense gradients: {text.size(traffic['dense_equivalent_bytes_pushed'])}, {text.times(run.dense_ratio)}"
+        yield _line("bytes", f"{pushed}; {dense}")
+    if total := sum(run.phase_seconds.values()):
+        spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
+        yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
+    yield _line("checkpoints", _checkpoints(run))
+    yield _line("restarts", _restarts(run.restarts))
+    if run.failure is not None:
+        yield from _failure(run.failure)
+    if run.processes:
+        yield ""
+        yield from _processes(run.processes)
+    if run.alerts:
+        yield ""
+        yield from (f"{alert.level}: {alert.text}" for alert in run.alerts)
+
+
+def _line(label: str, value: str) -> str:
+    return f"{label:<{_LABEL}}{value}"
+
+
+def _bar(progress: float) -> str:
+    done = round(_BAR * progress)
+    return "#" * done + "." * (_BAR - done)
+
+
+def _position(run: Summary) -> str:
+    from crossfade.deploy.dashboard import formatting as text
+
+    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
+    epoch = f", epoch {run.epoch}" if run.epoch else ""
+    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
+    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
+    return f"step {run.step:,}{planned}{epoch}{epochs}{left}"
+
+
+def _checkpoints(run: Summary) -> str:
+    from crossfade.deploy.dashboard import formatting as text
+
+    kept = run.checkpoints
+    failed = f", {kept['failed']} failed" if kept["failed"] else ""
+    if kept["last_step"] is None:
+        return f"none yet{failed}"
+    age = f", {text.duration(time.time() - kept['last_time'])} ago" if run.live else ""
+    last = f"the latest of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
+    return f"{kept['written']} written{failed}; {last}"
+
+
+def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
+    from crossfade.deploy.dashboard.run_figures import lost_steps
+
+    if not restarts:
+        return "none"
+    lost = lost_steps(restarts[-1])
+    return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
+
+
+def _failure(failure: LastFailure) -> Iterator[str]:
+    """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
+    from crossfade.deploy.dashboard import formatting as text
+
+    yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
+    log = f"log: {failure.log}" if failure.log else ""
+    if failure.error:
+        yield _line("", f"{failure.error} ({log})" if log else failure.error)
+    elif log:
+        yield _line("", log)
+    yield _line("", f"lost {failure.work()}{'; it ended the run' if failure.ends_run else ''}")
+
+
+def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
+    from crossfade.deploy.dashboard.process_table import TERMINAL_COLUMNS, TEXT_COLUMNS
+
+    titles = [column.title for column in TERMINAL_COLUMNS]
+    cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]
+    yield from _columns([titles, *cells], left=TEXT_COLUMNS)
+
+
+def _table(runs: Sequence[Summary]) -> Iterator[str]:
+    """Describe each run in a line."""
+    from crossfade.deploy.dashboard import formatting as text
+
+    head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
+    cells = [
+        (
+            run.name,
+            run.state,
+            text.share(run.progress),
+            f"{run.step:,}",
+            text.decimals(run.loss),
+            text.decimals(run.best_value),
+            run.best_metric if run.best_value is not None else "",
+            text.count(run.examples_per_second),
+            text.times(run.dense_ratio),
+            str(len(run.restarts)),
+            str(len(run.alerts)) if run.alerts else "",
+        )
+        for run in runs
+    ]
+    yield from _columns([head, *cells], left=2)
+    for run in runs:
+        yield from (f"{run.name}: {alert.level}: {alert.text}" for alert in run.alerts if alert.level != "info")
+
+
+def _columns(lines: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
+    """Align cells in columns: the first ``left`` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            f"{cell:<{width}}" if index < left else f"{cell:>{width}}"
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

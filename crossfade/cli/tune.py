@@ -1,0 +1,248 @@
+"""``crossfade tune``: search for the settings of a job with the best metric on the valid split."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossfade.base.text import counted
+from crossfade.cli.options.command import add_command
+from crossfade.cli.options.job import add_job, load_job_arguments, suggest_setting
+from crossfade.cli.options.parsing import positive_integer
+from crossfade.next_command import command_line
+from crossfade.terminal import print_line, print_table
+
+if TYPE_CHECKING:
+    from crossfade.deploy.tuning.quick_study import QuickResult, QuickStudy
+    from crossfade.deploy.tuning.search_space import SearchParameter
+    from crossfade.deploy.tuning.study import TuningStudy
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.runs.inputs import JobInputs
+
+
+_DESCRIPTION = """\
+Search for the settings of a job that give the best metric on the valid split, by training it many times.
+
+The test split is never evaluated. With --quick, it costs at most ten trainings; otherwise, a trial that falls behind
+the median of the others is pruned.
+"""
+_EXAMPLES = (
+    ("crossfade tune jobs/lastfm.yaml --quick", "Search the five settings that matter, in at most ten trainings."),
+    ("crossfade tune jobs/lastfm.yaml --trials 30", "Search the learning rate, temperature and batch size."),
+    (
+        "crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.02..1 \\\n"
+        "      --search model.dim=32|64|128 --search negatives.count=256..4096",
+        "Search a custom space.",
+    ),
+    ("crossfade train runs/lastfm-tune-quick/best.yaml", "Train the job with the best settings that --quick found."),
+)
+_NOTES = """\
+--quick searches model.temperature (up to 1.5 times as high or low as in the job), optimizer.learning_rate (3 times),
+train.batch_size (a quarter to twice), train.query_frequency_power (0.3 more or less) and train.item_frequency_power
+(0.15), or the keys of --search, by successive halving: of 40 epochs, it trains 30 settings for 4 epochs, the best 9 of
+them for 13, and the best 4 for all 40. The job's own settings are always among them, so the result is never worse than
+they are on valid. The number of examples is at most that of ten trainings. It prints everything that was tried.
+
+Without --quick and --search, the search space is the learning rate up to ten times as high or low as in the job, the
+temperature up to three times, and the batch size from an eighth to twice the job's, all on a log scale.
+
+DIR gets best.yaml, the job with the best settings so far, and a run folder and a log for each training. Ctrl-C or
+SIGTERM stops the current one after a checkpoint; the same command resumes the study, as it does after a crash, and adds
+trials if N is larger. Trials that fail or diverge are ignored; three in a row end the study.
+"""
+_TRIALS, _SHOWN = 20, 5
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "tune",
+        "search for the best settings of a job",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    parser.suggest = suggest_setting
+    add_job(parser.add_argument_group("job"), set_help="override a key of the job file in all trials")
+    study = parser.add_argument_group("study")
+    study.add_argument(
+        "--quick", action="store_true", help="search five settings in at most ten trainings, by successive halving"
+    )
+    study.add_argument(
+        "--trials", type=positive_integer, metavar="N", help=f"stop after N trials in total (default: {_TRIALS})"
+    )
+    study.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="search a key of the job over LOW..HIGH, log:LOW..HIGH or A|B|C; repeatable",
+    )
+    study.add_argument("--no-pruning", action="store_true", help="run every trial to its end")
+    study.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="keep the study in DIR (default: runs/NAME-tune, with --quick runs/NAME-tune-quick)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study, and print the best settings.
+
+    Raises:
+        InputError: the job or a search parameter is invalid, or the dataset has no valid split.
+        ClusterError: several trials in a row failed.
+    """
+    from crossfade.deploy.tuning.search_space import (
+        SearchParameter,
+        check_parameters,
+        default_parameters,
+        quick_parameters,
+    )
+    from crossfade.deploy.tuning.study_folder import study_errors
+    from crossfade.trainer.runs.folder import default_run_dir
+    from crossfade.trainer.runs.inputs import load_inputs
+
+    job = load_job_arguments(arguments)
+    if arguments.quick:
+        _check_quick(arguments)
+    defaults = quick_parameters if arguments.quick else default_parameters
+    inputs = load_inputs(job)
+    _check_has_valid(inputs)
+    parameters = [SearchParameter.parse(text) for text in arguments.search] or defaults(inputs.job)
+    check_parameters(arguments.job, arguments.overrides, parameters)
+    run_dir = default_run_dir(job)
+    folder = arguments.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if arguments.quick else ''}")
+    with study_errors(folder):
+        if arguments.quick:
+            return _run_quick(folder, job, inputs.job, parameters)
+        return _run_study(folder, job, parameters, arguments.trials or _TRIALS, prune=not arguments.no_pruning)
+
+
+def _check_quick(arguments: argparse.Namespace) -> None:
+    """Reject options that --quick makes meaningless."""
+    from crossfade.base.errors import InputError
+    from crossfade.deploy.tuning.successive_halving import RUNG_KEYS
+
+    if arguments.trials is not None:
+        raise InputError(
+            f"--trials {arguments.trials}: --quick itself chooses how many settings it tries; leave one out"
+        )
+    if arguments.no_pruning:
+        raise InputError("--no-pruning: --quick trains only the best settings to the end; leave one of the two out")
+    for key in RUNG_KEYS:
+        if any(text.startswith(f"{key}=") for text in arguments.search):
+            raise InputError(
+                f"--search {key}: --quick sets it to train some settings for less time; search another key"
+            )
+
+
+def _run_study(folder: Path, job: JobConfig, parameters: list[SearchParameter], trials: int, *, prune: bool) -> int:
+    from crossfade.deploy.tuning.study import TuningStudy
+    from crossfade.signals import stopper
+
+    study = TuningStudy(folder, job, parameters, prune=prune, stop_requested=lambda: stopper.number is not None)
+    with stopper.deferred():
+        _run_trials(study, trials, job.evaluate.best_metric)
+    if stopper.number is not None:
+        stopper.check(f"after {study.ended()} trials; the same command resumes the study")
+    _print_results(study, job.evaluate.best_metric)
+    return 0
+
+
+def _check_has_valid(inputs: JobInputs) -> None:
+    from crossfade.base.errors import InputError
+
+    if not inputs.has_rows("valid"):
+        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; prepare it with --hold-out")
+
+
+def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=trials, desc="tuning", unit="trial", dynamic_ncols=True, file=sys.stderr) as bar:
+        for ended in study.run(trials):
+            best: Any = next(iter(study.trial_results()), None)
+            if best is not None:
+                bar.set_postfix({f"best {best_metric}": f"{best.value:.4f}", "in trial": best.number}, refresh=False)
+            bar.update(ended - bar.n)
+            bar.refresh()
+
+
+def _print_results(study: TuningStudy, best_metric: str) -> None:
+    results = study.trial_results()
+    keys = list(results[0].parameters)
+    print_line("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
+    for result in results[:_SHOWN]:
+        cells = (f"{_text(result.parameters.get(key)):<{len(key)}}" for key in keys)
+        note = "  pruned" if result.pruned else ""
+        print_line("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
+    print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
+
+
+def _run_quick(folder: Path, job: JobConfig, resolved_job: JobConfig, parameters: list[SearchParameter]) -> int:
+    from crossfade.deploy.tuning.quick_study import QuickStudy
+    from crossfade.display import progress_bars
+    from crossfade.signals import stopper
+
+    study = QuickStudy(folder, job, resolved_job, parameters, stop_requested=lambda: stopper.number is not None)
+    _print_plan(study, resolved_job, parameters)
+    with stopper.deferred(), progress_bars() as bars:
+        bars.phase("tuning", study.epochs, "epoch")
+        study.run(bars.advance)
+    if stopper.number is not None:
+        trainings = sum(rung.trials for rung in study.rungs)
+        stopper.check(f"after {study.trained} of {trainings} trainings; the same command resumes the study")
+    _print_quick_results(study, parameters, job.evaluate.best_metric)
+    return 0
+
+
+def _print_plan(study: QuickStudy, job: JobConfig, parameters: list[SearchParameter]) -> None:
+    """Print on stderr what will be tried."""
+    rungs = [f"{rung.trials} for {rung.epochs:,} epoch{'s' * (rung.epochs > 1)}" for rung in study.rungs]
+    trainings = study.epochs / job.train.epochs
+    lines = [
+        f"successive halving on valid {job.evaluate.best_metric}; settings: {', '.join(rungs)}",
+        *(f"  {each.key}: {each.describe()}, in the job {_text(each.own_value(job))}" for each in parameters),
+        f"{counted(study.epochs, 'epoch')}, as many as {trainings:.1f} trainings have",
+    ]
+    for line in lines:
+        print_line(line, file=sys.stderr, flush=True)
+
+
+def _print_quick_results(study: QuickStudy, parameters: list[SearchParameter], best_metric: str) -> None:
+    """Print every training, the gain over the job's own settings, and how to train with the best ones."""
+    results = study.results()
+    names = [each.key.rpartition(".")[2] for each in parameters]
+    keys = [each.key if names.count(name) > 1 else name for each, name in zip(parameters, names, strict=True)]
+    print_table([["epochs", "trial", best_metric, "seconds", *keys], *map(_quick_row, study.tried())], min_width=0)
+    print_line(f"trial own: the job's own settings; {best_metric} is that of valid")
+    best, own = results[0], study.own_result()
+    if own is None:
+        print_line("the job's own settings have no result: their training failed")
+    elif best.trial == own.trial:
+        print_line("nothing that was tried is better than the job's own settings")
+    else:
+        gain = f", {best.value / own.value - 1:+.1%}" if own.value else ""
+        print_line(
+            f"best: trial {best.trial}, {best_metric} {best.value:.4f} instead of {own.value:.4f} on valid{gain}"
+        )
+    print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
+
+
+def _quick_row(result: QuickResult) -> list[str]:
+    from crossfade.deploy.tuning.successive_halving import OWN
+
+    trial = "own" if result.trial == OWN else str(result.trial)
+    values = [_text(value) for value in result.parameters.values()]
+    found = ["failed", "-"] if result.failed else [f"{result.value:.4f}", f"{result.seconds:.1f}"]
+    return [str(result.rung.epochs), trial, *found, *values]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,90 @@
+"""``crossfade validate``: check a prepared dataset, and write the manifest of one made elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.base.text import counted
+from crossfade.cli.options.command import add_command
+from crossfade.cli.options.parsing import memory_bytes
+from crossfade.cli.options.prepare import add_memory
+from crossfade.display import progress_bars
+from crossfade.next_command import train_command
+from crossfade.terminal import print_line, print_lines
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.manifest import DatasetManifest
+    from crossfade.trainer.prepare.validate import ValidationReport
+
+_EXAMPLES = (
+    ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
+    (
+        "crossfade validate s3://music/plays --query customer --item track",
+        "Check Parquet files that Spark, Athena or Dask wrote, and write the manifest that they lack.",
+    ),
+)
+_NOTES = """\
+docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, listed on stderr.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "validate",
+        "check a dataset, and write a missing manifest",
+        "Check a dataset against its manifest and format, and write the manifest if it is missing.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    dataset = parser.add_argument_group("dataset")
+    dataset.add_argument("data", metavar="DATA", help="check this folder or s3://BUCKET/PREFIX")
+    dataset.add_argument("--query", metavar="NAME", help="name the querying entity (default: as in the manifest)")
+    dataset.add_argument("--item", metavar="NAME", help="name the item entity (default: as in the manifest)")
+    add_memory(parser.add_argument_group("resources"))
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check a dataset, and print a summary or its problems.
+
+    Raises:
+        InputError: the dataset has problems; they are listed on stderr.
+        CrossfadeError: the dataset could not be read.
+    """
+    from crossfade.trainer.prepare.validate import validate
+
+    for option, name in (("--query", arguments.query), ("--item", arguments.item)):
+        if name is not None and "=" in name:
+            raise InputError(f"{option} {name}: columns of a dataset have the entities' names; leave out '='")
+    limit = memory_bytes(arguments.memory)
+    with progress_bars() as bars:
+        report = validate(Folder(arguments.data), arguments.query, arguments.item, limit, bars)
+    manifest = _print_report(report, arguments.data)
+    print_line(f"next: {train_command(arguments.data, manifest.query, manifest.item)}")
+    return 0
+
+
+def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
+    from crossfade.trainer.prepare.summary import format_summary
+
+    problems = report.problems
+    if problems.count:
+        for problem in problems.listed:
+            print_line(problem, file=sys.stderr)
+        if problems.count > len(problems.listed):
+            print_line(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
+        raise InputError(
+            f"{location}: {counted(problems.count, 'problem')}, listed above; fix the data and validate it again"
+        )
+    assert report.manifest is not None
+    print_lines(format_summary(report.manifest, Folder(location)).splitlines())
+    for note in report.notes:
+        print_line(f"  note: {note}")
+    print_line(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
+    return report.manifest

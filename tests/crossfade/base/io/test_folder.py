@@ -1,0 +1,385 @@
+"""A folder behaves alike on a file system and on S3, where conditional requests lock it for one writer."""
+
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from flaky_proxy import flaky_proxy
+from needs import LINUX
+from object_store import ObjectStore, running_object_store
+
+from crossfade.base.errors import InputError
+from crossfade.base.io import writer_lock
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import UnsuitableFileError
+from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Point this process and its children at the server."""
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """Return a folder of each kind, which does not exist yet."""
+    if request.param == "s3":
+        server: ObjectStore = request.getfixturevalue("s3")
+        return Folder(server.uri(f"folder/{tmp_path.name}"))
+    return Folder(f"file://{tmp_path}/folder" if request.param == "file" else f"{tmp_path}/folder")
+
+
+def test_missing_folder_is_empty(folder: Folder) -> None:
+    assert folder.names() == []
+    assert folder.sizes() == {}
+    assert not folder.exists("x")
+    folder.delete()
+    folder.remove("x")
+
+
+def test_written_files_are_read_and_listed(folder: Folder) -> None:
+    folder.write("one.json", b"first")
+    folder.write("one.json", b"second")
+    folder.child("below").write("two.json", b"")
+    with folder.child("below").open_output("deep/large.npy") as file:
+        for number in range(5):
+            file.write(memoryview(bytes([number])))
+    assert folder.read("one.json") == b"second"
+    assert folder.child("below").read("two.json") == b""
+    assert folder.names() == ["below", "one.json"]
+    assert folder.child("below").names() == ["deep", "two.json"]
+    assert folder.sizes() == {"one.json": 6, "below/two.json": 0, "below/deep/large.npy": 5}
+    assert folder.exists("one.json")
+    assert folder.exists("below")
+    assert not folder.exists("two.json")
+
+
+def test_entries_are_file_sizes_and_folders(folder: Folder) -> None:
+    assert folder.entries() == {}
+    folder.write("a b", b"123")
+    folder.child("below").write("c", b"")
+    assert folder.entries() == {"a b": 3, "below": None}
+    assert folder.child("below").entries() == {"c": 0}
+    folder.check_bucket()
+
+
+def test_file_is_read_in_pieces_from_any_position(folder: Folder) -> None:
+    folder.write("digits", b"0123456789")
+    buffer = bytearray(4)
+    with closing(folder.open_input("digits")) as file:
+        assert file.readinto(buffer) == 4
+        file.seek(7)
+        assert file.readinto(buffer) == 3
+        assert bytes(buffer) == b"7893"
+        assert file.readinto(buffer) == 0
+
+
+def test_delete_removes_the_folder_and_nothing_else(folder: Folder) -> None:
+    for child in ("step-1", "step-10"):
+        folder.child(child).write("a", b"1")
+        folder.child(child).child("below").write("b", b"1")
+    folder.child("step-1").delete()
+    assert folder.sizes() == {"step-10/a": 1, "step-10/below/b": 1}
+    folder.child("step-10").remove("a")
+    assert folder.sizes() == {"step-10/below/b": 1}
+
+
+def test_missing_file_is_named(folder: Folder) -> None:
+    folder.write("there", b"1")
+    for read in (folder.read, folder.open_input):
+        with pytest.raises(FileNotFoundError, match=r"folder.*/missing"):
+            read("missing")
+
+
+def test_file_is_absent_after_an_interrupted_write(tmp_path: Path) -> None:
+    def write() -> None:
+        with Folder(str(tmp_path)).open_output("broken") as file:
+            file.write(b"123")
+            raise OSError("interrupted")
+
+    with pytest.raises(OSError, match=r"/broken: interrupted"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_has_name_and_uri(folder: Folder) -> None:
+    assert folder.child("a").uri == f"{folder.uri}/a"
+    assert folder.child("a").name == "a"
+    assert Folder(folder.uri + "/").uri == folder.uri
+    assert folder.on_s3 == folder.uri.startswith("s3://")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("gs://music/x", r"gs://music/x: unsupported location; expected a path, file:///PATH or s3://"),
+        ("file://host/x", "file://host/x: unsupported location"),
+        ("file:///music/what?/x", r"file:///music/what\?/x: unsupported location"),
+        ("file:///music/#1", "file:///music/#1: unsupported location"),
+        ("s3://", "expected s3://BUCKET/PREFIX"),
+        ("s3:///x", "expected s3://BUCKET/PREFIX"),
+        ("s3://music//x", "expected s3://BUCKET/PREFIX"),
+        ("s3://key:secret@music/x", "credentials, region and endpoint come from the environment"),
+        ("s3://music/x?region=eu", "credentials, region and endpoint come from the environment"),
+    ],
+)
+def test_unsupported_uri_is_rejected(uri: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Folder(uri)
+
+
+def test_path_may_have_any_characters(tmp_path: Path) -> None:
+    folder = Folder(f"{tmp_path}/with space/and%20more")
+    folder.write("x", b"1")
+    assert (tmp_path / "with space" / "and%20more" / "x").read_bytes() == b"1"
+    assert Folder(f"file://{tmp_path}/with%20space").names() == ["and%20more"]
+    Folder(f"file://{tmp_path}/what%3F%231").write("x", b"1")
+    assert (tmp_path / "what?#1" / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["with space", "and%20more", "plus+equals=&;:,$'()!*", "Größe/日本", "~tilde.[x]"])
+def test_s3_prefix_may_have_any_characters(s3: ObjectStore, prefix: str) -> None:
+    folder = Folder(s3.uri(f"odd/{prefix}"))
+    folder.child("step-1").write("manifest.json", b"1")
+    with folder.open_output("step-1/weights.npy") as file:
+        file.write(b"123")
+    assert folder.names() == ["step-1"]
+    assert folder.sizes() == {"step-1/manifest.json": 1, "step-1/weights.npy": 3}
+    assert folder.child("step-1").read("manifest.json") == b"1"
+    assert Folder(s3.uri("odd")).sizes() == {f"{prefix}/step-1/manifest.json": 1, f"{prefix}/step-1/weights.npy": 3}
+    folder.child("step-1").delete()
+    assert folder.sizes() == {}
+
+
+def record_syncs_and_moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the names of files that are synced or moved from now on."""
+    recorded: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        recorded.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def record_move(path: Path, target: Path) -> Path:
+        recorded.append(f"move to {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_move)
+    return recorded
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
+def test_file_is_synced_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = record_syncs_and_moves(monkeypatch)
+    folder = Folder(str(tmp_path / "folder"))
+    with folder.open_output("weights.npy") as file:
+        file.write(b"123")
+        assert recorded == [f"sync {tmp_path.name}"]  # the parent of the new folder
+    assert recorded[1:] == ["sync weights.npy", "sync folder"]
+    recorded.clear()
+    folder.write("manifest.json", b"{}")
+    [synced, *rest] = recorded
+    assert synced.startswith("sync .manifest.json")
+    assert rest == ["move to manifest.json", "sync folder"]
+
+
+def test_failed_write_keeps_the_previous_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("manifest.json", b"earlier")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "disk error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk error"):
+        folder.write("manifest.json", b"later")
+    assert folder.read("manifest.json") == b"earlier"
+    assert folder.names() == ["manifest.json"]
+
+
+@pytest.fixture
+def s3_folder(s3: ObjectStore, tmp_path: Path) -> Folder:
+    return Folder(s3.uri(f"locks/{tmp_path.name}"))
+
+
+@pytest.mark.slow
+def test_of_writers_on_s3_one_gets_the_lock(s3_folder: Folder) -> None:
+    for _ in range(3):
+        barrier, done, results = threading.Barrier(4, timeout=240), threading.Barrier(4, timeout=60), []
+
+        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
+            own = Folder(s3_folder.uri)
+            barrier.wait()
+            try:
+                with folder_writer(own):
+                    results.append("got it")  # noqa: B023 - the threads end in this round
+                    done.wait()
+            except InputError as error:
+                results.append(str(error))  # noqa: B023
+                done.wait()
+
+        threads = [threading.Thread(target=compete) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
+            "got it",
+            *[f"if that process has ended, delete {s3_folder.uri}/{LOCK_NAME}"] * 3,
+        ]
+        assert s3_folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_a_dead_process_is_taken_over(s3_folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import sys; from crossfade.base.io.folder import Folder\n"
+        "from crossfade.base.io.writer_lock import folder_writer\n"
+        "with folder_writer(Folder(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, s3_folder.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InputError) as caught, folder_writer(s3_folder):
+            pass
+        assert f"process {process.pid} on host {socket.gethostname()} has been" in str(caught.value)
+        process.send_signal(signal.SIGKILL)
+    with caplog.at_level(logging.WARNING), folder_writer(s3_folder):
+        assert caplog.messages[-1].endswith(f"process {process.pid} on host {socket.gethostname()}, which has ended")
+    assert s3_folder.sizes() == {}
+
+
+@pytest.mark.slow
+def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(
+    s3_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = writer_lock._Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
+    s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
+    with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(s3_folder):
+        pass
+    monkeypatch.setattr(writer_lock, "_STALE_SECONDS", -3600)
+    with folder_writer(s3_folder) as lock:
+        lock.check()
+        s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
+        with pytest.raises(ChangedError):
+            lock.check()
+    assert list(s3_folder.sizes()) == [LOCK_NAME], "the lock of the other one is not deleted"
+
+
+@pytest.mark.slow
+def test_of_writers_of_one_version_on_s3_one_succeeds(s3_folder: Folder) -> None:
+    version: str | None = None
+    for turn in range(3):
+        barrier, written = threading.Barrier(4, timeout=240), []
+
+        def write(number: int, barrier: threading.Barrier = barrier, version: str | None = version) -> None:
+            own = Folder(s3_folder.uri)
+            barrier.wait()
+            with suppress(ChangedError):
+                written.append((own.write_over("manifest", f"{turn} {number}".encode(), version), number))  # noqa: B023
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [(version, winner)] = written
+        assert s3_folder.read_version("manifest")[:2] == (f"{turn} {winner}".encode(), version)
+    with pytest.raises(ChangedError):
+        s3_folder.write_over("manifest", b"", None)
+    with pytest.raises(ChangedError):
+        s3_folder.write_over("missing", b"", version)
+    with pytest.raises(ChangedError):
+        s3_folder.remove("manifest", '"0"')
+    s3_folder.remove("manifest", version)
+    assert s3_folder.version("manifest") is None
+
+
+@pytest.mark.slow
+def test_conditional_request_is_repeated_after_a_fault(
+    s3_folder: Folder, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = None
+    for data in (b"old", b"new"):
+        first = s3_folder.write_over("manifest", data, version)
+        assert s3_folder.write_over("manifest", data, version) == first, "as if the first answer had been lost"
+        version = first
+    with flaky_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        through = Folder(s3_folder.uri)
+        for fault in ("reset", "throttle", "cut"):
+            proxy.inject(fault, 2)
+            assert through.read_version("manifest") == s3_folder.read_version("manifest")
+            assert proxy.left == 0
+
+
+def test_fifo_in_place_of_a_file_is_rejected_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    folder = Folder(tmp_path)
+    for read in (folder.read, folder.open_input, folder.open_random):
+        with pytest.raises(UnsuitableFileError, match="not a regular file"):
+            read("pipe")
+
+
+def test_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    folder = Folder(tmp_path)
+    with pytest.raises(UnsuitableFileError, match=r"1,099,511,627,776 bytes, of 67,108,864 at most"):
+        folder.read("sparse")
+    folder.write("small", b"12345")
+    assert folder.read("small", 5) == b"12345"
+    with pytest.raises(UnsuitableFileError, match="5 bytes, of 4 at most"):
+        folder.read("small", 4)
+
+
+def test_nothing_is_deleted_through_a_link_that_leads_outside(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "kept").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(outside)
+    folder = Folder(tmp_path / "data")
+    for delete in (
+        lambda: folder.remove("train/kept"),
+        lambda: folder.child("train").remove("kept"),
+        lambda: folder.child("train").child("deep").delete(),
+        lambda: folder.child("train").delete(),
+    ):
+        with pytest.raises(OSError, match=r"link"):
+            delete()
+    assert sorted(path.name for path in outside.iterdir()) == ["deep", "kept"]
+
+
+def test_files_are_deleted_in_a_folder_that_is_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "below").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    folder = Folder(tmp_path / "data")
+    folder.write("below/x", b"")
+    folder.remove("below/x")
+    folder.child("below").delete()
+    assert folder.names() == []

@@ -1,0 +1,167 @@
+"""One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
+
+import errno
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from error_table import documented
+from killed_process import holding
+
+from crossfade.base.errors import InputError
+from crossfade.base.io import writer_lock as module
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import output_lock, staged_file, staged_folder
+from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.writer_lock import LOCK_NAME, _Owner, folder_writer, path_lock
+
+
+def test_second_writer_names_the_first_and_a_killed_one_holds_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holding(lambda: folder_writer(Folder(tmp_path))) as pid:
+        with pytest.raises(InputError) as caught, folder_writer(Folder(tmp_path)):
+            pass
+        message = documented("forget: another process changes the dataset", str(caught.value))
+        assert f": process {pid} on host {socket.gethostname()} has been writing it since 20" in message
+    assert (tmp_path / LOCK_NAME).exists(), "it was killed"
+    with caplog.at_level(logging.WARNING), folder_writer(Folder(tmp_path)):
+        owner = f"process {pid} on host {socket.gethostname()}"
+        assert caplog.messages == [f"{tmp_path}: took over the lock of {owner}, which has ended"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def count_up(path: Path, lock: Path, times: int) -> None:
+    """Add 1 to the number in ``path`` so many times, which loses some if two processes do so at once."""
+    while times:
+        with suppress(InputError), path_lock(lock, "the counter"):
+            path.write_text(str(int(path.read_text()) + 1))
+            times -= 1
+
+
+def test_processes_that_take_and_delete_the_lock_exclude_each_other(tmp_path: Path) -> None:
+    counter, lock = tmp_path / "counter", tmp_path / "lock"
+    counter.write_text("0")
+    children = []
+    for _ in range(3):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                count_up(counter, lock, 100)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+    count_up(counter, lock, 100)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert counter.read_text() == "400"
+    assert not lock.exists()
+
+
+def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    first = ExitStack()
+    lock = first.enter_context(folder_writer(Folder(data)))
+    data.rename(tmp_path / "old")
+    data.mkdir()
+    with pytest.raises(ChangedError):
+        lock.check()
+    with folder_writer(Folder(data)) as second:
+        first.close()
+        second.check()
+        with pytest.raises(InputError), folder_writer(Folder(data)):
+            pass
+    assert list(data.iterdir()) == []
+
+
+def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_file: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module, "try_lock", fail)
+    with path_lock(tmp_path / "lock", "data"):
+        with pytest.raises(InputError) as caught, path_lock(tmp_path / "lock", "data"):
+            pass
+        documented("forget: another process holds a lock on S3 or without file locks", str(caught.value))
+        assert f"process {os.getpid()} on host" in str(caught.value)
+    with path_lock(tmp_path / "lock", "data"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="data: cannot be locked for writing"), path_lock(tmp_path / "lock", "data"):
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_record_of_another_kind_is_not_shown(tmp_path: Path) -> None:
+    with path_lock(tmp_path / "lock", "data"):
+        (tmp_path / "lock").write_bytes(b'{"pid": "\x1b[2J", "host": 1}')
+        with pytest.raises(InputError, match="data: another process is writing it; wait"):
+            path_lock(tmp_path / "lock", "data").__enter__()
+
+
+def test_process_has_ended_only_if_that_is_certain() -> None:
+    own = _Owner.this_process()
+    assert not own.has_ended()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert own.model_copy(update={"pid": child.pid}).has_ended()
+    assert own.model_copy(update={"started_at": own.started_at - 60}).has_ended(), "its ID was given to another process"
+    assert not own.model_copy(update={"pid": child.pid, "machine": "another"}).has_ended()
+    assert not own.model_copy(update={"pid": child.pid, "machine": ""}).has_ended()
+
+
+def test_process_has_not_ended_when_the_clock_is_set(set_clock: Callable[[float], None]) -> None:
+    own = _Owner.this_process()
+    for seconds in (3600.0, -3600.0):
+        set_clock(seconds)
+        assert not own.has_ended()
+
+
+def test_leftovers_of_a_killed_writer_are_deleted_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = tmp_path / "[new]" / "data*"
+    other = tmp_path / "[new]" / ".data2.partial-1"
+    with holding(lambda: staged_folder(target)):
+        other.mkdir()
+        with pytest.raises(InputError, match=r"has been writing it since"), staged_folder(target):
+            pass
+    [left] = target.parent.glob(".data[*].partial-*")
+    with caplog.at_level(logging.WARNING), output_lock(target):
+        assert caplog.messages[-1] == f"{left}: deleting what a command that was killed has left"
+    assert list(target.parent.iterdir()) == [other]
+
+
+def test_file_is_replaced_when_complete_and_kept_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "recs.parquet"
+    for text in ("old", "new"):
+        with staged_file(path) as partial:
+            partial.write_text(text)
+            assert not path.exists() if text == "old" else path.read_text() == "old"
+
+    def fail() -> None:
+        with staged_file(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "new"
+    with output_lock(path), pytest.raises(InputError, match="wait until it ends"), staged_file(path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with staged_file(tmp_path / "pipe") as partial:
+        assert partial == tmp_path / "pipe"
+    assert (tmp_path / "pipe").is_fifo()

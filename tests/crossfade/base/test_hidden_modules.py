@@ -1,0 +1,42 @@
+"""Packages that others import without need are hidden from them, and work afterwards."""
+
+import subprocess
+import sys
+
+import pytest
+
+from crossfade.base.packages import hidden
+
+IMPORT_ROLES = """
+import sys
+import crossfade.kvstore.jit
+from crossfade.kvstore.mxnet.imports import import_mxnet
+{mxnet}
+assert not [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn")]
+from scipy import stats
+assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
+"""
+
+
+@pytest.mark.parametrize("mxnet", [pytest.param("", id="numba"), pytest.param("import_mxnet()", id="mxnet")])
+def test_processes_of_a_job_do_not_load_scipy(mxnet: str) -> None:
+    subprocess.run([sys.executable, "-c", IMPORT_ROLES.format(mxnet=mxnet)], check=True, timeout=240)
+
+
+def test_hidden_package_cannot_be_imported_in_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with hidden("colorsys", "json"):
+        import json  # loaded already
+
+        assert json.dumps(1) == "1"
+        with pytest.raises(ImportError):
+            import colorsys
+    import colorsys
+
+    assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+def test_package_is_no_longer_hidden_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), hidden("colorsys"):
+        raise ZeroDivisionError
+    assert sys.modules.get("colorsys", sys) is not None
