@@ -85,8 +85,13 @@ def python_words(events: Path | None = None) -> Iterator[None]:
         raise InputError(_reworded(message, events)) from error
     except CrossfadeError as error:
         if error.args and isinstance(error.args[0], str):
-            error.args = (_reworded(error.args[0], events), *error.args[1:])
+            error.args = (_reworded(error.worded(python_word), events), *error.args[1:])
         raise
+
+
+def python_word(name: str, value: str) -> str:
+    """Return an argument, with its value."""
+    return f"{name}={value!r}" if value else name
 
 
 def _reworded(message: str, events: Path | None) -> str:

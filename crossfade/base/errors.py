@@ -8,12 +8,17 @@ CrossfadeError                  1   the run failed
 ├── StorageUnavailableError     1   storage is unreachable or too busy, after all retries
 ├── CloudError                  1   AWS cannot serve the request now: no capacity, throttling, no answer
 └── InputError                  2   the user's input is wrong
+    ├── OptionError             2   an option has a value that cannot be used
     ├── CloudRequestError       2   AWS rejects the request: credentials, permission, quota, region, missing resource
     └── MissingExtraError       2   an optional package is not installed
+
+A message names options by marks, ``f"relax {option_named('where')}"``, and each face puts its own words in their place:
+``--where`` on the command line, ``where`` in Python.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
@@ -26,6 +31,27 @@ _HALF_LENGTH = 980
 """Letters of a message that are shown from its beginning and from its end, which has how to fix it."""
 
 
+_MARK = "\ue000{}\ue001{}\ue002"
+_MARKED = re.compile("\ue000([^\ue001]*)\ue001([^\ue002]*)\ue002")
+OptionWords = Callable[[str, str], str]
+"""Returns what a face calls an option, given its name and, unless it is empty, its value."""
+
+
+def option_named(name: str, value: object = "") -> str:
+    """Return a mark for the option ``name``, with ``value`` if a message has one, to be put into the message."""
+    return _MARK.format(name, value)
+
+
+def command(verb: str, *words: str, **options: str | bool) -> str:
+    """Return a command to type, with its options, for a message: ``command("prepare", base="DATA")``."""
+    typed = [f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in options.items()]
+    return f"'crossfade {' '.join((verb, *words, *typed))}'"
+
+
+def _plain_words(name: str, value: str) -> str:
+    return f"{name} {value}" if value else name
+
+
 class CrossfadeError(Exception):
     """The run failed. The message states what was found, what was expected and how to fix it."""
 
@@ -33,7 +59,11 @@ class CrossfadeError(Exception):
 
     def __str__(self) -> str:
         """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
-        text = escape_unprintable(super().__str__())
+        return self.worded(_plain_words)
+
+    def worded(self, words: OptionWords) -> str:
+        """Return the message as ``__str__`` does, with options named by ``words``."""
+        text = escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), super().__str__()))
         return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 
@@ -84,6 +114,33 @@ class InputError(CrossfadeError):
     """The user's input is wrong: a file, an option, the job file, the machine's size."""
 
     exit_code = 2
+
+
+class OptionError(InputError):
+    """An option has a value that cannot be used, or is missing.
+
+    Attributes:
+        field: the name of the option and, if one of its values is wrong, the place of that, from 0.
+        found: its value; empty where it does not matter.
+        problem: what is wrong with it.
+        expected: what would be right.
+        fix: what to do about it.
+    """
+
+    def __init__(
+        self,
+        field: str | Sequence[str | int],
+        *,
+        found: object = "",
+        problem: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        """Describe the error; the message has the parts that are given, in this order."""
+        self.field: tuple[str | int, ...] = (field,) if isinstance(field, str) else tuple(field)
+        self.found, self.problem, self.expected, self.fix = found, problem, expected, fix
+        parts = [problem, None if expected is None else f"expected {expected}", fix]
+        super().__init__(f"{option_named(str(self.field[0]), found)}: {'; '.join(filter(None, parts))}")
 
 
 class CloudRequestError(InputError):

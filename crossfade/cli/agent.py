@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from crossfade import logs
 from crossfade.base.errors import ClusterError, InputError
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.parsing import port_or_none
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.parsing import hours
 from crossfade.terminal import print_json, print_line
 

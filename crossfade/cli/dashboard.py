@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crossfade.cli.command import add_command
 from crossfade.cli.options.access import add_access_options, read_access
-from crossfade.cli.options.command import add_command
 from crossfade.cli.options.history import add_history_option
 from crossfade.cli.options.parsing import port
 from crossfade.cli.options.runs import add_runs_argument, open_runs

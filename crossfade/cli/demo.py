@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.terminal import print_line
 
 _EXAMPLES = (

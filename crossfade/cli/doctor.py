@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.job import add_sizes, load_job_arguments
 from crossfade.cli.options.parsing import positive_number
 from crossfade.terminal import print_json, print_line

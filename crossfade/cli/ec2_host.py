@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 
 _DESCRIPTION = """\
 Run one host of a job on EC2, in the container that 'crossfade submit ec2' starts on each instance.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.display import progress_bars
 from crossfade.terminal import print_lines
+from crossfade.trainer.prepare.options import ForgetOptions
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.forget import ForgetReport
@@ -34,54 +34,33 @@ checkpoint. After an interruption, the same command finishes the deletion.
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "forget",
         "delete IDs from a dataset",
         "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
+        ForgetOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    dataset = parser.add_argument_group("dataset")
-    dataset.add_argument("data", metavar="DATA", help="delete from this folder or s3://BUCKET/PREFIX, and its bases")
-    dataset.add_argument(
-        "--this-dataset-only",
-        action="store_true",
-        help="leave base datasets as they are, such as where they have been deleted",
-    )
-    ids = parser.add_argument_group("ids")
-    ids.add_argument(
-        "--ids",
-        metavar="FILE",
-        required=True,
-        help="read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV",
-    )
-    ids.add_argument(
-        "--column", metavar="COLUMN", help="read this column (default: the entity's name, or the only one)"
-    )
-    ids.add_argument("--entity", metavar="NAME", help="delete IDs of this entity (default: the querying one)")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: ForgetOptions) -> int:
     """Delete the IDs, and print what was deleted and what may still hold them.
 
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
-    from crossfade.trainer.data.manifest import read_manifest
-    from crossfade.trainer.prepare.forget_lineage import forget_in_lineage
-    from crossfade.trainer.prepare.id_list import read_ids
+    from crossfade.trainer.prepare.forget_lineage import forget
 
-    folder = Folder(arguments.data)
-    entity = arguments.entity or read_manifest(folder).query
-    ids = read_ids(arguments.ids, arguments.column, entity)
     with progress_bars() as bars:
-        reports = forget_in_lineage(folder, ids, entity, bars, this_dataset_only=arguments.this_dataset_only)
+        reports = forget(options, bars)
     for report in reports:
-        print_lines(_describe(report, arguments.ids))
+        print_lines(_describe(report, options.ids))
+    entity = reports[0].entity
     if any(report.pending or report.manifest.entities[entity].vacant_rows for report in reports):
-        lines = _other_copies(reports, this_dataset_only=arguments.this_dataset_only)
+        lines = _other_copies(reports, this_dataset_only=options.this_dataset_only)
         print_lines(["what may still hold them, and how to clear it:", *(f"  {line}" for line in lines)])
     return 0
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from crossfade import logs
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.disk_errors import describe_disk_error
-from crossfade.cli.options.command import CommandParser
+from crossfade.cli.command import CommandParser
 from crossfade.kvstore import __version__
 from crossfade.memory_limit import check_address_space, lack_of_memory
 from crossfade.signals import SpotInterruption, StopSignal, stopper
@@ -134,7 +134,7 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
             _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
-            _logger.error(parser.in_words_typed(str(error)))
+            _logger.error(parser.in_words_typed(error.worded(parser.word)))
             return error.exit_code
         case BrokenPipeError():
             return _output_lost()

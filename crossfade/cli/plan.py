@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import InputError
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
 from crossfade.cli.options.parsing import positive_integer
 from crossfade.cli.options.schedulers import add_scheduler_options, reject_without_scheduler, write_scheduler_files

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.parsing import (
     memory_bytes,
     parse_context,

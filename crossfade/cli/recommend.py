@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.text import counted
-from crossfade.cli.options.command import CommandParser, add_command
+from crossfade.cli.command import CommandParser, add_command
 from crossfade.cli.options.filters import NOTES as FILTER_NOTES
 from crossfade.cli.options.filters import add_filter_options, read_filters
 from crossfade.cli.options.history import add_history_option

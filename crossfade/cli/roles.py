@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from crossfade import logs
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.memory_limit import check_address_space, lack_of_memory
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 
 _EXAMPLES = (
     ("crossfade schema --out job.schema.json", "Write the schema to a file, which job files and editors can name."),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crossfade.cli.command import add_command
 from crossfade.cli.options.access import add_access_options, read_access
-from crossfade.cli.options.command import add_command
 from crossfade.cli.options.filters import add_metadata_options, read_metadata
 from crossfade.cli.options.history import add_history_option
 from crossfade.cli.options.parsing import port, positive_integer

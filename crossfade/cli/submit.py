@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from crossfade.cli import submit_ec2, submit_sagemaker
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 
 _EXAMPLES = (
     (

@@ -7,7 +7,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.ec2 import add_options, make_spec
 from crossfade.ec2_runs import catch_signals, clean_up, follow, follow_existing, list_runs, take_down
 

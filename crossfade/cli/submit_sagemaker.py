@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.cli.command import add_command
 from crossfade.cli.options.aws import add_account_options
-from crossfade.cli.options.command import add_command
 from crossfade.cli.options.job import add_job, load_job_arguments
 from crossfade.cli.options.parsing import name_value_pair, positive_integer, positive_number
 from crossfade.cli.submit_sagemaker_endpoint import add_endpoint_options, deploy_job

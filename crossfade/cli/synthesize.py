@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.parsing import parse_number, parse_whole_number
 from crossfade.display import progress_bars
 from crossfade.next_command import command_line, train_command

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade import logs
-from crossfade.cli.options.command import CommandParser, add_command
+from crossfade.cli.command import CommandParser, add_command
 from crossfade.cli.options.job import add_job, add_sizes, load_job_arguments, suggest_setting
 from crossfade.cli.options.parsing import port
 from crossfade.terminal import print_line

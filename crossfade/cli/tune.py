@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.job import add_job, load_job_arguments, suggest_setting
 from crossfade.cli.options.parsing import positive_integer
 from crossfade.next_command import command_line

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.cli.options.command import add_command
+from crossfade.cli.command import add_command
 from crossfade.cli.options.parsing import memory_bytes
 from crossfade.cli.options.prepare import add_memory
 from crossfade.display import progress_bars

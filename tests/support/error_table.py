@@ -2,7 +2,8 @@
 
     message = documented("a truncated manifest", message)       # fails if the table has another message for it
 
-In a message of the table, ``<n>`` stands for a number and any other ``<word>`` for any text.
+In a message of the table, ``<n>`` stands for a number and any other ``<word>`` for any text. The table names options as
+the command line does; a message may also have their plain names, as errors have them before a face words them.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 _ROW = re.compile(r"\| (?P<cause>[^|]+) \| `(?P<message>.+)` \| (?P<code>\d) \|")
 _PLACEHOLDER = re.compile(r"(<[a-z ]+>)")
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,17 @@ class DocumentedError:
 
     def matches(self, message: str) -> bool:
         """Return whether ``message`` is the documented one."""
-        parts = _PLACEHOLDER.split(self.message)
+        parts = _PLACEHOLDER.split(_plain(self.message))
         pattern = "".join(
             re.escape(part) if index % 2 == 0 else r"[\d,.]+" if part == "<n>" else ".*"
             for index, part in enumerate(parts)
         )
-        return re.fullmatch(pattern, message) is not None
+        return re.fullmatch(pattern, _plain(message)) is not None
+
+
+def _plain(message: str) -> str:
+    """Return ``message`` with the plain names of options: ``work_dir`` for ``--work-dir``."""
+    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), message)
 
 
 @cache

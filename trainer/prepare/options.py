@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from crossfade.base.errors import InputError
+from crossfade.base.options import Options, option
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
@@ -28,6 +29,31 @@ from crossfade.trainer.prepare.hold_out import HoldOut, plan_hold_outs
 from crossfade.trainer.prepare.input_files import Format
 from crossfade.trainer.prepare.timestamp_formats import OPTION as TIMESTAMP_FORMAT
 from crossfade.trainer.prepare.vocabulary_tables import NamesFile, Side
+
+
+class ForgetOptions(Options):
+    """Which IDs to delete from a dataset."""
+
+    data: str = option(
+        ...,
+        "delete from this folder or s3://BUCKET/PREFIX, and its bases",
+        group="dataset",
+        value="DATA",
+        positional=True,
+    )
+    this_dataset_only: bool = option(
+        False, "leave base datasets as they are, such as where they have been deleted", group="dataset"
+    )
+    ids: str = option(
+        ..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", group="ids", value="FILE"
+    )
+    column: str | None = option(
+        None, "read this column (default: the entity's name, or the only one)", group="ids", value="COLUMN"
+    )
+    entity: str | None = option(
+        None, "delete IDs of this entity (default: the querying one)", group="ids", value="NAME"
+    )
+
 
 Duplicates = Literal["keep", "sum"]
 OnBadLine = Literal["fail", "skip"]
@@ -220,9 +246,9 @@ class PrepareOptions:
 
     def _check_named_entities(self) -> None:
         """Check that the options that name an entity name an existing one."""
-        for option, files in ((FEATURES_OPTION, self.features), (CONTENT_OPTION, self.content)):
+        for word, files in ((FEATURES_OPTION, self.features), (CONTENT_OPTION, self.content)):
             for name in (name for file in files for name in file.columns):
-                check_entity(option, name)
+                check_entity(word, name)
         for entity in self.catalog:
             if entity not in {file.entity for file in (*self.features, *self.content)}:
                 raise InputError(
@@ -235,7 +261,7 @@ class PrepareOptions:
         taken = [*sides, *(name for file in self.features for name in file.columns)]
         check_context(plan_context(self.context), set(taken), self.timestamp is not None, self.duplicates)
         nameable = [*taken, *self.context]
-        for option, given, existing in (
+        for word, given, existing in (
             ("--names", self.names, nameable),
             ("--min-count", self.min_count, sides),
             (ADMIT, self.admit, sides),
@@ -244,13 +270,13 @@ class PrepareOptions:
             unknown = sorted(set(given) - set(existing))
             if unknown:
                 expected = " or ".join(f"'{entity}'" for entity in existing)
-                raise InputError(f"{option} {unknown[0]}=…: no such entity; expected {expected}")
+                raise InputError(f"{word} {unknown[0]}=…: no such entity; expected {expected}")
 
     def _check_admission(self) -> None:
-        for option, minimums in (("--min-count", self.min_count), (ADMIT, self.admit)):
+        for word, minimums in (("--min-count", self.min_count), (ADMIT, self.admit)):
             for entity, minimum in minimums.items():
                 if minimum < 1:
-                    raise InputError(f"{option} {entity}={minimum}: expected at least 1")
+                    raise InputError(f"{word} {entity}={minimum}: expected at least 1")
         for entity, minimum in self.admit.items():
             if entity in self.catalog:
                 raise InputError(
@@ -270,21 +296,21 @@ def check_entities(query: str, item: str) -> None:
     Raises:
         InputError: one cannot, or both are the same.
     """
-    for option, name in (("--query", query), ("--item", item)):
-        check_entity(option, name)
+    for word, name in (("--query", query), ("--item", item)):
+        check_entity(word, name)
     if query.lower() == item.lower():
         raise InputError(f"--query {query} --item {item}: the two entities need different names (--item NAME=COLUMN)")
 
 
-def check_entity(option: str, name: str) -> None:
-    """Check that ``name``, given with ``option``, can be the name of a folder and of a column of a dataset.
+def check_entity(word: str, name: str) -> None:
+    """Check that ``name``, given with ``word``, can be the name of a folder and of a column of a dataset.
 
     Raises:
         InputError: it cannot.
     """
     if not is_entity_name(name):
         raise InputError(
-            f"{option} {name}: cannot be the name of an entity; expected a word of at most 100 ASCII letters, digits, "
+            f"{word} {name}: cannot be the name of an entity; expected a word of at most 100 ASCII letters, digits, "
             f"'_' and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: "
-            f"{option} NAME=COLUMN)"
+            f"{word} NAME=COLUMN)"
         )

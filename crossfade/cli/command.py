@@ -1,6 +1,8 @@
 """Add a command to the command line in the form that all commands share, and report its errors in the words typed.
 
-parser = add_command(commands, "validate", "check a prepared dataset", "Check a dataset.", examples=(...), notes="...")
+parser = add_command(
+    commands, "validate", "check a dataset", "Check a dataset.", ValidateOptions, run, examples=(...), notes="..."
+)
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from itertools import zip_longest
 from typing import Any, NoReturn
 
 from crossfade.base.errors import escape_unprintable
+from crossfade.cli.declared import Declared, add_options, read_options
 
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
@@ -86,6 +89,13 @@ class CommandParser(argparse.ArgumentParser):
             return f"separate its values with commas: {option} {shlex.quote(','.join(parts))}"
         return self.suggest(word, "")
 
+    def word(self, name: str, value: str = "") -> str:
+        """Return the option ``name`` as it was typed or else as it is typed, with ``value``."""
+        action = next((each for each in self._actions if each.dest == name), None)
+        names = [f"--{name.replace('_', '-')}"] if action is None else action.option_strings
+        typed = [each for each in names if any(_is_option(word, each) for word in self._words)]
+        return " ".join(filter(None, [*(typed or names)[:1], value])) or str(action and action.metavar)
+
     def in_words_typed(self, message: str) -> str:
         """Return ``message`` with each option that has several names named as it was typed."""
         for action in self._actions:
@@ -107,6 +117,8 @@ def add_command(
     name: str,
     summary: str | None,
     description: str,
+    options: type[Declared] | None = None,
+    run: Callable[[Declared], int] | None = None,
     *,
     examples: Sequence[tuple[str, str]],
     notes: str = "",
@@ -118,6 +130,8 @@ def add_command(
         name: the word after ``crossfade``.
         summary: verb first, for the list of commands; None leaves the command out of the list.
         description: what ``--help`` opens with: one sentence, then details.
+        options: the declaration of the command's options.
+        run: does it, and returns the exit code.
         examples: command lines without ``crossfade``, each with what it does.
         notes: paragraphs that follow the examples.
     """
@@ -130,5 +144,8 @@ def add_command(
         **shown,
     )
     parser.set_defaults(parser=parser)
+    if options is not None and run is not None:
+        add_options(parser, options)
+        parser.set_defaults(run=lambda arguments: run(read_options(arguments, options)))
     assert isinstance(parser, CommandParser)
     return parser

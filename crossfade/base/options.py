@@ -1,0 +1,263 @@
+"""Declare the options of a verb once, for every face.
+
+    class NeighborOptions(Options):
+        k: Integer = option(8, "list N neighbors of each row", value="N", short="k", ge=1)
+
+    options = NeighborOptions.of(k="5")         # from a command line, Python, or JSON; OptionError if it is invalid
+
+The command line has an option for each field (``crossfade/cli/declared.py``), Python a keyword argument
+(``crossfade/api/keywords.py``), a request of HTTP a key, and the reference a row.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.text import similar_name
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How an option is shown where people read about it.
+
+    Attributes:
+        group: the heading of the options that belong together.
+        value: the word for its value, such as DIR; empty: none, or the choices.
+        short: a letter for the command line.
+        also: another name on the command line.
+        positional: whether the command line takes it without a name.
+        repeat: whether the command line takes one value at a time, and the option several times.
+        optional_values: whether the command line takes the option without any value, for an empty list.
+    """
+
+    group: str = "options"
+    value: str = ""
+    short: str = ""
+    also: str = ""
+    positional: bool = False
+    repeat: bool = False
+    optional_values: bool = False
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    group: str = "options",
+    value: str = "",
+    short: str = "",
+    also: str = "",
+    positional: bool = False,
+    repeat: bool = False,
+    optional_values: bool = False,
+    **limits: Any,
+) -> Any:
+    """Return a field of ``Options``; ``...`` as ``default`` makes it required.
+
+    Args:
+        default: the value if none is given; it is shown after the description, which may state it in other words.
+        description: what the option does, verb first.
+        group: see ``Shown``, likewise the others.
+        value: the word for its value.
+        short: a letter for the command line.
+        also: another name on the command line.
+        positional: whether the command line takes it without a name.
+        repeat: whether the command line takes one value at a time.
+        optional_values: whether the command line takes no value for an empty list.
+        limits: pydantic's constraints, such as ``ge=1``.
+    """
+    field: Any = Field(default, description=description, **limits)
+    field.metadata.append(Shown(group, value, short, also, positional, repeat, optional_values))
+    return field
+
+
+class Options(BaseModel):
+    """The options of a verb: frozen, without unknown names, each with a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    group_notes: ClassVar[Mapping[str, str]] = {}
+    """What is said below the heading of a group."""
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Options of which exactly one must be given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_single_values(cls, values: Any) -> Any:
+        """Accept one value where a list is expected: ``exclude="train"``."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields
+        singles = {
+            name: (value,)
+            for name, value in values.items()
+            if name in fields and isinstance(value, str | Path) and is_list(fields[name])
+        }
+        return {**values, **singles}
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Return the options with ``values``, which may be texts where other types have a form as text.
+
+        Raises:
+            OptionError: a name is unknown, a value is invalid, or options contradict each other.
+        """
+        for names in cls.one_of:
+            found = [name for name in names if values.get(name) not in (None, False)]
+            if len(found) != 1:
+                first = found[1] if found else names[0]
+                problem = f"was given, and so was {option_named(found[0])}" if found else None
+                known = alternatives([option_named(name) for name in names])
+                raise OptionError(first, problem=problem, expected=f"one of {known}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise option_error(cls, error, values) from None
+
+
+def shown(field: FieldInfo) -> Shown:
+    """Return how ``field`` is shown."""
+    return next((entry for entry in field.metadata if isinstance(entry, Shown)), Shown())
+
+
+def described(field: FieldInfo) -> str:
+    """Return the description of ``field``, with its default unless the description states it."""
+    text = field.description or ""
+    if field.is_required() or field.default in (None, False, "", ()) or "default" in text:
+        return text
+    return f"{text} (default: {field.default})"
+
+
+def option_error(options: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> OptionError:
+    """Return the first problem in ``error``, of ``values`` for ``options``."""
+    problem = error.errors(include_url=False)[0]
+    name, *inside = problem["loc"]
+    name, place = str(name), [part for part in inside if isinstance(part, int)][:1]
+    if problem["type"] == "extra_forbidden":
+        return OptionError(name, problem="is unknown", fix=_suggestion(name, options.model_fields, "one of "))
+    field, found = options.model_fields[name], values.get(name)
+    if problem["type"] == "missing":
+        return OptionError(name, problem="is missing", fix=field.description)
+    if place and isinstance(found, Sequence) and not isinstance(found, str):
+        found = found[place[0]]
+    if problem["type"] == "value_error":
+        return OptionError((name, *place), found=found, problem=str(problem["ctx"]["error"]))
+    if problem["type"] == "literal_error" and isinstance(found, str):
+        choices = get_args(_element(field))
+        return OptionError((name, *place), found=found, problem=_suggestion(found, choices, ""))
+    return OptionError((name, *place), found=found, expected=expected(field, inner=bool(place)))
+
+
+def _suggestion(name: str, known: Iterable[str], of: str) -> str:
+    near = similar_name(name, known)
+    return f"did you mean {near}?" if near else f"expected {of}{alternatives(list(known))}"
+
+
+def alternatives(names: Sequence[object]) -> str:
+    """Return ``names`` joined with commas and 'or'."""
+    *others, last = map(str, names)
+    return f"{', '.join(others)}{',' if len(others) > 1 else ''} or {last}" if others else last
+
+
+def _element(field: FieldInfo) -> Any:
+    """Return the type of ``field`` or, for a list, of one of its values."""
+    kind = plain_type(field.annotation)
+    return plain_type(get_args(kind)[0]) if get_origin(kind) in (tuple, list) else kind
+
+
+@cache
+def _kinds() -> Mapping[Any, str]:
+    return {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+
+
+def expected(field: FieldInfo, *, inner: bool = False) -> str:
+    """Return what is expected of a value of ``field``, or of one of its values, such as 'an integer from 1'."""
+    kind = _element(field) if inner else plain_type(field.annotation)
+    if get_origin(kind) is Literal:
+        return alternatives(get_args(kind))
+    if is_list(field) and not inner:
+        return "a list of values"
+    words = _kinds().get(kind, "another value")
+    low = next((entry for entry in field.metadata if isinstance(entry, Ge | Gt)), None)
+    high = next((entry for entry in field.metadata if isinstance(entry, Le | Lt)), None)
+    if low is not None:
+        words += f" from {low.ge}" if isinstance(low, Ge) else f" above {low.gt}"
+    if high is not None:
+        words += f" to {high.le}" if isinstance(high, Le) else f" below {high.lt}"
+    return words
+
+
+def plain_type(annotation: Any) -> Any:
+    """Return ``annotation`` without ``Annotated`` and without None as an alternative."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        others = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(others) == 1:
+            return plain_type(others[0])
+    return annotation
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Return whether a value of ``field`` is a sequence of values."""
+    return get_origin(plain_type(field.annotation)) in (tuple, list)
+
+
+def _integer(value: object) -> object:
+    """Return ``value``, a number or text such as 1_000_000 or 1e6, as an integer, unless it is none."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else value
+    if isinstance(value, bool):
+        return str(value)  # which pydantic rejects
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return str(value) if isinstance(value, float) else value
+
+
+def _number(value: object) -> object:
+    """Return ``value``, a number or its text, as a float, unless it is none or not finite."""
+    if isinstance(value, bool):
+        return str(value)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return value
+    return number if math.isfinite(number) else str(value)
+
+
+def _share(value: object) -> object:
+    text = str(value).strip()
+    try:
+        share = (
+            math.nan if isinstance(value, bool) else float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        )
+    except ValueError:
+        share = math.nan
+    if isinstance(value, bool) or not 0 <= share <= 1:
+        raise ValueError("expected a share: 0.1 or 10%, at most 1 or 100%")
+    return share
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+"""An integer, also written 1_000_000 or 1e6; not a truth value, and not a fraction."""
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+"""A finite number; not a truth value."""
+Share = Annotated[float, BeforeValidator(_share)]
+"""A fraction, or a percentage as text: 0.1, or 10%."""
