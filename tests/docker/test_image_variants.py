@@ -46,7 +46,7 @@ TORCH_LIBRARIES = {
 """Libraries that those of PyTorch link, except those of its wheel, the driver and the system."""
 DOWNLOAD_SECONDS = 900
 CHECKED = {"torch": "a6ed6916a6ee4da6", "cu112": "a5c6a55cf35d9a2d", "cu90": "0b71a1055291cad1"}
-"""The beginning of the SHA-256 of each lock file whose wheels, up to 3 GB together, have been downloaded and checked."""
+"""The beginning of the SHA-256 of each lock file whose wheels, up to 3 GB, have been downloaded and checked."""
 
 
 def pins(path: Path) -> dict[str, str]:
