@@ -20,7 +20,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.core.typed_passes import _reload_parfors  # type: ignore[attr-defined]
+from numba.core.typed_passes import _reload_parfors
 
 from crossfade.kvstore.jit import inner_kernel, intrinsic
 from crossfade.kvstore.vector_ir import INT64
@@ -42,7 +42,7 @@ _NEXT, _SUM, _FAILED, _COUNT, _SIZE, _FIRST_ARGUMENT = range(6)
 @intrinsic
 def thread_count(_context: Any) -> Any:
     """Return how many threads a loop may have."""
-    _reload_parfors()
+    _reload_parfors()  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         return _thread_count(context, builder)
@@ -75,10 +75,10 @@ def for_chunks(context: Any, body: Any, count: Any, size: Any, arguments: Any) -
 
     The calls are shared among threads if there is more than one. Results are integers, or None, which counts as 0.
     """
-    _reload_parfors()
+    _reload_parfors()  # type: ignore[no-untyped-call]
     if not isinstance(arguments, types.BaseTuple):
         raise TypingError(f"found {arguments}: expected a tuple of arguments")
-    kinds = types.int64, types.int64, *map(types.unliteral, arguments)
+    kinds: tuple[Any, ...] = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments.types))  # type: ignore[attr-defined,no-untyped-call]
     called = context.resolve_function_type(body, kinds, {})
     if called is None or called.return_type not in (types.none, types.int64):
         raise TypingError(f"{body} returns neither an integer nor None for {kinds}")
@@ -92,7 +92,7 @@ def for_chunks(context: Any, body: Any, count: Any, size: Any, arguments: Any) -
         given = (INT64(0), INT64(0), INT64(0), values[1], values[2])
         taken = (
             context.cast(builder, builder.extract_value(values[3], at), kind, called.args[2 + at])
-            for at, kind in enumerate(signature.args[3])
+            for at, kind in enumerate(signature.args[3].types)
         )
         for at, value in enumerate((*given, *taken)):
             builder.store(value, _field(builder, memory, at))

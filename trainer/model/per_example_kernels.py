@@ -83,7 +83,7 @@ def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-unty
 
 @inner_kernel()
 def _query_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C,
+    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C, counted_C,
     code, params, num_hard, dot_scale, norm_scale
 ):  # fmt: skip
     """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``.
@@ -97,9 +97,9 @@ def _query_gradient(  # type: ignore[no-untyped-def]
         if b + AHEAD < end:
             _prefetch_items(item_RD, row_N, b + AHEAD, examples, count)
         first = examples + b * count
-        score = _score(query_AD, a, query_square, item_RD, get(row_N, b), dot_scale, norm_scale)
+        score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), dot_scale, norm_scale)
         for c in range(first, first + count):
-            put(slope_N, c, _score(query_AD, a, query_square, item_RD, get(row_N, c), dot_scale, norm_scale))
+            put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), dot_scale, norm_scale))
         if log_q_N.shape[0]:
             for c in range(first, first + count):
                 put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
@@ -111,25 +111,20 @@ def _query_gradient(  # type: ignore[no-untyped-def]
             put(slope_N, first, weight * pull)
         else:
             negatives = slice(first, first + count)
+            for c in range(count):
+                # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
+                put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
             loss, slope = _loss(
-                code,
-                score,
-                slope_N[negatives],
-                parts_C,
-                get(row_N, b),
-                row_N[negatives],
-                get(weight_B, b),
-                params,
-                num_hard,
+                code, score, slope_N[negatives], parts_C, np.int32(0), counted_C, get(weight_B, b), params, num_hard
             )
             put(loss_B, b, loss)
             put(slope_N, b, slope)
         if b == get(starts_A1, a):
-            _set_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
+            _set_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
         else:
-            _add_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
         for c in range(first, first + count):
-            _add_gradient(out_XD, x, get(slope_N, c), item_RD, get(row_N, c), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, dot_scale, twice)
 
 
 @inner_kernel()
@@ -154,7 +149,7 @@ def _item_gradient(  # type: ignore[no-untyped-def]
         if n + AHEAD < end:
             _prefetch_use(query_AD, get(order_N, n + AHEAD), index_B, slope_N, count)
         use = get(order_N, n)
-        a = get(index_B, _example_of(use, examples, count))
+        a = np.int64(get(index_B, _example_of(use, examples, count)))
         if n == first:
             _set_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
         else:
@@ -173,11 +168,11 @@ def _query_gradients_of_chunk(  # type: ignore[no-untyped-def]
     begin, end, query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count,
     code, params, num_hard, dot_scale, norm_scale, gradient_AD, loss_B, slope_N
 ):  # fmt: skip
-    parts_C = np.empty(count, np.float32)
+    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
     for a in range(begin, end):
         _query_gradient(
             gradient_AD, a, query_AD, a, item_AD, starts_A1, get(starts_A1, end), index_N, weight_B, log_q_N,
-            loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
+            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
         )  # fmt: skip
 
 
@@ -251,7 +246,7 @@ def item_gradients(  # type: ignore[no-untyped-def]
 @inner_kernel(forceinline=False)
 def _update_queries(  # type: ignore[no-untyped-def]
     begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
-    gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
+    gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):  # fmt: skip
     divergent_rows, examples, count = 0, weight_B.shape[0], parts_C.shape[0]
@@ -265,8 +260,8 @@ def _update_queries(  # type: ignore[no-untyped-def]
             prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         copy_row(old_AD, a, query_RD, get(rows_A, a))
         _query_gradient(
-            gradient_1D, 0, old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
-            loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
+            gradient_1D, np.int64(0), old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
+            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
             query_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
@@ -280,10 +275,11 @@ def _update_queries_of_chunk(  # type: ignore[no-untyped-def]
     code, params, num_hard, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):  # fmt: skip
-    gradient_1D, parts_C = np.empty((1, query_RD.shape[1]), np.float32), np.empty(count, np.float32)
+    gradient_1D = np.empty((1, query_RD.shape[1]), np.float32)
+    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
     return _update_queries(
         begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
-        gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
+        gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
         sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
     )  # fmt: skip
 
@@ -326,8 +322,8 @@ def _update_items(  # type: ignore[no-untyped-def]
             prefetch_row(item_RD, get(rows_A, a + AHEAD))
             prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         _item_gradient(
-            gradient_1D, 0, item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
-            get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
+            gradient_1D, np.int64(0), item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a),
+            get(starts_A1, a + 1), get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
             item_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
