@@ -1,27 +1,21 @@
-"""Numba's decorators for the kernels of this project, with a cache that follows the kernels that a file imports.
+"""Numba's decorators for the kernels of this project, whose compiled code is kept as ``kernel_cache.py`` says.
 
-    from crossfade.kvstore.jit import inner_kernel, intrinsic, njit, prange
+    from crossfade.kvstore.jit import inner_kernel, intrinsic, njit
 
-Numba compiles the functions that a kernel calls into it, and caches the result until the kernel's own file changes.
-Importing this module makes numba add the files that a kernel's file imports kernels from, directly or not.
+Loops are shared among threads by ``threads.py``: numba's ``prange`` takes seconds to compile.
 
 Of the processes that need a kernel which is not in the cache, such as the roles on a host, one compiles it.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import logging
 import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from crossfade.base.errors import InputError
@@ -72,16 +66,21 @@ def _is_number_of_threads(text: str) -> bool:
 _check_environment()
 with hidden("scipy"):
     import numba
-    from numba import config, extending, get_num_threads, prange
-    from numba.core import caching
+    from numba import extending, get_num_threads
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
-__all__ = ["allocating_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
+    from crossfade.kvstore.kernel_cache import use_kernel_cache
+
+use_kernel_cache()
+
+__all__ = ["allocating_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 
 _MAX_WAIT_SECONDS = 60.0
 """Seconds to wait for another process that compiles the same kernel, before this one compiles it too."""
 _POLL_SECONDS = 0.02
+_NO_WRAPPER: dict[str, Any] = {"no_cfunc_wrapper": True}
+"""Leave out the code by which C calls a kernel: it contains the kernel a second time."""
 _logger = logging.getLogger(__name__)
 
 
@@ -90,7 +89,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         try:
-            kernel: Any = numba.njit(**options)(function)
+            kernel: Any = numba.njit(**_NO_WRAPPER, **options)(function)
         except RuntimeError as error:
             if _LOCATORS_VARIABLE not in str(error):
                 raise
@@ -147,16 +146,22 @@ def _wait_for(lock: int, name: str) -> None:
             return
 
 
-inner_kernel: Any = partial(njit, cache=True, error_model="numpy", forceinline=True, _nrt=False)
+inner_kernel: Any = partial(
+    njit, cache=True, error_model="numpy", forceinline=True, _nrt=False, no_cpython_wrapper=True
+)
 """Compile a function that kernels call for each row into these kernels, without counting references.
 
-LLVM inlines it. Inlined by Numba (``inline="always"``), arguments become variables, and where a loop of a parallel
-kernel writes to an array only in the inlined body, Numba may remove that as dead code. Without ``_nrt=False``, each
-call counts references to its arrays, atomically, in counters that all threads share. Such a function cannot allocate.
+Python cannot call it: the code that would take apart Python's arguments takes time to compile.
+
+LLVM inlines it. Without ``_nrt=False``, each call counts references to its arrays, atomically, in counters that all
+threads share. Such a function cannot allocate.
 """
 
-allocating_kernel: Any = partial(njit, cache=True, error_model="numpy", _nrt=True)
-"""Compile a function that allocates and that inner kernels call: it would inherit their ``_nrt=False``."""
+allocating_kernel: Any = partial(njit, cache=True, error_model="numpy", _nrt=True, no_cpython_wrapper=True)
+"""Compile a function that allocates and that inner kernels call: it would inherit their ``_nrt=False``.
+
+Python cannot call it either.
+"""
 
 intrinsic: Any = extending.intrinsic
 """Define a function that kernels call by the LLVM code that it generates.
@@ -174,73 +179,3 @@ def compiled_for() -> str:
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = features.split(",")
     return "".join([str(name), *(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)])
-
-
-_COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)\b", re.MULTILINE)
-"""What a file that defines kernels, or parts of them, imports."""
-
-
-class _StampOfImports:
-    """Adds the content of the files that a kernel's file imports kernels from to its stamp."""
-
-    _imported_stamps: tuple[bytes, ...] = ()
-
-    @classmethod
-    def from_function(cls, py_func: FunctionType, py_file: str) -> Any:
-        locator = super().from_function(py_func, py_file)  # type: ignore[misc]
-        if locator is not None and Path(py_file).exists():
-            locator._imported_stamps = _stamps_of_imports(Path(py_file))
-        return locator
-
-    def get_source_stamp(self) -> Any:
-        return super().get_source_stamp(), self._imported_stamps  # type: ignore[misc]
-
-
-@cache
-def _stamps_of_imports(file: Path) -> tuple[bytes, ...]:
-    """Return the hashes of the files that a file imports kernels from: once for all of its kernels."""
-    return tuple(hashlib.sha256(file.read_bytes()).digest() for file in sorted(_imported_files(file, set())))
-
-
-def _imported_files(file: Path, seen: set[str]) -> Iterator[Path]:
-    """Yield the files with kernels that a file imports, and those that they import; ``seen`` has known modules."""
-    for name in _imported_modules(file.read_text(encoding="utf-8")):
-        imported = getattr(sys.modules.get(name), "__file__", None)
-        if name in seen or imported is None or not imported.endswith(".py") or name.partition(".")[0] == "numba":
-            continue
-        seen.add(name)
-        if _COMPILER.search(Path(imported).read_text(encoding="utf-8")):
-            yield Path(imported)
-            yield from _imported_files(Path(imported), seen)
-
-
-def _imported_modules(source: str) -> Iterator[str]:
-    """Yield the names of the modules that a source imports at its top level, and names that may be modules."""
-    if not _COMPILER.search(source):
-        return
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-class UserProvidedCacheLocator(_StampOfImports, caching.UserProvidedCacheLocator):
-    """Locates caches in ``NUMBA_CACHE_DIR``."""
-
-
-class InTreeCacheLocator(_StampOfImports, caching.InTreeCacheLocator):
-    """Locates caches in ``__pycache__`` beside the file."""
-
-
-class UserWideCacheLocator(_StampOfImports, caching.UserWideCacheLocator):
-    """Locates caches in the user's cache folder."""
-
-
-_LOCATORS = UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator
-if not config.CACHE_LOCATOR_CLASSES:  # type: ignore[attr-defined]
-    names = [f"{__name__}.{locator.__name__}" for locator in _LOCATORS]
-    config.CACHE_LOCATOR_CLASSES = ",".join(  # type: ignore[attr-defined]
-        [*names, "IPythonCacheLocator", "ZipCacheLocator"]
-    )

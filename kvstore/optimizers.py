@@ -27,11 +27,11 @@ from crossfade.base.errors import DivergedError
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.finite import find_largest_row
-from crossfade.kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.memory import advise_huge_pages
 from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from crossfade.kvstore.row_kernels import descend, dot, square_of_sum
-from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
+from crossfade.kvstore.threads import chunk_size, for_chunks
 
 _MAX_MAGNITUDE = np.float32(1e18)
 _MAX_SQUARE = np.float32(1e36)
@@ -138,34 +138,25 @@ def prefetch_state(row, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND):  # type: ig
 
 
 @inner_kernel()
-def _update_active_row(  # type: ignore[no-untyped-def]
-    a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+def _update_chunk(  # type: ignore[no-untyped-def]
+    begin, end, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):
-    if a + AHEAD < rows_A.shape[0]:
-        prefetch_row(weights_ND, rows_A[a + AHEAD])
-        prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-    return update_row(
-        weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-    )
-
-
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
-def _update_rows(  # type: ignore[no-untyped-def]
-    weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):
-    """Update active rows; return how many have diverged."""
     divergent_rows = 0
-    if gradient_AD.size < MIN_PARALLEL_VALUES:
-        for a in range(rows_A.shape[0]):
-            divergent_rows += _update_active_row(
-                a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-            )
-        return divergent_rows
-    for a in prange(rows_A.shape[0]):
-        divergent_rows += _update_active_row(
-            a, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+    for a in range(begin, end):
+        if a + AHEAD < rows_A.shape[0]:
+            prefetch_row(weights_ND, rows_A[a + AHEAD])
+            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        divergent_rows += update_row(
+            weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
         )
     return divergent_rows
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _update_rows(weights_ND, rows_A, gradient_AD, optimizer):  # type: ignore[no-untyped-def]
+    """Update active rows; return how many have diverged."""
+    size = chunk_size(rows_A.shape[0], gradient_AD.size)
+    return for_chunks(_update_chunk, rows_A.shape[0], size, (weights_ND, rows_A, gradient_AD, *optimizer))
 
 
 class LazyOptimizer:
@@ -200,7 +191,7 @@ class LazyOptimizer:
             DivergedError: a row's gradient or its new values are not finite, or they or their norm exceed 1e18, where
                 squares are close to overflow. The table is then no longer usable.
         """
-        divergent_rows = _update_rows(weights_ND, rows_A, gradient_AD, *self.kernel_arguments())
+        divergent_rows = _update_rows(weights_ND, rows_A, gradient_AD, self.kernel_arguments())
         check_convergence(divergent_rows, weights_ND, rows_A, gradient_AD)
 
     def reset(self, rows_A: IntArray) -> None:

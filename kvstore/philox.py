@@ -16,7 +16,8 @@ import zlib
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -41,17 +42,23 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@njit(cache=True, parallel=True)
-def _fill_rows(out_RD, rows_R, seed, stream, limit):  # type: ignore[no-untyped-def]
+@inner_kernel()
+def _fill_chunk(begin, end, out_RD, rows_R, seed, stream, limit):  # type: ignore[no-untyped-def]
     dim = out_RD.shape[1]
     k0, k1 = seed & _LOW, seed >> _SHIFT
-    for r in prange(out_RD.shape[0]):
+    for r in range(begin, end):
         row = np.uint64(rows_R[r])
         for block in range((dim + 3) // 4):
             words = philox(row & _LOW, row >> _SHIFT, np.uint64(block), stream, k0, k1)
             for lane in range(min(4, dim - block * 4)):
                 unit = np.float32(words[lane] >> np.uint64(8)) * _UNIT_24
                 out_RD[r, block * 4 + lane] = (np.float32(2.0) * unit - np.float32(1.0)) * limit
+
+
+@njit(cache=True, error_model="numpy")
+def _fill_rows(out_RD, rows_R, seed, stream, limit):  # type: ignore[no-untyped-def]
+    size = balanced_chunk_size(out_RD.shape[0])
+    for_chunks(_fill_chunk, out_RD.shape[0], size, (out_RD, rows_R, seed, stream, limit))
 
 
 def init_rows(out_RD: FloatArray, rows_R: IntArray, *, seed: int, table: str, std: float) -> None:

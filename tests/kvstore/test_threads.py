@@ -1,34 +1,83 @@
-"""Threads that claim chunks of a loop share it out completely."""
+"""Threads share out all iterations of a loop."""
 
 import numba
 import numpy as np
 import pytest
-from numba import njit, prange
+from numba.core.errors import TypingError
 
-from crossfade.kvstore.threads import claim_chunk
+from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
+from crossfade.kvstore.threads import MIN_PARALLEL_VALUES, balanced_chunk_size, chunk_size, for_chunks
 
 REPEATS = 5
 
 
-@njit(parallel=True)
-def _claims(count, size, threads):  # type: ignore[no-untyped-def]
-    """Return the chunks that each thread claims, -1 where there is none."""
-    claimed_TN = np.full((threads, count), -1)
-    next_1 = np.zeros(1, np.int64)
-    for t in prange(threads):
-        number = 0
-        begin = claim_chunk(next_1, size)
-        while begin < count:
-            claimed_TN[t, number] = begin
-            number += 1
-            begin = claim_chunk(next_1, size)
-    return claimed_TN
+@inner_kernel(cache=False)
+def _count(begin, end, visits_N, step):  # type: ignore[no-untyped-def]
+    for n in range(begin, end):
+        visits_N[n] += step
+    return end - begin
+
+
+@njit(nogil=True)
+def _visit(visits_N, size, step):  # type: ignore[no-untyped-def]
+    return for_chunks(_count, visits_N.shape[0], size, (visits_N, step))
+
+
+@njit()
+def _sizes(count, values):  # type: ignore[no-untyped-def]
+    return balanced_chunk_size(count), chunk_size(count, values)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500_000])
-@pytest.mark.parametrize("size", [1, 7])
-def test_each_chunk_is_claimed_once(count: int, size: int) -> None:
+@pytest.mark.parametrize("size", [1, 7, 1_000_000])
+def test_each_iteration_is_done_once(count: int, size: int) -> None:
     for _ in range(REPEATS):
-        claimed_TN = _claims(count, size, numba.get_num_threads())
-        claimed_N = np.sort(claimed_TN[claimed_TN >= 0])
-        np.testing.assert_array_equal(claimed_N, np.arange(0, count, size))
+        visits_N = np.zeros(count)
+        assert _visit(visits_N, size, 1) == count
+        assert (visits_N == 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fewer_threads_do_all(threads: int) -> None:
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, before))
+    try:
+        assert _visit(np.zeros(1000), 3, 1) == 1000
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_small_loops_have_one_chunk() -> None:
+    assert _sizes(1000, MIN_PARALLEL_VALUES - 1)[1] == 1000
+    balanced, size = _sizes(100_000, MIN_PARALLEL_VALUES)
+    assert 1 <= balanced == size <= 256
+    assert _sizes(0, 0) == (1, 1)
+
+
+def test_failure_of_a_thread_is_an_error() -> None:
+    @allocating_kernel(cache=False)
+    def fail(begin, end, limit):  # type: ignore[no-untyped-def]
+        if end > limit:
+            raise ValueError
+
+    @njit()
+    def run(count, size, limit):  # type: ignore[no-untyped-def]
+        return for_chunks(fail, count, size, (limit,))
+
+    assert run(100, 1, 100) == 0
+    for size in (1, 100):
+        with pytest.raises(MemoryError):
+            run(100, size, 99)
+
+
+def test_other_results_are_rejected() -> None:
+    @inner_kernel(cache=False)
+    def half(begin, end):  # type: ignore[no-untyped-def]
+        return 0.5
+
+    @njit()
+    def run(count):  # type: ignore[no-untyped-def]
+        return for_chunks(half, count, 1, ())
+
+    with pytest.raises(TypingError, match="neither an integer nor None"):
+        run(3)

@@ -56,7 +56,7 @@ class Runner:
         return copy
 
     def copy_of(self, copy: Path, name: str) -> Path:
-        """Copy ``copy``, with the kernels that Numba has compiled in it."""
+        """Copy ``copy``."""
         other = self.folder / name
         shutil.copytree(copy, other, symlinks=True)
         return other
@@ -127,8 +127,9 @@ class Runner:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NUMBA_CACHE"))
         }
-        # Numba caches compiled kernels next to the sources, in the copy.
-        return inherited | {"PYTHONPATH": str(copy), TOKEN_VARIABLE: self.token}
+        # Kernels of mutants would push those of the checkout out of the user's folder.
+        own = {"PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(self.folder / "kernels")}
+        return inherited | own | {TOKEN_VARIABLE: self.token}
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
@@ -154,17 +155,12 @@ def _end_marked(variable: str, value: str) -> None:
 def applied(copy: Path, mutant: Mutant, number: int) -> Iterator[None]:
     """Apply ``mutant`` to ``copy`` inside the block.
 
-    Python and Numba compare the time and size of a source with those recorded in the compiled file. The changed
-    file gets a time of its own, and the kernels that numba has compiled from the file are set aside and restored.
+    Python compares the time and size of a source with those recorded in the compiled file, so the changed file gets a
+    time of its own.
     """
     path = copy / mutant.file
     original = path.stat()
     text = path.read_text(encoding="utf-8")
-    backup = copy.parent / f"{copy.name}-kernels"
-    kernels = [kept for suffix in ("nbi", "nbc") for kept in path.parent.glob(f"__pycache__/{path.stem}.*.{suffix}")]
-    backup.mkdir()
-    for kept in kernels:
-        kept.rename(backup / kept.name)
     try:
         path.write_text(mutant.applied_to(text), encoding="utf-8")
         changed = original.st_mtime_ns + (1 + number) * 10**9
@@ -173,9 +169,3 @@ def applied(copy: Path, mutant: Mutant, number: int) -> Iterator[None]:
     finally:
         path.write_text(text, encoding="utf-8")
         os.utime(path, ns=(original.st_atime_ns, original.st_mtime_ns))
-        for suffix in ("nbi", "nbc"):
-            for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.{suffix}"):
-                compiled.unlink()
-        for kept in backup.iterdir():
-            kept.rename(path.parent / "__pycache__" / kept.name)
-        backup.rmdir()

@@ -11,23 +11,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 
 
-@njit(cache=True, parallel=True)
-def list_diversity(best_place_QK, unit_ED, depth_J):  # type: ignore[no-untyped-def]
-    """Return the mean of 1 - cosine over the pairs of each ranking at each depth, float64 (Q, J); NaN without a pair.
-
-    The cosines of all pairs add up to (|Σv|² − Σ|v|²) / 2, so no pair is visited.
-
-    Args:
-        best_place_QK: each query's ranking, as places in ``unit_ED``, padded with -1.
-        unit_ED: vectors of length 1, or 0.
-        depth_J: the depths, rising.
-    """
-    diversity_QJ = np.empty((best_place_QK.shape[0], depth_J.shape[0]))
-    for q in prange(best_place_QK.shape[0]):
-        sum_D = np.zeros(unit_ED.shape[1])
+@allocating_kernel()
+def _diversity_of_chunk(begin, end, best_place_QK, unit_ED, depth_J, diversity_QJ):  # type: ignore[no-untyped-def]
+    sum_D = np.empty(unit_ED.shape[1])
+    for q in range(begin, end):
+        sum_D[:] = 0.0
         squares, ranked, j = np.float64(0.0), 0, 0
         for k in range(depth_J[-1]):
             place = best_place_QK[q, k]
@@ -44,14 +36,28 @@ def list_diversity(best_place_QK, unit_ED, depth_J):  # type: ignore[no-untyped-
                 pairs = ranked * (ranked - 1)
                 diversity_QJ[q, j] = 1.0 - (square_of_sum - squares) / pairs if pairs else np.nan
                 j += 1
+
+
+@njit(cache=True, error_model="numpy")
+def list_diversity(best_place_QK, unit_ED, depth_J):  # type: ignore[no-untyped-def]
+    """Return the mean of 1 - cosine over the pairs of each ranking at each depth, float64 (Q, J); NaN without a pair.
+
+    The cosines of all pairs add up to (|Σv|² − Σ|v|²) / 2, so no pair is visited.
+
+    Args:
+        best_place_QK: each query's ranking, as places in ``unit_ED``, padded with -1.
+        unit_ED: vectors of length 1, or 0.
+        depth_J: the depths, rising.
+    """
+    diversity_QJ = np.empty((best_place_QK.shape[0], depth_J.shape[0]))
+    arguments = (best_place_QK, unit_ED, depth_J, diversity_QJ)
+    for_chunks(_diversity_of_chunk, best_place_QK.shape[0], balanced_chunk_size(best_place_QK.shape[0]), arguments)
     return diversity_QJ
 
 
-@njit(cache=True, parallel=True)
-def mean_over_ranks(best_item_QK, value_I, depth_J):  # type: ignore[no-untyped-def]
-    """Return the mean of ``value_I`` over each ranking's items at each depth, float64 (Q, J); NaN without an item."""
-    mean_QJ = np.empty((best_item_QK.shape[0], depth_J.shape[0]))
-    for q in prange(best_item_QK.shape[0]):
+@inner_kernel()
+def _means_of_chunk(begin, end, best_item_QK, value_I, depth_J, mean_QJ):  # type: ignore[no-untyped-def]
+    for q in range(begin, end):
         total, ranked, j = 0.0, 0, 0
         for k in range(depth_J[-1]):
             if best_item_QK[q, k] >= 0:
@@ -60,6 +66,14 @@ def mean_over_ranks(best_item_QK, value_I, depth_J):  # type: ignore[no-untyped-
             if k + 1 == depth_J[j]:
                 mean_QJ[q, j] = total / ranked if ranked else np.nan
                 j += 1
+
+
+@njit(cache=True, error_model="numpy")
+def mean_over_ranks(best_item_QK, value_I, depth_J):  # type: ignore[no-untyped-def]
+    """Return the mean of ``value_I`` over each ranking's items at each depth, float64 (Q, J); NaN without an item."""
+    mean_QJ = np.empty((best_item_QK.shape[0], depth_J.shape[0]))
+    arguments = (best_item_QK, value_I, depth_J, mean_QJ)
+    for_chunks(_means_of_chunk, best_item_QK.shape[0], balanced_chunk_size(best_item_QK.shape[0]), arguments)
     return mean_QJ
 
 

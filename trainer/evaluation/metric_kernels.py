@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 
 METRICS = 5
 """Recall, ndcg, map, mrr and hit rate, in this order."""
@@ -40,7 +41,21 @@ def _measure_hits(best_item_K, truth_N, depth_J, gain_K, ideal_K, metrics_JM):  
             j += 1
 
 
-@njit(cache=True, parallel=True)
+@inner_kernel()
+def _sum_hits_of_blocks(  # type: ignore[no-untyped-def]
+    begin, end, best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_BJM, sums_BJM
+):
+    for b in range(begin, end):
+        metrics_JM = metrics_BJM[b]
+        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, best_item_QK.shape[0])):
+            of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
+            _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_JM)
+            for j in range(depth_J.shape[0]):
+                for m in range(METRICS):
+                    sums_BJM[b, j, m] += metrics_JM[j, m]
+
+
+@njit(cache=True, error_model="numpy")
 def sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):  # type: ignore[no-untyped-def]
     """Return recall, ndcg, map, mrr and hit rate at each depth, summed over each block of queries: float64 (B, J, M).
 
@@ -52,36 +67,35 @@ def sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):
         gain_K: gain of a hit at each rank.
         ideal_K: the gain of hits at all ranks up to each.
     """
-    queries = best_item_QK.shape[0]
-    sums_BJM = np.zeros((-(-queries // _QUERIES_OF_BLOCK), depth_J.shape[0], METRICS))
-    for b in prange(sums_BJM.shape[0]):
-        metrics_JM = np.empty((depth_J.shape[0], METRICS))
-        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, queries)):
-            of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-            _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_JM)
-            for j in range(depth_J.shape[0]):
-                for m in range(METRICS):
-                    sums_BJM[b, j, m] += metrics_JM[j, m]
+    sums_BJM = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), depth_J.shape[0], METRICS))
+    metrics_BJM = np.empty(sums_BJM.shape)
+    arguments = (best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_BJM, sums_BJM)
+    for_chunks(_sum_hits_of_blocks, sums_BJM.shape[0], 1, arguments)
     return sums_BJM
 
 
-@njit(cache=True, parallel=True)
+@inner_kernel()
+def _measure_chunk(  # type: ignore[no-untyped-def]
+    begin, end, best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_QJM
+):
+    for q in range(begin, end):
+        of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
+        _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_QJM[q])
+
+
+@njit(cache=True, error_model="numpy")
 def hit_metrics_per_query(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):  # type: ignore[no-untyped-def]
     """Return the same metrics of each query, float64 (Q, J, M), from the same arguments."""
     metrics_QJM = np.empty((best_item_QK.shape[0], depth_J.shape[0], METRICS))
-    for q in prange(best_item_QK.shape[0]):
-        of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-        _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_QJM[q])
+    arguments = (best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_QJM)
+    for_chunks(_measure_chunk, best_item_QK.shape[0], balanced_chunk_size(best_item_QK.shape[0]), arguments)
     return metrics_QJM
 
 
-@njit(cache=True, parallel=True)
-def sum_popularity(best_item_QK, counts_I, depth_J):  # type: ignore[no-untyped-def]
-    """Return the mean count of each ranking's items at each depth, summed over each block: float64 (B, J)."""
-    queries = best_item_QK.shape[0]
-    sums_BJ = np.zeros((-(-queries // _QUERIES_OF_BLOCK), depth_J.shape[0]))
-    for b in prange(sums_BJ.shape[0]):
-        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, queries)):
+@inner_kernel()
+def _sum_popularity_of_blocks(begin, end, best_item_QK, counts_I, depth_J, sums_BJ):  # type: ignore[no-untyped-def]
+    for b in range(begin, end):
+        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, best_item_QK.shape[0])):
             total, ranked, j = 0, 0, 0
             for k in range(depth_J[-1]):
                 if best_item_QK[q, k] >= 0:
@@ -90,6 +104,13 @@ def sum_popularity(best_item_QK, counts_I, depth_J):  # type: ignore[no-untyped-
                 if k + 1 == depth_J[j]:
                     sums_BJ[b, j] += total / max(ranked, 1)
                     j += 1
+
+
+@njit(cache=True, error_model="numpy")
+def sum_popularity(best_item_QK, counts_I, depth_J):  # type: ignore[no-untyped-def]
+    """Return the mean count of each ranking's items at each depth, summed over each block: float64 (B, J)."""
+    sums_BJ = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), depth_J.shape[0]))
+    for_chunks(_sum_popularity_of_blocks, sums_BJ.shape[0], 1, (best_item_QK, counts_I, depth_J, sums_BJ))
     return sums_BJ
 
 

@@ -39,9 +39,11 @@ class LossParams(NamedTuple):
     max_score: np.float32
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
     """Return the loss of one example and its derivative by ``score``; overwrite ``scores_C`` with those by the scores.
+
+    It is called, not inlined: compiled into each of the kernels that use it, it took most of their time to compile.
 
     Args:
         code: the loss, such as BPR.

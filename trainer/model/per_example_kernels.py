@@ -27,10 +27,10 @@ import numpy as np
 
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
-from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit, prange
+from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
 from crossfade.kvstore.optimizers import prefetch_state, update_row
 from crossfade.kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
-from crossfade.kvstore.threads import chunk_size, claim_chunk
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
 from crossfade.trainer.model.loss_math import log_sigmoid_loss
 
@@ -83,7 +83,7 @@ def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-unty
 
 @inner_kernel()
 def _query_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C,
+    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C, counted_C,
     code, params, num_hard, dot_scale, norm_scale
 ):  # fmt: skip
     """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``.
@@ -97,9 +97,9 @@ def _query_gradient(  # type: ignore[no-untyped-def]
         if b + AHEAD < end:
             _prefetch_items(item_RD, row_N, b + AHEAD, examples, count)
         first = examples + b * count
-        score = _score(query_AD, a, query_square, item_RD, get(row_N, b), dot_scale, norm_scale)
+        score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), dot_scale, norm_scale)
         for c in range(first, first + count):
-            put(slope_N, c, _score(query_AD, a, query_square, item_RD, get(row_N, c), dot_scale, norm_scale))
+            put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), dot_scale, norm_scale))
         if log_q_N.shape[0]:
             for c in range(first, first + count):
                 put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
@@ -111,25 +111,20 @@ def _query_gradient(  # type: ignore[no-untyped-def]
             put(slope_N, first, weight * pull)
         else:
             negatives = slice(first, first + count)
+            for c in range(count):
+                # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
+                put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
             loss, slope = _loss(
-                code,
-                score,
-                slope_N[negatives],
-                parts_C,
-                get(row_N, b),
-                row_N[negatives],
-                get(weight_B, b),
-                params,
-                num_hard,
+                code, score, slope_N[negatives], parts_C, np.int32(0), counted_C, get(weight_B, b), params, num_hard
             )
             put(loss_B, b, loss)
             put(slope_N, b, slope)
         if b == get(starts_A1, a):
-            _set_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
+            _set_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
         else:
-            _add_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
         for c in range(first, first + count):
-            _add_gradient(out_XD, x, get(slope_N, c), item_RD, get(row_N, c), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, dot_scale, twice)
 
 
 @inner_kernel()
@@ -154,7 +149,7 @@ def _item_gradient(  # type: ignore[no-untyped-def]
         if n + AHEAD < end:
             _prefetch_use(query_AD, get(order_N, n + AHEAD), index_B, slope_N, count)
         use = get(order_N, n)
-        a = get(index_B, _example_of(use, examples, count))
+        a = np.int64(get(index_B, _example_of(use, examples, count)))
         if n == first:
             _set_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
         else:
@@ -168,9 +163,22 @@ def _prefetch_use(query_AD, use, index_B, slope_N, count):  # type: ignore[no-un
     prefetch_row(slope_N, use)
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@allocating_kernel()
+def _query_gradients_of_chunk(  # type: ignore[no-untyped-def]
+    begin, end, query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count,
+    code, params, num_hard, dot_scale, norm_scale, gradient_AD, loss_B, slope_N
+):  # fmt: skip
+    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
+    for a in range(begin, end):
+        _query_gradient(
+            gradient_AD, a, query_AD, a, item_AD, starts_A1, get(starts_A1, end), index_N, weight_B, log_q_N,
+            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
+        )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def query_gradients(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count, threads,
+    query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count,
     code, params, num_hard, dot_scale, norm_scale
 ):  # fmt: skip
     """Return the gradients of active queries, float32 (A, D), the losses (B,), and derivatives by score (N,).
@@ -183,7 +191,6 @@ def query_gradients(  # type: ignore[no-untyped-def]
         weight_B: weights of the examples.
         log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
         count: negatives of an example, C.
-        threads: number of threads.
         code: the loss.
         params: its constants.
         num_hard: how many negatives count; None: all, which compiles to simpler code.
@@ -192,24 +199,28 @@ def query_gradients(  # type: ignore[no-untyped-def]
     """
     gradient_AD = np.empty_like(query_AD)
     loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(index_N.shape[0], np.float32)
-    next_1, size = np.zeros(1, np.int64), chunk_size(query_AD.shape[0], threads)
-    for _ in prange(threads):
-        parts_C = np.empty(count, np.float32)
-        begin = claim_chunk(next_1, size)
-        while begin < query_AD.shape[0]:
-            end = min(begin + size, query_AD.shape[0])
-            for a in range(begin, end):
-                _query_gradient(
-                    gradient_AD, a, query_AD, a, item_AD, starts_A1, get(starts_A1, end), index_N, weight_B, log_q_N,
-                    loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
-                )  # fmt: skip
-            begin = claim_chunk(next_1, size)
+    arguments = (
+        query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count, code, params, num_hard, dot_scale, norm_scale,
+        gradient_AD, loss_B, slope_N
+    )  # fmt: skip
+    for_chunks(_query_gradients_of_chunk, query_AD.shape[0], balanced_chunk_size(query_AD.shape[0]), arguments)
     return gradient_AD, loss_B, slope_N
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@inner_kernel()
+def _item_gradients_of_chunk(  # type: ignore[no-untyped-def]
+    begin, end, query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, gradient_AD
+):
+    for a in range(begin, end):
+        _item_gradient(
+            gradient_AD, a, item_AD, a, query_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
+            get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
+        )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def item_gradients(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, threads, dot_scale, norm_scale
+    query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale
 ):
     """Return the gradients of active items, float32 (A, D).
 
@@ -221,29 +232,21 @@ def item_gradients(  # type: ignore[no-untyped-def]
         starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
         slope_N: derivatives by score, from ``query_gradients``.
         count: negatives of an example.
-        threads: number of threads.
         dot_scale: factor of dot products in a score.
         norm_scale: factor of squared norms in a score.
     """
     gradient_AD = np.empty_like(item_AD)
-    next_1, size = np.zeros(1, np.int64), chunk_size(item_AD.shape[0], threads)
-    for _ in prange(threads):
-        begin = claim_chunk(next_1, size)
-        while begin < item_AD.shape[0]:
-            end = min(begin + size, item_AD.shape[0])
-            for a in range(begin, end):
-                _item_gradient(
-                    gradient_AD, a, item_AD, a, query_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
-                    get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
-                )  # fmt: skip
-            begin = claim_chunk(next_1, size)
+    arguments = (
+        query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, gradient_AD
+    )  # fmt: skip
+    for_chunks(_item_gradients_of_chunk, item_AD.shape[0], balanced_chunk_size(item_AD.shape[0]), arguments)
     return gradient_AD
 
 
 @inner_kernel(forceinline=False)
 def _update_queries(  # type: ignore[no-untyped-def]
     begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
-    gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
+    gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):  # fmt: skip
     divergent_rows, examples, count = 0, weight_B.shape[0], parts_C.shape[0]
@@ -257,8 +260,8 @@ def _update_queries(  # type: ignore[no-untyped-def]
             prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         copy_row(old_AD, a, query_RD, get(rows_A, a))
         _query_gradient(
-            gradient_1D, 0, old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
-            loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
+            gradient_1D, np.int64(0), old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
+            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
             query_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
@@ -266,31 +269,40 @@ def _update_queries(  # type: ignore[no-untyped-def]
     return divergent_rows
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
-def update_queries(  # type: ignore[no-untyped-def]
-    old_AD, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, count, threads,
+@allocating_kernel()
+def _update_queries_of_chunk(  # type: ignore[no-untyped-def]
+    begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N, count,
     code, params, num_hard, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    gradient_1D = np.empty((1, query_RD.shape[1]), np.float32)
+    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
+    return _update_queries(
+        begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
+        gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
+        sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+    )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def update_queries(  # type: ignore[no-untyped-def]
+    old_AD, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, count,
+    code, params, num_hard, dot_scale, norm_scale,
+    optimizer
 ):  # fmt: skip
     """Update the active queries, ``rows_A`` of ``query_RD``, and copy them to ``old_AD`` as they were before.
 
     ``item_RD`` is the table of items, and ``uses_N`` has the row of each use of an item. Other arguments are as in
-    ``query_gradients``, then as in ``update_row``. Returns the losses (B,), derivatives by score (N,), and how many
-    rows have diverged.
+    ``query_gradients``, then ``LazyOptimizer.kernel_arguments()``. Returns the losses (B,), derivatives by score (N,),
+    and how many rows have diverged.
     """
-    rows, dim = rows_A.shape[0], query_RD.shape[1]
     loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(uses_N.shape[0], np.float32)
-    next_1, size, divergent_rows = np.zeros(1, np.int64), chunk_size(rows, threads), 0
-    for _ in prange(threads):
-        gradient_1D, parts_C = np.empty((1, dim), np.float32), np.empty(count, np.float32)
-        begin = claim_chunk(next_1, size)
-        while begin < rows:
-            divergent_rows += _update_queries(
-                begin, min(begin + size, rows), query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B,
-                log_q_N, old_AD, loss_B, slope_N, gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
-                sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-            )  # fmt: skip
-            begin = claim_chunk(next_1, size)
+    arguments = (
+        query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N, count,
+        code, params, num_hard, dot_scale, norm_scale, *optimizer
+    )  # fmt: skip
+    size = balanced_chunk_size(rows_A.shape[0])
+    divergent_rows = for_chunks(_update_queries_of_chunk, rows_A.shape[0], size, arguments)
     return loss_B, slope_N, divergent_rows
 
 
@@ -310,8 +322,8 @@ def _update_items(  # type: ignore[no-untyped-def]
             prefetch_row(item_RD, get(rows_A, a + AHEAD))
             prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         _item_gradient(
-            gradient_1D, 0, item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
-            get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
+            gradient_1D, np.int64(0), item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a),
+            get(starts_A1, a + 1), get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
             item_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
@@ -319,25 +331,29 @@ def _update_items(  # type: ignore[no-untyped-def]
     return divergent_rows
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
-def update_items(  # type: ignore[no-untyped-def]
-    item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, threads, dot_scale, norm_scale,
+@allocating_kernel()
+def _update_items_of_chunk(  # type: ignore[no-untyped-def]
+    begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    gradient_1D = np.empty((1, item_RD.shape[1]), np.float32)
+    return _update_items(
+        begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, gradient_1D, count,
+        dot_scale, norm_scale, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+    )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def update_items(  # type: ignore[no-untyped-def]
+    item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale,
+    optimizer
 ):  # fmt: skip
     """Update the active items in their table; return how many rows have diverged.
 
-    ``old_AD`` and ``slope_N`` are from ``update_queries``; other arguments are as in ``item_gradients``, then as in
-    ``update_row``.
+    ``old_AD`` and ``slope_N`` are from ``update_queries``; other arguments are as in ``item_gradients``, then
+    ``LazyOptimizer.kernel_arguments()``.
     """
-    next_1, size, divergent_rows = np.zeros(1, np.int64), chunk_size(rows_A.shape[0], threads), 0
-    for _ in prange(threads):
-        gradient_1D = np.empty((1, item_RD.shape[1]), np.float32)
-        begin = claim_chunk(next_1, size)
-        while begin < rows_A.shape[0]:
-            divergent_rows += _update_items(
-                begin, min(begin + size, rows_A.shape[0]), item_RD, rows_A, old_AD, index_B, order_N, starts_A1,
-                slope_N, gradient_1D, count, dot_scale, norm_scale,
-                sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-            )  # fmt: skip
-            begin = claim_chunk(next_1, size)
-    return divergent_rows
+    arguments = (
+        item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, *optimizer
+    )  # fmt: skip
+    return for_chunks(_update_items_of_chunk, rows_A.shape[0], balanced_chunk_size(rows_A.shape[0]), arguments)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossfade.kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.lanes import dot_lanes
-from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
+from crossfade.kvstore.threads import chunk_size, for_chunks
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""
@@ -50,7 +50,30 @@ def _rows_of_part(starts_A1, part):  # type: ignore[no-untyped-def]
     return first, (np.searchsorted(starts_A1[:rows], uses * (part + 1) // _PARTS) if part + 1 < _PARTS else rows)
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@inner_kernel()
+def _sum_queries_of_parts(  # type: ignore[no-untyped-def]
+    begin, end, product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B,
+    dot_scale, norm_scale, out_AD
+):  # fmt: skip
+    columns = query_AD.shape[1]
+    for part in range(begin, end):
+        first_row, end_row = _rows_of_part(starts_A1, part)
+        for a in range(first_row, end_row):
+            total = np.float32(0.0)
+            for n in range(starts_A1[a], starts_A1[a + 1]):
+                b = order_N[n]
+                factor, slope, item = dot_scale * factor_B[b], dot_scale * slope_B[b], item_B[b]
+                for d in range(columns):
+                    out_AD[a, d] += factor * product_BD[b, d] + slope * item_AD[item, d]
+                if total_B.shape[0]:
+                    total += total_B[b]
+            if total_B.shape[0]:
+                total *= np.float32(2.0) * norm_scale
+                for d in range(columns):
+                    out_AD[a, d] -= total * query_AD[a, d]
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def sum_query_gradients(  # type: ignore[no-untyped-def]
     product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B, dot_scale, norm_scale
 ):
@@ -70,26 +93,47 @@ def sum_query_gradients(  # type: ignore[no-untyped-def]
         norm_scale: factor of squared norms in a score.
     """
     out_AD = np.zeros_like(query_AD)
-    columns = query_AD.shape[1]
-    for part in prange(_PARTS):
-        first, end = _rows_of_part(starts_A1, part)
-        for a in range(first, end):
-            total = np.float32(0.0)
-            for n in range(starts_A1[a], starts_A1[a + 1]):
-                b = order_N[n]
-                factor, slope, item = dot_scale * factor_B[b], dot_scale * slope_B[b], item_B[b]
-                for d in range(columns):
-                    out_AD[a, d] += factor * product_BD[b, d] + slope * item_AD[item, d]
-                if total_B.shape[0]:
-                    total += total_B[b]
-            if total_B.shape[0]:
-                total *= np.float32(2.0) * norm_scale
-                for d in range(columns):
-                    out_AD[a, d] -= total * query_AD[a, d]
+    arguments = (
+        product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B, dot_scale, norm_scale,
+        out_AD
+    )  # fmt: skip
+    for_chunks(_sum_queries_of_parts, _PARTS, 1, arguments)
     return out_AD
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@inner_kernel()
+def _sum_items_of_parts(  # type: ignore[no-untyped-def]
+    begin, end, sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch, slope_B, query_AD, item_AD, order_N,
+    starts_A1, query_B, dot_scale, norm_scale, out_AD
+):  # fmt: skip
+    examples, columns = slope_B.shape[0], item_AD.shape[1]
+    for part in range(begin, end):
+        first_row, end_row = _rows_of_part(starts_A1, part)
+        for a in range(first_row, end_row):
+            total = np.float32(0.0)
+            for n in range(starts_A1[a], starts_A1[a + 1]):
+                use = order_N[n]
+                place, first, last = use - examples, 0, row_K.shape[0]
+                if use < examples:
+                    slope, query = slope_B[use], query_B[use]
+                    total += slope
+                    for d in range(columns):
+                        out_AD[a, d] += slope * query_AD[query, d]
+                    pool = np.searchsorted(example_P, use, side="right") - 1
+                    place = drawn + use - example_P[pool]
+                    first, last = chunk_P1[pool], (chunk_P1[pool + 1] if in_batch else chunk_P1[pool])
+                for k in range(first, last):
+                    row = row_K[k] + place
+                    for d in range(columns):
+                        out_AD[a, d] += sums_RD[row, d]
+                    if norm_scale:
+                        total += slope_R[row]
+            total *= np.float32(2.0) * norm_scale
+            for d in range(columns):
+                out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def sum_item_gradients(  # type: ignore[no-untyped-def]
     sums_RD, slope_R, chunks, drawn, in_batch, slope_B, query_AD, item_AD, order_N, starts_A1, query_B,
     dot_scale, norm_scale
@@ -111,62 +155,40 @@ def sum_item_gradients(  # type: ignore[no-untyped-def]
         dot_scale: factor of dot products in a score.
         norm_scale: factor of squared norms in a score.
     """
-    row_K, chunk_P1, example_P = chunks
     out_AD = np.zeros_like(item_AD)
-    examples, columns = slope_B.shape[0], item_AD.shape[1]
-    for part in prange(_PARTS):
-        first_row, end_row = _rows_of_part(starts_A1, part)
-        for a in range(first_row, end_row):
-            total = np.float32(0.0)
-            for n in range(starts_A1[a], starts_A1[a + 1]):
-                use = order_N[n]
-                place, first, end = use - examples, 0, row_K.shape[0]
-                if use < examples:
-                    slope, query = slope_B[use], query_B[use]
-                    total += slope
-                    for d in range(columns):
-                        out_AD[a, d] += slope * query_AD[query, d]
-                    pool = np.searchsorted(example_P, use, side="right") - 1
-                    place = drawn + use - example_P[pool]
-                    first, end = chunk_P1[pool], (chunk_P1[pool + 1] if in_batch else chunk_P1[pool])
-                for k in range(first, end):
-                    row = row_K[k] + place
-                    for d in range(columns):
-                        out_AD[a, d] += sums_RD[row, d]
-                    if norm_scale:
-                        total += slope_R[row]
-            total *= np.float32(2.0) * norm_scale
-            for d in range(columns):
-                out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+    row_K, chunk_P1, example_P = chunks
+    arguments = (
+        sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch, slope_B, query_AD, item_AD, order_N, starts_A1,
+        query_B, dot_scale, norm_scale, out_AD
+    )  # fmt: skip
+    for_chunks(_sum_items_of_parts, _PARTS, 1, arguments)
     return out_AD
 
 
 @inner_kernel()
-def _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for d in range(item_AD.shape[1]):
-        out_AD[a, d] = sums_KAD[0, a, d]
-    for k in range(1, sums_KAD.shape[0]):
+def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, dot_scale, norm_scale, out_AD):  # type: ignore[no-untyped-def]
+    for a in range(begin, end):
+        total = np.float32(0.0)
         for d in range(item_AD.shape[1]):
-            out_AD[a, d] += sums_KAD[k, a, d]
-    if norm_scale:
-        for k in range(sums_KAD.shape[0]):
-            total += slope_KA[k, a]
-    total *= np.float32(2.0) * norm_scale
-    for d in range(item_AD.shape[1]):
-        out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+            out_AD[a, d] = sums_KAD[0, a, d]
+        for k in range(1, sums_KAD.shape[0]):
+            for d in range(item_AD.shape[1]):
+                out_AD[a, d] += sums_KAD[k, a, d]
+        if norm_scale:
+            for k in range(sums_KAD.shape[0]):
+                total += slope_KA[k, a]
+        total *= np.float32(2.0) * norm_scale
+        for d in range(item_AD.shape[1]):
+            out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True)
 def sum_chunks(sums_KAD, slope_KA, item_AD, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
     """Return the gradients of items that are the pool of all chunks, in the order of their rows."""
     out_AD = np.empty_like(item_AD)
-    if item_AD.size < MIN_PARALLEL_VALUES:
-        for a in range(item_AD.shape[0]):
-            _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD)
-        return out_AD
-    for a in prange(item_AD.shape[0]):
-        _sum_row_of_chunks(sums_KAD, slope_KA, item_AD, a, dot_scale, norm_scale, out_AD)
+    size = chunk_size(item_AD.shape[0], item_AD.size)
+    arguments = (sums_KAD, slope_KA, item_AD, dot_scale, norm_scale, out_AD)
+    for_chunks(_sum_rows_of_chunks, item_AD.shape[0], size, arguments)
     return out_AD
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.jit import njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.spec import TowerSpec
 
@@ -152,22 +153,36 @@ class TowerInputs:
         return (bag.share_N if self.weight_A is None else bag.share_N * self.weight_A[bag.owner_N]).astype(dtype)
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _add_means(out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
-    """Add to each row the embeddings of its values, each times its weight."""
-    for a in prange(out_AD.shape[0]):
+@inner_kernel()
+def _add_means_of_chunk(begin, end, out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
+    for a in range(begin, end):
         for n in range(starts_A1[a], starts_A1[a + 1]):
             for d in range(out_AD.shape[1]):
                 out_AD[a, d] += weight_N[n] * values_VD[index_N[n], d]
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _sum_by_value(gradient_AD, owner_N, weight_N, order_N, starts_V1):  # type: ignore[no-untyped-def]
-    """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
-    out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
-    for v in prange(out_VD.shape[0]):
+@njit(cache=True, error_model="numpy")
+def _add_means(out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
+    """Add to each row the embeddings of its values, each times its weight."""
+    size = balanced_chunk_size(out_AD.shape[0])
+    for_chunks(_add_means_of_chunk, out_AD.shape[0], size, (out_AD, values_VD, index_N, starts_A1, weight_N))
+
+
+@inner_kernel()
+def _sum_chunk_by_value(  # type: ignore[no-untyped-def]
+    begin, end, gradient_AD, owner_N, weight_N, order_N, starts_V1, out_VD
+):
+    for v in range(begin, end):
         for n in range(starts_V1[v], starts_V1[v + 1]):
             a, weight = owner_N[order_N[n]], weight_N[order_N[n]]
             for d in range(out_VD.shape[1]):
                 out_VD[v, d] += weight * gradient_AD[a, d]
+
+
+@njit(cache=True, error_model="numpy")
+def _sum_by_value(gradient_AD, owner_N, weight_N, order_N, starts_V1):  # type: ignore[no-untyped-def]
+    """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
+    out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
+    arguments = (gradient_AD, owner_N, weight_N, order_N, starts_V1, out_VD)
+    for_chunks(_sum_chunk_by_value, out_VD.shape[0], balanced_chunk_size(out_VD.shape[0]), arguments)
     return out_VD

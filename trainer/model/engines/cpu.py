@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.jit import inner_kernel, njit, prange
+from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.row_kernels import dot
-from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
+from crossfade.kvstore.threads import chunk_size, for_chunks
 from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.all_items import AllItemsGradients
@@ -36,40 +36,34 @@ _MIN_NORM = np.float32(1e-12)
 
 
 @inner_kernel()
-def _normalize_row(rows_AD, a, unit_AD, norm_A):  # type: ignore[no-untyped-def]
-    norm_A[a] = max(np.sqrt(dot(rows_AD, a, rows_AD, a)), _MIN_NORM)
-    for d in range(rows_AD.shape[1]):
-        unit_AD[a, d] = rows_AD[a, d] / norm_A[a]
+def _normalize_chunk(begin, end, rows_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
+    for a in range(begin, end):
+        norm_A[a] = max(np.sqrt(dot(rows_AD, a, rows_AD, a)), _MIN_NORM)
+        for d in range(rows_AD.shape[1]):
+            unit_AD[a, d] = rows_AD[a, d] / norm_A[a]
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True)
 def _normalize(rows_AD):  # type: ignore[no-untyped-def]
     unit_AD, norm_A = np.empty_like(rows_AD), np.empty(rows_AD.shape[0], np.float32)
-    if rows_AD.size < MIN_PARALLEL_VALUES:
-        for a in range(rows_AD.shape[0]):
-            _normalize_row(rows_AD, a, unit_AD, norm_A)
-        return unit_AD, norm_A
-    for a in prange(rows_AD.shape[0]):
-        _normalize_row(rows_AD, a, unit_AD, norm_A)
+    size = chunk_size(rows_AD.shape[0], rows_AD.size)
+    for_chunks(_normalize_chunk, rows_AD.shape[0], size, (rows_AD, unit_AD, norm_A))
     return unit_AD, norm_A
 
 
 @inner_kernel()
-def _through_normalize_row(gradient_AD, a, unit_AD, norm_A):  # type: ignore[no-untyped-def]
-    along = dot(gradient_AD, a, unit_AD, a)
-    for d in range(gradient_AD.shape[1]):
-        gradient_AD[a, d] = (gradient_AD[a, d] - along * unit_AD[a, d]) / norm_A[a]
+def _through_normalize_chunk(begin, end, gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
+    for a in range(begin, end):
+        along = dot(gradient_AD, a, unit_AD, a)
+        for d in range(gradient_AD.shape[1]):
+            gradient_AD[a, d] = (gradient_AD[a, d] - along * unit_AD[a, d]) / norm_A[a]
 
 
-@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True)
 def _through_normalize(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
     """Turn gradients of unit rows u into those of the rows x, in place: (g − (g·u)u) / |x|."""
-    if gradient_AD.size < MIN_PARALLEL_VALUES:
-        for a in range(gradient_AD.shape[0]):
-            _through_normalize_row(gradient_AD, a, unit_AD, norm_A)
-        return
-    for a in prange(gradient_AD.shape[0]):
-        _through_normalize_row(gradient_AD, a, unit_AD, norm_A)
+    size = chunk_size(gradient_AD.shape[0], gradient_AD.size)
+    for_chunks(_through_normalize_chunk, gradient_AD.shape[0], size, (gradient_AD, unit_AD, norm_A))
 
 
 class CpuEngine:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizers import check_convergence
@@ -56,7 +55,7 @@ class PerExampleGradients:
         examples = query.starts_A1, item.index_N, weight_B, batch.log_q_N
         by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, *examples, *self._options(count))
         uses = query.index_N, item.order_N, item.starts_A1, slope_N
-        by_item_AD = item_gradients(query_AD, item_AD, *uses, count, get_num_threads(), *self._scales)
+        by_item_AD = item_gradients(query_AD, item_AD, *uses, count, *self._scales)
         return loss_B, by_query_AD, by_item_AD
 
     def update(self, batch: Batch, weight_B: FloatArray, store: LocalStore, model: ModelSpec) -> FloatArray:
@@ -73,13 +72,13 @@ class PerExampleGradients:
         examples = query.starts_A1, item.uses_N, weight_B, batch.log_q_N
         with store.updating(query_name, query.rows_A) as (query_RD, optimizer):
             tables = query_RD, query.rows_A, store.weights(item_name)
-            step = update_queries(old_AD, *tables, *examples, *self._options(count), *optimizer)
+            step = update_queries(old_AD, *tables, *examples, *self._options(count), optimizer)
             loss_B, slope_N, divergent_rows = step
             check_convergence(divergent_rows, query_RD, query.rows_A)
         uses = query.index_N, item.order_N, item.starts_A1, slope_N
         with store.updating(item_name, item.rows_A) as (item_RD, optimizer):
-            options = count, get_num_threads(), *self._scales
-            divergent_rows = update_items(item_RD, item.rows_A, old_AD, *uses, *options, *optimizer)
+            tables = item_RD, item.rows_A, old_AD
+            divergent_rows = update_items(*tables, *uses, count, *self._scales, optimizer)
             check_convergence(divergent_rows, item_RD, item.rows_A)
         result: FloatArray = loss_B
         return result
@@ -88,7 +87,7 @@ class PerExampleGradients:
         """Return the arguments of ``query_gradients`` from ``count`` on."""
         num_hard = None if self._num_hard is None else min(self._num_hard, count)
         params = self._loss.params(self._items, count)
-        return count, get_num_threads(), self._loss.code, params, num_hard, *self._scales
+        return count, self._loss.code, params, num_hard, *self._scales
 
     def _old_rows(self, rows: int, dim: int) -> FloatArray:
         """Return memory for rows of queries; it is reused, since fresh pages take longer than copies."""
