@@ -18,7 +18,7 @@ from crossfade.trainer.data.manifest import SPLITS, DataFile, DatasetManifest, E
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.inputs import dataset_size, open_inputs, open_lineage
+from crossfade.trainer.runs.job_inputs import dataset_size, open_inputs, open_lineage
 from crossfade.trainer.runs.row_selection import RowSelection, select_rows
 
 _GROUP_ROWS = 131_072

@@ -29,10 +29,10 @@ SIDE_ROOMS = {
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
 """Imports from the order into the packages outside it."""
 WRAPPED = {
-    "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet*.py"),
+    "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet.py"),
     "torch": (
         "kvstore/torch/*.py",
-        *(f"trainer/model/engines/{name}.py" for name in ("torch", "torch_gradients", "torch_losses", "gpu_code")),
+        *(f"trainer/model/engines/{name}.py" for name in ("torch", "gpu_code")),
     ),
     "horovod": ("trainer/model/allreduce.py",),
     "faiss": ("trainer/recommend/faiss_lists.py",),
@@ -43,9 +43,7 @@ WRAPPED = {
 }
 """The only modules that may import an optional package."""
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
-LONG_FILES = {"trainer/model/losses.py"}
-"""Files that stay whole: Numba's cache holds the kernels of a file."""
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 50
 
 
 def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
@@ -151,7 +149,7 @@ def oversized(root: Path) -> list[str]:
         relative = path.relative_to(root)
         text = path.read_text(encoding="utf-8")
         lines = text.count("\n")
-        if lines > MAX_FILE_LINES and relative.as_posix() not in LONG_FILES:
+        if lines > MAX_FILE_LINES:
             problems.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -218,7 +216,7 @@ def test_tests_mirror_the_layout() -> None:
         ("trainer/model/engines/mxnet.py", "import mxnet as mx", False),
         ("kvstore/local.py", "def f():\n    import torch", True),
         ("kvstore/torch/table.py", "from torch import Tensor", False),
-        ("kvstore/torch/fused.py", "def f():\n    import triton.language", True),
+        ("kvstore/torch/optimizers.py", "def f():\n    import triton.language", True),
         ("kvstore/torch/triton_kernels.py", "import triton", False),
         ("trainer/model/dense.py", "import horovod.mxnet", True),
         ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),

@@ -22,8 +22,7 @@ from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
-from crossfade.kvstore.torch.store import DeviceStore
-from crossfade.kvstore.torch.table import divide, row_bytes
+from crossfade.kvstore.torch.store import DeviceStore, divide, row_bytes
 
 torch = pytest.importorskip("torch", reason=TORCH)
 
@@ -279,7 +278,7 @@ def test_copying_to_the_host_counts_as_a_pause_of_the_save(
     stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(stores, DeviceStore("cpu"))
-    monkeypatch.setattr("crossfade.kvstore.torch.table.DeviceTable.download", lambda _: time.sleep(0.3))
+    monkeypatch.setattr("crossfade.kvstore.torch.store.DeviceTable.download", lambda _: time.sleep(0.3))
     store.save(str(tmp_path))
     result = wait_for_save(store)
     assert 0.6 <= result.pause_seconds < result.seconds
@@ -329,7 +328,7 @@ def test_save_that_cannot_start_releases_the_memory(
 
 
 def test_tables_are_copied_in_chunks(stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.kvstore.torch.transfer._CHUNK_BYTES", 7 * TABLES[0].dim * 4)
+    monkeypatch.setattr("crossfade.kvstore.torch.device._CHUNK_BYTES", 7 * TABLES[0].dim * 4)
     optimizer = OptimizerSpec("adam")
     store = opened(stores, DeviceStore("cpu", 4000), optimizer)
     push_steps(store, range(2))

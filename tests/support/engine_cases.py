@@ -14,12 +14,12 @@ from builders import make_interactions, random_rows
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines.base import Engine
 from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec, Score

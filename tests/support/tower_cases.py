@@ -23,10 +23,10 @@ from loss_formulas import Vector, autograd, leaves_of, loss_of
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import LayerSpec, ModelSpec, Score
 from crossfade.trainer.model.towers import Towers

@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from crossfade.trainer.config.fields import Section
-from crossfade.trainer.config.model_sections import HISTORY, NegativesConfig
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import HISTORY, NegativesConfig, Section
 
 _MAX_ITEMS = 2**15
 """Items up to which all of them are negatives: a step of a worker scores each of its queries against all."""

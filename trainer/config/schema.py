@@ -17,10 +17,28 @@ from pydantic import Field, model_validator
 
 from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.trainer.config.devices import Devices, EngineName, as_list, check_devices, on_gpu
-from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section, TimeValue, resolved
-from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
-from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
+from crossfade.trainer.config.sections import (
+    AtLeastOne,
+    CheckpointConfig,
+    ClusterConfig,
+    Devices,
+    EngineName,
+    LossKind,
+    MetricsConfig,
+    ModelConfig,
+    Name,
+    NegativesConfig,
+    NonNegative,
+    OptimizerConfig,
+    Positive,
+    Section,
+    TimeValue,
+    TrackingConfig,
+    as_list,
+    check_devices,
+    on_gpu,
+    resolved,
+)
 from crossfade.trainer.data.time_range import TimeRange
 
 SplitName = Literal["train", "valid", "test"]

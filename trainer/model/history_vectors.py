@@ -15,14 +15,13 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
-from crossfade.trainer.model.context import history_bag
+from crossfade.trainer.model.active_rows import TowerInputs, history_bag
 from crossfade.trainer.model.spec import HistorySpec, TowerSpec
-from crossfade.trainer.model.tower_inputs import TowerInputs
 
 
 def mean_of_histories(

@@ -21,8 +21,8 @@ vector, has an untrained ID embedding. Where such a row has values of a feature,
 as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
 the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
-Where queries have context or histories (``context.py``), the vectors of the context rows and the mean embedding of the
-history are added to that of the query. Outside training, the history of a query is its latest one.
+Where queries have context or histories, the vectors of the context rows and the mean embedding of the history are
+added to that of the query (``Combinations``). Outside training, the history of a query is its latest one.
 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
@@ -42,20 +42,19 @@ from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.philox import uniform
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.content import ContentMatrix, load_content
 from crossfade.trainer.data.features import JaggedFeature, load_feature
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import LatestHistories
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.active_rows import FeatureBag, JoinedRows, TowerInputs, query_sum_inputs
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.context import query_sum_inputs
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.history_vectors import load_latest_histories, mean_of_histories
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec, content_layer
-from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from crossfade.trainer.config.model_sections import OptimizerConfig
+from crossfade.trainer.config.sections import OptimizerConfig
 
 _LEVELS = 512
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from needs import LINUX
 
-from crossfade.trainer.data.background import yield_to_computation
-from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.data.reader import yield_to_computation
+from crossfade.trainer.model.batches import Prefetcher
 
 TIMEOUT_SECONDS = 180.0
 

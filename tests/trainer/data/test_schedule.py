@@ -23,10 +23,9 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
-from crossfade.trainer.data.prefetch import Prefetcher
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
-from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch
+from crossfade.trainer.model.batches import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0

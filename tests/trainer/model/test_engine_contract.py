@@ -32,7 +32,7 @@ from needs import TORCH
 from tower_cases import TOWER_CASES, tower_gradients, tower_reference
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.sections import LossKind
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 TOLERANCE = 1e-5

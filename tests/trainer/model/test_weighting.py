@@ -6,8 +6,7 @@ from builders import make_interactions
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.data.schedule import BatchSlice
-from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.weighting import FrequencyWeighting
+from crossfade.trainer.model.batches import Batch, FrequencyWeighting, make_batch
 
 QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
 ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])

@@ -8,7 +8,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
 
-from crossfade.trainer.config.model_sections import OptimizerConfig
+from crossfade.trainer.config.sections import OptimizerConfig
 from crossfade.trainer.training.lr_schedule import lr_factor
 
 STEPS, WARMUP = 200, 20
