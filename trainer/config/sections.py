@@ -10,6 +10,7 @@ executed. The devices of ``train.device`` have their rules here too:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Annotated, Any, Literal, TypeVar
@@ -246,6 +247,9 @@ class NegativesConfig(Section):
     weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
 
 
+_LR_LEVELS = 512
+
+
 class OptimizerConfig(Section):
     """The row-sparse optimizer and its learning rate schedule."""
 
@@ -281,6 +285,29 @@ class OptimizerConfig(Section):
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="fraction of the peak learning rate at which the linear and cosine schedules end"
     )
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Return the factor of the learning rate at ``step``, counted from 0, of ``total_steps``: above 0, at most 1.
+
+        With w warm-up steps, T steps in all and the final factor f (``min_lr_factor``), the factor of step t is
+        (t + 1)/w while t < w. After that, with x = (t − w)/(T − w) from 0 to 1:
+
+        - ``constant``  1
+        - ``linear``    1 − (1 − f)·x      (Goyal et al., "Accurate, large minibatch SGD", 2017, for the warm-up)
+        - ``cosine``    f + (1 − f)·(1 + cos πx)/2      (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)
+
+        A factor depends only on the step, so a run that resumes has the factors of one that never stopped. Factors are
+        multiples of 1/512: each change costs a message to every server, so a run sends about a thousand at most.
+        """
+        if step < self.warmup_steps:
+            factor = (step + 1) / self.warmup_steps
+        elif self.schedule == "constant":
+            factor = 1.0
+        else:
+            x = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+            decay = 1.0 - x if self.schedule == "linear" else (1.0 + math.cos(math.pi * x)) / 2.0
+            factor = self.min_lr_factor + (1.0 - self.min_lr_factor) * decay
+        return math.ceil(factor * _LR_LEVELS) / _LR_LEVELS or 1.0 / _LR_LEVELS
 
 
 class CheckpointConfig(Section):

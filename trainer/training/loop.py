@@ -24,7 +24,6 @@ from crossfade.trainer.model.batches import Batch, BatchTimers, Prefetcher
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.lr_schedule import lr_factor
 from crossfade.trainer.training.periodic import PeriodicAction
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
@@ -119,7 +118,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
+        factor = self.job.optimizer.lr_factor(state.step, self.total_steps)
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
