@@ -31,7 +31,7 @@ from crossfade.kvstore.mxnet.protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 
 Auto = Literal["auto"]
-"""A value that follows from others or from the size of the dataset; see ``defaults.py``."""
+"""A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]

@@ -16,7 +16,7 @@ from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY, ScoreKind, resolved
-from crossfade.trainer.data.content import content_width
+from crossfade.trainer.data.features import content_width
 from crossfade.trainer.data.manifest import DatasetManifest
 
 

@@ -1,17 +1,34 @@
-"""The inputs of a job: its dataset, the manifest, and the model that fits both."""
+"""The inputs of a job: its dataset, the manifest, the model that fits both, and the interactions that it trains on.
+
+These are all of train, or those of the time range (``data.since``, ``data.until``). All workers need the number of rows
+before the first step. The command counts them once and leaves the counts in the run folder, where the workers of every
+generation find them. A worker that finds none counts for itself.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict
+
 from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.defaults import DatasetSize, resolve
-from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.json_text import validate_json
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, SplitName, resolve
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.time_range import count_within
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.row_selection import check_row_groups
+from crossfade.trainer.runs.folder import ROW_COUNTS_FILE
 
 
 class JobInputs(NamedTuple):
@@ -67,3 +84,108 @@ def load_inputs(job: JobConfig) -> JobInputs:
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
     check_row_groups(job, folder, manifest)
     return inputs
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """The row groups to train on.
+
+    Attributes:
+        groups: the row groups, each with the number of its selected rows.
+        row_counts: selected rows of each row group of each file; None if the job has no time range.
+    """
+
+    groups: Sequence[RowGroup]
+    row_counts: list[list[int]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Return the interactions of an epoch."""
+        return sum(group.rows for group in self.groups)
+
+    def write(self, run_dir: Path, job: JobConfig, fingerprint: int) -> None:
+        """Write the counts, if there are any, to the folder of a run of ``job``, for ``load_row_counts``."""
+        if self.row_counts is None:
+            return
+        record = {**_selection_of(job, fingerprint), "row_counts": self.row_counts}
+        replace_file(run_dir / ROW_COUNTS_FILE, json.dumps(record).encode() + b"\n")
+
+
+class _RowCounts(BaseModel):
+    """The file of counts: what they are of, and the counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: int | str | None
+    until: int | str | None
+    data: int
+    row_counts: list[list[int]]
+
+
+def _selection_of(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
+    return {"since": job.data.since, "until": job.data.until, "data": fingerprint}
+
+
+def select_rows(
+    job: JobConfig,
+    folder: Folder,
+    manifest: DatasetManifest,
+    progress: ProgressReporter,
+    row_counts: list[list[int]] | None = None,
+) -> RowSelection:
+    """Select the interactions of ``job`` in the dataset in ``folder``.
+
+    Args:
+        job: the job.
+        folder: folder of its dataset.
+        manifest: its manifest.
+        progress: receives updates while rows are counted.
+        row_counts: selected rows of each row group of each file; None: count them, if the job has a time range.
+
+    Raises:
+        InputError: no interaction is in the time range, or a file cannot be read.
+        StorageUnavailableError: storage does not answer.
+    """
+    train, time_range = manifest.splits["train"], job.data.time_range()
+    if time_range is None:
+        return RowSelection(row_groups(train))
+    if row_counts is None:
+        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+            row_counts = count_within(reader, manifest, train, time_range, progress)
+    return RowSelection(row_groups(train, time_range, row_counts), row_counts)
+
+
+def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
+    """Load the counts in ``run_dir``; None if there are none for this job and this dataset."""
+    try:
+        record = validate_json(_RowCounts, read_regular(run_dir / ROW_COUNTS_FILE))
+    except (OSError, ValueError):
+        return None
+    if record.model_dump(exclude={"row_counts"}) != _selection_of(job, fingerprint):
+        return None
+    stored = [file.row_groups for file in train.files]
+    fits = [len(rows) for rows in record.row_counts] == [len(rows) for rows in stored] and all(
+        0 <= counted <= rows
+        for counts, groups in zip(record.row_counts, stored, strict=True)
+        for counted, rows in zip(counts, groups, strict=True)
+    )
+    return record.row_counts if fits else None
+
+
+def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> None:
+    """Check that no row group is larger than ``data.max_row_group_rows``: a worker holds several in memory.
+
+    Raises:
+        InputError: one is.
+    """
+    limit = job.data.max_row_group_rows
+    for split in manifest.splits.values():
+        for file in split.files:
+            for index, rows in enumerate(file.row_groups):
+                if rows > limit:
+                    raise InputError(
+                        f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, but data.max_row_group_rows "
+                        f"is {limit:,}, and a worker holds several row groups in memory; write the file with smaller "
+                        "row groups ('crossfade prepare' writes 131,072 rows at most), or, if there is memory, set "
+                        f"data.max_row_group_rows to {rows} ('crossfade plan' shows the memory it takes)"
+                    )

@@ -30,8 +30,14 @@ from crossfade.trainer.model.towers import Towers, TowerVectors, load_towers
 from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from crossfade.trainer.runs.events import EventSink, PhaseEvent, StoppedEvent, event_recorder
 from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs, open_lineage
-from crossfade.trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
+from crossfade.trainer.runs.job_inputs import (
+    JobInputs,
+    RowSelection,
+    load_inputs,
+    load_row_counts,
+    open_lineage,
+    select_rows,
+)
 from crossfade.trainer.training.best_embeddings import BestEmbeddings
 from crossfade.trainer.training.checkpointing import CheckpointManager, CheckpointMetadata, StopResult
 from crossfade.trainer.training.composition import Composition, compose

@@ -9,9 +9,8 @@ from resolved_jobs import SIZE
 
 from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
 from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
-from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import JobConfig, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = [SearchParameter("model.temperature", 0.1, 0.4, log=True), SearchParameter("train.batch_size", 64, 67)]

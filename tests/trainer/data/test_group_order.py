@@ -7,7 +7,7 @@ import pytest
 
 from crossfade.base.arrays import IntArray
 from crossfade.kvstore.philox import permutation
-from crossfade.trainer.data.group_order import group_order
+from crossfade.trainer.data.schedule import group_order
 
 COUNTER = {"seed": 1, "stream": "shuffle", "epoch": 0, "position": 0}
 QUERY_N = np.repeat(np.array([7, 2, 7, 10**12, 2, 5]), [4, 3, 5, 1, 6, 2])

@@ -23,7 +23,7 @@ negatives of an example, U the item and the negatives of an example, D columns. 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,16 +34,15 @@ from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.parts import BatchPart, Pool, split_batch, sum_rows
+from crossfade.trainer.model.engines.parts import BatchPart, PartsEngine, Pool
 from crossfade.trainer.model.losses import LossSpec
-from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec
 
 Array = Any
 """An NDArray of MXNet."""
 
 
-class MXNetEngine:
+class MXNetEngine(PartsEngine):
     """Computes gradients by autograd."""
 
     name = "mxnet"
@@ -57,49 +56,35 @@ class MXNetEngine:
             MissingExtraError: MXNet is not installed.
             InputError: MXNet does not find one of the GPUs.
         """
+        super().__init__(model, loss, negatives, devices)
         self._mx = import_mxnet()
-        self.devices: Sequence[str] = list(devices)
         self._devices = _open_devices(self._mx, devices)
-        self._model = model
-        self._in_batch = negatives.kind in IN_BATCH_KINDS
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
         self._gradients = MXNetGradients(self._mx, model, loss, negatives)
 
-    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
-        """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""
-        names = self._model.query.name, self._model.item.name
-        if len(batch) == 0:
-            return 0.0, {name: np.zeros_like(vectors[name]) for name in names}
-        query_AD, item_AD = (vectors[name] for name in names)
-        parts = split_batch(batch, len(self._devices), in_batch=self._in_batch)
-        computations = [
-            self._compute(batch, part, device, query_AD, item_AD)
-            for part, device in zip(parts, self._devices, strict=False)
-        ]
-        queued = in_turns(computations)
-        losses, by_query, by_item = zip(*([array.asnumpy() for array in arrays] for arrays in queued), strict=True)
-        gradients = (
-            sum_rows(len(query_AD), [part.query for part in parts], by_query),
-            sum_rows(len(item_AD), [part.item for part in parts], by_item),
+    def _compute_parts(
+        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
+    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
+        queued = in_turns(
+            [
+                self._compute(batch, part, device, query_AD, item_AD)
+                for part, device in zip(parts, self._devices, strict=False)
+            ]
         )
-        return float(sum(loss.sum(dtype=np.float64) for loss in losses)), dict(zip(names, gradients, strict=True))
+        losses, by_query, by_item = zip(*([array.asnumpy() for array in arrays] for arrays in queued), strict=True)
+        return float(sum(loss.sum(dtype=np.float64) for loss in losses)), by_query, by_item
 
     def _compute(
         self, batch: Batch, part: BatchPart, device: MXNetDevice, query_AD: FloatArray, item_AD: FloatArray
     ) -> Queued[list[Any]]:
         """Queue all work on a part: from the vectors of the batch to losses and gradients in the host's memory."""
         arrays = PartArrays.upload(device, part, part.query_rows(query_AD), part.item_rows(item_AD))
-        shares_scores = self._all_softmax and batch.shares_query_scores
+        shares_scores = self._shares_scores(batch)
         results = yield from self._gradients.compute(part, arrays, shares_scores=shares_scores)
         return [device.download(f"result {number}", result) for number, result in enumerate(results)]
 
-    def gpu_memory(self) -> tuple[int, int] | None:
-        """Return the used and the total bytes of the GPUs together, None on the CPU. Any thread may call it."""
+    def _free_and_total(self) -> list[tuple[int, int]]:
         numbers = [device.context.device_id for device in self._devices if device.is_gpu]
-        if not numbers:
-            return None
-        sizes = [self._mx.context.gpu_memory_info(number) for number in numbers]
-        return sum(total - free for free, total in sizes), sum(total for _, total in sizes)
+        return [self._mx.context.gpu_memory_info(number) for number in numbers]
 
 
 def _open_devices(mx: Any, names: Sequence[str]) -> list[MXNetDevice]:

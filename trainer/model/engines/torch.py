@@ -17,7 +17,7 @@ then its negatives), C negatives of an example, X items that a score is of, D co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,16 +28,15 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.torch.device import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.parts import BatchPart, Pool, split_batch, sum_rows
+from crossfade.trainer.model.engines.parts import BatchPart, PartsEngine, Pool, split_batch
 from crossfade.trainer.model.losses import LossSpec
-from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec
 
 Tensor = Any
 """A tensor of PyTorch."""
 
 
-class TorchEngine:
+class TorchEngine(PartsEngine):
     """Computes gradients with PyTorch."""
 
     name = "torch"
@@ -58,32 +57,21 @@ class TorchEngine:
         torch = import_torch()
         torch.set_num_threads(get_num_threads())
         torch.set_float32_matmul_precision("highest")  # some containers set another one, which rounds to 10 bits
-        self.devices: Sequence[str] = list(devices)
+        super().__init__(model, loss, negatives, devices)
         self._torch = torch
         self._targets = [torch.device(torch_device(name)) for name in devices]
-        self._model = model
-        self._in_batch = negatives.kind in IN_BATCH_KINDS
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
         self._gradients = TorchGradients(torch, model, loss, negatives, compute_dtype)
 
-    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
-        """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""
-        names = self._model.query.name, self._model.item.name
-        if len(batch) == 0:
-            return 0.0, {name: np.zeros_like(vectors[name]) for name in names}
-        parts = split_batch(batch, len(self._targets), in_batch=self._in_batch)
-        query_AD, item_AD = (vectors[name] for name in names)
+    def _compute_parts(
+        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
+    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
         results = []
         with describe_exhausted_memory():
             for part, target in zip(parts, self._targets, strict=False):
                 rows = part.query_rows(query_AD), part.item_rows(item_AD)
                 results.append(self.compute(batch, part, *(self._upload(rows_AD, target) for rows_AD in rows)))
             losses, by_query, by_item = ([part.cpu() for part in of_parts] for of_parts in zip(*results, strict=True))
-        gradients = (
-            sum_rows(len(query_AD), [part.query for part in parts], [rows.numpy() for rows in by_query]),
-            sum_rows(len(item_AD), [part.item for part in parts], [rows.numpy() for rows in by_item]),
-        )
-        return float(sum(losses)), dict(zip(names, gradients, strict=True))
+        return float(sum(losses)), [rows.numpy() for rows in by_query], [rows.numpy() for rows in by_item]
 
     def compute(self, batch: Batch, part: BatchPart, query_AD: Any, item_AD: Any) -> tuple[Any, Any, Any]:
         """Compute the loss and the gradients of a part of ``batch`` on the device of its rows, without waiting.
@@ -99,7 +87,7 @@ class TorchEngine:
         """
         with self._torch.no_grad():
             tensors = PartTensors.of(self._torch, part, query_AD.device)
-            shares_scores = self._all_softmax and batch.shares_query_scores
+            shares_scores = self._shares_scores(batch)
             return self._gradients.compute(part, tensors, query_AD, item_AD, shares_scores=shares_scores)
 
     def complete(self, batch: Batch) -> BatchPart:
@@ -110,13 +98,8 @@ class TorchEngine:
         rows = self._torch.from_numpy(np.ascontiguousarray(rows_AD))
         return rows if target.type == "cpu" else rows.pin_memory().to(target, non_blocking=True)
 
-    def gpu_memory(self) -> tuple[int, int] | None:
-        """Return the used and the total bytes of the GPUs together, None on the CPU. Any thread may call it."""
-        gpus = [target for target in self._targets if target.type == "cuda"]
-        if not gpus:
-            return None
-        sizes = [self._torch.cuda.mem_get_info(target) for target in gpus]
-        return sum(total - free for free, total in sizes), sum(total for _, total in sizes)
+    def _free_and_total(self) -> list[tuple[int, int]]:
+        return [self._torch.cuda.mem_get_info(target) for target in self._targets if target.type == "cuda"]
 
 
 def torch_device(name: str) -> str:
