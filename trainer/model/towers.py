@@ -57,7 +57,6 @@ from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
 
-
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
 
