@@ -40,7 +40,9 @@ def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(
     assert_close(found, reference(name), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "bpr-cosine-shared-mixed"])
+@pytest.mark.parametrize(
+    "name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "logistic-cosine-shared-mixed"]
+)
 def test_pytorch_multiplies_in_bfloat16_to_results_near_those_of_float32(name: str) -> None:
     pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine

@@ -83,7 +83,7 @@ def test_empty_batch_changes_nothing_on_the_device() -> None:
 
 
 def test_divergence_on_the_device_names_table_and_row() -> None:
-    case = CASES["softmax-dot-shared-positive"]
+    case = CASES["bpr-dot-shared-positive"]
     with closing(DeviceStore("cpu")) as store:
         create(store, case)
         store.assign("customer", np.array([5]), np.full((1, QUERY_TABLE.shape[1]), np.nan, np.float32))
