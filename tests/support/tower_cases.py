@@ -17,7 +17,7 @@ import feature_towers
 import history_towers
 import numpy as np
 from builders import random_rows
-from engine_cases import DIM, ITEMS, KINDS, PAIRS, QUERIES, TEMPERATURE, Case, make_case
+from engine_cases import DIM, ITEMS, KINDS, LOSSES, QUERIES, TEMPERATURE, Case, make_case, score_of
 from loss_formulas import Vector, autograd, leaves_of, loss_of
 
 from crossfade.base.arrays import FloatArray
@@ -190,7 +190,8 @@ def make_tower_case(
 
 def _named_cases() -> Iterator[tuple[str, TowerCase]]:
     for number, (name, negatives) in enumerate(product(BUILDS, KINDS)):
-        loss, score = PAIRS[number % len(PAIRS)]
+        loss = LOSSES[number % len(LOSSES)]
+        score = score_of(loss, number // len(LOSSES))
         signs = "mixed" if number % 2 else "positive"
         if negatives == "all":
             loss = "softmax"
