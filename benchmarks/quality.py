@@ -29,7 +29,7 @@ from tqdm import tqdm
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.inputs import load_inputs
+from crossfade.trainer.runs.job_inputs import load_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")

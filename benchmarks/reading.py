@@ -23,8 +23,7 @@ from pathlib import Path
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule
-from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.data.schedule import BatchSchedule, Stopwatch
 from crossfade.trainer.prepare.synthetic import write_synthetic
 from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 

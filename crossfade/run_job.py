@@ -74,7 +74,7 @@ def check_runnable(
     if dashboard is not None:
         _check_port("--dashboard", dashboard)
     if job.checkpoint.warm_start_from is not None:
-        from crossfade.trainer.training.warm_start import open_warm_start
+        from crossfade.trainer.training.restore import open_warm_start
 
         open_warm_start(job, inputs.model, inputs.manifest)
     if job.model.start and not resume:
@@ -117,12 +117,12 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
 
 def _check_runtime(job: JobConfig) -> None:
     """Reject a job whose packages or GPUs are missing, or whose hosts and ports do not fit this machine."""
-    from crossfade.trainer.config.devices import on_gpu
+    from crossfade.trainer.config.sections import on_gpu
     from crossfade.trainer.tracking.tracker import check_tracking
 
     check_tracking(job)
     if job.train.engine == "torch":
-        from crossfade.kvstore.torch.imports import require_torch
+        from crossfade.kvstore.torch.device import require_torch
 
         require_torch()
     if job.cluster.servers or job.train.engine == "mxnet":
@@ -130,7 +130,7 @@ def _check_runtime(job: JobConfig) -> None:
 
         require_mxnet()
     if on_gpu(job.train.devices) and not job.cluster.servers:
-        from crossfade.trainer.model.engines.choice import choose_engine
+        from crossfade.trainer.model.engines.engine import choose_engine
 
         choose_engine(job.train)
     if job.all_reduces_dense:

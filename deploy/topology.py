@@ -23,7 +23,7 @@ import psutil
 
 from crossfade.base.errors import ClusterError, InputError
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 
 RoleKind = Literal["scheduler", "server", "worker"]

@@ -14,7 +14,7 @@ from crossfade.kvstore.jit import njit
 def group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
     """Sort rows by shard, keeping the order within each.
 
-    Returns the permutation and the position of each row within its shard (``layout.py``), both int64, and where each
+    Returns the permutation and the position of each row within its shard (``protocol.py``), both int64, and where each
     shard starts in them.
     """
     rows = rows_A.shape[0]

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
+MAX_SQUARE = 1e36
+"""Squared norm of a gradient and the new row together from which on the row has diverged."""
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,16 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.kvstore.torch.store import DeviceStore
-from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines.base import make_engine
-from crossfade.trainer.model.engines.torch import torch_device
+from crossfade.trainer.model.engines.engine import choose_engine
+from crossfade.trainer.model.engines.torch import TorchEngine, torch_device
 from crossfade.trainer.model.spec import ModelSpec, Score
-from crossfade.trainer.model.towers import Towers
 from crossfade.trainer.training.state import TrainState
-from crossfade.trainer.training.steps import Step, make_step
+from crossfade.trainer.training.steps import DeviceStep, Step
 from suite.training import bpr_job, softmax_job
 
 GIB = 2**30
@@ -109,7 +107,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     batches, prepare_ms = batches_of(task)
     with closing(DeviceStore(torch_device(task["device"]), task["memory_bytes"])) as store:
         store.create([customer, track], job.optimizer_spec, seed=1)
-        step = make_step(job, model, store, make_engine(job, model), Towers(model, ()))
+        engine = choose_engine(job.train).build(job, model)
+        assert isinstance(engine, TorchEngine)
+        step = DeviceStep(store, engine, model)
         take(step, batches, task["warm_up"])
         seconds = take(step, batches, task["steps"])
         taken = list(itertools.islice(itertools.cycle(batches), task["steps"]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch

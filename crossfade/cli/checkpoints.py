@@ -15,7 +15,7 @@ from crossfade.terminal import print_json, print_line
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from crossfade.kvstore.checkpoint.inventory import CheckpointEntry, Leftover
+    from crossfade.kvstore.checkpoint.lifecycle import CheckpointEntry, Leftover
 
 _FROM = "FROM is a run folder or a folder of checkpoints, either of which may be on S3."
 _LIST_NOTES = f"""\
@@ -134,7 +134,7 @@ def _locate(text: str) -> str:
 
 def _list(arguments: argparse.Namespace) -> int:
     """Print the checkpoints."""
-    from crossfade.kvstore.checkpoint.inventory import list_checkpoints
+    from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 
     entries = list_checkpoints(_locate(arguments.source), verify=arguments.verify)
     if arguments.json:
@@ -181,7 +181,7 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 def _find(source: str, written_before: float, locked: ExitStack) -> list[Leftover]:
     """Find what can be deleted; keep a run from starting in a run folder until ``locked`` closes."""
-    from crossfade.kvstore.checkpoint.inventory import Leftover, find_leftovers
+    from crossfade.kvstore.checkpoint.lifecycle import Leftover, find_leftovers
     from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 
     checkpoints = _locate(source)

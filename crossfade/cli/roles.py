@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -215,7 +214,7 @@ def _run_role(
     arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
 ) -> None:
     """Run the role to its end, and serve its metrics at the job's port, or at a free one if that is 0."""
-    from crossfade.trainer.runs.events import MetricsAddress, PhaseEvent
+    from crossfade.trainer.runs.events import LoadEvent, MetricsAddress, PhaseEvent
 
     def emit(event: Event) -> None:
         _log_event(event)
@@ -228,6 +227,7 @@ def _run_role(
     from crossfade.trainer.monitoring.final import write_final_metrics
     from crossfade.trainer.monitoring.http import serve_metrics
     from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.training.periodic import PeriodicAction
 
     credentials = _credentials(arguments, started_by_agent=started_by_agent)
     folder = RunFolder(arguments.run_dir, os.environ.get(COMMAND_VARIABLE))
@@ -241,7 +241,8 @@ def _run_role(
     with serve_metrics(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
         if listener.address is not None:
             emit(MetricsAddress(address=listener.address))
-        threading.Thread(target=_report_load, args=(emit, metrics), name="load", daemon=True).start()
+        load = PeriodicAction(lambda: emit(LoadEvent(load=metrics.snapshot())), every_seconds=LOAD_INTERVAL_SECONDS)
+        threading.Thread(target=load.repeat, name="load", daemon=True).start()
         if arguments.role == "worker":
             _work(job, folder, arguments.checkpoint, emit, metrics, credentials)
         elif arguments.role == "server":
@@ -261,15 +262,6 @@ def _credentials(arguments: argparse.Namespace, *, started_by_agent: bool) -> Ro
     if arguments.role == "scheduler":  # it takes no commands
         return RoleCredentials("")
     return RoleCredentials.from_file(arguments.secret_file)
-
-
-def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
-    """Send this process's resource use and counters to the agent, at regular intervals."""
-    from crossfade.trainer.runs.events import LoadEvent
-
-    while True:
-        emit(LoadEvent(load=metrics.snapshot()))
-        time.sleep(LOAD_INTERVAL_SECONDS)
 
 
 def _schedule(metrics: ProcessMetrics, credentials: RoleCredentials) -> None:
@@ -328,7 +320,7 @@ def _work(
         checkpoints_requested=_count_save_signals(),
         metrics=metrics,
     )
-    run_training(job, folder, store, hooks, checkpoint=checkpoint, all_reduce=all_reduce)
+    run_training(job, folder, hooks, servers=store, checkpoint=checkpoint, all_reduce=all_reduce)
     if all_reduce is not None:
         all_reduce.close()
     store.barrier()  # the first worker has written the report

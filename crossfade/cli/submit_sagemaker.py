@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
     from crossfade.deploy.aws.sagemaker.jobs import JobUpdate
     from crossfade.deploy.aws.sagemaker.request import Submission
-    from crossfade.trainer.config.devices import EngineName
     from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.config.sections import EngineName
 
 _logger = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ class _Explain(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the keys as a table."""
-        from crossfade.trainer.config.explain import explain_fields
+        from crossfade.trainer.config.json_schema import explain_fields
 
         rows = [("KEY", "TYPE", "DEFAULT", "MEANING"), *explain_fields()]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.tuning.search_space import SearchParameter
     from crossfade.deploy.tuning.study import TuningStudy
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.runs.inputs import JobInputs
+    from crossfade.trainer.runs.job_inputs import JobInputs
 
 
 _DESCRIPTION = """\
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from crossfade.deploy.tuning.study_folder import study_errors
     from crossfade.trainer.runs.folder import default_run_dir
-    from crossfade.trainer.runs.inputs import load_inputs
+    from crossfade.trainer.runs.job_inputs import load_inputs
 
     job = load_job_arguments(arguments)
     if arguments.quick:

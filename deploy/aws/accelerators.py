@@ -20,7 +20,7 @@ from crossfade.trainer.model.engines.cuda_driver import Capability, format_versi
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
 if TYPE_CHECKING:
-    from crossfade.trainer.config.devices import EngineName
+    from crossfade.trainer.config.sections import EngineName
 
 Variant = Literal["cpu", "torch"] | MXNetVariant
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import gpu_of
-from crossfade.trainer.config.devices import on_gpu
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import on_gpu
 
 _SUCCESSORS = {
     "p2": "g4dn.xlarge",

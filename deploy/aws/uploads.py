@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.kvstore.checkpoint.files import STEP_NAME
-from crossfade.kvstore.checkpoint.inventory import Leftover
+from crossfade.kvstore.checkpoint.lifecycle import Leftover
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

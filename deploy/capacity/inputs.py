@@ -12,14 +12,12 @@ import numpy as np
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
-from crossfade.trainer.config.defaults import resolve
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import JobConfig, resolve
 from crossfade.trainer.data.manifest import SPLITS, DataFile, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.inputs import dataset_size, open_inputs, open_lineage
-from crossfade.trainer.runs.row_selection import RowSelection, select_rows
+from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, open_lineage, select_rows
 
 _GROUP_ROWS = 131_072
 """Rows of the largest row group that 'crossfade prepare' writes."""

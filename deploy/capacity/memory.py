@@ -16,7 +16,7 @@ from crossfade.deploy.capacity.inputs import PlanInputs
 from crossfade.deploy.capacity.traffic import WorkerLoad
 from crossfade.deploy.capacity.worker_memory import MemoryItem, MemoryPhase, row_uses, worker_items
 from crossfade.kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
-from crossfade.kvstore.layout import TableLayout
+from crossfade.kvstore.mxnet.protocol import TableLayout
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig

@@ -26,8 +26,8 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.topology import Role
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec, Traffic
-from crossfade.trainer.config.model_sections import NegativesConfig
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup
 from crossfade.trainer.data.schedule import BatchSchedule

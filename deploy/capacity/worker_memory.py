@@ -12,8 +12,7 @@ from crossfade.deploy.capacity.inputs import PlanInputs
 from crossfade.deploy.capacity.traffic import CountHistogram, WorkerLoad
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
-from crossfade.trainer.data.content import content_group_rows, content_width
-from crossfade.trainer.data.features import lists_bytes
+from crossfade.trainer.data.features import content_group_rows, content_width, lists_bytes
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts

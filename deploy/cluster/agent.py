@@ -29,7 +29,7 @@ from crossfade.deploy.cluster.role_process import RoleProcess
 from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment, socket_number
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
-from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE
+from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 

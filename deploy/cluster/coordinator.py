@@ -27,7 +27,7 @@ from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membershi
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs import events
 
 EXIT_TIMEOUT_SECONDS = 30.0

@@ -21,7 +21,7 @@ from crossfade.trainer.runs.events import (
     StepEvent,
     StoppedEvent,
 )
-from crossfade.trainer.runs.unsaved_work import UnsavedWork
+from crossfade.trainer.runs.resumption import UnsavedWork
 
 if TYPE_CHECKING:
     from crossfade.trainer.training.checkpointing import StopResult

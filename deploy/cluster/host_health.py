@@ -8,7 +8,7 @@ from crossfade.deploy.cluster.generation import Generation
 from crossfade.deploy.cluster.membership import Member, Membership
 from crossfade.deploy.cluster.restart_policy import BAD_HOST_FAILURES, HostFailures
 from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs.events import Event, HostExcluded, SlowRole
 
 

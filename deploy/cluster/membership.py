@@ -12,7 +12,7 @@ from typing import Any
 
 from crossfade.deploy.cluster.messages import Heartbeat, NumberedEvent, RoleState
 from crossfade.deploy.topology import AcceptedRoles, missing_hosts
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 
 LEASE_SECONDS = 15.0
 """Time without a heartbeat after which an agent is lost. Longer than an agent waits before it ends its

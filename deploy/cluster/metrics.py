@@ -11,7 +11,7 @@ from crossfade.deploy.cluster.agent import Agent
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.topology import roles
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring import names
 
 

@@ -44,7 +44,7 @@ from crossfade.trainer.runs.events import (
     to_record,
 )
 from crossfade.trainer.runs.folder import PROCESSES_FILE, RunFolder
-from crossfade.trainer.runs.unsaved_work import UnsavedWork
+from crossfade.trainer.runs.resumption import UnsavedWork
 
 IN_PROCESS = "in-process"
 """The name of the only process of a run without servers."""

@@ -21,11 +21,10 @@ from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.start_finder import StartFinder
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.topology import Address, scheduler_address
-from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
-from crossfade.trainer.runs.event_log import event_recorder
-from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent
+from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent, event_recorder
 from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
 
 REPORT_TIMEOUT_SECONDS = 10.0

@@ -29,7 +29,7 @@ from crossfade.trainer.runs.events import (
     TotalsEvent,
     parse_record,
 )
-from crossfade.trainer.runs.unsaved_work import UnsavedWork
+from crossfade.trainer.runs.resumption import UnsavedWork
 from crossfade.trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")

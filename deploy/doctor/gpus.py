@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.model.engines.choice import choose_engine, drivers
 from crossfade.trainer.model.engines.cuda_driver import find_gpus
+from crossfade.trainer.model.engines.engine import choose_engine, drivers
 
 
 def check_gpus(job: JobConfig | None) -> Iterator[Finding]:

@@ -20,8 +20,8 @@ from crossfade.deploy.cluster.supervision import check_hosts
 from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding, State
 from crossfade.deploy.topology import Address, scheduler_address
-from crossfade.kvstore.checkpoint.inventory import list_checkpoints
-from crossfade.kvstore.torch.imports import require_torch
+from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
+from crossfade.kvstore.torch.device import require_torch
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import check_vocabularies
 from crossfade.trainer.model.allreduce import require_horovod

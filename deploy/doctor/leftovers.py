@@ -19,7 +19,7 @@ from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
 from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding
-from crossfade.kvstore.checkpoint.inventory import find_leftovers
+from crossfade.kvstore.checkpoint.lifecycle import find_leftovers
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from crossfade.deploy.capacity.plan import CapacityPlan, role_hosts
 from crossfade.deploy.capacity.step_time import role_seconds
-from crossfade.trainer.config.devices import on_gpu
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import on_gpu
 
 _MIB = 2**20
 HEADROOM, RESERVE_BYTES = 1.1, 256 * _MIB

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
 MAX_INTEGER = 2**53 - 1

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import resolved
 
 if TYPE_CHECKING:
     import optuna

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import crossfade
 from crossfade.cli.main import make_parser
-from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.json_schema import explain_fields
 from crossfade.trainer.config.schema import JobConfig
 
 JOB_MARK = "## Job\n"

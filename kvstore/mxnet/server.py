@@ -1,7 +1,7 @@
 """The server's side of ``dist_sync``, in place of the main function of MXNet.
 
-MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``commands.py``) that a worker
-of the job has signed (``authentication.py``), ignores all others, and updates rows in place in the store's own memory
+MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``protocol.py``) that a worker
+of the job has signed (``protocol.py``), ignores all others, and updates rows in place in the store's own memory
 with the kernels of ``optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow
 it, and workers would assume that the step was applied.
 """
@@ -23,12 +23,18 @@ from crossfade.kvstore.checkpoint.files import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
-from crossfade.kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, status_key
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
-from crossfade.kvstore.mxnet.authentication import CommandVerifier
-from crossfade.kvstore.mxnet.commands import encode_status, is_below
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
 from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
+from crossfade.kvstore.mxnet.protocol import (
+    ALL_REDUCE_KEY,
+    CommandVerifier,
+    TableLayout,
+    encode_status,
+    is_below,
+    make_layout,
+    status_key,
+)
 from crossfade.kvstore.mxnet.scheduler import Controller, run_until_done
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
@@ -132,7 +138,7 @@ class RowServer:
         """Execute one JSON command, which has been verified.
 
         Raises:
-            StoreError: it is not a command of ``commands.py``, or not one that the job can send.
+            StoreError: it is not a command of ``protocol.py``, or not one that the job can send.
             CheckpointError: the checkpoint to load is corrupt, or incompatible with the tables.
         """
         try:

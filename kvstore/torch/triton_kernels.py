@@ -2,7 +2,7 @@
 
     divergent_A = update_rows(spec, lr, state, weights_ND, rows_A, gradient_AD)
 
-Only ``fused.py`` imports this module, once Triton, an optional package, is installed.
+Only ``optimizers.py`` imports this module, once Triton, an optional package, is installed.
 
 A program of the kernel updates a block of active rows. Columns are padded to a power of two, as Triton requires, and
 padding is masked. Division and square root are those that round correctly, and a sum over a row is a fixed tree, so
@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.torch.optimizers import MAX_SQUARE, to_float32
+from crossfade.kvstore.optimizer_spec import MAX_SQUARE, OptimizerSpec
+from crossfade.kvstore.torch.device import to_float32
 
 _BLOCK_VALUES = 1024
 """Values of a table that a program updates: 8 for each of its threads, enough to have many reads under way."""

@@ -7,7 +7,7 @@ import pytest
 
 from crossfade.deploy import topology
 from crossfade.deploy.topology import scheduler_address
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 
 CLUSTER = ClusterConfig(servers=1)
 

@@ -10,10 +10,12 @@ import pytest
 from mutations import any_value, corrupt_bytes
 
 from crossfade.base.errors import ClusterError, StoreError
-from crossfade.kvstore.mxnet.authentication import MAX_COMMAND_BYTES, CommandSigner, CommandVerifier
-from crossfade.kvstore.mxnet.commands import (
+from crossfade.kvstore.mxnet.protocol import (
     LOAD_COMMAND,
+    MAX_COMMAND_BYTES,
     STATUS_COMMAND,
+    CommandSigner,
+    CommandVerifier,
     create_command,
     lr_factor_command,
     save_command,

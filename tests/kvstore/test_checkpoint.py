@@ -17,7 +17,7 @@ from saved_shards import (
     split_table,
 )
 
-from crossfade.kvstore.checkpoint import shard_files
+from crossfade.kvstore.checkpoint import reader
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
@@ -150,8 +150,8 @@ def test_single_rows_in_any_order_equal_the_table(saved: Saved) -> None:
 
 
 def test_distant_rows_are_read_by_themselves(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_files, "_MAX_GAP_BYTES", 12)
-    monkeypatch.setattr(shard_files, "CHUNK_BYTES", 60)
+    monkeypatch.setattr(reader, "_MAX_GAP_BYTES", 12)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", 60)
     with closing(open_checkpoint(saved.uri)) as checkpoint:
         for table in saved.tables:
             expected = saved.arrays[table.name]["weights"]

@@ -36,7 +36,7 @@ def test_unknown_registration_is_imported_unchanged(tmp_path: Path) -> None:
     known = "\ndef _make_symbol_function(*_): return len\n\n_init_op_module = lambda *a: a\n\n_init_op_module('a')\n"
     (package / "symbol" / "register.py").write_text(known)
     code = """
-from crossfade.kvstore.mxnet.deferred_operators import deferred_operators
+from crossfade.kvstore.mxnet.imports import deferred_operators
 with deferred_operators():
     from mxnet.ndarray import register as unknown
     from mxnet.symbol import register as known

@@ -23,8 +23,8 @@ from drive_store import (
 from saved_shards import load_table, random_table, save_shards, save_store, split_table
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.layout import make_layout
 from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.mxnet.protocol import make_layout
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.store import RowGradient, TableSpec
 

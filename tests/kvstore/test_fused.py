@@ -14,9 +14,8 @@ from needs import TORCH
 
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.kvstore.torch import fused
-from crossfade.kvstore.torch.fused import FusedOptimizer, find_fault, make_device_optimizer
-from crossfade.kvstore.torch.optimizers import DeviceOptimizer
+from crossfade.kvstore.torch import optimizers
+from crossfade.kvstore.torch.optimizers import DeviceOptimizer, FusedOptimizer, find_fault, make_device_optimizer
 from crossfade.kvstore.torch.store import DeviceStore
 
 torch = pytest.importorskip("torch", reason=TORCH)
@@ -31,8 +30,8 @@ Update = Callable[[Any, Any, Any, Any], Any]
 @pytest.fixture(autouse=True)
 def _cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Treat the processor as a GPU for which Triton is installed."""
-    monkeypatch.setattr(fused, "DEVICE_TYPE", "cpu")
-    monkeypatch.setattr(fused, "find_spec", lambda _: object())
+    monkeypatch.setattr(optimizers, "DEVICE_TYPE", "cpu")
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: object())
     find_fault.cache_clear()
     yield
     find_fault.cache_clear()
@@ -165,7 +164,7 @@ def test_wrong_kernel_is_not_used(
 
 
 def test_tables_on_the_processor_have_no_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "DEVICE_TYPE", "cuda")
+    monkeypatch.setattr(optimizers, "DEVICE_TYPE", "cuda")
     assert notes_of_store() == []
     optimizer = make_device_optimizer(OptimizerSpec("sgd"), 10, 4, CPU)
     assert (optimizer.fused, optimizer.fallback_reason) == (False, None)
@@ -180,7 +179,7 @@ def test_note_names_tables_with_too_many_columns(monkeypatch: pytest.MonkeyPatch
 
 
 def test_note_says_that_triton_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "find_spec", lambda _: None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
     notes = notes_of_store()
     assert notes[0].startswith("rows of 'customer', 'track' on cpu are updated by separate operations")
     assert notes[0].endswith(": Triton is not installed")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from crossfade.base.errors import CheckpointError
-from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.commands import STATUS_LENGTH, encode_status
+from crossfade.kvstore.mxnet.protocol import STATUS_LENGTH, CommandSigner, encode_status
 
 
 def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:

@@ -24,9 +24,8 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.optimizers import make_optimizer
 from crossfade.kvstore.store import RowGradient, TableSpec
-from crossfade.kvstore.torch import fused
-from crossfade.kvstore.torch.fused import MAX_DIM, FusedOptimizer, find_fault
-from crossfade.kvstore.torch.optimizers import DeviceOptimizer
+from crossfade.kvstore.torch import optimizers
+from crossfade.kvstore.torch.optimizers import MAX_DIM, DeviceOptimizer, FusedOptimizer, find_fault
 from crossfade.kvstore.torch.store import DeviceStore
 
 torch = pytest.importorskip("torch", reason=TORCH)
@@ -235,7 +234,7 @@ def test_offsets_of_rows_exceed_32_bits() -> None:
 @pytest.fixture
 def _fused_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use the fused kernel on the processor, too."""
-    monkeypatch.setattr(fused, "DEVICE_TYPE", DEVICE.type)
+    monkeypatch.setattr(optimizers, "DEVICE_TYPE", DEVICE.type)
     find_fault.cache_clear()
     yield
     find_fault.cache_clear()

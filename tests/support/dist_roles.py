@@ -24,7 +24,7 @@ from crossfade.deploy.topology import JobTopology, role_environment, roles, sche
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.scheduler import run_scheduler
 from crossfade.kvstore.mxnet.server import run_server
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 
 END_SECONDS = 180.0
 SECRET = "the-secret-of-these-roles"

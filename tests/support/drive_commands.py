@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from dist_roles import SECRET, play_role
 
-from crossfade.kvstore.mxnet.authentication import CommandSigner
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.commands import COMMAND_HEAD, LOAD_COMMAND, lr_factor_command, save_command
+from crossfade.kvstore.mxnet.protocol import COMMAND_HEAD, LOAD_COMMAND, CommandSigner, lr_factor_command, save_command
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 

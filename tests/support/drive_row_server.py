@@ -16,10 +16,17 @@ import psutil
 from touched_pages import TABLE
 from waiting import wait_until
 
-from crossfade.kvstore.layout import make_layout, status_key
-from crossfade.kvstore.mxnet.authentication import CommandVerifier
-from crossfade.kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+from crossfade.kvstore.mxnet.protocol import (
+    STATUS_COMMAND,
+    STATUS_LENGTH,
+    CommandVerifier,
+    create_command,
+    decode_status,
+    make_layout,
+    save_command,
+    status_key,
+)
 from crossfade.kvstore.mxnet.server import RowServer
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 

@@ -19,13 +19,12 @@ from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.reader import InteractionReader, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule
-from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.batches import BatchSource, FrequencyWeighting
+from crossfade.trainer.model.engines.engine import choose_engine
 from crossfade.trainer.model.negatives import NegativeSampler
 from crossfade.trainer.model.towers import load_towers
-from crossfade.trainer.model.weighting import FrequencyWeighting
 from crossfade.trainer.runs.events import Event, StepEvent
-from crossfade.trainer.runs.inputs import open_inputs
-from crossfade.trainer.training.batch_source import BatchSource
+from crossfade.trainer.runs.job_inputs import open_inputs
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.loop import TrainLoop
 from crossfade.trainer.training.state import TrainState
@@ -87,12 +86,12 @@ def work(store: MXNetStore) -> None:
         ),
         NegativeSampler(job.negatives, model.item.rows, None, job.train.seed),
         FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
-        towers,
+        towers.add_tower_inputs,
         store.rank,
         store.workers,
     )
     hooks, state = TrainingHooks(on_event=watch), TrainState()
-    step = PullPushStep(store, make_engine(job, model), towers)
+    step = PullPushStep(store, choose_engine(job.train).build(job, model), towers)
     TrainLoop(job, model, store, step, batches, NoEmbeddings(), NoCheckpoints(), hooks).run(state)
     send(pushed=state.traffic.bytes_pushed, pulled=state.traffic.bytes_pulled)
 

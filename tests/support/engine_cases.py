@@ -14,12 +14,12 @@ from builders import make_interactions, random_rows
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines.base import Engine
 from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec, Score
@@ -136,23 +136,31 @@ def make_case(
 SMOOTH: tuple[LossKind, ...] = ("bpr", "logistic", "softmax")
 KINDS: tuple[str, ...] = get_args(NegativesConfig.model_fields["kind"].annotation)[1:]
 """Kinds of negatives; auto is one of the others."""
-PAIRS: list[tuple[LossKind, ScoreKind]] = [
-    pair for pair in product(get_args(LossKind), get_args(ScoreKind)) if pair[0] != "ccl" or pair[1] == "cosine"
-]
-"""Losses, each with the scores that it works with."""
-ONE_SIGN = {("hinge", "dot"), ("warp", "euclidean"), *(pair for pair in PAIRS if pair[0] not in {"hinge", "warp"})}
-"""Those that have cases in which all weights have the same sign."""
+LOSSES: tuple[LossKind, ...] = get_args(LossKind)
+SCORES: tuple[ScoreKind, ...] = get_args(ScoreKind)
+
+
+def score_of(loss: LossKind, number: int) -> ScoreKind:
+    """Return a score that ``loss`` works with, which ``number`` rotates."""
+    scores: tuple[ScoreKind, ...] = ("cosine",) if loss == "ccl" else SCORES
+    return scores[(LOSSES.index(loss) + number) % len(scores)]
+
+
+# Pairwise: every loss with every kind of negatives, and every score with every loss and with every kind.
 CASES: dict[str, Case] = {}
-for any_pair, any_kind in product(PAIRS, KINDS):
-    CASES["-".join([*any_pair, any_kind, "mixed"])] = make_case(*any_pair, any_kind, "mixed")
-for any_pair, any_kind, sign in product(sorted(ONE_SIGN), ("shared", "per_example"), ("positive", "negative")):
-    CASES["-".join([*any_pair, any_kind, sign])] = make_case(*any_pair, any_kind, sign)
-for any_loss, any_kind in product(get_args(LossKind), ("shared", "per_example", "mixed")):
+for any_loss, (any_number, any_kind) in product(LOSSES, enumerate(KINDS)):
+    any_score = score_of(any_loss, any_number)
+    CASES[f"{any_loss}-{any_score}-{any_kind}-mixed"] = make_case(any_loss, any_score, any_kind, "mixed")
+ONE_SIGN = list(enumerate(product(("shared", "per_example"), ("positive", "negative"))))
+for any_loss, (any_number, (any_kind, sign)) in product(LOSSES, ONE_SIGN):
+    any_score = score_of(any_loss, any_number)
+    CASES[f"{any_loss}-{any_score}-{any_kind}-{sign}"] = make_case(any_loss, any_score, any_kind, sign)
+for any_loss, any_kind in product(LOSSES, ("shared", "per_example", "mixed")):
     if any_loss != "warp":
         CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", num_hard=2)
 for any_kind in KINDS:
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
-for any_score in get_args(ScoreKind):  # Queries are scored once, as in a softmax with weights of one sign.
+for any_score in SCORES:  # Queries are scored once, as in a softmax with weights of one sign.
     CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")
 for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
     CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "per_example", "mixed"), queries_B=np.full(6, 4))

@@ -19,10 +19,10 @@ from needs import MXNET, TORCH
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import MissingExtraError
 from crossfade.kvstore.mxnet.imports import require_mxnet
-from crossfade.kvstore.torch.imports import require_torch
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.kvstore.torch.device import require_torch
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 

@@ -12,8 +12,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.data.content import ContentMatrix
-from crossfade.trainer.data.features import JaggedFeature
+from crossfade.trainer.data.features import ContentMatrix, JaggedFeature
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.spec import LayerSpec, ModelSpec, Score, TowerSpec
 from crossfade.trainer.model.towers import TowerFeatures, Towers

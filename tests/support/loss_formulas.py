@@ -26,7 +26,7 @@ from engine_cases import (
 )
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.model_sections import LossKind, ScoreKind
+from crossfade.trainer.config.sections import LossKind, ScoreKind
 
 Number = Any
 """A Python number, or a scalar of PyTorch, float64, that autograd follows."""

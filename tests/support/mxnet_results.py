@@ -8,7 +8,7 @@ from engine_cases import CASES, Result, gradients_by
 
 from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
-from crossfade.trainer.model.engines import mxnet_gradients
+from crossfade.trainer.model.engines import mxnet
 from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
 Results = dict[str, Result]
@@ -36,7 +36,7 @@ def results_on(devices: Sequence[str]) -> Results:
 
 def results_in_tiles(devices: Sequence[str], **limits: int) -> Results:
     """Return the results on ``devices`` with other ``limits`` of the size of tiles."""
-    with patch.multiple(mxnet_gradients, **limits):
+    with patch.multiple(mxnet, **limits):
         return results_on(devices)
 
 

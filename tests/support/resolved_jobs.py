@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crossfade.trainer.config.defaults import DatasetSize, resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 
 SIZE = DatasetSize(queries=100, items=50, interactions=1_000, is_grouped=False)
 

@@ -6,7 +6,7 @@ from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.topology import AcceptedRoles, Address
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, StepEvent, to_json
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3

@@ -56,10 +56,8 @@ def _call(name: str, *arguments: Any) -> None:
 
 def server_update_pages(kind: Any) -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
-    from crossfade.kvstore.layout import make_layout
-    from crossfade.kvstore.mxnet.authentication import CommandVerifier
-    from crossfade.kvstore.mxnet.commands import create_command
     from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+    from crossfade.kvstore.mxnet.protocol import CommandVerifier, create_command, make_layout
     from crossfade.kvstore.mxnet.server import RowServer
 
     import_mxnet()

@@ -17,16 +17,16 @@ import feature_towers
 import history_towers
 import numpy as np
 from builders import random_rows
-from engine_cases import DIM, ITEMS, KINDS, PAIRS, QUERIES, TEMPERATURE, Case, make_case
+from engine_cases import DIM, ITEMS, KINDS, LOSSES, QUERIES, TEMPERATURE, Case, make_case, score_of
 from loss_formulas import Vector, autograd, leaves_of, loss_of
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.model.engines.base import Engine
+from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import LayerSpec, ModelSpec, Score
 from crossfade.trainer.model.towers import Towers
@@ -190,7 +190,8 @@ def make_tower_case(
 
 def _named_cases() -> Iterator[tuple[str, TowerCase]]:
     for number, (name, negatives) in enumerate(product(BUILDS, KINDS)):
-        loss, score = PAIRS[number % len(PAIRS)]
+        loss = LOSSES[number % len(LOSSES)]
+        score = score_of(loss, number // len(LOSSES))
         signs = "mixed" if number % 2 else "positive"
         if negatives == "all":
             loss = "softmax"

@@ -25,7 +25,7 @@ from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_table
 from crossfade.trainer.embeddings.listing import write_listing
-from crossfade.trainer.runs.inputs import load_inputs
+from crossfade.trainer.runs.job_inputs import load_inputs
 
 CUSTOMER_IDS = ["c'0", 'c"1"', "c\\2", "c,3", "c\t4", "ü5", "東6", "{7}", "$8", " 9 ", "c\n10"]
 TRACK_NAMES = ["Ágætis byrjun", None, 'Blue "in" Green', None, "東京", "Unheard", "", "tab\there", "a\\b", "new\nline"]

@@ -1,6 +1,8 @@
-"""Describe job files as a JSON Schema, with which editors complete and check them: ``crossfade schema``.
+"""Describe job files: as a JSON Schema for editors, ``crossfade schema``, and key by key, ``train --explain``.
 
     json.dumps(job_schema())
+    for key, type_name, default, description in explain_fields():
+        print(key, type_name, default, description)
 
 Types, defaults, enumerations, bounds and descriptions are those of the pydantic models. Checks of several keys together
 are validators there, which pydantic cannot translate; ``_RULES`` states those that a schema can express.
@@ -8,12 +10,15 @@ are validators there, which pydantic cannot translate; ``_RULES`` states those t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
+import yaml
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import LossKind
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -115,3 +120,37 @@ def job_schema() -> Schema:
     rules = [{"$comment": why, "if": condition, "then": consequence} for why, condition, consequence in _RULES]
     described = {"title": "Crossfade job", "description": "A complete job: what 'crossfade train' runs."}
     return {"$schema": _DIALECT, **generated, **described, "allOf": rules}
+
+
+_TYPE_NAMES = {"str": "text", "int": "integer", "float": "number"}
+
+
+def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield the dotted key, type, default (as YAML, or ``required``) and description of each field of ``section``."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from explain_fields(annotation, f"{prefix}{name}.")
+        else:
+            default = (
+                "required"
+                if field.is_required()
+                else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            )
+            yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type):
+        return _TYPE_NAMES.get(annotation.__name__, annotation.__name__)
+    arguments = get_args(annotation)
+    if all(isinstance(argument, str) for argument in arguments):
+        return " | ".join(arguments)
+    origin = getattr(annotation, "__origin__", None)
+    if origin is list:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"{_type_name(arguments[1])} by name"
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(arguments[0])
+    return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)

@@ -25,7 +25,6 @@ import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.jit import njit
-from crossfade.trainer.data.group_order import concatenate_ranges
 
 
 @dataclass(frozen=True)
@@ -241,3 +240,14 @@ def recency_shares(starts_A1: IntArray, half_life: float | None) -> FloatArray:
     totals_A = np.add.reduceat(np.append(weight_H, 0.0), starts_A1[:-1])
     shares_H: FloatArray = weight_H / np.repeat(totals_A, counts_A)
     return shares_H
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def concatenate_ranges(starts_R, sizes_R):  # type: ignore[no-untyped-def]
+    """Return the numbers of all ranges, one range after the other: each starts at ``starts_R``, with ``sizes_R``."""
+    numbers_N, n = np.empty(sizes_R.sum(), np.int64), 0
+    for r in range(starts_R.shape[0]):
+        for number in range(starts_R[r], starts_R[r] + sizes_R[r]):
+            numbers_N[n] = number
+            n += 1
+    return numbers_N

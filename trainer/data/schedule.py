@@ -20,20 +20,22 @@ workers nor the step at which a run resumes changes what a step sees. Every work
 read exactly once an epoch, and a worker computes the size of the global batch without the others.
 
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
-or in groups of the same query (``group_order.py``). While the current block of a partition is consumed, other threads
+or in groups of the same query (``group_order``). While the current block of a partition is consumed, other threads
 fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition. It reads an epoch that
 has no more rows than one block per partition only once, and keeps its rows for the following epochs, unless a file
 changes.
 
-Shapes: B examples of a slice, P partitions.
+Shapes: B examples of a slice, P partitions, N rows, R runs of equal queries, C chunks.
 """
 
 from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,9 +43,34 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
-from crossfade.trainer.data.group_order import concatenate_ranges, group_order
+from crossfade.trainer.data.query_history import concatenate_ranges
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
-from crossfade.trainer.data.stopwatch import Stopwatch
+
+
+class Stopwatch:
+    """Adds up the seconds that one thread spends in ``running`` blocks."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        # The seconds so far, and when the current block began. One tuple, so that readers see a consistent pair.
+        self._state: tuple[float, float | None] = 0.0, None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the seconds of the block."""
+        before, begin = self._state[0], self._clock()
+        self._state = before, begin
+        try:
+            yield
+        finally:
+            self._state = before + self._clock() - begin, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, those of the current block included."""
+        seconds, begin = self._state
+        return seconds if begin is None else seconds + self._clock() - begin
+
 
 # Labels of the random streams. They seed the draws, so they never change.
 _ASSIGNMENT_STREAM = "deal"
@@ -344,3 +371,45 @@ class _PartitionStream:
         with self._wait_timer.running():
             self._current, self._consumed = self._next.wait(), 0
         self._next = self._fetch_next()
+
+
+def group_order(
+    query_N: IntArray, *, group_rows: int | None, seed: int, stream: str, epoch: int, position: int
+) -> IntArray:
+    """Return a random order of rows, int64 (N,), that keeps rows of a query together.
+
+    A softmax over all items scores a query once for all its rows of a step. Where a step holds all interactions of a
+    few queries, rather than a few interactions of most queries, an epoch scores every query about once, and pulls and
+    pushes its row about once.
+
+    Args:
+        query_N: the query of each row, int64, in any order. It is fastest if the rows of a query are consecutive.
+        group_rows: rows of a query that stay together, at most; None: all of them.
+        seed: seed of the permutation of the chunks, as the following.
+        stream: label of the random stream.
+        epoch: the epoch.
+        position: the position of the permutation within the epoch.
+    """
+    if group_rows == 1 or len(query_N) == 0:
+        return permutation(len(query_N), seed=seed, stream=stream, epoch=epoch, position=position)
+    starts_R = np.flatnonzero(np.concatenate([[True], query_N[1:] != query_N[:-1]]))
+    sizes_R = np.diff(starts_R, append=len(query_N))
+    by_query_R = np.argsort(query_N[starts_R], kind="stable")
+    rows_N = concatenate_ranges(starts_R[by_query_R], sizes_R[by_query_R])
+    chunk_starts_C = _chunk_starts(query_N, rows_N, group_rows or len(query_N))
+    chunk_sizes_C = np.diff(chunk_starts_C, append=len(rows_N))
+    order_C = permutation(len(chunk_starts_C), seed=seed, stream=stream, epoch=epoch, position=position)
+    order_N: IntArray = rows_N[concatenate_ranges(chunk_starts_C[order_C], chunk_sizes_C[order_C])]
+    return order_N
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _chunk_starts(query_N, rows_N, chunk_rows):  # type: ignore[no-untyped-def]
+    """Return where the chunks start in ``rows_N``, rows ordered by query: at a new query, or after ``chunk_rows``."""
+    starts_C, chunks = np.empty(rows_N.shape[0], np.int64), 0
+    for n in range(rows_N.shape[0]):
+        is_new = n == 0 or query_N[rows_N[n]] != query_N[rows_N[n - 1]]
+        if is_new or n - starts_C[chunks - 1] == chunk_rows:
+            starts_C[chunks] = n
+            chunks += 1
+    return starts_C[:chunks].copy()

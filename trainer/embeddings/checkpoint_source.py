@@ -19,8 +19,8 @@ from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder, similar_run

@@ -18,7 +18,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -37,8 +37,7 @@ from crossfade.base.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import checked_metadata, open_parquet
-from crossfade.trainer.data.parquet_io import storage_errors_of
+from crossfade.trainer.data.parquet import checked_metadata, open_parquet, storage_errors_of
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.listing import AGAIN, LISTED, read_listing, write_listing
 

@@ -19,8 +19,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import file_entry
-from crossfade.trainer.data.parquet_io import ListedIn
+from crossfade.trainer.data.parquet import ListedIn, file_entry
 
 LISTING_FILE = "embeddings.json"
 AGAIN = "train or export them again"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import Entity
 from crossfade.trainer.model.spec import ModelSpec
 

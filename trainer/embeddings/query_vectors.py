@@ -15,8 +15,8 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.model.history_vectors import mean_of_histories
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.towers import mean_of_histories
 
 
 def query_vectors(

@@ -37,7 +37,7 @@ from crossfade.trainer.data.manifest import BASELINES_FILE, data_fingerprint
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
 from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
-from crossfade.trainer.runs.inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
 MAX_INTERACTIONS = 1 << 23

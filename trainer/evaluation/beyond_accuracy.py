@@ -48,7 +48,7 @@ from crossfade.trainer.evaluation.segments import (
 )
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.runs.inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 _MAX_VECTOR_VALUES = 1 << 24
 """Values of the item vectors that are in memory together."""

@@ -40,7 +40,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.job_inputs import open_inputs
 
 RESAMPLES = 9_999
 MAX_UNITS = 2_048

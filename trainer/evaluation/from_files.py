@@ -22,8 +22,8 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
-from crossfade.trainer.model.history_vectors import load_latest_histories
-from crossfade.trainer.runs.inputs import load_inputs, open_inputs, open_lineage
+from crossfade.trainer.model.towers import load_latest_histories
+from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 
 if TYPE_CHECKING:
     from crossfade.trainer.evaluation.label_precision import LabelPrecision

@@ -23,7 +23,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import Interactions
-from crossfade.trainer.model.context import number_distinct
+from crossfade.trainer.model.active_rows import number_distinct
 
 _MAX_COUNTED = 1 << 24
 """Interactions whose distinct pairs are in memory together."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.recommend.faiss_lists import load_faiss
 from crossfade.trainer.recommend.index_build import IndexRequest, build_index

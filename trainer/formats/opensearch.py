@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.formats.batch_files import BatchFiles
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.formats.scripts import export_suffix, write_script

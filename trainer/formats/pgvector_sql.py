@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 
 MAX_COLUMNS = 16_000
 """What the type vector can have."""

@@ -1,31 +1,42 @@
 """Batches: what one worker computes on in one step.
 
-    for batch in batches(schedule, sampler, epoch=0, first_step=0, rank=0, workers=1):
-        batch.query.rows_A, batch.item.rows_A       # the active rows of both sides
-        batch.weight_B                              # one weight for each example
+    source = BatchSource(schedule, sampler, weighting, towers.add_tower_inputs)
+    with Prefetcher(source.remaining(TrainState(), total_steps, BatchTimers())) as prefetcher:
+        for batch in prefetcher:
+            batch.query.rows_A, batch.item.rows_A       # the active rows of both sides
+            batch.weight_B                              # one weight for each example
 
-A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row.
+A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row. Batches
+are made in a background thread.
 
-Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker, K context entities.
+Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker, K context entities, R rows of a
+table, Q queries, I items, A active rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.query_history import HistoryWindows
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
-from crossfade.trainer.data.stopwatch import Stopwatch
-from crossfade.trainer.model.active_rows import ActiveRows
-from crossfade.trainer.model.context import group_combinations, sort_combinations
+from crossfade.trainer.data.reader import yield_to_computation
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch
+from crossfade.trainer.model.active_rows import (
+    ActiveRows,
+    JoinedRows,
+    TowerInputs,
+    group_combinations,
+    sort_combinations,
+)
 from crossfade.trainer.model.negatives import NegativeSampler
-from crossfade.trainer.model.tower_inputs import JoinedRows, TowerInputs
 
 _UNCORRECTED = np.empty(0, np.float32)
 
@@ -38,7 +49,7 @@ class Batch:
         epoch: the epoch, from 0.
         step: the step within the epoch, from 0.
         query: active rows of the query side; its B uses are the examples' queries. With context or histories, they are
-            combinations (``context.py``), and ``query.rows_A`` has the row of each, which may repeat.
+            ``Combinations``, and ``query.rows_A`` has the row of each, which may repeat.
         item: active rows of the item side; its uses are the examples' items (B), then the negatives: a pool of C for
             all examples, or ``negatives.count`` for each example in turn.
         weight_B: float32, the examples' weights; negative weights are negative feedback.
@@ -170,39 +181,174 @@ def _reordered(values_N, order_B):  # type: ignore[no-untyped-def]
     return ordered_N
 
 
-def batches(
-    schedule: BatchSchedule,
-    sampler: NegativeSampler,
-    *,
-    epoch: int,
-    first_step: int,
-    rank: int,
-    workers: int,
-    epochs: int = 1,
-    wait_timer: Stopwatch | None = None,
-    sample_timer: Stopwatch | None = None,
-    transform: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Iterator[Batch]:
-    """Yield the batches of worker ``rank`` for ``epochs`` epochs, starting at ``first_step`` of ``epoch``.
+class FrequencyWeighting:
+    """Multiplies the weights of a batch by factors of the query's and the item's frequency: weight ∝ count^power.
 
-    Args:
+    Queries with thousands of interactions would otherwise dominate the loss, while evaluation counts every query once.
+    With power p, an interaction of a query that has n interactions in train weighs n^p, scaled so that weights average
+    1: p = 0 weighs every interaction the same, p = −1 every query. The same holds for items, where p > 0 favors popular
+    ones.
+    """
+
+    def __init__(
+        self, query_power: float, query_counts_Q: IntArray | None, item_power: float, item_counts_I: IntArray | None
+    ) -> None:
+        """Compute the factor of each row. Counts in train are required only where the power is not 0."""
+        self._query_factor_Q = _factors(query_power, query_counts_Q)
+        self._item_factor_I = _factors(item_power, item_counts_I)
+
+    def apply(self, batch: Batch) -> Batch:
+        """Return ``batch`` with its weights multiplied; the same object where both powers are 0."""
+        for factor_R, active in ((self._query_factor_Q, batch.query), (self._item_factor_I, batch.item)):
+            if factor_R is not None:
+                batch = replace(batch, weight_B=batch.weight_B * _of_examples(factor_R, active, len(batch)))
+        return batch
+
+
+def _factors(power: float, counts_R: IntArray | None) -> FloatArray | None:
+    """Return the factor of each row, float32 (R,), 1 on average over interactions; None where all are 1."""
+    if power == 0:
+        return None
+    assert counts_R is not None
+    weight_R = np.maximum(counts_R, 1).astype(np.float64) ** power
+    mean = (weight_R * counts_R).sum() / max(counts_R.sum(), 1)
+    factor_R: FloatArray = (weight_R / (mean or 1.0)).astype(np.float32)
+    return factor_R
+
+
+def _of_examples(factor_R: FloatArray, active: ActiveRows, examples: int) -> FloatArray:
+    factor_B: FloatArray = factor_R.take(active.uses_N[:examples])  # like kernels, without the interpreter's lock
+    return factor_B
+
+
+@dataclass
+class BatchTimers:
+    """Seconds that the background thread spends on batches: waiting for data, and sampling."""
+
+    data: Stopwatch = field(default_factory=Stopwatch)
+    sample: Stopwatch = field(default_factory=Stopwatch)
+    counted: tuple[float, float] = (0.0, 0.0)
+    """Seconds of each that a train state already has."""
+
+
+class Position(Protocol):
+    """Where a run is, as ``TrainState`` holds it: complete epochs, and steps of the next epoch and in all."""
+
+    epoch: int
+    epoch_step: int
+    step: int
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Makes the batches of worker ``rank`` of ``workers``.
+
+    Attributes:
         schedule: assigns interactions to steps and workers.
         sampler: draws the negatives.
-        epoch: first epoch.
-        first_step: first step of that epoch.
-        rank: this worker, from 0.
-        workers: number of workers.
-        epochs: number of epochs, the first included.
-        wait_timer: measures the seconds spent waiting for interactions.
-        sample_timer: measures the seconds spent drawing negatives and finding active rows.
-        transform: completes each batch, for example with weights and tower inputs.
+        weighting: multiplies the weights of the examples.
+        add_inputs: adds what the vectors of a batch are made of, ``Towers.add_tower_inputs``.
     """
-    sample_timer = sample_timer or Stopwatch()
-    slices = schedule.slices(epoch, first_step, rank, workers, epochs, wait_timer)
-    for number, batch_slice in enumerate(slices, start=epoch * schedule.steps + first_step):
-        at, step = divmod(number, schedule.steps)
-        with sample_timer.running():
-            uses_N = np.concatenate([batch_slice.interactions.item_N, sampler.draw(batch_slice, at, step)])
-            log_q_N = sampler.log_q(uses_N, batch_slice)
-            batch = transform(make_batch(batch_slice, uses_N, at, step, log_q_N, per_example=sampler.draws_per_example))
-        yield batch
+
+    schedule: BatchSchedule
+    sampler: NegativeSampler
+    weighting: FrequencyWeighting
+    add_inputs: Callable[[Batch], Batch]
+    rank: int = 0
+    workers: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the steps of an epoch, which are the same for all workers."""
+        return self.schedule.steps
+
+    def remaining(self, state: Position, total_steps: int, timers: BatchTimers) -> Iterator[Batch]:
+        """Yield a batch for every step after ``state``, to the end of the last epoch of a run of ``total_steps``."""
+        per_epoch = self.schedule.steps
+        epochs = max(0, -(-(state.epoch_step + total_steps - state.step) // per_epoch))
+        first = state.epoch * per_epoch + state.epoch_step
+        slices = self.schedule.slices(state.epoch, state.epoch_step, self.rank, self.workers, epochs, timers.data)
+        for number, batch_slice in enumerate(slices, start=first):
+            with timers.sample.running():
+                batch = self._batch(batch_slice, *divmod(number, per_epoch))
+            yield batch
+
+    def _batch(self, batch_slice: BatchSlice, epoch: int, step: int) -> Batch:
+        """Make the batch of a slice of ``step`` of ``epoch``."""
+        uses_N = np.concatenate([batch_slice.interactions.item_N, self.sampler.draw(batch_slice, epoch, step)])
+        log_q_N = self.sampler.log_q(uses_N, batch_slice)
+        per_example = self.sampler.draws_per_example
+        batch = make_batch(batch_slice, uses_N, epoch, step, log_q_N, per_example=per_example)
+        return self.add_inputs(self.weighting.apply(batch))
+
+    def interrupt(self) -> None:
+        """Make a thread that waits for data in ``remaining`` raise an error soon."""
+        self.schedule.interrupt()
+
+
+Value = TypeVar("Value")
+
+
+class Prefetcher(Generic[Value]):
+    """Iterates over ``source`` in a background thread of low priority, up to ``depth`` + 1 values ahead.
+
+    An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
+    thread.
+    """
+
+    def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
+        """Start the thread.
+
+        Args:
+            source: what to iterate over.
+            depth: values that wait in the queue, in addition to the one being computed.
+            interrupt: makes ``source`` raise an error soon if it is waiting for something.
+        """
+        self._interrupt = interrupt
+        self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._drain, args=(source,), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Prefetcher[Value]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the thread and wait for it to end."""
+        self._stopped.set()
+        self._interrupt()
+        while self._thread.is_alive():
+            self._discard()
+            self._thread.join(timeout=0.01)
+
+    def queued(self) -> int:
+        """Return the number of values that are ready."""
+        return self._queue.qsize()
+
+    def __iter__(self) -> Iterator[Value]:
+        """Yield the values in order."""
+        while True:
+            kind, value = self._queue.get()
+            if kind == "end":
+                return
+            if isinstance(value, BaseException):
+                raise value
+            yield value  # type: ignore[misc]
+
+    def _drain(self, source: Iterable[Value]) -> None:
+        yield_to_computation()
+        try:
+            for value in source:
+                self._queue.put(("value", value))
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:
+            self._queue.put(("error", error))
+        else:
+            self._queue.put(("end", None))
+
+    def _discard(self) -> None:
+        try:
+            self._queue.get_nowait()
+        except queue.Empty:
+            return

@@ -58,8 +58,8 @@ from crossfade.kvstore.lanes import exact_dot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.philox import init_rows
-from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.model.spec import LayerSpec, ModelSpec
 

@@ -57,9 +57,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.trainer.config.fields import resolved
-from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import LossKind, resolved
 from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
 
 LOSS_CODES: dict[LossKind, int] = {

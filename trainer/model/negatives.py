@@ -18,7 +18,7 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.philox import uniform
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.data.schedule import BatchSlice
 
 IN_BATCH_KINDS = frozenset({"in_batch", "mixed"})

@@ -14,10 +14,9 @@ from typing import Literal
 
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.fields import resolved
-from crossfade.trainer.config.model_sections import HISTORY, ScoreKind
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.content import content_width
+from crossfade.trainer.config.sections import HISTORY, ScoreKind, resolved
+from crossfade.trainer.data.features import content_width
 from crossfade.trainer.data.manifest import DatasetManifest
 
 

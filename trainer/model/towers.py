@@ -21,18 +21,20 @@ vector, has an untrained ID embedding. Where such a row has values of a feature,
 as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
 the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
-Where queries have context or histories (``context.py``), the vectors of the context rows and the mean embedding of the
-history are added to that of the query. Outside training, the history of a query is its latest one.
+Where queries have context or histories, the vectors of the context rows and the mean embedding of the history are
+added to that of the query (``Combinations``). Outside training, the history of a query is its latest one.
 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
 
-Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, F places of a row's content.
+Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, F places of a row's content, M
+queries, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,20 +44,18 @@ from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.philox import uniform
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import HISTORY
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.content import ContentMatrix, load_content
-from crossfade.trainer.data.features import JaggedFeature, load_feature
+from crossfade.trainer.config.sections import HISTORY
+from crossfade.trainer.data.features import ContentMatrix, JaggedFeature, load_content, load_feature
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.query_history import LatestHistories
+from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.model.active_rows import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.context import query_sum_inputs
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
-from crossfade.trainer.model.history_vectors import load_latest_histories, mean_of_histories
-from crossfade.trainer.model.spec import ModelSpec, TowerSpec, content_layer
-from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs
+from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
@@ -342,3 +342,46 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
         features.append(TowerFeatures(tower, lists, warm_R, content))
     latest = load_latest_histories(job, folder, manifest, model.history) if model.history else None
     return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model), latest)
+
+
+def mean_of_histories(
+    spec: HistorySpec, histories: HistoryWindows, embeddings: Callable[[IntArray], FloatArray]
+) -> FloatArray:
+    """Return the weighted mean embedding of each history, float32 (M, D); zeros for an empty one.
+
+    ``embeddings`` returns rows of the table of histories, sorted and unique.
+    """
+    bag = history_bag(histories, len(histories.first_N), spec.half_life)
+    inputs = TowerInputs(np.zeros(len(bag.counts_A), np.bool_), np.empty(0, np.int64), {HISTORY: bag}, None)
+    tower = TowerSpec(spec.named, None, (spec.named,), mean=False)
+    return inputs.combine(tower, {HISTORY: embeddings(bag.values.rows_A)})
+
+
+def load_latest_histories(
+    job: JobConfig, folder: Folder, manifest: DatasetManifest, spec: HistorySpec
+) -> LatestHistories:
+    """Load the end of each query's interactions in train, here and in base datasets, up to ``data.until``.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+        StorageUnavailableError: storage does not answer.
+    """
+    time_range = job.data.time_range()
+    until = None if time_range is None else time_range.until
+    items = manifest.entities[manifest.item].rows
+
+    def parts() -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+        for part in lineage.read_train(timestamps=True):
+            timestamp_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
+            kept_N = part.weight_N > 0
+            if until is not None:
+                kept_N &= timestamp_N < until
+            query_N, item_N, timestamp_N = part.query_N[kept_N], part.item_N[kept_N], timestamp_N[kept_N]
+            if not manifest.has_timestamp:  # Each item once, as in training.
+                _, first_A = np.unique(query_N * items + item_N, return_index=True)
+                query_N, item_N, timestamp_N = (of_N[np.sort(first_A)] for of_N in (query_N, item_N, timestamp_N))
+            yield query_N, item_N, timestamp_N
+
+    only = job.data.history_from_this_dataset_only
+    with closing(LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)) as lineage:
+        return latest_histories(parts(), manifest.entities[manifest.query].rows, spec.length)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.trainer.data.time_range import exceed_seconds_range
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.events import IdType

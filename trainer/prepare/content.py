@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.data.content import content_group_rows, content_schema, content_values, iter_content
+from crossfade.trainer.data.features import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import duckdb
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.trainer.data.time_range import exceed_seconds_range
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier
 from crossfade.trainer.prepare.events import EventTable, IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset

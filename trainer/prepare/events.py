@@ -21,7 +21,7 @@ import duckdb
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.time_values import EventTimeRange, check_seconds
+from crossfade.trainer.data.time_range import EventTimeRange, check_seconds
 from crossfade.trainer.prepare.composite_ids import possible_columns
 from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql

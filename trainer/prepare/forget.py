@@ -31,8 +31,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import WriterLock, folder_writer
-from crossfade.trainer.data.content import iter_content
-from crossfade.trainer.data.features import ROW, iter_pairs
+from crossfade.trainer.data.features import ROW, iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
     WEIGHT,

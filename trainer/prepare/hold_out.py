@@ -29,7 +29,7 @@ import duckdb
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import SPLITS
-from crossfade.trainer.data.time_values import TimeOption, check_seconds, parse_time_option
+from crossfade.trainer.data.time_range import TimeOption, check_seconds, parse_time_option
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 
 Kind = Literal["last", "random", "after"]

@@ -14,7 +14,7 @@ from typing import Literal
 from crossfade.base.errors import InputError
 from crossfade.base.options import Options, option
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
-from crossfade.trainer.data.time_values import EventTimeRange
+from crossfade.trainer.data.time_range import EventTimeRange
 from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
 from crossfade.trainer.prepare.composite_ids import PLUS
 from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION

@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.data.content import content_group_rows, content_schema
-from crossfade.trainer.data.features import SCHEMA, VALUE
+from crossfade.trainer.data.features import SCHEMA, VALUE, content_group_rows, content_schema
 from crossfade.trainer.data.manifest import (
     CONTENT,
     FEATURES,

@@ -21,7 +21,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import folder_writer
 from crossfade.base.text import counted
-from crossfade.trainer.data.content import iter_content
+from crossfade.trainer.data.features import iter_content
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.infer_manifest import infer_manifest

@@ -25,7 +25,7 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.fields import resolved
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories

@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.model.history_vectors import mean_of_histories
 from crossfade.trainer.model.spec import HistorySpec
+from crossfade.trainer.model.towers import mean_of_histories
 from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories

@@ -19,8 +19,8 @@ from typing import get_args
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import SplitName
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.query_vectors import query_vectors

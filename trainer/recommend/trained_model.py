@@ -37,7 +37,7 @@ from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
-from crossfade.trainer.runs.inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 Result = TypeVar("Result")
 

@@ -42,7 +42,7 @@ from crossfade.base.json_text import validate_json
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource

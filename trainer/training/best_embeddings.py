@@ -14,7 +14,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.checkpoint.inventory import list_checkpoints
+from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary

@@ -1,7 +1,9 @@
 """Checkpoints during training, and stopping with one.
 
 About once a second the workers synchronize: one all-reduce decides for all whether a checkpoint is due and
-whether to stop, and sums their counters. Rank 0 then starts a checkpoint (``checkpoint_writer``) and trains on.
+whether to stop, and sums their counters. Rank 0 then starts a checkpoint and trains on: the store takes a snapshot of
+its tables while training continues. Once all servers have written theirs, a thread commits the checkpoint by its
+manifest and deletes old ones.
 
 Of the run itself a checkpoint holds only the train state, a position (epoch, step) and counters: the job, the data and
 the seed determine the content of every step.
@@ -10,18 +12,35 @@ the seed determine the content of every step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from crossfade.kvstore.store import RowStore, Traffic
-from crossfade.trainer.config.run_sections import CheckpointConfig
-from crossfade.trainer.runs.events import TotalsEvent
-from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
-from crossfade.trainer.training.checkpoint_writer import CheckpointWriter
+from crossfade.base.errors import CheckpointError, DivergedError
+from crossfade.base.io.folder import Folder
+from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.lifecycle import clear_later, commit, delete_failed, prune, step_folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import RowStore, SaveResult, TableSpec, Traffic
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import CheckpointConfig
+from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointPruneFailed,
+    CheckpointSaved,
+    EventSink,
+    PhaseEvent,
+    TotalsEvent,
+)
+from crossfade.trainer.runs.ownership import check_still_owned
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.periodic import PeriodicAction
+from crossfade.trainer.training.state import CheckpointStats, TrainState
 
 _SYNC_SECONDS = 1.0
 _MAX_SYNC_STEPS = 1024
@@ -54,8 +73,8 @@ class CheckpointManager:
         folder: str,
         metadata: CheckpointMetadata,
         hooks: TrainingHooks,
-        *,
         extra_files: Callable[[], dict[str, bytes]] = dict,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write checkpoints of ``store`` to ``folder``; ``extra_files`` returns further files of each, by name."""
@@ -63,10 +82,15 @@ class CheckpointManager:
         self._writer = CheckpointWriter(store, folder, config.keep_latest, metadata, hooks.on_event, extra_files, clock)
         self._is_first = store.rank == 0
         self._requests_met = 0
-        self._next_sync_step = 0
-        self._last_sync = (0, clock())
-        self._totals_at = -np.inf
-        self._saved_at = clock()
+        # The workers agree after which steps they synchronize; rank 0 does the other work when they do.
+        self._synchronize = PeriodicAction(self._sync, every_steps=1, clock=clock)
+        self._save = PeriodicAction(
+            self._start_checkpoint,
+            every_steps=config.interval_steps,
+            every_seconds=config.interval_seconds,
+            clock=clock,
+        )
+        self._report = PeriodicAction(self._emit_totals, every_seconds=_SYNC_SECONDS, clock=clock, due_at_once=True)
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -76,43 +100,36 @@ class CheckpointManager:
 
     def begin(self, state: TrainState) -> None:
         """Prepare for a run that starts at ``state``: delete later checkpoints that were not finished."""
-        self._next_sync_step = state.step + 1
-        self._last_sync = (state.step, self._clock())
-        self._saved_at = self._clock()
+        self._synchronize.every_steps = 1
+        for action in (self._synchronize, self._save):
+            action.restart(state.step)
         if self._is_first:
             self._writer.begin(state)
 
     def after_step(self, state: TrainState) -> bool:
         """Write a checkpoint if one is due; return whether all workers stop here. Every worker calls this."""
-        return state.step >= self._next_sync_step and self._sync(state)
+        return bool(self._synchronize.after_step(state.step, state))
 
     def _sync(self, state: TrainState) -> bool:
-        step, since = self._last_sync
-        now = self._clock()
-        step_seconds = (now - since) / max(1, state.step - step) if self._is_first else 0.0
-        due = self._is_first and self._is_due(state.step, now)
+        steps, seconds = state.step - self._synchronize.last_step, self._clock() - self._synchronize.last_at
+        step_seconds = seconds / max(1, steps) if self._is_first else 0.0
+        due = self._is_first and self._is_due(state.step)
         counters = state.counters()
         local = [self._hooks.stop_requested(), due, step_seconds, *counters.values()]
         stop, due, step_seconds, *sums = self._store.all_reduce(np.array(local, dtype=np.float64))
         totals = dict(zip(counters, sums, strict=True))
-        self._last_sync = (state.step, self._clock())
-        self._next_sync_step = state.step + self._steps_to_sync(state.step, step_seconds)
+        self._synchronize.every_steps = self._steps_to_sync(state.step, step_seconds)
         if self._is_first:
-            if now - self._totals_at >= _SYNC_SECONDS:  # they may synchronize after each step
-                self._emit_totals(state.step, totals)
+            self._report.after_step(state.step, state.step, totals)  # workers may synchronize after each step
             self._writer.poll()
             if stop or (due and not self._writer.busy):
-                self._start_checkpoint(state, totals)
+                self._save.run(state.step, state, totals)
             if stop:
                 self._writer.wait()
         return bool(stop)
 
-    def _is_due(self, step: int, now: float) -> bool:
-        if self._hooks.checkpoints_requested() > self._requests_met:
-            return True
-        seconds, steps = self._config.interval_seconds, self._config.interval_steps
-        steps_since = step - (self._writer.last_step or 0)
-        return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and steps_since >= steps)
+    def _is_due(self, step: int) -> bool:
+        return self._hooks.checkpoints_requested() > self._requests_met or self._save.is_due(step)
 
     def _steps_to_sync(self, step: int, step_seconds: float) -> int:
         """Return the steps to the next synchronization: those of a second, but none past a checkpoint that is due."""
@@ -124,10 +141,8 @@ class CheckpointManager:
         self._writer.wait()
         self._requests_met = self._hooks.checkpoints_requested()
         self._writer.start(state, totals)
-        self._saved_at = self._clock()
 
     def _emit_totals(self, step: int, totals: dict[str, float]) -> None:
-        self._totals_at = self._clock()
         self._hooks.on_event(
             TotalsEvent(step=step, **{field.name: int(totals[field.name]) for field in fields(Traffic)})
         )
@@ -142,7 +157,7 @@ class CheckpointManager:
         self._emit_totals(state.step, totals)
         being_written = self._writer.busy and self._writer.last_step == state.step
         if not being_written and not self.has_saved(state.step):
-            self._start_checkpoint(state, totals)
+            self._save.run(state.step, state, totals)
 
     def has_saved(self, step: int) -> bool:
         """Return whether there is a complete checkpoint of ``step``. Only rank 0 can answer."""
@@ -151,3 +166,212 @@ class CheckpointManager:
     def stop_result(self, state: TrainState) -> StopResult:
         """Describe a run that stops at ``state``. Only rank 0 can answer."""
         return StopResult(state.step, self._writer.checkpoint_of(state.step))
+
+
+_POLL_SECONDS = 0.05
+_SIGN_OF_LIFE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    train_state: dict[str, Any]
+    files: Mapping[str, bytes]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of ``store`` to ``folder``, for rank 0 only.
+
+    It makes progress when ``poll`` is called. ``poll`` returns at once; ``start``, ``wait`` and ``close`` may wait.
+    """
+
+    def __init__(
+        self,
+        store: RowStore,
+        folder: str,
+        keep_latest: int,
+        metadata: CheckpointMetadata,
+        on_event: EventSink,
+        extra_files: Callable[[], dict[str, bytes]] = dict,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the ``keep_latest`` newest checkpoints; ``extra_files`` returns further files of each, by name."""
+        self._store, self._folder, self._keep_latest = store, folder, keep_latest
+        self._metadata, self._on_event, self._extra_files, self._clock = metadata, on_event, extra_files, clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stats = CheckpointStats()
+        self._complete_step: int | None = None
+        self._pending: _Pending | None = None
+        self._commit_result: Future[tuple[SaveResult, str | None]] | None = None
+        self._own_runs = {metadata.run}
+        self._protected_steps: set[int] = set()
+        self.last_step: int | None = None
+        """Step of the newest checkpoint, complete or not."""
+
+    def begin(self, state: TrainState) -> None:
+        """Prepare for a run that starts at ``state``: delete unfinished later checkpoints, which it will write again.
+
+        Raises:
+            InputError: another run has taken over the folder.
+            CheckpointError: the folder cannot be written.
+        """
+        self._stats = state.checkpoints
+        self.last_step = self._complete_step = state.step or None
+        self._own_runs = check_still_owned(self._folder, self._metadata.run, self._metadata.command)
+        self._protected_steps = clear_later(self._folder, state.step, self._is_own)
+
+    def _is_own(self, manifest: CheckpointManifest) -> bool:
+        return manifest.training.get("run") in self._own_runs
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None
+
+    def checkpoint_of(self, step: int) -> str | None:
+        """Return the complete checkpoint of ``step``, if it is the newest complete one."""
+        return step_folder(self._folder, step) if step == self._complete_step else None
+
+    def start(self, state: TrainState, totals: Mapping[str, float]) -> None:
+        """Start a checkpoint of ``state`` with the ``totals`` of all workers' counters, after the one being written."""
+        self.wait()
+        self.last_step = state.step
+        folder = step_folder(self._folder, state.step)
+        if state.step in self._protected_steps:
+            self._count_failure(state.step, f"{folder}: holds a checkpoint that is not this run's; move it")
+            return
+        self._pending = _Pending(state.step, state.to_record(totals), self._extra_files())
+        self._store.save(folder)
+
+    def poll(self) -> None:
+        """Take the next action that the checkpoint being written is ready for."""
+        if self._commit_result is not None:
+            if self._commit_result.done():
+                result, self._commit_result = self._commit_result, None
+                self._finish(result)
+        elif self._pending is not None:
+            try:
+                saved = self._store.poll_save()
+            except CheckpointError as error:
+                self._fail(error)
+            except DivergedError as error:
+                raise DivergedError(f"step {self._pending.step}: {error}", error.row) from error
+            else:
+                if saved is not None:
+                    self._commit_result = self._thread.submit(self._commit, saved, self._pending)
+
+    def wait(self) -> None:
+        """Return once nothing is being written. Emit signs of life while waiting, so that no stall is detected."""
+        phase = PhaseEvent(name="checkpoint")
+        sign_of_life = PeriodicAction(self._on_event, every_seconds=_SIGN_OF_LIFE_SECONDS, clock=self._clock)
+        while self.busy:
+            self.poll()
+            time.sleep(_POLL_SECONDS)
+            sign_of_life.after_step(0, phase)
+
+    def close(self, *, abandon: bool) -> None:
+        """End the thread; with ``abandon`` do not wait for a checkpoint that is being written."""
+        if not abandon:
+            self.wait()
+        self._thread.shutdown(wait=not abandon)
+
+    def _commit(self, saved: SaveResult, pending: _Pending) -> tuple[SaveResult, str | None]:
+        """Commit the checkpoint and prune old ones; return also why pruning failed, which does not harm it."""
+        check_still_owned(self._folder, self._metadata.run, self._metadata.command)
+        commit(self._folder, self._metadata.manifest(saved, pending.step, pending.train_state), pending.files)
+        saved = replace(saved, bytes=saved.bytes + sum(map(len, pending.files.values())))
+        try:
+            prune(self._folder, pending.step, self._keep_latest, self._is_own)
+        except CheckpointError as error:
+            return saved, str(error)
+        return saved, None
+
+    def _finish(self, result: Future[tuple[SaveResult, str | None]]) -> None:
+        try:
+            saved, prune_error = result.result()
+        except CheckpointError as error:
+            self._fail(error)
+            return
+        if prune_error is not None:
+            self._on_event(CheckpointPruneFailed(message=prune_error))
+        step = self._end_pending()
+        self._complete_step = step
+        self._stats.add(saved)
+        self._on_event(
+            CheckpointSaved(
+                step=step,
+                checkpoint=step_folder(self._folder, step),
+                pause_seconds=saved.pause_seconds,
+                seconds=saved.seconds,
+                bytes=saved.bytes,
+            )
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """Report a checkpoint that could not be written. The run continues, since the next one may succeed."""
+        step = self._end_pending()
+        self._count_failure(step, str(error))
+        with suppress(CheckpointError):
+            check_still_owned(self._folder, self._metadata.run, self._metadata.command)
+            delete_failed(self._folder, step)
+
+    def _count_failure(self, step: int, message: str) -> None:
+        self._stats.failed += 1
+        self._on_event(CheckpointFailed(step=step, message=message))
+
+    def _end_pending(self) -> int:
+        assert self._pending is not None
+        step, self._pending = self._pending.step, None
+        return step
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The run, its job and its data, which a run that resumes must match, and what computed it.
+
+    Attributes:
+        run: ID of the run.
+        data: fingerprint of its dataset.
+        command: ID of the command that runs it; None if roles were started by hand.
+        kernels: the CPU kernels of the first worker, as ``describe_kernels`` describes them.
+    """
+
+    run: str
+    job: JobConfig
+    tables: Sequence[TableSpec]
+    optimizer: OptimizerSpec
+    data: int
+    command: str | None = None
+    kernels: str = ""
+
+    @staticmethod
+    def of(
+        job: JobConfig, run: str, tables: Sequence[TableSpec], command: str | None = None, kernels: str = ""
+    ) -> CheckpointMetadata:
+        """Describe the run ``run`` of ``job``, whose model has ``tables``, as run by ``command`` on ``kernels``.
+
+        Raises:
+            InputError: the dataset cannot be read.
+        """
+        return CheckpointMetadata(
+            run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)), command, kernels
+        )
+
+    def manifest(self, saved: SaveResult, step: int, train_state: dict[str, Any]) -> CheckpointManifest:
+        """Make the manifest of the checkpoint of ``step`` whose tables are ``saved``."""
+        return CheckpointManifest(
+            step=step,
+            tables=[asdict(table) for table in self.tables],
+            optimizer=asdict(self.optimizer),
+            seed=self.job.train.seed,
+            parts=[asdict(part) for part in saved.parts],
+            training={
+                "run": self.run,
+                "job": self.job.with_absolute_paths().model_dump(mode="json"),
+                "data": self.data,
+                "kernels": self.kernels,
+                "train_state": train_state,
+            },
+        )

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crossfade.trainer.data.prefetch import Prefetcher
-from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.batches import Batch, Prefetcher
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.runs.events import EventSink, PhaseEvent
 

@@ -17,16 +17,15 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
-from crossfade.trainer.config.fields import resolved
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.evaluation.ranking import EvalMetrics
-from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.batches import Batch, BatchTimers, Prefetcher
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.lr_schedule import lr_factor
-from crossfade.trainer.training.state import BatchTimers, TrainState
+from crossfade.trainer.training.periodic import PeriodicAction
+from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
 
 
@@ -119,7 +118,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
+        factor = self.job.optimizer.lr_factor(state.step, self.total_steps)
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
@@ -144,12 +143,11 @@ class TrainLoop:
         )
 
     def _end_epoch(self, state: TrainState) -> None:
-        """Evaluate, if this epoch is to be evaluated, and begin the next one."""
+        """Evaluate, if that is due, and begin the next epoch."""
         loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
         state.loss_sum, state.examples = 0.0, 0
-        metrics = None
-        if state.step >= self.total_steps or state.epochs % self.job.train.eval_every_epochs == 0:
-            metrics = self._evaluate(state)
+        evaluation = PeriodicAction(self._evaluate, every_epochs=self.job.train.eval_every_epochs)
+        metrics = evaluation.after_epoch(state.epochs, state.step >= self.total_steps, state)
         state.last_epoch_end_step = state.step
         loss = float(loss_sum / max(examples, 1.0))
         self.hooks.on_event(EpochEvent(epoch=state.epochs, step=state.step, loss=loss, valid=metrics))

@@ -10,10 +10,9 @@ from typing import Any
 from prometheus_client.core import Metric as Family
 
 from crossfade.base.errors import DivergedError
-from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, RowStore, TableSpec
+from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.prefetch import Prefetcher
-from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.batches import Batch, Prefetcher
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.names import Histogram
@@ -35,13 +34,13 @@ SAVED, FAILED = "saved", "failed"
 
 @contextmanager
 def measure_training(
-    job: JobConfig, model: ModelSpec, store: RowStore, process_metrics: ProcessMetrics
+    job: JobConfig, model: ModelSpec, rank: int, process_metrics: ProcessMetrics
 ) -> Iterator[TrainingMetrics]:
-    """Add the metrics of a training to ``process_metrics``. If it diverges, they show a loss that is not a number."""
-    metrics = TrainingMetrics(job, model.tables, store.rank, process_metrics.mark_alive)
+    """Add the metrics of worker ``rank`` to ``process_metrics``. If it diverges, they show a loss that is no number."""
+    metrics = TrainingMetrics(job, model.tables, rank, process_metrics.mark_alive)
     process_metrics.register("training", metrics)
     process_metrics.state = lambda: metrics.state
-    process_metrics.set_identity(store.rank)
+    process_metrics.set_identity(rank)
     try:
         yield metrics
     except DivergedError:

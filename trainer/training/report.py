@@ -1,8 +1,17 @@
-"""The report of a finished run, ``report.json``."""
+"""The report of a finished run, ``report.json``, and the names of the kernels that computed it.
+
+    kernels = describe_kernels(engine="cpu")          # "OpenBLAS Zen, numpy AVX2, Numba znver3+avx2+fma"
+    warn_if_unlike_first(kernels, store, on_event)    # every worker calls this
+
+Processors of another kind have other kernels, which round differently. Runs repeat and resume bit for bit on equal
+kernels only, so reports and checkpoints name them.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -10,12 +19,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
-from crossfade.kvstore.store import RowStore
+from crossfade.base.arrays import FloatArray
+from crossfade.kvstore.jit import compiled_for
+from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.evaluation.ranking import EvalMetrics
-from crossfade.trainer.model.engines.base import Engine
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.runs.events import EventSink, KernelsDiffer
+from crossfade.trainer.training.composition import Composition
 from crossfade.trainer.training.state import TrainState
 
 
@@ -31,8 +44,7 @@ def make_report(
     model: ModelSpec,
     state: TrainState,
     metrics: Mapping[str, EvalMetrics],
-    store: RowStore,
-    engine: Engine,
+    composition: Composition,
     traffic: Mapping[str, int],
 ) -> dict[str, Any]:
     """Make the report of a run that ended at ``state``.
@@ -42,8 +54,7 @@ def make_report(
         model: its model.
         state: the final train state of this worker.
         metrics: metrics of the best embeddings, by split.
-        store: what held the tables.
-        engine: what computed the gradients of this worker.
+        composition: what held the tables, and computed the gradients of this worker.
         traffic: rows and bytes that all workers moved.
     """
     return {
@@ -60,11 +71,11 @@ def make_report(
         "seconds_by_phase": state.seconds_by_phase,
         "background_seconds": state.background_seconds,
         "checkpoints": asdict(state.checkpoints),
-        "engine": engine.name,
-        "devices": list(engine.devices),
-        "store": type(store).__name__,
+        "engine": composition.engine.name,
+        "devices": list(composition.engine.devices),
+        "store": type(composition.store).__name__,
         "servers": job.cluster.servers,
-        "workers": store.workers,
+        "workers": composition.store.workers,
         "versions": {"python": platform.python_version(), **dict(_package_versions())},
         **traffic,
         "train_seconds": state.train_seconds,
@@ -92,3 +103,53 @@ def _package_versions() -> Iterator[tuple[str, str]]:
         yield "torch", sys.modules["torch"].__version__
     if "mxnet" in sys.modules:  # several packages provide it, so its version is not that of a package
         yield "mxnet", sys.modules["mxnet"].__version__
+
+
+_BLAS_NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}
+
+
+def describe_kernels(engine: str) -> str:
+    """Describe the kernels of this process, whose gradients ``engine`` computes.
+
+    Call it once the engine is loaded: PyTorch and MXNet have kernels of their own.
+    """
+    parts = [_blas("numpy"), f"numpy {_numpy_features()}", f"Numba {compiled_for()}"]
+    if engine == "mxnet":
+        parts.append(f"MXNet {_blas('mxnet')}")
+    if engine == "torch":
+        parts.append(f"PyTorch {sys.modules['torch'].backends.cpu.get_cpu_capability()}")
+    return ", ".join(parts)
+
+
+def _blas(package: str) -> str:
+    """Describe the BLAS libraries in the folders of ``package``, or all where it has none of its own."""
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    own = [library for library in libraries if f"{os.sep}{package}" in library["filepath"]]
+    found = set()
+    for library in own or libraries:
+        name = library["internal_api"]
+        found.add(" ".join([_BLAS_NAMES.get(name, name), *filter(None, [library.get("architecture")])]))
+    return "/".join(sorted(found)) or "BLAS unknown"
+
+
+def _numpy_features() -> str:
+    """Return the last of the extensions that numpy's own loops use here; the others follow from it."""
+    show_config: Any = np.show_config  # numpy 1 declares neither its parameter nor its result
+    extensions = show_config(mode="dicts")["SIMD Extensions"]
+    return str((extensions.get("found") or extensions.get("baseline") or ["baseline"])[-1])
+
+
+def warn_if_unlike_first(kernels: str, store: RowStore, on_event: EventSink) -> None:
+    """Report a worker whose ``kernels`` are not those of rank 0. Every worker calls this."""
+    first = bytes(store.all_reduce(_encoded(kernels if store.rank == 0 else "")).astype(np.uint8))
+    if first != bytes(_encoded(kernels).astype(np.uint8)):
+        expected = first.rstrip(b"\0").decode(errors="replace")
+        on_event(KernelsDiffer(kernels=kernels, expected=expected, worker=store.rank, host=socket.gethostname()))
+
+
+def _encoded(kernels: str) -> FloatArray:
+    """Return the bytes of ``kernels`` as numbers, which workers can sum."""
+    values_N = np.zeros(MAX_ALL_REDUCE_LENGTH)
+    encoded = kernels.encode()[:MAX_ALL_REDUCE_LENGTH]
+    values_N[: len(encoded)] = list(encoded)
+    return values_N

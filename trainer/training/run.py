@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from typing import Any
 
 from crossfade.base.errors import CheckpointError
-from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowStore
-from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.allreduce import AllReduce
-from crossfade.trainer.model.engines.choice import choose_engine, local_rank
-from crossfade.trainer.model.engines.torch import torch_device
-from crossfade.trainer.monitoring.registry import TableMetrics
 from crossfade.trainer.runs.events import ReportEvent
 from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
@@ -29,13 +23,15 @@ NO_HOOKS = TrainingHooks()
 def run_training(
     job: JobConfig,
     folder: RunFolder,
-    store: RowStore,
     hooks: TrainingHooks = NO_HOOKS,
     *,
+    servers: RowStore | None = None,
     checkpoint: str | None = None,
     all_reduce: AllReduce | None = None,
 ) -> dict[str, Any] | StopResult:
-    """Train as one worker of ``job`` on ``store``, from ``checkpoint`` if there is one.
+    """Train as one worker of ``job``, from ``checkpoint`` if there is one.
+
+    The tables are on ``servers``, or in this process where that is None.
 
     Rank 0 writes the events, the checkpoints and the report; without a shared run folder it emits the report.
     ``all_reduce`` sums the gradients of dense layers where several workers train them.
@@ -47,39 +43,21 @@ def run_training(
     """
     assert all_reduce is not None or not job.all_reduces_dense
     started = time.perf_counter()
-    with open_session(job, folder, store, hooks, all_reduce) as session:
+    with open_session(job, folder, hooks, servers, all_reduce) as session:
         state = session.restore(checkpoint)
         if not session.loop.run(state):
             return session.stop(state)
         metrics, traffic = session.finish(state)
     session.check_has_output(state)
     restarts = folder.restarts()
-    report = make_report(job, session.inputs.model, state, metrics, store, session.engine, traffic)
+    report = make_report(job, session.inputs.model, state, metrics, session.composition, traffic)
     report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
     report |= {"run": folder.run_id(), "started": folder.started(), "kernels": session.metadata.kernels}
-    if store.rank == 0 and job.no_shared_run_dir:
+    if session.composition.store.rank == 0 and job.no_shared_run_dir:
         hooks.on_event(ReportEvent(report=report))
-    elif store.rank == 0:
+    elif session.composition.store.rank == 0:
         folder.write_report(report)
     return report
-
-
-def make_store(job: JobConfig) -> LocalStore | DeviceStore:
-    """Create the store of a run without servers, in the memory that ``train.tables`` names.
-
-    With ``auto``, tables are on the GPU where a step need not leave it: features and dense layers are computed on the
-    host, as is what several GPUs have in common.
-
-    Raises:
-        MissingExtraError: it needs a package that is not installed.
-        InputError: it needs a GPU that is not available.
-    """
-    train, choice = job.train, choose_engine(job.train, local_rank(0))
-    is_resident = choice.engine == "torch" and choice.on_gpu and len(choice.devices) == 1 and not job.model.has_towers
-    if train.tables == "host" or (train.tables == "auto" and not is_resident):
-        return LocalStore()
-    memory = train.device_memory_gib
-    return DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))
 
 
 def run_in_process(
@@ -110,10 +88,7 @@ def run_in_process(
         if found:
             hooks.log(f"resuming from step {found.manifest.step:,}")
         try:
-            with closing(make_store(job)) as store:
-                if hooks.metrics is not None:
-                    hooks.metrics.register("rows", TableMetrics(store.stats))
-                return run_training(job, folder, store, hooks, checkpoint=checkpoint)
+            return run_training(job, folder, hooks, checkpoint=checkpoint)
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise

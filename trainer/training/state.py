@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from crossfade.kvstore.store import SaveResult, TableSpec, Traffic
-from crossfade.trainer.data.stopwatch import Stopwatch
 from crossfade.trainer.evaluation.ranking import EvalMetrics
-from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.batches import Batch, BatchTimers
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "sync", "evaluate", "save")
@@ -36,16 +35,6 @@ class CheckpointStats:
         self.bytes += saved.bytes
         self.pause_seconds += saved.pause_seconds
         self.longest_pause_seconds = max(self.longest_pause_seconds, saved.pause_seconds)
-
-
-@dataclass
-class BatchTimers:
-    """Seconds that the background thread spends on batches: waiting for data, and sampling."""
-
-    data: Stopwatch = field(default_factory=Stopwatch)
-    sample: Stopwatch = field(default_factory=Stopwatch)
-    counted: tuple[float, float] = (0.0, 0.0)
-    """Seconds of each that a train state already has."""
 
 
 @dataclass

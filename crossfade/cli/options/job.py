@@ -33,7 +33,7 @@ def add_job(
 
 def suggest_setting(option: str, value: str) -> str:
     """Return how to set the key of a job whose last part is ``option``; empty: there is none."""
-    from crossfade.trainer.config.explain import explain_fields
+    from crossfade.trainer.config.json_schema import explain_fields
 
     keys = [key for key, *_ in explain_fields()]
     name = option.removeprefix("--").replace("-", "_")

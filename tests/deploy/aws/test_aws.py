@@ -15,7 +15,7 @@ from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.instance_types import INSTANCES
 from crossfade.deploy.aws.prices import Cost, Price, hourly_price
-from crossfade.trainer.config.devices import EngineName
+from crossfade.trainer.config.sections import EngineName
 
 P2_QUOTA = (
     "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "

@@ -13,7 +13,7 @@ from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.memory import SERVER_BYTES, ProcessPlan
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.worker_memory import MemoryItem
-from crossfade.kvstore.layout import make_layout
+from crossfade.kvstore.mxnet.protocol import make_layout
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.synthetic import write_synthetic
 from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec

@@ -19,8 +19,9 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.model.batches import batches
+from crossfade.trainer.model.batches import BatchSource, BatchTimers, FrequencyWeighting
 from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.training.state import TrainState
 
 
 def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
@@ -41,9 +42,10 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
             group_rows=job.data.group_rows,
         )
         sampler = NegativeSampler(job.negatives, items.rows, counts_N, seed=1)
-        workers = job.cluster.workers
+        workers, weighting = job.cluster.workers, FrequencyWeighting(0.0, None, 0.0, None)
         for rank in range(workers):
-            steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)
+            source = BatchSource(schedule, sampler, weighting, lambda batch: batch, rank, workers)
+            steps = source.remaining(TrainState(), schedule.steps, BatchTimers())
             counts.append(float(np.mean([len(step.query.rows_A) + len(step.item.rows_A) for step in steps])))
     return counts
 

@@ -24,8 +24,7 @@ from run_results import report_of
 from running_command import crossfade, succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
 
-from crossfade.trainer.runs.event_log import EventLog
-from crossfade.trainer.runs.events import EpochEvent
+from crossfade.trainer.runs.events import EpochEvent, EventLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -18,7 +18,7 @@ from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.topology import AcceptedRoles, assign_roles, missing_hosts
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 
 HOST_TIMEOUT_SECONDS = 30.0
 TOKEN = "a-secret-of-this-test-alone"

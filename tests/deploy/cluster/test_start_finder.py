@@ -17,7 +17,7 @@ from crossfade.deploy.cluster.messages import Failure
 from crossfade.deploy.cluster.start_finder import StartFinder
 from crossfade.deploy.topology import TOKEN_VARIABLE, check_local_address
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs.folder import RunFolder
 
 

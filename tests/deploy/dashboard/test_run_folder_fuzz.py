@@ -28,10 +28,9 @@ from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 from crossfade.trainer.embeddings.vector_origin import embeddings_origin
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.runs.inputs import JobInputs, load_inputs
+from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs, load_row_counts
 from crossfade.trainer.runs.ownership import check_claimable
-from crossfade.trainer.runs.row_selection import load_row_counts
-from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
+from crossfade.trainer.training.checkpointing import CheckpointMetadata
 from crossfade.trainer.training.restore import restore_train_state
 
 CASES, FIRST = fuzz_range(300)

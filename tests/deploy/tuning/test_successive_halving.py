@@ -9,10 +9,8 @@ from resolved_jobs import SIZE
 
 from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
 from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
-from crossfade.trainer.config.defaults import resolve
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.training.lr_schedule import lr_factor
+from crossfade.trainer.config.schema import JobConfig, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = [SearchParameter("model.temperature", 0.1, 0.4, log=True), SearchParameter("train.batch_size", 64, 67)]
@@ -64,7 +62,7 @@ def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: s
     for rung in reversed(plan_rungs(job)):
         trained = load_job(tmp_path / "job.yaml", [*settings, *rung.overrides(job, trial)])
         taken = steps(trained, 50)
-        factors = [lr_factor(trained.optimizer, step, taken) for step in range(taken)]
+        factors = [trained.optimizer.lr_factor(step, taken) for step in range(taken)]
         # The schedule of each rung ends, and with it the rung is evaluated.
         assert factors[-1] < 0.01
         assert trained.train.epochs % trained.train.eval_every_epochs == 0

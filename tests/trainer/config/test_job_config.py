@@ -10,7 +10,7 @@ from error_table import documented
 from pydantic import BaseModel
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.explain import explain_fields
+from crossfade.trainer.config.json_schema import explain_fields
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 

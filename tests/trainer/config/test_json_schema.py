@@ -11,8 +11,7 @@ import yaml
 from command_here import crossfade_here
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.explain import explain_fields
-from crossfade.trainer.config.json_schema import job_schema
+from crossfade.trainer.config.json_schema import explain_fields, job_schema
 from crossfade.trainer.config.loading import check_job
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.data.content import iter_content, load_content
+from crossfade.trainer.data.features import iter_content, load_content
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter

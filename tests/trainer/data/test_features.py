@@ -21,7 +21,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.prepare.validate import validate
-from crossfade.trainer.runs.inputs import load_inputs
+from crossfade.trainer.runs.job_inputs import load_inputs
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]

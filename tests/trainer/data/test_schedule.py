@@ -1,10 +1,12 @@
 """Batch schedule: every interaction once per epoch, independent of workers and resumption; block prefetching."""
 
+from __future__ import annotations
+
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from waiting import wait_until
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
+from crossfade.kvstore.philox import permutation
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
-from crossfade.trainer.data.prefetch import Prefetcher
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
-from crossfade.trainer.data.stopwatch import Stopwatch
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch, group_order
+from crossfade.trainer.model.batches import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0
@@ -352,3 +354,54 @@ def test_interactions_keep_their_context(tmp_path: Path) -> None:
                     np.testing.assert_array_equal(kind_N, item_ids[rows.item_N] % 3)
                     read += len(rows)
     assert read > 2 * 3000
+
+
+COUNTER = {"seed": 1, "stream": "shuffle", "epoch": 0, "position": 0}
+QUERY_N = np.repeat(np.array([7, 2, 7, 10**12, 2, 5]), [4, 3, 5, 1, 6, 2])
+
+
+def chunk_sizes(query_N: IntArray) -> dict[int, list[int]]:
+    """Return the lengths of each query's runs."""
+    sizes: dict[int, list[int]] = {}
+    for query, run in groupby(query_N.tolist()):
+        sizes.setdefault(query, []).append(len(list(run)))
+    return sizes
+
+
+@pytest.mark.parametrize("group_rows", [1, 2, 4, None])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_order_is_a_permutation(group_rows: int | None, shuffled: bool) -> None:
+    query_N = np.random.default_rng(0).permutation(QUERY_N) if shuffled else QUERY_N
+    order_N = group_order(query_N, group_rows=group_rows, **COUNTER)
+    assert sorted(order_N.tolist()) == list(range(len(QUERY_N)))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_all_rows_of_a_query_are_together_in_their_order(shuffled: bool) -> None:
+    query_N = np.random.default_rng(0).permutation(QUERY_N) if shuffled else QUERY_N
+    order_N = group_order(query_N, group_rows=None, **COUNTER)
+    assert chunk_sizes(query_N[order_N]) == {7: [9], 2: [9], 10**12: [1], 5: [2]}
+    for query in np.unique(query_N):
+        assert order_N[query_N[order_N] == query].tolist() == np.flatnonzero(query_N == query).tolist()
+
+
+def test_queries_come_in_random_order() -> None:
+    query_N = np.repeat(np.arange(100), 3)
+    orders = [query_N[group_order(query_N, group_rows=None, **{**COUNTER, "epoch": epoch})] for epoch in range(2)]
+    for order_N in (orders[0], orders[1][np.argsort(orders[0], kind="stable")]):
+        assert np.count_nonzero(np.diff(order_N) < 0) > 20
+
+
+def test_chunks_have_at_most_the_given_rows() -> None:
+    query_N = np.repeat(np.arange(50), 7)
+    order_N = group_order(query_N, group_rows=3, **COUNTER)
+    # Chunks of 3, 3 and 1 rows, two of which may follow one another by chance.
+    rows_by_chunk = order_N // 7 * 3 + order_N % 7 // 3
+    assert sum(len(sizes) for sizes in chunk_sizes(rows_by_chunk).values()) == 150
+    assert max(map(len, chunk_sizes(query_N[order_N]).values())) == 3
+
+
+def test_single_rows_are_in_random_order() -> None:
+    expected_N = permutation(len(QUERY_N), **COUNTER)
+    assert group_order(QUERY_N, group_rows=1, **COUNTER).tolist() == expected_N.tolist()
+    assert group_order(QUERY_N[:0], group_rows=None, **COUNTER).tolist() == []

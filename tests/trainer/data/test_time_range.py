@@ -23,7 +23,7 @@ from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.data.time_range import TimeRange, parse_time_value
-from crossfade.trainer.runs.row_selection import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
+from crossfade.trainer.runs.job_inputs import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400

@@ -14,15 +14,15 @@ from running_command import crossfade, messages, single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
-from crossfade.trainer.model.engines import choice
-from crossfade.trainer.model.engines.choice import LOCAL_RANK_VARIABLE, EngineChoice, choose_engine, local_rank
+from crossfade.trainer.model.engines import engine
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo
+from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE, EngineChoice, choose_engine, local_rank
 
 CHOOSE = """
 import json, sys
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
-from crossfade.trainer.model.engines.choice import choose_engine
+from crossfade.trainer.model.engines.engine import choose_engine
 
 for values in json.loads(sys.argv[1]):
     try:
@@ -109,11 +109,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that sets the number of GPUs, and those that PyTorch and MXNet can drive."""
 
     def set_up(gpus: int, *, torch: Sequence[int] = (), mxnet: Sequence[int] = ()) -> None:
-        monkeypatch.setattr(choice, "find_gpus", lambda: DriverState(tuple(GPUS[:gpus])))
+        monkeypatch.setattr(engine, "find_gpus", lambda: DriverState(tuple(GPUS[:gpus])))
         for name, driven in (("torch", torch), ("mxnet", mxnet)):
             reason = f"{name} is too old"
             monkeypatch.setitem(
-                choice._REASONS, name, lambda gpu, driven=driven, reason=reason: None if gpu.index in driven else reason
+                engine._REASONS, name, lambda gpu, driven=driven, reason=reason: None if gpu.index in driven else reason
             )
 
     return set_up

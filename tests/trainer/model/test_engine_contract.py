@@ -32,7 +32,7 @@ from needs import TORCH
 from tower_cases import TOWER_CASES, tower_gradients, tower_reference
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.sections import LossKind
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 TOLERANCE = 1e-5
@@ -190,14 +190,19 @@ def result_of_one_example(
     return found, gradients["track"][:, 0] * TEMPERATURE
 
 
-each_loss = pytest.mark.parametrize("loss", SMOOTH)
-each_kind = pytest.mark.parametrize("negatives", ["shared", "per_example"])
-each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
+SIZES = (40.0, 300.0, 1e6)
+each_size = pytest.mark.parametrize("size", SIZES)
+each_loss_and_size = pytest.mark.parametrize(
+    ("loss", "negatives", "size"),
+    [
+        (loss, negatives, SIZES[(number + shift) % 3])
+        for number, loss in enumerate(SMOOTH)
+        for shift, negatives in enumerate(("shared", "per_example"))
+    ],
+)
 
 
-@each_size
-@each_kind
-@each_loss
+@each_loss_and_size
 def test_large_scores_neither_overflow_nor_vanish(make: Make, loss: LossKind, negatives: str, size: float) -> None:
     found, slopes = result_of_one_example(make, loss, negatives, 1.0, (-size, size))
     # The item scores -size and its negatives +size, so the exponentials vanish beside the linear part.
@@ -205,9 +210,7 @@ def test_large_scores_neither_overflow_nor_vanish(make: Make, loss: LossKind, ne
     np.testing.assert_allclose(slopes, [-1, 1], rtol=1e-6)
 
 
-@each_size
-@each_kind
-@each_loss
+@each_loss_and_size
 def test_negative_feedback_far_above_negatives_has_bounded_gradient(
     make: Make, loss: LossKind, negatives: str, size: float
 ) -> None:
@@ -217,9 +220,7 @@ def test_negative_feedback_far_above_negatives_has_bounded_gradient(
     np.testing.assert_allclose(slopes, [3, 0 if loss == "logistic" else -3], rtol=1e-6)
 
 
-@each_size
-@each_kind
-@each_loss
+@each_loss_and_size
 def test_negative_feedback_far_below_negatives_costs_nothing(
     make: Make, loss: LossKind, negatives: str, size: float
 ) -> None:

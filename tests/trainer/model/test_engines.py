@@ -11,8 +11,8 @@ from engine_cases import CASES, DRAWS, assert_close, cpu_result, gradients_by, m
 from loss_formulas import reference
 from needs import TORCH
 
-from crossfade.trainer.config.model_sections import ScoreKind
-from crossfade.trainer.model.engines import pools, torch_gradients
+from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.model.engines import cpu, torch
 from crossfade.trainer.model.engines.cpu import CpuEngine
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -20,9 +20,9 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 @every_case
 def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_TILE_SCORES", 2 * DRAWS)
-    monkeypatch.setattr(pools, "_MIN_TILE", 1)
-    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 4)
+    monkeypatch.setattr(cpu, "_TILE_SCORES", 2 * DRAWS)
+    monkeypatch.setattr(cpu, "_MIN_TILE", 1)
+    monkeypatch.setattr(cpu, "_CHUNK_EXAMPLES", 4)
     assert_close(cpu_result(CASES[name]), reference(name), 2e-6)
 
 
@@ -34,13 +34,15 @@ def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(
     pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine
 
-    monkeypatch.setattr(torch_gradients, "_MAX_SCORES", 2 * DRAWS)
+    monkeypatch.setattr(torch, "_MAX_SCORES", 2 * DRAWS)
     case = CASES[name]
     found = gradients_by(TorchEngine(*case.parts, ("cpu",) * devices), case)
     assert_close(found, reference(name), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "bpr-cosine-shared-mixed"])
+@pytest.mark.parametrize(
+    "name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "logistic-cosine-shared-mixed"]
+)
 def test_pytorch_multiplies_in_bfloat16_to_results_near_those_of_float32(name: str) -> None:
     pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine

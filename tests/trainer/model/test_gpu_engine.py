@@ -10,7 +10,7 @@ from gpu_machine import usable_gpus
 from loss_formulas import reference
 
 from crossfade.trainer.config.schema import TrainConfig
-from crossfade.trainer.model.engines.choice import choose_engine
+from crossfade.trainer.model.engines.engine import choose_engine
 from crossfade.trainer.model.engines.torch import TorchEngine
 
 pytestmark = pytest.mark.gpu

@@ -23,8 +23,7 @@ from history_towers import (
 from resolved_jobs import make_resolved
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.defaults import DatasetSize, resolve
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.manifest import Content, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.reader import Interactions

@@ -11,7 +11,7 @@ from engines_under_test import missing, other_process
 from loss_formulas import reference
 from mxnet_results import GpuResults, Results, results_in_tiles, results_on_gpus
 
-from crossfade.trainer.model.engines.mxnet_device import Queued, in_turns
+from crossfade.trainer.model.engines.mxnet import Queued, in_turns
 
 every_case = pytest.mark.parametrize("name", CASES)
 

@@ -12,7 +12,7 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_job
 from running_command import crossfade, records, succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.model_sections import LossKind
+from crossfade.trainer.config.sections import LossKind
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -5,7 +5,7 @@ import pytest
 from builders import make_interactions
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.negatives import NegativeSampler
 

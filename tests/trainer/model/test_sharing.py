@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
-from crossfade.trainer.model.engines import sharing
-from crossfade.trainer.model.engines.sharing import WorkSharing
+from crossfade.trainer.model.engines import cpu
+from crossfade.trainer.model.engines.cpu import WorkSharing
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_each_part_is_computed_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: threads)
     shared = WorkSharing()
     for count in (0, 1, 7, 1_000):
         done: list[int] = []
@@ -19,13 +19,13 @@ def test_each_part_is_computed_once(threads: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_parts_are_computed_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: 3)
     meeting = threading.Barrier(3, timeout=10)
     WorkSharing().run(lambda _: meeting.wait(), range(3))
 
 
 def test_calling_thread_computes_everything_while_the_others_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: 2)
     shared, begun, released = WorkSharing(), threading.Event(), threading.Event()
 
     def keep_busy(_: int) -> None:
@@ -44,7 +44,7 @@ def test_calling_thread_computes_everything_while_the_others_are_busy(monkeypatc
 
 @pytest.mark.parametrize("failing", [0, 6])
 def test_error_of_a_part_is_raised(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: 2)
 
     def work(part: int) -> None:
         if part == failing:

@@ -9,10 +9,10 @@ from builders import make_interactions
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import NegativesConfig, ScoreKind
+from crossfade.trainer.config.sections import NegativesConfig, ScoreKind
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines import all_items, pools, sharing
+from crossfade.trainer.model.engines import cpu
 from crossfade.trainer.model.engines.cpu import CpuEngine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.softmax_kernels import store_powers
@@ -149,23 +149,22 @@ def test_losses_and_gradients_match_float64(case: Case) -> None:
 @pytest.mark.parametrize("tile", [1, 777, 5000])
 def test_tiles_and_chunks_change_only_rounding(case: Case, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = case.result()
-    for module in (pools, all_items):
-        monkeypatch.setattr(module, "_TILE_SCORES", tile)
-        monkeypatch.setattr(module, "_MIN_TILE", 3)
-    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 37)
-    monkeypatch.setattr(all_items, "_CHUNK_QUERIES", 11)
+    monkeypatch.setattr(cpu, "_TILE_SCORES", tile)
+    monkeypatch.setattr(cpu, "_MIN_TILE", 3)
+    monkeypatch.setattr(cpu, "_CHUNK_EXAMPLES", 37)
+    monkeypatch.setattr(cpu, "_CHUNK_QUERIES", 11)
     for found_part, expected_part in zip(case.result(), expected, strict=True):
         np.testing.assert_allclose(found_part, expected_part, rtol=2e-5, atol=2e-6 * np.abs(expected_part).max())
 
 
 @each_case
 def test_number_of_threads_changes_no_bit(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 16)
-    monkeypatch.setattr(all_items, "_CHUNK_QUERIES", 8)
+    monkeypatch.setattr(cpu, "_CHUNK_EXAMPLES", 16)
+    monkeypatch.setattr(cpu, "_CHUNK_QUERIES", 8)
     expected = case.result()
     all_threads = numba.get_num_threads()
     for threads in (1, 3, 8):
-        monkeypatch.setattr(sharing, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(cpu, "get_num_threads", lambda threads=threads: threads)
         numba.set_num_threads(min(threads, all_threads))
         try:
             found = case.result()
@@ -214,7 +213,7 @@ def test_tiny_weights_have_finite_gradients() -> None:
 
 @pytest.mark.parametrize("queries", [1, 31, 64, 147, 300, 5_900, 100_000])
 def test_chunks_are_even_in_number_and_size(queries: int) -> None:
-    size = all_items._chunk_size(queries, sums_bytes=800_000)
+    size = cpu._chunk_size(queries, sums_bytes=800_000)
     chunks = -(-queries // size)
     assert chunks == 1 or (chunks % 2 == 0 and queries - (chunks - 1) * size > size // 2)
     assert 1 <= chunks <= 64

@@ -13,7 +13,7 @@ from crossfade.deploy.cluster.messages import NumberedEvent
 from crossfade.deploy.cluster.metrics import JobMetrics
 from crossfade.deploy.cluster.process_metrics import MachineMetrics, process_metrics
 from crossfade.kvstore.stats import UpdateStats
-from crossfade.trainer.config.run_sections import ClusterConfig
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
@@ -124,12 +124,11 @@ def test_gpu_memory_is_exposed() -> None:
 
 
 def test_diverged_training_has_nan_loss() -> None:
-    from crossfade.kvstore.local import LocalStore
     from crossfade.trainer.training.metrics import measure_training
 
     metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})
-    with pytest.raises(DivergedError), measure_training(make_job(), model, LocalStore(), metrics):
+    with pytest.raises(DivergedError), measure_training(make_job(), model, 0, metrics):
         raise DivergedError("too far")
     assert str(value(metrics.text().decode(), "crossfade_loss")) == "nan"
 

@@ -10,7 +10,7 @@ import pytest
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.content import load_content
+from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare import synthetic, synthetic_draws
 from crossfade.trainer.prepare.part_writer import row_group_rows

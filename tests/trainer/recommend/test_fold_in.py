@@ -9,7 +9,7 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend import fold_in
 from crossfade.trainer.recommend.fold_in import FoldIn

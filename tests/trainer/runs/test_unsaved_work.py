@@ -3,7 +3,7 @@
 from scripted_agents import saved, step
 
 from crossfade.trainer.runs.events import PhaseEvent, StoppedEvent
-from crossfade.trainer.runs.unsaved_work import UnsavedWork
+from crossfade.trainer.runs.resumption import UnsavedWork
 
 
 def test_work_since_a_checkpoint_and_since_the_start_is_measured() -> None:

@@ -18,8 +18,8 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.runs.inputs import open_inputs
-from crossfade.trainer.training.warm_start import open_warm_start
+from crossfade.trainer.runs.job_inputs import open_inputs
+from crossfade.trainer.training.restore import open_warm_start
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 
-from crossfade.trainer.training.batch_warnings import warn_odd_batches
+from crossfade.trainer.training.session import warn_odd_batches
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,8 @@ from crossfade.trainer.runs.events import (
     Event,
     TotalsEvent,
 )
-from crossfade.trainer.runs.inputs import open_inputs
-from crossfade.trainer.training.checkpoint_metadata import CheckpointMetadata
-from crossfade.trainer.training.checkpointing import CheckpointManager
+from crossfade.trainer.runs.job_inputs import open_inputs
+from crossfade.trainer.training.checkpointing import CheckpointManager, CheckpointMetadata
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.restore import restore_train_state
 from crossfade.trainer.training.state import TrainState
@@ -146,7 +145,7 @@ def test_checkpoint_that_cannot_be_committed_is_reported_and_training_continues(
     training = Training(tmp_path, opened, interval_steps=1)
     training.checkpoints.begin(training.state)
     with monkeypatch.context() as patch:
-        patch.setattr("crossfade.trainer.training.checkpoint_writer.commit", fail)
+        patch.setattr("crossfade.trainer.training.checkpointing.commit", fail)
         assert not training.step()
         training.checkpoints._writer.wait()
     assert training.events[-1] == CheckpointFailed(step=1, message="disk full")
@@ -162,7 +161,7 @@ def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
     def fail(*_: object) -> None:
         raise CheckpointError("permission denied")
 
-    monkeypatch.setattr("crossfade.trainer.training.checkpoint_writer.prune", fail)
+    monkeypatch.setattr("crossfade.trainer.training.checkpointing.prune", fail)
     training = Training(tmp_path, opened, interval_steps=1)
     training.checkpoints.begin(training.state)
     training.step()

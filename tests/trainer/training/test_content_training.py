@@ -19,7 +19,7 @@ from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.data.content import load_content
+from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.recommend.trained_model import with_trained_model
 

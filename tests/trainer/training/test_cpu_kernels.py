@@ -15,14 +15,14 @@ from run_results import report_of
 from running_command import crossfade, messages, records, succeeded
 
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.trainer.training.cpu_kernels import describe_kernels
+from crossfade.trainer.training.report import describe_kernels
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(platform.machine() != "x86_64", reason=X86),
 ]
 
-DESCRIBE = "from crossfade.trainer.training.cpu_kernels import describe_kernels as d; print(d({!r}))"
+DESCRIBE = "from crossfade.trainer.training.report import describe_kernels as d; print(d({!r}))"
 IMPORTS = {
     "cpu": "",
     "mxnet": "from crossfade.kvstore.mxnet.imports import import_mxnet; import_mxnet(); ",

@@ -17,11 +17,11 @@ from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.model.engines.cpu import CpuEngine
 from crossfade.trainer.model.engines.torch import TorchEngine
-from crossfade.trainer.model.spec import HistorySpec
+from crossfade.trainer.model.spec import HistorySpec, ModelSpec
 from crossfade.trainer.model.towers import Towers
-from crossfade.trainer.training.run import make_store
+from crossfade.trainer.training.composition import Composition, compose
 from crossfade.trainer.training.state import TrainState
-from crossfade.trainer.training.steps import DeviceStep, PullPushStep, Step, make_step
+from crossfade.trainer.training.steps import DeviceStep, PullPushStep, Step
 
 pytest.importorskip("torch", reason=TORCH)
 
@@ -83,7 +83,7 @@ def test_empty_batch_changes_nothing_on_the_device() -> None:
 
 
 def test_divergence_on_the_device_names_table_and_row() -> None:
-    case = CASES["softmax-dot-shared-positive"]
+    case = CASES["bpr-dot-shared-positive"]
     with closing(DeviceStore("cpu")) as store:
         create(store, case)
         store.assign("customer", np.array([5]), np.full((1, QUERY_TABLE.shape[1]), np.nan, np.float32))
@@ -116,6 +116,10 @@ def test_exhausted_memory_of_the_device_is_an_error_with_what_to_change() -> Non
 VALUES = {"name": "steps", "data": {"path": "nowhere"}, "model": {"dim": 3}}
 
 
+def composed(train: dict[str, Any], model: ModelSpec = CASES["softmax-cosine-all"].model) -> Composition:
+    return compose(make_resolved({**VALUES, "train": train}), model, Towers(model, ()))
+
+
 @pytest.mark.parametrize(
     ("train", "store_type"),
     [
@@ -126,15 +130,15 @@ VALUES = {"name": "steps", "data": {"path": "nowhere"}, "model": {"dim": 3}}
     ],
 )
 def test_tables_are_where_the_job_requests(train: dict[str, Any], store_type: type) -> None:
-    job = make_resolved({**VALUES, "train": train})
-    with closing(make_store(job)) as store:
-        assert type(store) is store_type
+    composition = composed(train)
+    with closing(composition.store):
+        assert type(composition.store) is store_type
 
 
 def test_memory_of_the_device_is_limited_by_the_job() -> None:
     case = CASES["softmax-cosine-all"]
     train = {"engine": "torch", "device": "cpu", "tables": "device", "device_memory_gib": SPILLING_BYTES / 2**30}
-    with closing(make_store(make_resolved({**VALUES, "train": train}))) as store:
+    with closing(composed(train).store) as store:
         store.create(case.model.tables, OPTIMIZER, seed=1)
         assert isinstance(store, DeviceStore)
         assert store.hot_rows == {"customer": 3, "track": 3}
@@ -142,11 +146,9 @@ def test_memory_of_the_device_is_limited_by_the_job() -> None:
 
 @pytest.mark.parametrize("has_history", [False, True])
 def test_steps_stay_on_the_device_unless_vectors_are_sums(has_history: bool) -> None:
-    case = CASES["softmax-cosine-all"]
-    model = case.model
+    model = CASES["softmax-cosine-all"].model
     if has_history:
         model = replace(model, history=HistorySpec(model.item, 2, None, is_shared=True))
-    with closing(DeviceStore("cpu")) as store:
-        engine = TorchEngine(model, case.loss_spec, case.spec)
-        step = make_step(make_resolved(VALUES), model, store, engine, Towers(model, ()))
-    assert isinstance(step, PullPushStep if has_history else DeviceStep)
+    composition = composed({"engine": "torch", "device": "cpu", "tables": "device"}, model)
+    with closing(composition.store):
+        assert isinstance(composition.step, PullPushStep if has_history else DeviceStep)

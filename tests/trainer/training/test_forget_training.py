@@ -15,7 +15,7 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.model.spec import make_model
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.job_inputs import open_inputs
 
 pytestmark = pytest.mark.slow
 

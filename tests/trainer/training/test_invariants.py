@@ -20,7 +20,7 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import StoreError
-from crossfade.kvstore.mxnet.authentication import CommandVerifier
+from crossfade.kvstore.mxnet.protocol import CommandVerifier
 from crossfade.kvstore.mxnet.server import RowServer
 from crossfade.trainer.data.manifest import DataFile, Entity
 from crossfade.trainer.embeddings.files import vectors_of

@@ -13,11 +13,11 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import RowGradient, TableSpec
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.active_rows import ActiveRows
-from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.runs.events import EpochEvent, Event, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.loop import TrainLoop
-from crossfade.trainer.training.state import BatchTimers, TrainState
+from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import PullPushStep
 
 STEPS_PER_EPOCH, BATCH = 3, 4

@@ -28,7 +28,7 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.recommend.trained_model import with_trained_model
-from crossfade.trainer.runs.inputs import open_inputs
+from crossfade.trainer.runs.job_inputs import open_inputs
 
 pytestmark = pytest.mark.slow
 

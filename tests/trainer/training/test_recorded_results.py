@@ -22,7 +22,7 @@ import pytest
 from command_here import crossfade_here
 from running_command import crossfade, succeeded
 
-from crossfade.trainer.training.cpu_kernels import describe_kernels
+from crossfade.trainer.training.report import describe_kernels
 
 pytestmark = pytest.mark.numbers
 

@@ -151,7 +151,7 @@ def test_failed_commit_leaves_the_checkpoint_before_and_no_files(
         commits.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
-    monkeypatch.setattr("crossfade.trainer.training.checkpoint_writer.commit", fail)
+    monkeypatch.setattr("crossfade.trainer.training.checkpointing.commit", fail)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
     assert report["checkpoints"]["failed"] == len(commits) >= 1

@@ -16,17 +16,18 @@ from crossfade.base.errors import DivergedError, StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.model_sections import LossKind
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import LossKind
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.engines.base import make_engine
+from crossfade.trainer.model.engines.engine import choose_engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.training.composition import compose
 from crossfade.trainer.training.state import TrainState
-from crossfade.trainer.training.steps import InPlaceStep, PullPushStep, Step, make_step
+from crossfade.trainer.training.steps import InPlaceStep, PullPushStep, Step
 
 QUERIES, ITEMS, EXAMPLES = 90, 40, 300
 Result = tuple[list[float], dict[str, FloatArray]]
@@ -84,7 +85,7 @@ def opened(variant: Variant) -> Iterator[tuple[LocalStore, ModelSpec, dict[str, 
     with closing(LocalStore()) as store:
         store.create(model.tables, OptimizerSpec(**{"learning_rate": 0.1, **dict(variant.optimizer)}), seed=1)
         towers = Towers(model, ())
-        general = PullPushStep(store, make_engine(job, model), towers)
+        general = PullPushStep(store, choose_engine(job.train).build(job, model), towers)
         yield (
             store,
             model,
@@ -228,5 +229,7 @@ def test_steps_are_in_place_where_tables_are_local_and_kernels_apply(values: dic
     if "negatives" in values:
         job = job.model_copy(update={"negatives": job.negatives.model_copy(update={"kind": values["negatives"]})})
     model = model_of(job)
-    store: Any = object() if "servers" in values else LocalStore()
-    assert isinstance(make_step(job, model, store, make_engine(job, model), Towers(model, ())), InPlaceStep) == in_place
+    servers = LocalStore() if "servers" in values else None  # a step takes any store for that of a worker
+    composition = compose(job, model, Towers(model, ()), servers)
+    with closing(composition.store):
+        assert isinstance(composition.step, InPlaceStep if in_place else PullPushStep)

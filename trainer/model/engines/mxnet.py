@@ -5,29 +5,44 @@
 
 Each device computes a part of the batch from the vectors that it uses (``parts.py``). Work on several devices overlaps,
 and so do copies: MXNet computes in the background, and the first results are waited for when all devices have work.
+
+- ``MXNetDevice`` copies from and to pinned memory while a GPU computes. Pinned memory takes long to allocate, so each
+  array of a step has a buffer, which the next step uses again.
+- MXNet starts whatever is queued and has its inputs, so the arrays of all tiles of a computation might be in memory at
+  once. A computation is therefore a generator: it yields an array of the tile that it has queued, and goes on when that
+  has been computed. ``in_turns`` runs the computations of several devices.
+- ``MXNetGradients`` differentiates the losses of a tile of examples by the vectors of uses, and adds the gradients up.
+  At the end it differentiates the vectors of uses by those of rows, once. Its input holds the active rows only, so
+  dense gradients have their size, whereas ``Embedding(sparse_grad=True)`` scans a complete table in every step.
+- ``ScoreLoss`` computes losses from scores in MXNet's operators; ``trainer/model/losses.py`` has the formulas.
+
+Shapes: A active rows, B examples, T examples or queries of a tile, P examples whose items are uses, N uses of items, C
+negatives of an example, U the item and the negatives of an example, D columns. B1 is a column, (B, 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
-from crossfade.base.arrays import FloatArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
-from crossfade.trainer.config.model_sections import NegativesConfig
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.mxnet_device import MXNetDevice, Queued, in_turns
-from crossfade.trainer.model.engines.mxnet_gradients import MXNetGradients, PartArrays
-from crossfade.trainer.model.engines.parts import BatchPart, split_batch, sum_rows
+from crossfade.trainer.model.engines.parts import BatchPart, PartsEngine, Pool
 from crossfade.trainer.model.losses import LossSpec
-from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec
 
+Array = Any
+"""An NDArray of MXNet."""
 
-class MXNetEngine:
+
+class MXNetEngine(PartsEngine):
     """Computes gradients by autograd."""
 
     name = "mxnet"
@@ -41,49 +56,35 @@ class MXNetEngine:
             MissingExtraError: MXNet is not installed.
             InputError: MXNet does not find one of the GPUs.
         """
+        super().__init__(model, loss, negatives, devices)
         self._mx = import_mxnet()
-        self.devices: Sequence[str] = list(devices)
         self._devices = _open_devices(self._mx, devices)
-        self._model = model
-        self._in_batch = negatives.kind in IN_BATCH_KINDS
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
         self._gradients = MXNetGradients(self._mx, model, loss, negatives)
 
-    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
-        """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""
-        names = self._model.query.name, self._model.item.name
-        if len(batch) == 0:
-            return 0.0, {name: np.zeros_like(vectors[name]) for name in names}
-        query_AD, item_AD = (vectors[name] for name in names)
-        parts = split_batch(batch, len(self._devices), in_batch=self._in_batch)
-        computations = [
-            self._compute(batch, part, device, query_AD, item_AD)
-            for part, device in zip(parts, self._devices, strict=False)
-        ]
-        queued = in_turns(computations)
-        losses, by_query, by_item = zip(*([array.asnumpy() for array in arrays] for arrays in queued), strict=True)
-        gradients = (
-            sum_rows(len(query_AD), [part.query for part in parts], by_query),
-            sum_rows(len(item_AD), [part.item for part in parts], by_item),
+    def _compute_parts(
+        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
+    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
+        queued = in_turns(
+            [
+                self._compute(batch, part, device, query_AD, item_AD)
+                for part, device in zip(parts, self._devices, strict=False)
+            ]
         )
-        return float(sum(loss.sum(dtype=np.float64) for loss in losses)), dict(zip(names, gradients, strict=True))
+        losses, by_query, by_item = zip(*([array.asnumpy() for array in arrays] for arrays in queued), strict=True)
+        return float(sum(loss.sum(dtype=np.float64) for loss in losses)), by_query, by_item
 
     def _compute(
         self, batch: Batch, part: BatchPart, device: MXNetDevice, query_AD: FloatArray, item_AD: FloatArray
     ) -> Queued[list[Any]]:
         """Queue all work on a part: from the vectors of the batch to losses and gradients in the host's memory."""
         arrays = PartArrays.upload(device, part, part.query_rows(query_AD), part.item_rows(item_AD))
-        shares_scores = self._all_softmax and batch.shares_query_scores
+        shares_scores = self._shares_scores(batch)
         results = yield from self._gradients.compute(part, arrays, shares_scores=shares_scores)
         return [device.download(f"result {number}", result) for number, result in enumerate(results)]
 
-    def gpu_memory(self) -> tuple[int, int] | None:
-        """Return the used and the total bytes of the GPUs together, None on the CPU. Any thread may call it."""
+    def _free_and_total(self) -> list[tuple[int, int]]:
         numbers = [device.context.device_id for device in self._devices if device.is_gpu]
-        if not numbers:
-            return None
-        sizes = [self._mx.context.gpu_memory_info(number) for number in numbers]
-        return sum(total - free for free, total in sizes), sum(total for _, total in sizes)
+        return [self._mx.context.gpu_memory_info(number) for number in numbers]
 
 
 def _open_devices(mx: Any, names: Sequence[str]) -> list[MXNetDevice]:
@@ -94,3 +95,410 @@ def _open_devices(mx: Any, names: Sequence[str]) -> list[MXNetDevice]:
         raise InputError(f"train.device is {', '.join(names)}, but the number of GPUs that MXNet finds here is {found}")
     gpus = [MXNetDevice(mx, mx.gpu(number), mx.cpu_pinned(number)) for number in numbers]
     return gpus or [MXNetDevice(mx, mx.cpu(number), mx.cpu(number)) for number in range(len(names))]
+
+
+T = TypeVar("T")
+Queued = Generator[Any, None, T]
+"""Queues work that results in T. Yields arrays to wait for."""
+
+
+def in_turns(computations: Sequence[Queued[T]]) -> list[T]:
+    """Run ``computations``, of which each queues a tile in its turn, and return their results."""
+    awaited: dict[int, Any] = {}
+    results: dict[int, T] = {}
+    while len(results) < len(computations):
+        for number, computation in enumerate(computations):
+            if number in results:
+                continue
+            if number in awaited:
+                awaited[number].wait_to_read()
+            try:
+                awaited[number] = next(computation)
+            except StopIteration as end:
+                results[number] = end.value
+    return [results[number] for number in range(len(computations))]
+
+
+class MXNetDevice:
+    """A context, and buffers in host memory."""
+
+    def __init__(self, mx: Any, context: Any, host: Any) -> None:
+        """Prepare to compute in ``context``, and to copy from and to the context ``host``, which may be the same."""
+        self._mx = mx
+        self.context = context
+        self._host = host
+        self._buffers: dict[str, Any] = {}
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the device has memory other than the host's."""
+        return bool(self._host != self.context)
+
+    def upload(self, name: str, values: FloatArray | IntArray) -> Any:
+        """Queue the copy of float32 or int32 ``values``, which may be changed afterwards, to the device.
+
+        The result of the last upload of this ``name`` must not be in use any more.
+        """
+        buffer = self._buffer(name, values.shape, values.dtype)
+        buffer[:] = values
+        return buffer.as_in_context(self.context)
+
+    def download(self, name: str, array: Any) -> Any:
+        """Queue the copy of ``array`` to the host, and return an array there, valid until the next one of this name."""
+        return array.copyto(self._buffer(name, array.shape, array.dtype)) if self.is_gpu else array
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return the buffer of ``name`` with ``shape``. It grows by more than is needed, as sizes vary by step."""
+        size = math.prod(shape)
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = self._mx.nd.empty(size + size // 4, ctx=self._host, dtype=dtype)
+        return self._buffers[name][:size].reshape(shape)
+
+
+Results = tuple[Array, Array, Array]
+
+_MAX_TILE = 1 << 25
+"""Scores of a tile at most, 128 MiB, as on a GPU; softmax takes 6 arrays of this size at once, bpr 24."""
+_CPU_TILE, _MIN_CPU_ROWS = 1 << 20, 256
+"""Scores of a tile on a CPU, 4 MiB, which stay in its cache; and examples at least, since each tile adds to the
+gradients of all its negatives."""
+
+
+@dataclass(frozen=True)
+class PartArrays:
+    """The vectors of the rows of a part, and its indexes and weights, on a device: float32 and int32.
+
+    Attributes:
+        query_AD: the vectors of its queries.
+        item_AD: the vectors of its items.
+        query_index_B: the query of each example.
+        item_index_N: the item of each use.
+        group_P: as in ``BatchPart``.
+        weight_B: as in ``BatchPart``.
+        weight_A: the sum of the weights of each query's examples.
+        log_q_N: as in ``BatchPart``; None: nothing is subtracted.
+    """
+
+    query_AD: Array
+    item_AD: Array
+    query_index_B: Array
+    item_index_N: Array
+    group_P: Array
+    weight_B: Array
+    weight_A: Array
+    log_q_N: Array | None
+
+    @staticmethod
+    def upload(device: MXNetDevice, part: BatchPart, query_AD: FloatArray, item_AD: FloatArray) -> PartArrays:
+        """Queue the copies to ``device``. The vectors are those of the part's rows."""
+        weight_A = np.bincount(part.query.index_N, part.weight_B, len(query_AD))
+        return PartArrays(
+            query_AD=device.upload("query", query_AD),
+            item_AD=device.upload("item", item_AD),
+            query_index_B=device.upload("query_index", part.query.index_N.astype(np.int32, copy=False)),
+            item_index_N=device.upload("item_index", part.item.index_N.astype(np.int32, copy=False)),
+            group_P=device.upload("group", part.group_P.astype(np.int32, copy=False)),
+            weight_B=device.upload("weight", part.weight_B),
+            weight_A=device.upload("query_weight", weight_A.astype(np.float32)),
+            log_q_N=device.upload("log_q", part.log_q_N) if len(part.log_q_N) else None,
+        )
+
+
+class MXNetGradients:
+    """Computes losses and gradients of parts of batches."""
+
+    def __init__(self, mx: Any, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
+        """Prepare for ``model``, ``loss`` and ``negatives``."""
+        self._nd = mx.nd
+        self._autograd = mx.autograd
+        self._score = model.score
+        self._loss = ScoreLoss(mx, loss, negatives.num_hard, model.item.rows)
+
+    def compute(self, part: BatchPart, arrays: PartArrays, *, shares_scores: bool) -> Queued[Results]:
+        """Queue the computation of losses, whose sum is that of the part, and of the gradients of both sides' vectors.
+
+        Args:
+            part: the examples.
+            arrays: its arrays, on the device.
+            shares_scores: whether the examples of a query have the same scores: all items are their negatives, the loss
+                is softmax, and they differ in nothing else.
+        """
+        for rows in (arrays.query_AD, arrays.item_AD):
+            rows.attach_grad()
+        if shares_scores:
+            losses = yield from self._with_shared_scores(arrays)
+        elif part.pools:
+            losses = yield from self._with_pools(part, arrays)
+        else:
+            losses = yield from self._per_example(arrays)
+        return self._joined(losses), arrays.query_AD.grad, arrays.item_AD.grad
+
+    def _compared(self, rows_AD: Array) -> Array:
+        """Return the vectors that are compared: a new array, whose gradient leads to that of ``rows_AD``."""
+        if self._score.normalized:
+            return self._nd.L2Normalization(rows_AD, eps=1e-24, mode="instance")
+        return self._nd.identity(rows_AD)
+
+    def _squares(self, vectors: Array) -> Array:
+        """Return what the squared norms of vectors subtract from their scores."""
+        return self._score.norm_scale * self._nd.sum(vectors * vectors, axis=-1)
+
+    def _losses(self, weight_T: Array, scores: Scores) -> Array:
+        """Return the losses of examples, times the size of their weights."""
+        nd = self._nd
+        sign_T1 = nd.reshape(1 - 2 * (weight_T < 0), (-1, 1))
+        return nd.abs(weight_T) * self._loss.losses(scores, sign_T1)
+
+    def _tiles(self, rows: Array, part: slice, scores: int) -> list[slice]:
+        """Split ``part`` of ``rows``, each of which has ``scores``."""
+        size = max(_MAX_TILE // scores, 1)
+        if rows.context.device_type == "cpu":
+            size = min(size, max(_CPU_TILE // scores, _MIN_CPU_ROWS))
+        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+
+    def _joined(self, arrays: list[Array]) -> Array:
+        return self._nd.concat(*arrays, dim=0) if len(arrays) > 1 else arrays[0]
+
+    # ---- pools
+
+    def _with_pools(self, part: BatchPart, arrays: PartArrays) -> Queued[list[Array]]:
+        nd = self._nd
+        with self._autograd.record():
+            query_BD = nd.take(self._compared(arrays.query_AD), arrays.query_index_B)
+            item_ND = nd.take(self._compared(arrays.item_AD), arrays.item_index_N)
+        vectors, gradients = [query_BD.detach(), item_ND.detach()], [nd.zeros_like(query_BD), nd.zeros_like(item_ND)]
+        losses: list[Array] = []
+        for pool in part.pools:
+            negatives = [slice(part.positives, len(item_ND))] if part.negatives else []
+            negatives += [pool.in_batch] if pool.in_batch.stop > pool.in_batch.start else []
+            count = sum(used.stop - used.start for used in negatives)
+            for tile in self._tiles(query_BD, pool.examples, count):
+                if losses:
+                    yield losses[-1]
+                own = slice(tile.start + part.own.start, tile.stop + part.own.start)
+                excluded_TC = self._excluded(arrays, pool, own, negatives)
+                places = [(0, tile), *((1, used) for used in (own, *negatives))]
+                variables = [vectors[side][used] for side, used in places]
+                self._autograd.mark_variables(variables, [gradients[side][used] for side, used in places], "add")
+                with self._autograd.record():
+                    scores = self._pool_scores(arrays, variables, excluded_TC, negatives)
+                    loss_T = self._losses(arrays.weight_B[tile], scores)
+                loss_T.backward()
+                losses.append(loss_T.detach())
+        self._autograd.backward([query_BD, item_ND], gradients)
+        return losses
+
+    def _pool_scores(
+        self, arrays: PartArrays, vectors: list[Array], excluded_TC: Array, negatives: list[slice]
+    ) -> Scores:
+        """Return scores by the ``vectors`` of examples' queries, of their items, and of the uses ``negatives``."""
+        nd, (query_TD, item_TD, *pool) = self._nd, vectors
+        scaled_TD, pool_CD = self._score.dot_scale * query_TD, self._joined(pool)
+        positive_T1 = nd.sum(scaled_TD * item_TD, axis=1, keepdims=True)
+        negative_TC = nd.dot(scaled_TD, pool_CD, transpose_b=True)
+        if self._score.norm_scale:
+            square_T1, square_1C = self._squares(query_TD).reshape((-1, 1)), self._squares(pool_CD).reshape((1, -1))
+            positive_T1 = positive_T1 - square_T1 - self._squares(item_TD).reshape((-1, 1))
+            negative_TC = nd.broadcast_sub(nd.broadcast_sub(negative_TC, square_T1), square_1C)
+        if arrays.log_q_N is not None:
+            log_q_C = self._joined([arrays.log_q_N[used] for used in negatives])
+            negative_TC = nd.broadcast_sub(negative_TC, log_q_C.reshape((1, -1)))
+        return Scores(positive_T1, negative_TC, excluded_TC)
+
+    def _excluded(self, arrays: PartArrays, pool: Pool, own: slice, negatives: list[slice]) -> Array:
+        """Return 1 for negatives that do not count: an example's own item, and other items of its query in the batch.
+
+        Args:
+            arrays: the part's arrays.
+            pool: the pool.
+            own: the items of some of its examples, by use.
+            negatives: its negatives, by use, the in-batch ones last.
+        """
+        nd, item_index_N, group_P = self._nd, arrays.item_index_N, arrays.group_P
+        index_C = self._joined([item_index_N[used] for used in negatives])
+        excluded_TC = nd.broadcast_equal(item_index_N[own].reshape((-1, 1)), index_C.reshape((1, -1)))
+        if pool.in_batch in negatives:
+            drawn = index_C.size - (pool.in_batch.stop - pool.in_batch.start)
+            no_query = [nd.full(drawn, -1, index_C.context, "int32")] if drawn else []
+            query_C = self._joined([*no_query, group_P[pool.in_batch]])
+            same_query_TC = nd.broadcast_equal(group_P[own].reshape((-1, 1)), query_C.reshape((1, -1)))
+            excluded_TC = nd.maximum(excluded_TC, same_query_TC)
+        return nd.cast(excluded_TC, "float32")
+
+    # ---- all items are negatives, and a query is scored once
+
+    def _with_shared_scores(self, arrays: PartArrays) -> Queued[list[Array]]:
+        """Compute −Σ_b w_b (s_b − log Σ_j e^{s_j}), whose sum over all items j includes the example's own.
+
+        The squared norm of the query, a term of all its scores, is left out.
+        """
+        nd, scale, has_norms = self._nd, self._score.dot_scale, bool(self._score.norm_scale)
+        with self._autograd.record():
+            query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
+            item_BD = nd.take(item_AD, arrays.item_index_N[: arrays.weight_B.size])
+            own_B = scale * nd.sum(nd.take(query_AD, arrays.query_index_B) * item_BD, axis=1)
+            own_B = own_B - self._squares(item_BD) if has_norms else own_B
+            own_loss_B = -arrays.weight_B * own_B
+        query_gradient_AD, item_gradient_AD = nd.zeros_like(query_AD), nd.zeros_like(item_AD)
+        queries_AD, items_AD = query_AD.detach(), item_AD.detach()
+        losses: list[Array] = []
+        for tile in self._tiles(query_AD, slice(0, len(query_AD)), len(item_AD)):
+            if losses:
+                yield losses[-1]
+            query_TD = queries_AD[tile]
+            self._autograd.mark_variables([query_TD, items_AD], [query_gradient_AD[tile], item_gradient_AD], "add")
+            with self._autograd.record():
+                score_TA = nd.dot(scale * query_TD, items_AD, transpose_b=True)
+                if has_norms:
+                    score_TA = nd.broadcast_sub(score_TA, self._squares(items_AD).reshape((1, -1)))
+                loss_T = arrays.weight_A[tile] * self._loss.log_sum_exp(score_TA)[:, 0]
+            loss_T.backward()
+            losses.append(loss_T.detach())
+        self._autograd.backward([query_AD, item_AD, own_loss_B], [query_gradient_AD, item_gradient_AD, None])
+        return [*losses, own_loss_B]
+
+    # ---- negatives per example
+
+    def _per_example(self, arrays: PartArrays) -> Queued[list[Array]]:
+        nd, examples = self._nd, arrays.weight_B.size
+        index_N, log_q_N = arrays.item_index_N, arrays.log_q_N
+        index_BU = nd.concat(index_N[:examples].reshape((-1, 1)), index_N[examples:].reshape((examples, -1)), dim=1)
+        with self._autograd.record():
+            query_BD = nd.take(self._compared(arrays.query_AD), arrays.query_index_B)
+            item_AD = self._compared(arrays.item_AD)
+        query_gradient_BD, item_gradient_AD = nd.zeros_like(query_BD), nd.zeros_like(item_AD)
+        queries_BD, items_AD = query_BD.detach(), item_AD.detach()
+        losses: list[Array] = []
+        for tile in self._tiles(query_BD, slice(0, examples), index_BU.shape[1] * item_AD.shape[1]):
+            if losses:
+                yield losses[-1]
+            query_TD, index_TU = queries_BD[tile], index_BU[tile]
+            excluded_TC = nd.cast(nd.broadcast_equal(index_TU[:, :1], index_TU[:, 1:]), "float32")
+            self._autograd.mark_variables([query_TD, items_AD], [query_gradient_BD[tile], item_gradient_AD], "add")
+            with self._autograd.record():
+                score_TU = self._use_scores(query_TD, nd.take(items_AD, index_TU))
+                negative_TC = nd.slice_axis(score_TU, axis=1, begin=1, end=None)
+                if log_q_N is not None:
+                    negative_TC = negative_TC - log_q_N[examples:].reshape((examples, -1))[tile]
+                scores = Scores(nd.slice_axis(score_TU, axis=1, begin=0, end=1), negative_TC, excluded_TC)
+                loss_T = self._losses(arrays.weight_B[tile], scores)
+            loss_T.backward()
+            losses.append(loss_T.detach())
+        self._autograd.backward([query_BD, item_AD], [query_gradient_BD, item_gradient_AD])
+        return losses
+
+    def _use_scores(self, query_TD: Array, item_TUD: Array) -> Array:
+        nd = self._nd
+        score_TU = nd.sum(nd.broadcast_mul(nd.expand_dims(self._score.dot_scale * query_TD, 1), item_TUD), axis=2)
+        if self._score.norm_scale:
+            square_T1 = self._squares(query_TD).reshape((-1, 1))
+            score_TU = nd.broadcast_sub(score_TU, square_T1) - self._squares(item_TUD)
+        return score_TU
+
+
+_EXCLUDED_SCORE = -1e30
+"""A score whose exponential is 0 relative to that of any other score."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of some examples.
+
+    Attributes:
+        positive_B1: of the examples' items.
+        negative_BC: of their negatives.
+        excluded_BC: 1 for those that do not count, and 0 for the others, float32.
+    """
+
+    positive_B1: Array
+    negative_BC: Array
+    excluded_BC: Array
+
+    @property
+    def negatives(self) -> int:
+        """C, the number of negatives of an example, including those that do not count."""
+        count: int = self.negative_BC.shape[1]
+        return count
+
+
+class ScoreLoss:
+    """Computes the losses of examples from their scores."""
+
+    def __init__(self, mx: Any, spec: LossSpec, num_hard: int | None, items: int) -> None:
+        """Prepare for ``spec``, of which ``num_hard`` negatives count (None: all), and a table of ``items``."""
+        self._nd = mx.nd
+        self._autograd = mx.autograd
+        self._spec = spec
+        self._num_hard = num_hard
+        self._items = items
+        self._margin = spec.margin / spec.temperature
+
+    def losses(self, scores: Scores, sign_B1: Array) -> Array:
+        """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
+        nd, kind = self._nd, self._spec.kind
+        excluded_BC, kept = self._excluded(scores)
+        if kind == "softmax":
+            return self._softmax(scores, excluded_BC, sign_B1)
+        counts_BC = 1 - excluded_BC
+        if kind == "ccl":
+            return self._ccl(scores, counts_BC / kept, sign_B1)
+        positive_B1, negative_BC = scores.positive_B1, scores.negative_BC
+        if kind == "logistic":
+            pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / kept
+            return (self._softplus(-sign_B1 * positive_B1) + (sign_B1 > 0) * pushed_B1)[:, 0]
+        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(negative_BC, positive_B1))
+        if kind == "bpr":
+            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / kept
+        violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
+        hinge_B = nd.sum(violation_BC, axis=1) / kept
+        return hinge_B if kind == "hinge" else nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), hinge_B)
+
+    def log_sum_exp(self, score_BC: Array) -> Array:
+        """Return log Σ_j e^{s_j} of each row of scores, (B, 1), without overflow.
+
+        Written out, since MKLDNN's log_softmax crashes on some shapes when its input comes from an MKLDNN operator.
+        """
+        nd = self._nd
+        with self._autograd.pause():
+            top_B1 = nd.max(score_BC, axis=1, keepdims=True)
+        return top_B1 + nd.log(nd.sum(nd.exp(nd.broadcast_sub(score_BC, top_B1)), axis=1, keepdims=True))
+
+    def _excluded(self, scores: Scores) -> tuple[Array, int]:
+        """Return which negatives do not count, and how many of an example's negatives are kept."""
+        if self._num_hard is None or self._num_hard >= scores.negatives:
+            return scores.excluded_BC, scores.negatives
+        nd = self._nd
+        with self._autograd.pause():
+            ranked_BC = self._without(scores.excluded_BC, scores.negative_BC)
+            hardest_BC = nd.topk(ranked_BC, k=self._num_hard, axis=1, ret_typ="mask")
+            return nd.maximum(scores.excluded_BC, 1 - hardest_BC), self._num_hard
+
+    def _without(self, excluded_BC: Array, negative_BC: Array) -> Array:
+        """Return the scores of negatives, with a very low one for those that do not count."""
+        return negative_BC + _EXCLUDED_SCORE * excluded_BC
+
+    def _softmax(self, scores: Scores, excluded_BC: Array, sign_B1: Array) -> Array:
+        """Compute −log p = −log σ(s − log Σ_j e^{s_j}), or with the other sign −log(1 − p)."""
+        others_B1 = self.log_sum_exp(self._without(excluded_BC, scores.negative_BC))
+        has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
+        return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
+
+    def _ccl(self, scores: Scores, share_BC: Array, sign_B1: Array) -> Array:
+        nd, positive_B = self._nd, scores.positive_B1[:, 0]
+        pushed_B = nd.sum(nd.relu(scores.negative_BC - self._margin) * share_BC, axis=1) * self._spec.negative_weight
+        wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
+        return nd.where(sign_B1[:, 0] > 0, wanted_B, nd.relu(positive_B - self._margin))
+
+    def _warp(self, violation_BC: Array) -> Array:
+        """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
+        nd = self._nd
+        with self._autograd.pause():
+            ranks_B = nd.sum(violation_BC > 0, axis=1) * ((self._items - 1) / violation_BC.shape[1])
+            place_B, factor_B = nd.argmax(violation_BC, axis=1), nd.log1p(ranks_B)
+        # Picked by place: the gradient of a maximum would go to each of several equal values.
+        return factor_B * nd.pick(violation_BC, place_B, axis=1)
+
+    def _softplus(self, x: Array) -> Array:
+        """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""
+        nd = self._nd
+        return 0.5 * (x + nd.abs(x)) + nd.log1p(nd.exp(-nd.abs(x)))

@@ -14,14 +14,19 @@ Shapes: A active rows, B examples of a part, P examples whose items are uses of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.losses import LossSpec
+from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -151,3 +156,49 @@ def sum_rows(rows: int, parts: Sequence[ActiveRows], gradients: Sequence[FloatAr
     for active, gradient_AD in zip(parts, gradients, strict=True):
         sum_AD[active.rows_A] += gradient_AD
     return sum_AD
+
+
+class PartsEngine(ABC):
+    """An engine whose devices each compute a part of the batch from the vectors that it uses.
+
+    Attributes:
+        devices: as ``train.device`` names them.
+    """
+
+    def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, devices: Sequence[str]) -> None:
+        """Prepare to split batches among ``devices``."""
+        self.devices: Sequence[str] = list(devices)
+        self._model = model
+        self._in_batch = negatives.kind in IN_BATCH_KINDS
+        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
+
+    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
+        """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""
+        names = self._model.query.name, self._model.item.name
+        if len(batch) == 0:
+            return 0.0, {name: np.zeros_like(vectors[name]) for name in names}
+        query_AD, item_AD = (vectors[name] for name in names)
+        parts = split_batch(batch, len(self.devices), in_batch=self._in_batch)
+        loss, by_query, by_item = self._compute_parts(batch, parts, query_AD, item_AD)
+        query_gradient_AD = sum_rows(len(query_AD), [part.query for part in parts], by_query)
+        item_gradient_AD = sum_rows(len(item_AD), [part.item for part in parts], by_item)
+        return loss, dict(zip(names, (query_gradient_AD, item_gradient_AD), strict=True))
+
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Return the used and the total bytes of the GPUs together, None on the CPU. Any thread may call it."""
+        sizes = self._free_and_total()
+        return (sum(total - free for free, total in sizes), sum(total for _, total in sizes)) if sizes else None
+
+    @abstractmethod
+    def _compute_parts(
+        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
+    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
+        """Compute the sum of the losses, and the gradients of each part's queries and items, from the vectors."""
+
+    @abstractmethod
+    def _free_and_total(self) -> list[tuple[int, int]]:
+        """Return the free and the total bytes of each GPU."""
+
+    def _shares_scores(self, batch: Batch) -> bool:
+        """Return whether a query is scored once for all its examples."""
+        return self._all_softmax and batch.shares_query_scores

@@ -1,16 +1,26 @@
-"""Import PyTorch, an optional package, and open its devices. Other modules import it in functions, once one is open."""
+"""Import PyTorch, an optional package, open its devices, and copy rows to and from them.
+
+Other modules import PyTorch in functions, once a device is open. Copies to and from a GPU use page-locked memory of the
+host, which the GPU reads and writes by itself: from other memory, the driver copies first, with one thread, and the
+host waits for it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from crossfade.base.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def require_torch() -> None:
@@ -70,3 +80,35 @@ def describe_exhausted_memory() -> Iterator[None]:
             f"the memory of the device is exhausted: {reason.rstrip('.')}; lower "
             "train.device_memory_gib, train.batch_size or negatives.count, or set train.tables to host"
         ) from error
+
+
+_CHUNK_BYTES = 1 << 26
+
+
+def to_float32(value: float) -> float:
+    """Round as the kernels of the host do, so that the bias corrections of Adam agree."""
+    return float(np.float32(value))
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy rows of a step to ``device``, without waiting for it. On "cpu" the tensor may share the array's memory."""
+    import torch
+
+    if not array.flags.writeable:
+        array = array.copy()  # PyTorch warns about tensors that must not be written
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def copy_table(source: Tensor, target: Tensor) -> None:
+    """Copy ``source`` to ``target``, one in the memory of the host, by way of a buffer of bounded size."""
+    import torch
+
+    step = max(1, _CHUNK_BYTES // (source.element_size() * math.prod(source.shape[1:])))
+    is_pinned = "cuda" in {source.device.type, target.device.type}
+    shape = min(step, len(source)), *source.shape[1:]
+    buffer = torch.empty(shape, dtype=source.dtype, pin_memory=is_pinned)
+    for start in range(0, len(source), step):
+        rows = source[start : start + step]
+        staged = buffer[: len(rows)].copy_(rows)
+        target[start : start + step].copy_(staged)

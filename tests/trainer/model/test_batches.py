@@ -1,15 +1,71 @@
-"""Prefetching: order, errors in place, and a thread that stops."""
+"""Batches: the weights of their examples, and how they are made ahead in a background thread."""
+
+from __future__ import annotations
 
 import os
 import sys
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from builders import make_interactions
 from needs import LINUX
 
-from crossfade.trainer.data.background import yield_to_computation
-from crossfade.trainer.data.prefetch import Prefetcher
+from crossfade.base.arrays import FloatArray
+from crossfade.trainer.data.reader import yield_to_computation
+from crossfade.trainer.data.schedule import BatchSlice
+from crossfade.trainer.model.batches import Batch, FrequencyWeighting, Prefetcher, make_batch
+
+QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
+ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])
+COUNTS = np.bincount(QUERIES, minlength=5)
+
+
+def batch_of(weights: FloatArray) -> Batch:
+    interactions = make_interactions(QUERIES, ITEMS, weights)
+    return make_batch(BatchSlice(interactions, np.arange(len(QUERIES)), len(QUERIES)), interactions.item_N, 0, 0)
+
+
+@pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+def test_weight_is_query_count_to_the_power_and_one_on_average(power: float) -> None:
+    found_B = FrequencyWeighting(-power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    expected_B = COUNTS[QUERIES] ** -power
+    assert found_B.dtype == np.float32
+    np.testing.assert_allclose(found_B, expected_B / expected_B.mean(), rtol=1e-6)
+
+
+def test_weights_of_either_sign_are_multiplied() -> None:
+    weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
+    plain_B, weighted_B = (
+        FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
+    )
+    np.testing.assert_allclose(weighted_B, plain_B * weights, rtol=1e-6)
+
+
+def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
+    found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
+    np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
+
+
+def test_powers_of_zero_return_the_same_batch() -> None:
+    batch = batch_of(np.ones(len(QUERIES)))
+    assert FrequencyWeighting(0.0, None, 0.0, None).apply(batch) is batch
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.5])
+def test_item_weights_multiply_query_weights(power: float) -> None:
+    counts = np.bincount(ITEMS)
+    batch = batch_of(np.ones(len(QUERIES)))
+    items_B, both_B, queries_B = (
+        FrequencyWeighting(query, COUNTS, item, counts).apply(batch).weight_B
+        for query, item in ((0.0, power), (-1.0, power), (-1.0, 0.0))
+    )
+    expected_B = counts[ITEMS].astype(float) ** power
+    np.testing.assert_allclose(items_B, expected_B / expected_B.mean(), rtol=1e-6)
+    np.testing.assert_allclose(both_B, items_B * queries_B, rtol=1e-6)
+
 
 TIMEOUT_SECONDS = 180.0
 

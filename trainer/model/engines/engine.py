@@ -1,30 +1,71 @@
-"""Choose the engine and the devices of a worker, where ``train.engine`` or ``train.device`` is ``auto``.
+"""What computes gradients: the interface of engines, and which engine and devices a worker uses.
 
     choice = choose_engine(job.train, local_rank(store.rank), store.workers)
     choice.engine, choice.devices           # "torch", ("gpu:0",)
+    engine = choice.build(job, model)
+    vectors, tape = towers.forward(batch, block)
+    loss, gradients = engine.gradients(batch, vectors)
 
-``auto`` uses a GPU that an installed engine can drive, PyTorch before MXNet, and the CPU otherwise. Of several such
-GPUs, each worker uses one: its rank among the workers of its host, modulo their count. ``gpu`` is the same without the
-CPU. What is requested by number is used or refused.
+An engine gets vectors, after towers and dense layers, and returns their gradients: it does not depend on how they were
+made.
+
+Where ``train.engine`` or ``train.device`` is ``auto``, a GPU is used that an installed engine can drive, PyTorch before
+MXNet, and the CPU otherwise. Of several such GPUs, each worker uses one: its rank among the workers of its host, modulo
+their count. ``gpu`` is the same without the CPU. What is requested by number is used or refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from crossfade.base.environment import environment_integer
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.devices import EngineName
 from crossfade.trainer.config.schema import TrainConfig
+from crossfade.trainer.config.sections import EngineName
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo, find_gpus
 from crossfade.trainer.model.engines.gpu_code import mxnet_reason, torch_reason
+
+if TYPE_CHECKING:
+    from crossfade.base.arrays import FloatArray
+    from crossfade.trainer.config.schema import JobConfig
+    from crossfade.trainer.model.batches import Batch
+    from crossfade.trainer.model.spec import ModelSpec
 
 LOCAL_RANK_VARIABLE = "CROSSFADE_LOCAL_RANK"
 """The number of a worker among those of its host, from 0; its agent sets it."""
 _MAX_LOCAL_RANK = 65_535
 _REASONS: dict[EngineName, Callable[[GpuInfo], str | None]] = {"torch": torch_reason, "mxnet": mxnet_reason}
 """Why an engine cannot drive a GPU; the first engine that can is preferred."""
+
+
+class Engine(Protocol):
+    """Computes losses and gradients from the vectors of a batch's active rows, at a cost independent of table size.
+
+    Attributes:
+        name: as ``train.engine`` names it.
+        devices: as ``train.device`` names them, GPUs with their number.
+    """
+
+    name: str
+    devices: Sequence[str]
+
+    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
+        """Compute this worker's part of the mean loss over the global batch, and its gradients.
+
+        Args:
+            batch: the examples and negatives, by active row.
+            vectors: by entity, the vectors of its active rows, float32 (A, D), in the order of the batch's ``rows_A``.
+
+        Returns:
+            The loss, and the gradients of ``vectors``. Summed over workers, both are those of
+            Σ_b |w_b|·loss_b / global_size, where loss_b is the reversed loss if w_b < 0
+            (``trainer/model/losses.py``). An empty batch gives 0 and gradients of shape (0, D).
+        """
+
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Return the used and the total bytes of the engine's GPU, None on the CPU. Any thread may call it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,29 @@ class EngineChoice:
     def on_gpu(self) -> bool:
         """Whether the devices are GPUs."""
         return self.devices[0] != "cpu"
+
+    def build(self, job: JobConfig, model: ModelSpec) -> Engine:
+        """Create the engine for ``model`` and the loss and negatives of ``job``.
+
+        Raises:
+            MissingExtraError: it needs a package that is not installed.
+            InputError: it needs a GPU that is not available.
+        """
+        # Each engine is imported where it is used: the others may not be installed, and kernels take time to load.
+        from crossfade.trainer.model.losses import LossSpec
+
+        loss = LossSpec.of(job)
+        if self.engine == "torch":
+            from crossfade.trainer.model.engines.torch import TorchEngine
+
+            return TorchEngine(model, loss, job.negatives, self.devices, job.train.compute_dtype)
+        if self.engine == "mxnet":
+            from crossfade.trainer.model.engines.mxnet import MXNetEngine
+
+            return MXNetEngine(model, loss, job.negatives, self.devices)
+        from crossfade.trainer.model.engines.cpu import CpuEngine
+
+        return CpuEngine(model, loss, job.negatives)
 
 
 def local_rank(rank: int) -> int:

@@ -1,7 +1,8 @@
-"""Select the interactions that a job trains on: all of train, or those of its time range (``data.since``, ``until``).
+"""The inputs of a job: its dataset, the manifest, the model that fits both, and the interactions that it trains on.
 
-All workers need the number of rows before the first step. The command counts them once and leaves the counts in the run
-folder, where the workers of every generation find them. A worker that finds none counts for itself.
+These are all of train, or those of the time range (``data.since``, ``data.until``). All workers need the number of rows
+before the first step. The command counts them once and leaves the counts in the run folder, where the workers of every
+generation find them. A worker that finds none counts for itself.
 """
 
 from __future__ import annotations
@@ -11,20 +12,78 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.manifest import DatasetManifest, Split
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, SplitName, resolve
+from crossfade.trainer.data.lineage import LineageReader
+from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.time_range import count_within
+from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.folder import ROW_COUNTS_FILE
+
+
+class JobInputs(NamedTuple):
+    """The folder of a dataset, its manifest, and the model that ``job``, without any ``auto``, trains on it."""
+
+    folder: Folder
+    manifest: DatasetManifest
+    model: ModelSpec
+    job: JobConfig
+
+    def has_rows(self, split: SplitName) -> bool:
+        """Return whether the dataset has ``split``, with rows in it."""
+        return split in self.manifest.splits and self.manifest.splits[split].rows > 0
+
+
+def dataset_size(manifest: DatasetManifest) -> DatasetSize:
+    """Return the size of a dataset that is prepared."""
+    queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
+    interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
+    return DatasetSize(queries, items, interactions, manifest.is_grouped)
+
+
+def open_lineage(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> LineageReader:
+    """Return a reader of the dataset in ``folder`` and its base datasets, as ``job`` says."""
+    only = job.data.history_from_this_dataset_only
+    return LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)
+
+
+def open_inputs(job: JobConfig) -> JobInputs:
+    """Load the inputs of a command that begins: storage that does not answer is reported as a wrong name.
+
+    Raises:
+        InputError: the dataset cannot be used or reached, or has nothing to train on.
+    """
+    try:
+        return load_inputs(job)
+    except StorageUnavailableError as error:
+        raise InputError(str(error)) from error
+
+
+def load_inputs(job: JobConfig) -> JobInputs:
+    """Load the inputs of ``job``.
+
+    Raises:
+        InputError: the dataset cannot be used, or has nothing to train on.
+        StorageUnavailableError: storage does not answer.
+    """
+    folder = Folder(job.data.path)
+    manifest = read_manifest(folder)
+    job = resolve(job, dataset_size(manifest))
+    inputs = JobInputs(folder, manifest, make_model(job, manifest), job)
+    if not inputs.has_rows("train"):
+        raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
+    check_row_groups(job, folder, manifest)
+    return inputs
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
 
-from crossfade.trainer.config.model_sections import OptimizerConfig
-from crossfade.trainer.training.lr_schedule import lr_factor
+from crossfade.trainer.config.sections import OptimizerConfig
 
 STEPS, WARMUP = 200, 20
 PARTS = 512
 
 
 def factors(**spec: Any) -> list[float]:
-    return [lr_factor(OptimizerConfig(**spec), step, STEPS) for step in range(STEPS)]
+    return [OptimizerConfig(**spec).lr_factor(step, STEPS) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -36,7 +35,7 @@ def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     spec = OptimizerConfig(schedule=schedule)
-    lr_factors = [lr_factor(spec, step, 100_000) for step in range(100_000)]
+    lr_factors = [spec.lr_factor(step, 100_000) for step in range(100_000)]
     assert min(lr_factors) > 0
     assert lr_factors == sorted(lr_factors, reverse=True)
     assert len(set(lr_factors)) <= PARTS
@@ -57,7 +56,7 @@ def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
     succeeded(crossfade("train", job, "--run-dir", "run", cwd=tmp_path))
     steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
     total, spec = steps[0]["steps"], OptimizerConfig(schedule="linear", warmup_steps=5)
-    expected = [0.5 * lr_factor(spec, step, total) for step in range(total)]
+    expected = [0.5 * spec.lr_factor(step, total) for step in range(total)]
     assert min(expected) < 0.1 < max(expected), "the last rate is one that no other step has"
     assert all(record["learning_rate"] == expected[record["step"] - 1] for record in steps)
     last = next(

@@ -1,0 +1,314 @@
+"""What workers and servers agree on: which key, server and position hold a row, and the messages between them.
+
+    for part in make_layout([table], servers=4)[0].split(rows_A): ...   # part.key, part.positions_A, part.order_A
+
+A table is P shards of equal size, the last rows of which may be padding. Each shard is a key of MXNet's store, which
+one server holds: a key must stay below 2^31 bytes, and each key costs a message in each pull and push, so there are as
+few as that limit and the number of servers allow. Row r is in shard r mod P, at position r // P (modulo sharding).
+Vocabularies are ordered by popularity, so each server gets an equal share of the popular rows, which are adjacent at
+the start of a shard, where caches serve them well. MXNet could split each key over all servers instead. A table of K
+keys would then take K·S messages.
+
+Commands are JSON, by ``"command"``:
+
+- ``create``: the tables, the optimizer, the seed, the number of servers, the size of keys, a checkpoint or null, and
+  the steps taken before
+- ``load``: copy rows from that checkpoint
+- ``reset``: initialize ``rows`` of ``table``, and zero their optimizer state
+- ``assign``: copy the next push of each key of ``table`` into its rows, instead of updating them with it
+- ``lr_factor``: multiply the learning rate by ``factor``, above 0 and at most 1, from now on
+- ``save``: start writing a checkpoint into ``folder``, which must be below the job's folder of checkpoints
+- ``status``: publish the state of the last save in the server's row of the status key
+
+A status is ``{"state": "idle" | "running" | "saved" | "failed"}``, with a ``message`` where it failed, and with the
+fields of ``PartResult`` and ``pause_seconds`` where it was saved.
+
+Commands travel signed, since ps-lite executes the commands of everyone who reaches a server's port:
+
+    signer, verifier = CommandSigner(secret), CommandVerifier(secret)
+    verifier.verify(signer.sign('{"command": "load"}'))       # '{"command": "load"}'
+
+A signed command is ``MAC COUNTER JSON``: the HMAC-SHA256 of the rest under a secret that only the roles of a generation
+have, and a number that grows by one from command to command. Nothing of a command is parsed before its MAC is verified.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import ClusterError
+from crossfade.base.io.folder import Folder
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.store import VALUE_BYTES, TableSpec
+
+DEFAULT_KEY_BYTES = 2**30
+MAX_KEY_BYTES = 2**31 - 2**20
+ALL_REDUCE_KEY = 0
+_MXNET_PRIME = 9973
+"""MXNet puts key k on server 9973·k mod S, unless it splits the key."""
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """The rows of a request that belong to one key.
+
+    ``order_A`` is the index of each in the request, ``positions_A`` its row within the key. Both are int64, ordered by
+    position; positions are sorted and unique if the request was.
+    """
+
+    key: int
+    order_A: IntArray
+    positions_A: IntArray
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """The keys of one table: a shard each, numbered from ``first_key`` on, the same number on each server."""
+
+    table: TableSpec
+    servers: int
+    first_key: int
+    num_shards: int
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard, padding included."""
+        return -(-self.table.rows // self.num_shards)
+
+    @property
+    def key_shape(self) -> tuple[int, int]:
+        """Rows and columns of one key in MXNet's store."""
+        return self.shard_rows, self.table.dim
+
+    @property
+    def keys_per_server(self) -> int:
+        """Keys of the table that each server holds."""
+        return self.num_shards // self.servers
+
+    @property
+    def key_numbers(self) -> range:
+        """The numbers of this table's keys in MXNet's store."""
+        return range(self.first_key, self.first_key + self.num_shards)
+
+    def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
+        """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
+        from crossfade.kvstore.grouping import group_by_shard  # imports numba, which only processes that move rows need
+
+        order_A, positions_A, starts_P = group_by_shard(rows_A, self.num_shards)
+        for key, (begin, end) in zip(self.key_numbers, pairwise(starts_P), strict=True):
+            yield KeyRows(key, order_A[begin:end], positions_A[begin:end])
+
+    def shard_of(self, key: int) -> int:
+        """Return the number of the shard that ``key`` is."""
+        return key - self.first_key
+
+    def rows_of(self, shard: int) -> IntArray:
+        """Return the table's rows in ``shard``, int64 (shard_rows,), sorted; rows >= ``table.rows`` are padding."""
+        return np.arange(self.shard_rows, dtype=np.int64) * self.num_shards + shard
+
+
+def server_of(key: int, servers: int) -> int:
+    """Return the server that holds ``key``."""
+    return key * _MXNET_PRIME % servers
+
+
+def status_key(server: int, servers: int) -> int:
+    """Return the number of the key in which ``server`` publishes its status; they follow ``ALL_REDUCE_KEY``."""
+    return next(key for key in range(1, servers + 1) if server_of(key, servers) == server)
+
+
+def make_layout(tables: Sequence[TableSpec], servers: int, max_key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
+    """Lay out ``tables`` on ``servers`` servers in keys of at most ``max_key_bytes``, or of one row.
+
+    The first keys are reserved for all-reduce and for the status of servers. Every worker and server computes the same
+    layout from the same arguments.
+    """
+    assert 0 < max_key_bytes <= MAX_KEY_BYTES
+    assert 0 < servers < _MXNET_PRIME
+    layouts = []
+    next_key = servers + 1
+    for table in tables:
+        rows_per_key = max(1, max_key_bytes // (table.dim * VALUE_BYTES))
+        keys_per_server = -(-table.rows // (rows_per_key * servers))
+        layouts.append(TableLayout(table, servers, next_key, keys_per_server * servers))
+        next_key += keys_per_server * servers
+    return layouts
+
+
+COMMAND_HEAD = 0
+"""MXNet passes only this head to a controller; it drops commands with others silently."""
+RESET_ROWS = 1 << 13
+"""Rows in one reset command, which then takes about 100 kB."""
+STATUS_LENGTH = 4096
+"""float32 values per server in the status key: the length of a text, then its bytes, one in each value."""
+
+LOAD_COMMAND = json.dumps({"command": "load"})
+STATUS_COMMAND = json.dumps({"command": "status"})
+
+
+def create_command(
+    tables: Sequence[TableSpec],
+    optimizer: OptimizerSpec,
+    seed: int,
+    servers: int,
+    max_key_bytes: int,
+    checkpoint: str | None,
+    first_step: int = 0,
+) -> str:
+    """Return the command with the layout of tables, the source of their rows, and the steps taken before."""
+    return json.dumps(
+        {
+            "command": "create",
+            "tables": [asdict(table) for table in tables],
+            "optimizer": asdict(optimizer),
+            "seed": seed,
+            "servers": servers,
+            "max_key_bytes": max_key_bytes,
+            "checkpoint": checkpoint,
+            "first_step": first_step,
+        }
+    )
+
+
+def reset_commands(table: str, rows_R: IntArray) -> Iterator[str]:
+    """Yield the commands that reset ``rows_R`` of ``table``, at most ``RESET_ROWS`` in each."""
+    for start in range(0, len(rows_R), RESET_ROWS):
+        rows = rows_R[start : start + RESET_ROWS].tolist()
+        yield json.dumps({"command": "reset", "table": table, "rows": rows})
+
+
+def assign_command(table: str) -> str:
+    """Return the command that makes the next push of each key of ``table`` replace rows."""
+    return json.dumps({"command": "assign", "table": table})
+
+
+def lr_factor_command(factor: float) -> str:
+    """Return the command that multiplies the learning rate by ``factor``."""
+    return json.dumps({"command": "lr_factor", "factor": factor})
+
+
+def save_command(folder: str) -> str:
+    """Return the command that starts a save into the checkpoint folder ``folder``, a path or URI."""
+    return json.dumps({"command": "save", "folder": folder})
+
+
+def is_below(folder: str, parent: str) -> bool:
+    """Return whether ``folder``, a path or URI, is below the folder ``parent``."""
+    inner, outer = Folder(folder), Folder(parent)
+    if inner.path is not None and outer.path is not None:
+        return Path(outer.path).resolve() in Path(inner.path).resolve().parents
+    # Keys of S3 are no paths, but tools that copy them to a file system would follow '..'.
+    return inner.uri.startswith(f"{outer.uri.rstrip('/')}/") and ".." not in inner.uri.split("/")
+
+
+def decode_status(row_N: FloatArray) -> dict[str, Any]:
+    """Decode a server's status from its row of the status key, float32 (STATUS_LENGTH,)."""
+    text = row_N[1 : 1 + int(row_N[0])].astype(np.uint8).tobytes()
+    status: dict[str, Any] = json.loads(text)
+    return status
+
+
+def encode_status(status: dict[str, Any], row_N: FloatArray) -> None:
+    """Write ``status`` into a server's row of the status key, in place."""
+    text = json.dumps(status).encode("ascii")
+    assert len(text) < STATUS_LENGTH
+    row_N[0] = len(text)
+    row_N[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)
+
+
+MAX_COMMAND_BYTES = 1 << 20
+"""Several times the longest command, a reset. What is longer is rejected without computing its MAC."""
+MIN_SECRET_LENGTH = 16
+
+Rejection = Literal["size", "mac", "replay"]
+_REASONS: dict[Rejection, str] = {
+    "size": "it is longer than any command",
+    "mac": "its message authentication code is not that of the job's secret",
+    "replay": "it repeats a command that was executed",
+}
+_logger = logging.getLogger(__name__)
+
+
+class CommandSigner:
+    """Signs the commands of the one worker that sends them."""
+
+    def __init__(self, secret: str) -> None:
+        """Sign with ``secret``, from counter 1 on."""
+        self._secret, self._counter = _key(secret), 0
+
+    def sign(self, text: str) -> str:
+        """Return ``text`` with the next counter and the MAC of both."""
+        self._counter += 1
+        signed = f"{self._counter} {text}"
+        return f"{_mac(self._secret, signed.encode()).decode()} {signed}"
+
+
+class CommandVerifier:
+    """Verifies the commands that reach one server, and counts those that it rejects."""
+
+    def __init__(self, secret: str) -> None:
+        """Accept commands that are signed with ``secret``."""
+        self._secret, self._counter = _key(secret), 0
+        self.rejected: dict[str, int] = dict.fromkeys(_REASONS, 0)
+        """Rejected commands by reason; any thread may read it."""
+
+    def verify(self, body: bytes) -> str | None:
+        """Return the text of a signed command; None if it was rejected, which is logged and counted.
+
+        Raises:
+            ClusterError: the command is authentic, but one before it is missing, so this server's state is wrong.
+        """
+        mac, _, signed = body.partition(b" ")
+        number, _, text = signed.partition(b" ")
+        rejection: Rejection | None = None
+        if len(body) > MAX_COMMAND_BYTES:
+            rejection = "size"
+        elif not hmac.compare_digest(mac, _mac(self._secret, signed)):
+            rejection = "mac"
+        elif int(number) <= self._counter:
+            rejection = "replay"
+        if rejection is not None:
+            self._reject(rejection)
+            return None
+        counter = int(number)
+        if counter != self._counter + 1:
+            raise ClusterError(
+                f"received command {counter} after command {self._counter}: those in between were lost on the network"
+            )
+        self._counter = counter
+        return text.decode()
+
+    def _reject(self, reason: Rejection) -> None:
+        """Count a rejection. Log the first, second, fourth … of each reason, so that a flood fills no disk."""
+        self.rejected[reason] += 1
+        count = self.rejected[reason]
+        if count & (count - 1) == 0:
+            _logger.warning(
+                "ignored a command that no worker of this job has sent: %s (%d so far); close the servers' ports to "
+                "others: docs/distributed.md, 'Access to the ports'",
+                _REASONS[reason],
+                count,
+            )
+
+
+def _key(secret: str) -> bytes:
+    if len(secret) < MIN_SECRET_LENGTH:
+        raise ClusterError(
+            f"the secret for commands has {len(secret)} characters, expected {MIN_SECRET_LENGTH} or more: run the same "
+            "version of crossfade on all hosts"
+        )
+    return secret.encode()
+
+
+def _mac(secret: bytes, signed: bytes) -> bytes:
+    return hmac.digest(secret, signed, "sha256").hex().encode()

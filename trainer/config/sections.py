@@ -1,0 +1,482 @@
+"""Sections of the job file, and the types of their fields.
+
+Model, negatives, and optimizer define what is learned; checkpoints, cluster, metrics, and tracking how a run is
+executed. The devices of ``train.device`` have their rules here too:
+
+    as_list("auto")                             # ["auto"]
+    as_list(["gpu:0", "gpu:1"])                 # ["gpu:0", "gpu:1"]
+    check_devices(["gpu:0", "cpu"])             # ValueError
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+
+from crossfade.base.validation import described
+from crossfade.kvstore.mxnet.protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
+from crossfade.kvstore.optimizer_spec import OptimizerKind
+
+Auto = Literal["auto"]
+"""A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$"),
+    described("a letter, then letters, digits, '_' and '-'"),
+]
+TimeValue = Annotated[
+    Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[str, Field(strict=True)],
+    # YAML turns text that looks like a date into one.
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+]
+
+
+Value = TypeVar("Value")
+
+
+def resolved(value: Value | Auto) -> Value:
+    """Return a value of a job that ``defaults.resolve`` has returned, where none is ``auto``."""
+    if value == "auto":
+        raise AssertionError("a value of the job is still auto")
+    return value
+
+
+class Section(BaseModel):
+    """A section of the job file: immutable, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _check_names(value: Any, validate: Callable[[Any], Any]) -> Any:
+    """Describe what is expected in one message, rather than in one for each type."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError(
+            f"expected auto, cpu, gpu, a GPU by number such as gpu:1, or a list of devices, but found {value!r:.100}"
+        ) from None
+
+
+_DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|gpu|gpu:(0|[1-9][0-9]?))$")]
+_DeviceNames = Annotated[list[_DeviceName], Field(min_length=1, max_length=64)]
+Devices = Annotated[_DeviceName | _DeviceNames, WrapValidator(_check_names)]
+EngineName = Literal["auto", "cpu", "mxnet", "torch"]
+
+
+def as_list(devices: str | Sequence[str]) -> list[str]:
+    """Return the names of ``train.device``, which may be a single one."""
+    return [devices] if isinstance(devices, str) else list(devices)
+
+
+def on_gpu(devices: Sequence[str]) -> bool:
+    """Return whether GPUs are requested by name."""
+    return devices[0].startswith("gpu")
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Check a list of devices.
+
+    Raises:
+        ValueError: it mixes CPU and GPU, or names a GPU twice, or has ``auto`` beside others.
+    """
+    if len(devices) == 1:
+        return
+    if "auto" in devices:
+        raise ValueError(f"device is {', '.join(devices)}: expected 'auto' alone, or the devices without it")
+    if len({name.partition(":")[0] for name in devices}) > 1:
+        raise ValueError(
+            f"device is {', '.join(devices)}: expected GPUs only, or CPUs only, since each gets an equal part"
+        )
+    gpus = ["gpu:0" if name == "gpu" else name for name in devices if name != "cpu"]
+    if len(set(gpus)) < len(gpus):
+        raise ValueError(f"device is {', '.join(devices)}: expected each GPU once")
+
+
+HISTORY = "history"
+"""The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
+ScoreKind = Literal["dot", "cosine", "euclidean"]
+LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
+
+
+class DenseConfig(Section):
+    """Dense layers that each side's vectors pass through before they are scored."""
+
+    query: list[AtLeastOne] = Field(
+        [], description="widths of the query side's layers, such as [128, 64]; the last equals model.dim; default: none"
+    )
+    item: list[AtLeastOne] = Field([], description="widths of the item side's layers, in the same form")
+    activation: Literal["relu", "tanh"] = Field("relu", description="activation after each layer but the last")
+    layer_norm: bool = Field(
+        True, description="apply layer normalization, row by row, before each activation (each layer but the last)"
+    )
+    residual: bool = Field(
+        True, description="add the layers' output to their input; false: the output replaces the input"
+    )
+    learning_rate: Auto | Positive = Field(
+        "auto",
+        description="learning rate of the layers, on the optimizer's schedule; auto: optimizer.learning_rate if that "
+        "is given, 0.015 otherwise",
+    )
+
+
+class HistoryConfig(Section):
+    """The history of a query, where ``model.query_features`` names it: items that it has interacted with."""
+
+    length: AtLeastOne = Field(
+        20,
+        description="items of a history at most: the last ones before the interaction or, in a dataset without "
+        "timestamps, other items of the same query",
+    )
+    half_life: Positive | None = Field(
+        None,
+        description="number of newer items after which an item counts for half as much; needs timestamps; null: all "
+        "items count alike",
+    )
+    table: Literal["shared", "own"] = Field(
+        "shared", description="embeddings of the items of a history: shared with data.item, or another table, history"
+    )
+
+
+class ModelConfig(Section):
+    """The two-tower embedding model: a vector per query and per item, compared by a score."""
+
+    dim: AtLeastOne = Field(64, description="columns of every embedding")
+    score: ScoreKind = Field("cosine", description="score function: dot, cosine, or euclidean (-squared distance)")
+    temperature: Auto | Positive = Field(
+        "auto",
+        description="divisor of the score in the loss; auto: 1.67 * items^-0.155 * interactions^-0.075 with cosine "
+        "scores, within 0.05 to 0.2, and 0.17 with others",
+    )
+    init_std: Positive = Field(0.1, description="standard deviation of the initial values of a row")
+    query_features: list[Name] = Field(
+        [],
+        description="tables whose embeddings make up a query's vector, such as [customer, hour]: data.query, its "
+        "features, context of events, and history, the mean of items that it has interacted with; default: "
+        "[data.query]",
+    )
+    history: HistoryConfig = HistoryConfig()
+    item_features: list[Name] = Field(
+        [],
+        description="tables whose embeddings make up an item's vector, such as [track, artist, tag]: data.item, which "
+        "may be left out, and its features; default: [data.item]",
+    )
+    query_content: list[Name] = Field(
+        [],
+        description="content columns of data.query, numbers and vectors that 'crossfade prepare --content' added: a "
+        "linear layer maps them to model.dim, as one more part of a query's vector",
+    )
+    item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
+    combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="fraction of rows whose ID embedding is dropped in a step, among rows that have features, so that "
+        "features learn to represent new rows (DropoutNet)",
+    )
+    dense: DenseConfig = DenseConfig()
+    start: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description="vectors that tables begin with, by table: a Parquet file with the columns id and vector, or a "
+        "folder of them (a path or s3:// URI), such as RUN/embeddings/track; rows without one are drawn",
+        examples=[{"track": "vectors.parquet"}],
+    )
+    frozen: list[Name] = Field(
+        [], description="tables that training leaves as they begin, such as [track]: their rows are never updated"
+    )
+
+    @property
+    def has_dense_layers(self) -> bool:
+        """Whether a side has dense layers, or a content layer."""
+        return any((self.dense.query, self.dense.item, self.query_content, self.item_content))
+
+    @property
+    def has_towers(self) -> bool:
+        """Whether a side names parts of its vectors, or has layers, so that vectors may be more than rows of tables."""
+        return bool(self.query_features or self.item_features) or self.has_dense_layers
+
+    @model_validator(mode="after")
+    def _check_last_width(self) -> ModelConfig:
+        for side, widths in (("query", self.dense.query), ("item", self.dense.item)):
+            if widths and widths[-1] != self.dim:
+                raise ValueError(f"dense.{side} is {widths}: its last width must equal dim, which is {self.dim}")
+        return self
+
+
+class NegativesConfig(Section):
+    """The negatives that each interaction is contrasted with."""
+
+    kind: Literal["auto", "shared", "per_example", "in_batch", "mixed", "all"] = Field(
+        "auto",
+        description="source of negatives. shared: one sampled pool for all examples of a step; per_example: samples "
+        "for each example; in_batch: items of the other examples of the same step and partition, about "
+        "train.batch_size / data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item "
+        "table; auto: for softmax, all up to 32,768 items (131,072 in a grouped dataset, if its queries times items "
+        "are at most 8,192 times its interactions) and in_batch with logq_correction above, or with histories, since "
+        "each example is then scored by itself; for other losses, shared",
+    )
+    count: AtLeastOne = Field(4096, description="samples in the pool, or per example; not used by in_batch and all")
+    sampling: Literal["uniform", "popularity"] = Field(
+        "uniform", description="distribution that items are sampled from"
+    )
+    power: Annotated[float, Field(ge=0, le=4)] = Field(
+        0.75, description="exponent of popularity sampling: an item is drawn with probability ∝ count^power"
+    )
+    logq_correction: bool = Field(
+        False,
+        description="subtract the log of an item's expected number of draws from its score as a negative, so that the "
+        "sampled softmax estimates the one over all items",
+    )
+    num_hard: AtLeastOne | None = Field(
+        None, description="negatives of an example that count, those with the highest scores; null: all"
+    )
+    weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
+
+
+_LR_LEVELS = 512
+
+
+class OptimizerConfig(Section):
+    """The row-sparse optimizer and its learning rate schedule."""
+
+    kind: OptimizerKind = Field(
+        "adam", description="update rule: sgd, adagrad, rowwise_adagrad (4 bytes of state per row) or adam"
+    )
+    learning_rate: Auto | Positive = Field(
+        "auto",
+        description="peak learning rate, per step; auto: 0.2 with cosine scores, whose rows are at most 1 long, and "
+        "0.015 with others",
+    )
+    weight_decay: Auto | NonNegative = Field(
+        "auto",
+        description="L2 coefficient: this times the weight is added to the gradient of active rows; auto: 0 with "
+        "cosine scores, where max_norm keeps rows short, and 1e-5 with others, where it pulls scores to 0",
+    )
+    epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
+        1e-8, description="constant added to the root of the second moment"
+    )
+    beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
+    max_norm: Auto | Positive | None = Field(
+        "auto",
+        description="upper bound of a row's length after an update; null: none; auto: 1 with cosine scores, so that "
+        "directions can still change, and none with others; 1 with euclidean scores is CML",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="learning rate schedule from the end of the warm-up to the last step"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="steps in which the learning rate rises from 0 to its peak"
+    )
+    min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="fraction of the peak learning rate at which the linear and cosine schedules end"
+    )
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Return the factor of the learning rate at ``step``, counted from 0, of ``total_steps``: above 0, at most 1.
+
+        With w warm-up steps, T steps in all and the final factor f (``min_lr_factor``), the factor of step t is
+        (t + 1)/w while t < w. After that, with x = (t − w)/(T − w) from 0 to 1:
+
+        - ``constant``  1
+        - ``linear``    1 − (1 − f)·x      (Goyal et al., "Accurate, large minibatch SGD", 2017, for the warm-up)
+        - ``cosine``    f + (1 − f)·(1 + cos πx)/2      (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)
+
+        A factor depends only on the step, so a run that resumes has the factors of one that never stopped. Factors are
+        multiples of 1/512: each change costs a message to every server, so a run sends about a thousand at most.
+        """
+        if step < self.warmup_steps:
+            factor = (step + 1) / self.warmup_steps
+        elif self.schedule == "constant":
+            factor = 1.0
+        else:
+            x = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+            decay = 1.0 - x if self.schedule == "linear" else (1.0 + math.cos(math.pi * x)) / 2.0
+            factor = self.min_lr_factor + (1.0 - self.min_lr_factor) * decay
+        return math.ceil(factor * _LR_LEVELS) / _LR_LEVELS or 1.0 / _LR_LEVELS
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, where, and what a run starts from."""
+
+    path: str | None = Field(
+        None,
+        description="folder or s3:// URI for checkpoints; default: RUN/checkpoints",
+        examples=["s3://music/checkpoints/plays"],
+    )
+    interval_seconds: Positive | None = Field(
+        300.0, description="seconds between checkpoints; null: only at the end and when the run is stopped"
+    )
+    interval_steps: AtLeastOne | None = Field(None, description="steps between checkpoints, in addition to the seconds")
+    keep_latest: AtLeastOne = Field(3, description="number of newest checkpoints to keep")
+    warm_start_from: str | None = Field(
+        None,
+        description="checkpoint, or folder of checkpoints, whose rows initialize a new run; rows that are not in it, "
+        "are vacant in the data or belong to another ID now are initialized at random",
+    )
+
+
+class ClusterConfig(Section):
+    """Processes of a distributed job. Without servers, one process trains and holds the tables."""
+
+    servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
+        0, description="processes that hold the tables; 0: train in one process"
+    )
+    workers: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(
+        1, description="processes that compute gradients"
+    )
+    host: str = Field("127.0.0.1", description="address that roles listen on and reach each other at")
+    scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of the scheduler, if hosts are several; 0: any free port"
+    )
+    max_key_bytes: Annotated[int, Field(ge=1024, le=MAX_KEY_BYTES)] = Field(
+        DEFAULT_KEY_BYTES, description="largest part of a table, in bytes, stored under one key"
+    )
+    hosts: AtLeastOne = Field(1, description="hosts that share the roles; the job starts when their agents have joined")
+    one_role_per_host: bool = Field(
+        False,
+        description="place each server and worker on its own host, next to the coordinator's, as containers do; the "
+        "number of hosts follows from that",
+    )
+    host_timeout_seconds: Positive | None = Field(
+        None,
+        description="seconds to wait for lost hosts, since the last host joined or left, before their roles move to "
+        "the remaining ones; null: no limit",
+    )
+    standby_timeout_seconds: Positive | None = Field(
+        60.0,
+        description="seconds without a sign of life from the command that runs the job, as when its host is frozen, "
+        "before a standby takes over; null: only once it has ended",
+    )
+    coordinator_address: str | None = Field(
+        None,
+        description="HOST:PORT at which agents on other hosts reach the coordinator; needs CROSSFADE_TOKEN",
+        examples=["10.0.0.1:7070"],
+    )
+    shared_run_dir: bool = Field(
+        True,
+        description="whether the run folder is on a file system that all hosts share and that outlives them; false: "
+        "hosts get the job from the coordinator, and the best embeddings stay with the checkpoints until the run ends",
+    )
+    slow_host_timeout_seconds: Positive | None = Field(
+        1800.0,
+        description="seconds for which a role may take more than twice as long as the others of its kind for the same "
+        "work before its host is drained, if the other hosts suffice for the job; null: no limit",
+    )
+    max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
+        5, description="consecutive restarts without a new checkpoint after which the job fails"
+    )
+    stall_timeout_seconds: Positive = Field(
+        600.0,
+        description="seconds without a step, evaluation or checkpoint, startup included, before the job is restarted",
+    )
+    grace_period_seconds: Positive = Field(
+        60.0, description="seconds a job that is asked to stop may take to write its checkpoint"
+    )
+    filter_ports: bool = Field(
+        True,
+        description="whether roles on several hosts drop packets from other addresses than those of the job's hosts; "
+        "false: where addresses are translated on the way",
+    )
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> ClusterConfig:
+        if self.workers > 1 and self.servers == 0:
+            raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers or --servers")
+        return self
+
+    @model_validator(mode="after")
+    def _check_hosts(self) -> ClusterConfig:
+        if self.one_role_per_host and self.hosts > 1:
+            raise ValueError(
+                f"hosts is {self.hosts}, but one_role_per_host determines the number of hosts: set only one of them"
+            )
+        return self
+
+    @property
+    def host_count(self) -> int:
+        """Number of hosts of the complete job, the coordinator's included."""
+        return 1 + self.servers + self.workers if self.one_role_per_host else self.hosts
+
+
+class MetricsConfig(Section):
+    """Where a run publishes its Prometheus metrics."""
+
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = Field(
+        0,
+        description="port of /metrics, /healthz and /targets; 0: any free port, as for every role that an agent "
+        "starts; null: no endpoint",
+    )
+    host: str | None = Field(
+        None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"
+    )
+    pushgateway: (
+        Annotated[
+            str,
+            Field(pattern=r"^https?://[^@\s]+$"),
+            described("a URL such as http://10.0.0.5:9091, without user and password"),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="http:// or https:// URL of a Pushgateway that receives each process's final values",
+        examples=["http://pushgateway:9091"],
+    )
+
+
+def _check_no_credentials(uri: str) -> str:
+    if set(uri) & set("@?#"):
+        raise ValueError(
+            "expected an address without credentials and query, since job.yaml keeps it: set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return uri
+
+
+def _check_tensorboard(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, str) and value and "://" not in value):
+        return value
+    raise ValueError(f"expected true, false or a folder of this host's file systems, but found {value!r}")
+
+
+class TrackingConfig(Section):
+    """Where a run is recorded as an experiment, by the command that runs it: MLflow, TensorBoard or both."""
+
+    mlflow: (
+        Annotated[
+            str,
+            Field(pattern=r"^(https?://\S+|databricks(://[\w-]+)?)$"),
+            AfterValidator(_check_no_credentials),
+            described("a URL such as http://mlflow:5000, databricks or databricks://PROFILE"),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="tracking server of MLflow: an http:// or https:// URL, databricks or databricks://PROFILE; "
+        "credentials are those of the environment; null: none",
+        examples=["http://mlflow:5000"],
+    )
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
+        "crossfade", description="experiment of the tracking server that the run belongs to"
+    )
+    upload_embeddings: bool = Field(
+        False, description="whether the tracking server gets the embeddings of the finished run as an artifact"
+    )
+    tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
+        False,
+        description="whether to write event files for TensorBoard, to RUN/tensorboard; or a folder: FOLDER/NAME-ID",
+    )

@@ -1,0 +1,93 @@
+"""Choose what computes a run: the store of its tables, the engine of its gradients, and the step that joins them.
+
+    composition = compose(job, model, towers)               # a run in this process
+    composition = compose(job, model, towers, servers)      # a worker of a distributed run, whose store is ``servers``
+    loss, rows = composition.step.take(batch, lr_factor, state)
+
+The engine follows from ``train.engine`` and ``train.device``. Without servers, tables are in the memory that
+``train.tables`` names. The step is the fastest one whose needs the three fulfil (``steps.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.stats import UpdateStats
+from crossfade.kvstore.store import RowStore
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.engines.engine import Engine, EngineChoice, choose_engine, local_rank
+from crossfade.trainer.model.engines.torch import TorchEngine, torch_device
+from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.towers import Towers
+from crossfade.trainer.training.steps import DeviceStep, InPlaceStep, PullPushStep, Step, StepParts
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What computes one worker's part of a run.
+
+    Attributes:
+        store: holds the tables, which are created later.
+        engine: computes gradients.
+        step: takes steps.
+        notes: what the user should know about the choice of the engine, a line each.
+        stats: counters of the tables in this process; None: servers hold them.
+        describe_tables: returns lines for the user about where created tables are.
+    """
+
+    store: RowStore
+    engine: Engine
+    step: Step
+    notes: tuple[str, ...]
+    stats: UpdateStats | None = None
+    describe_tables: Callable[[], list[str]] = list
+
+
+def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore | None = None) -> Composition:
+    """Choose store, engine, and step of a worker of ``job``, which has a value for each ``auto``.
+
+    Args:
+        job: the job.
+        model: the tables and the score.
+        towers: turn rows of tables into the vectors of ``model``.
+        servers: the worker's store on servers; None: the tables are in this process, whose store the caller closes.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        InputError: a GPU is not available.
+    """
+    rank, workers = (servers.rank, servers.workers) if servers is not None else (0, 1)
+    choice = choose_engine(job.train, local_rank(rank), workers)
+    engine = choice.build(job, model)
+    parts = StepParts(job, model, engine, towers)
+    notes = choice.notes
+    if choice.engine != "cpu":
+        notes += (f"gradients are computed by engine {choice.engine} on {', '.join(choice.devices)}",)
+    if servers is not None:
+        return Composition(servers, engine, PullPushStep.of(servers, parts), notes)
+    if not _keeps_tables_on_device(job, choice):
+        local = LocalStore()
+        in_place = InPlaceStep.suits(parts)
+        step: Step = InPlaceStep.of(local, parts) if in_place else PullPushStep.of(local, parts)
+        return Composition(local, engine, step, notes, local.stats)
+    memory = job.train.device_memory_gib
+    device = DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))
+    step = PullPushStep.of(device, parts)
+    if DeviceStep.suits(parts):
+        assert isinstance(engine, TorchEngine)
+        step = DeviceStep(device, engine, model, model.frozen)
+    return Composition(device, engine, step, notes, device.stats, device.describe)
+
+
+def _keeps_tables_on_device(job: JobConfig, choice: EngineChoice) -> bool:
+    """Return whether tables are in the memory of a device.
+
+    With ``train.tables`` ``auto``, they are on the GPU where a step need not leave it: features and dense layers are
+    computed on the host, as is what several GPUs have in common.
+    """
+    if job.train.tables != "auto":
+        return job.train.tables == "device"
+    return choice.engine == "torch" and choice.on_gpu and len(choice.devices) == 1 and not job.model.has_towers
