@@ -1,4 +1,5 @@
-# The targets that people and CI run. Each first sets up .venv (deploy/setup.sh), which takes no time once it is done.
+# The targets that people and CI run. Each first sets up .venv (deploy/setup.sh), which takes no time once it is done:
+# `train` with the packages that it needs, the others with all.
 #   make test PYTHON=/path/to/python3.11    create .venv with this Python
 #   make test ARGS='-k layout'              pass further arguments to pytest
 #   make test JOBS=2                        run the tests in two processes (default: 4; they often wait)
@@ -23,7 +24,8 @@ IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.loc
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
 
-train: setup ## train on Last.fm, print similar artists and recommendations, draw a map
+train: ## train on Last.fm, print similar artists and recommendations, draw a map
+	@sh deploy/setup.sh sample
 	.venv/bin/crossfade demo
 
 data/lastfm/manifest.json: | setup
@@ -93,7 +95,7 @@ lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer v
 	$(COMPILE) --output-file deploy/requirements-audit.lock $(ARGS) deploy/requirements-audit.in
 	HOROVOD_WITHOUT_PYTORCH=1 $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --output-file deploy/requirements-horovod.lock deploy/requirements-horovod.in
 
-setup: ## set up .venv, nothing else
+setup: ## set up .venv with all packages, nothing else
 	@sh deploy/setup.sh
 
 horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++

@@ -1,16 +1,20 @@
 #!/bin/sh
-# Create .venv, then install the packages of requirements.lock and the project into it. Every `make` target calls it.
+# Create .venv, then install packages of requirements.lock and the project into it. Every `make` target calls it.
 #
-# Run it at any time: it does nothing if .venv matches requirements.lock and pyproject.toml already, and it resumes an
-# interrupted setup. PYTHON=path names the Python 3.11 to use. If something is missing, it ends with exit code 2 and
-# one line on stderr: what is missing, and how to get it.
+#   sh deploy/setup.sh           all packages
+#   sh deploy/setup.sh sample    the packages of `make train`: those that the project and its extra `map` need
+#
+# Run it at any time: it does nothing if .venv matches requirements.lock and pyproject.toml already, it adds what a
+# setup for the sample left out, and it resumes an interrupted setup. PYTHON=path names the Python 3.11 to use. If something
+# is missing, it ends with exit code 2 and one line on stderr: what is missing, and how to get it.
 set -eu
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 
 venv=.venv
 stamp=$venv/setup-done
+lock=$venv/setup.lock
 log=$venv/setup.log
-needed_mb=3500
+part=${1:-all}
 
 report() { printf 'setup: %s\n' "$*"; }
 
@@ -19,9 +23,9 @@ fail() {
     exit 2
 }
 
-# Print the inputs of a setup. The folder is one of them, since a .venv that was moved does not work.
+# Print the inputs of a setup of the part $1. The folder is one of them, since a .venv that was moved does not work.
 inputs() {
-    printf '%s\n' "$PWD"
+    printf '%s\n' "$1" "$PWD"
     cksum pyproject.toml requirements.lock deploy/setup.sh
 }
 
@@ -61,14 +65,14 @@ find_python() {
 
 # MXNet's wheel, for Linux on x86-64 only, includes neither libgomp nor libquadmath.
 check_system() {
-    missing=$("$1" - <<'END'
+    missing=$("$1" - "$part" <<'END'
 import platform, sys
 
 try:
     import ensurepip, venv
 except ImportError:
     print("ensurepip")
-if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+if (sys.argv[1], sys.platform, platform.machine()) == ("all", "linux", "x86_64"):
     try:
         import ctypes
     except ImportError:
@@ -123,6 +127,32 @@ remove_incomplete_packages() {
     done
 }
 
+# Print requirements.lock or, for the sample, the packages in it that pyproject.toml names and those that were locked
+# via one of them, as its comments say. pip fails if one that another one needs is not there.
+locked() {
+    if [ "$part" = all ]; then
+        cat requirements.lock
+        return
+    fi
+    "$venv/bin/python" -I - <<'END'
+import re, tomllib
+from pathlib import Path
+
+def name(text):
+    return re.sub("[-_.]+", "-", re.match(r"[\w.-]+", text)[0]).lower()
+
+pyproject = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+project = pyproject["project"]
+required = pyproject["build-system"]["requires"] + project["dependencies"] + project["optional-dependencies"]["map"]
+chosen = set(map(name, required))
+packages = re.findall(r"^\w.*\n(?: .*\n)*", Path("requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+via = {text: set(re.findall(r"^    #(?: via|  ) ([\w.-]+)$", text, re.MULTILINE)) for text in packages}
+while added := {name(text) for text in packages if via[text] & chosen} - chosen:
+    chosen |= added
+print(*(text for text in packages if name(text) in chosen), sep="", end="")
+END
+}
+
 # Print the progress of pip every 15 seconds while this script runs.
 report_progress() {
     seconds=0
@@ -162,7 +192,13 @@ fail_with_log() {
     fi
 }
 
-if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(inputs)" ]; then
+case $part in
+    all) needed_mb=3500 cost="all packages of requirements.lock into $venv (about 3 GB; the first time usually 1 to 3 minutes)" ;;
+    sample) needed_mb=1200 cost="the packages for the sample into $venv (about 0.8 GB; the first time usually under a minute)" ;;
+    *) fail "expected sample or nothing, but found '$part'" ;;
+esac
+found=$(cat "$stamp" 2>/dev/null) || true
+if [ -x "$venv/bin/python" ] && { [ "$found" = "$(inputs "$part")" ] || [ "$found" = "$(inputs all)" ]; }; then
     exit 0
 fi
 
@@ -171,6 +207,7 @@ if venv_works; then
     python=$venv/bin/python
 else
     python=$(find_python)
+    found=
 fi
 check_system "$python"
 check_disk
@@ -178,11 +215,19 @@ check_disk
 rm -f "$stamp"
 : >"$log"
 remove_incomplete_packages
-report "installing the packages of requirements.lock into $venv (about 3 GB; the first time usually 1 to 3 minutes)"
-pip_install --require-hashes --only-binary :all: --requirement requirements.lock
-report "installing the project itself"
-pip_install --no-deps --no-build-isolation --editable .
-# Kernels that Numba compiled for other packages, or under other module names, fail to load.
-find . -name '*.nb[ci]' -path './[kt]*/__pycache__/*' -exec rm -f {} +
-inputs >"$stamp"
+report "installing $cost"
+locked >"$lock"
+pip_install --no-compile --require-hashes --only-binary :all: --requirement "$lock"
+if [ "$part" = all ]; then
+    # Before any test, which would fail for the warnings; on all cores, unlike pip. The sample imports few modules.
+    report "compiling their modules"
+    "$venv/bin/python" -I -m compileall -q -j 0 "$venv/lib" >>"$log" 2>&1 || true
+fi
+if [ "$found" != "$(inputs sample)" ]; then
+    report "installing the project itself"
+    pip_install --no-deps --no-build-isolation --editable .
+    # Kernels that Numba compiled for other packages, or under other module names, fail to load.
+    find . -name '*.nb[ci]' -path './[kt]*/__pycache__/*' -exec rm -f {} +
+fi
+inputs "$part" >"$stamp"
 report "done in $(($(date +%s) - started)) s"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from crossfade.base.packages import pandas_conflict
 from crossfade.deploy.doctor.findings import Finding
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 _NAME = "crossfade"
 
@@ -20,12 +19,6 @@ def check_versions() -> Iterator[Finding]:
     """Compare the versions; packages of an extra count if all of them are installed."""
     if conflict := pandas_conflict():
         yield Finding("pandas", "warning", conflict)
-    try:
-        from packaging.requirements import Requirement
-        from packaging.specifiers import SpecifierSet
-    except ImportError:
-        yield Finding("packages", "warning", "not compared without the package 'packaging'; pip install packaging")
-        return
     try:
         installed = metadata.distribution(_NAME)
     except metadata.PackageNotFoundError:

@@ -52,6 +52,7 @@ class Checkout:
         (self.root / "backend.py").write_text(BACKEND)
         (self.root / "pyproject.toml").write_text(
             '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+            '[project]\ndependencies = ["First>=1"]\noptional-dependencies = {map = [], dev = ["second"]}\n'
         )
         for tool in POSIX_TOOLS:
             (self.tools / tool).symlink_to(str(shutil.which(tool)))
@@ -61,7 +62,7 @@ class Checkout:
     def site_packages(self) -> Path:
         return self.root / ".venv/lib/python3.11/site-packages"
 
-    def add_locked_wheel(self, name: str) -> None:
+    def add_locked_wheel(self, name: str, via: str = "crossfade (pyproject.toml)") -> None:
         wheel = self.root / f"{name}-1-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr(f"{name}.py", "")
@@ -69,7 +70,7 @@ class Checkout:
             archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
             archive.writestr(f"{name}-1.dist-info/RECORD", "")
         with (self.root / "requirements.lock").open("a") as lock:
-            lock.write(f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+            lock.write(f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n    # via {via}\n")
 
     def stub(self, tool: str, script: str) -> Path:
         """Replace a tool by a shell script."""
@@ -88,9 +89,9 @@ class Checkout:
         self.stub_module("platform", "def machine(): return 'x86_64'")
         self.stub_module("ctypes", f"def CDLL(name):\n    if name not in {names}: raise OSError(name)")
 
-    def set_up(self, **environment: str) -> subprocess.CompletedProcess[str]:
+    def set_up(self, *part: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["sh", "deploy/setup.sh"],
+            ["sh", "deploy/setup.sh", *part],
             cwd=self.root,
             env={
                 "PATH": str(self.tools),
@@ -235,6 +236,30 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     rejected = checkout.set_up(**offline)
     assert rejected.returncode == 2
     assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_set_up_of_the_sample_installs_its_packages_and_the_whole_one_adds_the_rest(checkout: Checkout) -> None:
+    checkout.provide_libraries()
+    checkout.add_locked_wheel("second")
+    checkout.add_locked_wheel("third", via="fourth")
+    checkout.add_locked_wheel("fourth", via="first")
+    offline = {"PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
+
+    sample = checkout.set_up("sample", **offline)
+    assert sample.returncode == 0, sample.stderr
+    modules = {path.stem for path in checkout.site_packages.glob("*.py")}
+    assert {"first", "third", "fourth"} <= modules
+    assert "second" not in modules
+    assert checkout.set_up("sample").stdout == ""
+
+    assert "missing: libgomp.so.1" in checkout.rejection(**offline)
+    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
+    everything = checkout.set_up(**offline)
+    assert everything.returncode == 0, everything.stderr
+    assert "installing the project" not in everything.stdout
+    assert (checkout.site_packages / "second.py").exists()
+    assert checkout.set_up("sample").stdout == ""
 
 
 HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
