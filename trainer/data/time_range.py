@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -118,8 +118,8 @@ def count_within(
     where = reader.files.folder.uri
     if not manifest.has_timestamp:
         raise InputError(
-            f"data.{time_range}: {where} has no timestamps; prepare the data with --timestamp COLUMN, or leave "
-            "data.since and data.until out"
+            f"data.{time_range}: {where} has no timestamps; prepare the data with "
+            f"{command('prepare', timestamp='COLUMN')}, or leave data.since and data.until out"
         )
     reporter.phase("count interactions by time", split.rows, "row")
     row_counts: list[list[int]] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError, option_named
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
@@ -39,34 +39,34 @@ def exceed_seconds_range(latest: int) -> bool:
 
 @dataclass(frozen=True)
 class TimeOption:
-    """A point in time as the user gave it; prints as that option.
+    """A point in time as the user gave it.
 
     Attributes:
-        option: the option with its value, such as ``--since 2024-05-31``.
+        option: the option that gave it, with ``text`` as its value.
+        text: such as 2024-05-31.
         value: the integer as given, in the unit of the timestamps, or seconds since 1970 if it ``is_date``.
         is_date: whether it was given as a date.
     """
 
     option: str
+    text: str
     value: int
     is_date: bool = False
 
-    def __str__(self) -> str:
-        return self.option
+    @staticmethod
+    def parse(option: str, text: str, time: str, forms: str, *, begins: bool = False) -> TimeOption:
+        """Parse ``time``, an integer or an ISO date or time; ``begins`` is as in ``iso_seconds``.
 
-
-def parse_time_option(option: str, text: str, forms: str, *, begins: bool = False) -> TimeOption:
-    """Parse ``text``, an integer or an ISO date or time; ``begins`` is as in ``iso_seconds``.
-
-    Raises:
-        InputError: it is neither; the message begins with ``option`` and ends with ``forms``.
-    """
-    if re.fullmatch(r"-?[0-9]{1,18}", text):
-        return TimeOption(option, int(text))
-    try:
-        return TimeOption(option, iso_seconds(text, begins=begins), is_date=True)
-    except ValueError:
-        raise InputError(f"{option}: the time must be an integer or an ISO date; {forms}") from None
+        Raises:
+            OptionError: it is neither; the message has the option, ``text``, and the ``forms`` that are expected.
+        """
+        if re.fullmatch(r"-?[0-9]{1,18}", time):
+            return TimeOption(option, text, int(time))
+        try:
+            return TimeOption(option, text, iso_seconds(time, begins=begins), is_date=True)
+        except ValueError:
+            problem = "the time must be an integer or an ISO date"
+            raise OptionError(option, found=text, problem=problem, expected=forms) from None
 
 
 def check_seconds(moment: TimeOption, latest: object) -> None:
@@ -76,9 +76,11 @@ def check_seconds(moment: TimeOption, latest: object) -> None:
         InputError: they cannot.
     """
     if moment.is_date and isinstance(latest, int) and exceed_seconds_range(latest):
-        raise InputError(
-            f"{moment}: a date is compared in seconds, but the timestamps reach {latest}, which is not a time in "
-            f"seconds; give an INTEGER in the unit of the column"
+        raise OptionError(
+            moment.option,
+            found=moment.text,
+            problem=f"a date is compared in seconds, but the timestamps reach {latest}, which is not a time in seconds",
+            fix="give an INTEGER in the unit of the column",
         )
 
 
@@ -91,19 +93,26 @@ class EventTimeRange:
 
     @staticmethod
     def parse(since: str | None, until: str | None, has_timestamp: bool) -> EventTimeRange:
-        """Parse the options --since and --until.
+        """Parse the options ``since`` and ``until``.
 
         Raises:
-            InputError: one is not a time, the range is empty, or events have no timestamp.
+            OptionError: one is not a time, the range is empty, or events have no timestamp.
         """
-        forms = "such as 1700000000 or 2024-05-31"
-        low = parse_time_option(f"--since {since}", since, forms, begins=True) if since is not None else None
-        high = parse_time_option(f"--until {until}", until, forms, begins=True) if until is not None else None
+        low, high = (
+            None if text is None else TimeOption.parse(option, text, text, "1700000000 or 2024-05-31", begins=True)
+            for option, text in (("since", since), ("until", until))
+        )
         for moment in (low, high):
             if moment is not None and not has_timestamp:
-                raise InputError(f"{moment}: needs the time of each event; name its column with --timestamp")
+                raise OptionError(
+                    moment.option,
+                    found=moment.text,
+                    problem="needs the time of each event",
+                    fix=f"name its column with {option_named('timestamp')}",
+                )
         if low is not None and high is not None and low.value >= high.value:
-            raise InputError(f"{low} {high}: the time range is empty; --until must be later than --since")
+            problem = f"the time range is empty; it must be later than {option_named('since', low.text)}"
+            raise OptionError("until", found=high.text, problem=problem)
         return EventTimeRange(low, high)
 
     def dates(self) -> list[TimeOption]:

@@ -22,21 +22,21 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.content import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.features import FeatureFile, FeaturePlan
+from crossfade.trainer.prepare.features import FeaturePlan
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.option_values import FeatureFile
+from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.vocabulary_tables import Side
 
-OPTION = "--content"
 _BATCH_ROWS = 1 << 14
 
 
@@ -69,26 +69,6 @@ def plan_content(
         ContentPlan(number, name, entity, sides[entity], None)
         for number, (name, entity) in enumerate(carried, start=len(plans))
     ]
-
-
-def check_content(content: Sequence[FeatureFile], taken: Mapping[str, str], base: BaseDataset | None) -> None:
-    """Reject columns of unknown entities, and names in use; ``taken`` maps the names of entities to what they are.
-
-    Raises:
-        InputError: there is one.
-    """
-    used = {name.lower(): what for name, what in taken.items()}
-    sides = [name for name, what in taken.items() if what == "side"]
-    for file in content:
-        if file.entity not in sides:
-            raise InputError(f"{OPTION} {file.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
-        for name in file.columns:
-            others = [entity for entity, columns in (base.manifest.content if base else {}).items() if name in columns]
-            if name.lower() in used or others not in ([], [file.entity]):
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the column another one: NAME=COLUMN"
-                )
-            used[name.lower()] = "content"
 
 
 def read_content(
@@ -152,7 +132,7 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
 
 def _check_given(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, column: str) -> None:
     assert plan.source is not None
-    where = f"{OPTION} {plan.entity}={plan.source.path}: column '{column}'"
+    where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{column}'"
     found = connection.execute(f"SELECT DISTINCT len(value) FROM {plan.given_table} ORDER BY 1").fetchall()
     widths = [width for (width,) in found]
     if not widths:
@@ -208,18 +188,23 @@ def write_content(
         filled = fetch_count(connection, "SELECT count(*) FROM rows_of_content")
         ignored = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}") - filled
         if not filled:
-            raise InputError(
-                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
-                f"events (column '{plan.source.id_column}'); expected ids of the same entity: check the columns"
+            raise OptionError(
+                "content",
+                found=f"{plan.entity}={plan.source.path}",
+                problem=f"has a value of '{plan.name}' for none of the ids of the events (column "
+                f"'{plan.source.id_column}')",
+                expected="ids of the same entity: check the columns",
             )
         execute(connection, f"DROP TABLE {plan.given_table}")
     old = base.manifest.content_of(plan.entity).get(plan.name) if base else None
     if base is not None and old is not None:
         width = fetch_one(connection, "SELECT max(len(value)) FROM rows_of_content")[0]
         if width not in (None, old.width):
-            raise InputError(
-                f"{OPTION} {plan.entity}=…: '{plan.name}' has {width} numbers, but {old.width} in the base dataset; "
-                "give the column another name: NAME=COLUMN"
+            raise OptionError(
+                "content",
+                found=f"{plan.entity}=…",
+                problem=f"'{plan.name}' has {width} numbers, but {old.width} in the base dataset",
+                fix="give the column another name: NAME=COLUMN",
             )
         _carry(connection, base, plan)
     return _write(connection, plan, old, staged), ignored

@@ -18,7 +18,7 @@ from types import FrameType
 import duckdb
 import psutil
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, option_named
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.disk_space import TEMPORARY_ADVICE, full_disk_error
 
@@ -108,7 +108,8 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
         except duckdb.OutOfMemoryException as error:
             raise CrossfadeError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
-                "raise --memory, lower --threads, or name a larger disk with --work-dir DIR"
+                f"raise {option_named('memory')}, lower {option_named('threads')}, or name a larger disk with "
+                f"{option_named('work_dir', 'DIR')}"
             ) from error
         except duckdb.Error as error:
             if is_full_disk(error):

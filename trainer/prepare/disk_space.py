@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError, escape_unprintable
+from crossfade.base.errors import CrossfadeError, escape_unprintable, option_named
 from crossfade.base.io.disk_errors import disk_of, is_full_disk
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
@@ -47,12 +47,15 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
         place = escape_unprintable(str(work))
         print(
             f"crossfade: {place}: {free / 1e9:,.1f} GB are free, and temporary files may take {needed / 1e9:,.1f} GB; "
-            "if that is too little, name a larger disk with --work-dir DIR",
+            "if that is too little, have them on a larger disk (TMPDIR)",
             file=sys.stderr,
         )
 
 
-PREPARING_ADVICE = "name another disk with --out and, for temporary files, with --work-dir (or TMPDIR)"
+PREPARING_ADVICE = (
+    f"name another disk with {option_named('out')} and, for temporary files, with "
+    f"{option_named('work_dir')} (or TMPDIR)"
+)
 TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
 
 

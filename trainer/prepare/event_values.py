@@ -9,21 +9,19 @@ A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import option_named
 from crossfade.trainer.prepare.database import literal
 from crossfade.trainer.prepare.raw_files import Kind
-from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, OPTION, formats_sql
+from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, formats_sql
 
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 """Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""
 
 MAX_ID_BYTES = 4096
 """The longest ID in UTF-8: a longer text is a document in the wrong column, and every copy of it costs memory."""
-_FLOAT_MAX = 3.4028234663852886e38
 _EMPTY_ID = "is missing or empty; expected an id in every row"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
 """Control characters other than tabs and line ends, which text may hold."""
@@ -88,13 +86,14 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
             Check(role, control, "has a control character; remove it"),
         ]
     if id_type == "integer":
+        text = option_named("id_type", "string")
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
-            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is not a 64-bit integer; try --id-type string"),
+            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", f"is not a 64-bit integer; try {text}"),
         ]
         if kind in ("text", "string"):
             not_plain = f"NOT {INTEGER_TEXT.format(role)}"
-            checks.append(Check(role, not_plain, "is not a plain integer; try --id-type string"))
+            checks.append(Check(role, not_plain, f"is not a plain integer; try {text}"))
     return checks
 
 
@@ -122,32 +121,22 @@ def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]
         Check(
             "event",
             f"CAST(event AS VARCHAR) NOT IN ({allowed})",
-            f"has no weight; --event-weights has only: {names} (weight 0 drops an event)",
+            f"has no weight; {option_named('event_weights')} has only: {names} (weight 0 drops an event)",
         ),
     ]
 
 
 def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -> list[Check]:
+    option = option_named("timestamp_format")
     not_one = (
-        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {OPTION}"
+        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {option}"
     )
     if formats:
-        not_one = f"has none of the formats of {OPTION}: {', '.join(formats)}"
+        not_one = f"has none of the formats of {option}: {', '.join(formats)}"
     return [
         Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row", missing=True),
         Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
     ]
-
-
-def check_event_weights(weights: Mapping[str, float]) -> None:
-    """Reject weights that are not finite. A negative one is allowed: it is negative feedback.
-
-    Raises:
-        InputError: one is not finite, or too large for a 32-bit float.
-    """
-    for event, weight in weights.items():
-        if not math.isfinite(weight) or abs(weight) > _FLOAT_MAX:
-            raise InputError(f"--event-weights {event}={weight}: expected a finite number that a 32-bit float can hold")
 
 
 def id_sql(role: str, id_type: str) -> str:

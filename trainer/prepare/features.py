@@ -19,37 +19,25 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT
-from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.option_values import FeatureFile
+from crossfade.trainer.prepare.options import IdChoice, Side
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.vocabulary_tables import Side, VocabularyKey
+from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-OPTION = "--features"
 _AFTER_EVENTS = 2**60
 """Added to the ranks of IDs that are in no event: more than there are IDs, so that they come last."""
-
-
-@dataclass(frozen=True)
-class FeatureFile:
-    """Files (a path, URI or pattern) with features of the IDs of ``entity`` in ``id_column``.
-
-    ``columns`` maps the name of each feature to the column of its values.
-    """
-
-    entity: str
-    path: str | Path
-    id_column: str
-    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -89,29 +77,6 @@ class FeatureReport:
 
     filled_rows: int
     ignored_ids: int
-
-
-def check_features(features: Sequence[FeatureFile], query: str, item: str, in_base: Mapping[str, str]) -> None:
-    """Reject features of unknown entities, and names in use; ``in_base`` maps features of the base to their entity.
-
-    Raises:
-        InputError: there is one.
-    """
-    taken = {query.lower(), item.lower()}
-    for file in features:
-        if file.entity not in (query, item):
-            raise InputError(f"{OPTION} {file.entity}=…: no such entity; expected '{query}' or '{item}'")
-        for name in file.columns:
-            if name.lower() in taken:
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the feature another one: NAME=COLUMN"
-                )
-            if in_base.get(name, file.entity) != file.entity:
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: '{name}' is a feature of {in_base[name]} in the base dataset; give "
-                    "this one another name: NAME=COLUMN"
-                )
-            taken.add(name.lower())
 
 
 def plan_features(
@@ -208,7 +173,8 @@ def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
-            f"one type of '{name}' in all files: make them the same, or read all ids as text with --id-type string"
+            f"one type of '{name}' in all files: make them the same, or read all ids as text with "
+            f"{option_named('id_type', 'string')}"
         )
     return "string" if "string" in found else "int64"
 
@@ -237,10 +203,12 @@ def join_feature(
         joined = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}")
         ignored = given - joined
         if not joined:
-            raise InputError(
-                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
-                f"events (column '{plan.source.id_column}' holds {given} ids with one); expected ids of the same "
-                "entity: check the columns"
+            raise OptionError(
+                "features",
+                found=f"{plan.entity}={plan.source.path}",
+                problem=f"has a value of '{plan.name}' for none of the ids of the events (column "
+                f"'{plan.source.id_column}' holds {given} ids with one)",
+                expected="ids of the same entity: check the columns",
             )
         execute(connection, f"DROP TABLE given_{key}")
     if base is not None and plan.name in base.manifest.features_of(plan.entity):

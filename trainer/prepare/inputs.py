@@ -9,17 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS
-from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
-from crossfade.trainer.prepare.content import check_content
-from crossfade.trainer.prepare.context import OPTION as CONTEXT_OPTION
-from crossfade.trainer.prepare.context import check_base_context, plan_context
-from crossfade.trainer.prepare.extend import OPTION as BASE_OPTION
+from crossfade.trainer.prepare.context import check_base_context
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
-from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
-from crossfade.trainer.prepare.features import check_features
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
     STANDARD_INPUT,
@@ -48,15 +42,18 @@ def find_inputs(options: PrepareOptions) -> Inputs:
         InputError: a file is missing, is given twice, or would be replaced by the output.
     """
     events = {split: _find_events(options, split) for split in SPLITS}
-    names = {entity: find_files(f"--names {entity}", [names.path], None)[0] for entity, names in options.names.items()}
-    features = [find_files(f"{FEATURES_OPTION} {file.entity}", [file.path], None) for file in options.features]
-    content = [find_files(f"{CONTENT_OPTION} {file.entity}", [file.path], None) for file in options.content]
+    names = {entity: find_files("names", [names.path], None, entity)[0] for entity, names in options.names.items()}
+    features = [find_files("features", [file.path], None, file.entity) for file in options.features]
+    content = [find_files("content", [file.path], None, file.entity) for file in options.content]
     seen: dict[str, str] = {}
     for split, files in events.items():
         for file in files:
             location = _location(file)
             if location in seen:
-                raise InputError(f"--{split} {file}: was already given in --{seen[location]}; expected each file once")
+                earlier = option_named(seen[location])
+                raise OptionError(
+                    split, found=file, problem=f"was already given in {earlier}", expected="each file once"
+                )
             seen[location] = split
             if file.format == "lightgcn":
                 _check_no_columns(options, file)
@@ -64,31 +61,33 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     out = folder.uri if folder.path is None else str(folder.path.resolve())
     for file in [*chain(*events.values()), *names.values(), *chain(*features, *content)]:
         if _location(file).startswith(f"{out}/"):
-            raise InputError(f"{file}: is inside --out {options.out}, which would be replaced; choose another --out")
+            raise InputError(
+                f"{file}: is inside {option_named('out', options.out)}, which would be replaced; choose another folder"
+            )
     return Inputs(events, names, features, content)
 
 
 def find_base(options: PrepareOptions) -> BaseDataset | None:
-    """Open the base dataset of ``options``, if any, and check that entities, features, and content fit it.
+    """Open the base dataset of ``options``, if any, and check that entities, features, content, and context fit it.
 
     Raises:
-        InputError: it is missing, would be replaced by the output, or has other entities; or a feature is invalid.
+        InputError: it is missing, would be replaced by the output, or has other entities.
     """
     base = None
     if options.base is not None:
         base = open_base_dataset(options.base)
-        base.check_entities(options.query, options.item)
+        base.check_entities(options.query.name, options.item.name)
         if base.folder.uri == Folder(options.out).uri:
-            raise InputError(
-                f"{BASE_OPTION} {options.base}: is also --out, which would be replaced; choose another --out"
+            out = option_named("out")
+            raise OptionError(
+                "base",
+                found=options.base,
+                problem=f"is also {out}, which would be replaced",
+                fix="choose another folder",
             )
         base.reference(Folder(options.out))
-        check_base_context(plan_context(options.context), base)
-    in_base = base.manifest.feature_owners() if base else {}
-    check_features(options.features, options.query, options.item, in_base)
-    features = {*in_base, *(name for file in options.features for name in file.columns)}
-    taken = {options.query: "side", options.item: "side", **dict.fromkeys(features, "feature")}
-    check_content(options.content, taken, base)
+        check_base_context(options.context_plans(), base)
+        base.check_attributes(options)
     return base
 
 
@@ -96,10 +95,13 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
     files: list[Source] = []
     for pattern in getattr(options, split):
         if str(pattern) != STANDARD_INPUT:
-            files += find_files(f"--{split}", [pattern], options.format)
+            files += find_files(split, [pattern], options.format)
         elif options.format is None:
-            raise InputError(
-                f"--{split} -: standard input has no extension; name its format: --format {'|'.join(FORMATS)}"
+            raise OptionError(
+                split,
+                found=STANDARD_INPUT,
+                problem="standard input has no extension",
+                fix=f"name its format: {option_named('format', '|'.join(FORMATS))}",
             )
         else:
             files.append(StandardInput(options.format))
@@ -112,14 +114,12 @@ def _location(file: Source) -> str:
 
 def _check_no_columns(options: PrepareOptions, file: Source) -> None:
     """Check that no option names a column, which files of the format lightgcn do not have."""
-    for name in ("weight", "event", "timestamp", "query_column", "item_column"):
-        value = getattr(options, name)
-        if value is not None:
-            option = f"--{name.partition('_')[0]}"
-            raise InputError(
-                f"{file}: a lightgcn file has no column '{value}'; leave it out of {option}, or correct --format"
-            )
-    for name, column in options.context.items():
+    columns = {"weight": options.weight, "event": options.event, "timestamp": options.timestamp}
+    columns |= {"query": options.query.given, "item": options.item.given}
+    found = {option_named(name): column for name, column in columns.items() if column is not None}
+    found |= {option_named("context", name): column for name, column in options.context.items()}
+    for option, column in found.items():
         raise InputError(
-            f"{file}: a lightgcn file has no column '{column}'; leave out {CONTEXT_OPTION} {name}, or correct --format"
+            f"{file}: a lightgcn file has no column '{column}'; leave it out of {option}, or correct "
+            f"{option_named('format')}"
         )

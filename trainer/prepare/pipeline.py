@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Prepare a dataset from raw events: vocabularies, shards of interactions and a manifest (docs/data-format.md).
 
-    manifest = prepare(PrepareOptions(train=["plays.parquet"], out=Path("data/plays"), hold_out="random:0.1"))
+    manifest = prepare(PrepareOptions.of(train=["plays.parquet"], out="data/plays", hold_out="random:0.1"))
     print(format_summary(manifest, Folder("data/plays")))
 
 DuckDB reads, checks, splits, joins and sorts, out of core. The same options and files give the same tables, byte for
@@ -19,30 +19,31 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from crossfade.trainer.prepare.composite_ids import PLUS
 from crossfade.trainer.prepare.content import plan_content
-from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
+from crossfade.trainer.prepare.context import context_columns_sql, create_context_values
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.disk_space import PREPARING_ADVICE, full_disk_errors, warn_low_disk
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.features import plan_features
-from crossfade.trainer.prepare.hold_out import apply_hold_out
+from crossfade.trainer.prepare.hold_out import apply_hold_out, plan_hold_outs
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.inputs import Inputs, find_base, find_inputs
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.quarantine import Quarantine
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
-from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
 _logger = logging.getLogger(__name__)
 
@@ -50,8 +51,12 @@ _FEW_HELD_OUT = 100
 """A metric on fewer held-out interactions is mostly chance."""
 
 
-def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -> DatasetManifest:
-    """Write the prepared dataset ``options.out`` and return its manifest.
+def prepare(
+    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1
+) -> DatasetManifest:
+    """Write the prepared dataset ``options.out`` of files with events, and return its manifest.
+
+    Messages count the rows of Parquet files from ``first_row``.
 
     The dataset appears completely, in one step; on an error or Ctrl-C nothing is left behind.
 
@@ -60,12 +65,11 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         CrossfadeError: there is not enough memory or disk space.
     """
     progress = progress or NullReporter()
-    options.check()
-    columns = options.columns()
-    if columns.query == columns.item:
+    plan_hold_outs(options)  # before files are read: it raises an error if one is wrong
+    if options.query.column == options.item.column:
         _logger.warning(
-            f"--query {options.query} and --item {options.item}: both read the column '{columns.item}', so that every "
-            "interaction is of an ID with itself; name the column of the items: --item NAME=COLUMN"
+            f"the IDs of {options.query.name} and of {options.item.name} are both in the column "
+            f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
     base = find_base(options)
@@ -78,9 +82,11 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
-        skip, drop = options.on_bad_line == "skip", options.on_missing == "drop"
-        faults = Faults(skip, drop, quarantine, options.max_bad, options.first_row)
-        with working_database(staged.work, options.memory_bytes, options.threads, PREPARING_ADVICE) as connection:
+        skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
+        faults = Faults(skip, drop, quarantine, options.max_bad, first_row)
+        with working_database(
+            staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE
+        ) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()
@@ -108,7 +114,7 @@ class _Preparation:
         self._staged = staged
         self._faults = faults
         self._progress = progress
-        self._context = plan_context(options.context)
+        self._context = options.context_plans()
         self._facts: Facts = {}
 
     def run(self) -> DatasetManifest:
@@ -138,8 +144,8 @@ class _Preparation:
             entities |= vocabularies.build_context(self._context, types)
         self._facts |= vocabularies.facts
         return DatasetManifest(
-            query=options.query,
-            item=options.item,
+            query=options.query.name,
+            item=options.item.name,
             entities=entities,
             splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
             features=features,
@@ -162,13 +168,18 @@ class _Preparation:
             self._connection,
             self._inputs.events,
             self._staged.work,
-            options.event_rules(self._base.string_id_sides() if self._base else ()),
+            options,
+            self._base.string_id_sides() if self._base else (),
             self._faults,
             self._progress,
         )
         self._facts |= _describe_stats(events.stats, self._faults)
         if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
-            raise InputError("--train: the files hold no interaction with a weight above 0; expected at least one")
+            raise OptionError(
+                "train",
+                problem="the files hold no interaction with a weight above 0",
+                expected="at least one",
+            )
         return events
 
     def _faults_of_names(self, file: Source) -> Faults:
@@ -190,7 +201,7 @@ class _Preparation:
         """Plan which IDs are admitted and which expire, and count their events in ``table``."""
         options = self._options
         policies = plan_id_policies(
-            self._connection, table, sides, events.id_types, options.admit, options.expire_after, self._base
+            self._connection, table, sides, events.id_types, options.admit, options.max_ages(), self._base
         )
         if policies:
             self._progress.phase("admission", len(policies), "side")
@@ -212,7 +223,7 @@ class _Preparation:
         options = self._options
         if not options.min_count:
             return table
-        entities = {"query": options.query, "item": options.item}
+        entities = {"query": options.query.name, "item": options.item.name}
         minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
         report = filter_k_core(self._connection, minimums, entities, table, "core_events", self._progress)
         self._facts["dropped_rare"] = report.interactions
@@ -222,8 +233,7 @@ class _Preparation:
 
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Apply the hold-outs to ``table`` and create the view ``interactions`` of the result."""
-        given = {split for split, files in self._inputs.events.items() if files} - {"train"}
-        plan = self._options.plan_hold_outs(given)
+        plan = plan_hold_outs(self._options)
         if plan:
             self._progress.phase("hold out", len(plan), "split")
         kept = 0
@@ -263,8 +273,10 @@ class _Preparation:
                     f"{_FEW_HELD_OUT}"
                 )
             if (self._inputs.events[split] or split == "train") and not positives:
-                raise InputError(
-                    f"--{split}: the files hold no interaction with a weight above 0; add one, or leave out --{split}"
+                raise OptionError(
+                    split,
+                    problem="the files hold no interaction with a weight above 0",
+                    fix=f"add one, or leave out {option_named(split)}",
                 )
         negative, first, last = fetch_one(
             self._connection,
@@ -295,7 +307,7 @@ class _Preparation:
 
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self._options
-        fields = [(options.query, pa.int64()), (options.item, pa.int64()), (WEIGHT, pa.float32())]
+        fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
         if events.timestamps is not None:
             fields.append((TIMESTAMP, pa.int64()))
         fields += [(plan.name, pa.int64()) for plan in self._context]
@@ -307,8 +319,8 @@ class _Preparation:
         if options.order == "grouped":
             shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
         shuffled = self._connection.sql(
-            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, e.weight{timestamp}"
-            f"{context} FROM interactions e "
+            f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
+            f"e.weight{timestamp}{context} FROM interactions e "
             "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
             f"{joins} WHERE e.split = {SPLITS.index(split)} ORDER BY {shuffle}"
         )
@@ -350,20 +362,21 @@ def _describe_options(options: PrepareOptions) -> Facts:
         for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base")
         if getattr(options, name) is not None
     }
+    sides = (options.query, options.item)
     lists = {
-        "joined_columns": options.joined_columns(),
-        "timestamp_formats": list(options.timestamp_formats),
+        "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],
+        "timestamp_formats": list(options.timestamp_format),
         "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
-        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.expire_after.items()],
+        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.max_ages().items()],
         "context": [f"{name}={source}" for name, source in options.context.items()],
         "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
         "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
     }
     return {
         "command": "prepare",
-        **{split: [str(path) for path in getattr(options, split)] for split in SPLITS},
+        **{split: list(getattr(options, split)) for split in SPLITS},
         **texts,
         **{name: values for name, values in lists.items() if values},
         "duplicates": options.duplicates,

@@ -12,10 +12,8 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, OptionError, option_named, plain
 from crossfade.base.io.output import staged_file
-
-OPTION = "--on-bad-line"
 
 
 class Quarantine:
@@ -32,12 +30,19 @@ class Quarantine:
         self._target = target
         self._collected = work / "quarantine.jsonl"
         if target.exists() and not overwrite and not _is_quarantine(target):
-            raise InputError(
-                f"{OPTION} quarantine={target}: exists already, and not every line of it was written by {OPTION}; name "
-                "another file, or add --overwrite"
+            raise OptionError(
+                "on_bad_line",
+                found=f"quarantine={target}",
+                problem=f"exists already, and not every line of it was written by {option_named('on_bad_line')}",
+                fix=f"name another file, or add {option_named('overwrite')}",
             )
         if not target.parent.is_dir():
-            raise InputError(f"{OPTION} quarantine={target}: there is no folder '{target.parent}'; create it first")
+            raise OptionError(
+                "on_bad_line",
+                found=f"quarantine={target}",
+                problem=f"there is no folder '{target.parent}'",
+                fix="create it first",
+            )
         self._file: IO[str] = self._collected.open("w", encoding="utf-8")
 
     def write(self, file: str, unit: str, number: int, problem: str, text: bytes) -> None:
@@ -46,7 +51,7 @@ class Quarantine:
             decoded, is_utf8 = text.decode(), True
         except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
             decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
-        entry = {"file": file, unit: number, "problem": problem, "text": decoded.rstrip("\r\n")}
+        entry = {"file": file, unit: number, "problem": plain(problem), "text": decoded.rstrip("\r\n")}
         self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
 
     def close(self) -> None:
@@ -65,7 +70,8 @@ class Quarantine:
                 shutil.move(self._collected, partial)
         except OSError as error:
             raise CrossfadeError(
-                f"{OPTION} quarantine={self._target}: cannot be written: {error.strerror or error}; name another file"
+                f"{option_named('on_bad_line', f'quarantine={self._target}')}: cannot be written: "
+                f"{error.strerror or error}; name another file"
             ) from error
 
 

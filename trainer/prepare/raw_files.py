@@ -30,7 +30,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.column_names import check_columns
 from crossfade.trainer.prepare.composite_ids import is_id_role, joined_sql, source_columns
@@ -204,7 +204,7 @@ def _read_parquet(file: RawFile) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
-            "file, or give another format with --format"
+            f"file, or give another format with {option_named('format')}"
         ) from error
 
 

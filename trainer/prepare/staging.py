@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -40,8 +40,10 @@ from crossfade.trainer.data.manifest import (
     VOCABULARY,
     DatasetManifest,
     read_manifest,
+    restore_dataset,
 )
 
+_OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(SPLITS)})"
@@ -124,7 +126,9 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be read.
     """
-    with translate_storage_errors(f"--out {out.uri}", unreachable=StorageUnavailableError if tag else InputError):
+    with translate_storage_errors(
+        option_named("out", out.uri), unreachable=StorageUnavailableError if tag else InputError
+    ):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -135,16 +139,16 @@ def _check_folder(out: Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise InputError(f"{out}: exists already; choose another --out, or replace prepared data with --overwrite")
+        raise InputError(f"{out}: exists already; choose another {_OUT}, or replace prepared data with {_OVERWRITE}")
     if out.is_symlink() or not out.is_dir():
         raise InputError(
-            f"{out}: is not a folder of prepared data, so --overwrite does not replace it; choose another --out"
+            f"{out}: is not a folder of prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT}"
         )
     try:
         read_manifest(Folder(out))
     except InputError as error:
         raise InputError(
-            f"{out}: holds no prepared data, so --overwrite does not replace it; choose another --out ({error})"
+            f"{out}: holds no prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT} ({error})"
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
@@ -157,7 +161,7 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
         return
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
-        raise InputError(f"{out.uri}: {state}; choose another --out, or replace it with --overwrite")
+        raise InputError(f"{out.uri}: {state}; choose another {_OUT}, or replace it with {_OVERWRITE}")
     if FILE_NAME in found:
         read_manifest(out)
     _check_foreign(
@@ -168,8 +172,23 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
 def _check_foreign(out: str, foreign: set[str]) -> None:
     if foreign:
         raise InputError(
-            f"{out}: holds '{min(foreign)}', which --overwrite would delete; move it, or choose another --out"
+            f"{out}: holds '{min(foreign)}', which {_OVERWRITE} would delete; move it, or choose another {_OUT}"
         )
+
+
+def read_complete(out: Folder) -> DatasetManifest | None:
+    """Return the manifest of the dataset in ``out``, or None if it has none or lacks a file of the right size.
+
+    Raises:
+        InputError: the folder cannot be read, or its manifest is not one of this format version.
+    """
+    with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
+        restore_dataset(out)
+        sizes = out.sizes()
+        if FILE_NAME not in sizes:
+            return None
+        manifest = read_manifest(out)
+    return manifest if all(sizes.get(file.path) == file.bytes for file in manifest.files()) else None
 
 
 @contextmanager
@@ -202,7 +221,7 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix="crossfade-prepare-", dir=parent))
     except OSError as error:
         raise InputError(
-            f"--work-dir {parent}: cannot be written: {error.strerror or error}; choose another"
+            f"{option_named('work_dir', parent)}: cannot be written: {error.strerror or error}; choose another"
         ) from error
     try:
         yield work
@@ -222,7 +241,7 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
                 inner.mkdir()
         except OSError as error:
             raise InputError(
-                f"{target.parent}: cannot be written: {error.strerror or error}; choose another --out"
+                f"{target.parent}: cannot be written: {error.strerror or error}; choose another {_OUT}"
             ) from error
         is_folder = target.is_dir() and not target.is_symlink()
         lock = stack.enter_context(folder_writer(out)) if is_folder else None
@@ -234,7 +253,7 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
 def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
-        with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
+        with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
             out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
             check_free(out, overwrite)

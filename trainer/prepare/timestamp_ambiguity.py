@@ -18,7 +18,7 @@ import duckdb
 
 from crossfade.trainer.prepare.database import execute
 from crossfade.trainer.prepare.raw_files import Kind
-from crossfade.trainer.prepare.timestamp_formats import IS_INTEGER, ISO, ISO_SQL, OPTION, strptime_sql
+from crossfade.trainer.prepare.timestamp_formats import IS_INTEGER, ISO, ISO_SQL, strptime_sql
 
 _logger = logging.getLogger(__name__)
 _HAS_ZONE = r"regexp_matches(trim(timestamp), ':\d\d(\.\d+)? ?([zZ]|UTC|[+-]\d\d(:?\d\d)?)$')"
@@ -59,8 +59,8 @@ class TimestampAmbiguity:
         for text, other in self._undecided.items():
             if text in self._used:
                 _logger.warning(
-                    f"{OPTION} '{text}': no day is above 12, so that every value fits '{other}' too; check the order "
-                    "of day and month"
+                    f"times of the format '{text}': no day is above 12, so that every value fits '{other}' too; check "
+                    "the order of day and month"
                 )
 
     def _zoneless_sql(self) -> str:

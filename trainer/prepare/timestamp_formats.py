@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
 from crossfade.trainer.prepare.database import execute, literal
 
-OPTION = "--timestamp-format"
 ISO = "iso"
 _FIRST_YEAR = -30_610_224_000
 """The year 1000 in seconds since 1970: 31-05-24 is no ISO date of the year 31."""
@@ -47,9 +46,10 @@ def check_formats(connection: duckdb.DuckDBPyConnection, formats: Sequence[str])
         else:
             is_format = "%" in text
         if not is_format:
-            raise InputError(
-                f"{OPTION} {text}: expected a format of strptime, such as '%d/%m/%Y %H:%M', or one of {ISO}, "
-                f"{', '.join(UNITS)}"
+            raise OptionError(
+                "timestamp_format",
+                found=text,
+                expected=f"a format of strptime, such as '%d/%m/%Y %H:%M', or one of {ISO}, {', '.join(UNITS)}",
             )
 
 

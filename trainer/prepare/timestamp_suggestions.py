@@ -2,7 +2,7 @@
 """Suggest the formats of a column of timestamps that are not all integers, nor all ISO dates.
 
     error = find_unnamed_formats(connection, file, "at")
-    str(error)      # … name them all: --timestamp-format iso '%d/%m/%Y %H:%M' epoch-s ('31/05/2024 20:15' fits only …)
+    str(error)      # … name them all: timestamp_format iso '%d/%m/%Y %H:%M' epoch-s ('31/05/2024 20:15' fits only …)
 
 A value such as 31/05/2024 20:15 has the pattern ``#/#/%Y %R``. Of the formats that a pattern may stand for, the one
 that fits most values is suggested: a day above 12 decides between day and month first.
@@ -15,7 +15,7 @@ from functools import reduce
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.prepare.database import execute, fetch_one, literal
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.text_records import find_place, find_records
@@ -25,7 +25,6 @@ from crossfade.trainer.prepare.timestamp_formats import (
     ISO,
     ISO_SQL,
     MAX_SECONDS,
-    OPTION,
     UNITS,
     strptime_sql,
 )
@@ -55,6 +54,7 @@ _FORM = (
     r"AND NOT regexp_matches(timestamp, '^\d{4}-\d\d-\d\d') THEN 2 END"
 )
 _OTHER = 2
+_EXAMPLE = "iso '%d/%m/%Y %H:%M' epoch-s"
 
 
 def find_unnamed_formats(
@@ -83,10 +83,11 @@ def find_unnamed_formats(
         wrong = f"has timestamps of another format than ISO, such as {examples[0]}; name it"
     iso = [ISO] if 1 in forms else []
     if _OTHER in forms and not formats:
-        suggested = f", as in {OPTION} iso '%d/%m/%Y %H:%M' epoch-s"
+        suggested = f", as in {option_named('timestamp_format', _EXAMPLE)}"
     else:
         quoted = [f"'{text}'" for text in formats]
-        suggested = f": {OPTION} {' '.join([*iso, *quoted, *(_units(connection) if 0 in forms else [])])}"
+        units = _units(connection) if 0 in forms else []
+        suggested = f": {option_named('timestamp_format', ' '.join([*iso, *quoted, *units]))}"
     why = f" ({'; '.join(notes)})" if notes else ""
     return InputError(f"{file}: column '{column}' {wrong}{suggested}{why}")
 

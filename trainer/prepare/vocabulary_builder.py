@@ -19,9 +19,9 @@ from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.content import ContentPlan, read_content, write_content
-from crossfade.trainer.prepare.context import ContextPlan, counted_context_sql
+from crossfade.trainer.prepare.context import counted_context_sql
 from crossfade.trainer.prepare.database import fetch_count
-from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.features import (
@@ -34,12 +34,12 @@ from crossfade.trainer.prepare.features import (
 )
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
+from crossfade.trainer.prepare.options import IdChoice, Side
 from crossfade.trainer.prepare.staging import Staged
 from crossfade.trainer.prepare.summary import Facts, popularity
 from crossfade.trainer.prepare.vocabulary_tables import (
     IdPolicy,
-    NamesFile,
-    Side,
     VocabularyKey,
     build_vocabulary,
     counted_ids_sql,

@@ -20,6 +20,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
 # Track 14 is in test alone; 99 is in no event.
@@ -78,7 +79,7 @@ def values(data: Path, name: str) -> dict[Any, list[float]]:
 
 
 def problems(data: Path) -> Sequence[str]:
-    return validate(Folder(data), None, None, None, NullReporter()).problems.listed
+    return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
 
 def test_values_are_joined_by_id_and_missing_ones_left_out(

@@ -17,8 +17,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.admission import MaxAge
 from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.option_values import MaxAge
 
 Pair = tuple[str, int]
 DAY_1, DAY_2, DAY_3 = ([("a", 1), ("a", 2), ("b", 1)], [("a", 3), ("c", 1)], [("b", 4), ("c", 1), ("d", 5)])

@@ -61,7 +61,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(output, "GROUPS_PER_FILE", 2)
         patch.setattr(output, "GROUP_ROWS_MIN", 512)
         prepare(
-            PrepareOptions(
+            PrepareOptions.of(
                 out=folder / "data",
                 train=[folder / "events.parquet"],
                 timestamp="when",
@@ -74,7 +74,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_file(folder: Path) -> Any:
-    from crossfade.trainer.prepare.vocabulary_tables import NamesFile
+    from crossfade.trainer.prepare.option_values import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
 

@@ -19,7 +19,7 @@ from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, 
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.forget import forget
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.problems import MAX_LISTED
 from crossfade.trainer.prepare.validate import ValidationReport, validate
@@ -80,7 +80,7 @@ def dataset(tmp_path: Path) -> ForeignDataset:
 
 
 def run_validation(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
-    return validate(folder, query, item, None, NullReporter())
+    return validate(ValidateOptions.of(data=folder.uri, query=query, item=item), NullReporter())
 
 
 def problems(folder: Folder) -> list[str]:
@@ -125,7 +125,7 @@ def test_dataset_on_s3_is_validated_and_gets_manifest(
 def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
     pq.write_table(events, tmp_path / "events.parquet")
-    prepare(PrepareOptions(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
+    prepare(PrepareOptions.of(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
     assert problems(Folder(tmp_path / "data")) == []
     forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
     assert problems(Folder(tmp_path / "data")) == []
