@@ -31,8 +31,7 @@ from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.option_values import MaxAge
 from crossfade.trainer.prepare.options import Side
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
 COLUMNS = ("id", "count", "last_seen")

@@ -23,7 +23,7 @@ from crossfade.base.errors import OptionError
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
-from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.events import SIDES
 
 _BATCH_ROWS = 1 << 20
 _FRACTION = 1024

@@ -3,7 +3,7 @@
 
     table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``events.py`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
 ``seq``, which is unique and rises in the order of the files and of the rows in them. Where events have columns of
 context, the table ``event_context`` has their values by ``seq``, as text.
@@ -22,12 +22,19 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.time_values import check_seconds
-from crossfade.trainer.prepare.composite_ids import possible_columns
-from crossfade.trainer.prepare.database import fetch_count, fetch_one
-from crossfade.trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.event_values import (
+    INTEGER_TEXT,
+    Check,
+    id_sql,
+    report_row_faults,
+    sound_rows,
+    timestamp_sql,
+    value_checks,
+    weight_sql,
+)
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.id_encoder import IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import (
@@ -40,11 +47,93 @@ from crossfade.trainer.prepare.raw_files import (
     open_columns,
     read_errors,
 )
-from crossfade.trainer.prepare.row_faults import report_row_faults, sound_rows
+from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_ambiguity import TimestampAmbiguity
-from crossfade.trainer.prepare.timestamp_formats import check_formats
-from crossfade.trainer.prepare.timestamp_suggestions import find_unnamed_formats
+from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
+
+SIDES = ("query", "item")
+_BLOCK_ROWS = 4_000_000
+_TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
+
+
+class IdEncoder:
+    """Builds the table ``events`` in blocks; the events of small files are buffered until there are enough.
+
+    Args:
+        connection: The working database, in which the tables are created.
+        query_type: The type of the query IDs, 'integer' or 'string'.
+        item_type: The type of the item IDs.
+        context: The columns of the values of context, as text, which ``event_context`` keeps by ``seq``.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str, context: Sequence[str] = ()
+    ) -> None:
+        self._connection = connection
+        self._context = "".join(f", {name}" for name in context)
+        self._buffered = 0
+        self._rows = 0
+        for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
+            execute(connection, f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+        texts = "".join(f", {name} VARCHAR" for name in context)
+        execute(
+            connection,
+            f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})",
+        )
+        execute(connection, f"CREATE TABLE event_context (seq BIGINT{texts})")
+        execute(
+            connection,
+            "CREATE TABLE events "
+            "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)",
+        )
+
+    def add(self, events: str, rows: int) -> None:
+        """Append the relation ``events`` of a file with ``rows`` data rows.
+
+        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
+        """
+        execute(
+            self._connection,
+            "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
+            f"position + {self._rows}{self._context} FROM {events}",
+        )
+        self._rows += rows
+        self._buffered += rows
+        if self._buffered >= _BLOCK_ROWS:
+            self._encode()
+
+    def finish(self) -> None:
+        """Encode the events that are still buffered, and rank the IDs."""
+        self._encode()
+        execute(self._connection, "DROP TABLE buffered")
+        for side in SIDES:
+            execute(
+                self._connection,
+                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}",
+            )
+            execute(self._connection, f"DROP TABLE ids_{side}")
+            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{side}")
+
+    def _encode(self) -> None:
+        for side in SIDES:
+            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{side}")
+            execute(
+                self._connection,
+                f"INSERT INTO ids_{side} SELECT {known} + row_number() OVER () - 1, id "
+                f"FROM (SELECT DISTINCT {side}_id AS id FROM buffered) new "
+                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)",
+            )
+        execute(
+            self._connection,
+            "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
+            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
+        )
+        if self._context:
+            execute(self._connection, f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
+        execute(self._connection, "TRUNCATE buffered")
+        self._buffered = 0
+
 
 IdType = Literal["int64", "string"]
 

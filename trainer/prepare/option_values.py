@@ -22,7 +22,7 @@ ALL = "*"
 QUARANTINE = "quarantine="
 HOUR, WEEKDAY, PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
 DERIVED_CONTEXT = (HOUR, WEEKDAY, PREVIOUS)
-"""What context may be derived from the times of events (``context.py``)."""
+"""What context may be derived from the times of events (``event_context.py``)."""
 _FLOAT_MAX = 3.4028234663852886e38
 _SECONDS = {"h": 3600, "d": 86_400}
 
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class EntityColumn:
-    """An entity and, if it has another name, the column of its IDs, which may join several (``composite_ids.py``)."""
+    """An entity and, if it has another name, the column of its IDs, which may join several (``source_columns.py``)."""
 
     name: str
     given: str | None = None

@@ -36,8 +36,7 @@ from crossfade.trainer.data.manifest import (
 )
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged, read_complete, staged_output
+from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.synthetic_draws import (
     CHUNK_ROWS,

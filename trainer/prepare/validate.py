@@ -24,12 +24,9 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.content import iter_content
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.dataset_checks import FeatureCheck, Problems, SplitCheck, VocabularyCheck
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
 from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
-from crossfade.trainer.prepare.problems import Problems
-from crossfade.trainer.prepare.validate_features import FeatureCheck
-from crossfade.trainer.prepare.validate_splits import SplitCheck
-from crossfade.trainer.prepare.validate_vocabulary import VocabularyCheck
 
 _PART_ROWS = 1 << 20
 

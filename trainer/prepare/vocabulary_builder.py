@@ -18,13 +18,13 @@ import duckdb
 from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
-from crossfade.trainer.prepare.content import ContentPlan, read_content, write_content
-from crossfade.trainer.prepare.context import counted_context_sql
+from crossfade.trainer.prepare.content_columns import ContentPlan, read_content, write_content
 from crossfade.trainer.prepare.database import fetch_count
+from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
 from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.features import (
+from crossfade.trainer.prepare.feature_columns import (
     FeaturePlan,
     catalog_ids_sql,
     counted_values_sql,

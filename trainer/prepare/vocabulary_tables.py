@@ -21,9 +21,8 @@ from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Side
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
 VocabularyKey = str
 """The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""

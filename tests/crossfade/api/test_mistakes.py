@@ -40,7 +40,7 @@ OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_1", where="yeer > 3"), "where yeer > 3: "),
     (lambda m: m.recommend("user_1", where="id > 100000"), "the filters leave no track: relax where"),
     (lambda m: m.recommend("user_1", metadata="no.csv"), "metadata has no effect without where or max_per"),
-    (lambda m: m.recommend("user_1", where="x > 1", metadata="no.csv"), "metadata no.csv: no such file"),
+    (lambda m: m.recommend("user_1", where="x > 1", metadata="no.csv"), "metadata='no.csv': no such file"),
     (lambda m: m.recommend("user_1", max_per=2), "max_per=2: expected a column and a number"),  # type: ignore[arg-type]
     (lambda m: m.recommend("user_1", max_per=("title", 0)), "max_per[1]=0: expected an integer from 1"),
     (lambda m: m.similar([]), "names is empty"),

@@ -18,7 +18,7 @@ from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.option_values import FeatureFile, MaxAge
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -140,7 +140,9 @@ def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path, see
         assert validation.problems.listed == []
         assert validation.notes == []
     assert reused > 3, "the test reuses too few rows to check that"
-    forget(Folder(data), pa.array([next(key for key in sides["customer"].ids if key)]), "customer", NullReporter())
+    forget_dataset(
+        Folder(data), pa.array([next(key for key in sides["customer"].ids if key)]), "customer", NullReporter()
+    )
     assert validate(ValidateOptions.of(data=data), NullReporter()).problems.listed == []
 
 
@@ -174,7 +176,7 @@ def test_forget_removes_pending_ids_and_expiry_reuses_vacant_rows(tmp_path: Path
         tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 1, 0), ("b", 1, 1), ("w", 1, 0)], admit={"customer": 2}
     )
     fingerprint = manifest_of(first)
-    forgotten = forget(Folder(first), pa.array(["a", "w", "?"]), "customer", NullReporter())
+    forgotten = forget_dataset(Folder(first), pa.array(["a", "w", "?"]), "customer", NullReporter())
     assert (forgotten.found, forgotten.pending) == (1, 1)
     assert pending(first, "customer") == []
     assert len(manifest_of(first).lineage) == len(fingerprint.lineage) + 1

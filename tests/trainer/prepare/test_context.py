@@ -14,7 +14,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
@@ -155,12 +155,12 @@ def test_extending_keeps_rows_of_context(tmp_path: Path, plays: Path) -> None:
 def test_forgetting_a_customer_empties_context_that_nobody_else_has(tmp_path: Path, plays: Path) -> None:
     prepare_files(tmp_path / "out", plays, context={"device": "device", "place": "room"}, **NO_HOLD_OUT)
     folder = Folder(tmp_path / "out")
-    forget(folder, pa.array(["b"]), "customer", NullReporter())
+    forget_dataset(folder, pa.array(["b"]), "customer", NullReporter())
     assert vocabulary_tuples(tmp_path / "out", "device") == [(0, "car", 2), (1, None, 0), (2, "phone", 1)]
     assert vocabulary_tuples(tmp_path / "out", "place") == [(0, 7, 3), (1, None, 0)]
     assert not validate(ValidateOptions.of(data=folder.uri), NullReporter()).problems.count
     with pytest.raises(InputError) as caught:
-        forget(folder, pa.array(["car"]), "device", NullReporter())
+        forget_dataset(folder, pa.array(["car"]), "device", NullReporter())
     documented("forget: --entity with context", str(caught.value))
 
 

@@ -16,7 +16,7 @@ from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manife
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import extend as base_vocabulary
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -86,7 +86,7 @@ def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) ->
 
 
 def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: Path, first: Path) -> None:
-    forget(Folder(first), pa.array(["b"]), "customer", NullReporter())
+    forget_dataset(Folder(first), pa.array(["b"]), "customer", NullReporter())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], base=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
     assert read_manifest(Folder(second)).entities["customer"].vacant_rows == [1]

@@ -13,7 +13,7 @@ from preparing import InterruptingReporter, checksums, entries, prepare_files, r
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import disk_space
+from crossfade.trainer.prepare import database
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -45,7 +45,7 @@ def test_low_disk_space_is_reported_at_the_start(
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
     prepare_files(tmp_path / "out", train, hold_out_valid="none")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     prepare_files(tmp_path / "again", train, hold_out_valid="none")
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*TMPDIR", line)

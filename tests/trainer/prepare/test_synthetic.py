@@ -13,7 +13,7 @@ from crossfade.trainer.data.content import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare import synthetic, synthetic_draws
 from crossfade.trainer.prepare.options import SyntheticSpec
-from crossfade.trainer.prepare.part_writer import row_group_rows
+from crossfade.trainer.prepare.staging import row_group_rows
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.synthetic import FIRST_ID, write_synthetic
 from crossfade.trainer.prepare.synthetic_draws import genre_of

@@ -18,10 +18,10 @@ from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
+from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.problems import MAX_LISTED
 from crossfade.trainer.prepare.validate import ValidationReport, validate
 
 CUSTOMERS, TRACKS = 12, 6
@@ -127,7 +127,7 @@ def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     pq.write_table(events, tmp_path / "events.parquet")
     prepare(PrepareOptions.of(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
     assert problems(Folder(tmp_path / "data")) == []
-    forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
+    forget_dataset(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
     assert problems(Folder(tmp_path / "data")) == []
 
 
@@ -331,7 +331,7 @@ def test_large_strings_are_accepted(dataset: ForeignDataset) -> None:
     cast_column(dataset.vocabularies["customer"][0], "id", pa.large_string())
     folder = dataset.write()
     assert run_validation(folder).manifest_written
-    manifest: DatasetManifest = forget(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
+    manifest: DatasetManifest = forget_dataset(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
     assert manifest.entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
 

@@ -28,14 +28,13 @@ from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.features import FeaturePlan
+from crossfade.trainer.prepare.feature_columns import FeaturePlan
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import Side
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
 _BATCH_ROWS = 1 << 14
 

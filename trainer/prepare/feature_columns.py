@@ -31,9 +31,8 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import IdChoice, Side
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 _AFTER_EVENTS = 2**60
