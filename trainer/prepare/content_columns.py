@@ -13,7 +13,7 @@ Shapes: N values of a batch, D numbers of a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,50 +28,17 @@ from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.feature_columns import FeaturePlan
+from crossfade.trainer.prepare.feature_columns import ColumnPlan
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.input_files import RawFile, Source
-from crossfade.trainer.prepare.option_values import FeatureFile
-from crossfade.trainer.prepare.options import Side
+from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
 _BATCH_ROWS = 1 << 14
 
 
-@dataclass(frozen=True)
-class ContentPlan(FeaturePlan):
-    """One content column to prepare."""
-
-    @property
-    def given_table(self) -> str:
-        """The table of the working database with the IDs and values of its files."""
-        return f"given_content_{self.number}"
-
-
-def plan_content(
-    content: Sequence[FeatureFile],
-    files: Sequence[Sequence[Source]],
-    sides: Mapping[str, Side],
-    base: BaseDataset | None,
-) -> list[ContentPlan]:
-    """Plan the columns of ``content``, whose files are ``files``, and after them those that only ``base`` has."""
-    named = [(name, file, found) for file, found in zip(content, files, strict=True) for name in file.columns]
-    given = {name for name, _, _ in named}
-    plans = [
-        ContentPlan(number, name, file.entity, sides[file.entity], file, found)
-        for number, (name, file, found) in enumerate(named)
-    ]
-    in_base = base.manifest.content if base else {}
-    carried = [(name, entity) for entity, columns in in_base.items() for name in columns if name not in given]
-    return plans + [
-        ContentPlan(number, name, entity, sides[entity], None)
-        for number, (name, entity) in enumerate(carried, start=len(plans))
-    ]
-
-
 def read_content(
-    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContentPlan], work: Path, progress: ProgressReporter
+    connection: duckdb.DuckDBPyConnection, plans: Sequence[ColumnPlan], work: Path, progress: ProgressReporter
 ) -> None:
     """Create the table ``given_content_N`` (ID as text, value) of each column with files.
 
@@ -129,7 +96,7 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
     execute(connection, "DROP TABLE piece")
 
 
-def _check_given(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, column: str) -> None:
+def _check_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, column: str) -> None:
     assert plan.source is not None
     where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{column}'"
     found = connection.execute(f"SELECT DISTINCT len(value) FROM {plan.given_table} ORDER BY 1").fetchall()
@@ -172,7 +139,7 @@ class _Moments:
 
 
 def write_content(
-    connection: duckdb.DuckDBPyConnection, plan: ContentPlan, base: BaseDataset | None, staged: Staged
+    connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, base: BaseDataset | None, staged: Staged
 ) -> tuple[Content, int]:
     """Write the values of a column by row of ``vocabulary_SIDE``; return it, and the IDs that are in no row.
 
@@ -185,15 +152,10 @@ def write_content(
         joined = f"{plan.given_table} g JOIN vocabulary_{plan.side} v ON CAST(v.id AS VARCHAR) = g.id"
         execute(connection, f"INSERT INTO rows_of_content SELECT v.row, g.value FROM {joined}")
         filled = fetch_count(connection, "SELECT count(*) FROM rows_of_content")
-        ignored = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}") - filled
+        given = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}")
         if not filled:
-            raise OptionError(
-                "content",
-                found=f"{plan.entity}={plan.source.path}",
-                problem=f"has a value of '{plan.name}' for none of the ids of the events (column "
-                f"'{plan.source.id_column}')",
-                expected="ids of the same entity: check the columns",
-            )
+            raise plan.unmatched(given)
+        ignored = given - filled
         execute(connection, f"DROP TABLE {plan.given_table}")
     old = base.manifest.content_of(plan.entity).get(plan.name) if base else None
     if base is not None and old is not None:
@@ -209,7 +171,7 @@ def write_content(
     return _write(connection, plan, old, staged), ignored
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ContentPlan) -> None:
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the values of the base dataset, except of rows that have new values or belong to another ID now."""
     execute(connection, "CREATE TABLE base_content (row BIGINT, value FLOAT[])")
     for _, row_N, value_ND in iter_content(base.folder, base.manifest, plan.entity, plan.name):
@@ -226,7 +188,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: Conte
     execute(connection, "DROP TABLE base_content")
 
 
-def _write(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, old: Content | None, staged: Staged) -> Content:
+def _write(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, old: Content | None, staged: Staged) -> Content:
     """Write ``rows_of_content``, with the scaling of ``old``, the column of the base dataset, if there is one."""
     rows, width = fetch_one(connection, "SELECT count(*), max(len(value)) FROM rows_of_content")
     assert isinstance(rows, int)

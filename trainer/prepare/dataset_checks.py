@@ -1,11 +1,11 @@
 # ruff: noqa: S608  (what is put into SQL is the name of a type of this program)
 """Check the files of a dataset: each check adds to a list of problems, of which the first are kept, the others counted.
 
-    splits = SplitCheck(folder, manifest, problems, work, part_rows=1 << 20)
+    splits = SplitCheck(folder, manifest, problems, work)
     splits.run(progress)                    # columns, nulls, rows within the vocabularies, finite weights
     count_R = splits.counts["track"]        # interactions of train per row
-    counts = FeatureCheck(folder, manifest, problems, "track", "artist", work, count_R, part_rows=1 << 20).run(progress)
-    VocabularyCheck(folder, manifest, problems, "track", count_R, part_rows=1 << 20).run(work, memory, progress)
+    counts = FeatureCheck(folder, manifest, problems, "track", "artist", work, count_R).run(progress)
+    VocabularyCheck(folder, manifest, problems, "track", count_R).run(work, memory, progress)
 
 Shapes: N rows of a part of a row group, R rows of an entity, V rows of a feature's values.
 """
@@ -36,6 +36,8 @@ from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 
 MAX_LISTED = 20
+PART_ROWS = 1 << 20
+"""Rows that are in memory at a time, at most."""
 
 
 class Problems:
@@ -74,6 +76,18 @@ class Problems:
                 self.add(f"{files.uri(file)}: column '{name}' has the type {found}; expected {data_type}: cast it")
         return self.count - before
 
+    def iter_parts(
+        self, files: ParquetFiles, file: DataFile, expected: Mapping[str, pa.DataType]
+    ) -> Iterator[tuple[pa.Table, str, int]]:
+        """Yield the parts of a file that has the ``expected`` columns, with the name of the row group and the first row."""
+        if self.check_columns(files, file, expected):
+            return
+        for index in range(len(file.row_groups)):
+            first = 0
+            for table in files.iter_parts(file, index, list(expected), PART_ROWS):
+                yield table, f"{files.uri(file)}, row group {index}", first
+                first += table.num_rows
+
     def check_no_nulls(self, column: pa.ChunkedArray, name: str, where: str, first: int = 0) -> int:
         """Check that a column, whose rows count from ``first``, has no null."""
         if column.null_count:
@@ -107,17 +121,13 @@ class SplitCheck:
     """Checks all splits of a dataset.
 
     ``counts`` has, by entity, the interactions of positive weight in train per row: int64 (R,), in files in ``work``.
-    At most ``part_rows`` rows are in memory at a time.
     """
 
-    def __init__(
-        self, folder: Folder, manifest: DatasetManifest, problems: Problems, work: Path, part_rows: int
-    ) -> None:
+    def __init__(self, folder: Folder, manifest: DatasetManifest, problems: Problems, work: Path) -> None:
         self._uri = folder.uri
         self._files = ParquetFiles(folder)
         self._manifest = manifest
         self._problems = problems
-        self._part_rows = part_rows
         self.counts: dict[str, IntArray] = {
             name: np.memmap(work / f"{number}.counts", mode="w+", dtype=np.int64, shape=(entity.rows,))
             for number, (name, entity) in enumerate(manifest.entities.items())
@@ -160,14 +170,9 @@ class SplitCheck:
         return notes
 
     def _check_file(self, split: str, file: DataFile, progress: ProgressReporter) -> None:
-        if self._problems.check_columns(self._files, file, self._columns):
-            return
-        for index in range(len(file.row_groups)):
-            where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.iter_parts(file, index, list(self._columns), self._part_rows):
-                self._check_part(split, table, where, first)
-                first += table.num_rows
-                progress.advance(table.num_rows)
+        for table, where, first in self._problems.iter_parts(self._files, file, self._columns):
+            self._check_part(split, table, where, first)
+            progress.advance(table.num_rows)
 
     def _check_part(self, split: str, table: pa.Table, where: str, first: int) -> None:
         """Check rows of a row group, which begin at its row ``first``."""
@@ -206,8 +211,7 @@ class SplitCheck:
 class FeatureCheck:
     """Checks the feature ``name`` of ``entity``.
 
-    ``count_R`` are the interactions of positive weight in train per row of ``entity``, None if unknown. At most
-    ``part_rows`` pairs are in memory at a time.
+    ``count_R`` are the interactions of positive weight in train per row of ``entity``, None if unknown.
     """
 
     def __init__(
@@ -219,9 +223,7 @@ class FeatureCheck:
         name: str,
         work: Path,
         count_R: IntArray | None,
-        part_rows: int,
     ) -> None:
-        self._part_rows = part_rows
         self._files = ParquetFiles(folder)
         self._problems = problems
         self._name = name
@@ -245,15 +247,10 @@ class FeatureCheck:
 
     def _check_file(self, file: DataFile, progress: ProgressReporter) -> None:
         columns = dict.fromkeys((ROW, VALUE), pa.int64())
-        if self._problems.check_columns(self._files, file, columns):
-            return
-        for index in range(len(file.row_groups)):
-            where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.iter_parts(file, index, list(columns), self._part_rows):
-                if not sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
-                    self._check_pairs(table.column(ROW).to_numpy(), table.column(VALUE).to_numpy(), where, first)
-                first += table.num_rows
-                progress.advance(table.num_rows)
+        for table, where, first in self._problems.iter_parts(self._files, file, columns):
+            if not sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
+                self._check_pairs(table.column(ROW).to_numpy(), table.column(VALUE).to_numpy(), where, first)
+            progress.advance(table.num_rows)
 
     def _check_pairs(self, row_N: IntArray, value_N: IntArray, where: str, first: int) -> None:
         exists_N = self._check_rows(ROW, row_N, where, first) & self._check_rows(VALUE, value_N, where, first)
@@ -284,8 +281,7 @@ _NEVER_NULL = ("row", "count", "warm", "lineage_index")
 class VocabularyCheck:
     """Checks the vocabulary of the entity ``name``.
 
-    ``count_R`` are the counts that it should have, None if they are unknown. At most ``part_rows`` rows are in memory
-    at a time.
+    ``count_R`` are the counts that it should have, None if they are unknown.
     """
 
     def __init__(
@@ -295,7 +291,6 @@ class VocabularyCheck:
         problems: Problems,
         name: str,
         count_R: IntArray | None,
-        part_rows: int,
     ) -> None:
         self._where = f"{folder.uri}/{VOCABULARY}/{name}"
         self._pending_where = f"{folder.uri}/{PENDING}/{name}"
@@ -304,7 +299,6 @@ class VocabularyCheck:
         self._entity: Entity = manifest.entities[name]
         self._problems = problems
         self._count_R = count_R
-        self._part_rows = part_rows
         self._vacant_rows = np.array(self._entity.vacant_rows, np.int64)
         self._columns = _expected_columns(self._entity)
         self._lineage_length = len(manifest.lineage)
@@ -352,27 +346,19 @@ class VocabularyCheck:
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
         if self._problems.check_columns(self._files, file, columns):
             return
-        for index in range(len(file.row_groups)):
-            where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.iter_parts(file, index, list(columns), self._part_rows):
-                if not self._count_nulls(table, ("id", "count"), where, first):
-                    count_N = table.column("count").to_numpy()
-                    template = f"{where}, row {{}}: the count is {{}}; expected at least 1"
-                    self._problems.add_values(count_N < 1, count_N, template, first)
-                first += table.num_rows
-                yield table
+        for table, where, first in self._problems.iter_parts(self._files, file, columns):
+            if not self._count_nulls(table, ("id", "count"), where, first):
+                count_N = table.column("count").to_numpy()
+                template = f"{where}, row {{}}: the count is {{}}; expected at least 1"
+                self._problems.add_values(count_N < 1, count_N, template, first)
+            yield table
 
     def _checked_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of the vocabulary after checking them."""
-        if self._problems.check_columns(self._files, file, self._columns):
-            return
-        for index in range(len(file.row_groups)):
-            where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.iter_parts(file, index, list(self._columns), self._part_rows):
-                self._check_part(table, where, first)
-                first += table.num_rows
-                self._next_row += table.num_rows
-                yield table
+        for table, where, first in self._problems.iter_parts(self._files, file, self._columns):
+            self._check_part(table, where, first)
+            self._next_row += table.num_rows
+            yield table
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """Check rows of a row group, which begin at its row ``first``: they must be the next rows of the vocabulary."""

@@ -12,9 +12,10 @@ With a base dataset (``extend.py``), IDs that the file has no value for keep the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -40,18 +41,20 @@ _AFTER_EVENTS = 2**60
 
 
 @dataclass(frozen=True)
-class FeaturePlan:
-    """One feature to prepare.
+class ColumnPlan:
+    """One feature, or one column of content, to prepare.
 
     Attributes:
-        number: Its position among all features.
-        name: Its name, which is that of the entity of its values.
+        kind: Which of the two it is.
+        number: Its position among all of its kind.
+        name: Its name, which for a feature is that of the entity of its values.
         entity: The entity that has it.
         side: The side of the interactions on which that entity is.
-        source: What its files are; None for a feature that only the base dataset has.
+        source: What its files are; None for one that only the base dataset has.
         files: The files found for ``source``.
     """
 
+    kind: Literal["feature", "content"]
     number: int
     name: str
     entity: str
@@ -62,12 +65,23 @@ class FeaturePlan:
     @property
     def key(self) -> VocabularyKey:
         """The suffix of its tables in the working database."""
-        return f"feature_{self.number}"
+        return f"{self.kind}_{self.number}"
 
     @property
     def given_table(self) -> str:
         """The table of the working database with the IDs and values of its files."""
         return f"given_{self.key}"
+
+    def unmatched(self, given: int) -> OptionError:
+        """Return the error that none of the ``given`` IDs of the files with a value is one of the events."""
+        assert self.source is not None
+        return OptionError(
+            "features" if self.kind == "feature" else "content",
+            found=f"{self.entity}={self.source.path}",
+            problem=f"has a value of '{self.name}' for none of the ids of the events (column "
+            f"'{self.source.id_column}' holds {given} ids with one)",
+            expected="ids of the same entity: check the columns",
+        )
 
 
 @dataclass(frozen=True)
@@ -78,29 +92,32 @@ class FeatureReport:
     ignored_ids: int
 
 
-def plan_features(
-    features: Sequence[FeatureFile],
+def plan_columns(
+    kind: Literal["feature", "content"],
+    given: Sequence[FeatureFile],
     files: Sequence[Sequence[Source]],
     sides: Mapping[str, Side],
-    base: BaseDataset | None,
-) -> list[FeaturePlan]:
-    """Plan the ``features``, whose files are ``files``, and after them those that only ``base`` has."""
-    owners = base.manifest.feature_owners() if base else {}
-    named = [(name, file, found) for file, found in zip(features, files, strict=True) for name in file.columns]
+    in_base: Iterable[tuple[str, str]],
+) -> list[ColumnPlan]:
+    """Plan the columns that are ``given``, with their ``files``, and then those that only the base dataset has.
+
+    ``in_base`` are the names of those in the base dataset, each with its entity.
+    """
+    named = [(name, file, found) for file, found in zip(given, files, strict=True) for name in file.columns]
     plans = [
-        FeaturePlan(number, name, file.entity, sides[file.entity], file, found)
+        ColumnPlan(kind, number, name, file.entity, sides[file.entity], file, found)
         for number, (name, file, found) in enumerate(named)
     ]
-    carried = [name for name in owners if name not in {name for name, _, _ in named}]
+    carried = [(name, entity) for name, entity in in_base if name not in {name for name, _, _ in named}]
     return plans + [
-        FeaturePlan(number, name, owners[name], sides[owners[name]], None)
-        for number, name in enumerate(carried, start=len(plans))
+        ColumnPlan(kind, number, name, entity, sides[entity], None)
+        for number, (name, entity) in enumerate(carried, start=len(plans))
     ]
 
 
 def read_features(
     connection: duckdb.DuckDBPyConnection,
-    plans: Sequence[FeaturePlan],
+    plans: Sequence[ColumnPlan],
     work: Path,
     id_type: IdChoice,
     base: BaseDataset | None,
@@ -135,7 +152,7 @@ def read_features(
     return types
 
 
-def _append(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, file: RawFile, as_text: bool) -> IdType:
+def _append(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, file: RawFile, as_text: bool) -> IdType:
     """Append the pairs of one file to ``text_KEY``; return the type of its values."""
     assert plan.source is not None
     column = plan.source.columns[plan.name]
@@ -179,7 +196,7 @@ def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType
 
 
 def join_feature(
-    connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, id_type: IdType, base: BaseDataset | None
+    connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, id_type: IdType, base: BaseDataset | None
 ) -> FeatureReport:
     """Create the table ``pairs_KEY`` (row of the entity, ID of the value) with each pair once.
 
@@ -202,20 +219,14 @@ def join_feature(
         joined = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}")
         ignored = given - joined
         if not joined:
-            raise OptionError(
-                "features",
-                found=f"{plan.entity}={plan.source.path}",
-                problem=f"has a value of '{plan.name}' for none of the ids of the events (column "
-                f"'{plan.source.id_column}' holds {given} ids with one)",
-                expected="ids of the same entity: check the columns",
-            )
+            raise plan.unmatched(given)
         execute(connection, f"DROP TABLE given_{key}")
     if base is not None and plan.name in base.manifest.features_of(plan.entity):
         _carry(connection, base, plan)
     return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}"), ignored)
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: FeaturePlan) -> None:
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the pairs of the base dataset, except of rows that have new values or belong to another ID now."""
     key, side = plan.key, plan.side
     execute(connection, "CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
@@ -232,7 +243,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: Featu
     execute(connection, "DROP TABLE base_pairs")
 
 
-def counted_values_sql(plan: FeaturePlan) -> str:
+def counted_values_sql(plan: ColumnPlan) -> str:
     """Return a query for each value that some row has, with its number of interactions, for ``build_vocabulary``."""
     return (
         "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS id_rank, CAST(sum(v.count) AS BIGINT) AS count "
@@ -256,7 +267,7 @@ def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) ->
     )
 
 
-def write_feature(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, staged: Staged) -> Feature:
+def write_feature(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, staged: Staged) -> Feature:
     """Write ``pairs_KEY`` as pairs of a row of the entity and a row of ``vocabulary_KEY``."""
     key = plan.key
     group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{key}"))

@@ -7,6 +7,7 @@ options.query.name, options.query.column                # customer, user_id
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -47,8 +48,23 @@ MAX_BAD = 0.1
 _MAX_SEED = 2**63 - 1
 
 
+_dataset = partial(option, group="dataset")
+_ids = partial(option, group="ids")
+_output = partial(option, group="output")
+_input = partial(option, group="input")
+_columns = partial(option, group="columns")
+_attributes = partial(option, group="features and names")
+_faults = partial(option, group="faults")
+_cleaning = partial(option, group="cleaning")
+_base = partial(option, group="base dataset, admission and expiry")
+_hold_outs = partial(option, group="hold-outs")
+_resources = partial(option, group="resources")
+_size = partial(option, group="size")
+_content = partial(option, group="content")
+
+
 def _memory() -> Any:
-    return option(None, "limit memory (default: half, at most 4 GiB)", group="resources", value="GIB", gt=0)
+    return _resources(None, "limit memory (default: half, at most 4 GiB)", value="GIB", gt=0)
 
 
 def memory_bytes(gib: float | None) -> int | None:
@@ -59,37 +75,21 @@ def memory_bytes(gib: float | None) -> int | None:
 class ForgetOptions(Options):
     """Which IDs to delete from a dataset."""
 
-    data: str = option(
-        ...,
-        "delete from this folder or s3://BUCKET/PREFIX, and its bases",
-        group="dataset",
-        value="DATA",
-        positional=True,
+    data: str = _dataset(
+        ..., "delete from this folder or s3://BUCKET/PREFIX, and its bases", value="DATA", positional=True
     )
-    this_dataset_only: bool = option(
-        False, "leave base datasets as they are, such as where they have been deleted", group="dataset"
-    )
-    ids: str = option(
-        ..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", group="ids", value="FILE"
-    )
-    column: str | None = option(
-        None, "read this column (default: the entity's name, or the only one)", group="ids", value="COLUMN"
-    )
-    entity: str | None = option(
-        None, "delete IDs of this entity (default: the querying one)", group="ids", value="NAME"
-    )
+    this_dataset_only: bool = _dataset(False, "leave base datasets as they are, such as where they have been deleted")
+    ids: str = _ids(..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", value="FILE")
+    column: str | None = _ids(None, "read this column (default: the entity's name, or the only one)", value="COLUMN")
+    entity: str | None = _ids(None, "delete IDs of this entity (default: the querying one)", value="NAME")
 
 
 class ValidateOptions(Options):
     """Which dataset to validate; ``query`` and ``item`` name the entities of one without a manifest."""
 
-    data: Location = option(
-        ..., "check this folder or s3://BUCKET/PREFIX", group="dataset", value="DATA", positional=True
-    )
-    query: str | None = option(
-        None, "name the querying entity (default: as in the manifest)", group="dataset", value="NAME"
-    )
-    item: str | None = option(None, "name the item entity (default: as in the manifest)", group="dataset", value="NAME")
+    data: Location = _dataset(..., "check this folder or s3://BUCKET/PREFIX", value="DATA", positional=True)
+    query: str | None = _dataset(None, "name the querying entity (default: as in the manifest)", value="NAME")
+    item: str | None = _dataset(None, "name the item entity (default: as in the manifest)", value="NAME")
     memory: Number | None = _memory()
 
     @model_validator(mode="after")
@@ -114,197 +114,159 @@ class PrepareOptions(Options):
     }
     one_of = (("train", "sample"),)
 
-    out: Location = option(
-        ..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", group="output", value="DIR"
+    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
+    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
+    skip_existing: bool = _output(
+        False, "for the sample: do nothing if DIR is complete and was made by the same command"
     )
-    overwrite: bool = option(False, "replace DIR if it holds a prepared dataset", group="output")
-    skip_existing: bool = option(
-        False, "for the sample: do nothing if DIR is complete and was made by the same command", group="output"
+    order: Order = _output(
+        "grouped", "keep the interactions of a query entity together, or order all at random (default: grouped)"
     )
-    order: Order = option(
-        "grouped",
-        "keep the interactions of a query entity together, or order all at random (default: grouped)",
-        group="output",
-    )
-    seed: Integer = option(
-        0, "seed row order and hold-outs (default: 0)", group="output", value="N", ge=0, le=_MAX_SEED
-    )
+    seed: Integer = _output(0, "seed row order and hold-outs (default: 0)", value="N", ge=0, le=_MAX_SEED)
 
-    train: tuple[Location, ...] = option((), "read training events", group="input", value="FILE", also="events")
-    valid: tuple[Location, ...] = option((), "read events that select the epoch", group="input", value="FILE")
-    test: tuple[Location, ...] = option((), "read events for the evaluation", group="input", value="FILE")
-    format: Format | None = option(None, "set the format of all files (default: by file extension)", group="input")
-    delimiter: Delimiter = option(
+    train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")
+    valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
+    test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
+    format: Format | None = _input(None, "set the format of all files (default: by file extension)")
+    delimiter: Delimiter = _input(
         None,
         "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
         "a CSV file's header all columns)",
-        group="input",
         value="CHARACTER",
     )
-    sample: Literal["lastfm"] | None = option(
-        None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead", group="input"
+    sample: Literal["lastfm"] | None = _input(
+        None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
 
-    query: Entity = option(
+    query: Entity = _columns(
         EntityColumn("customer"),
         "name the querying entity, and the column of its IDs if that differs (default: customer); COLUMN+COLUMN joins "
         "columns into one ID",
-        group="columns",
         value="NAME[=COLUMN]",
     )
-    item: Entity = option(
+    item: Entity = _columns(
         EntityColumn("item"),
         "name the item entity, and the column of its IDs, likewise (default: item)",
-        group="columns",
         value="NAME[=COLUMN]",
     )
-    weight: str | None = option(
-        None, "read event weights (default: 1; weight 0 drops the event)", group="columns", value="COLUMN"
-    )
-    event: str | None = option(
-        None, "read event types, which event weights map to weights", group="columns", value="COLUMN"
-    )
-    event_weights: Weights = option(
+    weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
+    event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
+    event_weights: Weights = _columns(
         {},
         "weight every event type, as in play=1,like=3,skip=-1: below 0 is negative feedback, 0 drops the event",
-        group="columns",
         value="EVENT=W,…",
     )
-    timestamp: str | None = option(
-        None,
-        "read times: integers (kept), timestamps, dates or ISO text (seconds since 1970)",
-        group="columns",
-        value="COLUMN",
+    timestamp: str | None = _columns(
+        None, "read times: integers (kept), timestamps, dates or ISO text (seconds since 1970)", value="COLUMN"
     )
-    timestamp_format: tuple[str, ...] = option(
+    timestamp_format: tuple[str, ...] = _columns(
         (),
         "read times in these formats, each in the first that fits: iso, epoch-s, epoch-ms, epoch-us, epoch-ns (of "
         "several units, by the size of the number), or one of strptime, such as '%d/%m/%Y %H:%M'",
-        group="columns",
         value="FORMAT",
     )
-    context: Context = option(
+    context: Context = _columns(
         {},
         "read the context of each event, such as device=device_type, as an entity for model.query_features; or derive "
         "it: NAME=timestamp:hour (0 to 23, UTC), timestamp:weekday (1 is Monday), timestamp:previous (the item of the "
         "event before); repeatable",
-        group="columns",
         value="NAME=COLUMN",
         repeat=True,
     )
-    id_type: IdChoice = option(
-        "auto", "set the type of IDs in text files; auto (default): integer if all IDs are integers", group="columns"
+    id_type: IdChoice = _columns(
+        "auto", "set the type of IDs in text files; auto (default): integer if all IDs are integers"
     )
 
-    features: Features = option(
+    features: Features = _attributes(
         (),
         "read features of IDs, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes an "
         "entity for model.query_features and model.item_features; repeatable",
-        group="features and names",
         value="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
         repeat=True,
     )
-    content: Features = option(
+    content: Features = _attributes(
         (),
         "read numbers or vectors of IDs, such as a track's tempo and an embedding of its audio, from such files, for "
         "model.query_content and model.item_content; repeatable",
-        group="features and names",
         value="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
         repeat=True,
     )
-    catalog: tuple[str, ...] = option(
+    catalog: tuple[str, ...] = _attributes(
         (),
         "give rows to all IDs of ENTITY in its files of features and content, also to those without events (new "
         "tracks)",
-        group="features and names",
         value="ENTITY",
         repeat=True,
     )
-    names: Names = option(
+    names: Names = _attributes(
         {},
         "read names of IDs from a Parquet, CSV or TSV file; repeatable, once for each entity and feature",
-        group="features and names",
         value="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",
         repeat=True,
     )
 
-    on_bad_line: BadLinePolicy = option(
+    on_bad_line: BadLinePolicy = _faults(
         "fail",
         "fail (default) if a line cannot be read or has a value that is not allowed, skip it, or move it to FILE as "
         "JSON lines",
-        group="faults",
         value="fail|skip|quarantine=FILE",
     )
-    on_missing: MissingPolicy = option(
-        "fail", "fail (default) if a row lacks an ID, weight, event or timestamp, or drop it", group="faults"
+    on_missing: MissingPolicy = _faults(
+        "fail", "fail (default) if a row lacks an ID, weight, event or timestamp, or drop it"
     )
-    max_bad: Share = option(
+    max_bad: Share = _faults(
         MAX_BAD,
         "fail if these two would leave out more than this share of all rows: 0.1 or 10% (default), at most 100%",
-        group="faults",
         value="SHARE",
     )
 
-    since: str | None = option(
-        None, "drop events before TIME (an integer or an ISO date)", group="cleaning", value="TIME"
-    )
-    until: str | None = option(None, "drop events at or after TIME", group="cleaning", value="TIME")
-    duplicates: Literal["keep", "sum"] = option(
+    since: str | None = _cleaning(None, "drop events before TIME (an integer or an ISO date)", value="TIME")
+    until: str | None = _cleaning(None, "drop events at or after TIME", value="TIME")
+    duplicates: Literal["keep", "sum"] = _cleaning(
         "keep",
         "keep repeated events of a pair as interactions (default), or sum them into one with the latest timestamp; "
         "sums of 0 are dropped",
-        group="cleaning",
     )
-    min_count: Minimums = option(
+    min_count: Minimums = _cleaning(
         {},
         "drop IDs with fewer than K interactions of positive weight, until all have K (k-core filter); repeatable",
-        group="cleaning",
         value="ENTITY=K",
         repeat=True,
     )
 
-    base: Location | None = option(
+    base: Location | None = _base(
         None,
         "extend an earlier dataset, a folder or s3://: its IDs keep their rows and features, new IDs follow",
-        group="base dataset, admission and expiry",
         value="DATA",
     )
-    admit: Minimums = option(
+    admit: Minimums = _base(
         {},
         "give a new ID a row once it has K interactions of positive weight in this dataset and its bases together; "
         "until then drop its events and count it in OUT/pending",
-        group="base dataset, admission and expiry",
         value="ENTITY=K,…",
         repeat=True,
     )
-    expire_after: Spans = option(
+    expire_after: Spans = _base(
         {},
         "vacate the row of an ID without events whose last one is more than SPAN older than the newest event; new IDs "
         "reuse vacant rows before the table grows: 90d, 36h, or an integer in the unit of the timestamps",
-        group="base dataset, admission and expiry",
         value="[ENTITY=]SPAN,…",
     )
 
-    hold_out: str | None = option(
-        None, "hold out test, then again valid (after:TIME: test only)", group="hold-outs", value="HOW"
-    )
-    hold_out_valid: str | None = option(
+    hold_out: str | None = _hold_outs(None, "hold out test, then again valid (after:TIME: test only)", value="HOW")
+    hold_out_valid: str | None = _hold_outs(
         None,
         "hold out valid; none: leave train as it is (default, unless valid or test has files: random:0.05, at most "
         "about 100,000 pairs)",
-        group="hold-outs",
         value="HOW",
     )
-    hold_out_test: str | None = option(None, "hold out test", group="hold-outs", value="HOW")
+    hold_out_test: str | None = _hold_outs(None, "hold out test", value="HOW")
 
-    work_dir: Path | None = option(
-        None,
-        "keep temporary files here (default: next to a local output folder, else TMPDIR)",
-        group="resources",
-        value="DIR",
+    work_dir: Path | None = _resources(
+        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
     )
     memory: Number | None = _memory()
-    threads: Integer | None = option(None, "limit threads (default: one per core)", group="resources", value="N", ge=1)
+    threads: Integer | None = _resources(None, "limit threads (default: one per core)", value="N", ge=1)
 
     @property
     def quarantine(self) -> Path | None:
@@ -445,36 +407,29 @@ class SyntheticSpec(Options):
 
     group_notes: ClassVar = {"size": "Numbers may be written 1000000, 1_000_000 or 1e6."}
 
-    queries: Integer = option(2_000, "generate N query rows", group="size", value="N", ge=1)
-    items: Integer = option(4_000, "generate N item rows", group="size", value="N", ge=1)
-    interactions: Integer = option(100_000, "generate N interactions in all splits", group="size", value="N", ge=1)
-    genres: Integer = option(20, "plant N genres", group="content", value="N", ge=1)
-    valid: Number = option(0.1, "hold out this fraction as valid", group="size", value="FRACTION", ge=0, lt=1)
-    test: Number = option(0.1, "hold out this fraction as test", group="size", value="FRACTION", ge=0, lt=1)
-    audio: Integer = option(
-        0,
-        "give each item a vector of N numbers, by its genre (default: none)",
-        group="content",
-        value="N",
-        ge=0,
-        le=MAX_CONTENT_WIDTH,
+    queries: Integer = _size(2_000, "generate N query rows", value="N", ge=1)
+    items: Integer = _size(4_000, "generate N item rows", value="N", ge=1)
+    interactions: Integer = _size(100_000, "generate N interactions in all splits", value="N", ge=1)
+    genres: Integer = _content(20, "plant N genres", value="N", ge=1)
+    valid: Number = _size(0.1, "hold out this fraction as valid", value="FRACTION", ge=0, lt=1)
+    test: Number = _size(0.1, "hold out this fraction as test", value="FRACTION", ge=0, lt=1)
+    audio: Integer = _content(
+        0, "give each item a vector of N numbers, by its genre (default: none)", value="N", ge=0, le=MAX_CONTENT_WIDTH
     )
-    moods: Integer = option(
+    moods: Integer = _content(
         0,
         "have each customer of raw events play one genre at a time, and turn N times to another (default: one to three "
         "genres at all times)",
-        group="content",
         value="N",
         ge=0,
     )
-    likes: Likes = option(
+    likes: Likes = _content(
         "all",
         "have likes and library adds of raw events go to what is played (all), to every other genre, or to one genre "
         "of each customer (default: all)",
-        group="content",
     )
-    query: str = option("customer", "name the querying entity", group="content", value="NAME")
-    item: str = option("track", "name the item entity", group="content", value="NAME")
+    query: str = _content("customer", "name the querying entity", value="NAME")
+    item: str = _content("track", "name the item entity", value="NAME")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -494,18 +449,12 @@ class SyntheticSpec(Options):
 class SynthesizeOptions(SyntheticSpec):
     """What to generate, and where."""
 
-    seed: Integer = option(0, "seed all draws (default: 0)", group="content", value="N")
-    out: Location = option(
-        ..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", group="output", value="DIR"
-    )
-    overwrite: bool = option(False, "replace DIR if it holds a prepared dataset", group="output")
-    skip_existing: bool = option(
-        False, "do nothing if DIR is complete and was made with the same options", group="output"
-    )
-    raw_events: bool = option(False, "write raw events instead of a dataset", group="output")
-    work_dir: Path | None = option(
-        None, "keep temporary files here (default: near the output folder)", group="output", value="DIR"
-    )
+    seed: Integer = _content(0, "seed all draws (default: 0)", value="N")
+    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
+    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
+    skip_existing: bool = _output(False, "do nothing if DIR is complete and was made with the same options")
+    raw_events: bool = _output(False, "write raw events instead of a dataset")
+    work_dir: Path | None = _output(None, "keep temporary files here (default: near the output folder)", value="DIR")
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

@@ -27,7 +27,6 @@ from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetMa
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
-from crossfade.trainer.prepare.content_columns import plan_content
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
     execute,
@@ -42,7 +41,7 @@ from crossfade.trainer.prepare.event_context import check_base_context, context_
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
-from crossfade.trainer.prepare.feature_columns import plan_features
+from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import apply_hold_out, plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
@@ -408,8 +407,11 @@ class _Preparation:
     ) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """Write the vocabularies of the two sides and of their features, and the pairs of the features."""
         options, sides = self._options, self._options.sides()
-        plans = plan_features(options.features, self._inputs.features, sides, self._base)
-        content = plan_content(options.content, self._inputs.content, sides, self._base)
+        base = self._base.manifest if self._base else None
+        in_base = list(base.feature_owners().items()) if base else []
+        plans = plan_columns("feature", options.features, self._inputs.features, sides, in_base)
+        in_base = [(name, entity) for entity, names in base.content.items() for name in names] if base else []
+        content = plan_columns("content", options.content, self._inputs.content, sides, in_base)
         vocabularies.read_features(plans, content, options.id_type)
         entities = {
             entity: vocabularies.build_side(

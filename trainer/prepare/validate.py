@@ -28,8 +28,6 @@ from crossfade.trainer.prepare.dataset_checks import FeatureCheck, Problems, Spl
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
 from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
 
-_PART_ROWS = 1 << 20
-
 
 @dataclass(frozen=True)
 class ValidationReport:
@@ -96,19 +94,19 @@ def _check_files(
     progress: ProgressReporter,
 ) -> list[str]:
     """Check splits, features, content and vocabularies, in this order, since each gives the counts for the next."""
-    splits = SplitCheck(folder, manifest, problems, work, _PART_ROWS)
+    splits = SplitCheck(folder, manifest, problems, work)
     splits.run(progress)
     counts: dict[str, IntArray] = splits.counts if splits.train_is_valid else {}
     for entity, features in manifest.features.items():
         for name in features:
             count_R = counts.get(entity)
-            check = FeatureCheck(folder, manifest, problems, entity, name, work, count_R, _PART_ROWS)
+            check = FeatureCheck(folder, manifest, problems, entity, name, work, count_R)
             counts |= check.run(progress)
     for entity, columns in manifest.content.items():
         for name in columns:
             _check_content(folder, manifest, entity, name, problems)
     for name in manifest.entities:
-        VocabularyCheck(folder, manifest, problems, name, counts.get(name), _PART_ROWS).run(work, memory, progress)
+        VocabularyCheck(folder, manifest, problems, name, counts.get(name)).run(work, memory, progress)
     return splits.notes()
 
 

@@ -18,14 +18,14 @@ import duckdb
 from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
-from crossfade.trainer.prepare.content_columns import ContentPlan, read_content, write_content
+from crossfade.trainer.prepare.content_columns import read_content, write_content
 from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.feature_columns import (
-    FeaturePlan,
+    ColumnPlan,
     catalog_ids_sql,
     counted_values_sql,
     join_feature,
@@ -78,8 +78,8 @@ class VocabularyBuilder:
         self._names = names
         self._files = files
         self._faults = faults
-        self._plans: Sequence[FeaturePlan] = ()
-        self._content: Sequence[ContentPlan] = ()
+        self._plans: Sequence[ColumnPlan] = ()
+        self._content: Sequence[ColumnPlan] = ()
         self._value_types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
@@ -94,7 +94,7 @@ class VocabularyBuilder:
                 self._base.check_id_type(entity, id_types[side])
                 load_base(self._connection, self._base, side, entity, self._progress)
 
-    def read_features(self, plans: Sequence[FeaturePlan], content: Sequence[ContentPlan], id_type: IdChoice) -> None:
+    def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
 
         Raises:

@@ -355,7 +355,7 @@ def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
 def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossfade.trainer.prepare.validate._PART_ROWS", 3)
+    monkeypatch.setattr("crossfade.trainer.prepare.dataset_checks.PART_ROWS", 3)
     assert problems(dataset.write()) == []
     (dataset.folder / "manifest.json").unlink()
     set_value(dataset.shards["train"][0], "track", 30, 77)
