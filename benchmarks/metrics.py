@@ -33,8 +33,8 @@ from crossfade.kvstore.stats import UpdateStats
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.monitoring.http import serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 from crossfade.trainer.runs.events import Event, StepEvent
 from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.training.hooks import TrainingHooks

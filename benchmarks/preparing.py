@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
@@ -97,7 +96,7 @@ def _generate(at: str, spec: SyntheticSpec) -> None:
 def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
     phases = Phases()
     prepare(
-        PrepareOptions(
+        PrepareOptions.of(
             out=f"{at}/prepared",
             train=[f"{at}/raw/{EVENTS_FOLDER}/*.parquet"],
             query=spec.query,

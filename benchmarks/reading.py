@@ -24,8 +24,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule, Stopwatch
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 

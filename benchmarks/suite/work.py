@@ -21,8 +21,7 @@ import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.manifest import VOCABULARY, WEIGHT, DatasetManifest, Entity, Split
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, staged_output
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 ZIPF_EXPONENT = 1.1

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.api import arguments
-from crossfade.api.fit import fit, split_column
+from crossfade.api.fit import fit
 from crossfade.api.frames import open_batches
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare.option_values import EntityColumn
 
 if TYPE_CHECKING:
     from crossfade.api.model import Model
@@ -131,7 +132,7 @@ class Recommender:
             NotFittedError: ``fit`` was not called.
         """
         model = self._fitted()
-        column = split_column(self.query)[1]
+        column = EntityColumn.parse(self.query).column
         queries = open_batches(X, {"query": column}, "X").read_all().column(column)
         if not len(queries):
             raise InputError(f"X has no row; expected at least one, with an ID in the column '{column}'")
@@ -148,7 +149,7 @@ class Recommender:
             NotFittedError: ``fit`` was not called.
         """
         model, k = self._fitted(), arguments.whole_number("k", self.k)
-        columns = {"query": split_column(self.query)[1], "item": split_column(self.item)[1]}
+        columns = {"query": EntityColumn.parse(self.query).column, "item": EntityColumn.parse(self.item).column}
         events = open_batches(X, columns, "X").read_all()
         query, item = (events.column(column) for column in columns.values())
         return model.use(lambda opened: _recall(opened, query, item, k))

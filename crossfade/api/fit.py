@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.api import arguments
-from crossfade.api.frames import frame_kind, open_batches
+from crossfade.api.frames import FrameKind, frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import Model
 from crossfade.api.progress import bar_type
-from crossfade.api.reading import read_options
 from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import train
-from crossfade.api.wording import in_python, python_words
+from crossfade.api.wording import READ, fit_words, in_python
 from crossfade.base.errors import InputError
+from crossfade.base.text import similar_name
 from crossfade.display import progress_bars
 from crossfade.trainer.prepare.hold_out import NONE
+from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 from crossfade.trainer.runs.folder import RunFolder
 
 _EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
+_OF_FILES = ("delimiter", "format")
+"""The keys of ``read`` that describe files, rather than values."""
 
 
 @in_python
@@ -79,14 +80,30 @@ def fit(
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    names = arguments.mapping("names", names, '{"artist": "artist_name"}')
-    columns = _Columns(query, item, weight, timestamp, names, arguments.mapping("read", read, '{"on_missing": "drop"}'))
-    columns.check()
-    chosen = _chosen(dim, epochs, seed, settings)
-    return _fit(plays, columns, _hold_outs(valid, test), chosen, progress)
+    settings = _settings(dim, epochs, seed, settings)
+    chosen = {"query": query, "item": item, "weight": weight, "timestamp": timestamp, "seed": settings["train.seed"]}
+    chosen |= {"hold_out_valid": NONE if valid is None else valid, "hold_out_test": test}
+    folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
+    try:
+        kind = frame_kind(plays)
+        events = None if kind is None else folder / _EVENTS_FILE
+        with fit_words(events):
+            files = _paths(plays) if events is None else [events]
+            chosen |= {"out": folder / DATASET_FOLDER, "train": files, **_read_options(read, kind)}
+            options = _with_names(chosen, names)
+            if events is not None:
+                _write_events(plays, options, events)
+            with progress_bars(bar_type(progress)) as reporter:
+                prepare(options, reporter, first_row=1 if events is None else 0)  # as ``iloc`` counts
+        values = {"name": "model", "data": {"path": options.out}, "metrics": {"port": None}}
+        train(Job(values, settings).config, RunFolder(folder / _RUN_FOLDER), progress=progress)
+        return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def _chosen(dim: object, epochs: object, seed: object, settings: object) -> dict[str, Any]:
+def _settings(dim: object, epochs: object, seed: object, settings: object) -> dict[str, Any]:
     """Return the keys of a job that arguments of ``fit`` stand for.
 
     Raises:
@@ -98,113 +115,56 @@ def _chosen(dim: object, epochs: object, seed: object, settings: object) -> dict
     return {**chosen, **arguments.mapping("settings", settings, '{"train.batch_size": 4096}')}
 
 
-def _hold_outs(valid: str | None, test: str | None) -> tuple[str | None, str | None]:
-    """Return both, which must be text or None.
+def _read_options(read: object, kind: FrameKind | None) -> dict[str, Any]:
+    """Return the options of a preparation that ``read`` stands for; ``kind`` is that of ``plays``, if it is a table.
 
     Raises:
-        InputError: one is not.
+        InputError: one is unknown, or has no effect.
     """
-    for name, value in (("valid", valid), ("test", test)):
-        if value is not None:
-            arguments.text(name, value)
-    return valid, test
+    read = arguments.mapping("read", read, '{"on_missing": "drop"}')
+    for key in read:
+        if key not in READ:
+            near = similar_name(key, READ)
+            hint = f"did you mean '{near}'?" if near else f"expected {', '.join(READ)}"
+            raise InputError(f"read: unknown key '{key}'; {hint}")
+        if key in _OF_FILES and kind is not None:
+            raise InputError(f"read: '{key}' describes files, and plays is a data frame; leave it out")
+    return {key: value for key, value in read.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The columns of the events, and how they are read; ``query`` and ``item`` may be NAME=COLUMN."""
+def _with_names(chosen: Mapping[str, Any], names: object) -> PrepareOptions:
+    """Return the options that were ``chosen``; ``names`` are in the events, next to the IDs.
 
-    query: str
-    item: str
-    weight: str | None
-    timestamp: str | None
-    names: Mapping[str, str]
-    read: Mapping[str, Any]
-
-    def check(self) -> None:
-        """Check that columns are named by text; only query and item are required.
-
-        Raises:
-            InputError: one is not.
-        """
-        names = {f'names["{entity}"]': column for entity, column in self.names.items()}
-        given = {"weight": self.weight, "timestamp": self.timestamp}
-        chosen = {name: column for name, column in given.items() if column is not None}
-        for name, column in {"query": self.query, "item": self.item, **names, **chosen}.items():
-            arguments.text(name, column, "the name of a column")
-
-    def roles(self) -> dict[str, str]:
-        """Return the column of each role that has one."""
-        columns = {"weight": self.weight, "timestamp": self.timestamp}
-        columns |= {f"name of {entity}": column for entity, column in self.names.items()}
-        used = {role: column for role, column in columns.items() if column is not None}
-        return {"query": split_column(self.query)[1], "item": split_column(self.item)[1], **used}
-
-
-def _fit(
-    plays: Any,
-    columns: _Columns,
-    hold_outs: tuple[str | None, str | None],
-    settings: Mapping[str, Any],
-    progress: bool | None,
-) -> Model:
-    """Prepare and train in a temporary folder; ``hold_outs`` are those of valid and test."""
-    folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
-    try:
-        kind = frame_kind(plays)
-        files = [_write_events(plays, columns.roles(), folder)] if kind is not None else _paths(plays)
-        options = read_options(columns.read, of_files=kind is None)
-        if kind is not None:
-            options["first_row"] = 0  # as ``iloc`` counts
-        with python_words(folder / _EVENTS_FILE if kind is not None else None):
-            _prepare(files, columns, hold_outs, {**options, "seed": settings["train.seed"]}, folder, progress)
-        job = Job(
-            {"name": "model", "data": {"path": str(folder / DATASET_FOLDER)}, "metrics": {"port": None}}, settings
+    Raises:
+        InputError: an option is invalid.
+    """
+    options = PrepareOptions.of(**chosen)
+    columns = arguments.mapping("names", names, '{"artist": "artist_name"}')
+    if columns and len(options.train) > 1:
+        raise InputError("names: expected one file of events, or a data frame, to read names from")
+    ids = {side.name: side.column for side in (options.query, options.item)}
+    files = {
+        entity: NamesFile(
+            options.train[0],
+            ids.get(entity, entity),
+            arguments.text(f'names["{entity}"]', column, "the name of a column"),
         )
-        train(job.config, RunFolder(folder / _RUN_FOLDER), progress=progress)
-        return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        for entity, column in columns.items()
+    }
+    return PrepareOptions.of(**chosen, names=files) if files else options
 
 
-def _prepare(
-    files: Sequence[str | Path],
-    columns: _Columns,
-    hold_outs: tuple[str | None, str | None],
-    options: Mapping[str, Any],
-    folder: Path,
-    progress: bool | None,
-) -> None:
-    """Write the dataset of ``files`` to its folder in ``folder``; ``options`` are further ones of ``prepare``."""
-    (query, query_column), (item, item_column) = split_column(columns.query), split_column(columns.item)
-    prepared = PrepareOptions(
-        out=folder / DATASET_FOLDER,
-        train=files,
-        query=query,
-        item=item,
-        query_column=query_column,
-        item_column=item_column,
-        weight=columns.weight,
-        timestamp=columns.timestamp,
-        hold_out_valid=hold_outs[0] or NONE,
-        hold_out_test=hold_outs[1],
-        names=_names_files(columns.names, {query: query_column, item: item_column}, files),
-        **options,
-    )
-    with progress_bars(bar_type(progress)) as reporter:
-        prepare(prepared, reporter)
-
-
-def _write_events(plays: Any, columns: Mapping[str, str], folder: Path) -> Path:
-    """Write ``columns`` (by role) of a table as Parquet, which ``prepare`` reads in bounded memory."""
-    path = folder / _EVENTS_FILE
+def _write_events(plays: Any, options: PrepareOptions, path: Path) -> None:
+    """Write the columns of a table that are used as Parquet, which ``prepare`` reads in bounded memory."""
+    columns = {"query": options.query.column, "item": options.item.column}
+    columns |= {f"name of {entity}": names.name_column for entity, names in options.names.items()}
+    further = {"weight": options.weight, "timestamp": options.timestamp}
+    columns |= {role: column for role, column in further.items() if column is not None}
     reader = open_batches(plays, columns)
     schema = pa.schema([_plain(field) for field in reader.schema])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in reader:
             writer.write_batch(batch.cast(schema))
-    return path
 
 
 def _plain(field: pa.Field) -> pa.Field:
@@ -226,21 +186,3 @@ def _paths(plays: Any) -> Sequence[str | Path]:
     if not paths or not all(map(str, paths)):
         raise InputError(f"plays={arguments.shown(plays)}: expected a table, or the path of at least one file")
     return paths
-
-
-def split_column(text: str) -> tuple[str, str]:
-    """Split ``NAME=COLUMN`` into the name of an entity and its column; ``NAME`` is both."""
-    name, _, column = text.partition("=")
-    return name, column or name
-
-
-def _names_files(
-    names: Mapping[str, str], columns: Mapping[str, str], files: Sequence[str | Path]
-) -> dict[str, NamesFile]:
-    """Return where the names of each entity are: in the events, next to its IDs."""
-    for entity in names:
-        if entity not in columns:
-            raise InputError(f"names of '{entity}': no such entity; expected {' or '.join(map(repr, columns))}")
-    if names and len(files) > 1:
-        raise InputError("names: expected one file of events, or a data frame, to read names from")
-    return {entity: NamesFile(files[0], columns[entity], column) for entity, column in names.items()}

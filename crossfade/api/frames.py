@@ -16,8 +16,7 @@ import pyarrow as pa
 from crossfade.api.arguments import shown
 from crossfade.base.errors import InputError
 from crossfade.base.packages import pandas_conflict
-from crossfade.trainer.prepare.column_names import check_columns
-from crossfade.trainer.prepare.composite_ids import source_columns
+from crossfade.trainer.prepare.source_columns import check_columns, source_columns
 
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
 _PACKAGES: dict[str, FrameKind] = {"pandas": "pandas", "polars": "polars", "duckdb": "duckdb", "_duckdb": "duckdb"}

@@ -3,7 +3,7 @@
 @in_python
 def recommend(...): ...
 
-with python_words(folder / "events.parquet"):       # the data frame ``plays`` was written there
+with fit_words(folder / "events.parquet"):          # the data frame ``plays`` was written there
     prepare(...)
 """
 
@@ -17,43 +17,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, OptionWords
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_ARGUMENTS = {
-    "--train": "plays",
-    "--events": "plays",
-    "--hold-out-valid": "valid",
-    "--hold-out-test": "test",
-    "--hold-out": "valid",
-    "--overwrite": "overwrite=True",
-    "--resume": "resume=True",
-    "--work-dir": "TMPDIR",
-    "--count": "k",
+READ = ("delimiter", "format", "id_type", "on_bad_line", "on_missing", "max_bad", "timestamp_format")
+"""The options of a preparation that are keys of the argument ``read`` of ``fit``."""
+_OF_FIT = {
+    "train": "plays",
+    "hold_out_valid": "valid",
+    "hold_out_test": "test",
+    "out": "TMPDIR",
+    "work_dir": "TMPDIR",
 }
+"""What further options of a preparation are called in ``fit``, unless their own name is that of an argument."""
+_ARGUMENTS = {"--overwrite": "overwrite=True", "--resume": "resume=True", "--work-dir": "TMPDIR", "--count": "k"}
 """What options are called in Python, unless their own name is that of an argument."""
-_READ = ("delimiter", "format", "id_type", "on_bad_line", "on_missing", "max_bad", "timestamp_format")
 _PHRASES = {
-    " (quarantine=FILE moves them to a file)": "",
     "relax --where, --allow, or --deny": "relax where",
-    "with --out and, for temporary files, with --work-dir (or TMPDIR); nothing was written": "by TMPDIR",
-    "raise --memory, lower --threads, or name a larger disk with --work-dir DIR": "name a larger disk by TMPDIR",
     "; further columns come from --metadata FILE": '; further columns come from metadata="FILE"',
-    "(--events - --format csv)": "of crossfade prepare",
     "name the dataset that the model was trained on with --data": "name its dataset: load(…, data=FOLDER)",
 }
 """Sentences of commands that have another form in Python."""
-_FORMAT = r"(?:iso|epoch-\w+|'[^']*')"
 _OPTION = re.compile(
-    rf"(?P<command>'crossfade [^']*')"
-    rf"|--timestamp-format (?P<formats>{_FORMAT}(?: {_FORMAT})*)"
-    r"|--(?P<key>on-bad-line|on-missing|id-type|format) (?P<value>[a-z]\w*)"
-    r"|--max-bad (?P<share>[\d.]+%)"
-    r"|--(?P<named>query|item) (?P<column>NAME=COLUMN)"
-    r"|--(?P<split>hold-out-valid|hold-out-test) (?P<how>random:[\d.]+|last-\d+|none)(?![\w.])"
+    r"(?P<command>'crossfade [^']*')"
     r"|--set (?P<setting>[\w.]+)=(?P<chosen>\S+?)(?=[:;,]?(?:\s|$))"
     r"|(?P<option>(?<![\w-])--[a-z][a-z-]*)"
 )
@@ -64,55 +53,73 @@ def in_python(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
     """Have the errors of ``function`` worded by arguments."""
 
     @functools.wraps(function)
-    def worded(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
-        with python_words():
+    def reworded(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
+        with _words(python_word):
             return function(*positional, **named)
 
-    return worded
+    return reworded
 
 
 @contextmanager
-def python_words(events: Path | None = None) -> Iterator[None]:
-    """Reword errors of the block: by arguments, with the first faults, and the file ``events`` as plays."""
+def fit_words(events: Path | None) -> Iterator[None]:
+    """Word errors of the block by arguments of ``fit``, with the first faults, and the file ``events`` as plays."""
     try:
-        yield
+        with _words(_fit_word, events):
+            yield
     except EventFaultsError as error:
-        first = "; ".join(error.kinds[:_MAX_KINDS])
-        more = f"; and {len(error.kinds) - _MAX_KINDS} more kinds" if len(error.kinds) > _MAX_KINDS else ""
+        kinds = error.details
+        first = "; ".join(kinds[:_MAX_KINDS])
+        more = f"; and {len(kinds) - _MAX_KINDS} more kinds" if len(kinds) > _MAX_KINDS else ""
         choice = f", or leave out {error.choice}" if error.choice else ""
         correct = "correct the values" if events is not None else "correct the files"
         message = f"the events have {error.count:,} faults: {first}{more}; {correct}{choice}"
-        raise InputError(_reworded(message, events)) from error
+        with _words(_fit_word, events):
+            raise InputError(message) from error
+
+
+@contextmanager
+def _words(words: OptionWords, events: Path | None = None) -> Iterator[None]:
+    try:
+        yield
     except CrossfadeError as error:
         if error.args and isinstance(error.args[0], str):
-            error.args = (_reworded(error.worded(python_word), events), *error.args[1:])
+            message = error.worded(_with_type(error, words))
+            if events is not None:
+                message = message.replace(str(events), "plays")
+            error.args = (_reworded(message), *error.args[1:])
         raise
 
 
-def python_word(name: str, value: str) -> str:
+def _with_type(error: CrossfadeError, words: OptionWords) -> OptionWords:
+    """Return ``words`` for values of any type: the value that ``error`` found is shown as it was given."""
+    if not isinstance(error, OptionError):
+        return words
+    shown, found = str(error.found), error.found
+    return lambda name, value: words(name, found if value == shown and name == error.field[0] else value)
+
+
+def python_word(name: str, value: object) -> str:
     """Return an argument, with its value."""
-    return f"{name}={value!r}" if value else name
+    return name if value == "" else f"{name}={value!r}"
 
 
-def _reworded(message: str, events: Path | None) -> str:
-    if events is not None:
-        message = message.replace(str(events), "plays")
+def _fit_word(name: str, value: object) -> str:
+    """Return an argument of ``fit``, with its value."""
+    if name in READ:
+        values = shlex.split(value) if name == "timestamp_format" and isinstance(value, str) else value
+        return f"read[{name!r}]" if value == "" else f"read={{{name!r}: {values!r}}}"
+    return python_word(_OF_FIT.get(name, name), value)
+
+
+def _reworded(message: str) -> str:
     for phrase, in_python_words in _PHRASES.items():
         message = message.replace(phrase, in_python_words)
     return _OPTION.sub(_python_name, message)
 
 
 def _python_name(match: re.Match[str]) -> str:
-    name = (match["option"] or "").removeprefix("--").replace("-", "_")
-    how = "None" if match["how"] == "none" else f'"{match["how"]}"'
-    forms: dict[str, Callable[[], str]] = {
-        "command": lambda: match["command"],  # to be typed into a shell
-        "formats": lambda: f'read={{"timestamp_format": {shlex.split(match["formats"])}}}',
-        "key": lambda: f'read={{"{match["key"].replace("-", "_")}": "{match["value"]}"}}',
-        "share": lambda: f'read={{"max_bad": "{match["share"]}"}}',
-        "named": lambda: f'{match["named"]}="{match["column"]}"',
-        "split": lambda: f"{_ARGUMENTS['--' + match['split']]}={how}",
-        "setting": lambda: f'settings={{"{match["setting"]}": {match["chosen"]}}}',
-        "option": lambda: _ARGUMENTS.get(match["option"]) or (f'read["{name}"]' if name in _READ else name),
-    }
-    return next(form() for group, form in forms.items() if match[group])
+    if match["command"]:
+        return match["command"]  # to be typed into a shell
+    if match["setting"]:
+        return f'settings={{"{match["setting"]}": {match["chosen"]}}}'
+    return _ARGUMENTS.get(match["option"]) or match["option"].removeprefix("--").replace("-", "_")

@@ -19,7 +19,7 @@ A message names options by marks, ``f"relax {option_named('where')}"``, and each
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
 CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
@@ -33,7 +33,7 @@ _HALF_LENGTH = 980
 
 _MARK = "\ue000{}\ue001{}\ue002"
 _MARKED = re.compile("\ue000([^\ue001]*)\ue001([^\ue002]*)\ue002")
-OptionWords = Callable[[str, str], str]
+OptionWords = Callable[[str, Any], str]
 """Returns what a face calls an option, given its name and, unless it is empty, its value."""
 
 
@@ -48,14 +48,28 @@ def command(verb: str, *words: str, **options: str | bool) -> str:
     return f"'crossfade {' '.join((verb, *words, *typed))}'"
 
 
+def worded(text: str, words: OptionWords) -> str:
+    """Return ``text`` in printable form, with the options that it names by marks in ``words``."""
+    return escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), text))
+
+
+def plain(text: str) -> str:
+    """Return ``text`` with the plain names of the options that it names by marks, for files."""
+    return _MARKED.sub(lambda mark: _plain_words(mark[1], mark[2]), text)
+
+
 def _plain_words(name: str, value: str) -> str:
     return f"{name} {value}" if value else name
 
 
 class CrossfadeError(Exception):
-    """The run failed. The message states what was found, what was expected and how to fix it."""
+    """The run failed. The message states what was found, what was expected and how to fix it.
+
+    ``details`` are lines to show before the message.
+    """
 
     exit_code = 1
+    details: Sequence[str] = ()
 
     def __str__(self) -> str:
         """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
@@ -63,7 +77,7 @@ class CrossfadeError(Exception):
 
     def worded(self, words: OptionWords) -> str:
         """Return the message as ``__str__`` does, with options named by ``words``."""
-        text = escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), super().__str__()))
+        text = worded(super().__str__(), words)
         return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 

@@ -135,7 +135,7 @@ def shown(field: FieldInfo) -> Shown:
 def described(field: FieldInfo) -> str:
     """Return the description of ``field``, with its default unless the description states it."""
     text = field.description or ""
-    if field.is_required() or field.default in (None, False, "", ()) or "default" in text:
+    if field.is_required() or field.default in (None, False, "", (), {}) or "default" in text:
         return text
     return f"{text} (default: {field.default})"
 

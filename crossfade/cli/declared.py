@@ -34,9 +34,10 @@ def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> N
         element = plain_type(get_args(kind)[0]) if is_list(field) else kind
         choices = get_args(element) if get_origin(element) is Literal else ()
         details["metavar"] = face.value or ("{" + ",".join(map(str, choices)) + "}" if choices else name.upper())
-    if is_list(field):
-        details["nargs"] = None if face.repeat else "*" if face.optional_values else "+"
-        details["action"] = "append" if face.repeat else "extend"
+    if face.repeat:
+        details["action"] = "append"
+    elif is_list(field):
+        details["nargs"], details["action"] = "*" if face.optional_values else "+", "extend"
     if face.positional:
         if not field.is_required():
             details["nargs"] = "*" if is_list(field) else "?"

@@ -111,8 +111,8 @@ def _choose_sample(folder: Path) -> _Sample:
     """
     from crossfade.base.io.folder import Folder
     from crossfade.display import progress_bars
-    from crossfade.trainer.prepare.existing import read_complete
     from crossfade.trainer.prepare.lastfm import locate_lastfm
+    from crossfade.trainer.prepare.staging import read_complete
     from crossfade.trainer.prepare.summary import is_synthetic
 
     data = folder / "data"

@@ -52,7 +52,7 @@ def run(options: ForgetOptions) -> int:
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
-    from crossfade.trainer.prepare.forget_lineage import forget
+    from crossfade.trainer.prepare.forget import forget
 
     with progress_bars() as bars:
         reports = forget(options, bars)

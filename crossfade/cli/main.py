@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from crossfade import logs
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, worded
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.cli.command import CommandParser
 from crossfade.kvstore import __version__
@@ -134,6 +134,8 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
             _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
+            for line in error.details:
+                _logger.warning(parser.in_words_typed(worded(line, parser.word)))
             _logger.error(parser.in_words_typed(error.worded(parser.word)))
             return error.exit_code
         case BrokenPipeError():

@@ -10,11 +10,10 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.cli.command import add_command
-from crossfade.cli.options.parsing import memory_bytes
-from crossfade.cli.options.prepare import add_memory
 from crossfade.display import progress_bars
 from crossfade.next_command import train_command
 from crossfade.terminal import print_line, print_lines
+from crossfade.trainer.prepare.options import ValidateOptions
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
@@ -34,23 +33,19 @@ docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "validate",
         "check a dataset, and write a missing manifest",
         "Check a dataset against its manifest and format, and write the manifest if it is missing.",
+        ValidateOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    dataset = parser.add_argument_group("dataset")
-    dataset.add_argument("data", metavar="DATA", help="check this folder or s3://BUCKET/PREFIX")
-    dataset.add_argument("--query", metavar="NAME", help="name the querying entity (default: as in the manifest)")
-    dataset.add_argument("--item", metavar="NAME", help="name the item entity (default: as in the manifest)")
-    add_memory(parser.add_argument_group("resources"))
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: ValidateOptions) -> int:
     """Check a dataset, and print a summary or its problems.
 
     Raises:
@@ -59,14 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from crossfade.trainer.prepare.validate import validate
 
-    for option, name in (("--query", arguments.query), ("--item", arguments.item)):
-        if name is not None and "=" in name:
-            raise InputError(f"{option} {name}: columns of a dataset have the entities' names; leave out '='")
-    limit = memory_bytes(arguments.memory)
     with progress_bars() as bars:
-        report = validate(Folder(arguments.data), arguments.query, arguments.item, limit, bars)
-    manifest = _print_report(report, arguments.data)
-    print_line(f"next: {train_command(arguments.data, manifest.query, manifest.item)}")
+        report = validate(options, bars)
+    manifest = _print_report(report, options.data)
+    print_line(f"next: {train_command(options.data, manifest.query, manifest.item)}")
     return 0
 
 

@@ -16,7 +16,7 @@ from crossfade.trainer.data.features import content_group_rows, content_width, l
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
-from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push

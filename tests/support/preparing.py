@@ -48,7 +48,7 @@ def random_events(count: int, seed: int = 7) -> dict[str, list[Any]]:
 
 def prepare_files(out: Path | str, *train: Path | str, **options: Any) -> DatasetManifest:
     """Prepare the files ``train`` with two threads, unless ``options`` (of ``PrepareOptions``) give another number."""
-    return prepare(PrepareOptions(out=out, train=train, threads=options.pop("threads", 2), **options))
+    return prepare(PrepareOptions.of(out=out, train=train, threads=options.pop("threads", 2), **options))
 
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@
         for interactions in lineage.read_known(["train", "valid"]):     # the oldest dataset first
             interactions.query_N, interactions.item_N                   # rows of the newest dataset
 
-A dataset of ``prepare --base`` has only new events, but customers have heard music before: whatever treats
+A dataset of ``prepare`` with a base has only new events, but customers have heard music before: whatever treats
 interactions as history, exclusions, or popularity reads them here. IDs keep their rows in the datasets that extend
 theirs. Left out are interactions whose ID was forgotten or has expired since, even where a later ID has the row.
 
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.errors import InputError, StorageUnavailableError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import (
     SPLITS,
@@ -40,8 +40,10 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, Interactions
 from crossfade.trainer.data.vocabulary import Vocabulary
 
-OPTION = "--history-from-this-dataset-only"
-WITHOUT_BASES = f"go on without it: {OPTION} (in a job, data.history_from_this_dataset_only: true)"
+WITHOUT_BASES = (
+    f"go on without it: {option_named('history_from_this_dataset_only')} (in a job, "
+    "data.history_from_this_dataset_only: true)"
+)
 _logger = logging.getLogger(__name__)
 _BEFORE_ALL = np.iinfo(np.int64).min
 """The time of the interactions of a base dataset without timestamps."""

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import finish_replacement
 from crossfade.base.io.storage_errors import translate_storage_errors
@@ -359,7 +359,7 @@ def manifest_bytes(folder: Folder) -> bytes:
     with translate_storage_errors(
         f"{folder.uri}/{FILE_NAME}",
         action="read",
-        if_missing=f"no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'",
+        if_missing=f"no such file; expected a folder written by {command('prepare', out=folder.uri)}",
     ):
         restore_dataset(folder)
         return folder.read(FILE_NAME)

@@ -122,7 +122,7 @@ def _from_feature(folder: Folder, manifest: DatasetManifest, source: LabelSource
 def _from_file(
     folder: Folder, manifest: DatasetManifest, source: LabelSource, id_column: str, label_column: str
 ) -> LabelPairs:
-    files = find_files(f"{OPTION} {source.entity}", [source.path], None)
+    files = find_files("labels", [source.path], None, source.entity)
     with ExitStack() as opened:
         work = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="crossfade-labels-")))
         connection = opened.enter_context(working_database(work, None, None))

@@ -16,63 +16,43 @@ later than the last one that counted for its ID: datasets whose days overlap cou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
 from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.time_range import exceed_seconds_range
+from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
+from crossfade.trainer.prepare.option_values import MaxAge
+from crossfade.trainer.prepare.options import Side
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
-ADMIT = "--admit"
-EXPIRE = "--expire-after"
-_SECONDS = {"h": 3600, "d": 86_400}
 COLUMNS = ("id", "count", "last_seen")
 
 
-@dataclass(frozen=True)
-class MaxAge:
-    """The maximum time that an ID may be unseen: ``length``, in the timestamps' unit; seconds if ``in_seconds``."""
+def _expire_before(max_age: MaxAge | None, newest: int | None) -> int | None:
+    """Return the timestamp before which IDs have expired, ``newest`` being the timestamp of the last event.
 
-    text: str
-    length: int
-    in_seconds: bool
-
-    @staticmethod
-    def parse(text: str) -> MaxAge:
-        """Parse ``90d``, ``36h`` or an integer in the unit of the timestamps.
-
-        Raises:
-            InputError: the text has none of these forms.
-        """
-        found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text)
-        if not found or int(found[1]) < 1:
-            raise InputError(f"{EXPIRE} {text}: expected days or hours, as in 90d or 36h, or an integer of at least 1")
-        return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
-
-    def before(self, newest: int) -> int:
-        """Return the timestamp before which IDs have expired, ``newest`` being the timestamp of the last event.
-
-        Raises:
-            InputError: the age is in days or hours, but the timestamps are not in seconds.
-        """
-        if self.in_seconds and exceed_seconds_range(newest):
-            raise InputError(
-                f"{EXPIRE} {self.text}: is counted in seconds, but the timestamps reach {newest}, which is not a time "
-                "in seconds; give an INTEGER in the unit of the column"
-            )
-        return newest - self.length
+    Raises:
+        InputError: the age is in days or hours, but the timestamps are not in seconds.
+    """
+    if max_age is None or newest is None:
+        return None
+    if max_age.in_seconds and exceed_seconds_range(newest):
+        raise OptionError(
+            "expire_after",
+            found=max_age.text,
+            problem=f"is counted in seconds, but the timestamps reach {newest}, which is not a time in seconds",
+            fix="give an INTEGER in the unit of the column",
+        )
+    return newest - max_age.length
 
 
 def plan_id_policies(
@@ -104,7 +84,7 @@ def plan_id_policies(
                 admit=admit.get(entity),
                 track_last_seen=track_last_seen,
                 newest=newest,
-                expire_before=max_ages[entity].before(newest) if entity in max_ages and newest is not None else None,
+                expire_before=_expire_before(max_ages.get(entity), newest),
                 lineage_index=lineage_index,
             )
     return policies
@@ -165,7 +145,9 @@ def filter_admitted(
         options.append(f"{policy.entity}={policy.admit}")
     execute(connection, f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
     if not fetch_count(connection, f"SELECT count(*) FROM {target} WHERE weight > 0"):
-        raise InputError(f"{ADMIT} {','.join(options)}: leaves no interaction; lower it, or give more events")
+        raise OptionError(
+            "admit", found=",".join(options), problem="leaves no interaction", fix="lower it, or give more events"
+        )
     before, after = (fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target))
     return before - after
 

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
-from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.events import SIDES
 
 _BATCH_ROWS = 1 << 20
 _FRACTION = 1024
@@ -73,9 +73,11 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     )
     largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:
-        raise InputError(
-            f"--duplicates sum: the weights of a pair sum to {largest:g}, which is too large for a 32-bit float; "
-            "scale them down"
+        raise OptionError(
+            "duplicates",
+            found="sum",
+            problem=f"the weights of a pair sum to {largest:g}, which is too large for a 32-bit float",
+            fix="scale them down",
         )
     execute(
         connection,
@@ -121,7 +123,7 @@ def filter_k_core(
         progress.advance(1)
     if not positives:
         required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
-        raise InputError(f"--min-count: requiring {required} leaves no interaction; lower it")
+        raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
     for side in SIDES:
         connection.register("alive", pa.table({"number": np.flatnonzero(alive[side])}))
         execute(connection, f"CREATE TABLE alive_{side} AS SELECT number FROM alive")

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """SQL of the values of events, and the checks that they must pass, over the relation ``raw`` of ``raw_files.py``.
 
     for check in value_checks(kinds, types, event_weights={}, formats=()):
@@ -9,21 +10,27 @@ A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also ha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
+from typing import Any
 
-from crossfade.base.errors import InputError
-from crossfade.trainer.prepare.database import literal
+import duckdb
+
+from crossfade.base.errors import option_named
+from crossfade.trainer.prepare.database import execute, identifier, literal
+from crossfade.trainer.prepare.faults import MAX_PLACES, Faults, Place
+from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.raw_files import Kind
-from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, OPTION, formats_sql
+from crossfade.trainer.prepare.text_records import Record, find_place, find_records
+from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, formats_sql
 
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
 """Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""
 
 MAX_ID_BYTES = 4096
 """The longest ID in UTF-8: a longer text is a document in the wrong column, and every copy of it costs memory."""
-_FLOAT_MAX = 3.4028234663852886e38
 _EMPTY_ID = "is missing or empty; expected an id in every row"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
 """Control characters other than tabs and line ends, which text may hold."""
@@ -88,13 +95,14 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
             Check(role, control, "has a control character; remove it"),
         ]
     if id_type == "integer":
+        text = option_named("id_type", "string")
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
-            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is not a 64-bit integer; try --id-type string"),
+            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", f"is not a 64-bit integer; try {text}"),
         ]
         if kind in ("text", "string"):
             not_plain = f"NOT {INTEGER_TEXT.format(role)}"
-            checks.append(Check(role, not_plain, "is not a plain integer; try --id-type string"))
+            checks.append(Check(role, not_plain, f"is not a plain integer; try {text}"))
     return checks
 
 
@@ -122,32 +130,22 @@ def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]
         Check(
             "event",
             f"CAST(event AS VARCHAR) NOT IN ({allowed})",
-            f"has no weight; --event-weights has only: {names} (weight 0 drops an event)",
+            f"has no weight; {option_named('event_weights')} has only: {names} (weight 0 drops an event)",
         ),
     ]
 
 
 def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -> list[Check]:
+    option = option_named("timestamp_format")
     not_one = (
-        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {OPTION}"
+        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {option}"
     )
     if formats:
-        not_one = f"has none of the formats of {OPTION}: {', '.join(formats)}"
+        not_one = f"has none of the formats of {option}: {', '.join(formats)}"
     return [
         Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row", missing=True),
         Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
     ]
-
-
-def check_event_weights(weights: Mapping[str, float]) -> None:
-    """Reject weights that are not finite. A negative one is allowed: it is negative feedback.
-
-    Raises:
-        InputError: one is not finite, or too large for a 32-bit float.
-    """
-    for event, weight in weights.items():
-        if not math.isfinite(weight) or abs(weight) > _FLOAT_MAX:
-            raise InputError(f"--event-weights {event}={weight}: expected a finite number that a 32-bit float can hold")
 
 
 def id_sql(role: str, id_type: str) -> str:
@@ -173,3 +171,112 @@ def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:
         cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in event_weights.items())
         return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
     return _WEIGHT if has_weight else "1.0::FLOAT"
+
+
+_ROLE_NAMES = {
+    "query": "query id",
+    "item": "item id",
+    "weight": "weight",
+    "event": "event",
+    "timestamp": "timestamp",
+}
+_FETCHED_ROWS = 10_000
+_MAX_SHOWN = 60
+
+
+def sound_rows(checks: Sequence[Check]) -> str:
+    """Return SQL of a relation with the rows of ``raw`` that violate no check."""
+    return f"(SELECT * FROM raw WHERE {_fault(checks)} IS NULL)"
+
+
+def report_row_faults(
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    checks: Sequence[Check],
+    columns: Mapping[str, str],
+    faults: Faults,
+) -> None:
+    """Add the rows of ``file``, which is ``raw``, that violate a check to ``faults``; ``columns`` are by role."""
+    found = execute(
+        connection,
+        f"SELECT fault, count(*), min(position, {MAX_PLACES}) "
+        f"FROM (SELECT {_fault(checks)} AS fault, position FROM raw) "
+        "WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault",
+    )
+    positions = sorted({position for _, _, first in found for position in _integers(first)})
+    records = dict(zip(positions, find_records(file, positions), strict=True))
+    for index, count, first in found:
+        assert isinstance(index, int)
+        assert isinstance(count, int)
+        _add(connection, file, checks[index], columns, faults, count, [(at, records[at]) for at in _integers(first)])
+    bad = [str(index) for index, *_ in found if isinstance(index, int) and not checks[index].missing]
+    if faults.quarantine is not None and bad and not faults.rejected:
+        _write_rows(connection, file, checks, bad, columns, faults)
+
+
+def _add(
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    check: Check,
+    columns: Mapping[str, str],
+    faults: Faults,
+    count: int,
+    first: Sequence[tuple[int, Record | None]],
+) -> None:
+    """Add ``count`` violations of ``check``, the ``first`` of them with their positions and records."""
+    listed = ", ".join(str(position) for position, _ in first)
+    rows = execute(
+        connection,
+        f"SELECT position, CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position IN ({listed})",
+    )
+    values = {position: str(value or "")[:_MAX_SHOWN] for position, value in rows}
+    places = [
+        Place(str(file), *find_place(position, record, faults.first_row), values[position])
+        for position, record in first
+    ]
+    column = "" if file.format == "lightgcn" else f" of column '{columns[check.role]}'"
+    name = _ROLE_NAMES.get(check.role, "context")
+    shown = f" '{places[0].value}'" if places[0].value else ""
+    message = f"{places[0]}: the {name}{shown}{column} {check.problem}"
+    faults.add(f"the {name}{column} {check.problem}", places, count, message, missing=check.missing)
+
+
+def _write_rows(
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    checks: Sequence[Check],
+    indexes: Sequence[str],
+    columns: Mapping[str, str],
+    faults: Faults,
+) -> None:
+    """Write the rows that violate the checks at ``indexes``: their lines, or of Parquet their values."""
+    quarantine = faults.quarantine
+    assert quarantine is not None
+    values = "".join(f", CAST({identifier(role)} AS VARCHAR)" for role in columns)
+    rows = connection.execute(
+        f"SELECT * FROM (SELECT position, {_fault(checks)} AS fault{values} FROM raw) "
+        f"WHERE fault IN ({', '.join(indexes)}) ORDER BY position"
+    )
+
+    def fetched() -> Iterator[tuple[Any, ...]]:
+        while batch := rows.fetchmany(_FETCHED_ROWS):
+            yield from batch
+
+    rows_read, rows_found = tee(fetched())
+    for row, record in zip(rows_read, find_records(file, (row[0] for row in rows_found)), strict=True):
+        unit, number = find_place(row[0], record, faults.first_row)
+        text = json.dumps(dict(zip(columns.values(), row[2:], strict=True)), ensure_ascii=False).encode()
+        check = checks[row[1]]
+        problem = f"the {_ROLE_NAMES.get(check.role, 'context')} {check.problem}"
+        quarantine.write(str(file), unit, number, problem, text if record is None else record.text)
+
+
+def _fault(checks: Sequence[Check]) -> str:
+    """Return SQL of the index of the first check that a row violates, null if there is none."""
+    cases = " ".join(f"WHEN {check.violation} THEN {index}" for index, check in enumerate(checks))
+    return f"CASE {cases} END"
+
+
+def _integers(values: object) -> list[int]:
+    assert isinstance(values, list)
+    return values

@@ -1,9 +1,9 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Read raw files into one typed table of events; every value is checked, and all faults are listed with their lines.
 
-    table = read_events(connection, {"train": files}, work, EventRules(ColumnMapping("customer", "track")), faults, …)
+    table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``events.py`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
 ``seq``, which is unique and rises in the order of the files and of the rows in them. Where events have columns of
 context, the table ``event_context`` has their values by ``seq``, as text.
@@ -18,17 +18,25 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.time_range import EventTimeRange, check_seconds
-from crossfade.trainer.prepare.composite_ids import possible_columns
-from crossfade.trainer.prepare.database import fetch_count, fetch_one
-from crossfade.trainer.prepare.event_values import INTEGER_TEXT, Check, id_sql, timestamp_sql, value_checks, weight_sql
+from crossfade.trainer.data.time_values import check_seconds
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.event_values import (
+    INTEGER_TEXT,
+    Check,
+    id_sql,
+    report_row_faults,
+    sound_rows,
+    timestamp_sql,
+    value_checks,
+    weight_sql,
+)
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.id_encoder import IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
@@ -39,62 +47,97 @@ from crossfade.trainer.prepare.raw_files import (
     open_columns,
     read_errors,
 )
-from crossfade.trainer.prepare.row_faults import report_row_faults, sound_rows
+from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_ambiguity import TimestampAmbiguity
-from crossfade.trainer.prepare.timestamp_formats import check_formats
-from crossfade.trainer.prepare.timestamp_suggestions import find_unnamed_formats
+from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 
-IdChoice = Literal["auto", "integer", "string"]
+SIDES = ("query", "item")
+_BLOCK_ROWS = 4_000_000
+_TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
+
+
+class IdEncoder:
+    """Builds the table ``events`` in blocks; the events of small files are buffered until there are enough.
+
+    Args:
+        connection: The working database, in which the tables are created.
+        query_type: The type of the query IDs, 'integer' or 'string'.
+        item_type: The type of the item IDs.
+        context: The columns of the values of context, as text, which ``event_context`` keeps by ``seq``.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str, context: Sequence[str] = ()
+    ) -> None:
+        self._connection = connection
+        self._context = "".join(f", {name}" for name in context)
+        self._buffered = 0
+        self._rows = 0
+        for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
+            execute(connection, f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+        texts = "".join(f", {name} VARCHAR" for name in context)
+        execute(
+            connection,
+            f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})",
+        )
+        execute(connection, f"CREATE TABLE event_context (seq BIGINT{texts})")
+        execute(
+            connection,
+            "CREATE TABLE events "
+            "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)",
+        )
+
+    def add(self, events: str, rows: int) -> None:
+        """Append the relation ``events`` of a file with ``rows`` data rows.
+
+        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
+        """
+        execute(
+            self._connection,
+            "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
+            f"position + {self._rows}{self._context} FROM {events}",
+        )
+        self._rows += rows
+        self._buffered += rows
+        if self._buffered >= _BLOCK_ROWS:
+            self._encode()
+
+    def finish(self) -> None:
+        """Encode the events that are still buffered, and rank the IDs."""
+        self._encode()
+        execute(self._connection, "DROP TABLE buffered")
+        for side in SIDES:
+            execute(
+                self._connection,
+                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}",
+            )
+            execute(self._connection, f"DROP TABLE ids_{side}")
+            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{side}")
+
+    def _encode(self) -> None:
+        for side in SIDES:
+            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{side}")
+            execute(
+                self._connection,
+                f"INSERT INTO ids_{side} SELECT {known} + row_number() OVER () - 1, id "
+                f"FROM (SELECT DISTINCT {side}_id AS id FROM buffered) new "
+                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)",
+            )
+        execute(
+            self._connection,
+            "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
+            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
+        )
+        if self._context:
+            execute(self._connection, f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
+        execute(self._connection, "TRUNCATE buffered")
+        self._buffered = 0
+
+
 IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """Which column of the raw files has which role; ``None`` if there is no such column."""
-
-    query: str
-    item: str
-    weight: str | None = None
-    event: str | None = None
-    event_weights: Mapping[str, float] = field(default_factory=dict)
-    timestamp: str | None = None
-    context: Mapping[str, str] = field(default_factory=dict)
-    """The column of each context entity, by its role (``context.py``)."""
-
-    def roles(self) -> dict[str, str]:
-        """Return the column of each role that has one."""
-        columns = {
-            "query": self.query,
-            "item": self.item,
-            "weight": self.weight,
-            "event": self.event,
-            "timestamp": self.timestamp,
-        }
-        return {**{role: column for role, column in columns.items() if column is not None}, **self.context}
-
-
-@dataclass(frozen=True)
-class EventRules:
-    """How events are read.
-
-    Attributes:
-        columns: the column of each role.
-        id_type: the type of IDs in files without types.
-        string_id_sides: the sides whose IDs stay strings there, even if all of them are integers.
-        time_range: the events to keep.
-        timestamp_formats: the formats of timestamps; empty: integers, or ISO dates.
-        delimiter: what separates the fields of CSV and TSV files; None: found by the header.
-    """
-
-    columns: ColumnMapping
-    id_type: IdChoice = "auto"
-    string_id_sides: Collection[str] = ()
-    time_range: EventTimeRange = EventTimeRange()  # noqa: RUF009  (it is frozen)
-    timestamp_formats: Sequence[str] = ()
-    delimiter: str | None = None
 
 
 @dataclass
@@ -132,11 +175,14 @@ def read_events(
     connection: duckdb.DuckDBPyConnection,
     files: Mapping[str, Sequence[Source]],
     work: Path,
-    rules: EventRules,
+    options: PrepareOptions,
+    string_id_sides: Collection[str],
     faults: Faults,
     progress: ProgressReporter,
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
+
+    The IDs of ``string_id_sides`` stay strings in files without types, even if all of them are integers.
 
     Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
     if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.
@@ -145,11 +191,11 @@ def read_events(
         InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an ID or
             of the timestamp; there is no event at all.
     """
-    check_formats(connection, rules.timestamp_formats)
-    reader = _Reader(connection, rules, faults)
+    check_formats(connection, options.timestamp_format)
+    reader = _Reader(connection, options, string_id_sides, faults)
     order = [(code, file) for code, split in enumerate(SPLITS) for file in files.get(split, ())]
     progress.phase("read events", sum(file.bytes for _, file in order), "B")
-    with fetch_files([file for _, file in order], work, possible_columns(rules.columns.roles())) as local_files:
+    with fetch_files([file for _, file in order], work, possible_columns(reader.columns)) as local_files:
         for (code, source), file in zip(order, local_files, strict=True):
             try:
                 reader.read(file, code)
@@ -161,22 +207,44 @@ def read_events(
     return reader.finish()
 
 
+def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each role that has one; ``context`` are those of context, by role."""
+    columns = {
+        "query": options.query.column,
+        "item": options.item.column,
+        "weight": options.weight,
+        "event": options.event,
+        "timestamp": options.timestamp,
+    }
+    return {**{role: column for role, column in columns.items() if column is not None}, **context}
+
+
 class _Reader:
     """Appends one file after another to the table ``events``."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, rules: EventRules, faults: Faults) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        options: PrepareOptions,
+        string_id_sides: Collection[str],
+        faults: Faults,
+    ) -> None:
         self._connection = connection
-        self._columns = rules.columns
-        self._rules = rules
+        self._options = options
+        self._string_id_sides = string_id_sides
         self._faults = faults
-        self._weight_sql = weight_sql(rules.columns.weight is not None, rules.columns.event_weights)
+        self._time_range = options.time_range()
+        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
+        context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
+        self._context = list(context)
+        self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self._types: dict[str, tuple[str, RawFile]] = {}
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
         self.records = 0
-        self._ambiguity = TimestampAmbiguity(rules.timestamp_formats)
+        self._ambiguity = TimestampAmbiguity(options.timestamp_format)
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -190,12 +258,12 @@ class _Reader:
             if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._stats.empty_files += 1
                 return
-            typed = {*_TYPED_ROLES, *self._columns.context}
+            typed = {*_TYPED_ROLES, *self._context}
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             for role, found in types.items():
                 self._check_same_type(file, role, found)
-            formats = self._rules.timestamp_formats if kinds.get("timestamp") != "datetime" else ()
-            checks = value_checks(kinds, types, self._columns.event_weights, formats, list(self._columns.context))
+            formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
+            checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             rows, sound = self._check(file, checks, timestamp, types, kinds)
             if types.get("timestamp") == "datetime":
@@ -208,11 +276,11 @@ class _Reader:
         if file.format == "lightgcn":
             self._stats.lines_without_items += open_adjacency(self._connection, file, self._faults.add_line)
             return {"query": "integer", "item": "integer"}, file
-        roles = self._columns.roles()
+        roles = self.columns
         if file.format in DELIMITERS:
-            file = find_delimiter(replace(file, delimiter=self._rules.delimiter), roles)
-        ids = {"query", "item", *self._columns.context}
-        kept = ids if self._rules.id_type == "string" else self._rules.string_id_sides
+            file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
+        ids = {"query", "item", *self._context}
+        kept = ids if self._options.id_type == "string" else self._string_id_sides
         kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line, kept_texts=kept)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
@@ -225,13 +293,13 @@ class _Reader:
             InputError: there was no event.
         """
         if self._encoder is None:
-            raise InputError("the files given hold no interaction; expected at least one in --train")
+            raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
         self._encoder.finish()
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
             role: "int64" if self._types[role][0] == "integer" else "string"
-            for role in ("query", "item", *self._columns.context)
+            for role in ("query", "item", *self._context)
         }
         timestamp = self._types.get("timestamp")
         timestamps: Literal["integer", "datetime"] | None = None
@@ -243,11 +311,11 @@ class _Reader:
         """Return the type of the IDs or timestamps of a file: 'integer', 'string' or 'datetime'."""
         other = "datetime" if role == "timestamp" else "string"
         if role == "timestamp":
-            if self._rules.timestamp_formats and kind in ("text", "string", "integer"):
+            if self._options.timestamp_format and kind in ("text", "string", "integer"):
                 return "datetime"
-        elif self._rules.id_type != "auto" and kind in ("text", "string", "integer"):
-            return self._rules.id_type
-        elif kind == "text" and role in self._rules.string_id_sides:
+        elif self._options.id_type != "auto" and kind in ("text", "string", "integer"):
+            return self._options.id_type
+        elif kind == "text" and role in self._string_id_sides:
             return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
             return self._infer_text_type(file, role, other)
@@ -282,9 +350,9 @@ class _Reader:
         if expected != found:
             fix = "make them the same, or "
             if role == "timestamp":
-                fix += "name their formats, as in --timestamp-format iso epoch-s"
+                fix += f"name their formats, as in {option_named('timestamp_format', 'iso epoch-s')}"
             else:
-                fix += "read all ids as text with --id-type string"
+                fix += f"read all ids as text with {option_named('id_type', 'string')}"
             raise InputError(
                 f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
                 f"{KIND_NAMES[expected]} there; expected one type in all files: {fix}"
@@ -307,16 +375,16 @@ class _Reader:
         if violated:
             of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
             is_text = kinds.get("timestamp") in ("text", "string")
-            if of_timestamps and is_text and not self._rules.timestamp_formats:
+            if of_timestamps and is_text and not self._options.timestamp_format:
                 mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"), self._faults.first_row)
                 if mixed is not None:
                     self._faults.add_error(mixed)
                     checks = [check for check in checks if check.role != "timestamp" or check.missing]
-            report_row_faults(self._connection, file, checks, self._columns.roles(), self._faults)
+            report_row_faults(self._connection, file, checks, self.columns, self._faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
         if types.get("timestamp") == "integer":
-            for option in self._rules.time_range.dates():
+            for option in self._time_range.dates():
                 check_seconds(option, latest)
         self._stats.rows += rows
         self._stats.before_since += numbers[1]
@@ -329,7 +397,7 @@ class _Reader:
 
         The third value has those of the ``checks`` that some row violates.
         """
-        before, after = self._rules.time_range.outside_sql(timestamp)
+        before, after = self._time_range.outside_sql(timestamp)
         counts = (
             f"max({timestamp}), count(*), count(*) FILTER ({before}), count(*) FILTER ({after}), "
             f"count(*) FILTER ({self._weight_sql} = 0 AND NOT {before} AND NOT {after})"
@@ -341,8 +409,8 @@ class _Reader:
 
     def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         if self._encoder is None:
-            self._encoder = IdEncoder(self._connection, types["query"], types["item"], list(self._columns.context))
-        before, after = self._rules.time_range.outside_sql("timestamp")
+            self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
+        before, after = self._time_range.outside_sql("timestamp")
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
@@ -351,10 +419,10 @@ class _Reader:
                 f"{timestamp} AS timestamp",
                 f"{split:d}::UTINYINT AS split",
                 "position",
-                *(f"nullif(CAST({role} AS VARCHAR), '') AS {role}" for role in self._columns.context),
+                *(f"nullif(CAST({role} AS VARCHAR), '') AS {role}" for role in self._context),
             )
         )
         self._encoder.add(f"(SELECT {selected} FROM {sound}) WHERE weight <> 0 AND NOT {before} AND NOT {after}", rows)
 
     def _column(self, role: str) -> str:
-        return self._columns.roles()[role]
+        return self.columns[role]

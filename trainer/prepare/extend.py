@@ -13,21 +13,23 @@ Vacant rows of the base dataset stay vacant: their ID is null, which no event ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import BaseReference, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
-from crossfade.trainer.prepare.events import IdType
+from crossfade.trainer.prepare.events import SIDES, IdType
+from crossfade.trainer.prepare.option_values import FeatureFile
+from crossfade.trainer.prepare.options import PrepareOptions, name_in_use
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, VocabularyKey, last_seen_sql, sql_number
 
-OPTION = "--base"
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
@@ -52,7 +54,7 @@ class BaseDataset:
         try:
             return refer_to_base(self.folder, self.fingerprint, out)
         except ValueError as error:
-            raise InputError(f"{OPTION} {self.folder.uri}: cannot be recorded in {out.uri}: {error}") from error
+            raise self.error(f"cannot be recorded in {out.uri}: {error}") from error
 
     def check_entities(self, query: str, item: str) -> None:
         """Check that the new dataset has the same two entities.
@@ -61,11 +63,37 @@ class BaseDataset:
             InputError: it has others.
         """
         if (query, item) != (self.manifest.query, self.manifest.item):
-            raise InputError(
-                f"{OPTION} {self.folder.uri}: its entities are {self.manifest.query} and {self.manifest.item}, but "
-                f"these events are prepared as {query} and {item}; expected the same entities: "
-                f"--query {self.manifest.query}=COLUMN --item {self.manifest.item}=COLUMN"
+            expected = (self.manifest.query, self.manifest.item)
+            options = [option_named(side, f"{name}=COLUMN") for side, name in zip(SIDES, expected, strict=True)]
+            raise self.error(
+                f"its entities are {' and '.join(expected)}, but these events are prepared as {query} and {item}; "
+                f"expected the same entities: {' '.join(options)}"
             )
+
+    def check_attributes(self, options: PrepareOptions) -> None:
+        """Check that the names of features and content do not mean something else in this dataset.
+
+        Raises:
+            InputError: one does.
+        """
+        owners = self.manifest.feature_owners()
+        for file, name in _columns(options.features):
+            if owners.get(name, file.entity) != file.entity:
+                raise OptionError(
+                    "features",
+                    found=f"{file.entity}=…",
+                    problem=f"'{name}' is a feature of {owners[name]} in the base dataset",
+                    fix="give this one another name: NAME=COLUMN",
+                )
+        features = {name.lower() for name in owners}
+        for file, name in _columns(options.content):
+            of_others = [entity for entity, columns in self.manifest.content.items() if name in columns]
+            if name.lower() in features or of_others not in ([], [file.entity]):
+                raise name_in_use("content", f"{file.entity}=…", name)
+
+    def error(self, problem: str) -> OptionError:
+        """Return the error that this dataset cannot be the base."""
+        return OptionError("base", found=self.folder.uri, problem=problem)
 
     def string_id_sides(self) -> list[str]:
         """Return the sides whose IDs are strings."""
@@ -82,11 +110,14 @@ class BaseDataset:
         if found != id_type:
             kinds = {"int64": "integers", "string": "strings"}
             choice = {"int64": "integer", "string": "string"}[id_type]
-            raise InputError(
-                f"{OPTION} {self.folder.uri}: its ids of {entity} are {kinds[id_type]}, but those "
-                f"of the events are {kinds[found]}; expected the same: name the column that has them, cast it, or "
-                f"read it with --id-type {choice}"
+            raise self.error(
+                f"its ids of {entity} are {kinds[id_type]}, but those of the events are {kinds[found]}; expected the "
+                f"same: name the column that has them, cast it, or read it with {option_named('id_type', choice)}"
             )
+
+
+def _columns(files: Sequence[FeatureFile]) -> list[tuple[FeatureFile, str]]:
+    return [(file, name) for file in files for name in file.columns]
 
 
 @dataclass(frozen=True)
@@ -118,7 +149,7 @@ def open_base_dataset(location: str) -> BaseDataset:
     try:
         return BaseDataset(folder, read_manifest(folder), data_fingerprint(folder))
     except InputError as error:
-        raise InputError(f"{OPTION} {error}") from error
+        raise InputError(f"{option_named('base')} {error}") from error
 
 
 def load_base(
@@ -153,10 +184,9 @@ def load_base(
         connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{key}"
     )
     if ids != distinct or nulls != len(entity.vacant_rows):
-        raise InputError(
-            f"{OPTION} {base.folder.uri}: its vocabulary of {name} has {ids} ids, {distinct} of them distinct, and "
-            f"{nulls} rows without one, of which the manifest lists {len(entity.vacant_rows)}; "
-            f"'crossfade validate {base.folder.uri}' shows where"
+        raise base.error(
+            f"its vocabulary of {name} has {ids} ids, {distinct} of them distinct, and {nulls} rows without one, of "
+            f"which the manifest lists {len(entity.vacant_rows)}; {command('validate', base.folder.uri)} shows where"
         )
 
 

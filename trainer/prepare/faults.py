@@ -2,30 +2,106 @@
 
     faults = Faults(skip_bad=True, drop_missing=False)
     faults.add("the weight of column 'plays' is missing", [Place("plays.csv", "line", 7)], 12, message, missing=True)
-    faults.check(1000)  # logs a line for each problem that is not left out, and raises; so it does if too many are
+    faults.check(1000)  # raises an error with a line for each problem that is not left out; also if too many are
 
 A fault is *missing* if a value that every row needs is empty, and *bad* otherwise.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
+from typing import IO
 
-from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named, plain
+from crossfade.base.io.output import staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.quarantine import Quarantine
+from crossfade.trainer.prepare.options import MAX_BAD
 from crossfade.trainer.prepare.text_records import Record
 
-_logger = logging.getLogger(__name__)
+
+class Quarantine:
+    """Collects lines in the folder ``work`` and moves them to the file ``target`` at the end."""
+
+    def __init__(self, target: Path, work: Path, overwrite: bool) -> None:
+        """Check that ``target`` can be written.
+
+        A file that exists is only replaced with ``overwrite``, or if every line of it is as ``write`` writes it.
+
+        Raises:
+            InputError: it cannot.
+        """
+        self._target = target
+        self._collected = work / "quarantine.jsonl"
+        if target.exists() and not overwrite and not _is_quarantine(target):
+            raise OptionError(
+                "on_bad_line",
+                found=f"quarantine={target}",
+                problem=f"exists already, and not every line of it was written by {option_named('on_bad_line')}",
+                fix=f"name another file, or add {option_named('overwrite')}",
+            )
+        if not target.parent.is_dir():
+            raise OptionError(
+                "on_bad_line",
+                found=f"quarantine={target}",
+                problem=f"there is no folder '{target.parent}'",
+                fix="create it first",
+            )
+        self._file: IO[str] = self._collected.open("w", encoding="utf-8")
+
+    def write(self, file: str, unit: str, number: int, problem: str, text: bytes) -> None:
+        """Add the ``text`` of a line or row (the ``unit``) of ``file``, ``number`` counting from 1."""
+        try:
+            decoded, is_utf8 = text.decode(), True
+        except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
+            decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
+        entry = {"file": file, unit: number, "problem": plain(problem), "text": decoded.rstrip("\r\n")}
+        self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
+
+    def close(self) -> None:
+        """Close the file of the collected lines, which is deleted with its folder unless it was published."""
+        self._file.close()
+
+    def publish(self) -> None:
+        """Move the collected lines to their file, which may be empty.
+
+        Raises:
+            CrossfadeError: it cannot be written.
+        """
+        self._file.close()
+        try:
+            with staged_file(self._target) as partial:
+                shutil.move(self._collected, partial)
+        except OSError as error:
+            raise CrossfadeError(
+                f"{option_named('on_bad_line', f'quarantine={self._target}')}: cannot be written: "
+                f"{error.strerror or error}; name another file"
+            ) from error
+
+
+def _is_quarantine(path: Path) -> bool:
+    """Return whether each line of the file is an entry of a quarantine."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return all(map(_is_entry, file))
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and entry.keys() - {"line", "row"} == {"file", "problem", "text"}
+
 
 MAX_PLACES = 5
-MAX_BAD = 0.1
-"""The share of rows that may be left out by default: beyond it, an option names the wrong column or format."""
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
 _OTHERS = "other problems"
@@ -57,20 +133,20 @@ class _Problem:
 
 
 class EventFaultsError(InputError):
-    """Event files have several faults, which were logged.
+    """Event files have several faults.
 
     Attributes:
         count: how many.
-        kinds: a line for each kind, with its number and its first places.
+        details: a line for each kind, with its number and its first places.
         choice: which of them can be left out, and by which options; empty: none.
     """
 
-    def __init__(self, count: int, kinds: Sequence[str], choice: str) -> None:
+    def __init__(self, count: int, details: Sequence[str], choice: str) -> None:
         super().__init__(
             f"the events have {count:,} faults, listed above; correct the files"
             f"{', or leave out ' if choice else ''}{choice}"
         )
-        self.count, self.kinds, self.choice = count, kinds, choice
+        self.count, self.details, self.choice = count, details, choice
 
 
 class Faults:
@@ -133,7 +209,8 @@ class Faults:
 
     def add_error(self, error: InputError) -> None:
         """Add an error about a whole file, which is never left out."""
-        self.add(str(error), [], 1, str(error), fatal=True)
+        message = str(error.args[0])
+        self.add(message, [], 1, message, fatal=True)
 
     @property
     def rejected(self) -> bool:
@@ -146,15 +223,14 @@ class Faults:
 
     def lines(self) -> list[str]:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
-        return [_format(text, problem, values=False) for text, problem in self._problems.items()]
+        return [plain(_format(text, problem, values=False)) for text, problem in self._problems.items()]
 
     def check(self, rows: int) -> None:
         """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.
 
-        Of several faults that are not to be left out, each problem is logged in a line.
-
         Raises:
             InputError: there is such a fault, or there are too many.
+            EventFaultsError: there are several, which it describes.
         """
         rejected = {text: problem for text, problem in self._problems.items() if self._rejects(problem)}
         total = sum(problem.count for problem in rejected.values())
@@ -164,12 +240,10 @@ class Faults:
         if total == 1:
             raise InputError(next(iter(rejected.values())).message)
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
-        for line in listed:
-            _logger.warning(escape_unprintable(line))
         kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
         left_out = {
-            False: "bad lines with --on-bad-line skip (quarantine=FILE moves them to a file)",
-            True: "rows with a missing value with --on-missing drop",
+            False: f"bad lines with {option_named('on_bad_line', 'skip')}",
+            True: f"rows with a missing value with {option_named('on_missing', 'drop')}",
         }
         choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
         raise EventFaultsError(total, listed, choice)
@@ -185,8 +259,8 @@ class Faults:
             listed.append("others")
         raise InputError(
             f"{left_out:,} of {rows:,} rows would be left out ({left_out / rows:.1%}), more than the "
-            f"{100 * self._max_bad:.4g}% of --max-bad: {'; '.join(listed)}; check the columns "
-            f"and the format, or allow this with --max-bad {math.ceil(100 * left_out / rows)}%"
+            f"{100 * self._max_bad:.4g}% of {option_named('max_bad')}: {'; '.join(listed)}; check the columns and the "
+            f"format, or allow this with {option_named('max_bad', f'{math.ceil(100 * left_out / rows)}%')}"
         )
 
     def _rejects(self, problem: _Problem) -> bool:

@@ -1,6 +1,6 @@
 """Delete all that a prepared dataset holds of some IDs: their interactions, IDs, names, features and content.
 
-    report = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
+    reports = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)       # of day3, day1, and day2
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
 that only those IDs had. Only files that hold or count something of the IDs are rewritten, next to the old ones; then
@@ -8,6 +8,10 @@ the manifest is replaced, and the old files are deleted. ``forget.json`` lists o
 of these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes
 the other files. A lock keeps other processes from changing the dataset meanwhile, and the new manifest replaces only
 the one that was read.
+
+Base datasets hold what the IDs did before. Every dataset is locked, and everything in it that may change is read,
+before the first is changed. The base datasets come first: as long as a deletion is incomplete, the newest dataset has
+the IDs, and the same call continues.
 
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
@@ -24,20 +28,26 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import WriterLock, folder_writer
+from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.features import ROW, iter_content, iter_pairs
+from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
+    JOURNAL,
     WEIGHT,
     DataFile,
     DatasetManifest,
     Feature,
+    FilePath,
     Split,
     data_fingerprint,
     read_manifest,
@@ -45,9 +55,8 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
-from crossfade.trainer.prepare.forget_journal import delete_leftovers, explaining_failures, write_journal
-from crossfade.trainer.prepare.id_list import typed_ids
-from crossfade.trainer.prepare.part_writer import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.id_list import read_ids, typed_ids
+from crossfade.trainer.prepare.options import ForgetOptions
 from crossfade.trainer.prepare.row_removal import (
     ValueUses,
     drop_ids,
@@ -57,6 +66,7 @@ from crossfade.trainer.prepare.row_removal import (
     replace_files,
     select_ids,
 )
+from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
@@ -92,7 +102,7 @@ class ForgetReport:
     leftovers_deleted: bool
 
 
-def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
+def forget_dataset(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
     """Delete from the dataset in ``folder`` all that it holds of ``ids`` of ``entity``, its query or item entity.
 
     Ids that it does not have are counted and skipped.
@@ -397,3 +407,85 @@ class PlannedDeletion:
         for index, rows in enumerate(file.row_groups):
             if rows:
                 yield plain_strings(self._files.read(file, index, columns))
+
+
+class _Journal(BaseModel):
+    """The files of the dataset that may be left over: old and new ones."""
+
+    files: list[FilePath]
+
+
+def write_journal(folder: Folder, files: list[str]) -> None:
+    """List ``files`` as possible leftovers."""
+    folder.write(JOURNAL, _Journal(files=files).model_dump_json(indent=1).encode())
+
+
+def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
+    """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal.
+
+    Raises:
+        InputError: the journal was not written by ``write_journal``.
+    """
+    try:
+        listed = validate_json(_Journal, folder.read(JOURNAL)).files
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise InputError(
+            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {error}; "
+            f"delete it, and list what is left over with 'crossfade validate {folder.uri}'"
+        ) from error
+    used = {FILE_NAME, *(file.path for file in manifest.files())}
+    for path in listed:
+        if path not in used:
+            with translate_storage_errors(f"{folder.uri}/{path}", action="deleted"):
+                folder.remove(path)
+    folder.remove(JOURNAL)
+    return True
+
+
+@contextmanager
+def explaining_failures(folder: Folder) -> Iterator[None]:
+    """Add to an error of the operating system which dataset it is about, which disk is full, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error) if folder.path is None else write_failure(error, folder.path)
+        raise CrossfadeError(
+            f"{folder.uri}: could not be rewritten: {reason}; the dataset is complete, before or after the deletion: "
+            "run the command again"
+        ) from error
+
+
+def forget(options: ForgetOptions, progress: ProgressReporter) -> list[ForgetReport]:
+    """Delete IDs as ``options`` state; see ``forget_in_lineage``."""
+    folder = Folder(options.data)
+    entity = options.entity or read_manifest(folder).query
+    ids = read_ids(options.ids, options.column, entity)
+    return forget_in_lineage(folder, ids, entity, progress, this_dataset_only=options.this_dataset_only)
+
+
+def forget_in_lineage(
+    folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter, *, this_dataset_only: bool = False
+) -> list[ForgetReport]:
+    """Delete ``ids`` of ``entity`` from the dataset in ``folder`` and from its base datasets; return a report of each.
+
+    The report of ``folder`` comes first. ``this_dataset_only`` leaves the base datasets as they are.
+
+    Raises:
+        InputError: a base dataset cannot be reached, or as ``forget_dataset``; nothing has been deleted.
+        CrossfadeError: another process has replaced a dataset meanwhile.
+        StorageUnavailableError: storage does not answer; each dataset is complete, before or after its deletion.
+    """
+    bases = (
+        []
+        if this_dataset_only
+        else open_bases(folder, read_manifest(folder), f"forget without it: {option_named('this_dataset_only')}")
+    )
+    with ExitStack() as stack:
+        planned = [
+            stack.enter_context(plan_deletion(each, ids, entity, progress))
+            for each in (*(base.folder for base in bases), folder)
+        ]
+        *of_bases, report = [deletion.apply() for deletion in planned]
+    return [report, *of_bases]

@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Hold-outs: which interactions of ``train`` become ``valid`` or ``test``.
 
-    plan = plan_hold_outs("random:0.1", None, None, given=set(), has_timestamp=False)
+    plan = plan_hold_outs(options)
     kept = apply_hold_out(connection, plan["test"], "test", seed=0, timestamps=None, source="events", target="held_out")
 
     last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
@@ -27,14 +27,15 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.data.manifest import SPLITS
-from crossfade.trainer.data.time_range import TimeOption, check_seconds, parse_time_option
+from crossfade.trainer.data.time_values import TimeOption, check_seconds
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
 Kind = Literal["last", "random", "after"]
 
-_FORMS = "expected last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
+_FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE = "none"
@@ -63,73 +64,73 @@ class HoldOut:
     after: TimeOption | None = None
     by_default: bool = False
 
-    @property
-    def needs_timestamp(self) -> bool:
-        """Whether it needs a column of timestamps."""
-        return self.kind != "random"
+    @staticmethod
+    def parse(option: str, text: str) -> HoldOut:
+        """Parse ``text``, the value of ``option``.
 
-    def __str__(self) -> str:
-        """Format the option as the user would type it."""
-        return f"{self.option} {self.text}"
-
-
-def parse_hold_out(option: str, text: str) -> HoldOut:
-    """Parse ``text``, the value of ``option``.
-
-    Raises:
-        InputError: it has none of the three forms.
-    """
-    name, _, value = text.partition(":")
-    last = re.fullmatch(r"last-([0-9]+)", text)
-    if last and int(last[1]) >= 1:
-        return HoldOut(option, text, "last", number=int(last[1]))
-    if name == "random":
-        try:
-            fraction = float(value)
-        except ValueError:
-            fraction = 0.0
-        if not 0 < fraction < 1:
-            raise InputError(f"{option} {text}: the fraction must be a number between 0 and 1, such as random:0.1")
-        return HoldOut(option, text, "random", fraction=fraction)
-    if name == "after":
-        return HoldOut(option, text, "after", after=parse_time_option(f"{option} {text}", value, _FORMS))
-    raise InputError(f"{option} {text}: no such hold-out; {_FORMS}")
+        Raises:
+            OptionError: it has none of the three forms.
+        """
+        name, _, value = text.partition(":")
+        last = re.fullmatch(r"last-([0-9]+)", text)
+        if last and int(last[1]) >= 1:
+            return HoldOut(option, text, "last", number=int(last[1]))
+        if name == "random":
+            try:
+                fraction = float(value)
+            except ValueError:
+                fraction = 0.0
+            if not 0 < fraction < 1:
+                raise OptionError(
+                    option, found=text, problem="the fraction must be a number between 0 and 1, such as random:0.1"
+                )
+            return HoldOut(option, text, "random", fraction=fraction)
+        if name == "after":
+            return HoldOut(option, text, "after", after=TimeOption.parse(option, text, value, _FORMS))
+        raise OptionError(option, found=text, problem="no such hold-out", expected=_FORMS)
 
 
-def plan_hold_outs(
-    both: str | None, valid: str | None, test: str | None, given: set[str], has_timestamp: bool
-) -> dict[str, HoldOut]:
+def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     """Plan which hold-out creates which split, in the order to apply them: ``test``, then ``valid`` from the rest.
 
-    ``both`` creates test and then valid in the same way, except ``after:``, which creates only test. Valid is also held
-    out by default, unless it or test is in ``given``, the splits with files; ``valid`` ``none`` prevents it.
+    ``hold_out`` creates test and then valid in the same way, except ``after:``, which creates only test. Valid is also
+    held out by default, unless it or test has files; ``hold_out_valid`` ``none`` prevents it.
 
     Raises:
-        InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a given file.
+        OptionError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or with files.
     """
     plan: dict[str, HoldOut] = {}
+    both, valid, test = options.hold_out, options.hold_out_valid, options.hold_out_test
     if both is not None:
         if valid not in (None, NONE) or test is not None:
-            raise InputError(
-                f"--hold-out {both}: cannot be combined with --hold-out-valid or --hold-out-test; "
-                "use either --hold-out, or the other two for a different hold-out of each split"
+            others = option_named("hold_out_valid"), option_named("hold_out_test")
+            raise OptionError(
+                "hold_out",
+                found=both,
+                problem=f"cannot be combined with {' or '.join(others)}",
+                fix=f"use either {option_named('hold_out')}, or the other two for a different hold-out of each split",
             )
-        parsed = parse_hold_out("--hold-out", both)
+        parsed = HoldOut.parse("hold_out", both)
         plan = {"test": parsed} if parsed.kind == "after" or valid == NONE else {"test": parsed, "valid": parsed}
     if test is not None:
-        plan["test"] = parse_hold_out("--hold-out-test", test)
-    if valid not in (None, NONE):
-        plan["valid"] = parse_hold_out("--hold-out-valid", valid)
-    if valid is None and not {"valid"} & (given | plan.keys()) and "test" not in given:
+        plan["test"] = HoldOut.parse("hold_out_test", test)
+    if valid is not None and valid != NONE:
+        plan["valid"] = HoldOut.parse("hold_out_valid", valid)
+    if valid is None and "valid" not in plan and not options.valid and not options.test:
         text = f"random:{DEFAULT_FRACTION}"
-        plan["valid"] = HoldOut("--hold-out-valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
+        plan["valid"] = HoldOut("hold_out_valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
     for split, hold_out in plan.items():
-        if split in given:
+        if getattr(options, split):
             other = "valid" if split == "test" else "test"
-            fix = f", or use --hold-out-{other} for {other} only" if both is not None and len(plan) == 2 else ""
-            raise InputError(f"{hold_out}: {split} comes from --{split} files already; leave out one of the two{fix}")
-        if hold_out.needs_timestamp and not has_timestamp:
-            raise InputError(f"{hold_out}: requires the time of each event; name its column with --timestamp")
+            only = f", or use {option_named(f'hold_out_{other}')} for {other} only"
+            raise OptionError(
+                hold_out.option,
+                found=hold_out.text,
+                problem=f"{split} comes from {option_named(split)} files already",
+                fix=f"leave out one of the two{only if both is not None and len(plan) == 2 else ''}",
+            )
+        if hold_out.kind != "random" and options.timestamp is None:
+            raise needs_timestamp(hold_out.option, hold_out.text)
     return plan
 
 
@@ -168,8 +169,11 @@ def apply_hold_out(
     if not taken and not hold_out.by_default:
         first, last = fetch_one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
         span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
-        raise InputError(
-            f"{hold_out}: takes no interaction for {split}{span}; {_REASONS[hold_out.kind]}: choose another hold-out"
+        raise OptionError(
+            hold_out.option,
+            found=hold_out.text,
+            problem=f"takes no interaction for {split}{span}",
+            fix=f"{_REASONS[hold_out.kind]}: choose another hold-out",
         )
     return fetch_count(connection, f"SELECT count(*) FILTER (kept) FROM {target}")
 

@@ -1,6 +1,6 @@
 """Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, and standard input.
 
-    find_files("--train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
+    find_files("train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
 
 ``*`` and ``?`` match within one part of a path, ``[…]`` one character, and ``**`` any number of parts. A name that
 exists literally is never treated as a glob.
@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.trainer.prepare.options import Format
 
-Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 Compression = Literal["gzip", "zstd"]
 
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -99,15 +99,20 @@ class StandardInput:
 Source = RawFile | RemoteFile | StandardInput
 
 
-def find_files(option: str, patterns: Sequence[str | Path], file_format: Format | None) -> list[Source]:
+def find_files(
+    option: str, patterns: Sequence[str | Path], file_format: Format | None, entity: str = ""
+) -> list[Source]:
     """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs) match, in order.
 
-    The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option``.
+    The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option`` and, if it
+    has files of several ones, the ``entity``.
 
     Raises:
         InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
     """
-    return [file for pattern in patterns for file in _find(option, str(pattern), file_format)]
+    where = f"{entity} " if entity else ""
+    named = [(option_named(option, f"{where}{pattern}"), str(pattern)) for pattern in patterns]
+    return [file for option, pattern in named for file in _find(option, pattern, file_format)]
 
 
 def infer_format(path: str) -> Format:
@@ -124,7 +129,7 @@ def infer_format(path: str) -> Format:
         known = " ".join(EXTENSIONS)
         raise InputError(
             f"{path}: the extension '{name.suffix}' has no known format; expected one of {known} (of text files also "
-            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or --format {'|'.join(FORMATS)}"
+            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or {option_named('format', '|'.join(FORMATS))}"
         )
     return found
 
@@ -143,25 +148,23 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     if uri.scheme == "file":
         pattern = unquote(uri.path)
     elif len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
-        raise InputError(
-            f"{option} {pattern}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two"
-        )
+        raise InputError(f"{option}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two")
     path = Path(pattern)
     if path.is_dir():
-        raise InputError(f"{option} {pattern}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
+        raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
     if path.is_file():
         return [path]
     if path.exists():
         raise InputError(
-            f"{option} {pattern}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
-            "into the command, which reads events from standard input (--events - --format csv)"
+            f"{option}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
+            f"into {command('prepare', events='-', format='csv')}"
         )
     if not glob.has_magic(pattern):
-        raise InputError(f"{option} {pattern}: no such file; check the path (the current folder is {Path.cwd()})")
+        raise InputError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.
     found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
     if not found:
-        raise InputError(f"{option} {pattern}: matches no file; check the pattern (the current folder is {Path.cwd()})")
+        raise InputError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
     return found
 
 
@@ -169,19 +172,19 @@ def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
     """Return the bucket, key and bytes of each object that ``pattern`` matches, ordered by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
-    with translate_storage_errors(f"{option} {pattern}", unreachable=InputError):
+    with translate_storage_errors(f"{option}", unreachable=InputError):
         bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()
         if last and entries.get(last) is not None:
             return [(bucket, key, entries[last] or 0)]
         if not last or last in entries:
-            raise InputError(f"{option} {pattern}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
+            raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
         if not glob.has_magic(key):
-            raise InputError(f"{option} {pattern}: no such object; check the key")
+            raise InputError(f"{option}: no such object; check the key")
         found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
-        raise InputError(f"{option} {pattern}: matches no object; check the pattern")
+        raise InputError(f"{option}: matches no object; check the pattern")
     return [(bucket, match, size) for match, size in found]
 
 

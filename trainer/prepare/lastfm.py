@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -34,13 +35,14 @@ from crossfade.base.io.output import staged_file
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.features import FeatureFile
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.option_values import FeatureFile, NamesFile
+from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.staging import check_free, read_complete
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.prepare.synthetic import synthetic_source, write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
+
+_logger = logging.getLogger(__name__)
 
 URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
 SHA256 = "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"
@@ -91,8 +93,28 @@ def locate_lastfm(
     return cache
 
 
+def prepare_sample(options: PrepareOptions, progress: ProgressReporter) -> DatasetManifest | None:
+    """Prepare the sample as ``options`` state; None if it is there already, and may be skipped.
+
+    Raises:
+        InputError: as ``prepare_lastfm``.
+    """
+    out = Folder(options.out)
+    if options.skip_existing:
+        manifest = read_complete(out)
+        if manifest is not None and is_lastfm_sample(manifest, options.seed):
+            return None
+    check_free(out, options.overwrite)
+    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, progress, _logger.info)
+    return prepare_lastfm(folder, options.out, options.seed, options.overwrite, progress)
+
+
 def prepare_lastfm(
-    folder: Path | None, out: Path, seed: int = 1, overwrite: bool = False, progress: ProgressReporter | None = None
+    folder: Path | None,
+    out: str | Path,
+    seed: int = 1,
+    overwrite: bool = False,
+    progress: ProgressReporter | None = None,
 ) -> DatasetManifest:
     """Prepare the sample in ``folder``, or synthetic data of about its size if that is None, as ``out``.
 
@@ -112,13 +134,11 @@ def prepare_lastfm(
             _write_common_tags(folder / TAG_FILES[0], common)
             names["tag"] = NamesFile(folder / TAG_FILES[1], "tagID", "tagValue")
             features.append(FeatureFile("artist", common, "artistID", {"tag": "tagID"}))
-        options = PrepareOptions(
+        options = PrepareOptions.of(
             out=out,
             train=[folder / FILES[0]],
-            query="customer",
-            query_column="userID",
-            item="artist",
-            item_column="artistID",
+            query="customer=userID",
+            item="artist=artistID",
             names=names,
             features=features,
             hold_out=_HOLD_OUT,

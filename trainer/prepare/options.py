@@ -1,316 +1,528 @@
-"""The options of a preparation, and the checks of them that need no file.
+"""The options of ``prepare``, ``validate``, ``forget``, and ``synthesize``, and the checks of them that need no file.
 
-options = PrepareOptions(train=["plays.parquet"], out="data/plays", hold_out="random:0.1")
-options.check()
+options = PrepareOptions.of(train=["plays.parquet"], out="data/plays", query="customer=user_id", min_count="track=5")
+options.query.name, options.query.column                # customer, user_id
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from crossfade.base.errors import InputError
-from crossfade.base.options import Options, option
-from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, is_entity_name
-from crossfade.trainer.data.time_range import EventTimeRange
-from crossfade.trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
-from crossfade.trainer.prepare.composite_ids import PLUS
-from crossfade.trainer.prepare.content import OPTION as CONTENT_OPTION
-from crossfade.trainer.prepare.context import OPTION as CONTEXT_OPTION
-from crossfade.trainer.prepare.context import check_context, plan_context
-from crossfade.trainer.prepare.event_values import check_event_weights
-from crossfade.trainer.prepare.events import ColumnMapping, EventRules, IdChoice
-from crossfade.trainer.prepare.faults import MAX_BAD
-from crossfade.trainer.prepare.features import OPTION as FEATURES_OPTION
-from crossfade.trainer.prepare.features import FeatureFile
-from crossfade.trainer.prepare.hold_out import HoldOut, plan_hold_outs
-from crossfade.trainer.prepare.input_files import Format
-from crossfade.trainer.prepare.timestamp_formats import OPTION as TIMESTAMP_FORMAT
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile, Side
+from pydantic import model_validator
+
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.options import Integer, Number, Options, Share, option
+from crossfade.trainer.data.manifest import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
+from crossfade.trainer.data.time_values import EventTimeRange
+from crossfade.trainer.prepare.option_values import (
+    ALL,
+    QUARANTINE,
+    BadLinePolicy,
+    Context,
+    ContextPlan,
+    Delimiter,
+    Entity,
+    EntityColumn,
+    Features,
+    Location,
+    MaxAge,
+    Minimums,
+    MissingPolicy,
+    Names,
+    Spans,
+    Weights,
+)
+
+Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
+IdChoice = Literal["auto", "integer", "string"]
+Likes = Literal["all", "genre", "customer"]
+"""What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
+Order = Literal["grouped", "random"]
+Side = Literal["query", "item"]
+
+MAX_BAD = 0.1
+"""The share of rows that may be left out by default: beyond it, an option names the wrong column or format."""
+_MAX_SEED = 2**63 - 1
+
+
+_dataset = partial(option, group="dataset")
+_ids = partial(option, group="ids")
+_output = partial(option, group="output")
+_input = partial(option, group="input")
+_columns = partial(option, group="columns")
+_attributes = partial(option, group="features and names")
+_faults = partial(option, group="faults")
+_cleaning = partial(option, group="cleaning")
+_base = partial(option, group="base dataset, admission and expiry")
+_hold_outs = partial(option, group="hold-outs")
+_resources = partial(option, group="resources")
+_size = partial(option, group="size")
+_content = partial(option, group="content")
+
+
+def _memory() -> Any:
+    return _resources(None, "limit memory (default: half, at most 4 GiB)", value="GIB", gt=0)
+
+
+def memory_bytes(gib: float | None) -> int | None:
+    """Convert a limit of memory from GiB to bytes; None stays None."""
+    return None if gib is None else int(gib * 2**30)
 
 
 class ForgetOptions(Options):
     """Which IDs to delete from a dataset."""
 
-    data: str = option(
-        ...,
-        "delete from this folder or s3://BUCKET/PREFIX, and its bases",
-        group="dataset",
+    data: str = _dataset(
+        ..., "delete from this folder or s3://BUCKET/PREFIX, and its bases", value="DATA", positional=True
+    )
+    this_dataset_only: bool = _dataset(False, "leave base datasets as they are, such as where they have been deleted")
+    ids: str = _ids(..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", value="FILE")
+    column: str | None = _ids(None, "read this column (default: the entity's name, or the only one)", value="COLUMN")
+    entity: str | None = _ids(None, "delete IDs of this entity (default: the querying one)", value="NAME")
+
+
+class ValidateOptions(Options):
+    """Which dataset to validate; ``query`` and ``item`` name the entities of one without a manifest."""
+
+    data: Location = _dataset(..., "check this folder or s3://BUCKET/PREFIX", value="DATA", positional=True)
+    query: str | None = _dataset(None, "name the querying entity (default: as in the manifest)", value="NAME")
+    item: str | None = _dataset(None, "name the item entity (default: as in the manifest)", value="NAME")
+    memory: Number | None = _memory()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for field, name in (("query", self.query), ("item", self.item)):
+            if name is not None and "=" in name:
+                raise OptionError(
+                    field, found=name, problem="columns of a dataset have the entities' names", fix="leave out '='"
+                )
+        return self
+
+
+class PrepareOptions(Options):
+    """What to prepare, and how."""
+
+    group_notes: ClassVar = {
+        "input": "Paths, s3:// addresses, patterns (* ? [] **) or - for standard input; each option accepts several.",
+        "faults": "All faults of all files are listed in one pass.",
+        "cleaning": "Applied before the hold-outs. The summary counts what was dropped.",
+        "hold-outs": "HOW is last-N (the last N of each query entity, by timestamp), random:FRACTION (of the pairs) or "
+        "after:TIME\n(an integer or an ISO date). Every query entity keeps one interaction in train.",
+    }
+    one_of = (("train", "sample"),)
+
+    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
+    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
+    skip_existing: bool = _output(
+        False, "for the sample: do nothing if DIR is complete and was made by the same command"
+    )
+    order: Order = _output(
+        "grouped", "keep the interactions of a query entity together, or order all at random (default: grouped)"
+    )
+    seed: Integer = _output(0, "seed row order and hold-outs (default: 0)", value="N", ge=0, le=_MAX_SEED)
+
+    train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")
+    valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
+    test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
+    format: Format | None = _input(None, "set the format of all files (default: by file extension)")
+    delimiter: Delimiter = _input(
+        None,
+        "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
+        "a CSV file's header all columns)",
+        value="CHARACTER",
+    )
+    sample: Literal["lastfm"] | None = _input(
+        None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
+    )
+
+    query: Entity = _columns(
+        EntityColumn("customer"),
+        "name the querying entity, and the column of its IDs if that differs (default: customer); COLUMN+COLUMN joins "
+        "columns into one ID",
+        value="NAME[=COLUMN]",
+    )
+    item: Entity = _columns(
+        EntityColumn("item"),
+        "name the item entity, and the column of its IDs, likewise (default: item)",
+        value="NAME[=COLUMN]",
+    )
+    weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
+    event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
+    event_weights: Weights = _columns(
+        {},
+        "weight every event type, as in play=1,like=3,skip=-1: below 0 is negative feedback, 0 drops the event",
+        value="EVENT=W,…",
+    )
+    timestamp: str | None = _columns(
+        None, "read times: integers (kept), timestamps, dates or ISO text (seconds since 1970)", value="COLUMN"
+    )
+    timestamp_format: tuple[str, ...] = _columns(
+        (),
+        "read times in these formats, each in the first that fits: iso, epoch-s, epoch-ms, epoch-us, epoch-ns (of "
+        "several units, by the size of the number), or one of strptime, such as '%d/%m/%Y %H:%M'",
+        value="FORMAT",
+    )
+    context: Context = _columns(
+        {},
+        "read the context of each event, such as device=device_type, as an entity for model.query_features; or derive "
+        "it: NAME=timestamp:hour (0 to 23, UTC), timestamp:weekday (1 is Monday), timestamp:previous (the item of the "
+        "event before); repeatable",
+        value="NAME=COLUMN",
+        repeat=True,
+    )
+    id_type: IdChoice = _columns(
+        "auto", "set the type of IDs in text files; auto (default): integer if all IDs are integers"
+    )
+
+    features: Features = _attributes(
+        (),
+        "read features of IDs, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes an "
+        "entity for model.query_features and model.item_features; repeatable",
+        value="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
+        repeat=True,
+    )
+    content: Features = _attributes(
+        (),
+        "read numbers or vectors of IDs, such as a track's tempo and an embedding of its audio, from such files, for "
+        "model.query_content and model.item_content; repeatable",
+        value="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
+        repeat=True,
+    )
+    catalog: tuple[str, ...] = _attributes(
+        (),
+        "give rows to all IDs of ENTITY in its files of features and content, also to those without events (new "
+        "tracks)",
+        value="ENTITY",
+        repeat=True,
+    )
+    names: Names = _attributes(
+        {},
+        "read names of IDs from a Parquet, CSV or TSV file; repeatable, once for each entity and feature",
+        value="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",
+        repeat=True,
+    )
+
+    on_bad_line: BadLinePolicy = _faults(
+        "fail",
+        "fail (default) if a line cannot be read or has a value that is not allowed, skip it, or move it to FILE as "
+        "JSON lines",
+        value="fail|skip|quarantine=FILE",
+    )
+    on_missing: MissingPolicy = _faults(
+        "fail", "fail (default) if a row lacks an ID, weight, event or timestamp, or drop it"
+    )
+    max_bad: Share = _faults(
+        MAX_BAD,
+        "fail if these two would leave out more than this share of all rows: 0.1 or 10% (default), at most 100%",
+        value="SHARE",
+    )
+
+    since: str | None = _cleaning(None, "drop events before TIME (an integer or an ISO date)", value="TIME")
+    until: str | None = _cleaning(None, "drop events at or after TIME", value="TIME")
+    duplicates: Literal["keep", "sum"] = _cleaning(
+        "keep",
+        "keep repeated events of a pair as interactions (default), or sum them into one with the latest timestamp; "
+        "sums of 0 are dropped",
+    )
+    min_count: Minimums = _cleaning(
+        {},
+        "drop IDs with fewer than K interactions of positive weight, until all have K (k-core filter); repeatable",
+        value="ENTITY=K",
+        repeat=True,
+    )
+
+    base: Location | None = _base(
+        None,
+        "extend an earlier dataset, a folder or s3://: its IDs keep their rows and features, new IDs follow",
         value="DATA",
-        positional=True,
     )
-    this_dataset_only: bool = option(
-        False, "leave base datasets as they are, such as where they have been deleted", group="dataset"
+    admit: Minimums = _base(
+        {},
+        "give a new ID a row once it has K interactions of positive weight in this dataset and its bases together; "
+        "until then drop its events and count it in OUT/pending",
+        value="ENTITY=K,…",
+        repeat=True,
     )
-    ids: str = option(
-        ..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", group="ids", value="FILE"
-    )
-    column: str | None = option(
-        None, "read this column (default: the entity's name, or the only one)", group="ids", value="COLUMN"
-    )
-    entity: str | None = option(
-        None, "delete IDs of this entity (default: the querying one)", group="ids", value="NAME"
+    expire_after: Spans = _base(
+        {},
+        "vacate the row of an ID without events whose last one is more than SPAN older than the newest event; new IDs "
+        "reuse vacant rows before the table grows: 90d, 36h, or an integer in the unit of the timestamps",
+        value="[ENTITY=]SPAN,…",
     )
 
+    hold_out: str | None = _hold_outs(None, "hold out test, then again valid (after:TIME: test only)", value="HOW")
+    hold_out_valid: str | None = _hold_outs(
+        None,
+        "hold out valid; none: leave train as it is (default, unless valid or test has files: random:0.05, at most "
+        "about 100,000 pairs)",
+        value="HOW",
+    )
+    hold_out_test: str | None = _hold_outs(None, "hold out test", value="HOW")
 
-Duplicates = Literal["keep", "sum"]
-OnBadLine = Literal["fail", "skip"]
-OnMissing = Literal["fail", "drop"]
-Order = Literal["random", "grouped"]
+    work_dir: Path | None = _resources(
+        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
+    )
+    memory: Number | None = _memory()
+    threads: Integer | None = _resources(None, "limit threads (default: one per core)", value="N", ge=1)
 
-_MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """What to prepare, and how.
-
-    Attributes:
-        out: The path or URI of the dataset to write.
-        train: Paths, URIs or globs of the files with events of train; likewise ``valid`` and ``test``.
-        format: The format of these files; None infers it from their extensions.
-        delimiter: What separates the fields of CSV and TSV files; None finds it by the header of each CSV file.
-        query: The name of the query entity; its IDs are in the column of that name, or in ``query_column``, which may
-            join several columns (``composite_ids.py``).
-        item: The name of the item entity, likewise. (``lightgcn`` files have no columns.)
-        weight: The column of weights; None gives every event the weight 1. A negative weight is negative feedback;
-            events of weight 0 are dropped.
-        event: The column with the kind of event, whose weights are ``event_weights``.
-        timestamp: The column of timestamps.
-        timestamp_formats: Their formats (``timestamp_formats.py``); empty: integers, or ISO dates.
-        context: By the name of each context entity of the events, the column of its values, or how they are derived
-            (``context.py``).
-        on_bad_line: Whether a line that cannot be read or has a value that is not allowed ends the preparation, or is
-            left out.
-        quarantine: The file that receives the bad lines that are left out.
-        on_missing: Whether a row without an ID, weight, event, or timestamp ends the preparation, or is left out.
-        max_bad: The largest share of rows that may be left out by these two, from 0 to 1.
-        first_row: The number of the first row of Parquet files in messages.
-        since: Events before this time are dropped, as are those at or after ``until``.
-        duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
-        min_count: The interactions that an ID of an entity needs to be kept (``cleaning.py``).
-        admit: The events that an ID of an entity needs, over all datasets of the lineage, to get a row
-            (``admission.py``).
-        expire_after: How long an ID of an entity may be unseen before it loses its row (``admission.py``).
-        id_type: 'auto' reads IDs of a text file as integers if all of them are, 'string' reads all IDs as text.
-        hold_out: The hold-out for test and valid (``hold_out.py``); ``hold_out_valid`` and ``hold_out_test`` for one.
-            Valid is held out by default, unless ``hold_out_valid`` is 'none' or valid or test has files.
-        names: The file with names of IDs, by entity.
-        features: The files with features of IDs (``features.py``).
-        content: The files with content of IDs (``content.py``).
-        catalog: The entities of which IDs that have a feature or content but no event get rows too.
-        base: The path or URI of the base dataset, whose IDs keep their rows (``extend.py``).
-        order: The order of interactions: 'grouped', all of a query entity together, or 'random'.
-        seed: Determines the order of interactions and random hold-outs.
-        overwrite: Whether to replace a prepared dataset in ``out``.
-        work_dir: Where temporary files go (``staging.py``).
-        memory_bytes: The memory of DuckDB; by default half of the machine's, at most 4 GiB.
-        threads: The threads of DuckDB; by default one per core.
-    """
-
-    out: str | Path
-    train: Sequence[str | Path]
-    valid: Sequence[str | Path] = ()
-    test: Sequence[str | Path] = ()
-    format: Format | None = None
-    delimiter: str | None = None
-    query: str = "customer"
-    item: str = "item"
-    query_column: str | None = None
-    item_column: str | None = None
-    weight: str | None = None
-    event: str | None = None
-    event_weights: Mapping[str, float] = field(default_factory=dict)
-    timestamp: str | None = None
-    timestamp_formats: Sequence[str] = ()
-    context: Mapping[str, str] = field(default_factory=dict)
-    on_bad_line: OnBadLine = "fail"
-    quarantine: Path | None = None
-    on_missing: OnMissing = "fail"
-    max_bad: float = MAX_BAD
-    first_row: int = 1
-    since: str | None = None
-    until: str | None = None
-    duplicates: Duplicates = "keep"
-    min_count: Mapping[str, int] = field(default_factory=dict)
-    admit: Mapping[str, int] = field(default_factory=dict)
-    expire_after: Mapping[str, MaxAge] = field(default_factory=dict)
-    id_type: IdChoice = "auto"
-    hold_out: str | None = None
-    hold_out_valid: str | None = None
-    hold_out_test: str | None = None
-    names: Mapping[str, NamesFile] = field(default_factory=dict)
-    features: Sequence[FeatureFile] = ()
-    content: Sequence[FeatureFile] = ()
-    catalog: Sequence[str] = ()
-    base: str | None = None
-    order: Order = "grouped"
-    seed: int = 0
-    overwrite: bool = False
-    work_dir: Path | None = None
-    memory_bytes: int | None = None
-    threads: int | None = None
+    @property
+    def quarantine(self) -> Path | None:
+        """The file that receives the bad lines that are left out."""
+        return Path(self.on_bad_line[len(QUARANTINE) :]) if self.on_bad_line.startswith(QUARANTINE) else None
 
     def sides(self) -> dict[str, Side]:
         """Return the side of each of the two entities."""
-        return {self.query: "query", self.item: "item"}
+        return {self.query.name: "query", self.item.name: "item"}
 
-    def columns(self) -> ColumnMapping:
-        """Return the columns to read."""
-        return ColumnMapping(
-            query=self.query_column or self.query,
-            item=self.item_column or self.item,
-            weight=self.weight,
-            event=self.event,
-            event_weights=self.event_weights,
-            timestamp=self.timestamp,
-            context={plan.key: plan.source for plan in plan_context(self.context) if not plan.is_derived},
-        )
+    def max_ages(self) -> dict[str, MaxAge]:
+        """Return how long an ID of an entity may be unseen."""
+        ages = dict(self.expire_after)
+        for_all = ages.pop(ALL, None)
+        return ages if for_all is None else dict.fromkeys(self.sides(), for_all)
 
-    def event_rules(self, string_id_sides: Collection[str]) -> EventRules:
-        """Return how to read the events; the IDs of ``string_id_sides`` stay strings in files without types.
-
-        Raises:
-            InputError: the time range is invalid.
-        """
-        return EventRules(
-            columns=self.columns(),
-            id_type=self.id_type,
-            string_id_sides=string_id_sides,
-            time_range=self.time_range(),
-            timestamp_formats=self.timestamp_formats,
-            delimiter=self.delimiter,
-        )
-
-    def joined_columns(self) -> list[str]:
-        """Return the entities whose IDs join several columns, as ``ENTITY=COLUMN+COLUMN``."""
-        columns = {self.query: self.query_column, self.item: self.item_column}
-        return [f"{entity}={column}" for entity, column in columns.items() if column and PLUS in column]
+    def context_plans(self) -> list[ContextPlan]:
+        """Return the context entities to prepare."""
+        return [ContextPlan(number, name, source) for number, (name, source) in enumerate(self.context.items())]
 
     def time_range(self) -> EventTimeRange:
-        """Return the time range of the events to keep.
-
-        Raises:
-            InputError: it is empty, a time is invalid, or there is no timestamp.
-        """
+        """Return the time range of the events to keep."""
         return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
 
-    def plan_hold_outs(self, given: set[str]) -> dict[str, HoldOut]:
-        """Return the hold-out of each split, in the order to apply them; ``given`` are the splits with files.
-
-        Raises:
-            InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a file.
-        """
-        return plan_hold_outs(self.hold_out, self.hold_out_valid, self.hold_out_test, given, self.timestamp is not None)
-
-    def check(self) -> None:
-        """Check everything that can be checked without reading a file.
-
-        Raises:
-            InputError: an option has a wrong value, or conflicts with another one.
-        """
-        check_entities(self.query, self.item)
-        if not self.train:
-            raise InputError("no events: name files with --train")
-        self._check_weights()
-        self._check_reading()
-        self._check_named_entities()
-        self._check_admission()
-        if not 0 <= self.seed <= _MAX_SEED:
-            raise InputError(f"--seed {self.seed}: expected an integer from 0 to {_MAX_SEED}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads {self.threads}: expected at least 1")
-        self.time_range()
-        self.plan_hold_outs({split for split in ("valid", "test") if getattr(self, split)})
-
-    def _check_weights(self) -> None:
-        check_event_weights(self.event_weights)
-        if self.weight is not None and self.event is not None:
-            raise InputError("--weight and --event: the weight comes from one of the two; leave out the other")
-        if (self.event is None) != (not self.event_weights):
-            raise InputError(
-                "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
-            )
-
-    def _check_reading(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
-            raise InputError(
-                f"--delimiter '{self.delimiter}': expected one character other than a quote, or \\t for a tab"
-            )
-        if self.timestamp_formats and self.timestamp is None:
-            raise InputError(f"{TIMESTAMP_FORMAT}: describes the column of times; name it with --timestamp")
-        if self.quarantine is not None and self.on_bad_line != "skip":
-            raise InputError("quarantine: keeps the bad lines that are left out; set on_bad_line to skip")
-
-    def _check_named_entities(self) -> None:
-        """Check that the options that name an entity name an existing one."""
-        for word, files in ((FEATURES_OPTION, self.features), (CONTENT_OPTION, self.content)):
-            for name in (name for file in files for name in file.columns):
-                check_entity(word, name)
-        for entity in self.catalog:
-            if entity not in {file.entity for file in (*self.features, *self.content)}:
-                raise InputError(
-                    f"--catalog {entity}: adds the ids in the files of --features {entity}=… or --content {entity}=…, "
-                    "which are missing; add one"
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sample is not None:
+            of_events = self.model_fields_set - {"sample", "out", "overwrite", "skip_existing", "seed"}
+            for field in (name for name in type(self).model_fields if name in of_events):
+                raise OptionError(
+                    field, problem=f"describes event files, and {option_named('sample')} reads none", fix="leave it out"
                 )
-        for name in self.context:
-            check_entity(CONTEXT_OPTION, name)
-        sides = [self.query, self.item]
-        taken = [*sides, *(name for file in self.features for name in file.columns)]
-        check_context(plan_context(self.context), set(taken), self.timestamp is not None, self.duplicates)
-        nameable = [*taken, *self.context]
-        for word, given, existing in (
-            ("--names", self.names, nameable),
-            ("--min-count", self.min_count, sides),
-            (ADMIT, self.admit, sides),
-            (EXPIRE, self.expire_after, sides),
+        elif self.skip_existing:
+            raise OptionError(
+                "skip_existing",
+                problem=f"works only with {option_named('sample')}, since event files may have changed",
+                fix="leave it out",
+            )
+        check_entities(self.query.name, self.item.name)
+        self._check_events()
+        self._check_attributes()
+        self._check_context()
+        self._check_entities_named()
+        self._check_admission()
+        self.time_range()
+        return self
+
+    def _check_events(self) -> None:
+        if self.weight is not None and self.event is not None:
+            raise OptionError(
+                "weight",
+                problem=f"was given, and so was {option_named('event')}: the weight comes from one of the two",
+                fix="leave out the other",
+            )
+        if self.event is not None and not self.event_weights:
+            needed = option_named("event_weights", "play=1,like=3,skip=-1")
+            raise OptionError("event", found=self.event, problem=f"needs {needed}")
+        if self.event is None and self.event_weights:
+            raise OptionError("event_weights", problem=f"needs {option_named('event', 'COLUMN')}")
+        if self.timestamp_format and self.timestamp is None:
+            raise OptionError(
+                "timestamp_format",
+                problem="describes the column of times",
+                fix=f"name it with {option_named('timestamp')}",
+            )
+
+    def _check_attributes(self) -> None:
+        taken = {name.lower() for name in self.sides()}
+        for field, files in (("features", self.features), ("content", self.content)):
+            for file in files:
+                if file.entity not in self.sides():
+                    raise _no_such_entity(field, file.entity, self.sides())
+                for name in file.columns:
+                    check_entity(field, name)
+                    if name.lower() in taken:
+                        raise name_in_use(field, f"{file.entity}=…", name)
+                    taken.add(name.lower())
+        with_files = {file.entity for file in (*self.features, *self.content)}
+        for entity in self.catalog:
+            if entity not in with_files:
+                raise OptionError(
+                    "catalog",
+                    found=entity,
+                    problem=f"adds the ids in the files of {option_named('features', f'{entity}=…')} or "
+                    f"{option_named('content', f'{entity}=…')}, which are missing",
+                    fix="add one",
+                )
+
+    def _check_context(self) -> None:
+        taken = {name.lower() for name in (*self.sides(), *self._feature_names())}
+        for plan in self.context_plans():
+            check_entity("context", plan.name)
+            if plan.name.lower() in taken:
+                raise name_in_use("context", str(plan), plan.name)
+            taken.add(plan.name.lower())
+            if plan.is_derived and self.timestamp is None:
+                raise needs_timestamp("context", str(plan))
+            if self.duplicates == "sum":
+                problem = f"{option_named('duplicates', 'sum')} merges events of different context"
+                raise plan.error(problem, "leave out one of the two")
+
+    def _check_entities_named(self) -> None:
+        """Check that the options that name an entity name an existing one."""
+        sides = list(self.sides())
+        ages = {name: age for name, age in self.expire_after.items() if name != ALL}
+        for field, given, existing in (
+            ("names", self.names, [*sides, *self._feature_names(), *self.context]),
+            ("min_count", self.min_count, sides),
+            ("admit", self.admit, sides),
+            ("expire_after", ages, sides),
         ):
-            unknown = sorted(set(given) - set(existing))
-            if unknown:
-                expected = " or ".join(f"'{entity}'" for entity in existing)
-                raise InputError(f"{word} {unknown[0]}=…: no such entity; expected {expected}")
+            for unknown in sorted(set(given) - set(existing)):
+                raise _no_such_entity(field, unknown, existing)
 
     def _check_admission(self) -> None:
-        for word, minimums in (("--min-count", self.min_count), (ADMIT, self.admit)):
-            for entity, minimum in minimums.items():
-                if minimum < 1:
-                    raise InputError(f"{word} {entity}={minimum}: expected at least 1")
         for entity, minimum in self.admit.items():
             if entity in self.catalog:
-                raise InputError(
-                    f"{ADMIT} {entity}={minimum}: --catalog {entity} gives rows to ids without any event; leave out "
-                    "one of the two"
+                raise OptionError(
+                    "admit",
+                    found=f"{entity}={minimum}",
+                    problem=f"{option_named('catalog', entity)} gives rows to ids without any event",
+                    fix="leave out one of the two",
                 )
         for max_age in self.expire_after.values():
             if self.timestamp is None:
-                raise InputError(
-                    f"{EXPIRE} {max_age.text}: requires the time of each event; name its column with --timestamp"
+                raise needs_timestamp("expire_after", max_age.text)
+
+    def _feature_names(self) -> list[str]:
+        return [name for file in self.features for name in file.columns]
+
+
+class SyntheticSpec(Options):
+    """The size and the content of synthetic listening.
+
+    ``valid`` and ``test`` are met in expectation. Items have the feature ``genre``, unless ``query`` or ``item`` has
+    that name. With ``audio`` above 0, they have content of that name: the center of their genre, and noise as strong.
+    """
+
+    group_notes: ClassVar = {"size": "Numbers may be written 1000000, 1_000_000 or 1e6."}
+
+    queries: Integer = _size(2_000, "generate N query rows", value="N", ge=1)
+    items: Integer = _size(4_000, "generate N item rows", value="N", ge=1)
+    interactions: Integer = _size(100_000, "generate N interactions in all splits", value="N", ge=1)
+    genres: Integer = _content(20, "plant N genres", value="N", ge=1)
+    valid: Number = _size(0.1, "hold out this fraction as valid", value="FRACTION", ge=0, lt=1)
+    test: Number = _size(0.1, "hold out this fraction as test", value="FRACTION", ge=0, lt=1)
+    audio: Integer = _content(
+        0, "give each item a vector of N numbers, by its genre (default: none)", value="N", ge=0, le=MAX_CONTENT_WIDTH
+    )
+    moods: Integer = _content(
+        0,
+        "have each customer of raw events play one genre at a time, and turn N times to another (default: one to three "
+        "genres at all times)",
+        value="N",
+        ge=0,
+    )
+    likes: Likes = _content(
+        "all",
+        "have likes and library adds of raw events go to what is played (all), to every other genre, or to one genre "
+        "of each customer (default: all)",
+    )
+    query: str = _content("customer", "name the querying entity", value="NAME")
+    item: str = _content("track", "name the item entity", value="NAME")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        check_entities(self.query, self.item)
+        if self.genres > self.items:
+            raise OptionError("genres", found=self.genres, expected=f"at most one for each of the {self.items} items")
+        if self.valid + self.test >= 1:
+            raise OptionError(
+                "valid",
+                found=self.valid,
+                problem=f"leaves nothing for train with {option_named('test', self.test)}",
+                fix="lower one",
+            )
+        return self
+
+
+class SynthesizeOptions(SyntheticSpec):
+    """What to generate, and where."""
+
+    seed: Integer = _content(0, "seed all draws (default: 0)", value="N")
+    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
+    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
+    skip_existing: bool = _output(False, "do nothing if DIR is complete and was made with the same options")
+    raw_events: bool = _output(False, "write raw events instead of a dataset")
+    work_dir: Path | None = _output(None, "keep temporary files here (default: near the output folder)", value="DIR")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        of_datasets = ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio")
+        for field in of_datasets if self.raw_events else ("moods", "likes"):
+            if field in self.model_fields_set:
+                raw = option_named("raw_events")
+                where = (
+                    f"datasets, not to {raw}"
+                    if self.raw_events
+                    else f"{raw}, since a dataset has neither kinds nor an order of time"
                 )
+                raise OptionError(field, problem=f"applies to {where}", fix="leave it out")
+        return self
+
+
+def name_in_use(field: str, found: str, name: str) -> OptionError:
+    """Return the error that ``name``, which the option ``field`` gives a column, is that of another entity."""
+    return OptionError(
+        field, found=found, problem=f"the name '{name}' is in use", fix="give the column another one: NAME=COLUMN"
+    )
+
+
+def needs_timestamp(field: str, found: str) -> OptionError:
+    """Return the error that the option ``field`` needs the times of events."""
+    return OptionError(
+        field,
+        found=found,
+        problem="requires the time of each event",
+        fix=f"name its column with {option_named('timestamp')}",
+    )
+
+
+def _no_such_entity(field: str, entity: str, existing: Iterable[str]) -> OptionError:
+    return OptionError(
+        field, found=f"{entity}=…", problem="no such entity", expected=" or ".join(f"'{name}'" for name in existing)
+    )
 
 
 def check_entities(query: str, item: str) -> None:
     """Check that ``query`` and ``item`` can be names of the entities of a dataset.
 
     Raises:
-        InputError: one cannot, or both are the same.
+        OptionError: one cannot, or both are the same.
     """
-    for word, name in (("--query", query), ("--item", item)):
-        check_entity(word, name)
+    for field, name in (("query", query), ("item", item)):
+        check_entity(field, name)
     if query.lower() == item.lower():
-        raise InputError(f"--query {query} --item {item}: the two entities need different names (--item NAME=COLUMN)")
+        raise OptionError(
+            "item",
+            found=item,
+            problem=f"has the same name as {option_named('query', query)}",
+            expected="two names (NAME=COLUMN)",
+        )
 
 
-def check_entity(word: str, name: str) -> None:
-    """Check that ``name``, given with ``word``, can be the name of a folder and of a column of a dataset.
+def check_entity(field: str, name: str) -> None:
+    """Check that ``name``, given with the option ``field``, can be the name of a folder and of a column of a dataset.
 
     Raises:
-        InputError: it cannot.
+        OptionError: it cannot.
     """
     if not is_entity_name(name):
-        raise InputError(
-            f"{word} {name}: cannot be the name of an entity; expected a word of at most 100 ASCII letters, digits, "
-            f"'_' and '-', other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: "
-            f"{word} NAME=COLUMN)"
+        raise OptionError(
+            field,
+            found=name,
+            problem="cannot be the name of an entity",
+            expected=f"a word of at most 100 ASCII letters, digits, '_' and '-', other than '{WEIGHT}' and "
+            f"'{TIMESTAMP}'",
+            fix=f"if the column has another name: {option_named(field, 'NAME=COLUMN')}",
         )

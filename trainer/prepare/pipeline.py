@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Prepare a dataset from raw events: vocabularies, shards of interactions and a manifest (docs/data-format.md).
 
-    manifest = prepare(PrepareOptions(train=["plays.parquet"], out=Path("data/plays"), hold_out="random:0.1"))
+    manifest = prepare(PrepareOptions.of(train=["plays.parquet"], out="data/plays", hold_out="random:0.1"))
     print(format_summary(manifest, Folder("data/plays")))
 
 DuckDB reads, checks, splits, joins and sorts, out of core. The same options and files give the same tables, byte for
@@ -14,35 +14,150 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
-from crossfade.trainer.prepare.content import plan_content
-from crossfade.trainer.prepare.context import context_columns_sql, create_context_values, plan_context
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
-from crossfade.trainer.prepare.disk_space import PREPARING_ADVICE, full_disk_errors, warn_low_disk
+from crossfade.trainer.prepare.database import (
+    PREPARING_ADVICE,
+    execute,
+    fetch_count,
+    fetch_one,
+    full_disk_errors,
+    identifier,
+    warn_low_disk,
+    working_database,
+)
+from crossfade.trainer.prepare.event_context import check_base_context, context_columns_sql, create_context_values
 from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
-from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.features import plan_features
-from crossfade.trainer.prepare.hold_out import apply_hold_out
-from crossfade.trainer.prepare.input_files import Source
-from crossfade.trainer.prepare.inputs import Inputs, find_base, find_inputs
-from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.quarantine import Quarantine
-from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
+from crossfade.trainer.prepare.faults import Faults, Quarantine
+from crossfade.trainer.prepare.feature_columns import plan_columns
+from crossfade.trainer.prepare.hold_out import apply_hold_out, plan_hold_outs
+from crossfade.trainer.prepare.input_files import (
+    FORMATS,
+    STANDARD_INPUT,
+    RawFile,
+    Source,
+    StandardInput,
+    find_files,
+)
+from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
+from crossfade.trainer.prepare.source_columns import PLUS
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
-from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, Side
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The input files: of the events by split, of names by entity, and of each entry of the features and content."""
+
+    events: dict[str, list[Source]]
+    names: dict[str, Source]
+    features: list[list[Source]]
+    content: list[list[Source]]
+
+
+def find_inputs(options: PrepareOptions) -> Inputs:
+    """Find the input files of ``options``.
+
+    Raises:
+        InputError: a file is missing, is given twice, or would be replaced by the output.
+    """
+    events = {split: _find_events(options, split) for split in SPLITS}
+    names = {entity: find_files("names", [names.path], None, entity)[0] for entity, names in options.names.items()}
+    features = [find_files("features", [file.path], None, file.entity) for file in options.features]
+    content = [find_files("content", [file.path], None, file.entity) for file in options.content]
+    seen: dict[str, str] = {}
+    for split, files in events.items():
+        for file in files:
+            location = _location(file)
+            if location in seen:
+                earlier = option_named(seen[location])
+                raise OptionError(
+                    split, found=file, problem=f"was already given in {earlier}", expected="each file once"
+                )
+            seen[location] = split
+            if file.format == "lightgcn":
+                _check_no_columns(options, file)
+    folder = Folder(options.out)
+    out = folder.uri if folder.path is None else str(folder.path.resolve())
+    for file in [*chain(*events.values()), *names.values(), *chain(*features, *content)]:
+        if _location(file).startswith(f"{out}/"):
+            raise InputError(
+                f"{file}: is inside {option_named('out', options.out)}, which would be replaced; choose another folder"
+            )
+    return Inputs(events, names, features, content)
+
+
+def find_base(options: PrepareOptions) -> BaseDataset | None:
+    """Open the base dataset of ``options``, if any, and check that entities, features, content, and context fit it.
+
+    Raises:
+        InputError: it is missing, would be replaced by the output, or has other entities.
+    """
+    base = None
+    if options.base is not None:
+        base = open_base_dataset(options.base)
+        base.check_entities(options.query.name, options.item.name)
+        if base.folder.uri == Folder(options.out).uri:
+            out = option_named("out")
+            raise OptionError(
+                "base",
+                found=options.base,
+                problem=f"is also {out}, which would be replaced",
+                fix="choose another folder",
+            )
+        base.reference(Folder(options.out))
+        check_base_context(options.context_plans(), base)
+        base.check_attributes(options)
+    return base
+
+
+def _find_events(options: PrepareOptions, split: str) -> list[Source]:
+    files: list[Source] = []
+    for pattern in getattr(options, split):
+        if str(pattern) != STANDARD_INPUT:
+            files += find_files(split, [pattern], options.format)
+        elif options.format is None:
+            raise OptionError(
+                split,
+                found=STANDARD_INPUT,
+                problem="standard input has no extension",
+                fix=f"name its format: {option_named('format', '|'.join(FORMATS))}",
+            )
+        else:
+            files.append(StandardInput(options.format))
+    return files
+
+
+def _location(file: Source) -> str:
+    return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
+
+
+def _check_no_columns(options: PrepareOptions, file: Source) -> None:
+    """Check that no option names a column, which files of the format lightgcn do not have."""
+    columns = {"weight": options.weight, "event": options.event, "timestamp": options.timestamp}
+    columns |= {"query": options.query.given, "item": options.item.given}
+    found = {option_named(name): column for name, column in columns.items() if column is not None}
+    found |= {option_named("context", name): column for name, column in options.context.items()}
+    for option, column in found.items():
+        raise InputError(
+            f"{file}: a lightgcn file has no column '{column}'; leave it out of {option}, or correct "
+            f"{option_named('format')}"
+        )
+
 
 _logger = logging.getLogger(__name__)
 
@@ -50,8 +165,12 @@ _FEW_HELD_OUT = 100
 """A metric on fewer held-out interactions is mostly chance."""
 
 
-def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -> DatasetManifest:
-    """Write the prepared dataset ``options.out`` and return its manifest.
+def prepare(
+    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1
+) -> DatasetManifest:
+    """Write the prepared dataset ``options.out`` of files with events, and return its manifest.
+
+    Messages count the rows of Parquet files from ``first_row``.
 
     The dataset appears completely, in one step; on an error or Ctrl-C nothing is left behind.
 
@@ -60,12 +179,11 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         CrossfadeError: there is not enough memory or disk space.
     """
     progress = progress or NullReporter()
-    options.check()
-    columns = options.columns()
-    if columns.query == columns.item:
+    plan_hold_outs(options)  # before files are read: it raises an error if one is wrong
+    if options.query.column == options.item.column:
         _logger.warning(
-            f"--query {options.query} and --item {options.item}: both read the column '{columns.item}', so that every "
-            "interaction is of an ID with itself; name the column of the items: --item NAME=COLUMN"
+            f"the IDs of {options.query.name} and of {options.item.name} are both in the column "
+            f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
     base = find_base(options)
@@ -78,9 +196,11 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
-        skip, drop = options.on_bad_line == "skip", options.on_missing == "drop"
-        faults = Faults(skip, drop, quarantine, options.max_bad, options.first_row)
-        with working_database(staged.work, options.memory_bytes, options.threads, PREPARING_ADVICE) as connection:
+        skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
+        faults = Faults(skip, drop, quarantine, options.max_bad, first_row)
+        with working_database(
+            staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE
+        ) as connection:
             manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()
@@ -108,7 +228,7 @@ class _Preparation:
         self._staged = staged
         self._faults = faults
         self._progress = progress
-        self._context = plan_context(options.context)
+        self._context = options.context_plans()
         self._facts: Facts = {}
 
     def run(self) -> DatasetManifest:
@@ -138,8 +258,8 @@ class _Preparation:
             entities |= vocabularies.build_context(self._context, types)
         self._facts |= vocabularies.facts
         return DatasetManifest(
-            query=options.query,
-            item=options.item,
+            query=options.query.name,
+            item=options.item.name,
             entities=entities,
             splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
             features=features,
@@ -162,13 +282,18 @@ class _Preparation:
             self._connection,
             self._inputs.events,
             self._staged.work,
-            options.event_rules(self._base.string_id_sides() if self._base else ()),
+            options,
+            self._base.string_id_sides() if self._base else (),
             self._faults,
             self._progress,
         )
         self._facts |= _describe_stats(events.stats, self._faults)
         if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
-            raise InputError("--train: the files hold no interaction with a weight above 0; expected at least one")
+            raise OptionError(
+                "train",
+                problem="the files hold no interaction with a weight above 0",
+                expected="at least one",
+            )
         return events
 
     def _faults_of_names(self, file: Source) -> Faults:
@@ -190,7 +315,7 @@ class _Preparation:
         """Plan which IDs are admitted and which expire, and count their events in ``table``."""
         options = self._options
         policies = plan_id_policies(
-            self._connection, table, sides, events.id_types, options.admit, options.expire_after, self._base
+            self._connection, table, sides, events.id_types, options.admit, options.max_ages(), self._base
         )
         if policies:
             self._progress.phase("admission", len(policies), "side")
@@ -212,7 +337,7 @@ class _Preparation:
         options = self._options
         if not options.min_count:
             return table
-        entities = {"query": options.query, "item": options.item}
+        entities = {"query": options.query.name, "item": options.item.name}
         minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
         report = filter_k_core(self._connection, minimums, entities, table, "core_events", self._progress)
         self._facts["dropped_rare"] = report.interactions
@@ -222,8 +347,7 @@ class _Preparation:
 
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Apply the hold-outs to ``table`` and create the view ``interactions`` of the result."""
-        given = {split for split, files in self._inputs.events.items() if files} - {"train"}
-        plan = self._options.plan_hold_outs(given)
+        plan = plan_hold_outs(self._options)
         if plan:
             self._progress.phase("hold out", len(plan), "split")
         kept = 0
@@ -263,8 +387,10 @@ class _Preparation:
                     f"{_FEW_HELD_OUT}"
                 )
             if (self._inputs.events[split] or split == "train") and not positives:
-                raise InputError(
-                    f"--{split}: the files hold no interaction with a weight above 0; add one, or leave out --{split}"
+                raise OptionError(
+                    split,
+                    problem="the files hold no interaction with a weight above 0",
+                    fix=f"add one, or leave out {option_named(split)}",
                 )
         negative, first, last = fetch_one(
             self._connection,
@@ -281,8 +407,11 @@ class _Preparation:
     ) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """Write the vocabularies of the two sides and of their features, and the pairs of the features."""
         options, sides = self._options, self._options.sides()
-        plans = plan_features(options.features, self._inputs.features, sides, self._base)
-        content = plan_content(options.content, self._inputs.content, sides, self._base)
+        base = self._base.manifest if self._base else None
+        in_base = list(base.feature_owners().items()) if base else []
+        plans = plan_columns("feature", options.features, self._inputs.features, sides, in_base)
+        in_base = [(name, entity) for entity, names in base.content.items() for name in names] if base else []
+        content = plan_columns("content", options.content, self._inputs.content, sides, in_base)
         vocabularies.read_features(plans, content, options.id_type)
         entities = {
             entity: vocabularies.build_side(
@@ -295,7 +424,7 @@ class _Preparation:
 
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self._options
-        fields = [(options.query, pa.int64()), (options.item, pa.int64()), (WEIGHT, pa.float32())]
+        fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
         if events.timestamps is not None:
             fields.append((TIMESTAMP, pa.int64()))
         fields += [(plan.name, pa.int64()) for plan in self._context]
@@ -307,8 +436,8 @@ class _Preparation:
         if options.order == "grouped":
             shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
         shuffled = self._connection.sql(
-            f"SELECT q.row AS {identifier(options.query)}, i.row AS {identifier(options.item)}, e.weight{timestamp}"
-            f"{context} FROM interactions e "
+            f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
+            f"e.weight{timestamp}{context} FROM interactions e "
             "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
             f"{joins} WHERE e.split = {SPLITS.index(split)} ORDER BY {shuffle}"
         )
@@ -350,20 +479,21 @@ def _describe_options(options: PrepareOptions) -> Facts:
         for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base")
         if getattr(options, name) is not None
     }
+    sides = (options.query, options.item)
     lists = {
-        "joined_columns": options.joined_columns(),
-        "timestamp_formats": list(options.timestamp_formats),
+        "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],
+        "timestamp_formats": list(options.timestamp_format),
         "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
         "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
-        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.expire_after.items()],
+        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.max_ages().items()],
         "context": [f"{name}={source}" for name, source in options.context.items()],
         "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
         "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
     }
     return {
         "command": "prepare",
-        **{split: [str(path) for path in getattr(options, split)] for split in SPLITS},
+        **{split: list(getattr(options, split)) for split in SPLITS},
         **texts,
         **{name: values for name, values in lists.items() if values},
         "duplicates": options.duplicates,

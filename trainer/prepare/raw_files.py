@@ -30,15 +30,20 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.disk_errors import is_full_disk
-from crossfade.trainer.prepare.column_names import check_columns
-from crossfade.trainer.prepare.composite_ids import is_id_role, joined_sql, source_columns
-from crossfade.trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
-from crossfade.trainer.prepare.expansion import check_parquet, check_text
+from crossfade.trainer.prepare.database import (
+    exact_path,
+    execute,
+    fetch_count,
+    fetch_one,
+    first_line,
+    identifier,
+    literal,
+)
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records
-from crossfade.trainer.prepare.whole_numbers import integer_sql, integer_text_sql, whole_floats, whole_texts
+from crossfade.trainer.prepare.source_columns import check_columns, is_id_role, joined_sql, source_columns
+from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records, open_text
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -79,8 +84,8 @@ def open_columns(
 
     The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
     in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
-    several (``composite_ids.py``). IDs, times, and values of ``lists`` that are all written as 42.0 or missing become
-    integers (``whole_numbers.py``), but not in text files those of ``kept_texts``.
+    several (``source_columns.py``). IDs, times, and values of ``lists`` that are all written as 42.0 or missing become
+    integers (``raw_files.py``), but not in text files those of ``kept_texts``.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -204,7 +209,7 @@ def _read_parquet(file: RawFile) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
-            "file, or give another format with --format"
+            f"file, or give another format with {option_named('format')}"
         ) from error
 
 
@@ -384,3 +389,138 @@ def _compression(file: RawFile) -> str:
 def _read_header(file: RawFile) -> list[str]:
     with open_records(file) as (names, _):
         return names
+
+
+_EXACT_BELOW = 2**53
+"""A double is one integer below this."""
+_WHOLE_TEXT = r"-?[0-9]{1,15}\.0"
+
+
+def whole_floats(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
+    """Return those of the ``columns`` of floats, in a ``relation``, whose values are all integers or missing."""
+    numbers = [identifier(column) for column in columns]
+    whole = (f"({number} = trunc({number}) AND abs({number}) < {_EXACT_BELOW})" for number in numbers)
+    return _true_of_all(
+        connection, relation, columns, [f"isnan({n}) OR {w}" for n, w in zip(numbers, whole, strict=True)]
+    )
+
+
+def integer_sql(column: str) -> str:
+    """Return SQL of a column that ``whole_floats`` has found as integers; NaN is a missing value."""
+    return f"CAST(CASE WHEN NOT isnan({identifier(column)}) THEN {identifier(column)} END AS BIGINT)"
+
+
+def whole_texts(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
+    """Return those of the ``columns`` of text, in a ``relation``, whose values are all as "42.0" or empty."""
+    likely = []
+    for column in columns:  # the first value rules out most of them at no cost
+        first = connection.execute(f"SELECT {column} FROM {relation} WHERE {column} <> '' LIMIT 1").fetchone()
+        if first is not None and str(first[0]).endswith(".0"):
+            likely.append(column)
+    return _true_of_all(
+        connection, relation, likely, [f"{c} = '' OR regexp_full_match({c}, '{_WHOLE_TEXT}')" for c in likely]
+    )
+
+
+def integer_text_sql(column: str) -> str:
+    """Return SQL of a column that ``whole_texts`` has found, without the fraction."""
+    return f"replace({column}, '.0', '')"
+
+
+def _true_of_all(
+    connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str], conditions: Sequence[str]
+) -> set[str]:
+    if not columns:
+        return set()
+    values = fetch_one(connection, f"SELECT {', '.join(f'bool_and({c})' for c in conditions)} FROM {relation}")
+    return {column for column, value in zip(columns, values, strict=True) if value is not False}
+
+
+MAX_EXPANSION = 1000
+"""How many times as large as its file what it decodes to may be."""
+_ALWAYS_ALLOWED = 1 << 30
+"""Bytes that any file may decode to."""
+_NUMBER_BYTES = 8
+_CHUNK_BYTES = 1 << 20
+
+
+def check_expansion(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Sequence[str]) -> None:
+    """Check what ``columns`` of a file of any format decode to.
+
+    Raises:
+        InputError: it is more than the limit.
+        OSError: it cannot be read.
+    """
+    if file.format == "parquet":
+        check_parquet(connection, file, pq.ParquetFile(file.path), columns)
+    else:
+        check_text(file)
+
+
+def check_parquet(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, parquet: pq.ParquetFile, columns: Sequence[str]
+) -> None:
+    """Check what ``columns`` of an opened Parquet file decode to.
+
+    Raises:
+        InputError: it is more than the limit.
+    """
+    metadata, schema, limit = parquet.metadata, parquet.schema_arrow, _limit(file)
+    values = pages = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            name = chunk.path_in_schema
+            if any(name == column or name.startswith(f"{column}.") for column in columns):
+                values += chunk.num_values
+                pages += chunk.total_uncompressed_size
+    _check(file, max(values * _NUMBER_BYTES, pages), limit)
+    texts = [_text_bytes(schema.field(column)) for column in columns if _holds_text(schema.field(column).type)]
+    if texts:
+        source = f"read_parquet({literal(exact_path(file.path))})"
+        _check(
+            file,
+            fetch_count(connection, f"SELECT CAST(coalesce(sum({' + '.join(texts)}), 0) AS BIGINT) FROM {source}"),
+            limit,
+        )
+
+
+def check_text(file: RawFile) -> None:
+    """Check what a text file decompresses to. (Only zstd can exceed the limit: gzip ends at about 1,030 times.)
+
+    Raises:
+        InputError: it is more than the limit.
+        OSError: it cannot be read.
+    """
+    if file.compression() != "zstd":
+        return
+    limit, total = _limit(file), 0
+    with open_text(file) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            total += len(chunk)
+            _check(file, total, limit)
+
+
+def _limit(file: RawFile) -> int:
+    return max(_ALWAYS_ALLOWED, MAX_EXPANSION * file.bytes)
+
+
+def _check(file: RawFile, decoded: int, limit: int) -> None:
+    if decoded > limit:
+        raise InputError(
+            f"{file}: decodes to {decoded:,} bytes or more, but at most {limit:,} are read: {MAX_EXPANSION:,} times "
+            f"the {file.bytes:,} bytes of the file, or 1 GiB; check what wrote it, or write it again without "
+            "compression and dictionaries"
+        )
+
+
+def _holds_text(data_type: pa.DataType) -> bool:
+    value = data_type.value_type if hasattr(data_type, "value_type") else data_type
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value))
+
+
+def _text_bytes(field: pa.Field) -> str:
+    """Return SQL of the bytes of the texts of a row."""
+    column = identifier(field.name)
+    if pa.types.is_dictionary(field.type) or not hasattr(field.type, "value_type"):
+        return f"coalesce(strlen({column}), 0)"
+    return f"coalesce(list_sum([strlen(x) FOR x IN {column}]), 0)"

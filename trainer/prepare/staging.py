@@ -20,8 +20,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -38,10 +42,14 @@ from crossfade.trainer.data.manifest import (
     PENDING,
     SPLITS,
     VOCABULARY,
+    DataFile,
     DatasetManifest,
     read_manifest,
+    restore_dataset,
 )
+from crossfade.trainer.data.parquet import file_entry, write_options
 
+_OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(SPLITS)})"
@@ -124,7 +132,9 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be read.
     """
-    with translate_storage_errors(f"--out {out.uri}", unreachable=StorageUnavailableError if tag else InputError):
+    with translate_storage_errors(
+        option_named("out", out.uri), unreachable=StorageUnavailableError if tag else InputError
+    ):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -135,16 +145,16 @@ def _check_folder(out: Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise InputError(f"{out}: exists already; choose another --out, or replace prepared data with --overwrite")
+        raise InputError(f"{out}: exists already; choose another {_OUT}, or replace prepared data with {_OVERWRITE}")
     if out.is_symlink() or not out.is_dir():
         raise InputError(
-            f"{out}: is not a folder of prepared data, so --overwrite does not replace it; choose another --out"
+            f"{out}: is not a folder of prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT}"
         )
     try:
         read_manifest(Folder(out))
     except InputError as error:
         raise InputError(
-            f"{out}: holds no prepared data, so --overwrite does not replace it; choose another --out ({error})"
+            f"{out}: holds no prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT} ({error})"
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
@@ -157,7 +167,7 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
         return
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
-        raise InputError(f"{out.uri}: {state}; choose another --out, or replace it with --overwrite")
+        raise InputError(f"{out.uri}: {state}; choose another {_OUT}, or replace it with {_OVERWRITE}")
     if FILE_NAME in found:
         read_manifest(out)
     _check_foreign(
@@ -168,8 +178,23 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
 def _check_foreign(out: str, foreign: set[str]) -> None:
     if foreign:
         raise InputError(
-            f"{out}: holds '{min(foreign)}', which --overwrite would delete; move it, or choose another --out"
+            f"{out}: holds '{min(foreign)}', which {_OVERWRITE} would delete; move it, or choose another {_OUT}"
         )
+
+
+def read_complete(out: Folder) -> DatasetManifest | None:
+    """Return the manifest of the dataset in ``out``, or None if it has none or lacks a file of the right size.
+
+    Raises:
+        InputError: the folder cannot be read, or its manifest is not one of this format version.
+    """
+    with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
+        restore_dataset(out)
+        sizes = out.sizes()
+        if FILE_NAME not in sizes:
+            return None
+        manifest = read_manifest(out)
+    return manifest if all(sizes.get(file.path) == file.bytes for file in manifest.files()) else None
 
 
 @contextmanager
@@ -202,7 +227,7 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix="crossfade-prepare-", dir=parent))
     except OSError as error:
         raise InputError(
-            f"--work-dir {parent}: cannot be written: {error.strerror or error}; choose another"
+            f"{option_named('work_dir', parent)}: cannot be written: {error.strerror or error}; choose another"
         ) from error
     try:
         yield work
@@ -222,7 +247,7 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
                 inner.mkdir()
         except OSError as error:
             raise InputError(
-                f"{target.parent}: cannot be written: {error.strerror or error}; choose another --out"
+                f"{target.parent}: cannot be written: {error.strerror or error}; choose another {_OUT}"
             ) from error
         is_folder = target.is_dir() and not target.is_symlink()
         lock = stack.enter_context(folder_writer(out)) if is_folder else None
@@ -234,7 +259,7 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
 def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
-        with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
+        with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
             out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
             check_free(out, overwrite)
@@ -267,3 +292,112 @@ def _delete_tagged(out: Folder, tag: str) -> None:
 def _path(folder: Folder) -> Path:
     assert folder.path is not None
     return folder.path
+
+
+_TARGET_GROUPS = 64
+GROUP_ROWS_MIN = 1024
+GROUP_ROWS_MAX = 131_072
+GROUPS_PER_FILE = 64
+
+
+def row_group_rows(rows: int) -> int:
+    """Return the rows per row group for a split of ``rows`` interactions; the last group may have fewer.
+
+    Small data are cut into about 64 groups, so that several workers share them evenly. Large data are cut into groups
+    of 131,072 rows: the columns that training reads take about 0.7 MB of each, so that a million interactions per
+    second need 8 requests per second, which a few connections serve despite the first-byte latency of S3; and a
+    partition of the reader, which shuffles the rows that it holds, holds one or two groups in a few MB. Larger groups
+    would save requests that are no bottleneck, but take more memory and leave fewer groups to assign to workers.
+    64 groups make a file of about 70 MB.
+    """
+    target = -(-rows // _TARGET_GROUPS)
+    return min(max(target, GROUP_ROWS_MIN), GROUP_ROWS_MAX)
+
+
+class PartWriter:
+    """Writes record batches of any size as ``part-00000.parquet``, … with row groups of exactly ``group_rows`` rows.
+
+    Holds at most one row group and one batch in memory. As a context manager, it discards the open file on errors.
+    """
+
+    def __init__(self, staged: Staged, folder: str, schema: pa.Schema, group_rows: int) -> None:
+        self._staged = staged
+        self._folder = folder
+        self._schema = schema
+        self._group_rows = group_rows
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._file = ExitStack()
+        self._groups_in_file = 0
+        self._rows = 0
+        self._paths: list[str] = []
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the open file; after an error, discard it, so that it does not appear."""
+        if kind is None:
+            self._close_file()
+        elif self._writer is not None:
+            self._file.__exit__(kind, error, trace)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write ``batch``, whose columns are those of the schema, in order; types are cast if that loses nothing."""
+        if batch.schema != self._schema:
+            columns = [column.cast(field.type) for column, field in zip(batch.columns, self._schema, strict=True)]
+            batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        if self._pending_rows >= self._group_rows:
+            self._write_groups()
+
+    def close(self) -> list[DataFile]:
+        """Write the last rows and return the files as their footers describe them.
+
+        Raises:
+            CrossfadeError: the footers do not account for all rows that were written.
+        """
+        self._write_groups()
+        if self._pending_rows:
+            self._write_group(pa.Table.from_batches(self._pending, schema=self._schema))
+            self._pending, self._pending_rows = [], 0
+        self._close_file()
+        files = [file_entry(self._staged.folder, path) for path in self._paths]
+        found = sum(file.rows for file in files)
+        if found != self._rows:
+            raise CrossfadeError(
+                f"{self._staged.folder.uri}/{self._folder}: the files hold {found} rows, but {self._rows} were "
+                "written; the disk or the file system lost some: prepare again, on another disk"
+            )
+        return files
+
+    def _write_groups(self) -> None:
+        table = pa.Table.from_batches(self._pending, schema=self._schema)
+        start = 0
+        while table.num_rows - start >= self._group_rows:
+            self._write_group(table.slice(start, self._group_rows))
+            start += self._group_rows
+        rest = table.slice(start)
+        self._pending, self._pending_rows = rest.to_batches(), rest.num_rows
+
+    def _write_group(self, group: pa.Table) -> None:
+        if self._writer is None:
+            path = f"{self._folder}/{self._staged.file_name(f'part-{len(self._paths):05d}')}"
+            file = self._file.enter_context(self._staged.folder.open_output(path))
+            self._writer = pq.ParquetWriter(file, self._schema, **write_options(self._schema))
+            self._paths.append(path)
+        self._writer.write_table(group, row_group_size=self._group_rows)
+        self._rows += group.num_rows
+        self._groups_in_file += 1
+        if self._groups_in_file == GROUPS_PER_FILE:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        writer, self._writer, self._groups_in_file = self._writer, None, 0
+        if writer is not None:
+            writer.close()
+            self._file.close()

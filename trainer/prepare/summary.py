@@ -27,18 +27,18 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 
 _HEAD_FRACTION = 100  # the head is one row in this many
 _FAULTS = {
-    "dropped_bad_lines": ("bad line", "(--on-bad-line)"),
-    "dropped_missing": ("row", "with a missing value (--on-missing drop)"),
+    "dropped_bad_lines": ("bad line", ""),
+    "dropped_missing": ("row", "with a missing value"),
 }
 _DROPPED = {
-    "dropped_before_since": ("row", "from before --since"),
-    "dropped_from_until": ("row", "from --until on"),
+    "dropped_before_since": ("row", "earlier than the time range"),
+    "dropped_from_until": ("row", "later than the time range"),
     "dropped_zero_weight": ("row", "of weight 0, without any effect"),
     "lines_without_items": ("line", "without an item"),
-    "merged_duplicates": ("row", "summed into another one of their pair (--duplicates sum)"),
+    "merged_duplicates": ("row", "summed into another one of their pair"),
     "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
-    "dropped_pending": ("interaction", "of ids with too few so far (--admit)"),
-    "dropped_rare": ("interaction", "of rare ids (--min-count)"),
+    "dropped_pending": ("interaction", "of ids with too few so far"),
+    "dropped_rare": ("interaction", "of rare ids"),
 }
 """What was left out, by fact: the noun that is counted, and the reason."""
 
@@ -145,8 +145,7 @@ def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
         []
         if new is None
         else [
-            f"{_count(manifest.source, f'{name}_cataloged', 'row')} in no event, only in files of features or content "
-            "(--catalog)"
+            f"{_count(manifest.source, f'{name}_cataloged', 'row')} in no event, only in files of features or content"
         ]
     )
 
@@ -161,13 +160,13 @@ def _changes(manifest: DatasetManifest, name: str) -> list[str]:
         )
     if facts.get(f"{name}_expired") or facts.get(f"{name}_reused"):
         lines.append(
-            f"{_count(facts, f'{name}_expired', 'id')} expired (--expire-after); vacant rows reused by "
+            f"{_count(facts, f'{name}_expired', 'id')} expired; vacant rows reused by "
             f"{_count(facts, f'{name}_reused', 'new id')}"
         )
     if vacant := len(manifest.entities[name].vacant_rows):
         lines.append(f"{counted(vacant, 'vacant row')}: the ids were forgotten or have expired")
     if pending := sum(file.rows for file in manifest.entities[name].pending):
-        lines.append(f"{counted(pending, 'pending id')}, with too few events so far for a row (--admit)")
+        lines.append(f"{counted(pending, 'pending id')}, with too few events so far for a row")
     return lines
 
 
@@ -216,7 +215,11 @@ def _count(facts: Facts, name: str, noun: str) -> str:
 
 
 def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [f"dropped: {_count(facts, name, noun)} {why}" for name, (noun, why) in reasons.items() if facts.get(name)]
+    return [
+        f"dropped: {_count(facts, name, noun)} {why}".rstrip()
+        for name, (noun, why) in reasons.items()
+        if facts.get(name)
+    ]
 
 
 def _left_out(manifest: DatasetManifest) -> list[str]:
@@ -235,11 +238,11 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     lines += dropped or ["dropped: nothing"]
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):
-            lines.append(f"dropped: {_count(facts, f'{name}_rare', 'rare id')} of {name} (--min-count)")
+            lines.append(f"dropped: {_count(facts, f'{name}_rare', 'rare id')} of {name}")
     if facts.get("valid_by_default") and "valid" in manifest.splits:
         lines.append(
             f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
-            "choose the epoch by (--hold-out-valid none: keep them in train)"
+            "choose the epoch by"
         )
     if facts.get("kept_for_train"):
         lines.append(
@@ -253,6 +256,6 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             lines.append(
                 f"names: {named:,} of {entity.rows:,} rows of {name} have one; "
                 f"{_count(facts, f'{name}_names_ignored', 'name')} without an event ignored"
-                + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out (--on-bad-line)" if bad else "")
+                + (f"; {_count(facts, f'{name}_names_bad_lines', 'bad line')} left out" if bad else "")
             )
     return lines

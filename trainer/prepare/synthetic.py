@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import SCHEMA, VALUE, content_group_rows, content_schema
 from crossfade.trainer.data.manifest import (
     CONTENT,
@@ -34,14 +34,13 @@ from crossfade.trainer.data.manifest import (
     Split,
 )
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
+from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.synthetic_draws import (
     CHUNK_ROWS,
     Generator,
     Integers,
-    SyntheticSpec,
     genre_name,
     genre_of,
 )
@@ -59,8 +58,22 @@ FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fa
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
     planted = ("audio", "moods")
-    values = {name: value for name, value in asdict(spec).items() if name != "likes" and (value or name not in planted)}
+    fields = [name for name in SyntheticSpec.model_fields if name != "likes"]
+    values = {name: getattr(spec, name) for name in fields if getattr(spec, name) or name not in planted}
     return {"command": "synthetic", "seed": seed, **values}
+
+
+def synthesize(options: SynthesizeOptions, progress: ProgressReporter) -> DatasetManifest | None:
+    """Write the dataset that ``options`` describe; None if it is there already, and may be skipped.
+
+    Raises:
+        InputError: the output exists and may not be replaced, or a split would be empty.
+    """
+    if options.skip_existing:
+        existing = read_complete(Folder(options.out))
+        if existing is not None and existing.source == synthetic_source(options, options.seed):
+            return None
+    return write_synthetic(options.out, options, options.seed, options.overwrite, progress, options.work_dir)
 
 
 def write_synthetic(
@@ -77,18 +90,19 @@ def write_synthetic(
     ``FIRST_ID`` + row; up to 100,000 items have names. The dataset is written completely or not at all.
 
     Raises:
-        InputError: the spec is invalid, or ``out`` exists and may not be replaced.
+        InputError: ``out`` exists and may not be replaced, or a split would be empty.
     """
     progress = progress or NullReporter()
-    spec.check()
     with staged_output(out, overwrite, work) as staged:
         generator = Generator(spec, seed)
         rows, counts = _count(generator, staged.work, progress)
         for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
             if fraction and not rows[split]:
-                raise InputError(
-                    f"--interactions {spec.interactions}: too few, {split} has none; "
-                    "raise it, or set the fraction of the split to 0"
+                raise OptionError(
+                    "interactions",
+                    found=spec.interactions,
+                    problem=f"too few, {split} has none",
+                    fix="raise it, or set the fraction of the split to 0",
                 )
         entities = {
             spec.query: _write_vocabulary(staged, spec.query, counts["query"], None, progress),

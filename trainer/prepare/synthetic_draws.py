@@ -21,21 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crossfade.base.errors import InputError
-from crossfade.trainer.data.manifest import MAX_CONTENT_WIDTH
-from crossfade.trainer.prepare.options import check_entities
+from crossfade.trainer.prepare.options import SyntheticSpec
 
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-Likes = Literal["all", "genre", "customer"]
-"""What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
 
 ITEM_EXPONENT = 0.9
 QUERY_EXPONENT = 0.6
@@ -50,52 +44,6 @@ _GENRE_NAMES = (
     *("reggae", "soul", "punk", "techno", "ambient", "indie", "latin", "funk", "gospel", "disco"),
 )
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True)
-class SyntheticSpec:
-    """The size of a synthetic dataset.
-
-    ``valid`` and ``test`` are fractions of the interactions, met in expectation; 0 leaves the split out. Items have the
-    feature ``genre``, unless ``query`` or ``item`` has that name. With ``audio`` above 0, they have content of
-    that name and so many numbers: the center of their genre, and noise as strong. With ``moods`` above 0, a query of
-    raw events has one genre at a time, for one such part of the time. ``likes`` is what likes and library adds of raw
-    events go to (``synthetic_events.py``).
-    """
-
-    queries: int = 2_000
-    items: int = 4_000
-    interactions: int = 100_000
-    genres: int = 20
-    valid: float = 0.1
-    test: float = 0.1
-    audio: int = 0
-    moods: int = 0
-    likes: Likes = "all"
-    query: str = "customer"
-    item: str = "track"
-
-    def check(self) -> None:
-        """Check all values.
-
-        Raises:
-            InputError: a value is out of range.
-        """
-        check_entities(self.query, self.item)
-        for name in ("queries", "items", "interactions", "genres"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.audio <= MAX_CONTENT_WIDTH:
-            raise InputError(f"--audio {self.audio}: expected from 0 to {MAX_CONTENT_WIDTH} numbers")
-        if self.moods < 0:
-            raise InputError(f"--moods {self.moods}: expected at least 0")
-        if self.genres > self.items:
-            raise InputError(f"--genres {self.genres}: expected at most one for each of the {self.items} items")
-        for name in ("valid", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected a fraction from 0 to below 1")
-        if self.valid + self.test >= 1:
-            raise InputError(f"--valid {self.valid} --test {self.test}: leaves nothing for train; lower one")
 
 
 def genre_name(genre: int) -> str:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.synthetic import MAX_NAMED_ITEMS
 from crossfade.trainer.prepare.synthetic_draws import (
@@ -40,7 +41,6 @@ from crossfade.trainer.prepare.synthetic_draws import (
     Chunk,
     Generator,
     Integers,
-    SyntheticSpec,
     genre_of,
     mix,
 )
@@ -73,9 +73,8 @@ def write_raw_events(
     fractions of valid and test have no effect. The output is written completely or not at all.
 
     Raises:
-        InputError: the spec is invalid, or ``out`` exists or cannot be written.
+        InputError: ``out`` exists or cannot be written.
     """
-    spec.check()
     progress = progress or NullReporter()
     with staged_output(out, overwrite=False) as staged:
         names = _write_events(staged, Generator(spec, seed), progress, threads or os.cpu_count() or 1)
@@ -84,15 +83,6 @@ def write_raw_events(
             _write_names(staged.folder, names[-1], Generator(spec, seed))
         staged.publish(None)
     return names
-
-
-def prepare_arguments(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
-    """Return the arguments of the ``crossfade`` command that prepares the files ``names`` of ``write_raw_events``."""
-    arguments = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
-    arguments += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
-    if spec.items <= MAX_NAMED_ITEMS:
-        arguments += ["--names", f"{spec.item}={out}/{names[-1]}:id:name"]
-    return [*arguments, "--hold-out", "last-1", "--out", f"{out}-prepared"]
 
 
 def _write_events(staged: Staged, generator: Generator, progress: ProgressReporter, threads: int) -> list[str]:

@@ -24,7 +24,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 
@@ -37,12 +37,12 @@ MAX_ADJACENCY_BYTES = 256 << 20
 """The longest line of adjacency text, which may hold every item of a large catalog."""
 
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
-_OPEN_QUOTE = "a quote opens and does not close; double quotes inside fields, or use --format tsv"
+_OPEN_QUOTE = f"a quote opens and does not close; double quotes inside fields, or use {option_named('format', 'tsv')}"
 _NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
-_TOO_LONG = "the line is too long; expected one record in each line: check --format"
+_TOO_LONG = f"the line is too long; expected one record in each line: check {option_named('format')}"
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
-    "with --format"
+    f"with {option_named('format')}"
 )
 _WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SAMPLED_BYTES = 1024

@@ -1,6 +1,6 @@
 """Validate a prepared dataset, from ``crossfade prepare`` or another tool: everything is read once.
 
-    report = validate(Folder("s3://music/plays"), query=None, item=None, memory_bytes=None, progress=progress)
+    report = validate(ValidateOptions.of(data="s3://music/plays"), progress)
     report.problems.listed                # each with its file, row group and row; without any, there is a manifest now
 
 At most a million rows are in memory at a time, however large row groups are. What must be kept of all rows, counts and
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import folder_writer
@@ -24,13 +24,9 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.features import iter_content
 from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.dataset_checks import FeatureCheck, Problems, SplitCheck, VocabularyCheck
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
-from crossfade.trainer.prepare.problems import Problems
-from crossfade.trainer.prepare.validate_features import FeatureCheck
-from crossfade.trainer.prepare.validate_splits import SplitCheck
-from crossfade.trainer.prepare.validate_vocabulary import VocabularyCheck
-
-_PART_ROWS = 1 << 20
+from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
 
 
 @dataclass(frozen=True)
@@ -50,31 +46,37 @@ class ValidationReport:
     manifest_written: bool
 
 
-def validate(
-    folder: Folder, query: str | None, item: str | None, memory_bytes: int | None, progress: ProgressReporter
-) -> ValidationReport:
-    """Validate the dataset in ``folder``; if it has no manifest and no problem, write one.
+def validate(options: ValidateOptions, progress: ProgressReporter) -> ValidationReport:
+    """Validate the dataset; if it has no manifest and no problem, write one.
 
-    ``query`` and ``item`` name the entities of a dataset without a manifest, by default the first columns of train.
+    Without names of the entities, those of a dataset without a manifest are the first columns of train.
 
     Raises:
         InputError: the folder cannot be read, or its manifest has other entities than ``query`` and ``item``.
         StorageUnavailableError: storage stopped answering.
     """
-    problems = Problems()
+    folder, problems = Folder(options.data), Problems()
     with translate_storage_errors(folder.uri, unreachable=InputError):
         restore_dataset(folder)
         is_new = FILE_NAME not in folder.names()
     try:
-        manifest = infer_manifest(folder, query, item, progress) if is_new else read_manifest(folder)
+        manifest = infer_manifest(folder, options.query, options.item, progress) if is_new else read_manifest(folder)
     except InputError as error:
         problems.add(str(error))
         return ValidationReport(None, problems, [], manifest_written=False)
-    for option, given, found in (("--query", query, manifest.query), ("--item", item, manifest.item)):
+    for field, given, found in (
+        ("query", options.query, manifest.query),
+        ("item", options.item, manifest.item),
+    ):
         if given not in (None, found):
-            raise InputError(f"{option} {given}: the manifest in {folder.uri} has '{found}'; leave out {option}")
+            raise OptionError(
+                field,
+                found=given,
+                problem=f"the manifest in {folder.uri} has '{found}'",
+                fix=f"leave out {option_named(field)}",
+            )
     with tempfile.TemporaryDirectory(prefix="crossfade-validate-") as work:
-        split_notes = _check_files(folder, manifest, problems, Path(work), memory_bytes, progress)
+        split_notes = _check_files(folder, manifest, problems, Path(work), memory_bytes(options.memory), progress)
     notes = [*_find_stray_files(folder, manifest, problems), *split_notes]
     writes_manifest = is_new and not problems.count
     if writes_manifest:
@@ -88,25 +90,23 @@ def _check_files(
     manifest: DatasetManifest,
     problems: Problems,
     work: Path,
-    memory_bytes: int | None,
+    memory: int | None,
     progress: ProgressReporter,
 ) -> list[str]:
     """Check splits, features, content and vocabularies, in this order, since each gives the counts for the next."""
-    splits = SplitCheck(folder, manifest, problems, work, _PART_ROWS)
+    splits = SplitCheck(folder, manifest, problems, work)
     splits.run(progress)
     counts: dict[str, IntArray] = splits.counts if splits.train_is_valid else {}
     for entity, features in manifest.features.items():
         for name in features:
             count_R = counts.get(entity)
-            check = FeatureCheck(folder, manifest, problems, entity, name, work, count_R, _PART_ROWS)
+            check = FeatureCheck(folder, manifest, problems, entity, name, work, count_R)
             counts |= check.run(progress)
     for entity, columns in manifest.content.items():
         for name in columns:
             _check_content(folder, manifest, entity, name, problems)
     for name in manifest.entities:
-        VocabularyCheck(folder, manifest, problems, name, counts.get(name), _PART_ROWS).run(
-            work, memory_bytes, progress
-        )
+        VocabularyCheck(folder, manifest, problems, name, counts.get(name)).run(work, memory, progress)
     return splits.notes()
 
 

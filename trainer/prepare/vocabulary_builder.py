@@ -18,14 +18,14 @@ import duckdb
 from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
-from crossfade.trainer.prepare.content import ContentPlan, read_content, write_content
-from crossfade.trainer.prepare.context import ContextPlan, counted_context_sql
+from crossfade.trainer.prepare.content_columns import read_content, write_content
 from crossfade.trainer.prepare.database import fetch_count
-from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.event_context import counted_context_sql
+from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
 from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.features import (
-    FeaturePlan,
+from crossfade.trainer.prepare.feature_columns import (
+    ColumnPlan,
     catalog_ids_sql,
     counted_values_sql,
     join_feature,
@@ -34,12 +34,12 @@ from crossfade.trainer.prepare.features import (
 )
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
+from crossfade.trainer.prepare.options import IdChoice, Side
 from crossfade.trainer.prepare.staging import Staged
 from crossfade.trainer.prepare.summary import Facts, popularity
 from crossfade.trainer.prepare.vocabulary_tables import (
     IdPolicy,
-    NamesFile,
-    Side,
     VocabularyKey,
     build_vocabulary,
     counted_ids_sql,
@@ -78,8 +78,8 @@ class VocabularyBuilder:
         self._names = names
         self._files = files
         self._faults = faults
-        self._plans: Sequence[FeaturePlan] = ()
-        self._content: Sequence[ContentPlan] = ()
+        self._plans: Sequence[ColumnPlan] = ()
+        self._content: Sequence[ColumnPlan] = ()
         self._value_types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
@@ -94,7 +94,7 @@ class VocabularyBuilder:
                 self._base.check_id_type(entity, id_types[side])
                 load_base(self._connection, self._base, side, entity, self._progress)
 
-    def read_features(self, plans: Sequence[FeaturePlan], content: Sequence[ContentPlan], id_type: IdChoice) -> None:
+    def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
 
         Raises:

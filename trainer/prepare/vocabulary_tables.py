@@ -9,23 +9,21 @@ entity = write_vocabulary(connection, "item", staged=staged, entity="track", id_
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
 from crossfade.trainer.prepare.database import execute, fetch_count
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.option_values import NamesFile
+from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
-Side = Literal["query", "item"]
 VocabularyKey = str
 """The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""
 
@@ -53,15 +51,6 @@ class IdPolicy:
     newest: int | None
     expire_before: int | None
     lineage_index: int
-
-
-@dataclass(frozen=True)
-class NamesFile:
-    """A Parquet, CSV or TSV file (by its extension) with names of IDs; of several names of an ID, the first is used."""
-
-    path: str | Path
-    id_column: str
-    name_column: str
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def join_names(
     if not named:
         raise InputError(
             f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
-            "expected ids of the same entity: check the columns in --names"
+            f"expected ids of the same entity: check the columns in {option_named('names')}"
         )
     return NamesReport(named=named, ignored=given - named, bad_lines=faults.count(missing=False))
 

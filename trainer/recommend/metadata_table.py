@@ -36,10 +36,9 @@ from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
-from crossfade.trainer.prepare.expansion import check_expansion
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
-from crossfade.trainer.prepare.raw_files import column_names, read_errors
+from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
 from crossfade.trainer.recommend.condition import check_condition
 
 COUNT = "count"
@@ -254,7 +253,7 @@ class MetadataTable:
         execute(self._connection, "DROP TABLE feature_values")
 
     def _add_metadata(self, given: MetadataFile, work: Path) -> None:
-        with fetch_files(find_files("--metadata", [given.location], None), work, None) as files:
+        with fetch_files(find_files("metadata", [given.location], None), work, None) as files:
             for number, file in enumerate(files):
                 if number:
                     raise InputError(f"--metadata {given.location}: matches several files; expected one")

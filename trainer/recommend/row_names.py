@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.composite_ids import SEPARATOR, escape, split_id
+from crossfade.trainer.prepare.source_columns import SEPARATOR, escape, split_id
 
 Fold = Callable[[Any], Any]
 """Makes equal the texts of an array that count as equal."""

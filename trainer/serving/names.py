@@ -20,7 +20,7 @@ from pathlib import Path
 
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.composite_ids import SEPARATOR, split_id
+from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
 from crossfade.trainer.recommend.row_names import RowLabel
 
 _SAME_NAME = 64

@@ -73,7 +73,7 @@ def test_hold_outs_by_time_use_the_timestamp(plays: pd.DataFrame) -> None:
         ({"item": "song"}, "song"),
         ({"settings": {"train.epoch": 3}}, "did you mean 'epochs'?"),
         ({"valid": "random:2"}, "random:2"),
-        ({"names": {"artist": "title"}}, "names of 'artist': no such entity; expected 'user' or 'track'"),
+        ({"names": {"artist": "title"}}, "names='artist=…': no such entity; expected 'user' or 'track'"),
     ],
 )
 def test_invalid_option_is_an_input_error(plays: pd.DataFrame, options: dict[str, Any], message: str) -> None:
@@ -118,7 +118,7 @@ def test_faults_are_in_the_message_and_named_as_in_python(plays: pd.DataFrame, t
     assert message.startswith("the events have 3 faults: 2 rows: the query id of column 'user' is missing or empty; ")
     assert "(plays, rows 0, 1); 1 line: the timestamp of column 'at' is not a timestamp; " in message
     assert "(plays, row 2 'soon'); correct the values, or leave out bad lines with " in message
-    assert message.endswith('{"on_bad_line": "skip"} and rows with a missing value with read={"on_missing": "drop"}')
+    assert message.endswith("{'on_bad_line': 'skip'} and rows with a missing value with read={'on_missing': 'drop'}")
     assert not any(word in message for word in ("--", "listed above", "crossfade-", ".parquet"))
     read = {"on_missing": "skip", "on_bad_line": "drop"}
     assert crossfade.fit(dirty, timestamp="at", read=read, **OPTIONS).ids("user") == ["u"]
@@ -129,7 +129,7 @@ def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "plays.csv"
     path.write_text("\n".join(lines) + "\n")
     message = rejection(path, timestamp="at", read={"on_bad_line": "skip"})
-    assert 'read={"timestamp_format": [' in message
+    assert "read={'timestamp_format': [" in message
     assert "'%d/%m/%Y'" in message
     read = {"on_bad_line": "skip", "max_bad": "30%", "timestamp_format": ["%d/%m/%Y", "epoch-s"], "delimiter": ";"}
     options = {**OPTIONS, "timestamp": "at", "names": {"track": "title"}, "valid": None}
@@ -141,7 +141,7 @@ def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
     ("read", "message"),
     [
         ({"on_badline": "skip"}, "read: unknown key 'on_badline'; did you mean 'on_bad_line'?"),
-        ({"on_missing": "maybe"}, 'read={"on_missing": "maybe"}: expected fail or drop'),
+        ({"on_missing": "maybe"}, "read={'on_missing': 'maybe'}: expected fail or drop"),
         ({"delimiter": ";"}, "read: 'delimiter' describes files, and plays is a data frame; leave it out"),
     ],
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.machine import Machine
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 GIB = 2**30
 

@@ -15,8 +15,8 @@ from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.worker_memory import MemoryItem
 from crossfade.kvstore.mxnet.protocol import make_layout
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 
 SERVER_TABLE_ROWS = 800_000
 

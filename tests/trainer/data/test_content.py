@@ -20,6 +20,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
 # Track 14 is in test alone; 99 is in no event.
@@ -78,7 +79,7 @@ def values(data: Path, name: str) -> dict[Any, list[float]]:
 
 
 def problems(data: Path) -> Sequence[str]:
-    return validate(Folder(data), None, None, None, NullReporter()).problems.listed
+    return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
 
 def test_values_are_joined_by_id_and_missing_ones_left_out(
@@ -126,7 +127,7 @@ def test_threads_and_row_groups_do_not_change_the_scaling(
     pq.write_table(pa.table({"id": np.arange(5000), "tempo": draw}), raw / "tempo.parquet", row_group_size=100)
     found = set()
     for number, (threads, batch_rows) in enumerate((("1", 1 << 14), ("2", 100))):
-        monkeypatch.setattr("crossfade.trainer.prepare.content._BATCH_ROWS", batch_rows)
+        monkeypatch.setattr("crossfade.trainer.prepare.content_columns._BATCH_ROWS", batch_rows)
         content = ["--content", f"track={raw}/tempo.parquet:id:tempo", "--catalog", "track", "--threads", threads]
         found.add((prepare(raw, tmp_path / f"data{number}", *content) / "manifest.json").read_bytes())
     assert len(found) == 1

@@ -20,6 +20,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 from crossfade.trainer.runs.job_inputs import load_inputs
 
@@ -88,7 +89,7 @@ def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
 
 
 def problems(data: Path) -> Sequence[str]:
-    return validate(Folder(data), None, None, None, NullReporter()).problems.listed
+    return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
 
 def test_lists_and_repeated_rows_become_values_of_one_row(

@@ -17,8 +17,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.admission import MaxAge
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
+from crossfade.trainer.prepare.option_values import MaxAge
 
 Pair = tuple[str, int]
 DAY_1, DAY_2, DAY_3 = ([("a", 1), ("a", 2), ("b", 1)], [("a", 3), ("c", 1)], [("b", 4), ("c", 1), ("d", 5)])
@@ -112,7 +112,7 @@ def test_rows_that_were_forgotten_or_belong_to_another_id_now_are_left_out(tmp_p
     assert ids(data, "customer") == ["a", "b", "x"]
     data = day(tmp_path, "day3", [("x", 1), ("y", 1), ("a", 3), ("z", 9)], "day2", at=150, expire_after=age)
     assert set(ids(data, "customer")) == {"a", "x", "y", "z"}
-    forget(Folder(data), pa.array(["3"]), "item", NullReporter())
+    forget_dataset(Folder(data), pa.array(["3"]), "item", NullReporter())
     assert sorted(known(data)) == [("a", 1), ("a", 1), ("x", 1), ("x", 1), ("y", 1), ("z", 9)]
     with closing(opened(data)) as lineage:
         counts = dict(zip(ids(data, "customer"), lineage.counts("customer").tolist(), strict=True))
@@ -161,7 +161,7 @@ def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path) -> Non
 
 def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path) -> None:
     data = three_days(tmp_path)
-    forget(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
+    forget_dataset(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
     assert sorted(known(data)) == sorted([("b", 1), *DAY_2, *DAY_3])
 
 

@@ -18,6 +18,7 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, row_groups
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, check_vocabularies
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
 CASES, FIRST = fuzz_range(300)
@@ -62,7 +63,7 @@ def test_corrupt_manifest_is_read_or_rejected_as_validate_rejects_it(tmp_path: P
         refused = error_of(folder)
         if problem is None and refused is not None:
             rejected += 1
-            assert validate(folder, None, None, None, NullReporter()).problems.listed == [refused]
+            assert validate(ValidateOptions.of(data=folder.uri), NullReporter()).problems.listed == [refused]
         return problem
 
     fuzz(CASES, FIRST, manifests)

@@ -14,7 +14,8 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
 HOUR, DAY = 3600, 86_400
@@ -67,7 +68,7 @@ def test_columns_and_hours_are_rows_of_their_vocabularies(tmp_path: Path, plays:
     # The most frequent first, then by value; the device of the test split has no row.
     assert vocabulary_tuples(tmp_path / "out", "device") == [(0, "car", 2), (1, "phone", 1)]
     assert vocabulary_tuples(tmp_path / "out", "hour") == [(0, 0, 2), (1, 5, 1), (2, 17, 1), (3, 23, 1)]
-    assert not validate(Folder(tmp_path / "out"), None, None, None, NullReporter()).problems.count
+    assert not validate(ValidateOptions.of(data=tmp_path / "out"), NullReporter()).problems.count
 
 
 def test_column_of_event_weights_is_context_too_and_may_be_joined(tmp_path: Path) -> None:
@@ -154,19 +155,19 @@ def test_extending_keeps_rows_of_context(tmp_path: Path, plays: Path) -> None:
 def test_forgetting_a_customer_empties_context_that_nobody_else_has(tmp_path: Path, plays: Path) -> None:
     prepare_files(tmp_path / "out", plays, context={"device": "device", "place": "room"}, **NO_HOLD_OUT)
     folder = Folder(tmp_path / "out")
-    forget(folder, pa.array(["b"]), "customer", NullReporter())
+    forget_dataset(folder, pa.array(["b"]), "customer", NullReporter())
     assert vocabulary_tuples(tmp_path / "out", "device") == [(0, "car", 2), (1, None, 0), (2, "phone", 1)]
     assert vocabulary_tuples(tmp_path / "out", "place") == [(0, 7, 3), (1, None, 0)]
-    assert not validate(folder, None, None, None, NullReporter()).problems.count
+    assert not validate(ValidateOptions.of(data=folder.uri), NullReporter()).problems.count
     with pytest.raises(InputError) as caught:
-        forget(folder, pa.array(["car"]), "device", NullReporter())
+        forget_dataset(folder, pa.array(["car"]), "device", NullReporter())
     documented("forget: --entity with context", str(caught.value))
 
 
 def test_dataset_without_manifest_is_recognized_with_its_context(tmp_path: Path, plays: Path) -> None:
     before = prepare_files(tmp_path / "out", plays, context={"device": "device"}, **NO_HOLD_OUT)
     (tmp_path / "out" / FILE_NAME).unlink()
-    report = validate(Folder(tmp_path / "out"), None, None, None, NullReporter())
+    report = validate(ValidateOptions.of(data=tmp_path / "out"), NullReporter())
     assert report.manifest_written
     assert read_manifest(Folder(tmp_path / "out")).context == before.context == ["device"]
 
@@ -179,7 +180,7 @@ def test_row_of_context_outside_its_vocabulary_is_found(tmp_path: Path, plays: P
     index = table.schema.get_field_index("device")
     pq.write_table(table.set_column(index, pa.field("device", pa.int64(), nullable=False), device), path)
     (tmp_path / "out" / FILE_NAME).unlink()
-    report = validate(Folder(tmp_path / "out"), None, None, None, NullReporter())
+    report = validate(ValidateOptions.of(data=tmp_path / "out"), NullReporter())
     assert any("column 'device' is 3, but the vocabulary has rows 0 to 2" in line for line in report.problems.listed)
 
 

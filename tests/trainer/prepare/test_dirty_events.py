@@ -20,8 +20,8 @@ from running_command import messages
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 COUNT = 2000
 COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
@@ -105,8 +105,8 @@ def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path,
     assert (facts["rows_read"], facts["dropped_bad_lines"], facts["dropped_missing"]) == (COUNT, len(kept), dropped)
     assert len(facts["dropped_faults"]) == len(FAULTS)
     assert not any("n/a" in fault for fault in facts["dropped_faults"])  # values may be of a person
-    assert f"dropped: {len(kept)} bad lines (--on-bad-line)" in result.stdout
-    assert f"dropped: {dropped} rows with a missing value (--on-missing drop)" in result.stdout
+    assert f"dropped: {len(kept)} bad lines" in result.stdout
+    assert f"dropped: {dropped} rows with a missing value" in result.stdout
 
 
 def test_documented_command_writes_the_bad_lines_to_be_corrected(tmp_path: Path, plays: DirtyPlays) -> None:
@@ -143,8 +143,7 @@ def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
         "(2.csv, line 3)",
         "crossfade: 3.csv: has no column 'customer'; its columns are: user, item",
         "crossfade: error: the events have 5 faults, listed above; correct the files, or leave out bad lines with "
-        "--on-bad-line skip (quarantine=FILE moves them to a file) and rows with a missing value with --on-missing "
-        "drop",
+        "--on-bad-line skip and rows with a missing value with --on-missing drop",
     ]
 
 
@@ -154,7 +153,7 @@ def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str
     with pytest.raises(InputError) as caught:
         prepare_files(tmp_path / "out", train)
     assert documented("a control character in an ID", str(caught.value))
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == ["ab"]
     assert json.loads((tmp_path / "bad.jsonl").read_text())["text"] == f"c,a{character}b"
 
@@ -168,7 +167,7 @@ def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
 def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
     lines = ["customer,item", '1,"open', '2,"two', 'lines"', '3,7" mix', '4,"closed" early', '5,"say ""hi"""', '6,"end']
     train = write_text(tmp_path / "e.csv", "\n".join(lines) + "\n")
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     ids = {row["id"] for row in vocabulary(tmp_path / "out", "item")}
     assert ids == {"two\nlines", '7" mix', 'say "hi"'}
     bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -189,7 +188,7 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
     lines = ['{"customer": "a", "item": 1}', "", '{"customer": "b", "item": 2', "[1, 2]", '{"item": 4}']
     events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
     manifest = prepare_files(
-        tmp_path / "json", events, on_bad_line="skip", max_bad=1, on_missing="drop", quarantine=tmp_path / "bad.jsonl"
+        tmp_path / "json", events, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1, on_missing="drop"
     )
     assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1)]
     assert [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [3, 4]
@@ -198,7 +197,7 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
 
 def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=["a", "b"], item=[1, 2], w=[1.0, float("nan")])
-    prepare_files(tmp_path / "out", train, weight="w", on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
+    prepare_files(tmp_path / "out", train, weight="w", on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
     assert (entry["row"], json.loads(entry["text"])) == (2, {"customer": "b", "item": "2", "w": "nan"})
     assert "is not finite" in entry["problem"]
@@ -208,10 +207,10 @@ def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> No
     train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
     kept = write_text(tmp_path / "bad.jsonl", "earlier\n")
     with pytest.raises(InputError) as caught:
-        prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=kept)
+        prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1)
     assert documented("a quarantine file that exists", str(caught.value))
     assert kept.read_text() == "earlier\n"
-    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1, quarantine=kept, overwrite=True)
+    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1, overwrite=True)
     assert json.loads(kept.read_text())["line"] == 3
 
 
@@ -223,7 +222,7 @@ def test_quarantine_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
         ("3", "customer,item\n1,1\n\n2\n"),
     ):
         write_text(train, text)
-        prepare_files(tmp_path / folder, train, on_bad_line="skip", max_bad=1, quarantine=tmp_path / "bad.jsonl")
+        prepare_files(tmp_path / folder, train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     assert json.loads((tmp_path / "bad.jsonl").read_text())["line"] == 4
 
 
@@ -233,17 +232,17 @@ def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) ->
     kept, of_events = tmp_path / "bad.jsonl", {"item": NamesFile(train, "item", "title")}
     with pytest.raises(InputError, match="has 1 field"):
         prepare_files(tmp_path / "out", train, names=of_events)
-    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line="skip", max_bad=1, quarantine=kept)
+    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line=f"quarantine={kept}", max_bad=1)
     assert [row["name"] for row in vocabulary(tmp_path / "1", "item")] == ["One", "Two"]
     assert len(kept.read_text().splitlines()) == 1
     of_other = {"item": NamesFile(other, "item", "title")}
-    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line="skip", max_bad=1, quarantine=kept)
+    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line=f"quarantine={kept}", max_bad=1)
     assert manifest.source["item_names_bad_lines"] == 2
     assert [json.loads(line)["file"].rpartition("/")[2] for line in kept.read_text().splitlines()] == [
         "e.csv",
         *["n.csv"] * 2,
     ]
-    assert "; 2 bad lines left out (--on-bad-line)" in format_summary(manifest, Folder(tmp_path / "2"))
+    assert "; 2 bad lines left out" in format_summary(manifest, Folder(tmp_path / "2"))
 
 
 def test_weights_and_counts_skip_dropped_rows(tmp_path: Path) -> None:

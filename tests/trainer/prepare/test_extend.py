@@ -16,10 +16,10 @@ from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manife
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import extend as base_vocabulary
-from crossfade.trainer.prepare.forget import forget
+from crossfade.trainer.prepare.forget import forget_dataset
+from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 Row = tuple[Any, ...]
 
@@ -28,7 +28,7 @@ def day(folder: Path, name: str, customers: list[Any], items: list[Any], **optio
     """Prepare a dataset of events, each of one customer and one item."""
     raw = folder / f"{name}.parquet"
     pq.write_table(pa.table({"customer": customers, "item": items}), raw)
-    prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, hold_out_valid="none", **options))
+    prepare(PrepareOptions.of(out=folder / name, train=[raw], threads=2, hold_out_valid="none", **options))
     return folder / name
 
 
@@ -86,7 +86,7 @@ def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) ->
 
 
 def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: Path, first: Path) -> None:
-    forget(Folder(first), pa.array(["b"]), "customer", NullReporter())
+    forget_dataset(Folder(first), pa.array(["b"]), "customer", NullReporter())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], base=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
     assert read_manifest(Folder(second)).entities["customer"].vacant_rows == [1]
@@ -96,7 +96,7 @@ def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: P
 def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
     one = day(tmp_path, "first", ["a", "7"], [1, 2])
     (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")
-    prepare(PrepareOptions(out=tmp_path / "second", train=[tmp_path / "second.csv"], base=str(one)))
+    prepare(PrepareOptions.of(out=tmp_path / "second", train=[tmp_path / "second.csv"], base=str(one)))
     assert [row[1] for row in rows(tmp_path / "second", "customer")] == ["7", "a", "8"]
     assert [row[1] for row in rows(tmp_path / "second", "item")] == [1, 2]
 
@@ -104,10 +104,10 @@ def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("customers", "options", "message"),
     [
-        ([1], {}, r"its ids of customer are strings, but those of the events are integers; .* --id-type string"),
+        ([1], {}, r"its ids of customer are strings, but those of the events are integers; .* id_type string"),
         (
             ["a"],
-            {"item": "track", "item_column": "item"},
+            {"item": "track=item"},
             r"its entities are customer and item, .* and track",
         ),
     ],
@@ -115,15 +115,15 @@ def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
 def test_base_with_other_entities_or_id_types_is_rejected(
     tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"--base {first}: {message}"):
+    with pytest.raises(InputError, match=f"base {first}: {message}"):
         day(tmp_path, "second", customers, [1], base=str(first), **options)
     assert not (tmp_path / "second").exists()
 
 
 def test_missing_base_or_base_as_output_is_rejected(tmp_path: Path, first: Path) -> None:
-    with pytest.raises(InputError, match=r"--base .*nowhere/manifest.json: no such file"):
+    with pytest.raises(InputError, match=r"base .*nowhere/manifest.json: no such file"):
         day(tmp_path, "second", ["a"], [1], base=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=f"--base {first}: is also --out"):
+    with pytest.raises(InputError, match=f"base {first}: is also out"):
         day(tmp_path, "first", ["a"], [1], base=str(first), overwrite=True)
 
 

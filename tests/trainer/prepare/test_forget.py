@@ -22,8 +22,8 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import forget as module
-from crossfade.trainer.prepare import part_writer as output
-from crossfade.trainer.prepare.forget import ForgetReport, forget
+from crossfade.trainer.prepare import staging as output
+from crossfade.trainer.prepare.forget import ForgetReport, forget_dataset
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -61,7 +61,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(output, "GROUPS_PER_FILE", 2)
         patch.setattr(output, "GROUP_ROWS_MIN", 512)
         prepare(
-            PrepareOptions(
+            PrepareOptions.of(
                 out=folder / "data",
                 train=[folder / "events.parquet"],
                 timestamp="when",
@@ -74,7 +74,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_file(folder: Path) -> Any:
-    from crossfade.trainer.prepare.vocabulary_tables import NamesFile
+    from crossfade.trainer.prepare.option_values import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
 
@@ -138,7 +138,7 @@ def check_complete(folder: Folder) -> DatasetManifest:
 
 
 def forget_all(folder: Folder, ids: list[str] = FORGOTTEN, entity: str = "customer") -> ForgetReport:
-    return forget(folder, pa.array(ids), entity, NullReporter())
+    return forget_dataset(folder, pa.array(ids), entity, NullReporter())
 
 
 def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
@@ -282,7 +282,7 @@ def test_forget_whose_lock_was_taken_over_changes_nothing(data: Folder) -> None:
         forget_all(Folder(data.uri), FORGOTTEN[1:])
 
     with pytest.raises(CrossfadeError) as caught:
-        forget(data, pa.array(FORGOTTEN[:1]), "customer", ActingReporter(take_over))
+        forget_dataset(data, pa.array(FORGOTTEN[:1]), "customer", ActingReporter(take_over))
     documented("forget: another process has changed the dataset meanwhile", str(caught.value), exit_code=1)
     manifest = check_complete(data)
     assert set(data.sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
@@ -293,7 +293,7 @@ def test_manifest_that_was_replaced_meanwhile_stays(data: Folder) -> None:
     """The lock is still held, as by a process that was suspended after it checked the lock."""
     other = read_manifest(data).model_copy(update={"source": {"by": "another process"}})
     with pytest.raises(CrossfadeError, match="so nothing was deleted"):
-        forget(data, pa.array(FORGOTTEN), "customer", ActingReporter(lambda: other.write(data)))
+        forget_dataset(data, pa.array(FORGOTTEN), "customer", ActingReporter(lambda: other.write(data)))
     assert check_complete(data) == other
 
 

@@ -18,8 +18,7 @@ from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import ForgetReport
-from crossfade.trainer.prepare.forget_lineage import forget_in_lineage
+from crossfade.trainer.prepare.forget import ForgetReport, forget_in_lineage
 
 DAYS = {"day1": [("a", 1), ("b", 1), ("b", 2)], "day2": [("a", 2), ("c", 3)], "day3": [("b", 3), ("c", 1), ("d", 4)]}
 

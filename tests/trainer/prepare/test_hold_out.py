@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from preparing import Row, interactions, prepare_files, random_events, write_parquet
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare import hold_out
-from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION, parse_hold_out
+from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION, HoldOut
 from crossfade.trainer.prepare.summary import format_summary
 
 
@@ -158,5 +158,5 @@ def test_splits_of_ones_own_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["last-0", "last", "random:1", "random:x", "random:nan", "after:soon", "first-1", ""])
 def test_unknown_hold_out_is_rejected_with_allowed_forms(text: str) -> None:
-    with pytest.raises(InputError, match=r"--hold-out .*(last-N|random:0\.1)"):
-        parse_hold_out("--hold-out", text)
+    with pytest.raises(OptionError, match=r"(last-N|random:0\.1)"):
+        HoldOut.parse("hold_out", text)

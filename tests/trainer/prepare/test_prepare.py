@@ -15,11 +15,10 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 from crossfade.trainer.prepare.summary import format_summary
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
 def test_rows_map_back_to_ids(tmp_path: Path) -> None:

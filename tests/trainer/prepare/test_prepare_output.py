@@ -13,7 +13,7 @@ from preparing import InterruptingReporter, checksums, entries, prepare_files, r
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import disk_space
+from crossfade.trainer.prepare import database
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -31,10 +31,10 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare(PrepareOptions(out=tmp_path / "out", train=[train], work_dir=work), RecordingReporter())
+    prepare(PrepareOptions.of(out=tmp_path / "out", train=[train], work_dir=work), RecordingReporter())
     assert "events.duckdb" in seen
     assert list(work.iterdir()) == []
-    with pytest.raises(InputError, match=r"--work-dir .*nowhere: cannot be written"):
+    with pytest.raises(InputError, match=r"work_dir .*nowhere: cannot be written"):
         prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
 
@@ -45,10 +45,10 @@ def test_low_disk_space_is_reported_at_the_start(
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
     prepare_files(tmp_path / "out", train, hold_out_valid="none")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     prepare_files(tmp_path / "again", train, hold_out_valid="none")
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*--work-dir DIR", line)
+    assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*TMPDIR", line)
 
 
 def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> Non
     out = tmp_path / "out"
     prepare_files(out, train)
     before = checksums(out)
-    with pytest.raises(InputError, match=r"out: exists already.*--overwrite"):
+    with pytest.raises(InputError, match=r"out: exists already.*overwrite"):
         prepare_files(out, train, hold_out="random:0.5")
     assert checksums(out) == before
     prepare_files(out, train, hold_out="random:0.5", overwrite=True)
@@ -93,7 +93,7 @@ def test_failed_overwrite_leaves_old_dataset(tmp_path: Path) -> None:
 def test_interrupt_leaves_neither_output_nor_created_parents(tmp_path: Path, phase: str) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     with pytest.raises(KeyboardInterrupt):
-        prepare(PrepareOptions(out=tmp_path / "new/deep/out", train=[train]), InterruptingReporter(phase))
+        prepare(PrepareOptions.of(out=tmp_path / "new/deep/out", train=[train]), InterruptingReporter(phase))
     assert entries(tmp_path) == ["e.parquet"]
 
 

@@ -24,10 +24,9 @@ from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import SyntheticSpec
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -125,7 +124,7 @@ def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(workspace: Folder, 
     options = case(workspace, tmp_path)
     before = workspace.sizes()
     with pytest.raises(InputError) as caught:
-        prepare(PrepareOptions(out=f"{workspace.uri}/out", **options))
+        prepare(PrepareOptions.of(out=f"{workspace.uri}/out", **options))
     message = str(caught.value)
     for fragment in expected:
         assert fragment in message
@@ -255,7 +254,7 @@ def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_pa
     for name in ("old", "new"):
         with pytest.raises(KeyboardInterrupt):
             prepare(
-                PrepareOptions(out=f"{workspace.uri}/{name}", train=[train], overwrite=True),
+                PrepareOptions.of(out=f"{workspace.uri}/{name}", train=[train], overwrite=True),
                 InterruptingReporter(phase),
             )
     assert workspace.sizes() == before
@@ -327,7 +326,7 @@ def test_manifest_that_was_replaced_meanwhile_stays(workspace: Folder, tmp_path:
     with pytest.raises(
         CrossfadeError, match="has written it since this command began, so the new dataset was discarded"
     ):
-        prepare(PrepareOptions(out=workspace.uri, train=[train], overwrite=True), Other())
+        prepare(PrepareOptions.of(out=workspace.uri, train=[train], overwrite=True), Other())
     assert read_manifest(workspace) == other
     assert set(workspace.sizes()) == {FILE_NAME, *(file.path for file in other.files())}
 
@@ -365,7 +364,9 @@ def test_server_that_stops_while_reading_ends_the_preparation(tmp_path: Path, mo
             def advance(self, amount: int) -> None:
                 pass
 
-        options = PrepareOptions(out=tmp_path / "out", train=[server.uri("in/*.parquet")], work_dir=tmp_path / "work")
+        options = PrepareOptions.of(
+            out=tmp_path / "out", train=[server.uri("in/*.parquet")], work_dir=tmp_path / "work"
+        )
         with pytest.raises(StorageUnavailableError, match=r"s3://.*\.parquet: .*cannot be reached") as caught:
             prepare(options, Stops())
     assert caught.value.exit_code == CrossfadeError.exit_code == 1

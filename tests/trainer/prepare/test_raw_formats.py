@@ -24,8 +24,8 @@ from preparing import (
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
 
 
 def test_csv_fields_with_quotes_and_line_ends_match_csv_module(tmp_path: Path) -> None:
@@ -153,9 +153,7 @@ def test_joined_columns_are_one_id_that_can_be_split(tmp_path: Path, form: str) 
         train = tmp_path / "e.csv"
         with train.open("w", newline="") as file:
             csv.writer(file).writerows([("user", "artist", "title"), *zip(users, artists, titles, strict=True)])
-    manifest = prepare_files(
-        tmp_path / "out", train, query="customer", query_column="user", item="track", item_column="artist+title"
-    )
+    manifest = prepare_files(tmp_path / "out", train, query="customer=user", item="track=artist+title")
     ids = [row[1] for row in sorted(interactions(tmp_path / "out", "train"))]
     assert [tuple(split_id(joined)) for joined in ids] == PARTS
     assert ids[0] == r"AC\|DC|Thunder"
@@ -164,7 +162,7 @@ def test_joined_columns_are_one_id_that_can_be_split(tmp_path: Path, form: str) 
 
 def test_column_whose_name_has_a_plus_sign_is_read_itself(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,a,b,a+b\n1,x,y,z\n")
-    prepare_files(tmp_path / "out", train, item_column="a+b")
+    prepare_files(tmp_path / "out", train, item="item=a+b")
     assert interactions(tmp_path / "out", "train") == [(1, "z", 1.0)]
 
 
@@ -172,7 +170,7 @@ def test_names_of_joined_ids_are_joined_too(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,artist,title\n1,Björk,Hunter\n")
     names = write_text(tmp_path / "n.csv", "artist;title;shown\nBjörk;Hunter;Hunter (Björk)\n")
     prepare_files(
-        tmp_path / "out", train, item_column="artist+title", names={"item": NamesFile(names, "artist+title", "shown")}
+        tmp_path / "out", train, item="item=artist+title", names={"item": NamesFile(names, "artist+title", "shown")}
     )
     assert [row["name"] for row in vocabulary(tmp_path / "out", "item")] == ["Hunter (Björk)"]
 

@@ -16,7 +16,7 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
-from crossfade.trainer.prepare.features import FeatureFile
+from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -93,14 +93,12 @@ def test_documented_sql_gives_dataset_of_prepare_and_it_trains(tmp_path: Path) -
     pq.write_table(known.filter(is_train), tmp_path / "train.parquet")
     pq.write_table(known.filter(pc.invert(is_train)), tmp_path / "test.parquet")
     other = prepare(
-        PrepareOptions(
+        PrepareOptions.of(
             out=tmp_path / "prepared",
             train=[tmp_path / "train.parquet"],
             test=[tmp_path / "test.parquet"],
-            query="customer",
-            query_column="customer_id",
-            item="track",
-            item_column="track_id",
+            query="customer=customer_id",
+            item="track=track_id",
             event="action",
             event_weights=WEIGHTS,
             timestamp="played_at",

@@ -18,7 +18,7 @@ SECONDS = 1_717_186_500  # 2024-05-31T20:15:00Z
 def times(folder: Path, formats: list[str], texts: list[str]) -> list[int]:
     rows = [f"{number},1,{text}\n" for number, text in enumerate(texts)]
     train = write_text(folder / "e.csv", "customer,item,at\n" + "".join(rows))
-    prepare_files(folder / "out", train, timestamp="at", timestamp_formats=formats)
+    prepare_files(folder / "out", train, timestamp="at", timestamp_format=formats)
     return [row[3] for row in sorted(interactions(folder / "out", "train"))]
 
 
@@ -59,7 +59,7 @@ def test_formats_apply_to_strings_and_integers_of_parquet_but_not_to_its_timesta
         write_parquet(tmp_path / f"{name}.parquet", customer=[1], item=[1], at=values)
         for name, values in columns.items()
     ]
-    manifest = prepare_files(tmp_path / "out", *files, timestamp="at", timestamp_formats=["%d/%m/%Y %H:%M", "epoch-ms"])
+    manifest = prepare_files(tmp_path / "out", *files, timestamp="at", timestamp_format=["%d/%m/%Y %H:%M", "epoch-ms"])
     assert [row[3] for row in interactions(tmp_path / "out", "train")] == [SECONDS] * 3
     assert manifest.source["timestamp_formats"] == ["%d/%m/%Y %H:%M", "epoch-ms"]
 
@@ -90,7 +90,7 @@ def test_formats_are_suggested_from_the_values(
     with pytest.raises(InputError) as caught:
         times(tmp_path, [], texts)
     message = str(caught.value)
-    option = message.partition("--timestamp-format ")[2]
+    option = message.partition("timestamp_format ")[2]
     words = shlex.split(option.partition(" (")[0])
     assert words == suggested
     assert note in message
@@ -104,17 +104,17 @@ def test_format_that_fits_with_day_and_month_swapped_is_warned_of_once(
         write_text(tmp_path / f"{day}.csv", f"customer,item,at\n1,{day},0{day}/02/2024\n1,7,2024-05-31\n")
         for day in (3, 4)
     ]
-    formats = {"timestamp": "at", "timestamp_formats": ["iso", "%d/%m/%Y"]}
+    formats = {"timestamp": "at", "timestamp_format": ["iso", "%d/%m/%Y"]}
     prepare_files(tmp_path / "open", *files, **formats)
-    warned = [record.message for record in caplog.records if "--timestamp-format" in record.message]
+    warned = [record.message for record in caplog.records if "times of the format" in record.message]
     assert warned == [
-        "--timestamp-format '%d/%m/%Y': no day is above 12, so that every value fits '%m/%d/%Y' too; check the order "
+        "times of the format '%d/%m/%Y': no day is above 12, so that every value fits '%m/%d/%Y' too; check the order "
         "of day and month"
     ]
     caplog.clear()
     decisive = write_text(tmp_path / "5.csv", "customer,item,at\n1,5,31/05/2024\n")
     prepare_files(tmp_path / "decided", *files, decisive, **formats)
-    assert "--timestamp-format" not in caplog.text
+    assert "times of the format" not in caplog.text
 
 
 @pytest.mark.parametrize(

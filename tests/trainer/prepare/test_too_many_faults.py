@@ -11,7 +11,7 @@ from preparing import entries, prepare_files, write_parquet, write_text
 from running_command import messages
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.prepare.vocabulary_tables import NamesFile
+from crossfade.trainer.prepare.option_values import NamesFile
 
 ROWS = 100
 VALUES = {"few": 5, "many": 40}
@@ -41,10 +41,8 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Pat
     assert prepare_files(tmp_path / "few", few, **options).source["dropped_bad_lines"] == VALUES["few"]
     many, _ = event_file(tmp_path, kind, VALUES["many"])
     before = entries(tmp_path)
-    with pytest.raises(
-        InputError, match=rf"^40 of 100 rows would be left out \(40\.0%\).*{many.name}.* --max-bad 40%$"
-    ):
-        prepare_files(tmp_path / "many", many, quarantine=tmp_path / "bad.jsonl", **options)
+    with pytest.raises(InputError, match=rf"^40 of 100 rows would be left out \(40\.0%\).*{many.name}.* max_bad 40%$"):
+        prepare_files(tmp_path / "many", many, **{**options, "on_bad_line": f"quarantine={tmp_path / 'bad.jsonl'}"})
     assert entries(tmp_path) == before
     prepare_files(tmp_path / "many", many, max_bad=0.4, **options)
 

@@ -18,10 +18,10 @@ from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
+from crossfade.trainer.prepare.forget import forget_dataset
+from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.problems import MAX_LISTED
 from crossfade.trainer.prepare.validate import ValidationReport, validate
 
 CUSTOMERS, TRACKS = 12, 6
@@ -80,7 +80,7 @@ def dataset(tmp_path: Path) -> ForeignDataset:
 
 
 def run_validation(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
-    return validate(folder, query, item, None, NullReporter())
+    return validate(ValidateOptions.of(data=folder.uri, query=query, item=item), NullReporter())
 
 
 def problems(folder: Folder) -> list[str]:
@@ -125,9 +125,9 @@ def test_dataset_on_s3_is_validated_and_gets_manifest(
 def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
     pq.write_table(events, tmp_path / "events.parquet")
-    prepare(PrepareOptions(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
+    prepare(PrepareOptions.of(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
     assert problems(Folder(tmp_path / "data")) == []
-    forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
+    forget_dataset(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
     assert problems(Folder(tmp_path / "data")) == []
 
 
@@ -331,7 +331,7 @@ def test_large_strings_are_accepted(dataset: ForeignDataset) -> None:
     cast_column(dataset.vocabularies["customer"][0], "id", pa.large_string())
     folder = dataset.write()
     assert run_validation(folder).manifest_written
-    manifest: DatasetManifest = forget(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
+    manifest: DatasetManifest = forget_dataset(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
     assert manifest.entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
 
@@ -355,7 +355,7 @@ def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
 def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossfade.trainer.prepare.validate._PART_ROWS", 3)
+    monkeypatch.setattr("crossfade.trainer.prepare.dataset_checks.PART_ROWS", 3)
     assert problems(dataset.write()) == []
     (dataset.folder / "manifest.json").unlink()
     set_value(dataset.shards["train"][0], "track", 30, 77)

@@ -11,12 +11,15 @@ missing has no ID.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from crossfade.base.errors import InputError, format_names
+from crossfade.base.text import similar_name
 
 PLUS = "+"
 _ID_ROLES = ("query", "item", "id")
 _CONTEXT_ROLES = "context_"
-"""How the roles of context begin (``context.py``)."""
+"""How the roles of context begin (``event_context.py``)."""
 SEPARATOR = "|"
 
 
@@ -55,3 +58,18 @@ def escape(value: str) -> str:
 def split_id(joined: str) -> list[str]:
     """Return the values that ``joined_sql`` has joined."""
     return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^|\\])+", joined)]
+
+
+def check_columns(table: str, found: Sequence[str], columns: Iterable[str]) -> None:
+    """Check that ``table``, whose columns are ``found``, has each of ``columns`` once.
+
+    Raises:
+        InputError: it does not.
+    """
+    for column in columns:
+        if column not in found:
+            near = similar_name(column, found)
+            hint = f" (did you mean '{near}'?)" if near is not None else ""
+            raise InputError(f"{table}: has no column '{column}'{hint}; its columns are: {format_names(found)}")
+        if found.count(column) > 1:
+            raise InputError(f"{table}: has {found.count(column)} columns '{column}'; rename all but one")

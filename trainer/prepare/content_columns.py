@@ -13,7 +13,7 @@ Shapes: N values of a batch, D numbers of a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,77 +22,23 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.features import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.features import FeatureFile, FeaturePlan
+from crossfade.trainer.prepare.feature_columns import ColumnPlan
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.input_files import RawFile, Source
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.vocabulary_tables import Side
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
-OPTION = "--content"
 _BATCH_ROWS = 1 << 14
 
 
-@dataclass(frozen=True)
-class ContentPlan(FeaturePlan):
-    """One content column to prepare."""
-
-    @property
-    def given_table(self) -> str:
-        """The table of the working database with the IDs and values of its files."""
-        return f"given_content_{self.number}"
-
-
-def plan_content(
-    content: Sequence[FeatureFile],
-    files: Sequence[Sequence[Source]],
-    sides: Mapping[str, Side],
-    base: BaseDataset | None,
-) -> list[ContentPlan]:
-    """Plan the columns of ``content``, whose files are ``files``, and after them those that only ``base`` has."""
-    named = [(name, file, found) for file, found in zip(content, files, strict=True) for name in file.columns]
-    given = {name for name, _, _ in named}
-    plans = [
-        ContentPlan(number, name, file.entity, sides[file.entity], file, found)
-        for number, (name, file, found) in enumerate(named)
-    ]
-    in_base = base.manifest.content if base else {}
-    carried = [(name, entity) for entity, columns in in_base.items() for name in columns if name not in given]
-    return plans + [
-        ContentPlan(number, name, entity, sides[entity], None)
-        for number, (name, entity) in enumerate(carried, start=len(plans))
-    ]
-
-
-def check_content(content: Sequence[FeatureFile], taken: Mapping[str, str], base: BaseDataset | None) -> None:
-    """Reject columns of unknown entities, and names in use; ``taken`` maps the names of entities to what they are.
-
-    Raises:
-        InputError: there is one.
-    """
-    used = {name.lower(): what for name, what in taken.items()}
-    sides = [name for name, what in taken.items() if what == "side"]
-    for file in content:
-        if file.entity not in sides:
-            raise InputError(f"{OPTION} {file.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
-        for name in file.columns:
-            others = [entity for entity, columns in (base.manifest.content if base else {}).items() if name in columns]
-            if name.lower() in used or others not in ([], [file.entity]):
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the column another one: NAME=COLUMN"
-                )
-            used[name.lower()] = "content"
-
-
 def read_content(
-    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContentPlan], work: Path, progress: ProgressReporter
+    connection: duckdb.DuckDBPyConnection, plans: Sequence[ColumnPlan], work: Path, progress: ProgressReporter
 ) -> None:
     """Create the table ``given_content_N`` (ID as text, value) of each column with files.
 
@@ -150,9 +96,9 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
     execute(connection, "DROP TABLE piece")
 
 
-def _check_given(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, column: str) -> None:
+def _check_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, column: str) -> None:
     assert plan.source is not None
-    where = f"{OPTION} {plan.entity}={plan.source.path}: column '{column}'"
+    where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{column}'"
     found = connection.execute(f"SELECT DISTINCT len(value) FROM {plan.given_table} ORDER BY 1").fetchall()
     widths = [width for (width,) in found]
     if not widths:
@@ -193,7 +139,7 @@ class _Moments:
 
 
 def write_content(
-    connection: duckdb.DuckDBPyConnection, plan: ContentPlan, base: BaseDataset | None, staged: Staged
+    connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, base: BaseDataset | None, staged: Staged
 ) -> tuple[Content, int]:
     """Write the values of a column by row of ``vocabulary_SIDE``; return it, and the IDs that are in no row.
 
@@ -206,26 +152,26 @@ def write_content(
         joined = f"{plan.given_table} g JOIN vocabulary_{plan.side} v ON CAST(v.id AS VARCHAR) = g.id"
         execute(connection, f"INSERT INTO rows_of_content SELECT v.row, g.value FROM {joined}")
         filled = fetch_count(connection, "SELECT count(*) FROM rows_of_content")
-        ignored = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}") - filled
+        given = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}")
         if not filled:
-            raise InputError(
-                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
-                f"events (column '{plan.source.id_column}'); expected ids of the same entity: check the columns"
-            )
+            raise plan.unmatched(given)
+        ignored = given - filled
         execute(connection, f"DROP TABLE {plan.given_table}")
     old = base.manifest.content_of(plan.entity).get(plan.name) if base else None
     if base is not None and old is not None:
         width = fetch_one(connection, "SELECT max(len(value)) FROM rows_of_content")[0]
         if width not in (None, old.width):
-            raise InputError(
-                f"{OPTION} {plan.entity}=…: '{plan.name}' has {width} numbers, but {old.width} in the base dataset; "
-                "give the column another name: NAME=COLUMN"
+            raise OptionError(
+                "content",
+                found=f"{plan.entity}=…",
+                problem=f"'{plan.name}' has {width} numbers, but {old.width} in the base dataset",
+                fix="give the column another name: NAME=COLUMN",
             )
         _carry(connection, base, plan)
     return _write(connection, plan, old, staged), ignored
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ContentPlan) -> None:
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the values of the base dataset, except of rows that have new values or belong to another ID now."""
     execute(connection, "CREATE TABLE base_content (row BIGINT, value FLOAT[])")
     for _, row_N, value_ND in iter_content(base.folder, base.manifest, plan.entity, plan.name):
@@ -242,7 +188,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: Conte
     execute(connection, "DROP TABLE base_content")
 
 
-def _write(connection: duckdb.DuckDBPyConnection, plan: ContentPlan, old: Content | None, staged: Staged) -> Content:
+def _write(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, old: Content | None, staged: Staged) -> Content:
     """Write ``rows_of_content``, with the scaling of ``old``, the column of the base dataset, if there is one."""
     rows, width = fetch_one(connection, "SELECT count(*), max(len(value)) FROM rows_of_content")
     assert isinstance(rows, int)

@@ -12,59 +12,49 @@ With a base dataset (``extend.py``), IDs that the file has no value for keep the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, fetch_count
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT
-from crossfade.trainer.prepare.events import IdChoice, IdType
+from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
-from crossfade.trainer.prepare.part_writer import PartWriter, row_group_rows
+from crossfade.trainer.prepare.option_values import FeatureFile
+from crossfade.trainer.prepare.options import IdChoice, Side
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.vocabulary_tables import Side, VocabularyKey
+from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-OPTION = "--features"
 _AFTER_EVENTS = 2**60
 """Added to the ranks of IDs that are in no event: more than there are IDs, so that they come last."""
 
 
 @dataclass(frozen=True)
-class FeatureFile:
-    """Files (a path, URI or pattern) with features of the IDs of ``entity`` in ``id_column``.
-
-    ``columns`` maps the name of each feature to the column of its values.
-    """
-
-    entity: str
-    path: str | Path
-    id_column: str
-    columns: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """One feature to prepare.
+class ColumnPlan:
+    """One feature, or one column of content, to prepare.
 
     Attributes:
-        number: Its position among all features.
-        name: Its name, which is that of the entity of its values.
+        kind: Which of the two it is.
+        number: Its position among all of its kind.
+        name: Its name, which for a feature is that of the entity of its values.
         entity: The entity that has it.
         side: The side of the interactions on which that entity is.
-        source: What its files are; None for a feature that only the base dataset has.
+        source: What its files are; None for one that only the base dataset has.
         files: The files found for ``source``.
     """
 
+    kind: Literal["feature", "content"]
     number: int
     name: str
     entity: str
@@ -75,12 +65,23 @@ class FeaturePlan:
     @property
     def key(self) -> VocabularyKey:
         """The suffix of its tables in the working database."""
-        return f"feature_{self.number}"
+        return f"{self.kind}_{self.number}"
 
     @property
     def given_table(self) -> str:
         """The table of the working database with the IDs and values of its files."""
         return f"given_{self.key}"
+
+    def unmatched(self, given: int) -> OptionError:
+        """Return the error that none of the ``given`` IDs of the files with a value is one of the events."""
+        assert self.source is not None
+        return OptionError(
+            "features" if self.kind == "feature" else "content",
+            found=f"{self.entity}={self.source.path}",
+            problem=f"has a value of '{self.name}' for none of the ids of the events (column "
+            f"'{self.source.id_column}' holds {given} ids with one)",
+            expected="ids of the same entity: check the columns",
+        )
 
 
 @dataclass(frozen=True)
@@ -91,52 +92,32 @@ class FeatureReport:
     ignored_ids: int
 
 
-def check_features(features: Sequence[FeatureFile], query: str, item: str, in_base: Mapping[str, str]) -> None:
-    """Reject features of unknown entities, and names in use; ``in_base`` maps features of the base to their entity.
-
-    Raises:
-        InputError: there is one.
-    """
-    taken = {query.lower(), item.lower()}
-    for file in features:
-        if file.entity not in (query, item):
-            raise InputError(f"{OPTION} {file.entity}=…: no such entity; expected '{query}' or '{item}'")
-        for name in file.columns:
-            if name.lower() in taken:
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the feature another one: NAME=COLUMN"
-                )
-            if in_base.get(name, file.entity) != file.entity:
-                raise InputError(
-                    f"{OPTION} {file.entity}=…: '{name}' is a feature of {in_base[name]} in the base dataset; give "
-                    "this one another name: NAME=COLUMN"
-                )
-            taken.add(name.lower())
-
-
-def plan_features(
-    features: Sequence[FeatureFile],
+def plan_columns(
+    kind: Literal["feature", "content"],
+    given: Sequence[FeatureFile],
     files: Sequence[Sequence[Source]],
     sides: Mapping[str, Side],
-    base: BaseDataset | None,
-) -> list[FeaturePlan]:
-    """Plan the ``features``, whose files are ``files``, and after them those that only ``base`` has."""
-    owners = base.manifest.feature_owners() if base else {}
-    named = [(name, file, found) for file, found in zip(features, files, strict=True) for name in file.columns]
+    in_base: Iterable[tuple[str, str]],
+) -> list[ColumnPlan]:
+    """Plan the columns that are ``given``, with their ``files``, and then those that only the base dataset has.
+
+    ``in_base`` are the names of those in the base dataset, each with its entity.
+    """
+    named = [(name, file, found) for file, found in zip(given, files, strict=True) for name in file.columns]
     plans = [
-        FeaturePlan(number, name, file.entity, sides[file.entity], file, found)
+        ColumnPlan(kind, number, name, file.entity, sides[file.entity], file, found)
         for number, (name, file, found) in enumerate(named)
     ]
-    carried = [name for name in owners if name not in {name for name, _, _ in named}]
+    carried = [(name, entity) for name, entity in in_base if name not in {name for name, _, _ in named}]
     return plans + [
-        FeaturePlan(number, name, owners[name], sides[owners[name]], None)
-        for number, name in enumerate(carried, start=len(plans))
+        ColumnPlan(kind, number, name, entity, sides[entity], None)
+        for number, (name, entity) in enumerate(carried, start=len(plans))
     ]
 
 
 def read_features(
     connection: duckdb.DuckDBPyConnection,
-    plans: Sequence[FeaturePlan],
+    plans: Sequence[ColumnPlan],
     work: Path,
     id_type: IdChoice,
     base: BaseDataset | None,
@@ -171,7 +152,7 @@ def read_features(
     return types
 
 
-def _append(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, file: RawFile, as_text: bool) -> IdType:
+def _append(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, file: RawFile, as_text: bool) -> IdType:
     """Append the pairs of one file to ``text_KEY``; return the type of its values."""
     assert plan.source is not None
     column = plan.source.columns[plan.name]
@@ -208,13 +189,14 @@ def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
-            f"one type of '{name}' in all files: make them the same, or read all ids as text with --id-type string"
+            f"one type of '{name}' in all files: make them the same, or read all ids as text with "
+            f"{option_named('id_type', 'string')}"
         )
     return "string" if "string" in found else "int64"
 
 
 def join_feature(
-    connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, id_type: IdType, base: BaseDataset | None
+    connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, id_type: IdType, base: BaseDataset | None
 ) -> FeatureReport:
     """Create the table ``pairs_KEY`` (row of the entity, ID of the value) with each pair once.
 
@@ -237,18 +219,14 @@ def join_feature(
         joined = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}")
         ignored = given - joined
         if not joined:
-            raise InputError(
-                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
-                f"events (column '{plan.source.id_column}' holds {given} ids with one); expected ids of the same "
-                "entity: check the columns"
-            )
+            raise plan.unmatched(given)
         execute(connection, f"DROP TABLE given_{key}")
     if base is not None and plan.name in base.manifest.features_of(plan.entity):
         _carry(connection, base, plan)
     return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}"), ignored)
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: FeaturePlan) -> None:
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the pairs of the base dataset, except of rows that have new values or belong to another ID now."""
     key, side = plan.key, plan.side
     execute(connection, "CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
@@ -265,7 +243,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: Featu
     execute(connection, "DROP TABLE base_pairs")
 
 
-def counted_values_sql(plan: FeaturePlan) -> str:
+def counted_values_sql(plan: ColumnPlan) -> str:
     """Return a query for each value that some row has, with its number of interactions, for ``build_vocabulary``."""
     return (
         "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS id_rank, CAST(sum(v.count) AS BIGINT) AS count "
@@ -289,7 +267,7 @@ def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) ->
     )
 
 
-def write_feature(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, staged: Staged) -> Feature:
+def write_feature(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, staged: Staged) -> Feature:
     """Write ``pairs_KEY`` as pairs of a row of the entity and a row of ``vocabulary_KEY``."""
     key = plan.key
     group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{key}"))

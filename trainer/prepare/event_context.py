@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is a name or an expression of this program)
 """Context of events, such as the hour, the device or the item before: entities whose rows are columns of the splits.
 
-    plans = plan_context({"hour": "timestamp:hour", "device": "device_type"})
+    plans = options.context_plans()
     types = create_context_values(connection, plans, events)    # the table event_values: seq, split, context_0, …
     ...                                     # a vocabulary for each, of the query that ``counted_context_sql`` returns
     columns, joins = context_columns_sql(plans)
@@ -18,71 +18,25 @@ one that train does not have, has the row ``NO_ROW``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import duckdb
 
-from crossfade.base.errors import InputError
-from crossfade.trainer.data.time_range import exceed_seconds_range
+from crossfade.base.errors import OptionError, option_named
+from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier
 from crossfade.trainer.prepare.events import EventTable, IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-OPTION = "--context"
 NO_ROW = -1
-_HOUR, _WEEKDAY, _PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
 _DERIVED = {
-    _HOUR: "(timestamp % 86400 + 86400) % 86400 // 3600",
-    _WEEKDAY: "(floor(timestamp / 86400)::BIGINT % 7 + 10) % 7 + 1",  # 1970-01-01 was a Thursday
-    _PREVIOUS: "lag(i.id) OVER (PARTITION BY query ORDER BY timestamp, i.id_rank, seq)",
+    HOUR: "(timestamp % 86400 + 86400) % 86400 // 3600",
+    WEEKDAY: "(floor(timestamp / 86400)::BIGINT % 7 + 10) % 7 + 1",  # 1970-01-01 was a Thursday
+    PREVIOUS: "lag(i.id) OVER (PARTITION BY query ORDER BY timestamp, i.id_rank, seq)",
 }
 """SQL of each derived value; SQL's % has the sign of the timestamp, which may be below 0."""
-
-
-@dataclass(frozen=True)
-class ContextPlan:
-    """One context entity to prepare: the ``number`` of its table, its ``name``, and what its values are from."""
-
-    number: int
-    name: str
-    source: str
-
-    @property
-    def key(self) -> VocabularyKey:
-        """The role of its column, and the suffix of its tables in the working database."""
-        return f"context_{self.number}"
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether values are derived from timestamps, rather than read from a column."""
-        return self.source in _DERIVED
-
-    def __str__(self) -> str:
-        """Format the option as the user would type it."""
-        return f"{OPTION} {self.name}={self.source}"
-
-
-def plan_context(context: Mapping[str, str]) -> list[ContextPlan]:
-    """Plan the ``context`` of the options: by name, a column or how values are derived."""
-    return [ContextPlan(number, name, source) for number, (name, source) in enumerate(context.items())]
-
-
-def check_context(plans: Sequence[ContextPlan], taken: set[str], has_timestamp: bool, duplicates: str) -> None:
-    """Check what can be checked without reading a file; ``taken`` are the names of other entities.
-
-    Raises:
-        InputError: a name is in use, a timestamp is missing, or pairs are summed over their contexts.
-    """
-    for plan in plans:
-        if plan.name.lower() in {name.lower() for name in taken}:
-            raise InputError(f"{plan}: the name '{plan.name}' is in use; give the context another one: NAME=COLUMN")
-        taken = {*taken, plan.name}
-        if plan.is_derived and not has_timestamp:
-            raise InputError(f"{plan}: requires the time of each event; name its column with --timestamp")
-        if duplicates == "sum":
-            raise InputError(f"{plan}: --duplicates sum merges events of different context; leave out one of the two")
 
 
 def check_base_context(plans: Sequence[ContextPlan], base: BaseDataset) -> None:
@@ -94,13 +48,15 @@ def check_base_context(plans: Sequence[ContextPlan], base: BaseDataset) -> None:
     names = [plan.name for plan in plans]
     for name in base.manifest.context:
         if name not in names:
-            raise InputError(
-                f"--base {base.folder.uri}: its events have the context '{name}', but these have none; add {OPTION} "
-                f"{name}=COLUMN"
+            raise OptionError(
+                "base",
+                found=base.folder.uri,
+                problem=f"its events have the context '{name}', but these have none",
+                fix=f"add {option_named('context', f'{name}=COLUMN')}",
             )
     for plan in plans:
         if plan.name in base.manifest.entities and plan.name not in base.manifest.context:
-            raise InputError(f"{plan}: '{plan.name}' is another entity of the base dataset; choose another name")
+            raise plan.error(f"'{plan.name}' is another entity of the base dataset", "choose another name")
 
 
 def create_context_values(
@@ -116,9 +72,9 @@ def create_context_values(
     types: dict[str, IdType] = {}
     values = ""
     for plan in plans:
-        if plan.source in (_HOUR, _WEEKDAY):
+        if plan.source in (HOUR, WEEKDAY):
             _check_unit(connection, plan)
-        derived: IdType = events.id_types["item"] if plan.source == _PREVIOUS else "int64"
+        derived: IdType = events.id_types["item"] if plan.source == PREVIOUS else "int64"
         types[plan.name] = derived if plan.is_derived else events.id_types[plan.key]
         value = _DERIVED.get(plan.source, f"c.{plan.key}")
         values += f", CAST({value} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
@@ -129,7 +85,7 @@ def create_context_values(
     )
     for plan in plans:
         if not fetch_count(connection, f"SELECT count(*) FROM ({counted_context_sql(plan.key)})"):
-            raise InputError(f"{plan}: no event of train has a value; name another column, or leave the context out")
+            raise plan.error("no event of train has a value", "name another column, or leave the context out")
     return types
 
 
@@ -137,9 +93,9 @@ def _check_unit(connection: duckdb.DuckDBPyConnection, plan: ContextPlan) -> Non
     latest = fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0]
     assert isinstance(latest, int)
     if exceed_seconds_range(latest):
-        raise InputError(
-            f"{plan}: requires seconds since 1970, but the timestamps reach {latest}; name their unit with "
-            "--timestamp-format epoch-ms"
+        raise plan.error(
+            f"requires seconds since 1970, but the timestamps reach {latest}",
+            f"name their unit with {option_named('timestamp_format', 'epoch-ms')}",
         )
 
 

@@ -1,0 +1,162 @@
+"""Options of preparing: their forms as text, and what is wrong with a value or with two options together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from error_table import documented
+
+from crossfade.base.errors import OptionError
+from crossfade.trainer.prepare.option_values import ALL, EntityColumn, FeatureFile, MaxAge, NamesFile
+from crossfade.trainer.prepare.options import ForgetOptions, PrepareOptions, SynthesizeOptions, ValidateOptions
+
+TIMES: dict[str, Any] = {"timestamp": "at"}
+FEATURES: dict[str, Any] = {"features": "item=tags.csv:id:tag"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"query": "customer=user"}, EntityColumn("customer", "user")),
+        ({"query": "user"}, EntityColumn("user")),
+        ({"delimiter": "\\t"}, "\t"),
+        ({"min_count": ["customer=5,item=10"]}, {"customer": 5, "item": 10}),
+        ({"admit": ["customer=5", "item=1"]}, {"customer": 5, "item": 1}),
+        ({"event_weights": "a=b=1,skip=-1", "event": "e"}, {"a=b": 1.0, "skip": -1.0}),
+        ({"expire_after": "90d", **TIMES}, {ALL: MaxAge("90d", 90 * 86400, True)}),
+        (
+            {"expire_after": "customer=36h,item=7", **TIMES},
+            {"customer": MaxAge("36h", 36 * 3600, True), "item": MaxAge("7", 7, False)},
+        ),
+        ({"names": ["item=C:/songs.csv:id:title"]}, {"item": NamesFile("C:/songs.csv", "id", "title")}),
+        ({"content": "item=a.parquet:id:x,y=z"}, (FeatureFile("item", "a.parquet", "id", {"x": "x", "y": "z"}),)),
+        ({"context": ["device=type,of", "h=timestamp:hour"], **TIMES}, {"device": "type,of", "h": "timestamp:hour"}),
+        ({"on_bad_line": "drop"}, "skip"),
+        ({"on_missing": "skip"}, "drop"),
+        ({"max_bad": "10%"}, 0.1),
+        ({"train": Path("a.csv")}, ("a.csv",)),
+    ],
+)
+def test_options_have_forms_as_text(values: dict[str, Any], expected: object) -> None:
+    options = PrepareOptions.of(**{"out": "out", "train": "a.csv", **values})
+    assert getattr(options, next(iter(values))) == expected
+
+
+def test_one_span_is_of_both_entities() -> None:
+    options = PrepareOptions.of(out="out", train="a.csv", query="user", expire_after="9", timestamp="at")
+    assert options.max_ages() == {"user": MaxAge("9", 9, False), "item": MaxAge("9", 9, False)}
+
+
+def test_quarantine_is_a_file() -> None:
+    options = PrepareOptions.of(out="out", train="a.csv", on_bad_line="quarantine=bad.jsonl")
+    assert options.quarantine == Path("bad.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"train": None}, "train"),
+        ({"train": None, "sample": "lastfm", "on_missing": "drop"}, "on_missing"),
+        ({"sample": "lastfm"}, "sample"),
+        ({"skip_existing": True}, "skip_existing"),
+        ({"query": ""}, "query"),
+        ({"event_weights": "play", "event": "e"}, "event_weights"),
+        ({"event_weights": "a=1,a=2", "event": "e"}, "event_weights"),
+        ({"on_bad_line": "ignore"}, "on_bad_line"),
+        ({"on_bad_line": "quarantine="}, "on_bad_line"),
+        ({"on_missing": "ignore"}, "on_missing"),
+        ({"names": "x=y:z"}, "names"),
+        ({"names": ["item=a:b:c", "item=a:b:d"]}, "names"),
+        ({"min_count": ["customer=5", "customer=2"]}, "min_count"),
+        ({"admit": "item=x"}, "admit"),
+        *(
+            ({"expire_after": text, **TIMES}, "expire_after")
+            for text in ("0d", "-3", "item=", "item=9d,item=8d", "=9d", "1.5d")
+        ),
+        ({"context": "device=a", "duplicates": "keep", "item": "device"}, "context"),
+        ({"memory": -1}, "memory"),
+        ({"threads": 0}, "threads"),
+        ({"since": "soon", **TIMES}, "since"),
+        ({"since": "5", "until": "5", **TIMES}, "until"),
+        ({"since": "5"}, "since"),
+    ],
+)
+def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
+    given = {"out": "out", "train": "a.csv", **values}
+    with pytest.raises(OptionError) as raised:
+        PrepareOptions.of(**{name: value for name, value in given.items() if value is not None})
+    assert raised.value.field[0] == field
+
+
+@pytest.mark.parametrize(
+    ("cause", "values"),
+    [
+        ("invalid event weight", {"event_weights": {"a": float("inf")}, "event": "e"}),
+        ("--event without --event-weights", {"event": "e"}),
+        ("--weight with --event", {"weight": "w", "event": "e", "event_weights": {"5": 1.0}}),
+        ("--timestamp-format without --timestamp", {"timestamp_format": "iso"}),
+        ("delimiter of two characters", {"delimiter": "::"}),
+        ("a share that is none", {"max_bad": 20}),
+        ("unknown entity in --names", {"names": "song=no.csv:a:b"}),
+        ("unknown entity in --features", {"features": "song=tags.csv:id:tag"}),
+        ("malformed --features", {"features": "item=tags.parquet"}),
+        ("duplicate feature", {"features": "item=tags.csv:id:tags,tags"}),
+        ("a feature with the name of an entity", {"features": "item=tags.csv:id:customer=tag"}),
+        ("an invalid feature name", {"features": "item=tags.csv:id:a/b=tag"}),
+        ("content of an unknown entity", {"content": "artist=a.csv:id:x"}),
+        ("content whose name is in use", {"content": "item=a.csv:id:item"}),
+        ("--catalog without --features", {"catalog": "item"}),
+        ("malformed --context", {"context": "hour"}),
+        ("an invalid context name", {"context": "a/b=device"}),
+        ("context with the name of an entity", {"context": "item=device"}),
+        ("hours without --timestamp", {"context": "hour=timestamp:hour"}),
+        ("context of summed pairs", {"context": "device=device", "duplicates": "sum"}),
+        ("a path as entity name", {"query": "../x=customer"}),
+        ("a reserved entity name", {"item": "weight"}),
+        ("the same name for both entities", {"query": "item"}),
+        ("unknown entity in --admit", {"admit": {"song": 2}}),
+        ("--admit with a threshold of 0", {"admit": {"item": 0}}),
+        ("--admit with --catalog for one entity", {"admit": "item=2", "catalog": "item", **FEATURES}),
+        ("malformed --expire-after", {"expire_after": "90 days", **TIMES}),
+        ("--expire-after without --timestamp", {"expire_after": "90d"}),
+        ("seed", {"seed": -1}),
+    ],
+)
+def test_error_of_an_option_is_documented(cause: str, values: dict[str, Any]) -> None:
+    with pytest.raises(OptionError) as raised:
+        PrepareOptions.of(**{"out": "out", "train": "a.csv", **values})
+    documented(cause, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"queries": 0}, "queries"),
+        ({"queries": "many"}, "queries"),
+        ({"queries": "1.5"}, "queries"),
+        ({"interactions": 0}, "interactions"),
+        ({"genres": 5, "items": 4}, "genres"),
+        ({"valid": -0.1}, "valid"),
+        ({"valid": "inf"}, "valid"),
+        ({"valid": 0.5, "test": 0.5}, "valid"),
+        ({"audio": -1}, "audio"),
+        ({"query": "track"}, "item"),
+        ({"moods": 3}, "moods"),
+        ({"raw_events": True, "overwrite": True}, "overwrite"),
+        ({"raw_events": True, "skip_existing": True}, "skip_existing"),
+    ],
+)
+def test_invalid_option_of_synthetic_data_is_named(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        SynthesizeOptions.of(out="out", **values)
+    assert raised.value.field[0] == field
+
+
+def test_entities_to_validate_have_no_other_column() -> None:
+    with pytest.raises(OptionError, match=r"^query a=b: columns of a dataset have"):
+        ValidateOptions.of(data="data", query="a=b")
+
+
+def test_ids_to_forget_are_required() -> None:
+    with pytest.raises(OptionError, match=r"^ids: is missing; read IDs"):
+        ForgetOptions.of(data="data")
