@@ -5,8 +5,8 @@
 #   sh deploy/setup.sh sample    the packages of `make train`: those that the project and its extra `map` need
 #
 # Run it at any time: it does nothing if .venv matches requirements.lock and pyproject.toml already, it adds what a
-# setup for the sample left out, and it resumes an interrupted setup. PYTHON=path names the Python 3.11 to use. If something
-# is missing, it ends with exit code 2 and one line on stderr: what is missing, and how to get it.
+# setup for the sample left out, and it resumes an interrupted setup. PYTHON=path names the Python 3.11 to use. If
+# something is missing, it ends with exit code 2 and one line on stderr: what is missing, and how to get it.
 set -eu
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 
