@@ -14,7 +14,7 @@ from crossfade.cli.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.options import FilterOptions
     from crossfade.trainer.recommend.sequence import PathFinder
     from crossfade.trainer.recommend.trained_model import TrainedModel
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,26 @@ class Vocabulary:
                 if rows and first < stop and first + rows > start:
                     yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
+
+
+class KeptVocabulary(Vocabulary):
+    """A vocabulary whose columns stay in memory once they are read."""
+
+    def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str) -> None:
+        super().__init__(folder, manifest, entity)
+        self._kept: dict[tuple[str, ...], list[tuple[int, pa.Table]]] = {}
+
+    @cached_property
+    def rows_by_id(self) -> dict[str, int]:
+        """The row of each ID, as text."""
+        ids = self.read(0, self.rows, ["id"]).column("id").cast(pa.string()).to_pylist()
+        return {id: row for row, id in enumerate(ids) if id is not None}
+
+    def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
+        key = tuple(columns)
+        if key not in self._kept:
+            self._kept[key] = list(super()._row_groups(columns, 0, self.rows))
+        return ((first, table) for first, table in self._kept[key] if first < stop and first + table.num_rows > start)
 
 
 def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, escape_unprintable, format_names
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
 from crossfade.trainer.prepare.composite_ids import SEPARATOR, escape, split_id
 
 Fold = Callable[[Any], Any]
@@ -62,10 +62,19 @@ class RowLabel(NamedTuple):
         return escape_unprintable(self.name or str(self.id))
 
 
+def unknown(entity: str, text: str) -> str:
+    """Return that there is no row of ``entity`` that ``text`` names."""
+    return f"there is no {entity} with the ID or name '{text}'"
+
+
 def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:
     """Return the text of each of ``labels`` of one list: the name, and the ID where others of the list have it too."""
     names = Counter(map(str, labels.values()))
     return {row: f"{label} ({label.id})" if names[str(label)] > 1 else str(label) for row, label in labels.items()}
+
+
+class UnknownRowError(InputError):
+    """There is no row with an ID or name, no entity of a name, or the vector of the row is not trained."""
 
 
 class RowNames:
@@ -77,15 +86,24 @@ class RowNames:
         self._entity = entity
 
     def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
-        """Return the row of each text: that with this ID or else the first, which is the most frequent, of this name.
+        """Return the row of each text as ``found`` does.
+
+        Raises:
+            UnknownRowError: there is none; the message suggests similar names.
+        """
+        found = self.found(texts, log)
+        missing = [text for text in texts if text not in found]
+        if missing:
+            raise UnknownRowError(self.describe_unknown(missing))
+        return [found[text] for text in texts]
+
+    def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Return the row with each text as its ID or else the first, which is the most frequent, of this name.
 
         Without such a row, it is the first whose ID has the text as one of the parts that it joins: a title, of IDs
         such as ``Radiohead|Creep``. Names, joined IDs, and their parts are compared without regard to case and accents,
         but a name that differs only in case is preferred. ``log`` gets a line for each name that several rows have, and
         for each part.
-
-        Raises:
-            InputError: there is none; the message suggests similar names.
         """
         found = self._find("id", texts, _plain, only_first=True)
         for fold in (pc.utf8_lower, _without_accents):
@@ -96,18 +114,37 @@ class RowNames:
                         log(self._describe_namesakes(text, rows))
             found |= named
         found |= self._find_joined([text for text in texts if text not in found], log)
-        missing = [text for text in texts if text not in found]
-        if missing:
-            more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
-            raise InputError(
-                f"there is no {self._entity} with the ID or name '{missing[0]}'{more}{self._hint(missing[0])}"
-            )
-        return [found[text][0] for text in texts]
+        return {text: rows[0] for text, rows in found.items()}
 
-    def rows_of(self, ids: pa.StringArray) -> tuple[IntArray, list[str]]:
+    def describe_unknown(self, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``, with similar names."""
+        more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
+        return f"{unknown(self._entity, missing[0])}{more}{self._hint(missing[0])}"
+
+    def search(self, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
+
+        The row that ``find`` returns comes first, then the most frequent ones.
+        """
+        rows = list(self.found([text]).values())
+        words = re.findall(r"\w+", _without_accents(pa.scalar(text)).as_py())
+        for table in self._vocabulary.iter_tables() if words else ():
+            labels = table.column("id").cast(pa.string())
+            if "name" in table.column_names:
+                labels = pc.coalesce(table.column("name"), labels)
+            folded, matches = _without_accents(labels), pc.is_valid(labels)
+            for word in words:
+                pattern = rf"(?:^|[^\pL\pN]){re.escape(word)}"
+                matches = pc.and_(matches, pc.match_substring_regex(folded, pattern))
+            rows += [row for row in table.column("row").filter(matches).to_pylist() if row not in rows[:1]]
+            if len(rows) >= limit:
+                break
+        return rows[:limit]
+
+    def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, sorted int64 (N,), and the IDs that have none."""
-        by_id = self._find("id", ids.to_pylist(), _plain, only_first=True)
-        missing = [text for text in ids.to_pylist() if text not in by_id]
+        by_id = self._find("id", ids, _plain, only_first=True)
+        missing = [text for text in ids if text not in by_id]
         return np.unique(np.fromiter((row for row, *_ in by_id.values()), np.int64, len(by_id))), missing
 
     def labels(self, rows_N: IntArray) -> dict[int, RowLabel]:
@@ -122,6 +159,9 @@ class RowNames:
         """Return the rows of each text in ``column``, of those that occur, as ``fold`` compares them."""
         if column not in self._vocabulary.columns or not texts:
             return {}
+        if only_first and isinstance(self._vocabulary, KeptVocabulary):
+            by_id = self._vocabulary.rows_by_id
+            return {text: [by_id[text]] for text in texts if text in by_id}
         wanted = fold(pa.array(texts, pa.string())).to_pylist()
         distinct = pa.array(sorted(set(wanted)), pa.string())
         found: dict[str, list[int]] = {}

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -139,7 +139,7 @@ class Names:
             ).fetchall()
         return exact[0] if exact else same[0][0] if same else None
 
-    def labels(self, entity: str, rows: Sequence[int]) -> dict[int, RowLabel]:
+    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; rows without an ID are left out."""
         number = self._numbers[entity]
         if not rows:

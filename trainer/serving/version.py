@@ -1,0 +1,152 @@
+"""Open a version: a model that answers from a copy of all that it needs, in files that are mapped into memory.
+
+    with closing(open_version(folder)) as version:              # of write_version
+        rankings = version.model.recommend(np.array([5]), RecommendOptions())
+
+Shapes: Q queries, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError, OptionError
+from crossfade.trainer.config.model_sections import ScoreKind
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.history import Histories, StoredHistories
+from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions
+from crossfade.trainer.recommend.row_names import RowLabel, unknown
+from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.serving.names import Names
+from crossfade.trainer.serving.served_metadata import ServedMetadata
+from crossfade.trainer.serving.version_folder import (
+    DATA,
+    HISTORIES,
+    METADATA,
+    NAMES,
+    VersionCard,
+    index_folder,
+    map_histories,
+    open_card,
+    open_copy,
+)
+
+
+@dataclass(frozen=True)
+class VersionFiles:
+    """Reads a version. Metadata and indexes are of the items alone."""
+
+    trained: TrainedModel
+    names: Names
+    stored: StoredHistories
+    metadata: ServedMetadata
+    indexes: Mapping[ScoreKind, VectorIndex]
+
+    def found(self, entity: str, texts: Sequence[str], log: Log | None) -> dict[str, int]:
+        """Return the row of each of ``texts`` that has one."""
+        rows = ((text, self.names.find(entity, text)) for text in texts)
+        return {text: row for text, row in rows if row is not None}
+
+    def describe_unknown(self, entity: str, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``; similar names would take long to find."""
+        return unknown(entity, missing[0])
+
+    def rows_of(self, entity: str, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+        """Return the rows of ``ids``, which may be names, and the IDs that have none."""
+        found = self.found(entity, ids, None)
+        return np.unique(np.array(list(found.values()), np.int64)), [id for id in ids if id not in found]
+
+    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``; vacant rows are left out."""
+        return self.names.labels(entity, rows)
+
+    def search(self, entity: str, text: str, limit: int) -> list[int]:
+        """Return rows by the first letters of words."""
+        return self.names.search(entity, text, limit)
+
+    def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
+        """Return the histories of ``rows_Q``, which a version has from all splits together.
+
+        Raises:
+            OptionError: ``splits`` are others.
+        """
+        if not set(self.trained.manifest.splits) <= set(splits):
+            every = " ".join(ALL_SPLITS)
+            raise OptionError("exclude", found=" ".join(splits), expected=f"all splits, {every}, or none")
+        return self.stored.load(rows_Q)
+
+    def candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        """Return the items that meet the condition of ``options``, and their groups.
+
+        Raises:
+            InputError: the condition or the column is invalid, or ``entity`` has no metadata.
+            OverloadedError: too many conditions that need long are waiting.
+        """
+        rows, item = self.trained.manifest.entities[entity].rows, self.trained.spec.item.name
+        if entity != item and (options.where is not None or options.max_per is not None):
+            raise InputError(f"where and max_per: expected the entity '{item}', but found '{entity}'")
+        kept_R = np.ones(rows, np.bool_) if options.where is None else self.metadata.rows_where(options.where)
+        if options.max_per is None:
+            return Candidates(kept_R)
+        return Candidates(kept_R, self.metadata.groups(options.max_per[0]), options.max_per[1])
+
+    def index(self, entity: str, metric: ScoreKind, options: RankingOptions) -> VectorIndex | None:
+        """Return the index of the items by ``metric``, if the version has it."""
+        return self.indexes.get(metric) if entity == self.trained.spec.item.name else None
+
+
+@dataclass(frozen=True)
+class Version:
+    """An open version.
+
+    Attributes:
+        card: what it was copied from.
+        model: answers from it.
+        metadata: evaluates conditions, which requests may do before they ask the model.
+    """
+
+    card: VersionCard
+    model: Model
+    metadata: ServedMetadata
+
+    def warm_up(self) -> None:
+        """Answer one request and start the processes for conditions, so that the first of a client finds all loaded."""
+        self.metadata.start()
+        some_Q = np.flatnonzero(self.model.trained_rows(self.model.query))[:1]
+        self.model.recommend(some_Q, RecommendOptions())
+
+    def close(self) -> None:
+        """End the processes for conditions; files are closed when nothing refers to them."""
+        self.metadata.close()
+
+
+def open_version(folder: Path) -> Version:
+    """Open the version in ``folder``.
+
+    Raises:
+        InputError: it is damaged or cannot be read.
+        MissingExtraError: it has an index, and FAISS is not installed.
+    """
+    card = open_card(folder)
+    trained = open_copy(folder, card.model, card.fingerprint)
+    item, path = trained.spec.item, folder / METADATA
+    metadata = ServedMetadata(path, folder / DATA, item.name, item.rows, has_file=card.has_metadata)
+    indexes: dict[ScoreKind, VectorIndex] = {}
+    model = Model(
+        trained,
+        VersionFiles(trained, Names(folder / NAMES), map_histories(folder / HISTORIES), metadata, indexes),
+    )
+    for metric in card.indexes:
+        indexes[metric] = open_built_index(index_folder(folder, metric), model.trained_rows(item.name))
+    model.prepare()
+    return Version(card, model, metadata)
