@@ -32,18 +32,14 @@ _ARGUMENTS = {
     "--overwrite": "overwrite=True",
     "--resume": "resume=True",
     "--work-dir": "TMPDIR",
-    "--count": "k",
 }
 """What options are called in Python, unless their own name is that of an argument."""
 _READ = ("delimiter", "format", "id_type", "on_bad_line", "on_missing", "max_bad", "timestamp_format")
 _PHRASES = {
     " (quarantine=FILE moves them to a file)": "",
-    "relax --where, --allow, or --deny": "relax where",
     "with --out and, for temporary files, with --work-dir (or TMPDIR); nothing was written": "by TMPDIR",
     "raise --memory, lower --threads, or name a larger disk with --work-dir DIR": "name a larger disk by TMPDIR",
-    "; further columns come from --metadata FILE": '; further columns come from metadata="FILE"',
     "(--events - --format csv)": "of crossfade prepare",
-    "name the dataset that the model was trained on with --data": "name its dataset: load(…, data=FOLDER)",
 }
 """Sentences of commands that have another form in Python."""
 _FORMAT = r"(?:iso|epoch-\w+|'[^']*')"

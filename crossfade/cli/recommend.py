@@ -94,10 +94,11 @@ class RecommendCommand(RecommendToOptions):
 
     @model_validator(mode="after")
     def _check_printing(self) -> Self:
-        for name, value in (("json", ""), ("show", self.show or "")) if self.out is not None else ():
-            if getattr(self, "json_" if name == "json" else name):
-                problem = "is for recommendations that are printed"
-                raise OptionError(name, found=value, problem=problem, fix=f"leave out it or {option_named('out')}")
+        name = "json" if self.json_ else "show"
+        if self.out is not None and (self.json_ or self.show is not None):
+            problem = "is for recommendations that are printed"
+            fix = f"leave out {option_named(name)} or {option_named('out')}"
+            raise OptionError(name, found=self.show if name == "show" else "", problem=problem, fix=fix)
         return self
 
 

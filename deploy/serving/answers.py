@@ -128,7 +128,7 @@ class Answers:
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""
         item, weights = self._model.item, [each.get("weight", 1.0) for each in history]
-        rows = self._model.files.found(item, [str(each["id"]) for each in history], None)
+        rows = self._model.files.names(item).found([str(each["id"]) for each in history])
         found = [(rows.get(str(each["id"])), weight) for each, weight in zip(history, weights, strict=True)]
         known = [(row, weight) for row, weight in found if row is not None]
         if not known:

@@ -21,9 +21,9 @@ from crossfade.trainer.config.devices import Devices, EngineName, as_list, check
 from crossfade.trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section, TimeValue, resolved
 from crossfade.trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
 from crossfade.trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig, TrackingConfig
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.data.time_range import TimeRange
 
-SplitName = Literal["train", "valid", "test"]
 EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (

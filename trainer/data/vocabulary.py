@@ -134,19 +134,31 @@ class KeptVocabulary(Vocabulary):
 
     def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str) -> None:
         super().__init__(folder, manifest, entity)
-        self._kept: dict[tuple[str, ...], list[tuple[int, pa.Table]]] = {}
+        self._kept: dict[tuple[str, ...], pa.Table] = {}
 
     @cached_property
     def rows_by_id(self) -> dict[str, int]:
         """The row of each ID, as text."""
-        ids = self.read(0, self.rows, ["id"]).column("id").cast(pa.string()).to_pylist()
+        ids = self._whole(["id"]).column("id").cast(pa.string()).to_pylist()
         return {id: row for row, id in enumerate(ids) if id is not None}
 
-    def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
-        key = tuple(columns)
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Return ``columns`` of the rows ``start`` to before ``stop``."""
+        return self._whole(columns).slice(start, stop - start)
+
+    def take(self, rows_N: IntArray, columns: list[str] | None = None) -> pa.Table:
+        """Return ``columns`` of ``rows_N``."""
+        return self._whole(columns).take(pa.array(rows_N))
+
+    def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield ``columns`` of all rows at once."""
+        yield self._whole(columns)
+
+    def _whole(self, columns: list[str] | None) -> pa.Table:
+        key = tuple(columns or self.columns)
         if key not in self._kept:
-            self._kept[key] = list(super()._row_groups(columns, 0, self.rows))
-        return ((first, table) for first, table in self._kept[key] if first < stop and first + table.num_rows > start)
+            self._kept[key] = super().read(0, self.rows, columns).combine_chunks()
+        return self._kept[key]
 
 
 def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:

@@ -131,7 +131,7 @@ def _find_queries(model: Model, options: RecommendToOptions, log: Log) -> IntArr
     if options.customers is None:
         return np.array(list(dict.fromkeys(model.find(model.query, options.customer).tolist())), np.int64)
     ids = read_ids(options.customers, None, model.query).to_pylist()
-    found_Q, missing = model.files.rows_of(model.query, ids)
+    found_Q, missing = model.files.names(model.query).rows_of(ids)
     queries_Q: IntArray = found_Q[trained_R[found_Q]]
     if not len(queries_Q):
         problem = f"none of its {len(ids)} IDs has a trained vector"

@@ -11,7 +11,7 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -65,7 +65,7 @@ def select_candidates(model: TrainedModel, entity: str, options: FilterOptions) 
         StorageUnavailableError: storage does not answer.
     """
     names = RowNames(model.vocabulary(entity), entity)
-    allow_N = listed_rows(names.rows_of, entity, options.allow) if options.allow else None
+    allow_N = listed_rows(names, entity, options.allow) if options.allow else None
     deny_N, _ = names.rows_of(options.deny)
     candidates = with_lists(filter_rows(model, entity, options), allow_N, deny_N)
     if not candidates.kept_R.any():
@@ -105,15 +105,13 @@ def column_values(
     return {row: [groups.names[value] for value in groups.values_N[slice(*bound)]] for row, bound in bounds.items()}
 
 
-def listed_rows(
-    rows_of: Callable[[Sequence[str]], tuple[IntArray, list[str]]], entity: str, ids: Sequence[str]
-) -> IntArray:
-    """Return the rows of the allowed ``ids`` as ``rows_of`` finds them; IDs without a row have no effect.
+def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
+    """Return the rows of the allowed ``ids``, sorted; IDs without a row have no effect.
 
     Raises:
         UnknownRowError: none has a row.
     """
-    rows_N, missing = rows_of(ids)
+    rows_N, missing = names.rows_of(ids)
     if not len(rows_N):
         examples = format_names(missing[:3])
         raise UnknownRowError(f"{option_named('allow')}: none of its {len(missing)} IDs is one of {entity}: {examples}")

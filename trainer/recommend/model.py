@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -56,7 +56,7 @@ from crossfade.trainer.recommend.options import (
     SimilarOptions,
 )
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames, UnknownRowError
+from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
 
 MAX_LISTED = 1000
@@ -95,20 +95,8 @@ class FoundRow:
 class ModelFiles(Protocol):
     """What a model reads besides vectors, from a run and its dataset or from a copy of them."""
 
-    def found(self, entity: str, texts: Sequence[str], log: Log | None) -> dict[str, int]:
-        """Return the row of each of ``texts``, IDs or names, that has one; ``log`` gets a line for ambiguous ones."""
-
-    def describe_unknown(self, entity: str, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``."""
-
-    def rows_of(self, entity: str, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
-        """Return the rows of a long list, sorted and distinct, and the IDs that have none."""
-
-    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
-        """Return the labels of ``rows``, in any order."""
-
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``."""
+    def names(self, entity: str) -> RowLookup:
+        """Return the IDs and names of ``entity``."""
 
     def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
         """Return the histories of ``rows_Q``, in any order, from ``splits`` and, with any, from base datasets."""
@@ -130,30 +118,11 @@ class RunFiles:
         self._kept: dict[tuple[frozenset[str], bool], StoredHistories] = {}
         self._last: tuple[object, Histories] | None = None
 
-    def _names_of(self, entity: str) -> RowNames:
+    def names(self, entity: str) -> RowLookup:
+        """Return the IDs and names of ``entity``, in its vocabulary."""
         if entity not in self._names:
             self._names[entity] = RowNames(self._trained.vocabulary(entity), entity)
         return self._names[entity]
-
-    def found(self, entity: str, texts: Sequence[str], log: Log | None) -> dict[str, int]:
-        """Return the row of each of ``texts`` that has one."""
-        return self._names_of(entity).found(texts, log)
-
-    def describe_unknown(self, entity: str, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``, with similar names."""
-        return self._names_of(entity).describe_unknown(missing)
-
-    def rows_of(self, entity: str, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
-        """Return the rows of ``ids``, which are not names, and the IDs that have none."""
-        return self._names_of(entity).rows_of(ids)
-
-    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
-        """Return the labels of ``rows``."""
-        return self._names_of(entity).labels(np.array(list(rows), np.int64))
-
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return rows by the first letters of words."""
-        return self._names_of(entity).search(text, limit)
 
     def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
         """Return the histories of ``rows_Q``; a model that is kept reads those of all queries once, if they fit."""
@@ -282,13 +251,13 @@ class Model:
 
     def find_each(self, entity: str, texts: Sequence[str]) -> list[FoundRow]:
         """Find the row of each of ``texts``, IDs or names; errors are part of the answer."""
-        rows = self.files.found(entity, texts, self._log)
-        labels, trained_R = self.files.labels(entity, rows.values()), self.trained_rows(entity)
-        found = []
+        names, trained_R = self.files.names(entity), self.trained_rows(entity)
+        rows = names.found(texts, self._log)
+        labels, found = names.labels(rows.values()), []
         for text in texts:
             row = rows.get(text)
             if row is None:
-                found.append(FoundRow(-1, None, self.files.describe_unknown(entity, [text])))
+                found.append(FoundRow(-1, None, names.describe_unknown([text])))
             else:
                 found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, text)))
         return found
@@ -299,10 +268,11 @@ class Model:
         Raises:
             UnknownRowError: one is unknown, for which similar names are suggested, or its vector is not trained.
         """
-        rows = self.files.found(entity, texts, self._log)
+        names = self.files.names(entity)
+        rows = names.found(texts, self._log)
         missing = [text for text in texts if text not in rows]
         if missing:
-            raise UnknownRowError(self.files.describe_unknown(entity, missing))
+            raise UnknownRowError(names.describe_unknown(missing))
         rows_N = np.array([rows[text] for text in texts], np.int64)
         for place in np.flatnonzero(~self.trained_rows(entity)[rows_N]) if trained else ():
             raise UnknownRowError(untrained(entity, texts[place]))
@@ -310,14 +280,14 @@ class Model:
 
     def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
-        return self.files.labels(entity, rows)
+        return self.files.names(entity).labels(rows)
 
     def search(self, entity: str, text: str, limit: int) -> list[int]:
         """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
 
         The row that ``find`` returns comes first, then the most frequent ones.
         """
-        return self.files.search(entity, text, limit)
+        return self.files.names(entity).search(text, limit)
 
     def ids(self, entity: str, rows_N: IntArray, column: str = "id") -> pa.Array:
         """Return the IDs of ``rows_N``, or another ``column`` of the vocabulary, in any order."""
@@ -447,8 +417,9 @@ class Model:
     def _select(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
             return Selection(self._ranker(entity, metric, options))
-        allow_N = listed_rows(partial(self.files.rows_of, entity), entity, options.allow) if options.allow else None
-        deny_N, unknown = self.files.rows_of(entity, options.deny)
+        names = self.files.names(entity)
+        allow_N = listed_rows(names, entity, options.allow) if options.allow else None
+        deny_N, unknown = names.rows_of(options.deny)
         if unknown and not len(deny_N) and self._log is not None:
             self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
         if allow_N is None and options.index is None:
@@ -503,11 +474,6 @@ class Model:
 def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenModel[Model]:
     """Return the model at ``source``, which opens when it is used; ``log`` and ``keep`` as of ``OpenModel``."""
     return OpenModel(source, log, lambda trained: Model(trained, log=log), keep=keep)
-
-
-def untrained(entity: str, text: str) -> str:
-    """Return that the row of ``entity`` that ``text`` names cannot be used."""
-    return f"{entity} '{text}' has no interaction of positive weight in train, so its vector is not trained"
 
 
 def _key(entity: str, metric: ScoreKind, options: RankingOptions) -> _Key:

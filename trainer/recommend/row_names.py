@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import duckdb
 import numpy as np
@@ -67,6 +67,11 @@ def unknown(entity: str, text: str) -> str:
     return f"there is no {entity} with the ID or name '{text}'"
 
 
+def untrained(entity: str, text: str) -> str:
+    """Return that the row of ``entity`` that ``text`` names cannot be used."""
+    return f"{entity} '{text}' has no interaction of positive weight in train, so its vector is not trained"
+
+
 def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:
     """Return the text of each of ``labels`` of one list: the name, and the ID where others of the list have it too."""
     names = Counter(map(str, labels.values()))
@@ -77,8 +82,27 @@ class UnknownRowError(InputError):
     """There is no row with an ID or name, no entity of a name, or the vector of the row is not trained."""
 
 
+class RowLookup(Protocol):
+    """IDs and names of the rows of one entity, of a dataset (``RowNames``) or of a copy."""
+
+    def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Return the row of each of ``texts``, IDs or names, that has one; ``log`` gets a line for ambiguous ones."""
+
+    def describe_unknown(self, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``."""
+
+    def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+        """Return the rows of a long list of IDs, sorted and distinct, and the IDs that have none."""
+
+    def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, in any order."""
+
+    def search(self, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``."""
+
+
 class RowNames:
-    """IDs and names of the rows of one entity."""
+    """IDs and names of the rows of one entity, from its vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, entity: str) -> None:
         """Use ``vocabulary``, which is that of ``entity``."""
@@ -147,13 +171,13 @@ class RowNames:
         missing = [text for text in ids if text not in by_id]
         return np.unique(np.fromiter((row for row, *_ in by_id.values()), np.int64, len(by_id))), missing
 
-    def labels(self, rows_N: IntArray) -> dict[int, RowLabel]:
-        """Return the labels of ``rows_N``, which need be neither sorted nor unique."""
-        rows = np.unique(rows_N)
-        table = self._vocabulary.take(rows)
+    def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, which need be neither sorted nor unique."""
+        rows_N = np.unique(np.fromiter(rows, np.int64, len(rows)))
+        table = self._vocabulary.take(rows_N)
         ids = table.column("id").to_pylist()
         names = table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
-        return {int(row): RowLabel(*label) for row, *label in zip(rows, ids, names, strict=True)}
+        return {int(row): RowLabel(*label) for row, *label in zip(rows_N, ids, names, strict=True)}
 
     def _find(self, column: str, texts: Sequence[str], fold: Fold, *, only_first: bool = False) -> dict[str, list[int]]:
         """Return the rows of each text in ``column``, of those that occur, as ``fold`` compares them."""
@@ -177,12 +201,14 @@ class RowNames:
 
     def _find_joined(self, texts: Sequence[str], log: Callable[[str], None] | None) -> dict[str, list[int]]:
         """Return the rows of each text whose joined IDs are that text or, if none is, have it as a part."""
+        if not texts:
+            return {}
         plain = dict(zip(texts, _without_accents(pa.array(texts, pa.string())).to_pylist(), strict=True))
         wanted = set(plain.values())
         pattern = "|".join(re.escape(text) for each in wanted for text in (each, escape(each)))
         whole: dict[str, list[int]] = {}
         parts: dict[str, list[int]] = {}
-        for table in self._vocabulary.iter_tables(["row", "id"]) if texts else ():
+        for table in self._vocabulary.iter_tables(["row", "id"]):
             ids = _without_accents(table.column("id").cast(pa.string()))
             near = pc.and_(pc.match_substring(ids, SEPARATOR), pc.match_substring_regex(ids, pattern))
             for row, id in zip(table.column("row").filter(near).to_pylist(), ids.filter(near).to_pylist(), strict=True):

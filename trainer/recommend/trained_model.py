@@ -216,7 +216,8 @@ class OpenModel(Generic[Made]):
             scratch = tempfile.TemporaryDirectory(prefix="crossfade-vectors-")
             model = _open_checkpoint(self._checkpoint, self._change, Path(self._resources.enter_context(scratch)))
         if self._keep:
-            model = replace(model, vectors=KeptVectors(model.vectors, model.spec.vectors), keep=True)
+            vectors = KeptVectors(model.vectors, model.spec.vectors)
+            model = replace(model, vectors=vectors, keep=True, _vocabularies={})
         return model
 
     def _change(self, job: JobConfig) -> JobConfig:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.defaults import DatasetSize, resolve
-from crossfade.trainer.config.schema import JobConfig, SplitName
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.row_selection import check_row_groups
 

@@ -8,7 +8,7 @@ Shapes: Q queries, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,14 @@ from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.config.model_sections import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
-from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.history import Histories, StoredHistories
 from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions
-from crossfade.trainer.recommend.row_names import RowLabel, unknown
+from crossfade.trainer.recommend.row_names import RowLookup
 from crossfade.trainer.recommend.trained_model import TrainedModel
-from crossfade.trainer.serving.names import Names
+from crossfade.trainer.serving.names import StoredNames
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (
     DATA,
@@ -47,32 +46,14 @@ class VersionFiles:
     """Reads a version. Metadata and indexes are of the items alone."""
 
     trained: TrainedModel
-    names: Names
+    stored_names: Mapping[str, StoredNames]
     stored: StoredHistories
     metadata: ServedMetadata
     indexes: Mapping[ScoreKind, VectorIndex]
 
-    def found(self, entity: str, texts: Sequence[str], log: Log | None) -> dict[str, int]:
-        """Return the row of each of ``texts`` that has one."""
-        rows = ((text, self.names.find(entity, text)) for text in texts)
-        return {text: row for text, row in rows if row is not None}
-
-    def describe_unknown(self, entity: str, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``; similar names would take long to find."""
-        return unknown(entity, missing[0])
-
-    def rows_of(self, entity: str, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
-        """Return the rows of ``ids``, which may be names, and the IDs that have none."""
-        found = self.found(entity, ids, None)
-        return np.unique(np.array(list(found.values()), np.int64)), [id for id in ids if id not in found]
-
-    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
-        """Return the labels of ``rows``; vacant rows are left out."""
-        return self.names.labels(entity, rows)
-
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return rows by the first letters of words."""
-        return self.names.search(entity, text, limit)
+    def names(self, entity: str) -> RowLookup:
+        """Return the IDs and names of ``entity``."""
+        return self.stored_names[entity]
 
     def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
         """Return the histories of ``rows_Q``, which a version has from all splits together.
@@ -142,10 +123,8 @@ def open_version(folder: Path) -> Version:
     item, path = trained.spec.item, folder / METADATA
     metadata = ServedMetadata(path, folder / DATA, item.name, item.rows, has_file=card.has_metadata)
     indexes: dict[ScoreKind, VectorIndex] = {}
-    model = Model(
-        trained,
-        VersionFiles(trained, Names(folder / NAMES), map_histories(folder / HISTORIES), metadata, indexes),
-    )
+    names = {table.name: StoredNames(folder / NAMES, table.name) for table in trained.spec.vectors}
+    model = Model(trained, VersionFiles(trained, names, map_histories(folder / HISTORIES), metadata, indexes))
     for metric in card.indexes:
         indexes[metric] = open_built_index(index_folder(folder, metric), model.trained_rows(item.name))
     model.prepare()

@@ -53,7 +53,7 @@ def test_vectors_array_and_ids_agree(model: crossfade.Model) -> None:
         (lambda model: model.recommend("user_4222"), "did you mean 'user_2"),
         (lambda model: model.recommend("user_42", k=0), "k=0: expected an integer from 1"),
         (lambda model: model.recommend("user_42", history=["3"]), "found both"),
-        (lambda model: model.similar("3", entity="artist"), "has no embeddings of 'artist'"),
+        (lambda model: model.similar("3", entity="artist"), "there is no entity 'artist'; expected user or track"),
         (lambda model: model.evaluate("test"), "has no split 'test'"),
     ],
 )
