@@ -25,7 +25,7 @@ from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.recommend.metadata_table import GroupLists, open_metadata
 from crossfade.trainer.recommend.options import FilterOptions, MetadataFile
-from crossfade.trainer.recommend.row_names import RowNames, UnknownRowError
+from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 Filters = TypeVar("Filters", bound=FilterOptions)
