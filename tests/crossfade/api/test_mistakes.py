@@ -17,9 +17,7 @@ Use = Callable[[crossfade.Model], object]
 Fit = dict[str, Any]
 
 OF_MODEL: list[tuple[Use, str]] = [
-    (lambda m: m.recommend("user_1", k="a"), "k='a': expected an integer from 1"),  # type: ignore[arg-type]
-    (lambda m: m.recommend("user_1", k=2.5), "k=2.5: expected an integer from 1"),  # type: ignore[arg-type]
-    (lambda m: m.recommend("user_1", k=True), "k=True: expected an integer from 1"),
+    (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
     (lambda m: m.recommend("user_1", k=-1), "k=-1: expected an integer from 1"),
     (lambda m: m.recommend(), 'expected queries (IDs or names, or "all") or history, but found neither'),
     (lambda m: m.recommend(None), 'expected queries (IDs or names, or "all") or history, but found neither'),
@@ -35,7 +33,6 @@ OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend(history=[]), "history is empty"),
     (lambda m: m.recommend("user_1", exclude="vali"), "did you mean valid?"),  # type: ignore[arg-type]
     (lambda m: m.recommend("user_1", exclude=3), "exclude=3: expected train, valid, or test"),
-    (lambda m: m.recommend("user_1", popularity_damping=-1), "popularity_damping=-1: expected a number from 0"),
     (lambda m: m.recommend("user_1", where=3), "where=3: expected text"),
     (lambda m: m.recommend("user_1", wher="id > 3"), "wher is unknown; did you mean where?"),
     (lambda m: m.recommend("user_1", context={"hour": 3}), "has no context 'hour'"),
@@ -55,6 +52,7 @@ OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.evaluate("tset"), "split='tset': did you mean test?"),  # type: ignore[arg-type]
     (lambda m: m.evaluate("valid", k=[]), "k=[]: expected a list of values"),
     (lambda m: m.evaluate("valid", k=0), "k=0: expected an integer from 1"),
+    (lambda m: m.evaluate("test"), "has no split 'test'"),
     (lambda m: m.save(3), "folder=3: expected a path"),  # type: ignore[arg-type]
     (lambda m: crossfade.load(m.source, frame="spark"), "frame='spark': expected 'pandas', "),  # type: ignore[arg-type]
     (lambda m: crossfade.load(m.source, data=3), "data=3: expected a path"),  # type: ignore[arg-type]
