@@ -40,8 +40,8 @@ class Answers:
         if isinstance(request, NewRequest) or len(request.ids) != 1:
             return False
         if isinstance(request, SimilarRequest):
-            return self._model.is_quick(self._model.entity(request.entity), "cosine", request.options())
-        return self._model.is_quick(self._model.item, self._model.score, request.options())
+            return self._model.is_quick(self._model.entity(request.entity), "cosine", request.options)
+        return self._model.is_quick(self._model.item, self._model.score, request.options)
 
     def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
         """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
@@ -65,7 +65,7 @@ class Answers:
             InputError: a condition or a column is invalid.
             UnknownRowError: no item of a list or history is known.
         """
-        model, options = self._model, request.options()
+        model, options = self._model, request.options
         if isinstance(request, NewRequest):
             items, weights = zip(*map(self._read_history, request.histories), strict=True)
             rankings = model.recommend_to_histories(model.make_histories(items, weights), options)
@@ -85,7 +85,7 @@ class Answers:
             others = " or ".join(name for name in model.tables if name != entity)
             raise InputError(f"entity: expected {others}; neighbors of '{entity}' are not served")
         found = model.find_each(entity, [str(id) for id in request.ids])
-        rankings = model.similar(_usable(found), request.options())
+        rankings = model.similar(_usable(found), request.options)
         return self._results(entity, _as_results(request.ids, found), rankings)
 
     def vectors(self, ids: Sequence[str], entity: str | None) -> Vectors:

@@ -6,6 +6,7 @@ those of JSON, and bounded.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Ge
@@ -80,11 +81,14 @@ class _Ranking(_Body):
     max_per: GroupLimit | None = _declared(RankingOptions, "max_per")
 
     def _values(self) -> dict[str, Any]:
-        """Return the options that the request has."""
-        values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("ids", "histories")}
-        lists = {name: tuple(map(str, values[name])) for name in ("allow", "deny")}
-        limit = None if self.max_per is None else (self.max_per.column, self.max_per.count)
-        return {**values, **lists, "max_per": limit}
+        """Return the options that all rankings have; they were validated with the request."""
+        return {
+            "k": self.k,
+            "where": self.where,
+            "allow": tuple(map(str, self.allow)),
+            "deny": tuple(map(str, self.deny)),
+            "max_per": None if self.max_per is None else (self.max_per.column, self.max_per.count),
+        }
 
 
 class _Recommendations(_Ranking):
@@ -93,9 +97,11 @@ class _Recommendations(_Ranking):
         RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False
     )
 
+    @cached_property
     def options(self) -> RecommendOptions:
-        """Return the options; they were validated with the request."""
-        return RecommendOptions.model_construct(**{**self._values(), "exclude": tuple(self.exclude)})
+        """The options of the ranking."""
+        own = {"exclude": tuple(self.exclude), "popularity_damping": self.popularity_damping}
+        return RecommendOptions.model_construct(**self._values(), **own)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -139,9 +145,10 @@ class SimilarRequest(_Ranking):
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="whose neighbors to return")
     entity: Text | None = _declared(SimilarOptions, "entity")
 
+    @cached_property
     def options(self) -> SimilarOptions:
-        """Return the options; they were validated with the request."""
-        return SimilarOptions.model_construct(**self._values())
+        """The options of the ranking."""
+        return SimilarOptions.model_construct(**self._values(), entity=self.entity)
 
 
 class RankingQuery(_Body):

@@ -317,6 +317,8 @@ class Model:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, in any order, float32 (N, D)."""
+        if len(rows_N) < 2:
+            return self.trained.vectors.vectors(entity, rows_N)
         sorted_N, place_N = np.unique(rows_N, return_inverse=True)
         vectors_ND: FloatArray = self.trained.vectors.vectors(entity, sorted_N)[place_N]
         return vectors_ND
