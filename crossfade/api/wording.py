@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.api.arguments import shown
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, OptionWords
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 Parameters = ParamSpec("Parameters")
@@ -81,8 +82,16 @@ def python_words(events: Path | None = None) -> Iterator[None]:
         raise InputError(_reworded(message, events)) from error
     except CrossfadeError as error:
         if error.args and isinstance(error.args[0], str):
-            error.args = (_reworded(error.worded(python_word), events), *error.args[1:])
+            error.args = (_reworded(error.worded(_words_of(error)), events), *error.args[1:])
         raise
+
+
+def _words_of(error: CrossfadeError) -> OptionWords:
+    """Return what names the arguments in ``error``: the value that was given, as Python shows it."""
+    if not isinstance(error, OptionError):
+        return python_word
+    found = error.found
+    return lambda name, value: f"{name}={shown(found)}" if value and value == str(found) else python_word(name, value)
 
 
 def python_word(name: str, value: str) -> str:

@@ -100,7 +100,7 @@ class _Recommendations(_Ranking):
     @cached_property
     def options(self) -> RecommendOptions:
         """The options of the ranking."""
-        own = {"exclude": tuple(self.exclude), "popularity_damping": self.popularity_damping}
+        own: dict[str, Any] = {"exclude": tuple(self.exclude), "popularity_damping": self.popularity_damping}
         return RecommendOptions.model_construct(**self._values(), **own)
 
 

@@ -34,7 +34,7 @@ OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_1", exclude="vali"), "did you mean valid?"),  # type: ignore[arg-type]
     (lambda m: m.recommend("user_1", exclude=3), "exclude=3: expected train, valid, or test"),
     (lambda m: m.recommend("user_1", where=3), "where=3: expected text"),
-    (lambda m: m.recommend("user_1", wher="id > 3"), "wher is unknown; did you mean where?"),
+    (lambda m: m.recommend("user_1", wher="id > 3"), "wher: is unknown; did you mean where?"),
     (lambda m: m.recommend("user_1", context={"hour": 3}), "has no context 'hour'"),
     (lambda m: m.recommend(history=["3"], context={"hour": 3}), "context='hour=3': is added to trained vectors"),
     (lambda m: m.recommend("user_1", where="yeer > 3"), "where='yeer > 3': "),

@@ -143,7 +143,7 @@ def test_model_is_opened_once_and_again_in_another_process(model: crossfade.Mode
         assert copy.recommend("user_42", k=3).equals(expected)
     finally:
         hidden.rename(model.source)
-    assert pickle.loads(pickle.dumps(copy)).recommend("user_42", k=3).equals(expected)  # noqa: S301
+    assert pickle.loads(pickle.dumps(copy)).recommend("user_42", k=3).equals(expected)
 
 
 def test_missing_model_is_an_input_error(tmp_path: Path) -> None:
