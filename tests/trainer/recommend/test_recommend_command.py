@@ -111,11 +111,6 @@ def test_untrained_track_is_never_recommended(workspace: Path) -> None:
     assert sorted(found) == sorted(set(range(5000, 5000 + TRACKS)) - played()["c010"])
 
 
-def test_known_tracks_are_recommended_again_on_request(workspace: Path) -> None:
-    [found] = tracks(recommend("run", "--customer", "c010", "-k", 10, "--exclude", cwd=workspace)).values()
-    assert set(found) & played()["c010"]
-
-
 def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None:
     counts = Counter(track for of_customer in played().values() for track in of_customer)
 
@@ -263,14 +258,6 @@ def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> N
     assert succeeded(result).stderr == "crossfade: 1 of 4 customers have no row: stranger\n"
     assert read_file(out) == {name: everyone[name] for name in sorted(some)}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-@pytest.mark.parametrize("command", [("recommend", "run", "--customer", "c007"), ("similar", "run", "5001")])
-def test_more_than_there_are_means_all(workspace: Path, command: tuple[str, ...]) -> None:
-    """And memory is that of all items: a list as long as was asked for would take terabytes."""
-    all_of_them = succeeded(crossfade_here(*command, "-k", 10**12, cwd=workspace)).stdout
-    assert all_of_them == succeeded(crossfade_here(*command, "-k", 5000, cwd=workspace)).stdout
-    assert len(all_of_them.splitlines()) > 50
 
 
 def test_long_lists_of_all_customers_are_ranked_in_parts(
