@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.inputs import PlanInputs
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
-    from crossfade.trainer.config.schema import JobConfig, SplitName
+    from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.data.reporter import ProgressReporter
+    from crossfade.trainer.data.splits import SplitName
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event, EventSink
     from crossfade.trainer.runs.folder import RunFolder

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 
 MIN_TOKEN_LENGTH = 16
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -83,7 +83,7 @@ def read_token(variable: str, file: Path | None) -> str | None:
     Raises:
         InputError: the file cannot be read, or the token can be guessed or cannot be sent.
     """
-    name = variable if file is None else f"--token-file {file}"
+    name = variable if file is None else option_named("token_file", file)
     try:
         token = os.environ.get(variable, "") if file is None else file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossfade.base.errors import InputError
-from crossfade.base.text import similar_name
 
 _MAX_SHOWN = 60
 
@@ -39,17 +38,6 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
     if number is None or number < minimum:
         raise InputError(f"{name}={shown(value)}: expected an integer from {minimum}")
     return number
-
-
-def number_from_0(name: str, value: object) -> float:
-    """Return an argument as a finite number of at least 0.
-
-    Raises:
-        InputError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < math.inf:
-        raise InputError(f"{name}={shown(value)}: expected a number from 0")
-    return float(value)
 
 
 def text(name: str, value: object, what: str = "text") -> str:
@@ -85,24 +73,6 @@ def mapping(name: str, value: object, example: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InputError(f"{name}={shown(value)}: expected a dictionary, such as {example}")
     return value
-
-
-def choices(name: str, values: object, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Return an argument that must be one or several of ``allowed``.
-
-    Raises:
-        InputError: it is not.
-    """
-    given = (values,) if isinstance(values, str) else values
-    if not isinstance(given, Iterable):
-        raise InputError(f"{name}={shown(values)}: expected some of {', '.join(map(repr, allowed))}")
-    found = tuple(given)
-    for value in found:
-        if value not in allowed:
-            near = similar_name(value, allowed) if isinstance(value, str) else None
-            hint = f"did you mean {near!r}?" if near else f"expected {' or '.join(map(repr, allowed))}"
-            raise InputError(f"{name}={shown(values)}: there is no {shown(value)}; {hint}")
-    return found
 
 
 def id_texts(name: str, values: Any) -> list[str]:

@@ -21,11 +21,10 @@ from crossfade.api.fit import fit
 from crossfade.api.frames import open_batches
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.option_values import EntityColumn
 
 if TYPE_CHECKING:
-    from crossfade.api.model import Model
+    from crossfade.api.model import Model, Opened
     from crossfade.trainer.recommend.trained_model import TrainedModel
 
 
@@ -199,27 +198,26 @@ def _texts(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return ids.cast(pa.string())
 
 
-def _recall(model: TrainedModel, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int) -> float:
+def _recall(model: Opened, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int) -> float:
     """Return the mean recall@k of the pairs of ``query`` and ``item``.
 
     Shapes: N pairs, Q queries, K ranks.
     """
-    from crossfade.trainer.recommend.recommender import Recommender as Ranking
-    from crossfade.trainer.recommend.recommender import RecommendOptions
+    from crossfade.trainer.recommend.options import RecommendOptions
 
-    items = model.spec.item.rows
-    query_N, item_N = _rows(model, model.spec.query.name, query), _rows(model, model.spec.item.name, item)
+    items = model.tables[model.item].rows
+    query_N, item_N = _rows(model.trained, model.query, query), _rows(model.trained, model.item, item)
     pair_N = np.unique((query_N * items + item_N)[(query_N >= 0) & (item_N >= 0)])
     if not len(pair_N):
         raise InputError(_NOTHING_TO_SCORE)
     queries_Q = np.unique(pair_N // items)
-    ranked = Ranking(model, RecommendOptions(k), NullReporter()).for_rows(queries_Q)
-    lists = ranked.histories.lists
+    item_QK, _ = model.recommend(queries_Q, RecommendOptions(k=k))
+    lists = model.histories(queries_Q).lists
     known_N = np.repeat(queries_Q, np.diff(lists.starts_Q1)) * items + lists.items_N
     pair_N = np.setdiff1d(pair_N, known_N, assume_unique=True)
     if not len(pair_N):
         raise InputError(_NOTHING_TO_SCORE)
-    ranked_N = (queries_Q[:, None] * items + ranked.item_QK)[ranked.item_QK >= 0]
+    ranked_N = (queries_Q[:, None] * items + item_QK)[item_QK >= 0]
     place_N = np.searchsorted(queries_Q, pair_N // items)
     held_out_Q = np.bincount(place_N, minlength=len(queries_Q))
     hits_Q = np.bincount(place_N, weights=np.isin(pair_N, ranked_N), minlength=len(queries_Q))

@@ -46,7 +46,7 @@ def takes(
             for name, field in fields.items()
         ]
         lines = "\n".join(f"    {name}: {described(field)}." for name, field in fields.items())
-        documented = inspect.cleandoc(function.__doc__ or "")
+        documented = re.sub(r"    \*\*\w+:.*\n", "", inspect.cleandoc(function.__doc__ or ""))
         if "Args:\n" in documented:
             documented = re.sub(r"(Args:\n(?:    .*\n?)*)", lambda match: f"{match[1].rstrip()}\n{lines}\n", documented)
         else:

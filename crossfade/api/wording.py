@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from crossfade.api.arguments import shown
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, OptionWords
 from crossfade.trainer.prepare.faults import EventFaultsError
 
@@ -33,14 +34,8 @@ _OF_FIT = {
     "work_dir": "TMPDIR",
 }
 """What further options of a preparation are called in ``fit``, unless their own name is that of an argument."""
-_ARGUMENTS = {"--overwrite": "overwrite=True", "--resume": "resume=True", "--work-dir": "TMPDIR", "--count": "k"}
+_ARGUMENTS = {"--overwrite": "overwrite=True", "--resume": "resume=True", "--work-dir": "TMPDIR"}
 """What options are called in Python, unless their own name is that of an argument."""
-_PHRASES = {
-    "relax --where, --allow, or --deny": "relax where",
-    "; further columns come from --metadata FILE": '; further columns come from metadata="FILE"',
-    "name the dataset that the model was trained on with --data": "name its dataset: load(…, data=FOLDER)",
-}
-"""Sentences of commands that have another form in Python."""
 _OPTION = re.compile(
     r"(?P<command>'crossfade [^']*')"
     r"|--set (?P<setting>[\w.]+)=(?P<chosen>\S+?)(?=[:;,]?(?:\s|$))"
@@ -94,13 +89,13 @@ def _with_type(error: CrossfadeError, words: OptionWords) -> OptionWords:
     """Return ``words`` for values of any type: the value that ``error`` found is shown as it was given."""
     if not isinstance(error, OptionError):
         return words
-    shown, found = str(error.found), error.found
-    return lambda name, value: words(name, found if value == shown and name == error.field[0] else value)
+    text, found = str(error.found), error.found
+    return lambda name, value: words(name, found if value == text and name == error.field[0] else value)
 
 
 def python_word(name: str, value: object) -> str:
     """Return an argument, with its value."""
-    return name if value == "" else f"{name}={value!r}"
+    return name if value == "" else f"{name}={shown(value)}"
 
 
 def _fit_word(name: str, value: object) -> str:
@@ -112,8 +107,6 @@ def _fit_word(name: str, value: object) -> str:
 
 
 def _reworded(message: str) -> str:
-    for phrase, in_python_words in _PHRASES.items():
-        message = message.replace(phrase, in_python_words)
     return _OPTION.sub(_python_name, message)
 
 

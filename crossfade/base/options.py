@@ -103,7 +103,7 @@ class Options(BaseModel):
         singles = {
             name: (value,)
             for name, value in values.items()
-            if name in fields and isinstance(value, str | Path) and is_list(fields[name])
+            if name in fields and isinstance(value, str | Path | int) and is_list(fields[name])
         }
         return {**values, **singles}
 
@@ -190,8 +190,9 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
     if is_list(field) and not inner:
         return "a list of values"
     words = _kinds().get(kind, "another value")
-    low = next((entry for entry in field.metadata if isinstance(entry, Ge | Gt)), None)
-    high = next((entry for entry in field.metadata if isinstance(entry, Le | Lt)), None)
+    limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else field.metadata
+    low = next((entry for entry in limits if isinstance(entry, Ge | Gt)), None)
+    high = next((entry for entry in limits if isinstance(entry, Le | Lt)), None)
     if low is not None:
         words += f" from {low.ge}" if isinstance(low, Ge) else f" above {low.gt}"
     if high is not None:
@@ -211,8 +212,9 @@ def plain_type(annotation: Any) -> Any:
 
 
 def is_list(field: FieldInfo) -> bool:
-    """Return whether a value of ``field`` is a sequence of values."""
-    return get_origin(plain_type(field.annotation)) in (tuple, list)
+    """Return whether a value of ``field`` is a sequence of values of one type."""
+    kind = plain_type(field.annotation)
+    return get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
 
 
 def _integer(value: object) -> object:

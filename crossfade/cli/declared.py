@@ -43,7 +43,7 @@ def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> N
             details["nargs"] = "*" if is_list(field) else "?"
         group.add_argument(name, **details)
         return
-    long = f"--{name.replace('_', '-')}"
+    long = f"--{name.rstrip('_').replace('_', '-')}"  # "json_": the class has a method json
     names = [*([f"-{face.short}"] if face.short else ()), long, *([f"--{face.also}"] if face.also else ())]
     group.add_argument(*names, dest=name, required=field.is_required(), **details)
 

@@ -9,6 +9,7 @@ from crossfade.base.text import counted
 from crossfade.cli.command import add_command
 from crossfade.display import progress_bars
 from crossfade.terminal import print_lines
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.options import ForgetOptions
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
 
 def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
     sources = [report.manifest.source for report in reports]
-    found = [text for source in sources for split in ("train", "valid", "test") for text in _texts(source.get(split))]
+    found = [text for source in sources for split in ALL_SPLITS for text in _texts(source.get(split))]
     raw = list(dict.fromkeys(found))
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [

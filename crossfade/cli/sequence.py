@@ -14,7 +14,7 @@ from crossfade.cli.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.candidates import FilterOptions
+    from crossfade.trainer.recommend.options import FilterOptions
     from crossfade.trainer.recommend.sequence import PathFinder
     from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -132,13 +132,13 @@ def _run(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namesp
 
 def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
     from crossfade.base.errors import InputError
-    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels
+    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels, untrained
 
     names = RowNames(model.vocabulary(entity), entity)
     start, end = names.find([arguments.start, arguments.end], _logger.warning)
     for row, text in ((start, arguments.start), (end, arguments.end)):
         if not finder.trained_R[row]:
-            raise InputError(f"'{text}' has no interaction of positive weight in train, so its vector is not trained")
+            raise InputError(untrained(entity, text))
     path = finder.find(start, end, arguments.length)
     labels = names.labels(path.row_K)
     found = [labels[row] for row in path.row_K.tolist()]

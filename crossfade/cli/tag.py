@@ -145,7 +145,7 @@ def _read_options(arguments: argparse.Namespace) -> TagOptions:
         raise InputError(f"--threshold {arguments.threshold}: expected a probability from 0 to 1")
     out = arguments.out
     if out is not None:
-        check_format("--out", out)
+        check_format(out)
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     return TagOptions(

@@ -13,9 +13,10 @@ import numpy as np
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
 from crossfade.trainer.config.schema import JobConfig, resolve
-from crossfade.trainer.data.manifest import SPLITS, DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, open_lineage, select_rows
 
@@ -75,7 +76,7 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
     folder, manifest, model, job = open_inputs(job)
     selection = select_rows(job, folder, manifest, progress or NullReporter())
     with closing(open_lineage(job, folder, manifest)) as lineage:
-        earlier_rows = lineage.known_rows(SPLITS) - sum(split.rows for split in manifest.splits.values())
+        earlier_rows = lineage.known_rows(ALL_SPLITS) - sum(split.rows for split in manifest.splits.values())
     return PlanInputs(job, folder, manifest, model, selection, None, earlier_rows)
 
 

@@ -21,8 +21,8 @@ from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.deploy.dashboard.layout import EXPLORE_PATH
 from crossfade.deploy.dashboard.map_points import read_points
 from crossfade.deploy.dashboard.runs import Runs
+from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER
-from crossfade.trainer.serving.served_model import ServedModel
 
 _PAGE = Path(__file__).parent / "assets" / "explore.html"
 
@@ -31,7 +31,7 @@ def explore_pages(runs: Runs, models: ExploredModels, source: str) -> Blueprint:
     """Build the page and its routes for ``runs``; ``source`` names their folders in the header."""
     pages = Blueprint("explore", __name__, url_prefix=EXPLORE_PATH)
 
-    def ask_model(question: Callable[[ServedModel], answers.Answer]) -> Response:
+    def ask_model(question: Callable[[Model], answers.Answer]) -> Response:
         return _answer_about(runs, lambda path: models.ask(path, question))
 
     @pages.get("", strict_slashes=False)
@@ -50,17 +50,17 @@ def explore_pages(runs: Runs, models: ExploredModels, source: str) -> Blueprint:
     @pages.get("/api/search")
     def search() -> Response:
         text = request.args.get("text", "")
-        return ask_model(lambda served: answers.search(served, text))
+        return ask_model(lambda model: answers.search(model, text))
 
     @pages.get("/api/neighbors")
     def neighbors() -> Response:
         item = request.args.get("item", "")
-        return ask_model(lambda served: answers.find_neighbors(served, item))
+        return ask_model(lambda model: answers.find_neighbors(model, item))
 
     @pages.get("/api/recommendations")
     def recommendations() -> Response:
         customer = request.args.get("customer", "")
-        return ask_model(lambda served: answers.recommend(served, customer))
+        return ask_model(lambda model: answers.recommend(model, customer))
 
     @pages.get("/api/map")
     def points() -> Response:

@@ -1,7 +1,7 @@
 """Answer questions from the trained models of runs, which are opened in the background from copies on this machine.
 
     with closing(ExploredModels()) as models:
-        found = models.ask(Path("runs/lastfm"), lambda served: served.names.search("artist", "radio", 10))
+        found = models.ask(Path("runs/lastfm"), lambda model: model.search("artist", "radio", 10))
         found.phase if isinstance(found, Preparing) else found
 
 The first question about a run begins to prepare its model. When the run has other embeddings, they are prepared too,
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.serving.copies_folder import CopiesFolder
-from crossfade.trainer.serving.served_model import ServedModel
+from crossfade.trainer.serving.version import open_version
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 MAX_OPEN = 4
@@ -74,7 +75,7 @@ class _OpenModel:
 
     def __init__(self, fingerprint: str, folder: Path) -> None:
         self.fingerprint = fingerprint
-        self.served = ServedModel(folder)
+        self.version = open_version(folder)
         self.lock = threading.Lock()
         self.closed = False
         self._folder = folder
@@ -83,7 +84,7 @@ class _OpenModel:
         """Close the model and delete its copy, after the question that is being answered."""
         with self.lock:
             self.closed = True
-            self.served.close()
+            self.version.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -101,7 +102,7 @@ class ExploredModels:
         self._folder: CopiesFolder | None = None
         self._closed = False
 
-    def ask(self, run: Path, question: Callable[[ServedModel], Answer]) -> Answer | Preparing:
+    def ask(self, run: Path, question: Callable[[Model], Answer]) -> Answer | Preparing:
         """Return the answer of the model of ``run`` to ``question``, or how far its preparation is.
 
         Raises:
@@ -118,7 +119,7 @@ class ExploredModels:
                 self._open.move_to_end(run)
             with model.lock:
                 if not model.closed:
-                    return question(model.served)
+                    return question(model.version.model)
 
     def close(self) -> None:
         """Close all models and delete their copies; a preparation that is under way fails."""

@@ -1,20 +1,16 @@
-"""Turn requests into calls of a served model, and rankings into responses."""
+"""Turn requests into questions to a model, and its answers into responses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, format_names
 from crossfade.deploy.serving.schemas import (
-    EntityDescription,
-    Filters,
     FoundRows,
     HistoryItem,
-    KnownRequest,
     ModelDescription,
     NewRequest,
     RecommendRequest,
@@ -26,41 +22,30 @@ from crossfade.deploy.serving.schemas import (
     Vector,
     Vectors,
 )
-from crossfade.trainer.serving.served_model import RankingOptions, Rankings, ServedModel
-
-
-class UnknownRowError(InputError):
-    """There is no row with an ID or name, or no entity of a name."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """An ID of a request: its row if it is known and trained, otherwise the result that says why not."""
-
-    row: int
-    result: Result
+from crossfade.trainer.recommend.model import FoundRow, Rankings
+from crossfade.trainer.recommend.row_names import UnknownRowError
+from crossfade.trainer.serving.version import Version
 
 
 class Answers:
     """The answers of one version of a model."""
 
-    def __init__(self, served: ServedModel, version: str) -> None:
-        """Answer from ``served``, as ``version``."""
-        self.served = served
-        self.version = version
+    def __init__(self, opened: Version, version: str) -> None:
+        """Answer from ``opened``, as ``version``."""
+        self.opened, self.version = opened, version
+        self._model = opened.model
 
     def is_quick(self, request: RecommendRequest | SimilarRequest) -> bool:
         """Return whether the request takes about a millisecond, so that it may be answered at once."""
-        served = self.served
-        if isinstance(request, NewRequest) or len(request.ids) != 1 or request.allow or request.deny:
+        if isinstance(request, NewRequest) or len(request.ids) != 1:
             return False
-        if isinstance(request, KnownRequest):
-            return served.is_quick(served.item, served.card.score, _options(request))
-        return served.is_quick(request.entity or served.item, "cosine", _options(request))
+        if isinstance(request, SimilarRequest):
+            return self._model.is_quick(self._model.entity(request.entity), "cosine", request.options)
+        return self._model.is_quick(self._model.item, self._model.score, request.options)
 
     def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
         """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
-        metadata, where = self.served.metadata, request.where
+        metadata, where = self.opened.metadata, request.where
         column = request.max_per.column if request.max_per else None
         if metadata.has(where, column):
             return None
@@ -80,15 +65,13 @@ class Answers:
             InputError: a condition or a column is invalid.
             UnknownRowError: no item of a list or history is known.
         """
-        served, options = self.served, self._with_lists(_options(request), request, self.served.item)
+        model, options = self._model, request.options
         if isinstance(request, NewRequest):
             items, weights = zip(*map(self._read_history, request.histories), strict=True)
-            rankings = served.recommend_to_histories(served.make_histories(items, weights), options)
-            return self._results(served.item, [Result() for _ in items], rankings)
-        queries = [self._find(served.query, id) for id in request.ids]
-        known_Q = _rows_of(queries)
-        rankings = served.recommend(known_Q, options)
-        return self._results(served.item, [query.result for query in queries], rankings)
+            rankings = model.recommend_to_histories(model.make_histories(items, weights), options)
+            return self._results(model.item, [Result() for _ in items], rankings)
+        found = model.find_each(model.query, [str(id) for id in request.ids])
+        return self._results(model.item, _as_results(request.ids, found), model.recommend(_usable(found), options))
 
     def similar(self, request: SimilarRequest) -> Results:
         """Rank rows by their cosine with those of the request.
@@ -97,15 +80,13 @@ class Answers:
             InputError: a condition or a column is invalid.
             UnknownRowError: there is no such entity, or no row of a list is known.
         """
-        entity = self.entity(request.entity)
-        if entity == self.served.query:
-            raise InputError(f"entity: expected {self._entities(entity)}; neighbors of '{entity}' are not served")
-        if entity != self.served.item and (request.where is not None or request.max_per is not None):
-            raise InputError(f"where and max_per: expected the entity '{self.served.item}', but found '{entity}'")
-        options = self._with_lists(_options(request), request, entity)
-        queries = [self._find(entity, id) for id in request.ids]
-        rankings = self.served.similar(entity, _rows_of(queries), options)
-        return self._results(entity, [query.result for query in queries], rankings)
+        model, entity = self._model, self._model.entity(request.entity)
+        if entity == model.query:
+            others = " or ".join(name for name in model.tables if name != entity)
+            raise InputError(f"entity: expected {others}; neighbors of '{entity}' are not served")
+        found = model.find_each(entity, [str(id) for id in request.ids])
+        rankings = model.similar(_usable(found), request.options)
+        return self._results(entity, _as_results(request.ids, found), rankings)
 
     def vectors(self, ids: Sequence[str], entity: str | None) -> Vectors:
         """Return the vectors of rows.
@@ -113,19 +94,14 @@ class Answers:
         Raises:
             UnknownRowError: there is no such row or entity, or its vector is not trained.
         """
-        name = self.entity(entity)
-        queries = [self._find(name, id) for id in ids]
-        for query in queries:
-            if query.result.error is not None:
-                raise UnknownRowError(query.result.error)
-        rows_N = _rows_of(queries)
-        vectors_ND = self.served.model.vectors.vectors(name, rows_N)
-        labels = self.served.names.labels(name, rows_N.tolist())
+        model, name = self._model, self._model.entity(entity)
+        rows_N = model.find(name, ids)
+        labels = model.labels(name, rows_N.tolist())
         found = [
             Vector.model_construct(id=labels[int(row)].id, name=labels[int(row)].name, vector=vector_D.tolist())
-            for row, vector_D in zip(rows_N, vectors_ND, strict=True)
+            for row, vector_D in zip(rows_N, model.vectors(name, rows_N), strict=True)
         ]
-        return Vectors.model_construct(version=self.version, entity=name, score=self.served.card.score, vectors=found)
+        return Vectors.model_construct(version=self.version, entity=name, score=model.score, vectors=found)
 
     def search(self, text: str, k: int, entity: str | None) -> FoundRows:
         """Find rows by the first letters of words of their names or, without one, of their IDs.
@@ -133,90 +109,37 @@ class Answers:
         Raises:
             UnknownRowError: there is no such entity.
         """
-        name = self.entity(entity)
-        rows = self.served.names.search(name, text, k)
-        labels = self.served.names.labels(name, rows)
+        name = self._model.entity(entity)
+        rows = self._model.search(name, text, k)
+        labels = self._model.labels(name, rows)
         found = [Row.model_construct(id=labels[row].id, name=labels[row].name) for row in rows]
         return FoundRows.model_construct(version=self.version, entity=name, rows=found)
 
     def describe(self) -> ModelDescription:
         """Describe the model."""
-        served = self.served
-        entities = {
-            name: EntityDescription(
-                rows=table.rows, dim=table.dim, has_names=served.model.manifest.entities[name].has_names
-            )
-            for name, table in served.tables.items()
-        }
         return ModelDescription(
             version=self.version,
-            job=served.card.job,
-            model=served.card.model,
-            date=served.card.date,
-            score=served.card.score,
-            query=served.query,
-            item=served.item,
-            entities=entities,
-            columns=served.metadata.columns,
-            indexes=served.card.indexes,
+            date=self.opened.card.date,
+            columns=self.opened.metadata.columns,
+            indexes=self.opened.card.indexes,
+            **self._model.describe(),
         )
-
-    def entity(self, name: str | None) -> str:
-        """Return ``name``, or the item entity for None.
-
-        Raises:
-            UnknownRowError: there is no such entity.
-        """
-        if name is not None and name not in self.served.tables:
-            raise UnknownRowError(f"there is no entity '{name}'; expected {self._entities()}")
-        return name or self.served.item
-
-    def _entities(self, without: str | None = None) -> str:
-        return " or ".join(name for name in self.served.tables if name != without)
-
-    def _find(self, entity: str, id: int | str) -> Query:
-        """Find the row of ``id``, with its label."""
-        row = self.served.names.find(entity, str(id))
-        if row is None:
-            return Query(-1, Result(id=id, error=f"there is no {entity} with the ID or name '{id}'"))
-        label = self.served.names.labels(entity, [row])[row]
-        found = Result.model_construct(id=label.id, name=label.name, items=[], error=None)
-        if not self.served.trained[entity][row]:
-            found.error = (
-                f"{entity} '{id}' has no interaction of positive weight in train, so its vector is not trained"
-            )
-            return Query(-1, found)
-        return Query(row, found)
 
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""
-        found = [
-            (self.served.names.find(self.served.item, str(each["id"])), each.get("weight", 1.0)) for each in history
-        ]
+        item, weights = self._model.item, [each.get("weight", 1.0) for each in history]
+        rows = self._model.files.names(item).found([str(each["id"]) for each in history])
+        found = [(rows.get(str(each["id"])), weight) for each, weight in zip(history, weights, strict=True)]
         known = [(row, weight) for row, weight in found if row is not None]
         if not known:
             names = format_names(each["id"] for each in history[:3])
-            raise UnknownRowError(f"histories: none of {len(history)} items is a {self.served.item}, such as {names}")
-        rows, weights = zip(*known, strict=True)
-        return np.array(rows, np.int64), np.array(weights, np.float32)
-
-    def _with_lists(self, options: RankingOptions, request: Filters, entity: str) -> RankingOptions:
-        if not request.allow and not request.deny:
-            return options
-        allow_P, deny_N = (
-            np.unique(
-                np.array([row for id in ids if (row := self.served.names.find(entity, str(id))) is not None], np.int64)
-            )
-            for ids in (request.allow, request.deny)
-        )
-        if request.allow and not len(allow_P):
-            raise UnknownRowError(f"allow: none of {len(request.allow)} IDs is one of {entity}")
-        return RankingOptions(**{**vars(options), "allow": allow_P if request.allow else None, "deny": deny_N})
+            raise UnknownRowError(f"histories: none of {len(history)} items is a {item}, such as {names}")
+        return np.array([row for row, _ in known], np.int64), np.array([weight for _, weight in known], np.float32)
 
     def _results(self, entity: str, results: list[Result], rankings: Rankings) -> Results:
         """Fill in the rankings of those of ``results`` that have no error."""
         rows_QK, scores_QK = rankings
-        labels = self.served.names.labels(entity, np.unique(rows_QK[rows_QK >= 0]).tolist())
+        labels = self._model.labels(entity, np.unique(rows_QK[rows_QK >= 0]).tolist())
         ranked = zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)
         for result in results:
             if result.error is None:
@@ -229,14 +152,18 @@ class Answers:
         return Results.model_construct(version=self.version, results=results)
 
 
-def _options(request: Filters) -> RankingOptions:
-    max_per = (request.max_per.column, request.max_per.count) if request.max_per else None
-    options = RankingOptions(k=request.k, where=request.where, max_per=max_per)
-    if isinstance(request, KnownRequest | NewRequest):
-        more = {"exclude_known": request.exclude_known, "popularity_damping": request.popularity_damping}
-        return RankingOptions(**{**vars(options), **more})
-    return options
+def _usable(found: Sequence[FoundRow]) -> IntArray:
+    return np.array([each.row for each in found if each.error is None], np.int64)
 
 
-def _rows_of(queries: Sequence[Query]) -> IntArray:
-    return np.array([query.row for query in queries if query.result.error is None], np.int64)
+def _as_results(ids: Sequence[int | str], found: Sequence[FoundRow]) -> list[Result]:
+    """Return a result for each of ``ids``, with its label, and with the error if it cannot be used."""
+    return [
+        Result.model_construct(
+            id=each.label.id if each.label else id,
+            name=each.label.name if each.label else None,
+            items=[],
+            error=each.error,
+        )
+        for id, each in zip(ids, found, strict=True)
+    ]

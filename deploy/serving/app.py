@@ -31,7 +31,6 @@ from starlette.routing import Route
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
-from crossfade.deploy.serving.answers import UnknownRowError
 from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
 from crossfade.deploy.serving.current import CurrentVersion
 from crossfade.deploy.serving.front_page import front_page
@@ -58,6 +57,7 @@ from crossfade.deploy.serving.schemas import (
 )
 from crossfade.deploy.serving.versions import Versions
 from crossfade.kvstore import __version__
+from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"

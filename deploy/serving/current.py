@@ -26,7 +26,7 @@ from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.metrics import record_failed_version, record_version
 from crossfade.deploy.serving.versions import Versions
 from crossfade.trainer.serving.served_metadata import MAX_SLOW, OverloadedError
-from crossfade.trainer.serving.served_model import ServedModel
+from crossfade.trainer.serving.version import Version, open_version
 
 MAX_WAITING, MAX_CONDITIONS = 64, 32
 """Requests that may wait for the thread, and for conditions; more are rejected."""
@@ -60,8 +60,8 @@ class _Waiting:
 class _OpenVersion:
     """An open version, with how many requests use it."""
 
-    def __init__(self, served: ServedModel, name: str) -> None:
-        self.answers = Answers(served, name)
+    def __init__(self, opened: Version, name: str) -> None:
+        self.answers = Answers(opened, name)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -130,12 +130,12 @@ class CurrentVersion:
         if name is None or (self._open is not None and self._open.answers.version == name):
             return
         loop = asyncio.get_running_loop()
-        served = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
-        previous, self._open = self._open, _OpenVersion(served, name)
+        opened = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
+        previous, self._open = self._open, _OpenVersion(opened, name)
         record_version(int(name))
         if previous is not None:
             await previous.unused()
-            await loop.run_in_executor(self._condition_threads, previous.answers.served.close)
+            await loop.run_in_executor(self._condition_threads, previous.answers.opened.close)
 
     async def follow(self) -> None:
         """Load each new version as it appears; one that cannot be opened is tried again after a while."""
@@ -182,17 +182,17 @@ class CurrentVersion:
         self._thread.shutdown()
         self._condition_threads.shutdown()
         if self._open is not None:
-            self._open.answers.served.close()
+            self._open.answers.opened.close()
 
 
-def _open(path: Path) -> ServedModel:
-    served = ServedModel(path)
+def _open(path: Path) -> Version:
+    opened = open_version(path)
     try:
-        served.warm_up()
+        opened.warm_up()
     except BaseException:
-        served.close()
+        opened.close()
         raise
-    return served
+    return opened
 
 
 def _report_failure(error: Exception) -> None:

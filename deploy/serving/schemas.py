@@ -1,16 +1,24 @@
-"""Bodies of requests and responses, with the limits of what a request may ask for."""
+"""Bodies of requests and responses, with the limits of what a request may ask for.
+
+Options of rankings have the names, defaults, and descriptions of ``trainer/recommend/options.py``. Their types are
+those of JSON, and bounded.
+"""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired
 
+from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
 from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 
-MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
+MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
 MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
@@ -33,10 +41,25 @@ Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeV
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)]
 """A number of rows in a body; in JSON, neither text nor true is a number."""
 
-K = Field(10, ge=1, le=MAX_K, description="rows of each result")
-WHERE = Field(None, description="keep only items that meet this SQL condition on the columns that /model lists")
-EXCLUDE_KNOWN = Field(True, description="leave out the items in the history")
-DAMPING = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="rank popular items lower; this ranks exactly")
+
+def _splits(value: object) -> object:
+    """Return no split for the empty text that an address has for none: ``exclude=``."""
+    return [] if value in ("", [""]) else value
+
+
+Splits = Annotated[list[SplitName], Field(max_length=len(ALL_SPLITS), fail_fast=True), BeforeValidator(_splits)]
+"""All splits, or none: a version has the histories of all together."""
+
+
+def _declared(options: type[RankingOptions], name: str, **limits: Any) -> Any:
+    """Return the field ``name`` of ``options`` as one of a request, with further ``limits``."""
+    field = options.model_fields[name]
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    bounds: dict[str, Any] = {}
+    for entry in field.metadata:
+        if isinstance(entry, Ge):
+            bounds["ge"] = entry.ge
+    return Field(default, description=field.description, **bounds, **limits)
 
 
 class _Body(BaseModel):
@@ -50,16 +73,35 @@ class GroupLimit(_Body):
     count: Count
 
 
-class Filters(_Body):
-    """Which rows are ranked, and how many are returned."""
+class _Ranking(_Body):
+    k: Count = _declared(RankingOptions, "k")
+    where: Text | None = _declared(RankingOptions, "where")
+    allow: list[Id] = _declared(RankingOptions, "allow", max_length=MAX_LIST, fail_fast=True)
+    deny: list[Id] = _declared(RankingOptions, "deny", max_length=MAX_LIST, fail_fast=True)
+    max_per: GroupLimit | None = _declared(RankingOptions, "max_per")
 
-    k: Count = Field(10, description="rows of each result")
-    where: Text | None = WHERE
-    allow: list[Id] = Field(
-        default_factory=list, max_length=MAX_LIST, fail_fast=True, description="rank only these; empty: all"
+    def _values(self) -> dict[str, Any]:
+        """Return the options that all rankings have; they were validated with the request."""
+        return {
+            "k": self.k,
+            "where": self.where,
+            "allow": tuple(map(str, self.allow)),
+            "deny": tuple(map(str, self.deny)),
+            "max_per": None if self.max_per is None else (self.max_per.column, self.max_per.count),
+        }
+
+
+class _Recommendations(_Ranking):
+    exclude: Splits = _declared(RecommendOptions, "exclude")
+    popularity_damping: Annotated[float, Field(strict=True)] = _declared(
+        RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False
     )
-    deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, fail_fast=True, description="leave out these")
-    max_per: GroupLimit | None = Field(None, description="at most some rows with the same value of a column")
+
+    @cached_property
+    def options(self) -> RecommendOptions:
+        """The options of the ranking."""
+        own: dict[str, Any] = {"exclude": tuple(self.exclude), "popularity_damping": self.popularity_damping}
+        return RecommendOptions.model_construct(**self._values(), **own)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -70,11 +112,6 @@ class HistoryItem(TypedDict):
     weight: NotRequired[
         Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=False, description="by default 1")]
     ]
-
-
-class _Recommendations(Filters):
-    exclude_known: Annotated[bool, Field(strict=True)] = EXCLUDE_KNOWN
-    popularity_damping: Annotated[float, Field(strict=True)] = DAMPING
 
 
 class KnownRequest(_Recommendations):
@@ -100,34 +137,39 @@ class NewRequest(_Recommendations):
 RecommendRequest = KnownRequest | NewRequest
 
 
-class SimilarRequest(Filters):
+class SimilarRequest(_Ranking):
     """The nearest neighbors, by cosine, of rows of an entity."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "k": 5}]})
 
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="whose neighbors to return")
-    entity: Text | None = Field(None, description="their entity; by default, the items")
+    entity: Text | None = _declared(SimilarOptions, "entity")
+
+    @cached_property
+    def options(self) -> SimilarOptions:
+        """The options of the ranking."""
+        return SimilarOptions.model_construct(**self._values(), entity=self.entity)
 
 
 class RankingQuery(_Body):
     """Parameters of a request for one ID."""
 
     id: Text = Field(description="an ID or, for an entity with names, a name")
-    k: int = K
-    where: Text | None = WHERE
+    k: int = _declared(RankingOptions, "k", le=MAX_K)
+    where: Text | None = _declared(RankingOptions, "where")
 
 
 class RecommendQuery(RankingQuery):
     """Parameters of a request for the recommendations of one query."""
 
-    exclude_known: bool = EXCLUDE_KNOWN
-    popularity_damping: float = DAMPING
+    exclude: Splits = _declared(RecommendOptions, "exclude")
+    popularity_damping: float = _declared(RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False)
 
 
 class SimilarQuery(RankingQuery):
     """Parameters of a request for the neighbors of one row."""
 
-    entity: Text | None = Field(None, description="its entity; by default, the items")
+    entity: Text | None = _declared(SimilarOptions, "entity")
 
 
 class RowQuery(_Body):
@@ -136,7 +178,7 @@ class RowQuery(_Body):
     id: list[Text] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="IDs or names; repeat it for several"
     )
-    entity: Text | None = Field(None, description="their entity; by default, the items")
+    entity: Text | None = _declared(SimilarOptions, "entity")
 
 
 class SearchQuery(_Body):
@@ -144,7 +186,7 @@ class SearchQuery(_Body):
 
     text: Text = Field(description="the first letters of words of the name or ID")
     k: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
-    entity: Text | None = Field(None, description="what to search; by default, the items")
+    entity: Text | None = _declared(SimilarOptions, "entity")
 
 
 class Row(BaseModel):

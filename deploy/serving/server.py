@@ -1,6 +1,6 @@
 """Run the server: one process writes versions of the model and supervises the others, which answer requests.
 
-    serve(source, ServerOptions(port=8090), reporter, on_listening=print)
+    serve(ServeOptions.of(source="runs/lastfm").located(), reporter, on_listening=print)
 
 The processes share one socket. Each opens the current version by itself; its files are mapped into memory, which the
 processes therefore have in common. One that dies is replaced.
@@ -13,18 +13,17 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, option_named
 from crossfade.base.io.disk_errors import write_error
-from crossfade.deploy.access import Access
+from crossfade.deploy.access import Access, read_token
 from crossfade.deploy.capacity.machine import usable_cores
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
+from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.recommend.metadata_table import MetadataFile
 from crossfade.trainer.serving.copies_folder import CopiesFolder, full_work_disk_error
 
 _BACKLOG = 2048
@@ -35,50 +34,8 @@ _METRICS = "metrics"
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to serve.
-
-    Attributes:
-        host: the address to listen on.
-        port: the port; 0: a free one.
-        processes: how many processes answer requests.
-        refresh_seconds: how often to look for a new version; 0: never.
-        work: the folder for versions; None: a temporary one.
-        access: decides which requests are answered.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8090
-    processes: int = 1
-    refresh_seconds: float = 30.0
-    work: Path | None = None
-    access: Access = field(default_factory=Access)
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What to serve.
-
-    Attributes:
-        location: a run folder, a folder of checkpoints, or a checkpoint.
-        data: the dataset, if it is not where the job names it.
-        metadata: a file with further columns of items, for conditions.
-        index_from: number of items from which requests search an index; None: they always rank exactly.
-        history_from_this_dataset_only: whether to do without base datasets.
-    """
-
-    location: str
-    data: str | None = None
-    metadata: MetadataFile | None = None
-    index_from: int | None = 50_000
-    history_from_this_dataset_only: bool = False
-
-
-def serve(
-    model: ModelOptions, options: ServerOptions, reporter: ProgressReporter, on_listening: Callable[[str], None]
-) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are answered.
+def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; requests that have begun are answered. ``options`` are ``located``.
 
     ``reporter`` follows the first version being written, and ``on_listening`` receives the URL after it.
 
@@ -89,7 +46,10 @@ def serve(
         CrossfadeError: a process cannot start.
         OSError: the working folder cannot be written.
     """
-    with _bound_socket(options.host, options.port) as listener, _working_folder(options.work) as work:
+    assert options.host is not None
+    assert options.port is not None
+    access = Access.of(options.host, options.allowed_host, read_token(TOKEN_VARIABLE, options.token_file))
+    with _bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:
         # Before the client of Prometheus is imported, which reads it then.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)
         try:
@@ -98,28 +58,20 @@ def serve(
             from uvicorn.supervisors import Multiprocess
 
             from crossfade.deploy.serving.app import VERSIONS_VARIABLE, make_app
-            from crossfade.deploy.serving.versions import Refresher, Source, Versions
+            from crossfade.deploy.serving.versions import Refresher, Versions
         except ImportError as error:
             raise MissingExtraError(error.name or "fastapi", extra="serve", purpose="crossfade serve") from error
-        from crossfade.trainer.serving.version_folder import VersionOptions
-
-        source = Source(
-            model.location,
-            model.data,
-            VersionOptions(model.metadata, model.index_from),
-            model.history_from_this_dataset_only,
-        )
-        refresher = Refresher(source, Versions(work))
+        refresher = Refresher(options, Versions(work))
         refresher.write_first(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)
         os.environ[AGENT_VARIABLE] = str(os.getpid())
         # The processes get the token by a pipe, with the application.
-        config = Config(partial(make_app, options.access), **_process_options(options.processes))
+        config = Config(partial(make_app, access), **_process_options(options.processes))
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
         on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
         supervisor = Multiprocess(config, sockets=[listener])
-        with refresher.running(options.refresh_seconds):
+        with refresher.running(options.refresh):
             supervisor.run()
         if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
             raise CrossfadeError("a process of the server could not start; its error is above")
@@ -158,8 +110,10 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             reason = error.strerror or error
-            raise InputError(
-                f"--port: cannot listen on {host}:{port}: {reason}; name another port, or 0 for a free one"
+            raise OptionError(
+                "port",
+                problem=f"cannot listen on {host}:{port}: {reason}",
+                fix="name another port, or 0 for a free one",
             ) from error
         listener.set_inheritable(True)
         yield listener
@@ -174,7 +128,7 @@ def _working_folder(work: Path | None) -> Iterator[Path]:
         folder = CopiesFolder(work)
     except OSError as error:
         place = work or Path(tempfile.gettempdir())
-        raise write_error(f"--work-dir {place}", error, place) from error
+        raise write_error(option_named("work_dir", place), error, place) from error
     try:
         # The client of Prometheus maps its files into memory, and a process that writes such a page to a full disk is
         # killed by SIGBUS.

@@ -20,7 +20,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.metrics import record_refresh
+from crossfade.deploy.serving.options import INDEX_FROM, ServeOptions
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.recommend.trained_model import source_fingerprint, with_trained_model
 from crossfade.trainer.serving.copies_folder import full_work_disk_error
@@ -77,16 +77,6 @@ class Versions:
             shutil.rmtree(old)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where versions come from: a run or checkpoints, the dataset if it has moved, and what a version has."""
-
-    location: str
-    data: str | None
-    options: VersionOptions
-    history_from_this_dataset_only: bool = False
-
-
 class Refresher:
     """Writes a version whenever the source has other vectors.
 
@@ -94,8 +84,8 @@ class Refresher:
     time that requests leave.
     """
 
-    def __init__(self, source: Source, versions: Versions) -> None:
-        """Write versions of ``source`` to ``versions``."""
+    def __init__(self, source: ServeOptions, versions: Versions) -> None:
+        """Write versions of the model that ``source`` names to ``versions``."""
         self._source = source
         self._versions = versions
         self._fingerprint: str | None = None
@@ -108,7 +98,7 @@ class Refresher:
             CrossfadeError: the source cannot be read, or the version not be written.
             OSError: the version cannot be written.
         """
-        self._fingerprint = source_fingerprint(self._source.location)
+        self._fingerprint = source_fingerprint(str(self._source.source))
         path = self._versions.next_path()
         _write(self._source, path, reporter)
         self._versions.publish(path)
@@ -144,7 +134,7 @@ class Refresher:
             else:
                 reported = None
                 if is_new:
-                    _logger.info(f"serving a new version of {self._source.location}")
+                    _logger.info(f"serving a new version of {self._source.source}")
 
     def _refresh(self) -> bool:
         """Write and publish a version if the source has changed since the last; return whether it was published.
@@ -152,7 +142,7 @@ class Refresher:
         Raises:
             CrossfadeError: the source cannot be read, or the version not be written.
         """
-        fingerprint = source_fingerprint(self._source.location)
+        fingerprint = source_fingerprint(str(self._source.source))
         if fingerprint == self._fingerprint:
             return False
         path = self._versions.next_path()
@@ -190,7 +180,7 @@ class Refresher:
         return True
 
 
-def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
+def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> None:
     """Write a version in this child process, and send the error message, which is empty on success."""
     die_with_agent()
     os.nice(_NICENESS)
@@ -202,13 +192,14 @@ def _write_and_report(source: Source, path: Path, sender: Connection) -> None:
     sender.send(problem)
 
 
-def _write(source: Source, path: Path, reporter: ProgressReporter) -> None:
+def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
+    options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
     try:
         with_trained_model(
-            source.location,
+            str(source.source),
             source.data,
             _logger.info,
-            lambda model: write_version(model, _emptied(path), source.options, reporter),
+            lambda model: write_version(model, _emptied(path), options, reporter),
             history_from_this_dataset_only=source.history_from_this_dataset_only,
         )
     except BaseException as error:

@@ -129,7 +129,7 @@ def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
     answers: list[Any] = []
 
     def has_answered() -> bool:
-        answers[:] = [models.ask(run, lambda served: explore(served, customer))]
+        answers[:] = [models.ask(run, lambda model: explore(model, customer))]
         return not isinstance(answers[0], Preparing)
 
     with closing(ExploredModels(**options)) as models:

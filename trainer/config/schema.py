@@ -48,9 +48,9 @@ from crossfade.trainer.config.sections import (
     on_gpu,
     resolved,
 )
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.data.time_range import TimeRange
 
-SplitName = Literal["train", "valid", "test"]
 EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (

@@ -30,7 +30,6 @@ from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import (
-    SPLITS,
     BaseReference,
     DatasetManifest,
     Split,
@@ -38,6 +37,7 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
 )
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, Interactions
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 WITHOUT_BASES = (
@@ -197,11 +197,13 @@ class LineageReader:
 
         Without ``splits``, nothing is known. Raises as ``read_train`` does.
         """
-        yield from self._read(SPLITS if splits else (), splits, timestamps)
+        yield from self._read(ALL_SPLITS if splits else (), splits, timestamps)
 
     def known_rows(self, splits: Sequence[str]) -> int:
         """Return how many interactions ``read_known`` reads, including those it leaves out."""
-        return _rows(self.manifest, splits) + sum(_rows(base.manifest, SPLITS if splits else ()) for base in self.bases)
+        return _rows(self.manifest, splits) + sum(
+            _rows(base.manifest, ALL_SPLITS if splits else ()) for base in self.bases
+        )
 
     def train_rows(self) -> int:
         """Return how many interactions ``read_train`` reads, including those it leaves out."""

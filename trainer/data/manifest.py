@@ -33,6 +33,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import finish_replacement
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
+from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"
@@ -43,7 +44,7 @@ VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
 PENDING = "pending"
-SPLITS = ("train", "valid", "test")
+SPLITS: tuple[str, ...] = ALL_SPLITS
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
 
@@ -213,7 +214,7 @@ class DatasetManifest(_Strict):
     query: EntityName
     item: EntityName
     entities: dict[EntityName, Entity]
-    splits: dict[Literal["train", "valid", "test"], Split]
+    splits: dict[SplitName, Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
     context: list[EntityName] = Field(default_factory=list)

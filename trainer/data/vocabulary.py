@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,38 @@ class Vocabulary:
                 if rows and first < stop and first + rows > start:
                     yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
+
+
+class KeptVocabulary(Vocabulary):
+    """A vocabulary whose columns stay in memory once they are read."""
+
+    def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str) -> None:
+        super().__init__(folder, manifest, entity)
+        self._kept: dict[tuple[str, ...], pa.Table] = {}
+
+    @cached_property
+    def rows_by_id(self) -> dict[str, int]:
+        """The row of each ID, as text."""
+        ids = self._whole(["id"]).column("id").cast(pa.string()).to_pylist()
+        return {id: row for row, id in enumerate(ids) if id is not None}
+
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Return ``columns`` of the rows ``start`` to before ``stop``."""
+        return self._whole(columns).slice(start, stop - start)
+
+    def take(self, rows_N: IntArray, columns: list[str] | None = None) -> pa.Table:
+        """Return ``columns`` of ``rows_N``."""
+        return self._whole(columns).take(pa.array(rows_N))
+
+    def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield ``columns`` of all rows at once."""
+        yield self._whole(columns)
+
+    def _whole(self, columns: list[str] | None) -> pa.Table:
+        key = tuple(columns or self.columns)
+        if key not in self._kept:
+            self._kept[key] = super().read(0, self.rows, columns).combine_chunks()
+        return self._kept[key]
 
 
 def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError
+from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
@@ -76,6 +76,48 @@ def locate_checkpoint(text: str) -> CheckpointSource:
     return CheckpointSource(run.checkpoints(job), is_folder=True, embeddings=embeddings)
 
 
+class NewestCheckpoint:
+    """Opens the newest complete checkpoint of a source, and an older one when that turns out to be corrupt."""
+
+    def __init__(self, source: CheckpointSource, log: Log) -> None:
+        """Open checkpoints of ``source``; ``log`` gets a line for each that is skipped."""
+        self._source, self._log = source, log
+        self._rejected: set[str] = set()
+        self._logged: set[str] = set()
+
+    def open(self) -> Checkpoint:
+        """Open the newest checkpoint that was not rejected; log once why newer ones are skipped.
+
+        Raises:
+            CheckpointError: it is corrupt, or every one is.
+            InputError: there is none.
+        """
+        source = self._source
+        if not source.is_folder:
+            return open_checkpoint(source.uri)
+        checkpoint, reasons = latest_checkpoint(source.uri, self._rejected)
+        for reason in reasons:
+            if reason not in self._logged and not any(reason.startswith(f"{uri}:") for uri in self._rejected):
+                self._logged.add(reason)
+                self._log(f"skipped a checkpoint: {reason}")
+        if checkpoint is not None:
+            return checkpoint
+        if reasons:
+            raise CheckpointError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
+        raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
+
+    def reject(self, checkpoint: Checkpoint, error: CheckpointError) -> None:
+        """Skip ``checkpoint`` from now on, if ``error`` is that it is corrupt and there may be others.
+
+        Raises:
+            CheckpointError: it is not; this is ``error``.
+        """
+        if not self._source.is_folder or error.checkpoint != checkpoint.uri:
+            raise error
+        self._log(f"skipped a checkpoint: {error}")
+        self._rejected.add(checkpoint.uri)
+
+
 def use_newest(source: CheckpointSource, log: Log, use: Callable[[Checkpoint], Result]) -> Result:
     """Return ``use`` of the newest complete checkpoint of ``source``; an older one if ``use`` finds it corrupt.
 
@@ -85,39 +127,14 @@ def use_newest(source: CheckpointSource, log: Log, use: Callable[[Checkpoint], R
         CheckpointError: the checkpoint, or every one of the folder, is corrupt or cannot be read.
         InputError: there is none, or ``use`` raised it.
     """
-    rejected: set[str] = set()
-    logged: set[str] = set()
+    newest = NewestCheckpoint(source, log)
     while True:
-        checkpoint = _open(source, rejected, logged, log)
+        checkpoint = newest.open()
         try:
             with closing(checkpoint):
                 return use(checkpoint)
         except CheckpointError as error:
-            if not source.is_folder or error.checkpoint != checkpoint.uri:
-                raise
-            log(f"skipped a checkpoint: {error}")
-            rejected.add(checkpoint.uri)
-
-
-def _open(source: CheckpointSource, rejected: set[str], logged: set[str], log: Log) -> Checkpoint:
-    """Open the checkpoint of ``source``; log once why newer ones are skipped.
-
-    Raises:
-        CheckpointError: it is corrupt, or every one is.
-        InputError: there is none.
-    """
-    if not source.is_folder:
-        return open_checkpoint(source.uri)
-    checkpoint, reasons = latest_checkpoint(source.uri, rejected)
-    for reason in reasons:
-        if reason not in logged and not any(reason.startswith(f"{uri}:") for uri in rejected):
-            logged.add(reason)
-            log(f"skipped a checkpoint: {reason}")
-    if checkpoint is not None:
-        return checkpoint
-    if reasons:
-        raise CheckpointError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
-    raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
+            newest.reject(checkpoint, error)
 
 
 def job_of(checkpoint: Checkpoint) -> JobConfig:
@@ -144,7 +161,7 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
     Raises:
         InputError: there is no dataset in ``data``, or another one.
     """
-    fix = "name the dataset that the checkpoint was trained on, which has the IDs, with --data"
+    fix = f"name the dataset that the checkpoint was trained on, which has the IDs, with {option_named('data')}"
     fingerprint = _record(checkpoint, "data")
     try:
         if not data.exists(DATA_MANIFEST):

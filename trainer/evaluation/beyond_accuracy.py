@@ -62,7 +62,7 @@ SegmentValues = dict[str, float | int | None]
 def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, texts: Sequence[str]) -> SegmentMetrics:
     """Read what the metrics need from the dataset of ``job``.
 
-    Segments are those of ``texts``, the values of ``--segments`` (``parse_segments``); without any, terciles.
+    Segments are those of ``texts``, the option ``segments`` (``parse_segments``); without any, terciles.
 
     Raises:
         InputError: the dataset or the embeddings cannot be read, the bounds do not rise, or there is no such context.

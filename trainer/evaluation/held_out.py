@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.trainer.config.schema import EvaluateConfig, SplitName
+from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.model.active_rows import number_distinct
 
 _MAX_COUNTED = 1 << 24
@@ -188,7 +188,7 @@ def _histories(
     selected_R = np.zeros(manifest.entities[manifest.query].rows, np.bool_)
     selected_R[queries_Q] = True
     parts = [np.empty((3, 0), np.int64)]
-    for part in lineage.read_known(SPLITS, timestamps=True):
+    for part in lineage.read_known(ALL_SPLITS, timestamps=True):
         assert part.timestamp_N is not None
         kept_N = (part.weight_N > 0) & selected_R[part.query_N]
         parts.append(np.stack([part.query_N, part.item_N, part.timestamp_N])[:, kept_N])

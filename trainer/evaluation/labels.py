@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -30,7 +30,7 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.raw_files import open_columns, read_errors
 
-OPTION = "--labels"
+OPTION = option_named("labels")
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from typing import Protocol
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, format_names
+from crossfade.base.errors import InputError, format_names, option_named
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation.held_out import HeldOut
 
 NEW = "new"
 MAX_CONTEXT_SEGMENTS = 8
 """Values of a context entity that have a segment each: the most frequent ones."""
-_OPTION = "--segments"
+_OPTION = option_named("segments")
 _TERCILES = ("casual", "regular", "heavy")
 
 
@@ -45,7 +45,7 @@ class QuerySegments(Protocol):
 
 
 def parse_segments(texts: Sequence[str], context: Sequence[str]) -> list[int] | str:
-    """Parse the values of ``--segments``: bounds of ranges, none for terciles, or one of the ``context`` entities.
+    """Parse the option ``segments``: bounds of ranges, none for terciles, or one of the ``context`` entities.
 
     Raises:
         InputError: they are neither.

@@ -8,7 +8,7 @@ Shapes: N items of the map, K neighbors, D columns, R rows of the entity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,9 @@ from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, 
 from crossfade.trainer.maps.projection import project
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
-from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.candidates import read_lists, select_candidates
 from crossfade.trainer.recommend.metadata_table import open_metadata
+from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -102,8 +103,8 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
     item = model.spec.item
-    filters = replace(options.filters, max_per=None)
-    candidates = select_candidates(model.data, model.manifest, item.name, filters, model.counts)
+    filters = read_lists(options.filters, item.name).model_copy(update={"max_per": None})
+    candidates = select_candidates(model, item.name, filters)
     kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
     counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
@@ -114,7 +115,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.filters.metadata, {color}, model.counts) as table:
+    with open_metadata(model.data, model.manifest, item, options.filters.metadata_file, {color}, model.counts) as table:
         groups = table.groups(color)
     return choose_labels(groups, rows_N, neighbor_NK, options.colors)
 

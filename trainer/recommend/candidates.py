@@ -1,60 +1,39 @@
-"""Select the candidates: the rows of an entity that may be recommended, by IDs and by a condition on their metadata.
+"""Select the candidates: the rows of an entity that may be listed, by IDs and by a condition on their metadata.
 
-    options = FilterOptions(where="year > 1990", metadata=MetadataFile("songs.csv"), max_per=("artist", 2))
-    candidates = select_candidates(model.data, model.manifest, "track", options, model.counts)
+    options = FilterOptions.of(where="year > 1990", metadata="songs.csv", max_per=("artist", 2))
+    candidates = select_candidates(model, "track", options)
     candidates.kept_R, candidates.groups
 
 A condition is an SQL expression of DuckDB over the columns that ``metadata_table.py`` lists.
 
-Shapes: R rows.
+Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements of lists, D columns.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, format_names
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.prepare.id_list import read_ids
-from crossfade.trainer.recommend.metadata_table import GroupLists, MetadataFile, open_metadata
-from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.metadata_table import GroupLists, open_metadata
+from crossfade.trainer.recommend.options import FilterOptions, MetadataFile
+from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """Which rows may be recommended.
-
-    Attributes:
-        where: an SQL condition; None: no condition.
-        metadata: a file with further columns; None: only those of the dataset.
-        allow: files of IDs, the only ones to keep; empty: all.
-        deny: files of IDs to leave out.
-        max_per: the column of a group, such as an artist, and the most rows of a group in one list; None: no limit.
-    """
-
-    where: str | None = None
-    metadata: MetadataFile | None = None
-    allow: Sequence[str] = ()
-    deny: Sequence[str] = ()
-    max_per: tuple[str, int] | None = None
-
-    @property
-    def columns_used(self) -> set[str]:
-        """Words that may name a column."""
-        words = set(re.findall(r"\w+", self.where or ""))
-        return words | {self.max_per[0]} if self.max_per else words
+Filters = TypeVar("Filters", bound=FilterOptions)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The rows that may be recommended.
+    """The rows that may be listed.
 
     Attributes:
         kept_R: which rows, bool (R,).
@@ -67,44 +46,130 @@ class Candidates:
     max_per_group: int = 0
 
 
-def select_candidates(
-    data: Folder, manifest: DatasetManifest, entity: str, options: FilterOptions, counts: Callable[[str], IntArray]
-) -> Candidates:
-    """Select the rows of ``entity`` that ``options`` keep. Vacant rows are left out.
+def read_lists(options: Filters, entity: str) -> Filters:
+    """Return ``options`` of the command line with the IDs of ``entity`` in place of the files that have them.
 
-    ``counts`` returns the interactions of each row in train, if a condition is about them.
+    Raises:
+        InputError: a file cannot be read.
+    """
+    lists = {name: [read_ids(file, None, entity) for file in getattr(options, name)] for name in ("allow", "deny")}
+    ids = {name: tuple(id for file in files for id in file.to_pylist()) for name, files in lists.items()}
+    return options.model_copy(update=ids)
+
+
+def select_candidates(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
+    """Select the rows of ``entity`` that ``options`` keep. Vacant rows are left out.
 
     Raises:
         InputError: a file cannot be read, a column is missing, the condition is invalid, or no row is left.
         StorageUnavailableError: storage does not answer.
     """
-    vocabulary = Vocabulary(data, manifest, entity)
-    kept_R = np.ones(vocabulary.rows, np.bool_)
-    kept_R[manifest.entities[entity].vacant_rows] = False
-    names = RowNames(vocabulary, entity)
-    if options.allow:
-        allowed_R = np.zeros(vocabulary.rows, np.bool_)
-        for file in options.allow:
-            allowed_R[_rows_in(file, names, entity)] = True
-        kept_R &= allowed_R
-    for file in options.deny:
-        kept_R[_rows_in(file, names, entity)] = False
-    groups = None
+    names = RowNames(model.vocabulary(entity), entity)
+    allow_N = listed_rows(names, entity, options.allow) if options.allow else None
+    deny_N, _ = names.rows_of(options.deny)
+    candidates = with_lists(filter_rows(model, entity, options), allow_N, deny_N)
+    if not candidates.kept_R.any():
+        raise filters_leave_none(entity)
+    return candidates
+
+
+def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
+    """Select by the condition and the groups of ``options`` alone, from the metadata of the dataset and of a file.
+
+    Raises:
+        InputError: the metadata cannot be read, a column is missing, or the condition is invalid.
+    """
+    kept_R, groups = np.ones(model.vocabulary(entity).rows, np.bool_), None
+    kept_R[model.manifest.entities[entity].vacant_rows] = False
     if options.where is not None or options.max_per is not None:
-        with open_metadata(data, manifest, entity, options.metadata, options.columns_used, counts) as table:
+        columns, file = options.columns_used, options.metadata_file
+        with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
             if options.max_per is not None:
                 groups = table.groups(options.max_per[0])
-    if not kept_R.any():
-        raise InputError(f"the filters leave no {entity}: relax --where, --allow, or --deny")
     return Candidates(kept_R, groups, options.max_per[1] if options.max_per else 0)
 
 
-def _rows_in(file: str, names: RowNames, entity: str) -> IntArray:
-    """Return the rows of the IDs in ``file``; IDs without a row have no effect, but one must have one."""
-    ids = read_ids(file, None, entity)
+def column_values(
+    model: TrainedModel, entity: str, file: MetadataFile | None, column: str, rows: Collection[int]
+) -> dict[int, list[str]]:
+    """Return the values that each of ``rows`` has in ``column`` of the metadata.
+
+    Raises:
+        InputError: the metadata cannot be read, or has no such column.
+    """
+    with open_metadata(model.data, model.manifest, entity, file, {column}, model.counts) as table:
+        groups = table.groups(column)
+    bounds = {row: groups.starts_R1[row : row + 2] for row in rows}
+    return {row: [groups.names[value] for value in groups.values_N[slice(*bound)]] for row, bound in bounds.items()}
+
+
+def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
+    """Return the rows of the allowed ``ids``, sorted; IDs without a row have no effect.
+
+    Raises:
+        UnknownRowError: none has a row.
+    """
     rows_N, missing = names.rows_of(ids)
     if not len(rows_N):
-        raise InputError(f"{file}: none of its {len(missing)} IDs is one of {entity}: {format_names(missing[:3])}")
+        examples = format_names(missing[:3])
+        raise UnknownRowError(f"{option_named('allow')}: none of its {len(missing)} IDs is one of {entity}: {examples}")
     return rows_N
+
+
+def with_lists(candidates: Candidates, allow_N: IntArray | None, deny_N: IntArray | None) -> Candidates:
+    """Return ``candidates`` without rows that are not in ``allow_N``, if that is given, or that are in ``deny_N``."""
+    kept_R = candidates.kept_R.copy()
+    if allow_N is not None:
+        kept_R &= np.isin(np.arange(len(kept_R)), allow_N)
+    if deny_N is not None:
+        kept_R[deny_N] = False
+    return replace(candidates, kept_R=kept_R)
+
+
+def filters_leave_none(entity: str) -> InputError:
+    """Return the error that filters leave no row of ``entity``."""
+    names = [option_named(name) for name in ("where", "allow", "deny")]
+    return InputError(f"the filters leave no {entity}: relax {', '.join(names[:-1])}, or {names[-1]}")
+
+
+class RowSubset:
+    """A few rows of a table, such as those on a list, as a source of vectors by place, to rank them alone.
+
+    A row's place is its position among the rows of the subset.
+    """
+
+    def __init__(self, source: VectorSource, table: TableSpec, rows_P: IntArray) -> None:
+        """Use ``rows_P`` of ``table``, int64, sorted and unique, whose vectors ``source`` provides."""
+        self._source = source
+        self._rows_P = rows_P
+        self._all_rows = table.rows
+        self.table = replace(table, rows=len(rows_P))
+
+    def vectors(self, entity: str, places_N: IntArray) -> FloatArray:
+        """Return the vectors at ``places_N``, int64, sorted and unique: float32 (N, D)."""
+        return self._source.vectors(entity, self._rows_P[places_N])
+
+    def candidates(self, candidates: Candidates) -> Candidates:
+        """Return ``candidates`` of the table by place."""
+        groups = candidates.groups
+        if groups is None:
+            return Candidates(candidates.kept_R[self._rows_P])
+        starts_P, stops_P = groups.starts_R1[self._rows_P], groups.starts_R1[self._rows_P + 1]
+        values = [groups.values_N[start:stop] for start, stop in zip(starts_P, stops_P, strict=True)]
+        starts_P1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stops_P - starts_P)])
+        values_N = np.concatenate([np.empty(0, np.int64), *values])
+        of_places = GroupLists(starts_P1, values_N, groups.names)
+        return Candidates(candidates.kept_R[self._rows_P], of_places, candidates.max_per_group)
+
+    def places(self, lists: ItemLists) -> ItemLists:
+        """Return ``lists`` of rows as lists of places, without the rows outside the subset."""
+        is_member_R = np.zeros(self._all_rows, np.bool_)
+        is_member_R[self._rows_P] = True
+        kept = lists.filter_items(is_member_R)
+        return ItemLists(kept.starts_Q1, np.searchsorted(self._rows_P, kept.items_N))
+
+    def rows(self, places_QK: IntArray) -> IntArray:
+        """Return the rows at ``places_QK``; -1 remains -1."""
+        return np.where(places_QK >= 0, self._rows_P[places_QK], -1)

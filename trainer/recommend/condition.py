@@ -1,6 +1,6 @@
 """Conditions on metadata: which SQL expressions are evaluated, for clients that anybody may be and for commands.
 
-    check_condition(connection, "year > 1990 AND lower(name) LIKE 'a%'", "where")
+    check_condition(connection, "year > 1990 AND lower(name) LIKE 'a%'")
 
 DuckDB's limits on memory and time do not hold within one call of a function: ``repeat('x', 1000000000)`` allocates a
 gigabyte at once, and a pattern that is computed from a column is compiled for every row. So a condition is parsed
@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.prepare.database import first_line
 
 _CLASSES = {
@@ -55,14 +55,14 @@ _MAX_PARTS = 1000
 _PREFIX = "SELECT row FROM items WHERE "
 
 
-def check_condition(connection: duckdb.DuckDBPyConnection, condition: str, option: str) -> None:
-    """Check that ``condition``, which messages name as ``option``, can be evaluated for a client that is not trusted.
+def check_condition(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
+    """Check that ``condition`` can be evaluated for a client that is not trusted.
 
     Raises:
         InputError: it has another function, type, or kind of expression than those that are accepted, or is no
             expression.
     """
-    named = f"{option} {condition}"
+    named = option_named("where", condition)
     statement = _parse(connection, condition, named)
     # Whatever closes the parenthesis early (GROUP BY, ORDER BY, LIMIT, UNION) changes the statement elsewhere.
     if _without_condition(statement) != _without_condition(_parse(connection, "true", named)):

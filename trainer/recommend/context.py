@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -22,7 +22,7 @@ _MAX_LISTED = 50
 _BLOCK_ROWS = 1 << 16
 
 
-def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[[str], None]) -> dict[str, int]:
+def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[[str], None] | None) -> dict[str, int]:
     """Return the row of the value of each entity in ``context``; ``log`` gets a line where several have a name.
 
     Raises:
@@ -33,7 +33,9 @@ def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[
     for entity, text in context.items():
         if entity not in known:
             found = f"its context is {', '.join(known)}" if known else "its queries have no context"
-            raise InputError(f"--context {entity}={text}: {model.uri} has no context '{entity}'; {found}")
+            raise OptionError(
+                "context", found=f"{entity}={text}", problem=f"{model.uri} has no context '{entity}'; {found}"
+            )
         vocabulary = model.vocabulary(entity)
         try:
             [rows[entity]] = RowNames(vocabulary, entity).find([text], log)
@@ -42,7 +44,7 @@ def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[
             if vocabulary.rows <= _MAX_LISTED:
                 ids = sorted(vocabulary.read(0, vocabulary.rows, ["id"]).column("id").drop_null().to_pylist())
                 values = f"; all values: {', '.join(map(str, ids))}"
-            raise InputError(f"--context {entity}={text}: {error}{values}") from None
+            raise OptionError("context", found=f"{entity}={text}", problem=f"{error}{values}") from None
     return rows
 
 

@@ -3,27 +3,36 @@
     histories = load_histories(lineage, ["train", "valid"], queries_Q, reporter)
     histories.lists.items_N, histories.weight_N
 
-For many queries, they are divided into parts on disk, of which one is loaded at a time.
+Histories of new queries come from a file (``read_histories``). For many queries, histories are divided into parts on
+disk, of which one is loaded at a time.
 
 Shapes: Q queries, N interactions or distinct pairs, P parts.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.config.schema import SplitName
+from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.prepare.database import execute, fetch_count, working_database
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.input_files import find_files
+from crossfade.trainer.prepare.raw_files import column_names, open_columns, read_errors
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
 _BUFFERED_INTERACTIONS = 1 << 22
@@ -75,6 +84,28 @@ def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
     count_Q = np.bincount(query_N[liked_N], minlength=queries)
     sequences = HistoryWindows(item_N[liked_N], np.cumsum(count_Q) - count_Q, count_Q)
     return replace(make_histories(query_N, item_N, weight_N, queries, items), sequences=sequences)
+
+
+class StoredHistories:
+    """Histories of many queries in three arrays, of which some are taken at a time."""
+
+    def __init__(self, starts_Q1: IntArray, items_N: IntArray, weights_N: FloatArray) -> None:
+        """Use arrays as of ``Histories``, which may be files that are mapped into memory."""
+        self._starts_Q1, self._items_N, self._weights_N = starts_Q1, items_N, weights_N
+
+    @staticmethod
+    def of(histories: Histories) -> StoredHistories:
+        """Return ``histories``, of which some may be taken."""
+        return StoredHistories(histories.lists.starts_Q1, histories.lists.items_N, histories.weight_N)
+
+    def load(self, queries_S: IntArray) -> Histories:
+        """Return the histories of ``queries_S``, int64, in this order."""
+        pieces = [slice(*self._starts_Q1[query : query + 2]) for query in queries_S]
+        counts = [piece.stop - piece.start for piece in pieces]
+        starts_S1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        items_N = np.concatenate([np.empty(0, np.int64), *(self._items_N[piece] for piece in pieces)])
+        weights_N = np.concatenate([np.empty(0, np.float32), *(self._weights_N[piece] for piece in pieces)])
+        return Histories(ItemLists(starts_S1, items_N), weights_N)
 
 
 def load_histories(
@@ -173,3 +204,68 @@ def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) 
 
 def _part_path(folder: Path, part: int) -> Path:
     return folder / f"{part:06d}"
+
+
+@dataclass(frozen=True)
+class FileHistories:
+    """Histories from a file.
+
+    Attributes:
+        ids: the ID of each query, as text, sorted; a single empty one if the file has no column of queries.
+        histories: their histories.
+        unknown: interactions whose item has no row, which are left out.
+    """
+
+    ids: list[str]
+    histories: Histories
+    unknown: int
+
+
+def read_histories(location: str, model: TrainedModel) -> FileHistories:
+    """Read the histories of new queries in ``location``, a Parquet, CSV or TSV file with a line for each interaction.
+
+    The columns are named as the entities: QUERY (optional: without it, the file is one history), ITEM, and ``weight``
+    (optional, by default 1), as in the files that ``crossfade prepare`` reads. Items are named by ID. Lines of a query
+    are in the order of time, for models to which the order matters.
+
+    Raises:
+        InputError: the file cannot be read, or has no column of items, or no item of the model.
+    """
+    query, item = model.spec.query.name, model.spec.item.name
+    with (
+        tempfile.TemporaryDirectory(prefix="crossfade-history-") as work,
+        working_database(Path(work), None, None) as connection,
+        fetch_files(find_files(option_named("history_file"), [location], None), Path(work), None) as files,
+    ):
+        execute(connection, "CREATE TABLE plays (query VARCHAR, item VARCHAR, weight FLOAT)")
+        for file in files:
+            names = column_names(file)
+            columns = {"item": item, **{role: role for role in (WEIGHT,) if role in names}}
+            if query in names:
+                columns["query"] = query
+            open_columns(connection, file, columns)
+            with read_errors(file):
+                id_of_query = "CAST(query AS VARCHAR)" if query in names else "''"
+                weight = f"CAST({WEIGHT} AS FLOAT)" if WEIGHT in names else "1"
+                execute(
+                    connection,
+                    f"INSERT INTO plays SELECT {id_of_query}, CAST(item AS VARCHAR), {weight} FROM raw",  # noqa: S608
+                )
+        execute(connection, "CREATE TABLE known (row BIGINT, item VARCHAR)")
+        for piece in model.vocabulary(item).iter_tables(["row", "id"]):
+            connection.register("piece", piece)
+            execute(connection, "INSERT INTO known SELECT row, CAST(id AS VARCHAR) FROM piece WHERE id IS NOT NULL")
+            connection.unregister("piece")
+        unknown = fetch_count(connection, "SELECT count(*) FROM plays ANTI JOIN known USING (item)")
+        found = connection.sql(
+            "SELECT dense_rank() OVER (ORDER BY query) - 1 AS number, query, row, weight FROM plays JOIN known "
+            "USING (item) WHERE query IS NOT NULL AND isfinite(weight) ORDER BY number, plays.rowid"
+        ).to_arrow_table()
+    if not found.num_rows:
+        raise OptionError(
+            "history_file", found=location, problem=f"none of its lines names an ID of {item} in '{item}'"
+        )
+    number_N, row_N = (found.column(name).cast(pa.int64()).to_numpy() for name in ("number", "row"))
+    ids = found.column("query").unique().to_pylist()
+    weight_N = found.column("weight").to_numpy()
+    return FileHistories(ids, make_sequences(number_N, row_N, weight_N, len(ids), model.spec.item.rows), unknown)

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable
@@ -133,19 +133,24 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
     Raises:
         InputError: it has not, or a file of it is damaged.
     """
-    again = f"build one with 'crossfade index {_location(model)} --entity {entity} --metric {metric}'"
+    named = option_named("index", folder)
+    again = f"build one with {command('index', _location(model), entity=entity, metric=metric)}"
     if card.entity != entity:
-        raise InputError(f"--index {folder}: has the vectors of '{card.entity}', not of '{entity}'; {again}")
+        raise InputError(
+            f"{option_named('index', folder)}: has the vectors of '{card.entity}', not of '{entity}'; {again}"
+        )
     if card.metric != metric:
-        raise InputError(f"--index {folder}: searches by {card.metric}, but the ranking is by {metric}; {again}")
+        raise InputError(
+            f"{option_named('index', folder)}: searches by {card.metric}, but the ranking is by {metric}; {again}"
+        )
     if card.model.data_fingerprint != data_fingerprint(model.data):
-        raise InputError(f"--index {folder}: was built with another dataset than {model.data.uri}; {again}")
+        raise InputError(
+            f"{option_named('index', folder)}: was built with another dataset than {model.data.uri}; {again}"
+        )
     indexed_R = indexed_rows(model, entity)
     rows_N = np.flatnonzero(indexed_R)
     if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:
-        raise InputError(
-            f"--index {folder}: was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}"
-        )
+        raise InputError(f"{named}: was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}")
     verify_files(folder, card.files, CARD_FILE, "copy the folder again, or build the index again")
     return indexed_R
 
@@ -178,7 +183,8 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    more = f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another"
+    named, overwriting = option_named("out", out), option_named("overwrite")
+    more = f"{named}: holds more than an index, so {overwriting} does not replace it; choose another"
 
     def find_foreign() -> str | None:
         names = {path.name for path in out.iterdir()}
@@ -187,7 +193,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     check_replaceable(
         out,
         overwrite,
-        exists=f"--out {out}: already exists; choose another, or replace an index with --overwrite",
+        exists=f"{named}: already exists; choose another, or replace an index with {overwriting}",
         no_folder=more,
         find_foreign=find_foreign,
     )

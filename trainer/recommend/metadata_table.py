@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, format_names
+from crossfade.base.errors import InputError, format_names, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -40,6 +40,7 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
 from crossfade.trainer.recommend.condition import check_condition
+from crossfade.trainer.recommend.options import MetadataFile
 
 COUNT = "count"
 _READERS = {
@@ -49,19 +50,6 @@ _READERS = {
     "tsv": "read_csv(?, header = true, delim = '\t', quote = '', escape = '', sample_size = -1)",
     "jsonl": "read_json(?, format = 'newline_delimited', sample_size = -1)",
 }
-
-
-@dataclass(frozen=True)
-class MetadataFile:
-    """A Parquet, CSV or TSV file with lines about IDs.
-
-    Attributes:
-        location: path or URI.
-        id_column: its column of IDs; None: the one named as the entity, ``ENTITY_id``, or ``id``.
-    """
-
-    location: str
-    id_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +101,10 @@ def write_metadata(
     Raises:
         InputError: the metadata file or the dataset cannot be read.
     """
+    advice = f"name a folder on a larger disk with {option_named('work_dir')}"
     with (
         tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
-        working_database(Path(work), None, None, "name a folder on a larger disk with --work-dir") as connection,
+        working_database(Path(work), None, None, advice) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         table.load(file, manifest.features_of(entity), Path(work), count_R)
@@ -163,16 +152,16 @@ class MetadataTable:
         execute(self._connection, "SET enable_external_access = false")
         execute(self._connection, "SET lock_configuration = true")
 
-    def rows_where(self, condition: str, option: str = "--where") -> BoolArray:
-        """Return which rows meet ``condition``, bool (R,); errors name it as ``option``.
+    def rows_where(self, condition: str) -> BoolArray:
+        """Return which rows meet ``condition``, bool (R,).
 
         Raises:
             InputError: it is not a condition on the columns, or has parts that ``condition.py`` does not accept.
         """
-        check_condition(self._connection, condition, option)
+        check_condition(self._connection, condition)
         kept_R = np.zeros(self._rows, np.bool_)
         # The line break ends a comment in the condition.
-        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", f"{option} {condition}")
+        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", option_named("where", condition))
         kept_R[rows.column("row").to_numpy()] = True
         return kept_R
 
@@ -182,29 +171,29 @@ class MetadataTable:
         Raises:
             InputError: there is no such column.
         """
-        option = f"the column '{column}'"
+        what = f"the column '{column}'"
         if column not in self.columns():
             raise InputError(f"there is no column '{column}' to group by; {self._columns_hint()}")
         quoted = identifier(column)
-        is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", option)
+        is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", what)
         value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
         pairs = self._query(
             f"SELECT DISTINCT row, dense_rank() OVER (ORDER BY value) - 1 AS number, CAST(value AS VARCHAR) AS value "
             f"FROM (SELECT row, {value} AS value FROM items) WHERE value IS NOT NULL ORDER BY row, number",
-            option,
+            what,
         )
         row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "number"))
         names = dict(zip(value_N.tolist(), pairs.column("value").to_pylist(), strict=True))
         named = tuple(names[number] for number in range(len(names)))
         return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N, named)
 
-    def _query(self, sql: str, option: str) -> pa.Table:
+    def _query(self, sql: str, named: str) -> pa.Table:
         try:
             return self._connection.sql(sql).to_arrow_table()
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:
-            raise InputError(f"{option}: {first_line(error)}; {self._columns_hint()}") from error
+            raise InputError(f"{named}: {first_line(error)}; {self._columns_hint()}") from error
 
     def columns(self) -> list[str]:
         """Return the columns that a condition may use."""
@@ -219,7 +208,7 @@ class MetadataTable:
         return list(self._manifest.features_of(self._entity))
 
     def _columns_hint(self) -> str:
-        hint = "" if self._has_file else "; further columns come from --metadata FILE"
+        hint = "" if self._has_file else f"; further columns come from {option_named('metadata', 'FILE')}"
         return f"the columns are {format_names(self.columns())}{hint}"
 
     def _add_vocabulary(self, entity: str, table: str, count_R: IntArray | None = None) -> None:
@@ -256,7 +245,7 @@ class MetadataTable:
         with fetch_files(find_files("metadata", [given.location], None), work, None) as files:
             for number, file in enumerate(files):
                 if number:
-                    raise InputError(f"--metadata {given.location}: matches several files; expected one")
+                    raise InputError(f"{option_named('metadata', given.location)}: matches several files; expected one")
                 with read_errors(file):
                     self._add_file(file, given.id_column)
 
@@ -266,8 +255,8 @@ class MetadataTable:
         found = next((name for name in candidates if name in columns), None)
         if found is None:
             raise InputError(
-                f"--metadata {file}: has no column {' or '.join(repr(name) for name in candidates)} of IDs; name it "
-                f"with --metadata-id: {format_names(columns)}"
+                f"{option_named('metadata', file)}: has no column {' or '.join(map(repr, candidates))} of IDs; name it "
+                f"with {option_named('metadata_id')}: {format_names(columns)}"
             )
         taken = {name.lower() for name in ["row", *self._columns_of("vocabulary"), *self._features()]}
         chosen = [name for name in columns if name != found and name.lower() not in taken]

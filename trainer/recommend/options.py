@@ -8,8 +8,9 @@ These are the declarations; ``crossfade/base/options.py`` states what is made of
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, model_validator
@@ -41,13 +42,41 @@ def _limit(value: Any) -> Any:
     return column, int(number)
 
 
+def _pair(value: Any) -> Any:
+    """Return a context entity and its value from text such as ``hour=18``, or from a pair."""
+    pair = value.partition("=")[::2] if isinstance(value, str) else value
+    name, given = pair if isinstance(pair, Sequence) and len(pair) == 2 else ("", "")
+    if not name or given == "":
+        raise ValueError("expected NAME=VALUE, as in hour=18")
+    return str(name), str(given)
+
+
+def _location(value: Any) -> Any:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("expected a path")
+    return str(value)
+
+
+def _id(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Location = Annotated[str, BeforeValidator(_location)]
+"""A path or URI."""
+Id = Annotated[str, BeforeValidator(_id)]
+"""An ID as text, the form in which IDs are compared."""
+
+
+_CUSTOMERS = "customers (one of these)"
+
+
 class ModelSource(Options):
     """Where a trained model and its dataset are."""
 
-    source: str = option(
+    source: Location = option(
         ..., "read this run folder, folder of checkpoints, or checkpoint", group="model", value="FROM", positional=True
     )
-    data: str | None = option(
+    data: Location | None = option(
         None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
     )
     history_from_this_dataset_only: bool = option(
@@ -58,13 +87,10 @@ class ModelSource(Options):
     )
 
 
-class FilterOptions(Options):
-    """Which rows may be listed."""
+class MetadataOptions(Options):
+    """A file with further columns about rows."""
 
-    where: str | None = option(
-        None, "keep only rows that meet this SQL condition", group="filters", value="CONDITION", min_length=1
-    )
-    metadata: str | None = option(
+    metadata: Location | None = option(
         None, "use the columns of this Parquet, CSV or TSV file in conditions and groups", group="filters", value="FILE"
     )
     metadata_id: str | None = option(
@@ -72,11 +98,6 @@ class FilterOptions(Options):
         "take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
         group="filters",
         value="COLUMN",
-    )
-    allow: tuple[str, ...] = option((), "keep only the IDs in these files", group="filters", value="FILE")
-    deny: tuple[str, ...] = option((), "leave out the IDs in these files", group="filters", value="FILE")
-    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
-        None, "list at most N rows with the same value, such as artist=2", group="filters", value="COLUMN=N"
     )
 
     @model_validator(mode="after")
@@ -95,6 +116,19 @@ class FilterOptions(Options):
         """The file with further columns; None: only those of the dataset."""
         return None if self.metadata is None else MetadataFile(self.metadata, self.metadata_id)
 
+
+class FilterOptions(MetadataOptions):
+    """Which rows may be listed."""
+
+    where: str | None = option(
+        None, "keep only rows that meet this SQL condition", group="filters", value="CONDITION", min_length=1
+    )
+    allow: tuple[Id, ...] = option((), "keep only these IDs; empty: all", group="filters", value="ID")
+    deny: tuple[Id, ...] = option((), "leave out these IDs", group="filters", value="ID")
+    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
+        None, "list at most N rows with the same value, such as artist=2", group="filters", value="COLUMN=N"
+    )
+
     @property
     def columns_used(self) -> set[str]:
         """Words that may name a column."""
@@ -102,22 +136,45 @@ class FilterOptions(Options):
         return words | {self.max_per[0]} if self.max_per else words
 
 
-class SimilarOptions(FilterOptions):
-    """How to list the nearest neighbors of rows."""
+class ListFiles(FilterOptions):
+    """Filters of the command line, whose lists of IDs are in files (``candidates.py``: ``read_lists``)."""
 
-    k: Integer = option(10, "list N neighbors of each row", group="ranking", value="N", short="k", ge=1)
+    allow: tuple[Id, ...] = option((), "keep only the IDs in these files", group="filters", value="FILE")
+    deny: tuple[Id, ...] = option((), "leave out the IDs in these files", group="filters", value="FILE")
+
+
+class RankingOptions(FilterOptions):
+    """How to rank rows, of those that filters keep."""
+
+    k: Integer = option(10, "list N rows for each query", group="ranking", value="N", short="k", ge=1)
+    index: Location | None = option(
+        None, "search this index instead of ranking all rows exactly", group="ranking", value="FOLDER"
+    )
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.metadata is not None and not self.columns_used:
+            names = " or ".join(option_named(name) for name in ("where", "max_per"))
+            raise OptionError(
+                "metadata",
+                found=self.metadata,
+                problem=f"has no effect without {names}, which name its columns",
+                fix="leave it out",
+            )
+        return self
+
+
+class SimilarOptions(RankingOptions):
+    """How to list the nearest neighbors of rows, by cosine."""
+
     entity: str | None = option(
         None, "search this table (default: the item entity)", group="ranking", value="NAME", min_length=1
     )
-    index: str | None = option(
-        None, "search this index, by cosine, instead of all rows exactly", group="ranking", value="FOLDER"
-    )
 
 
-class RecommendOptions(FilterOptions):
+class RecommendOptions(RankingOptions):
     """How to recommend items to queries, such as customers."""
 
-    k: Integer = option(10, "recommend N items to each query", group="ranking", value="N", short="k", ge=1)
     exclude: tuple[SplitName, ...] = option(
         ALL_SPLITS,
         "leave out the items that a query has in these splits, whatever the weight, and with any, those it has in base "
@@ -128,10 +185,10 @@ class RecommendOptions(FilterOptions):
     popularity_damping: Number = option(
         0.0, "rank popular items lower; 0 is the model's own ranking", group="ranking", value="A", ge=0
     )
-    index: str | None = option(
-        None, "search this index of the items instead of ranking all items exactly", group="ranking", value="FOLDER"
-    )
-    context: tuple[str, ...] = option(
+    context: Annotated[
+        tuple[Annotated[tuple[str, str], BeforeValidator(_pair)], ...],
+        BeforeValidator(lambda given: tuple(given.items()) if isinstance(given, Mapping) else given),
+    ] = option(
         (),
         "recommend in this context, by ID or name, such as hour=18; repeatable (default: in the average of train)",
         group="ranking",
@@ -140,7 +197,9 @@ class RecommendOptions(FilterOptions):
     )
 
     @model_validator(mode="after")
-    def _check_index(self) -> Self:
+    def _check(self) -> Self:
+        if len(dict(self.context)) < len(self.context):
+            raise OptionError("context", problem="expected each name once")
         if self.index is not None and self.popularity_damping:
             raise OptionError(
                 "popularity_damping",
@@ -149,3 +208,43 @@ class RecommendOptions(FilterOptions):
                 fix=f"leave out {option_named('index')}",
             )
         return self
+
+
+class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
+    """Whom to recommend to, and the file for recommendations."""
+
+    one_of = (("customer", "customers", "all", "history", "history_file"),)
+
+    customer: tuple[str, ...] = option(
+        (), "recommend to the customers with these IDs or names", group=_CUSTOMERS, value="ID"
+    )
+    customers: Location | None = option(
+        None, "recommend to the customers whose IDs are in this file", group=_CUSTOMERS, value="FILE"
+    )
+    all: bool = option(False, "recommend to all customers", group=_CUSTOMERS)
+    history: tuple[str, ...] = option(
+        (),
+        "recommend to somebody who was not in training, by the IDs or names of items that they like",
+        group=_CUSTOMERS,
+        value="ITEM",
+    )
+    history_file: Location | None = option(
+        None, "recommend to new customers, by the interactions in this file", group=_CUSTOMERS, value="FILE"
+    )
+    out: Path | None = option(
+        None, "write recommendations to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
+    )
+    overwrite: bool = option(False, "replace the file", group="output")
+
+    @model_validator(mode="after")
+    def _check_out(self) -> Self:
+        if self.out is None and (self.all or self.customers is not None):
+            name = "all" if self.all else "customers"
+            file = option_named("out", "FILE.parquet, .csv, or .jsonl")
+            raise OptionError(name, problem="writes a file", fix=f"name it with {file}")
+        return self
+
+    @property
+    def is_new(self) -> bool:
+        """Whether to recommend to queries that were not in training."""
+        return bool(self.history) or self.history_file is not None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.sequence import PathFinder
@@ -35,7 +35,8 @@ def measure_paths(
     """
     candidate_I = finder.candidate_I
     if len(candidate_I) < length:
-        raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least --length {length}: relax them")
+        least = option_named("length", length)
+        raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least {least}: relax them")
     random = np.random.default_rng(seed)
     random_QK = np.array([random.choice(candidate_I, length, replace=False) for _ in range(pairs)])
     methods = {"path": [], "interpolation": [], "walk": _walks(finder, random_QK), "random": list(random_QK)}

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import duckdb
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, escape_unprintable, format_names
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
 from crossfade.trainer.prepare.source_columns import SEPARATOR, escape, split_id
 
 Fold = Callable[[Any], Any]
@@ -62,14 +62,47 @@ class RowLabel(NamedTuple):
         return escape_unprintable(self.name or str(self.id))
 
 
+def unknown(entity: str, text: str) -> str:
+    """Return that there is no row of ``entity`` that ``text`` names."""
+    return f"there is no {entity} with the ID or name '{text}'"
+
+
+def untrained(entity: str, text: str) -> str:
+    """Return that the row of ``entity`` that ``text`` names cannot be used."""
+    return f"{entity} '{text}' has no interaction of positive weight in train, so its vector is not trained"
+
+
 def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:
     """Return the text of each of ``labels`` of one list: the name, and the ID where others of the list have it too."""
     names = Counter(map(str, labels.values()))
     return {row: f"{label} ({label.id})" if names[str(label)] > 1 else str(label) for row, label in labels.items()}
 
 
+class UnknownRowError(InputError):
+    """There is no row with an ID or name, no entity of a name, or the vector of the row is not trained."""
+
+
+class RowLookup(Protocol):
+    """IDs and names of the rows of one entity, of a dataset (``RowNames``) or of a copy."""
+
+    def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Return the row of each of ``texts``, IDs or names, that has one; ``log`` gets a line for ambiguous ones."""
+
+    def describe_unknown(self, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``."""
+
+    def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+        """Return the rows of a long list of IDs, sorted and distinct, and the IDs that have none."""
+
+    def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, in any order."""
+
+    def search(self, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``."""
+
+
 class RowNames:
-    """IDs and names of the rows of one entity."""
+    """IDs and names of the rows of one entity, from its vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, entity: str) -> None:
         """Use ``vocabulary``, which is that of ``entity``."""
@@ -77,15 +110,24 @@ class RowNames:
         self._entity = entity
 
     def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
-        """Return the row of each text: that with this ID or else the first, which is the most frequent, of this name.
+        """Return the row of each text as ``found`` does.
+
+        Raises:
+            UnknownRowError: there is none; the message suggests similar names.
+        """
+        found = self.found(texts, log)
+        missing = [text for text in texts if text not in found]
+        if missing:
+            raise UnknownRowError(self.describe_unknown(missing))
+        return [found[text] for text in texts]
+
+    def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Return the row with each text as its ID or else the first, which is the most frequent, of this name.
 
         Without such a row, it is the first whose ID has the text as one of the parts that it joins: a title, of IDs
         such as ``Radiohead|Creep``. Names, joined IDs, and their parts are compared without regard to case and accents,
         but a name that differs only in case is preferred. ``log`` gets a line for each name that several rows have, and
         for each part.
-
-        Raises:
-            InputError: there is none; the message suggests similar names.
         """
         found = self._find("id", texts, _plain, only_first=True)
         for fold in (pc.utf8_lower, _without_accents):
@@ -96,32 +138,54 @@ class RowNames:
                         log(self._describe_namesakes(text, rows))
             found |= named
         found |= self._find_joined([text for text in texts if text not in found], log)
-        missing = [text for text in texts if text not in found]
-        if missing:
-            more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
-            raise InputError(
-                f"there is no {self._entity} with the ID or name '{missing[0]}'{more}{self._hint(missing[0])}"
-            )
-        return [found[text][0] for text in texts]
+        return {text: rows[0] for text, rows in found.items()}
 
-    def rows_of(self, ids: pa.StringArray) -> tuple[IntArray, list[str]]:
+    def describe_unknown(self, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``, with similar names."""
+        more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
+        return f"{unknown(self._entity, missing[0])}{more}{self._hint(missing[0])}"
+
+    def search(self, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
+
+        The row that ``find`` returns comes first, then the most frequent ones.
+        """
+        rows = list(self.found([text]).values())
+        words = re.findall(r"\w+", _without_accents(pa.scalar(text)).as_py())
+        for table in self._vocabulary.iter_tables() if words else ():
+            labels = table.column("id").cast(pa.string())
+            if "name" in table.column_names:
+                labels = pc.coalesce(table.column("name"), labels)
+            folded, matches = _without_accents(labels), pc.is_valid(labels)
+            for word in words:
+                pattern = rf"(?:^|[^\pL\pN]){re.escape(word)}"
+                matches = pc.and_(matches, pc.match_substring_regex(folded, pattern))
+            rows += [row for row in table.column("row").filter(matches).to_pylist() if row not in rows[:1]]
+            if len(rows) >= limit:
+                break
+        return rows[:limit]
+
+    def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, sorted int64 (N,), and the IDs that have none."""
-        by_id = self._find("id", ids.to_pylist(), _plain, only_first=True)
-        missing = [text for text in ids.to_pylist() if text not in by_id]
+        by_id = self._find("id", ids, _plain, only_first=True)
+        missing = [text for text in ids if text not in by_id]
         return np.unique(np.fromiter((row for row, *_ in by_id.values()), np.int64, len(by_id))), missing
 
-    def labels(self, rows_N: IntArray) -> dict[int, RowLabel]:
-        """Return the labels of ``rows_N``, which need be neither sorted nor unique."""
-        rows = np.unique(rows_N)
-        table = self._vocabulary.take(rows)
+    def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, which need be neither sorted nor unique."""
+        rows_N = np.unique(np.fromiter(rows, np.int64, len(rows)))
+        table = self._vocabulary.take(rows_N)
         ids = table.column("id").to_pylist()
         names = table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
-        return {int(row): RowLabel(*label) for row, *label in zip(rows, ids, names, strict=True)}
+        return {int(row): RowLabel(*label) for row, *label in zip(rows_N, ids, names, strict=True)}
 
     def _find(self, column: str, texts: Sequence[str], fold: Fold, *, only_first: bool = False) -> dict[str, list[int]]:
         """Return the rows of each text in ``column``, of those that occur, as ``fold`` compares them."""
         if column not in self._vocabulary.columns or not texts:
             return {}
+        if only_first and isinstance(self._vocabulary, KeptVocabulary):
+            by_id = self._vocabulary.rows_by_id
+            return {text: [by_id[text]] for text in texts if text in by_id}
         wanted = fold(pa.array(texts, pa.string())).to_pylist()
         distinct = pa.array(sorted(set(wanted)), pa.string())
         found: dict[str, list[int]] = {}
@@ -137,12 +201,14 @@ class RowNames:
 
     def _find_joined(self, texts: Sequence[str], log: Callable[[str], None] | None) -> dict[str, list[int]]:
         """Return the rows of each text whose joined IDs are that text or, if none is, have it as a part."""
+        if not texts:
+            return {}
         plain = dict(zip(texts, _without_accents(pa.array(texts, pa.string())).to_pylist(), strict=True))
         wanted = set(plain.values())
         pattern = "|".join(re.escape(text) for each in wanted for text in (each, escape(each)))
         whole: dict[str, list[int]] = {}
         parts: dict[str, list[int]] = {}
-        for table in self._vocabulary.iter_tables(["row", "id"]) if texts else ():
+        for table in self._vocabulary.iter_tables(["row", "id"]):
             ids = _without_accents(table.column("id").cast(pa.string()))
             near = pc.and_(pc.match_substring(ids, SEPARATOR), pc.match_substring_regex(ids, pattern))
             for row, id in zip(table.column("row").filter(near).to_pylist(), ids.filter(near).to_pylist(), strict=True):

@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.candidates import FilterOptions, select_candidates
+from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.row_names import RowNames
@@ -88,7 +89,7 @@ class PathFinder:
         vocabulary = model.vocabulary(entity)
         table = next(table for table in model.spec.vectors if table.name == entity)
         self.trained_R = model.trained_rows(table)
-        candidates = select_candidates(model.data, model.manifest, entity, filters, model.counts)
+        candidates = select_candidates(model, entity, read_lists(filters, entity))
         self._groups, self._max_per_group = candidates.groups, candidates.max_per_group
         candidates = replace(candidates, kept_R=candidates.kept_R & self.trained_R, groups=None)
         self.candidate_I = np.flatnonzero(candidates.kept_R)
@@ -109,7 +110,8 @@ class PathFinder:
                 return self.describe(near.row_I[path_K])
         raise InputError(
             f"the {len(near.row_I) - 2} of {self._entity} near the path from '{self._label(start)}' to "
-            f"'{self._label(end)}' are too few for {length - 2} between them: lower --length, or relax the filters"
+            f"'{self._label(end)}' are too few for {length - 2} between them: lower {option_named('length')}, or relax "
+            "the filters"
         )
 
     def near(self, start: int, end: int, length: int, factor: int = 1) -> NearRows:

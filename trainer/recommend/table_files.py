@@ -1,6 +1,6 @@
 """Write tables to a file whose name says the format: Parquet, CSV, or JSON lines.
 
-    check_format("--out", Path("recs.csv"))
+    check_format(Path("recs.csv"))
     rows = write_tables(Path("recs.csv"), tables)
 
 CSV has a header, and quotes texts where that is needed; a missing value is empty. JSON lines have an object a row.
@@ -18,20 +18,20 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError
 from crossfade.base.io.output import staged_file
 
 Write = Callable[[pa.Table], Any]
 
 
-def check_format(option: str, out: Path) -> None:
+def check_format(out: Path) -> None:
     """Reject a name of an output file that says none of the formats; a device or pipe gets Parquet.
 
     Raises:
         InputError: it does.
     """
     if out.suffix.lower() not in _WRITERS and not (out.exists() and not out.is_file()):
-        raise InputError(f"{option} {out}: expected a name that ends in {', '.join(_WRITERS)}")
+        raise OptionError("out", found=out, expected=f"a name that ends in {', '.join(_WRITERS)}")
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:

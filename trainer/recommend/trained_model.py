@@ -10,16 +10,17 @@ Shapes: R rows of a table.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import CheckpointError, InputError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.checkpoint.reader import Checkpoint
@@ -29,16 +30,26 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
+from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
+from crossfade.trainer.embeddings.checkpoint_source import (
+    Log,
+    NewestCheckpoint,
+    job_of,
+    locate_checkpoint,
+    open_dataset_of,
+)
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
-from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
+from crossfade.trainer.recommend.options import ModelSource
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
+_KEPT_BYTES, _KEPT_ROWS = 1 << 28, 1 << 20
+"""Vectors of a table in bytes, and rows of a vocabulary, up to which they may stay in memory."""
+Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
@@ -57,6 +68,7 @@ class TrainedModel:
         step: the step of the checkpoint; None for embeddings of a run.
         known_counts: counts of entities that ``counts`` returns as they are, where there is a copy without base
             datasets.
+        keep: whether vocabularies that fit stay in memory.
     """
 
     uri: str
@@ -68,6 +80,8 @@ class TrainedModel:
     fingerprint: str
     step: int | None = None
     known_counts: Mapping[str, IntArray] = field(default_factory=dict)
+    keep: bool = False
+    _vocabularies: dict[str, Vocabulary] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def score(self) -> Score:
@@ -83,7 +97,10 @@ class TrainedModel:
         known = [table.name for table in self.spec.vectors]
         if entity not in known:
             raise InputError(f"{self.uri}: has no embeddings of '{entity}'; it has those of {', '.join(known)}")
-        return Vocabulary(self.data, self.manifest, entity)
+        if entity not in self._vocabularies:
+            kind = KeptVocabulary if self.keep and self.manifest.entities[entity].rows <= _KEPT_ROWS else Vocabulary
+            self._vocabularies[entity] = kind(self.data, self.manifest, entity)
+        return self._vocabularies[entity]
 
     def open_lineage(self) -> LineageReader:
         """Return a reader of the dataset and its base datasets, which the caller closes."""
@@ -116,6 +133,100 @@ class TrainedModel:
         return warm_R if start is None else warm_R | GivenVectors(table.name, start, vocabulary, table.dim).has_vector_R
 
 
+class KeptVectors:
+    """Vectors of another source; a table that fits is read once, and stays in memory."""
+
+    def __init__(self, source: VectorSource, tables: Iterable[TableSpec]) -> None:
+        """Keep those of ``tables`` that have at most ``_KEPT_BYTES`` each."""
+        self._source = source
+        self._rows = {table.name: table.rows for table in tables if table.rows * table.dim * 4 <= _KEPT_BYTES}
+        self._kept: dict[str, FloatArray] = {}
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
+        if entity not in self._rows:
+            return self._source.vectors(entity, rows_N)
+        if entity not in self._kept:
+            rows = self._rows[entity]
+            blocks = [np.arange(start, min(start + GROUP_ROWS, rows)) for start in range(0, rows, GROUP_ROWS)]
+            self._kept[entity] = np.concatenate([self._source.vectors(entity, block_N) for block_N in blocks])
+        vectors_ND: FloatArray = self._kept[entity][rows_N]
+        return vectors_ND
+
+
+class OpenModel(Generic[Made]):
+    """A trained model that is opened once; if its checkpoint turns out to be corrupt, an older one takes its place.
+
+    A run's embeddings are used if it has written them, otherwise its newest complete checkpoint.
+    """
+
+    def __init__(
+        self, source: ModelSource, log: Log, make: Callable[[TrainedModel], Made], *, keep: bool = False
+    ) -> None:
+        """Open the model at ``source`` when it is used.
+
+        Args:
+            source: where it is.
+            log: gets a line for each checkpoint that is skipped.
+            make: makes what ``use`` passes on from the opened model, once.
+            keep: whether vectors, IDs, and names that fit stay in memory, for a model that is asked repeatedly.
+        """
+        self._source, self._log, self._make, self._keep = source, log, make, keep
+        self._lock = threading.RLock()
+        self._newest: NewestCheckpoint | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._resources = ExitStack()
+        self._made: Made | None = None
+
+    def use(self, use: Callable[[Made], Result]) -> Result:
+        """Return ``use`` of the model, by one thread at a time.
+
+        Raises:
+            CheckpointError: every checkpoint is corrupt or cannot be read.
+            InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
+        """
+        with self._lock:
+            while True:
+                try:
+                    if self._made is None:
+                        self._made = self._make(self._open())
+                    return use(self._made)
+                except CheckpointError as error:
+                    if self._newest is None or self._checkpoint is None:
+                        raise
+                    self.close()
+                    self._newest.reject(self._checkpoint, error)
+
+    def close(self) -> None:
+        """Close files; the next use opens the model again."""
+        self._made = None
+        self._resources.close()
+
+    def _open(self) -> TrainedModel:
+        folder = Folder(self._source.source)
+        with translate_storage_errors(self._source.source, unreachable=InputError):
+            if self._newest is None and _has_embeddings(folder):
+                model = _open_embeddings(folder, self._change)
+            else:
+                self._newest = self._newest or NewestCheckpoint(locate_checkpoint(self._source.source), self._log)
+                model = None
+        if model is None:
+            assert self._newest is not None
+            self._checkpoint = self._resources.enter_context(closing(self._newest.open()))
+            scratch = tempfile.TemporaryDirectory(prefix="crossfade-vectors-")
+            model = _open_checkpoint(self._checkpoint, self._change, Path(self._resources.enter_context(scratch)))
+        if self._keep:
+            vectors = KeptVectors(model.vectors, model.spec.vectors)
+            model = replace(model, vectors=vectors, keep=True, _vocabularies={})
+        return model
+
+    def _change(self, job: JobConfig) -> JobConfig:
+        changes: dict[str, object] = {} if self._source.data is None else {"path": self._source.data}
+        if self._source.history_from_this_dataset_only:
+            changes["history_from_this_dataset_only"] = True
+        return job.model_copy(update={"data": job.data.model_copy(update=changes)})
+
+
 def with_trained_model(
     location: str,
     data: str | None,
@@ -126,29 +237,17 @@ def with_trained_model(
 ) -> Result:
     """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
 
-    A run's embeddings are used if it has written them, otherwise its newest complete checkpoint; if ``use`` finds it
-    corrupt, an older one. ``data`` is the dataset, if it is not where the job names it. ``log`` gets a line for each
-    checkpoint that is skipped. ``history_from_this_dataset_only`` leaves out base datasets, as the job may.
+    ``data``, ``history_from_this_dataset_only``: see ``ModelSource``; ``log`` gets a line for each checkpoint that is
+    skipped. ``use`` is called again with an older checkpoint if it finds that one is corrupt.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
     """
-
-    def change(job: JobConfig) -> JobConfig:
-        changes: dict[str, object] = {} if data is None else {"path": data}
-        if history_from_this_dataset_only:
-            changes["history_from_this_dataset_only"] = True
-        return job.model_copy(update={"data": job.data.model_copy(update=changes)})
-
-    folder = Folder(location)
-    with translate_storage_errors(location, unreachable=InputError):
-        model = _open_embeddings(folder, change) if _has_embeddings(folder) else None
-        source = locate_checkpoint(location) if model is None else None
-    if model is not None:
-        return use(model)
-    assert source is not None
-    return use_newest(source, log, lambda checkpoint: _use_checkpoint(checkpoint, change, use))
+    only = history_from_this_dataset_only
+    source = ModelSource(source=location, data=data, history_from_this_dataset_only=only)
+    with closing(OpenModel(source, log, lambda model: model)) as opened:
+        return opened.use(use)
 
 
 def source_fingerprint(location: str) -> str:
@@ -162,7 +261,8 @@ def source_fingerprint(location: str) -> str:
     with translate_storage_errors(location):
         if _has_embeddings(folder):
             return EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()
-        return use_newest(locate_checkpoint(location), lambda _: None, lambda checkpoint: checkpoint.uri)
+        with closing(NewestCheckpoint(locate_checkpoint(location), lambda _: None).open()) as checkpoint:
+            return checkpoint.uri
 
 
 def _has_embeddings(folder: Folder) -> bool:
@@ -186,31 +286,25 @@ def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> T
         if table.name in embeddings.entities and not embeddings.has_rows_of(table.name, model.vocabulary(table.name)):
             raise InputError(
                 f"{inputs.folder.uri}: has other rows of '{table.name}' than {model.uri}: it was prepared again, or is "
-                "another dataset; name the dataset that the model was trained on with --data"
+                f"another dataset; name the dataset that the model was trained on with {option_named('data')}"
             )
     return model
 
 
-def _use_checkpoint(
-    checkpoint: Checkpoint, change: Callable[[JobConfig], JobConfig], use: Callable[[TrainedModel], Result]
-) -> Result:
+def _open_checkpoint(checkpoint: Checkpoint, change: Callable[[JobConfig], JobConfig], scratch: Path) -> TrainedModel:
     job = change(job_of(checkpoint))
     folder = Folder(job.data.path)
     manifest = open_dataset_of(checkpoint, folder)
     spec = make_model(job, manifest)
     towers = load_towers(job, spec, folder, manifest)
     towers.dense.load(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="crossfade-vectors-") as scratch:
-        vectors = CheckpointVectors(checkpoint, NullReporter(), towers, Path(scratch))
-        return use(
-            TrainedModel(
-                checkpoint.uri,
-                job,
-                spec,
-                folder,
-                manifest,
-                vectors,
-                f"{checkpoint.manifest.training['run']} {checkpoint.manifest.step}",
-                checkpoint.manifest.step,
-            )
-        )
+    return TrainedModel(
+        checkpoint.uri,
+        job,
+        spec,
+        folder,
+        manifest,
+        CheckpointVectors(checkpoint, NullReporter(), towers, scratch),
+        f"{checkpoint.manifest.training['run']} {checkpoint.manifest.step}",
+        checkpoint.manifest.step,
+    )

@@ -30,7 +30,7 @@ from crossfade.trainer.prepare.database import first_line
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # DuckDB imports pandas, where it is installed, for the first result.
-_CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.metadata_reader", "pandas"])
+_CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.served_metadata", "pandas"])
 _START_SECONDS = 60.0
 _MEMORY_BYTES = 1 << 30
 """How much a child may allocate beyond what it has once it is ready."""

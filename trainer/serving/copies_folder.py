@@ -15,7 +15,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, option_named
 from crossfade.base.io.disk_errors import disk_of
 from crossfade.base.io.file_lock import try_lock
 
@@ -64,7 +64,7 @@ def full_work_disk_error(work: Path) -> CrossfadeError:
     """Return the error that the disk of the working folder ``work`` is full."""
     return CrossfadeError(
         f"{work}: could not be written: no space is left on the disk of {disk_of(work)}; name a folder on a "
-        "larger disk with --work-dir"
+        f"larger disk with {option_named('work_dir')}"
     )
 
 

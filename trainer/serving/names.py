@@ -1,9 +1,9 @@
 """IDs and names of all rows in an SQLite database: found, labeled and searched in microseconds.
 
     write_names({"artist": model.vocabulary("artist")}, folder / "names.sqlite", reporter)
-    names = Names(folder / "names.sqlite")
-    names.find("artist", "radiohead")               # 7
-    names.search("artist", "radio", limit=10)       # [7, 212, ...]
+    names = StoredNames(folder / "names.sqlite", "artist")
+    names.find("radiohead")                         # 7
+    names.search("radio", limit=10)                 # [7, 212, ...]
 
 Each entity has a table, in the order of rows: row, id, name, and the name or, without one, the ID without accents and
 case. Another table has the joined IDs and their parts.
@@ -15,13 +15,16 @@ import json
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
-from crossfade.trainer.recommend.row_names import RowLabel
+from crossfade.trainer.recommend.row_names import RowLabel, unknown
 
 _SAME_NAME = 64
 """Rows compared with a name that several rows have without accents and case."""
@@ -99,24 +102,39 @@ def fold(text: str) -> str:
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
-class Names:
-    """IDs and names, read by any thread."""
+class StoredNames:
+    """IDs and names of one entity, read by any thread; implements ``RowLookup``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entity: str) -> None:
         """Open what ``write_names`` has written to ``path``."""
         self._uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         self._local = threading.local()
-        found = self._connection().execute("SELECT name, number, has_names FROM entities").fetchall()
-        self._numbers = {name: number for name, number, _ in found}
-        self._named = {name for name, _, has_names in found if has_names}
+        self._entity = entity
+        [(self._number, self._has_names)] = self._connection().execute(
+            "SELECT number, has_names FROM entities WHERE name = ?", [entity]
+        )
 
-    def find(self, entity: str, text: str) -> int | None:
+    def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Return the row of each of ``texts`` that ``find`` finds."""
+        rows = ((text, self.find(text)) for text in texts)
+        return {text: row for text, row in rows if row is not None}
+
+    def describe_unknown(self, missing: Sequence[str]) -> str:
+        """Return that there is no row of the first of ``missing``; similar names would take long to find."""
+        return unknown(self._entity, missing[0])
+
+    def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+        """Return the rows of ``ids``, which may be names, sorted and distinct, and the IDs that have none."""
+        found = self.found(ids)
+        return np.unique(np.array(list(found.values()), np.int64)), [id for id in ids if id not in found]
+
+    def find(self, text: str) -> int | None:
         """Return the row with this ID or else the first, which is the most frequent, of this name; None: there is none.
 
         Without such a row, it is the first whose ID has the text as one of the parts that it joins. Names, joined IDs,
         and their parts are compared without regard to case and accents, but an exact name is preferred.
         """
-        number, connection = self._numbers[entity], self._connection()
+        number, connection = self._number, self._connection()
         ids = [text]
         if text.removeprefix("-").isdecimal() and abs(int(text)) < _MAX_INTEGER:
             ids.append(int(text))  # type: ignore[arg-type]
@@ -125,7 +143,7 @@ class Names:
         if found is not None:
             return int(found[0])
         folded, same = fold(text), []
-        if entity in self._named:
+        if self._has_names:
             same = connection.execute(
                 f"SELECT row, name FROM rows_{number:d} WHERE folded = ? AND name IS NOT NULL "  # noqa: S608
                 f"ORDER BY row LIMIT {_SAME_NAME}",
@@ -139,11 +157,11 @@ class Names:
             ).fetchall()
         return exact[0] if exact else same[0][0] if same else None
 
-    def labels(self, entity: str, rows: Sequence[int]) -> dict[int, RowLabel]:
+    def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; rows without an ID are left out."""
-        number = self._numbers[entity]
         if not rows:
             return {}
+        number = self._number
         # A list as JSON, so that the statement does not depend on the number of rows.
         found = self._connection().execute(
             f"SELECT r.row, r.id, r.name FROM json_each(?) AS each JOIN rows_{number:d} AS r ON r.row = each.value",  # noqa: S608
@@ -151,19 +169,19 @@ class Names:
         )
         return {row: RowLabel(id, name) for row, id, name in found}
 
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
+    def search(self, text: str, limit: int) -> list[int]:
         """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
 
         The row that ``find`` returns comes first, then the most frequent ones.
         """
-        exact = self.find(entity, text)
+        exact = self.find(text)
         rows = [] if exact is None else [exact]
         words = list(_words(fold(text)))
         if words:
-            number = self._numbers[entity]
             query = " AND ".join(f'"{word}" *' for word in words)
+            table = f"words_{self._number:d}"
             found = self._connection().execute(
-                f"SELECT rowid FROM words_{number:d} WHERE words_{number:d} MATCH ? ORDER BY rowid LIMIT ?",  # noqa: S608
+                f"SELECT rowid FROM {table} WHERE {table} MATCH ? ORDER BY rowid LIMIT ?",  # noqa: S608
                 [query, limit],
             )
             rows += [row for (row,) in found if row != exact]

@@ -1,14 +1,16 @@
 """Versions of a trained model: copies of all that requests read, in files that are mapped into memory.
 
     card = write_version(model, folder, VersionOptions(), reporter)
-    with closing(ServedModel(folder)) as served: ...            # served_model.py
+    with closing(open_version(folder)) as version: ...          # version.py
 
     VERSION/version.json            VersionCard, with the checksums of the other files
     VERSION/job.yaml                the job that trained it
     VERSION/data/                   the dataset's manifest, vocabularies and features, without its interactions
     VERSION/vectors/ENTITY.npy      float32 (R, D)
     VERSION/names.sqlite            IDs and names (names.py)
-    VERSION/histories/              the items of each query (mapped_histories.py)
+    VERSION/histories/starts        int64 (Q + 1,): where the items of each query start
+    VERSION/histories/items         int32 (N,): distinct items of each query, sorted
+    VERSION/histories/weights       float32 (N,): the sum of the weights of their interactions
     VERSION/counts.npy              the interactions of each item in train, int64 (R,), base datasets included
     VERSION/metadata.duckdb         columns of the items, for filters (served_metadata.py)
     VERSION/index-METRIC/           an index of the items, as of 'crossfade index', if there are many
@@ -16,24 +18,26 @@
 A version is complete in itself: it is served without the run, its checkpoints, or S3. Memory does not grow with the
 tables while it is written.
 
-Shapes: R rows, N rows of a part, D columns.
+Shapes: Q queries, P parts of them, R rows, N rows of a part or items of all histories, D columns.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.checksums import FileChecksum, checksums_of, verify_files
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
@@ -45,17 +49,21 @@ from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource
 from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.recommend.bulk import part_starts
+from crossfade.trainer.recommend.history import StoredHistories, divide_histories
 from crossfade.trainer.recommend.index_build import IndexRequest, build_index
-from crossfade.trainer.recommend.metadata_table import MetadataFile, write_metadata
+from crossfade.trainer.recommend.metadata_table import write_metadata
+from crossfade.trainer.recommend.options import MetadataFile
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.folder import JOB_FILE
-from crossfade.trainer.serving.mapped_histories import write_histories
 from crossfade.trainer.serving.names import write_names
 
 CARD_FILE, DATA, VECTORS = "version.json", "data", "vectors"
 NAMES, HISTORIES, COUNTS, METADATA = "names.sqlite", "histories", "counts.npy", "metadata.duckdb"
+_STARTS, _ITEMS, _WEIGHTS = "starts", "items", "weights"
 _COPY_BYTES = 8 << 20
 
 
@@ -120,7 +128,7 @@ def write_version(
     np.save(folder / COUNTS, model.counts(item.name))
     local = open_copy(folder, model.uri, model.fingerprint)
     write_names({table.name: local.vocabulary(table.name) for table in model.spec.vectors}, folder / NAMES, reporter)
-    write_histories(model, folder / HISTORIES, reporter)
+    _write_histories(model, folder / HISTORIES, reporter)
     write_metadata(data, local.manifest, item.name, options.metadata, local.counts(item.name), folder / METADATA)
     metrics: Sequence[ScoreKind] = []
     if options.index_from is not None and item.rows >= options.index_from:
@@ -230,7 +238,7 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
     if shutil.disk_usage(path.parent).free < table.rows * table.dim * 4:
         raise InputError(
             f"{path.parent}: has no room for the vectors of {table.name}, {table.rows * table.dim * 4:,} bytes; name a "
-            "folder on a larger disk with --work-dir"
+            f"folder on a larger disk with {option_named('work_dir')}"
         )
     with path.open("wb") as file:
         np.lib.format.write_array_header_2_0(file, header)  # type: ignore[no-untyped-call]
@@ -241,3 +249,44 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
                 raise InputError(f"the vector of row {first + bad} of '{table.name}' is not finite; train it again")
             vectors_ND.astype("<f4").tofile(file)
             reporter.advance(len(rows_N))
+
+
+def _write_histories(model: TrainedModel, folder: Path, reporter: ProgressReporter) -> None:
+    """Write the histories of all queries of ``model``, from all splits and base datasets, into the new ``folder``.
+
+    Raises:
+        InputError: the dataset cannot be read.
+        StorageUnavailableError: storage does not answer.
+    """
+    folder.mkdir()
+    queries_Q = np.arange(model.spec.query.rows, dtype=np.int64)
+    starts_P1 = part_starts(model.counts(model.spec.query.name))
+    with (
+        tempfile.TemporaryDirectory(prefix="parts-", dir=folder) as work,
+        closing(model.open_lineage()) as lineage,
+        ExitStack() as stack,
+    ):
+        divided = divide_histories(lineage, ALL_SPLITS, queries_Q, starts_P1, Path(work), reporter)
+        starts, items, weights = (
+            stack.enter_context((folder / name).open("wb")) for name in (_STARTS, _ITEMS, _WEIGHTS)
+        )
+        end = 0
+        np.zeros(1, np.int64).tofile(starts)
+        for part in range(len(starts_P1) - 1):
+            histories = divided.load(part)
+            (end + histories.lists.starts_Q1[1:]).tofile(starts)
+            histories.lists.items_N.astype(np.int32).tofile(items)
+            histories.weight_N.astype(np.float32).tofile(weights)
+            end += len(histories.lists.items_N)
+
+
+def map_histories(folder: Path) -> StoredHistories:
+    """Map the histories in ``folder`` into memory: those of a query are read when they are needed."""
+    return StoredHistories(
+        _map(folder / _STARTS, np.int64), _map(folder / _ITEMS, np.int32), _map(folder / _WEIGHTS, np.float32)
+    )
+
+
+def _map(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    # A file of no bytes cannot be mapped.
+    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)

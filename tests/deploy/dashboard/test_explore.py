@@ -4,7 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -18,12 +18,9 @@ from explored_runs import name_of, write_runs
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.maps.map_labels import PALETTE
-from crossfade.trainer.recommend.candidates import FilterOptions
-from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
-from crossfade.trainer.recommend.similar import similar_rows
-from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.recommend.model import open_model
+from crossfade.trainer.recommend.options import ModelSource, RecommendOptions, SimilarOptions
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 
@@ -60,12 +57,8 @@ def opened(browser: Browser, address: str, options: dict[str, Any] | None = None
 
 def similar(workspace: Path, run: str, row: int = ROW) -> tuple[list[int], list[float]]:
     """Return the neighbors of a track and their scores."""
-    rows_QK, scores_QK = with_trained_model(
-        str(workspace / "runs" / run),
-        None,
-        print,
-        lambda model: similar_rows(model, "track", np.array([row]), 10, FilterOptions()),
-    )
+    with closing(open_model(ModelSource.of(source=workspace / "runs" / run), print)) as opened:
+        rows_QK, scores_QK = opened.use(lambda model: model.similar(np.array([row]), SimilarOptions()))
     return rows_QK[0].tolist(), scores_QK[0].tolist()
 
 
@@ -159,13 +152,9 @@ def test_two_runs_show_which_neighbors_they_share(browser: Browser, address: str
 
 @pytest.mark.slow
 def test_recommendations_are_beside_the_history(browser: Browser, address: str, workspace: Path) -> None:
-    expected = with_trained_model(
-        str(workspace / "runs" / "one"),
-        None,
-        print,
-        lambda model: Recommender(model, RecommendOptions(10), NullReporter()).for_rows(np.array([3])),
-    )
-    history = set(expected.histories.lists.items_N.tolist())
+    with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as opened:
+        rows_QK, _ = opened.use(lambda model: model.recommend(np.array([3]), RecommendOptions()))
+        history = set(opened.use(lambda model: model.histories(np.array([3]))).lists.items_N.tolist())
     with opened(browser, address, run="one") as visit:
         page = visit.page
         expect(page.locator("#customer-hint")).to_have_text("An ID, such as c000")
@@ -173,7 +162,7 @@ def test_recommendations_are_beside_the_history(browser: Browser, address: str, 
         box.fill(CUSTOMER)
         box.press("Enter")
         expect(page.locator("#recommendations-title")).to_have_text(f"Recommendations for customer {CUSTOMER}")
-        assert names_in(table(visit, "^one: recommended")) == [name_of(row) for row in expected.item_QK[0]]
+        assert names_in(table(visit, "^one: recommended")) == [name_of(row) for row in rows_QK[0]]
         past = table(visit, f"^History: the 10 largest weights of {len(history)}")
         assert set(names_in(past)) <= {name_of(row) for row in history}
         assert len(set(names_in(past))) == 10

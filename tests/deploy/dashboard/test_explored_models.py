@@ -19,9 +19,10 @@ from waiting import wait_until
 from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.dashboard import explored_models
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import SimilarOptions
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.serving.copies_folder import CopiesFolder
-from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +45,12 @@ def models(copies: Path) -> Iterator[ExploredModels]:
         yield models
 
 
-def neighbors(served: ServedModel) -> list[int]:
-    rows: list[int] = served.similar("track", np.array([7]), RankingOptions(5))[0][0].tolist()
+def neighbors(model: Model) -> list[int]:
+    rows: list[int] = model.similar(np.array([7]), SimilarOptions(k=5))[0][0].tolist()
     return rows
 
 
-def ask(models: ExploredModels, run: Path, question: Callable[[ServedModel], Any] = neighbors) -> Any:
+def ask(models: ExploredModels, run: Path, question: Callable[[Model], Any] = neighbors) -> Any:
     """Ask until the model is open, and return the answer."""
     answers: list[Any] = []
 

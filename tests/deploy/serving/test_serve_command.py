@@ -79,6 +79,9 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         recommended(workspace, "--customer", customer, *options) for customer in ("c011", "c010")
     ]
     assert server.post("invocations", body) == (200, both)
+    everything = recommended(workspace, "--customer", "c010", "-k", 5, "--exclude")
+    assert server.get("recommend", id="c010", k=5, exclude="")[1]["result"]["items"] == everything
+    assert server.post("recommend", {"ids": ["c010"], "k": 5, "exclude": []})[1]["results"][0]["items"] == everything
 
 
 def test_new_customers_get_recommendations_by_history(workspace: Path, server: RunningServer) -> None:
@@ -126,7 +129,7 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", {"ids": []}, 422, "at least 1 item"),
         ("recommend", {"ids": ["c010"], "k": 0}, 422, "greater than or equal to 1"),
         ("recommend", {"ids": ["c010"], "where": "year > 1990"}, 400, "the columns are id, name, count, genre"),
-        ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of 1 IDs is one of track"),
+        ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of its 1 IDs is one of track: none"),
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
         ("recommend", {"ids": ["c010"], "count": 5}, 422, "Extra inputs are not permitted"),
         ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
@@ -147,6 +150,8 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", b"null", 422, "should be a valid dictionary"),
         ("recommend", {"ids": ["c010"], "where": "true) GROUP BY CUBE(id), (1"}, 400, "expected one condition"),
         ("recommend", {"ids": ["c010"], "where": "name ~ (name || '(.?){1000}')"}, 400, "the pattern is computed"),
+        ("recommend", {"ids": ["c010"], "exclude": ["train"]}, 400, "expected all splits, train valid test, or none"),
+        ("recommend", {"ids": ["c010"], "exclude": ["past"]}, 422, "should be 'train', 'valid' or 'test'"),
         ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),
     ):
         found, answer = server.post(route, body)

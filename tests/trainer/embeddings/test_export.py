@@ -234,7 +234,7 @@ def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Pa
 def test_moved_dataset_is_found_by_option(data: Path, tmp_path: Path, lines: Lines) -> None:
     save_step(tmp_path / "checkpoints", data, 1)
     data.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with --data"):
+    with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with data"):
         lines.export(tmp_path / "checkpoints", tmp_path / "out")
     lines.export(tmp_path / "checkpoints", tmp_path / "out", data=tmp_path / "elsewhere")
     assert_is_step(tmp_path / "out", 1)

@@ -8,10 +8,11 @@ from builders import make_interactions, write_data_set
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.schema import EvaluateConfig, SplitName
+from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.query_history import latest_histories
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 
 QUERIES, ITEMS = 30, 50

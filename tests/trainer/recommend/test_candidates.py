@@ -1,6 +1,8 @@
 """Candidates by IDs, conditions on metadata, and groups; and what is said about filters that cannot work."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -8,13 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_groups, write_vocabulary
 
+from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry
-from crossfade.trainer.recommend.candidates import Candidates, FilterOptions, select_candidates
-from crossfade.trainer.recommend.metadata_table import MetadataFile
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.recommend.candidates import Candidates, read_lists, select_candidates
+from crossfade.trainer.recommend.options import ListFiles
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NAMES = ["Jazz One", "Jazz Two", "Rock One", "Rock Two", "Both", None]
 TAGS = ["jazz", "rock", None]
@@ -60,18 +65,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass
+class Data:
+    """What candidates need of a trained model."""
+
+    data: Folder
+    manifest: DatasetManifest
+
+    def counts(self, entity: str) -> IntArray:
+        return LineageReader(self.data, self.manifest).counts(entity)
+
+    def vocabulary(self, entity: str) -> Vocabulary:
+        return Vocabulary(self.data, self.manifest, entity)
+
+
 def select(data: Path, **options: object) -> Candidates:
     manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
-    counts = LineageReader(Folder(data), manifest).counts
-    return select_candidates(Folder(data), manifest, "track", FilterOptions(**options), counts)  # type: ignore[arg-type]
+    model = cast(TrainedModel, Data(Folder(data), manifest))
+    return select_candidates(model, "track", read_lists(ListFiles.of(**options), "track"))
 
 
 def kept(data: Path, **options: object) -> list[int]:
     return np.flatnonzero(select(data, **options).kept_R).tolist()
-
-
-def metadata(data: Path, name: str = "songs.csv", id_column: str | None = None) -> MetadataFile:
-    return MetadataFile(str(data / name), id_column)
 
 
 def test_vacant_rows_are_no_candidates(data: Path) -> None:
@@ -105,11 +120,11 @@ def test_condition_on_the_dataset(data: Path, condition: str, rows: list[int]) -
     ],
 )
 def test_condition_on_a_metadata_file(data: Path, name: str, condition: str, rows: list[int]) -> None:
-    assert kept(data, where=condition, metadata=metadata(data, name)) == rows
+    assert kept(data, where=condition, metadata=data / name) == rows
 
 
 def test_condition_on_parquet_metadata_with_a_named_column_of_ids(data: Path) -> None:
-    assert kept(data, where="year > 2000", metadata=metadata(data, "songs.parquet", "song")) == [3]
+    assert kept(data, where="year > 2000", metadata=data / "songs.parquet", metadata_id="song") == [3]
 
 
 def test_allowed_and_denied_ids(data: Path) -> None:
@@ -128,7 +143,7 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
     assert lists[0] == lists[1]
     assert lists[2] == lists[3]
     assert set(lists[0]) | set(lists[2]) < set(lists[4])
-    by_year = select(data, max_per=("year", 1), metadata=metadata(data)).groups
+    by_year = select(data, max_per=("year", 1), metadata=data / "songs.csv").groups
     assert by_year is not None
     assert np.diff(by_year.starts_R1).tolist() == [1, 1, 1, 0, 2, 0]
     assert by_year.values_N[1] == by_year.values_N[2]
@@ -138,28 +153,25 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"where": "yeer > 1990"}, "--where yeer > 1990: .*the columns are id, name, count, tag; further columns come"),
-        ({"where": "count >"}, r"--where count >: syntax error"),
-        ({"where": "count > 100"}, "the filters leave no track: relax --where, --allow, or --deny"),
-        ({"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"}, "--where .*a subquery is not accepted"),
+        ({"where": "yeer > 1990"}, "where yeer > 1990: .*the columns are id, name, count, tag; further columns come"),
+        ({"where": "count >"}, r"where count >: syntax error"),
+        ({"where": "count > 100"}, "the filters leave no track: relax where, allow, or deny"),
+        ({"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"}, "where .*a subquery is not accepted"),
         ({"max_per": ("artist", 1)}, "there is no column 'artist' to group by; the columns are id, name, count"),
-        ({"allow": ["{data}/strangers.txt"]}, "strangers.txt: none of its 2 IDs is one of track: 1, 2"),
+        ({"allow": ["{data}/strangers.txt"]}, "allow: none of its 2 IDs is one of track: 1, 2"),
         ({"deny": ["{data}/missing.txt"]}, "missing.txt: no such file"),
+        ({"metadata": "{data}/none.csv", "where": "year > 1"}, "metadata .*none.csv: no such file"),
         (
-            {"metadata": MetadataFile("{data}/none.csv"), "where": "year > 1"},
-            "--metadata .*none.csv: no such file",
-        ),
-        (
-            {"metadata": MetadataFile("{data}/songs.parquet"), "where": "year > 1"},
-            "songs.parquet: has no column 'track' or 'track_id' or 'id' of IDs; name it with --metadata-id: song, year",
+            {"metadata": "{data}/songs.parquet", "where": "year > 1"},
+            "songs.parquet: has no column 'track' or 'track_id' or 'id' of IDs; name it with metadata_id: song, year",
         ),
     ],
 )
 def test_filter_that_cannot_work_is_explained(data: Path, options: dict[str, object], message: str) -> None:
     def fill(value: object) -> object:
-        if isinstance(value, MetadataFile):
-            return MetadataFile(value.location.format(data=data))
-        return [text.format(data=data) for text in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [text.format(data=data) for text in value]
+        return value.format(data=data) if isinstance(value, str) else value
 
     with pytest.raises(InputError, match=message):
         select(data, **{name: fill(value) for name, value in options.items()})

@@ -10,11 +10,11 @@ from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.sections import ScoreKind
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend import fold_in
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories
-from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 pytestmark = pytest.mark.slow
@@ -43,8 +43,7 @@ def vectors_of(model: TrainedModel) -> tuple[FloatArray, FloatArray]:
 
 
 def histories_of(model: TrainedModel) -> Histories:
-    recommender = Recommender(model, RecommendOptions(), NullReporter())
-    return recommender.for_rows(np.arange(model.spec.query.rows)).histories
+    return Model(model).histories(np.arange(model.spec.query.rows))
 
 
 def test_vector_minimizes_the_objective(run: Path) -> None:
@@ -76,10 +75,10 @@ def test_vector_minimizes_the_objective(run: Path) -> None:
 
 def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path) -> None:
     def check(model: TrainedModel) -> None:
-        recommender = Recommender(model, RecommendOptions(count=20), NullReporter())
-        trained = recommender.for_rows(np.arange(0, 300, 3))
-        folded = recommender.for_histories(trained.histories)
-        common = [len(set(one) & set(other)) for one, other in zip(trained.item_QK, folded.item_QK, strict=True)]
+        answering, rows_Q, options = Model(model), np.arange(0, 300, 3), RecommendOptions(k=20)
+        trained = answering.recommend(rows_Q, options)
+        folded = answering.recommend_to_histories(answering.histories(rows_Q), options)
+        common = [len(set(one) & set(other)) for one, other in zip(trained.rows_QK, folded.rows_QK, strict=True)]
         assert np.mean(common) > 14
 
     with_trained_model(str(run), None, print, check)

@@ -14,14 +14,14 @@ from written_runs import CUSTOMER_IDS, write_run
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
-from crossfade.deploy.serving.versions import Refresher, Source, Versions
+from crossfade.deploy.serving.options import ServeOptions
+from crossfade.deploy.serving.versions import Refresher, Versions
 from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, study_errors
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend import bulk
-from crossfade.trainer.serving.version_folder import VersionOptions
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_server_on_a_full_disk_names_its_working_folder(disk: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192])
 def test_version_on_a_full_disk_does_not_blame_the_dataset(disk: Path, tmp_path: Path, leave: int) -> None:
-    source = Source(str(write_run(tmp_path / "written").path), None, VersionOptions(index_from=None))
+    source = ServeOptions.of(source=write_run(tmp_path / "written").path, exact=True)
     fill(disk, leave)
     with pytest.raises(CrossfadeError, match=f"^{disk}: could not be written: no space is left on the disk of {disk}"):
         Refresher(source, Versions(disk)).write_first(NullReporter())

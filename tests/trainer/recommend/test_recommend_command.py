@@ -22,9 +22,9 @@ from written_runs import write_run
 from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.embeddings.listing import write_listing
+from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
-from crossfade.trainer.recommend.history import Histories
-from crossfade.trainer.recommend.recommender import Recommendations, Recommender
+from crossfade.trainer.recommend.model import Rankings, Selection
 
 Recommended = dict[str, list[int]]
 """The IDs of the tracks recommended to each customer."""
@@ -109,11 +109,6 @@ def test_text_shows_recommendations_beside_the_history(workspace: Path) -> None:
 def test_untrained_track_is_never_recommended(workspace: Path) -> None:
     [found] = tracks(recommend("run", "--customer", "c010", "-k", TRACKS + 1, cwd=workspace)).values()
     assert sorted(found) == sorted(set(range(5000, 5000 + TRACKS)) - played()["c010"])
-
-
-def test_known_tracks_are_recommended_again_on_request(workspace: Path) -> None:
-    [found] = tracks(recommend("run", "--customer", "c010", "-k", 10, "--exclude", cwd=workspace)).values()
-    assert set(found) & played()["c010"]
 
 
 def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None:
@@ -265,14 +260,6 @@ def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("command", [("recommend", "run", "--customer", "c007"), ("similar", "run", "5001")])
-def test_more_than_there_are_means_all(workspace: Path, command: tuple[str, ...]) -> None:
-    """And memory is that of all items: a list as long as was asked for would take terabytes."""
-    all_of_them = succeeded(crossfade_here(*command, "-k", 10**12, cwd=workspace)).stdout
-    assert all_of_them == succeeded(crossfade_here(*command, "-k", 5000, cwd=workspace)).stdout
-    assert len(all_of_them.splitlines()) > 50
-
-
 def test_long_lists_of_all_customers_are_ranked_in_parts(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,17 +277,15 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     succeeded(crossfade_here(*command, "--out", whole, cwd=workspace))
     monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 70)
     ranked: list[int] = []
-    rank = Recommender.rank
+    rank = Selection.rank
 
-    def interrupted(
-        self: Recommender, query_QD: FloatArray, excluded: Histories, histories: Histories
-    ) -> Recommendations:
+    def interrupted(self: Selection, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
         ranked.append(len(query_QD))
         if len(ranked) == 3:
             raise OSError("the disk is full")
-        return rank(self, query_QD, excluded, histories)
+        return rank(self, query_QD, excluded, k)
 
-    monkeypatch.setattr(Recommender, "rank", interrupted)
+    monkeypatch.setattr(Selection, "rank", interrupted)
     assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
     assert not out.exists()
     other = ("recommend", "run", "--all", "-k", 6, "--out", out)
@@ -337,11 +322,11 @@ def test_parts_of_a_changed_filter_file_are_not_continued(
     command = ("run", "--all", "--allow", allowed, "--out", out)
     allowed.write_text("5001\n5002\n")
 
-    def full(*_: object) -> Recommendations:
+    def full(*_: object) -> Rankings:
         raise OSError("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Recommender, "rank", full)
+        broken.setattr(Selection, "rank", full)
         assert crossfade_here("recommend", *command, cwd=workspace).returncode == 1
     allowed.write_text("5001\n5003\n")
     assert "(different: candidates)" in rejected("an unfinished result of another request", *command, cwd=workspace)
@@ -405,8 +390,10 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
     rejected("a negative popularity damping", *customer, "--popularity-damping", "nan", cwd=workspace)
     rejected("recommendations to all without a file", "run", "--all", cwd=workspace)
     rejected("--json with --out", *customer, "--json", "--out", "x.parquet", cwd=workspace)
-    shown = ("--show", "genre", "--out", "x.parquet")
-    rejected("--show with --out", *customer, *shown, cwd=workspace)
+    rejected("--show with --out", *customer, "--show", "genre", "--out", "x.parquet", cwd=workspace)
+    rejected("--metadata without a use of its columns", *customer, "--metadata", "x.csv", cwd=workspace)
+    rejected("no customers", "run", cwd=workspace)
+    rejected("customers given twice", *customer, "--all", cwd=workspace)
     rejected("--max-per without a number", *customer, "--max-per", "genre", cwd=workspace)
     rejected("--metadata-id without --metadata", *customer, "--metadata-id", "x", cwd=workspace)
     rejected("an unknown customer", "run", "--customer", "c999", cwd=workspace)

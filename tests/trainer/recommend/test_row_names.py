@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import written_runs
 from builders import write_vocabulary
@@ -129,9 +128,16 @@ def test_names_that_several_rows_of_a_list_have_get_their_ids() -> None:
 
 
 def test_rows_of_a_list_of_ids(names: RowNames) -> None:
-    rows_N, missing = names.rows_of(pa.array(["16", "99", "10"]))
+    rows_N, missing = names.rows_of(["16", "99", "10"])
     np.testing.assert_array_equal(rows_N, [0, 6])
     assert missing == ["99"]
+
+
+def test_words_are_found_by_their_first_letters(names: RowNames) -> None:
+    assert names.search("SIG r", 10) == [6]
+    assert names.search("mu", 1) == [3]
+    assert names.search("311", 10) == [5, 2]
+    assert names.search("*", 10) == []
 
 
 def test_labels_are_names_or_ids(names: RowNames) -> None:

@@ -10,7 +10,7 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.row_names import RowLabel, RowNames
-from crossfade.trainer.serving.names import Names, fold, write_names
+from crossfade.trainer.serving.names import StoredNames, fold, write_names
 
 ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
 
@@ -18,9 +18,10 @@ TRACKS = ["Radiohead|Creep", "Björk|Jóga", "TLC|Creep", r"AC\|DC|T.N.T.", "Cre
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> Names:
-    write_names(vocabularies_in(tmp_path), tmp_path / "names.sqlite", NullReporter())
-    return Names(tmp_path / "names.sqlite")
+def names(tmp_path: Path) -> dict[str, StoredNames]:
+    vocabularies = vocabularies_in(tmp_path)
+    write_names(vocabularies, tmp_path / "names.sqlite", NullReporter())
+    return {entity: StoredNames(tmp_path / "names.sqlite", entity) for entity in vocabularies}
 
 
 def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
@@ -33,44 +34,44 @@ def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
     return {name: Vocabulary(Folder(folder), manifest, name) for name in entities}
 
 
-def test_rows_are_found_by_id_before_name(names: Names) -> None:
-    assert [names.find("artist", text) for text in ("72", "99", "77", "-5", "9" * 30)] == [2, 7, None, None, None]
-    assert [names.find("listener", text) for text in ("7", "x y", "-1", "X Y")] == [0, 1, 2, None]
+def test_rows_are_found_by_id_before_name(names: dict[str, StoredNames]) -> None:
+    assert [names["artist"].find(text) for text in ("72", "99", "77", "-5", "9" * 30)] == [2, 7, None, None, None]
+    assert [names["listener"].find(text) for text in ("7", "x y", "-1", "X Y")] == [0, 1, 2, None]
 
 
-def test_exact_name_is_preferred_to_one_without_accents(names: Names) -> None:
-    assert [names.find("artist", text) for text in ("björk", "BJORK", "radiohead", "bjôrk")] == [1, 2, 0, 1]
-    assert names.find("artist", "Portishead") is None
+def test_exact_name_is_preferred_to_one_without_accents(names: dict[str, StoredNames]) -> None:
+    assert [names["artist"].find(text) for text in ("björk", "BJORK", "radiohead", "bjôrk")] == [1, 2, 0, 1]
+    assert names["artist"].find("Portishead") is None
 
 
-def test_joined_id_is_found_by_its_parts_as_commands_find_it(tmp_path: Path, names: Names) -> None:
+def test_joined_id_is_found_by_its_parts_as_commands_find_it(tmp_path: Path, names: dict[str, StoredNames]) -> None:
     texts = ["Radiohead|Creep", "creep", "CREEP", "joga", "BJORK|joga", "ac|dc", "t.n.t.", "Skinny Puppy", "tlc"]
-    found = [names.find("track", text) for text in texts]
+    found = [names["track"].find(text) for text in texts]
     assert found == [0, 5, 0, 1, 1, 3, 3, 4, 2]
     (tmp_path / "again").mkdir()
     assert found == RowNames(vocabularies_in(tmp_path / "again")["track"], "track").find(texts)
-    assert names.find("track", "reep") is None
+    assert names["track"].find("reep") is None
 
 
-def test_labels_have_the_ids_types(names: Names) -> None:
-    assert names.labels("artist", [3, 1, 3]) == {3: RowLabel(73, "The Beatles"), 1: RowLabel(71, "Björk")}
-    assert names.labels("listener", [2]) == {2: RowLabel("-1", None)}
-    assert names.labels("artist", []) == {}
+def test_labels_have_the_ids_types(names: dict[str, StoredNames]) -> None:
+    assert names["artist"].labels([3, 1, 3]) == {3: RowLabel(73, "The Beatles"), 1: RowLabel(71, "Björk")}
+    assert names["listener"].labels([2]) == {2: RowLabel("-1", None)}
+    assert names["artist"].labels([]) == {}
 
 
-def test_search_finds_words_by_their_first_letters(names: Names) -> None:
-    assert names.search("artist", "beat", 10) == [3, 4]
-    assert names.search("artist", "radio", 10) == [0, 5]
-    assert names.search("artist", "radio 4", 10) == [5]
-    assert names.search("artist", "beatles THE", 10) == [3]
-    assert names.search("artist", "BJÖRK", 2) == [1, 2]
-    assert names.search("artist", "radio", 1) == [0]
-    assert names.search("artist", "\"'*:^) OR", 10) == []
-    assert names.search("listener", "x y", 10) == [1]
-    assert names.search("listener", "X", 10) == [1]
-    assert names.search("artist", "70", 10) == [0]
-    assert names.search("track", "creep", 10) == [5, 0, 2, 4]
-    assert names.search("track", "jo", 10) == [1]
+def test_search_finds_words_by_their_first_letters(names: dict[str, StoredNames]) -> None:
+    assert names["artist"].search("beat", 10) == [3, 4]
+    assert names["artist"].search("radio", 10) == [0, 5]
+    assert names["artist"].search("radio 4", 10) == [5]
+    assert names["artist"].search("beatles THE", 10) == [3]
+    assert names["artist"].search("BJÖRK", 2) == [1, 2]
+    assert names["artist"].search("radio", 1) == [0]
+    assert names["artist"].search("\"'*:^) OR", 10) == []
+    assert names["listener"].search("x y", 10) == [1]
+    assert names["listener"].search("X", 10) == [1]
+    assert names["artist"].search("70", 10) == [0]
+    assert names["track"].search("creep", 10) == [5, 0, 2, 4]
+    assert names["track"].search("jo", 10) == [1]
 
 
 def test_folding_removes_accents_and_case() -> None:

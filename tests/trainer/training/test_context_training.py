@@ -21,9 +21,10 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.recommend.fold_in import FoldIn
-from crossfade.trainer.recommend.recommender import Recommender, RecommendOptions
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.serving.served_model import RankingOptions, ServedModel
+from crossfade.trainer.serving.version import open_version
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 pytestmark = pytest.mark.slow
@@ -150,15 +151,14 @@ def test_served_and_new_customers_are_in_the_average_context(workspace: Path, in
 
     def use(model: TrainedModel) -> None:
         write_version(model, workspace / "version", VersionOptions(None, index_from=None), NullReporter())
-        recommender = Recommender(model, RecommendOptions(count=7), NullReporter())
-        customer_N = np.arange(CUSTOMERS)
-        expected = recommender.for_rows(customer_N)
-        with closing(ServedModel(workspace / "version")) as served:
-            rows_QK, scores_QK = served.recommend(customer_N, RankingOptions(k=7))
-            nothing = served.make_histories([np.empty(0, np.int64)], [np.empty(0, np.float32)])
-        np.testing.assert_array_equal(rows_QK, expected.item_QK)
-        np.testing.assert_array_equal(scores_QK, expected.score_QK)
-        query_QD = recommender.query_vectors(customer_N).astype(float)
+        original, options, customer_N = Model(model), RecommendOptions(k=7), np.arange(CUSTOMERS)
+        expected = original.recommend(customer_N, options)
+        with closing(open_version(workspace / "version")) as version:
+            found = version.model.recommend(customer_N, options)
+            nothing = version.model.make_histories([np.empty(0, np.int64)], [np.empty(0, np.float32)])
+        np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
+        np.testing.assert_array_equal(found.scores_QK, expected.scores_QK)
+        query_QD = original.query_vectors(customer_N, options).astype(float)
         mean_D = (query_QD / np.linalg.norm(query_QD, axis=1)[:, None]).mean(axis=0)
         assert FoldIn(model).vectors(nothing)[0] == pytest.approx(mean_D, abs=1e-6)
 

@@ -1,0 +1,87 @@
+"""Options of ``crossfade serve``: which model, and how it is served."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from crossfade.base.errors import InputError
+from crossfade.base.options import Integer, Number, option
+from crossfade.deploy.access import ANY_HOST
+from crossfade.trainer.recommend.options import Location, MetadataOptions, ModelSource
+
+DEFAULT_PORT, SAGEMAKER_PORT = 8090, 8080
+TOKEN_VARIABLE = "CROSSFADE_SERVE_TOKEN"  # noqa: S105 - the name of a variable
+INDEX_FROM = 50_000
+"""Items from which an index is built."""
+
+
+class ServeOptions(MetadataOptions, ModelSource):
+    """Which model to serve, and how."""
+
+    source: Location | None = option(  # type: ignore[assignment]
+        None,
+        "serve this run folder, folder of checkpoints, or checkpoint (default: /opt/ml/model)",
+        group="model",
+        value="FROM",
+        positional=True,
+    )
+    metadata: Location | None = option(
+        None, "offer the columns of this Parquet, CSV or TSV file for conditions on items", group="model", value="FILE"
+    )
+    metadata_id: str | None = option(
+        None,
+        "take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
+        group="model",
+        value="COLUMN",
+    )
+    exact: bool = option(False, "rank all items exactly, never by an index", group="model")
+    refresh: Number = option(
+        30.0, "check for a newer model at this interval; 0: never", group="model", value="SECONDS", ge=0
+    )
+    host: str | None = option(None, "listen on this address (default: 127.0.0.1)", group="server", value="A")
+    port: Integer | None = option(
+        None, f"listen on this port; 0: a free one (default: {DEFAULT_PORT})", group="server", value="N", ge=0, le=65535
+    )
+    processes: Integer = option(1, "answer by N processes", group="server", value="N", ge=1)
+    work_dir: Path | None = option(
+        None, "copy the model to this folder (default: a temporary one)", group="server", value="DIR"
+    )
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "accept requests to this name too, such as that of a proxy; repeatable; '*': any (default: loopback, and the "
+        "address that the server listens on)",
+        group="server",
+        value="NAME",
+        repeat=True,
+    )
+    token_file: Path | None = option(
+        None,
+        f"require the token in this file (default: that in {TOKEN_VARIABLE}; without one, no token)",
+        group="server",
+        value="FILE",
+    )
+
+    def located(self) -> Self:
+        """Return the options with a model, an address, and a port: those of a SageMaker endpoint, if none is named.
+
+        Raises:
+            InputError: no model is named, and this is not a SageMaker endpoint.
+        """
+        from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE, MODEL_FOLDER
+
+        if self.source is not None:
+            found: dict[str, object] = {"host": "127.0.0.1", "port": DEFAULT_PORT}
+        elif MODEL_FOLDER.is_dir():
+            found = {
+                "source": str(MODEL_FOLDER),
+                "data": os.environ.get(DATA_VARIABLE),
+                "host": "0.0.0.0",  # noqa: S104 - SageMaker's network reaches only the endpoint
+                "port": SAGEMAKER_PORT,
+            }
+        else:
+            raise InputError("FROM is missing; expected a run folder, a folder of checkpoints, or a checkpoint")
+        names = () if self.source is not None else (ANY_HOST,)
+        missing = {name: value for name, value in found.items() if getattr(self, name) is None}
+        return self.model_copy(update={**missing, "allowed_host": (*self.allowed_host, *names)})

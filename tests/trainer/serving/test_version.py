@@ -1,0 +1,324 @@
+"""Versions: the same answers as by the run, exactly and by an index, from copies that need nothing else."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from running_command import succeeded
+from written_runs import ArrayVectors
+
+from crossfade.base.arrays import IntArray
+from crossfade.base.errors import InputError, OptionError
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.recommend import model
+from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.model import Model, open_model
+from crossfade.trainer.recommend.options import MetadataFile, ModelSource, RecommendOptions, SimilarOptions
+from crossfade.trainer.serving import served_metadata
+from crossfade.trainer.serving.served_metadata import OverloadedError
+from crossfade.trainer.serving.version import Version, open_version
+from crossfade.trainer.serving.version_folder import CARD_FILE, VersionOptions, write_version
+
+Result = TypeVar("Result")
+EVERYONE = np.arange(CUSTOMERS)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data with dot products, whose neighbors differ from those by cosine."""
+    folder = tmp_path_factory.mktemp("serving")
+    write_job(
+        folder / "job.yaml",
+        write_planted(folder / "data", named=True, tracks=TRACKS + 1),
+        model={"dim": 8, "temperature": 1.0, "score": "dot"},
+        train={"epochs": 4},
+    )
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    lines = "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
+    (folder / "songs.csv").write_text(f"track,genre\n{lines}", encoding="utf-8")
+    return folder
+
+
+def use(workspace: Path, function: Callable[[Model], Result]) -> Result:
+    """Return ``function`` of the model of the run, without a copy."""
+    with closing(open_model(ModelSource.of(source=workspace / "run"), print)) as opened:
+        return opened.use(function)
+
+
+def write(workspace: Path, name: str, options: VersionOptions) -> None:
+    use(workspace, lambda model: write_version(model.trained, workspace / name, options, NullReporter()))
+
+
+@pytest.fixture(scope="module")
+def version(workspace: Path) -> Iterator[Version]:
+    """Open a copy that ranks exactly, with metadata of the tracks."""
+    write(workspace, "version", VersionOptions(MetadataFile(str(workspace / "songs.csv")), index_from=None))
+    with closing(open_version(workspace / "version")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def served(version: Version) -> Model:
+    return version.model
+
+
+def test_copy_answers_as_the_run(workspace: Path, served: Model) -> None:
+    """Rankings in another order of queries are the same, too."""
+    songs = str(workspace / "songs.csv")
+    filters = {"where": "genre <> 'g0' AND id > 5020", "max_per": ("genre", 2)}
+    lists = {"allow": [*map(str, range(5003, 5200, 4))], "deny": [*map(str, range(5000, 5200, 3))]}
+    everyone_Q = EVERYONE[::-1]
+    for options in ({"k": 7}, {**filters, "k": 6, "popularity_damping": 0.7}, {**lists, **filters}, {"exclude": ()}):
+        ranking = RecommendOptions.of(**options)
+        original = RecommendOptions.of(**options, **({"metadata": songs} if "where" in options else {}))
+        expected = use(workspace, lambda model, options=original: model.recommend(EVERYONE, options))
+        found = served.recommend(everyone_Q, ranking)
+        np.testing.assert_array_equal(found.rows_QK, expected.rows_QK[::-1])
+        np.testing.assert_array_equal(found.scores_QK, expected.scores_QK[::-1])
+    rows_Q, options = np.array([9, 2, 100]), SimilarOptions.of(k=6)
+    for expected, found in zip(
+        use(workspace, lambda model: model.similar(rows_Q, options)), served.similar(rows_Q, options), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    histories = served.make_histories(
+        [np.array([8, 13]), np.array([1])], [np.ones(2, np.float32), np.ones(1, np.float32)]
+    )
+    expected = use(workspace, lambda model: model.recommend_to_histories(histories, RecommendOptions()))
+    found = served.recommend_to_histories(histories, RecommendOptions())
+    np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
+
+
+def test_known_items_are_left_out_unless_they_are_wanted(served: Model) -> None:
+    histories = served.histories(EVERYONE)
+    for exclude in ALL_SPLITS, ():
+        rows_QK, _ = served.recommend(EVERYONE, RecommendOptions.of(k=TRACKS, exclude=exclude))
+        known = [np.isin(rows_K, _items(histories, query)).any() for query, rows_K in enumerate(rows_QK)]
+        assert any(known) != bool(exclude)
+        assert all(known) != bool(exclude)
+    with pytest.raises(OptionError, match="exclude train: expected all splits, train valid test, or none"):
+        served.recommend(EVERYONE, RecommendOptions.of(exclude="train"))
+
+
+@pytest.mark.parametrize("most", [0, model.MAX_LISTED])
+def test_allow_and_deny_lists_hold_with_exclusions(
+    served: Model, indexed: Version, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """A short list is ranked by itself, a long one among all rows."""
+    monkeypatch.setattr(model, "MAX_LISTED", most)
+    everything, _ = served.recommend(EVERYONE, RecommendOptions(k=TRACKS))
+    allow, deny = np.arange(3, TRACKS, 4), np.arange(0, TRACKS, 3)
+    lists = {"allow": tuple(5000 + allow), "deny": tuple(5000 + deny)}
+    lists = {name: tuple(map(str, rows)) for name, rows in lists.items()}
+    rows_QK, scores_QK = served.recommend(EVERYONE, RecommendOptions(k=5, max_per=("genre", 2), **lists))
+    genre_R = np.arange(TRACKS + 1) % GENRES
+    for rows_K, ranked_K in zip(rows_QK, everything, strict=True):
+        left = [row for row in ranked_K if row in set(allow) - set(deny) and row >= 0]
+        expected: list[int] = []
+        for row in left:
+            if sum(genre_R[other] == genre_R[row] for other in expected) < 2 and len(expected) < 5:
+                expected.append(row)
+        assert [row for row in rows_K if row >= 0] == expected
+    assert (np.diff(scores_QK, axis=1)[np.isfinite(scores_QK[:, 1:])] <= 0).all()
+    denied = RecommendOptions(k=5, deny=lists["deny"])
+    found = indexed.model.recommend(EVERYONE, denied)
+    np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, denied).rows_QK)
+
+
+def test_histories_are_those_of_the_dataset(workspace: Path, served: Model) -> None:
+    expected, found = use(workspace, lambda model: model.histories(EVERYONE)), served.histories(EVERYONE)
+    np.testing.assert_array_equal(found.lists.starts_Q1, expected.lists.starts_Q1)
+    np.testing.assert_array_equal(found.lists.items_N, expected.lists.items_N)
+    np.testing.assert_array_equal(found.weight_N, expected.weight_N)
+    some = served.histories(np.array([7, 3]))
+    np.testing.assert_array_equal(_items(some, 0), _items(expected, 7))
+    np.testing.assert_array_equal(_items(some, 1), _items(expected, 3))
+
+
+def _items(histories: Histories, query: int) -> IntArray:
+    return histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
+
+
+@pytest.fixture(scope="module")
+def indexed(workspace: Path) -> Iterator[Version]:
+    """Open a copy with an index for each score, which scans enough lists to find everything."""
+    write(workspace, "indexed", VersionOptions(index_from=1, recall=1.0))
+    with closing(open_version(workspace / "indexed")) as opened:
+        yield opened
+
+
+def test_indexes_of_both_scores_find_what_exact_ranking_does(
+    served: Model, indexed: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert indexed.card.indexes == ["dot", "cosine"]
+    options, searched = RecommendOptions(k=5), indexed.model
+    assert served.is_quick("track", "dot", options)
+    limited = RecommendOptions(k=5, max_per=("genre", 1))
+    served.recommend(EVERYONE, limited)
+    assert not served.is_quick("track", "dot", limited)
+    monkeypatch.setattr(model, "_QUICK_VALUES", 100)
+    assert searched.is_quick("track", "dot", options)
+    assert not served.is_quick("track", "dot", options)
+    assert not searched.is_quick("track", "dot", RecommendOptions(k=5, where="id > 5020"))
+    for other in (options, RecommendOptions(k=5, popularity_damping=0.5)):
+        found = searched.recommend(EVERYONE, other)
+        np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, other).rows_QK)
+    rows_Q, similar = np.arange(0, TRACKS, 7), SimilarOptions(k=5)
+    np.testing.assert_array_equal(searched.similar(rows_Q, similar)[0], served.similar(rows_Q, similar)[0])
+
+
+def test_version_needs_neither_run_nor_dataset(workspace: Path, tmp_path: Path, indexed: Version) -> None:
+    expected = indexed.model.recommend(EVERYONE, RecommendOptions())
+    moved = Path(shutil.copytree(workspace / "indexed", tmp_path / "moved"))
+    for hidden in ("run", "data"):
+        (workspace / hidden).rename(workspace / f"hidden-{hidden}")
+    try:
+        with closing(open_version(moved)) as opened:
+            found = opened.model.recommend(EVERYONE, RecommendOptions())
+            np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
+            opened.metadata.rows_where("count > 3")
+            history = opened.model.make_histories([np.array([1])], [np.ones(1, np.float32)])
+            opened.model.recommend_to_histories(history, RecommendOptions())
+    finally:
+        for hidden in ("run", "data"):
+            (workspace / f"hidden-{hidden}").rename(workspace / hidden)
+
+
+def test_damaged_versions_are_rejected(workspace: Path, tmp_path: Path, indexed: Version) -> None:
+    version = Path(shutil.copytree(workspace / "indexed", tmp_path / "version"))
+    damaged = 0
+    for path in sorted(path for path in version.rglob("*") if path.is_file() and path.stat().st_size):
+        content = path.read_bytes()
+        # A change in the middle of the card may be one in the checksum of another file, which the error then names.
+        middle = [len(content) // 2] if path.name != CARD_FILE else []
+        for place in (0, *middle, len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            damaged += 1
+            with pytest.raises(InputError, match=re.escape(str(path))):
+                open_version(version)
+        path.unlink()
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            open_version(version)
+        path.write_bytes(content)
+    assert damaged > 30
+    open_version(version).close()
+
+
+def test_vectors_that_are_not_finite_are_not_published(workspace: Path, tmp_path: Path) -> None:
+    def write(model: Model) -> None:
+        vectors = {name: np.zeros((table.rows, table.dim), np.float32) for name, table in model.tables.items()}
+        vectors["track"][7, 2] = np.inf
+        changed = replace(model.trained, vectors=ArrayVectors(vectors))
+        write_version(changed, tmp_path / "version", VersionOptions(), NullReporter())
+
+    with pytest.raises(InputError, match="the vector of row 7 of 'track' is not finite"):
+        use(workspace, write)
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "(SELECT count(*) FROM read_csv('songs.csv')) > 0",
+        "(SELECT count(*) FROM glob('/etc/*')) > 0",
+        "id = any(SELECT 1)",
+        "true); DROP TABLE items; SELECT (1",
+        "true) UNION SELECT range FROM range(1000000000) WHERE (1",
+        "true) ORDER BY repeat('x', 1000000000), (1",
+        "true) LIMIT (1",
+        "true) GROUP BY (row",
+        "true) GROUP BY CUBE(id), (1",
+        "true) GROUP BY ALL HAVING (1",
+        "true) QUALIFY (1",
+        # No limit holds within these: each allocates gigabytes at once.
+        "length(repeat('x', 1000000000)) > 1",
+        "id::INTEGER[1000000] IS NULL",
+        "list_resize([1], 1000000000) IS NULL",
+        "list_sum([x FOR x IN range(1000000000)]) > 1",
+        "lpad(genre, 1000000000, 'x') > 'x'",
+        # Compiled for every row, or to a large program.
+        "regexp_matches(name, name || '(.?){1000}(.?){1000}(.?){1000}')",
+        "name ~ (genre || '{1000}')",
+        "name LIKE name",
+        "name LIKE 'a%' ESCAPE genre",
+        f"name LIKE '{'%a' * 101}'",
+        "name ~ '(.?){1000}'",
+        "name SIMILAR TO '((a{9}){9}){9}'",
+        "count(*) FILTER (WHERE true) > 1",
+        "row_number() OVER () > 1",
+        "COLUMNS(*) > 1",
+        "x -> x",
+        "id = $1",
+        "id = 1" + "+1" * 490,
+        "/*",
+        "\ud800 = 1",
+        "",
+    ],
+)
+def test_forbidden_condition_is_rejected(version: Version, forbidden: str) -> None:
+    with pytest.raises(InputError, match=r"^where.*(expected|cannot be parsed)"):
+        version.metadata.rows_where(forbidden)
+
+
+def test_operators_and_functions_are_accepted(version: Version) -> None:
+    for accepted in (
+        "genre = 'g1'",
+        "lower(genre) LIKE '_1' AND id::VARCHAR IS NOT NULL AND id % 2 < 3",
+        "genre IN ('g1', 'none') OR genre ~ '^x{1,3}' OR count BETWEEN -2 AND -1",
+        "CASE WHEN coalesce(genre, '') = 'g' || '1' THEN length(genre) END = 2",
+        "genre = 'g1' AND TIMESTAMP '2020-01-01' + INTERVAL 1 DAY < now() -- a comment",
+    ):
+        assert version.metadata.rows_where(accepted).sum() == TRACKS / GENRES
+
+
+def stop_evaluating(version: Version) -> None:
+    """Stop the processes that evaluate conditions, so that none of the next ones ends before its limit."""
+    for process in (version.metadata._quick, version.metadata._slow):
+        process.start()
+        assert process._process is not None
+        assert process._process.pid is not None
+        os.kill(process._process.pid, signal.SIGSTOP)
+
+
+def test_condition_that_takes_long_ends_at_the_limit_and_delays_others_for_a_moment(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 0.01)
+    monkeypatch.setattr(served_metadata, "MAX_SECONDS", 0.02)
+    stop_evaluating(version)
+    with pytest.raises(InputError, match=r"took longer than 0\.02 seconds; expected a simpler condition$"):
+        version.metadata.rows_where("id > 5001")
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 60.0)
+    with pytest.raises(InputError, match="took longer"):
+        version.metadata.rows_where("id > 5001")  # at once, for a while
+    assert version.metadata.rows_where("id > 5002").sum() == TRACKS - 2
+
+
+def test_slow_conditions_are_rejected_while_others_wait(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_metadata, "QUICK_SECONDS", 0.01)
+    stop_evaluating(version)
+    for _ in range(served_metadata.MAX_SLOW):
+        assert version.metadata._slow_places.acquire(blocking=False)
+    with pytest.raises(OverloadedError, match="needs long"):
+        version.metadata.rows_where("id > 5003")
+    version.metadata._slow_places.release(served_metadata.MAX_SLOW)
+    version.metadata._slow._replace()
+
+
+def test_conditions_and_columns_that_are_invalid_are_named(served: Model) -> None:
+    for options, message in (
+        (RecommendOptions(where="year > 1990"), r"where year > 1990: .*; the columns are id, name, count, genre"),
+        (RecommendOptions(where="id > 9999"), "the filters leave no track"),
+        (RecommendOptions(max_per=("artist", 2)), "there is no column 'artist' to group by"),
+    ):
+        with pytest.raises(InputError, match=message):
+            served.recommend(EVERYONE[:1], options)

@@ -1,0 +1,70 @@
+"""Options of ``crossfade evaluate``: what is ranked and counted, for whom, and compared with what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from crossfade.base.options import Integer, option
+from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.recommend.options import Location, ModelSource
+
+
+class EvaluateOptions(ModelSource):
+    """Which run to evaluate, and how."""
+
+    source: Location = option(
+        ..., "evaluate the embeddings in this run folder", group="rankings", value="RUN", positional=True
+    )
+    split: SplitName = option("test", "evaluate on this split", group="rankings")
+    k: tuple[Annotated[Integer, Ge(1)], ...] | None = option(
+        None, "cut rankings at these depths (default: those of the job)", group="rankings", value="K", min_length=1
+    )
+    task: Literal["new", "repeat"] | None = option(
+        None,
+        "count held-out items that are new to a query, and rank no others that it has in an excluded split; or rank "
+        "and count all (default: that of the job)",
+        group="rankings",
+    )
+    by: Literal["query", "moment"] | None = option(
+        None,
+        "judge all held-out items of a query together, or those of each timestamp by themselves, with the history "
+        "before it (default: that of the job)",
+        group="rankings",
+    )
+    exclude: tuple[SplitName, ...] | None = option(
+        None,
+        "leave items of these splits out of the rankings with task new (default: those of the job)",
+        group="rankings",
+        optional_values=True,
+    )
+    segments: tuple[str, ...] | None = option(
+        None,
+        "print metrics, diversity and novelty by segments of queries, and the inequality of exposure; with N, start "
+        "segments at these numbers of interactions in train (default: thirds); with a context entity, such as hour, "
+        "divide queries by its value",
+        group="segments and comparison",
+        value="N|CONTEXT",
+        optional_values=True,
+    )
+    compare: Location | None = option(
+        None,
+        "compare recall and ndcg with those of another run, query by query, and test the difference",
+        group="segments and comparison",
+        value="OTHER_RUN",
+    )
+    labels: str | None = option(
+        None,
+        "print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by raw "
+        "counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
+        group="label precision",
+        value="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
+    )
+    label_min_count: Integer = option(
+        1,
+        "with labels: use only rows with N interactions of positive weight in train",
+        group="label precision",
+        value="N",
+        ge=1,
+    )

@@ -1,0 +1,129 @@
+"""Evaluate a run: the metrics of its rankings, by segments of queries, compared with another run, and by labels.
+
+evaluate_run(EvaluateOptions.of(source="runs/lastfm", split="valid"))["valid"]["ndcg@10"]
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.evaluation.baselines import load_baselines
+from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
+from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
+from crossfade.trainer.evaluation.from_files import evaluate_embeddings
+from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
+from crossfade.trainer.evaluation.labels import LabelSource, read_labels
+from crossfade.trainer.evaluation.options import EvaluateOptions
+from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver
+from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
+
+
+def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
+    """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments and labels.
+
+    Raises:
+        InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
+            that are compared have different datasets.
+    """
+    folder, job = RunFolder(Path(options.source)), job_for(options)
+    source = LabelSource.parse(options.labels) if options.labels is not None else None
+    other = _open_other(RunEmbeddings(job, folder.embeddings), options.compare) if options.compare is not None else None
+    precision = evaluate_labels(job, folder.embeddings, source, options.label_min_count) if source else None
+    observers: list[RankingObserver] = []
+    if options.segments is not None:
+        observers.append(segments := load_segment_metrics(job, folder.embeddings, options.segments))
+    if other is not None:
+        observers.append(queries := QueryMetrics(job.evaluate.k))
+    results: dict[str, Any] = {
+        "task": job.evaluate.task,
+        options.split: evaluate_embeddings(job, folder.embeddings, options.split, observers=observers),
+    }
+    results["baselines"] = load_baselines(job, [options.split])
+    if source:
+        results["labels"] = {source.entity: precision}
+    if options.segments is not None:
+        results["segments"] = segments.metrics()
+    if other is not None:
+        results["comparison"] = {"other": options.compare, **_compare(queries, other, options)}
+    return results
+
+
+def evaluate_rankings(options: EvaluateOptions) -> EvalMetrics:
+    """Return the metrics of a run alone, without baselines, segments, labels, and other runs.
+
+    Raises:
+        InputError: as ``evaluate_run``.
+    """
+    return evaluate_embeddings(job_for(options), RunFolder(Path(options.source)).embeddings, options.split)
+
+
+def job_for(options: EvaluateOptions) -> JobConfig:
+    """Return the job of the run, with ``options`` in place of its ``evaluate`` section.
+
+    Raises:
+        InputError: an option is invalid, or conflicts with the task.
+    """
+    values = RunFolder(Path(options.source)).job().model_dump(mode="json")
+    evaluation = {"task": options.task, "by": options.by, "exclude_splits": options.exclude}
+    values["evaluate"].update({name: value for name, value in evaluation.items() if value is not None})
+    data = {"path": options.data, "history_from_this_dataset_only": options.history_from_this_dataset_only or None}
+    values["data"].update({name: value for name, value in data.items() if value is not None})
+    if options.k is not None:
+        # A depth of more items than there are means all of them.
+        manifest = read_manifest(Folder(values["data"]["path"]))
+        items = manifest.entities[manifest.item].rows
+        depths = list(dict.fromkeys(min(depth, items) for depth in options.k))
+        values["evaluate"].update(k=depths, best_metric=f"ndcg@{depths[0]}")
+    if options.exclude and values["evaluate"]["task"] == "repeat":
+        raise OptionError(
+            "exclude",
+            found=" ".join(options.exclude),
+            problem="the task repeat excludes nothing",
+            fix=f"add {option_named('task', 'new')}, or leave out {option_named('exclude')}",
+        )
+    return check_job(values, "the command line")
+
+
+def _open_other(this: RunEmbeddings, run: str) -> RunEmbeddings:
+    """Return the run that ``this`` is compared with, to be evaluated by the same rules.
+
+    Raises:
+        InputError: it is not a run, or was trained on another dataset.
+    """
+    folder = RunFolder(Path(run))
+    other = RunEmbeddings(folder.job().model_copy(update={"evaluate": this.job.evaluate}), folder.embeddings)
+    check_same_dataset(this, other)
+    return other
+
+
+def _compare(queries: QueryMetrics, other: RunEmbeddings, options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate ``other`` and compare it with the metrics of ``queries``."""
+    others = QueryMetrics(other.job.evaluate.k)
+    evaluate_embeddings(other.job, other.embeddings, options.split, observers=[others])
+    metrics = {name: asdict(found) for name, found in compare(queries, others).items()}
+    return {"queries": len(queries.queries()), "metrics": metrics}
+
+
+def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSource, min_count: int) -> LabelPrecision:
+    """Measure how often neighbors share a label (``label_precision.py``), among rows with ``min_count`` in train.
+
+    Raises:
+        InputError: the dataset, the embeddings or the labels cannot be read, or too few rows have labels.
+    """
+    data, manifest, model, _ = open_inputs(job)
+    pairs = read_labels(data, manifest, labels)
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        source, counts_R = EmbeddingFiles(embeddings), lineage.counts(labels.entity)
+        return label_precision(
+            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
+        )

@@ -1,0 +1,500 @@
+"""The one model that answers: recommendations, neighbors, vectors, and rows by ID or name.
+
+    with closing(open_model(ModelSource.of(source="runs/lastfm"), print)) as opened:
+        rankings = opened.use(lambda model: model.recommend(model.find("listener", ["2"]), RecommendOptions.of(k=5)))
+
+Commands, Python, ``crossfade serve``, and the page Explore ask it. It reads vectors and the dataset of a run or
+checkpoint where they are (``RunFiles``), or a copy of all that answers need (``trainer/serving/version.py``).
+
+Shapes: Q queries, K ranks, R rows of an entity, N rows of a list, D columns.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import OptionError
+from crossfade.trainer.config.sections import ScoreKind, resolved
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.embeddings.query_vectors import query_vectors
+from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.candidates import (
+    Candidates,
+    RowSubset,
+    filter_rows,
+    filters_leave_none,
+    listed_rows,
+    with_lists,
+)
+from crossfade.trainer.recommend.context import average_context, find_context
+from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vectors
+from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
+from crossfade.trainer.recommend.index_folder import indexed_rows
+from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
+from crossfade.trainer.recommend.options import (
+    FilterOptions,
+    MetadataFile,
+    ModelSource,
+    RankingOptions,
+    RecommendOptions,
+    SimilarOptions,
+)
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
+from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
+
+MAX_LISTED = 1000
+"""Rows of an ``allow`` list up to which they are ranked by themselves, without reading the others."""
+_QUICK_VALUES, _LEAST_DIM = 1 << 19, 32
+"""Values of a table that one thread ranks exactly in about a millisecond; rows of fewer columns take as long as 32."""
+_MAX_RANKERS = 64
+"""Rankers for conditions, limits per group, and damping that are kept, those that were used last."""
+_KEPT_INTERACTIONS = 1 << 24
+"""Interactions of all queries up to which a model that is asked repeatedly keeps them in memory."""
+_SILENT = NullReporter()
+
+
+class Rankings(NamedTuple):
+    """Rows, best first, int64, -1 where there are fewer, and their scores, float32."""
+
+    rows_QK: IntArray
+    scores_QK: FloatArray
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """What a text, an ID or name, stands for.
+
+    Attributes:
+        row: the row, or -1.
+        label: its ID and name; None without a row.
+        error: why the row cannot be used: there is none, or its vector is not trained.
+    """
+
+    row: int
+    label: RowLabel | None = None
+    error: str | None = None
+
+
+class ModelFiles(Protocol):
+    """What a model reads besides vectors, from a run and its dataset or from a copy of them."""
+
+    def names(self, entity: str) -> RowLookup:
+        """Return the IDs and names of ``entity``."""
+
+    def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
+        """Return the histories of ``rows_Q``, in any order, from ``splits`` and, with any, from base datasets."""
+
+    def candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        """Return the rows that meet the condition of ``options``, and their groups."""
+
+    def index(self, entity: str, metric: ScoreKind, options: RankingOptions) -> VectorIndex | None:
+        """Return the index to search, if there is one."""
+
+
+class RunFiles:
+    """Reads the dataset, and its base datasets, of a run or checkpoint."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        """Read what belongs to ``trained``."""
+        self._trained = trained
+        self._names: dict[str, RowNames] = {}
+        self._kept: dict[tuple[frozenset[str], bool], StoredHistories] = {}
+        self._last: tuple[object, Histories] | None = None
+
+    def names(self, entity: str) -> RowLookup:
+        """Return the IDs and names of ``entity``, in its vocabulary."""
+        if entity not in self._names:
+            self._names[entity] = RowNames(self._trained.vocabulary(entity), entity)
+        return self._names[entity]
+
+    def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
+        """Return the histories of ``rows_Q``; a model that is kept reads those of all queries once, if they fit."""
+        key = frozenset(splits) & set(self._trained.manifest.splits), bool(splits)
+        if key in self._kept:
+            return self._kept[key].load(rows_Q)
+        if self._last is not None and self._last[0] == (key, rows_Q.tobytes()):
+            return self._last[1]
+        with closing(self._trained.open_lineage()) as lineage:
+            if self._trained.keep and lineage.known_rows(splits) <= _KEPT_INTERACTIONS:
+                everyone_Q = np.arange(self._trained.spec.query.rows)
+                self._kept[key] = StoredHistories.of(load_histories(lineage, splits, everyone_Q, reporter))
+                return self._kept[key].load(rows_Q)
+            sorted_Q, place_Q = np.unique(rows_Q, return_inverse=True)
+            histories = StoredHistories.of(load_histories(lineage, splits, sorted_Q, reporter)).load(place_Q)
+        self._last = (key, rows_Q.tobytes()), histories
+        return histories
+
+    def candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        """Return the rows that meet the condition of ``options``, and their groups."""
+        return filter_rows(self._trained, entity, options)
+
+    def index(self, entity: str, metric: ScoreKind, options: RankingOptions) -> VectorIndex | None:
+        """Return the index that ``options`` name."""
+        return None if options.index is None else open_index(Path(options.index), self._trained, entity, metric)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a ranker depends on; ``entity`` and ``metric`` select vectors, their score and their index."""
+
+    entity: str
+    metric: ScoreKind
+    where: str | None
+    metadata: MetadataFile | None
+    max_per: tuple[str, int] | None
+    popularity_damping: float
+    index: str | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that options select, to be ranked for any number of queries.
+
+    Attributes:
+        ranker: ranks them.
+        subset: the few rows that ``ranker`` has; None: all rows of the entity.
+        denied_N: rows to leave out besides.
+    """
+
+    ranker: Ranker
+    subset: RowSubset | None = None
+    denied_N: IntArray | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between selections."""
+        listed = b"" if self.subset is None else self.subset.rows(np.arange(self.subset.table.rows)).tobytes()
+        return f"{self.ranker.fingerprint} {zlib.crc32(listed):08x}"
+
+    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
+        """Return the ``k`` best rows for each of ``query_QD``, float32, without those ``excluded`` for it."""
+        if self.denied_N is not None:
+            excluded = _with_all(excluded, self.denied_N)
+        if self.subset is None:
+            return Rankings(*self.ranker.rank(query_QD, excluded, k))
+        places_QK, scores_QK = self.ranker.rank(query_QD, self.subset.places(excluded), k)
+        return Rankings(self.subset.rows(places_QK), scores_QK)
+
+
+class Model:
+    """A trained model, opened: it keeps what it has read for the next answer.
+
+    A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
+    candidate, unless it has features. An item's score is s - α·T·log(1 + c), where s is the model's score, T its
+    temperature, c the item's interactions of positive weight in train, and α the popularity damping. For a softmax
+    model, s/T estimates log p(item | query) up to a constant, so that α = 1 ranks by p(item | query) / p(item), the
+    lift, and 0 < α < 1 lies between.
+
+    ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
+    another thread may ask quick ones.
+    """
+
+    def __init__(self, trained: TrainedModel, files: ModelFiles | None = None, log: Log | None = None) -> None:
+        """Answer by ``trained``.
+
+        Args:
+            trained: the vectors, the job, and the dataset.
+            files: names, histories, metadata, and indexes; None: those of the dataset.
+            log: gets a line for each name that several rows have.
+        """
+        self.trained = trained
+        self.files = files or RunFiles(trained)
+        self._log = log
+        self.query, self.item = trained.spec.query.name, trained.spec.item.name
+        self.tables = {table.name: table for table in trained.spec.vectors}
+        self.score: ScoreKind = trained.job.model.score
+        self._trained_rows: dict[str, BoolArray] = {}
+        self._rankers: OrderedDict[_Key, Ranker] = OrderedDict()
+        # Requests are answered in the event loop and in another thread.
+        self._rankers_lock = threading.Lock()
+        self._average_contexts: dict[frozenset[str], FloatArray] = {}
+
+    def prepare(self) -> None:
+        """Read what the first answers need, so that they are quick."""
+        for entity in self.tables:
+            self.trained_rows(entity)
+        self._average_context(frozenset())
+        self._ranker(self.item, self.score, RecommendOptions())
+
+    def entity(self, name: str | None) -> str:
+        """Return ``name``, or the item entity for None.
+
+        Raises:
+            UnknownRowError: the model has no vectors of it.
+        """
+        if name is not None and name not in self.tables:
+            raise UnknownRowError(f"there is no entity '{name}'; expected {' or '.join(self.tables)}")
+        return name or self.item
+
+    def trained_rows(self, entity: str) -> BoolArray:
+        """Return which rows of ``entity`` have an ID and a trained vector, bool (R,)."""
+        if entity not in self._trained_rows:
+            self._trained_rows[entity] = indexed_rows(self.trained, entity)
+        return self._trained_rows[entity]
+
+    def find_each(self, entity: str, texts: Sequence[str]) -> list[FoundRow]:
+        """Find the row of each of ``texts``, IDs or names; errors are part of the answer."""
+        names, trained_R = self.files.names(entity), self.trained_rows(entity)
+        rows = names.found(texts, self._log)
+        labels, found = names.labels(rows.values()), []
+        for text in texts:
+            row = rows.get(text)
+            if row is None:
+                found.append(FoundRow(-1, None, names.describe_unknown([text])))
+            else:
+                found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, text)))
+        return found
+
+    def find(self, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
+        """Return the rows of ``texts``, IDs or names, int64 (N,), which must have trained vectors if ``trained``.
+
+        Raises:
+            UnknownRowError: one is unknown, for which similar names are suggested, or its vector is not trained.
+        """
+        names = self.files.names(entity)
+        rows = names.found(texts, self._log)
+        missing = [text for text in texts if text not in rows]
+        if missing:
+            raise UnknownRowError(names.describe_unknown(missing))
+        rows_N = np.array([rows[text] for text in texts], np.int64)
+        for place in np.flatnonzero(~self.trained_rows(entity)[rows_N]) if trained else ():
+            raise UnknownRowError(untrained(entity, texts[place]))
+        return rows_N
+
+    def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
+        return self.files.names(entity).labels(rows)
+
+    def search(self, entity: str, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
+
+        The row that ``find`` returns comes first, then the most frequent ones.
+        """
+        return self.files.names(entity).search(text, limit)
+
+    def ids(self, entity: str, rows_N: IntArray, column: str = "id") -> pa.Array:
+        """Return the IDs of ``rows_N``, or another ``column`` of the vocabulary, in any order."""
+        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
+        ids = self.trained.vocabulary(entity).take(sorted_N, [column]).column(column).combine_chunks()
+        return ids.take(pa.array(place_N))
+
+    @cached_property
+    def item_columns(self) -> dict[str, pa.Array]:
+        """The IDs and, if there are, names of all items, by row."""
+        items = self.trained.vocabulary(self.item)
+        table = items.read(0, items.rows, [name for name in items.columns if name != "row"])
+        return {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    def histories(
+        self, rows_Q: IntArray, splits: Sequence[SplitName] = ALL_SPLITS, reporter: ProgressReporter = _SILENT
+    ) -> Histories:
+        """Return what queries have interacted with in ``splits``, and with any of these, in base datasets."""
+        return self.files.histories(rows_Q, splits, reporter)
+
+    def make_histories(self, items: Sequence[IntArray], weights: Sequence[FloatArray]) -> Histories:
+        """Build the histories of new queries from the items of each, the oldest first, and their weights."""
+        query_N = np.repeat(np.arange(len(items)), [len(item_N) for item_N in items])
+        item_N = np.concatenate([np.empty(0, np.int64), *items])
+        weight_N = np.concatenate([np.empty(0, np.float32), *weights])
+        return make_sequences(query_N, item_N, weight_N, len(items), self.tables[self.item].rows)
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``, in any order, float32 (N, D)."""
+        if len(rows_N) < 2:
+            return self.trained.vectors.vectors(entity, rows_N)
+        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
+        vectors_ND: FloatArray = self.trained.vectors.vectors(entity, sorted_N)[place_N]
+        return vectors_ND
+
+    def recommend(self, rows_Q: IntArray, options: RecommendOptions, reporter: ProgressReporter = _SILENT) -> Rankings:
+        """Rank items for the queries ``rows_Q``, int64, in any order, whose vectors must be trained.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+            InputError: an option is invalid or leaves no item, or the dataset cannot be read.
+        """
+        selection = self.select_items(options)
+        excluded = self.histories(rows_Q, options.exclude, reporter).lists if options.exclude else _nothing(rows_Q)
+        return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k)
+
+    def recommend_to_histories(
+        self, histories: Histories, options: RecommendOptions, reporter: ProgressReporter = _SILENT
+    ) -> Rankings:
+        """Rank items for queries that were not in training, or have interacted since, by their histories.
+
+        Raises:
+            InputError: too few queries are trained to fold in others, or as for ``recommend``.
+        """
+        if options.context:
+            raise OptionError(
+                "context",
+                found="=".join(options.context[0]),
+                problem="is added to trained vectors, which histories do not have",
+                fix="leave it out",
+            )
+        selection, queries = self.select_items(options), len(histories.lists.starts_Q1) - 1
+        reporter.phase("fold in", queries, self.query)
+        query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))
+        excluded = histories if options.exclude else histories.without_items()
+        return selection.rank(query_QD, excluded.lists, options.k)
+
+    def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
+        """Rank the rows of an entity by their cosine with each of ``rows_Q``, int64, without itself.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+            InputError: an option is invalid, or leaves no row.
+        """
+        entity = self.entity(options.entity)
+        selection = self._select(entity, "cosine", options)
+        itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
+        return selection.rank(self.vectors(entity, rows_Q), itself, options.k)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the model: its job, score, and the entities that have vectors."""
+        entities = self.trained.manifest.entities
+        sizes = {
+            name: {"rows": table.rows, "dim": table.dim, "has_names": entities[name].has_names}
+            for name, table in self.tables.items()
+        }
+        return {
+            "job": self.trained.job.name,
+            "model": self.trained.uri,
+            "score": self.score,
+            "query": self.query,
+            "item": self.item,
+            "entities": sizes,
+        }
+
+    def query_vectors(self, rows_Q: IntArray, options: RecommendOptions) -> FloatArray:
+        """Return the vectors of ``rows_Q`` in the context of ``options``, and the average of other context."""
+        given = find_context(self.trained, dict(options.context), self._log) if options.context else {}
+        tables = self.trained.spec.context if given else ()
+        context = {table.name: np.full(len(rows_Q), given.get(table.name, -1)) for table in tables}
+        query_QD = query_vectors(self.trained.vectors, self.trained.spec, rows_Q, context)
+        return np.asarray(query_QD + self._average_context(frozenset(given)), np.float32)
+
+    def _average_context(self, given: frozenset[str]) -> FloatArray:
+        if given not in self._average_contexts:
+            self._average_contexts[given] = average_context(self.trained, given)
+        return self._average_contexts[given]
+
+    @cached_property
+    def _new_queries(self) -> NewQueryVectors:
+        return new_query_vectors(self.trained)
+
+    def is_quick(self, entity: str, metric: ScoreKind, options: RankingOptions) -> bool:
+        """Return whether one query takes about a millisecond: by an index or a small table, without metadata."""
+        if options.allow or options.deny or options.max_per is not None:
+            return False
+        ranker, table = self._rankers.get(_key(entity, metric, options)), self.tables[entity]
+        is_small = table.rows * max(table.dim, _LEAST_DIM) <= _QUICK_VALUES
+        return isinstance(ranker, IndexRanker) or (ranker is not None and is_small)
+
+    def select_items(self, options: RecommendOptions) -> Selection:
+        """Select the items that ``options`` keep.
+
+        Raises:
+            InputError: a filter is invalid, or leaves no item, or the index is missing or another one.
+        """
+        return self._select(self.item, self.score, options)
+
+    def _select(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Selection:
+        if not options.allow and not options.deny:
+            return Selection(self._ranker(entity, metric, options))
+        names = self.files.names(entity)
+        allow_N = listed_rows(names, entity, options.allow) if options.allow else None
+        deny_N, unknown = names.rows_of(options.deny)
+        if unknown and not len(deny_N) and self._log is not None:
+            self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
+        if allow_N is None and options.index is None:
+            ranker = self._ranker(entity, metric, options)
+            if isinstance(ranker, IndexRanker):
+                return Selection(ranker, denied_N=deny_N)
+        candidates = with_lists(self._candidates(entity, options), None, deny_N)
+        if allow_N is None or len(allow_N) > MAX_LISTED or options.index is not None:
+            return Selection(self._new_ranker(entity, metric, options, with_lists(candidates, allow_N, None)))
+        subset, damping_R = RowSubset(self.trained.vectors, self.tables[entity], allow_N), self._damping(options)
+        damping_P = None if damping_R is None else damping_R[allow_N]
+        ranker = Ranker(subset, subset.table, _score(metric), subset.candidates(candidates), damping_P)
+        return Selection(ranker, subset)
+
+    def _ranker(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Ranker:
+        key = _key(entity, metric, options)
+        with self._rankers_lock:
+            ranker = self._rankers.get(key)
+            if ranker is not None:
+                self._rankers.move_to_end(key)
+                return ranker
+        ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options))
+        with self._rankers_lock:
+            self._rankers[key] = ranker
+            while len(self._rankers) > _MAX_RANKERS:
+                self._rankers.popitem(last=False)
+        return ranker
+
+    def _new_ranker(self, entity: str, metric: ScoreKind, options: RankingOptions, candidates: Candidates) -> Ranker:
+        damping_R, table = self._damping(options), self.tables[entity]
+        index = self.files.index(entity, metric, options) if damping_R is None else None
+        if index is not None:
+            return IndexRanker(index, self.trained, table, _score(metric), candidates)
+        return Ranker(self.trained.vectors, table, _score(metric), candidates, damping_R)
+
+    def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        candidates = self.files.candidates(entity, options)
+        kept_R = candidates.kept_R & self.trained_rows(entity)
+        if options.where is not None and not kept_R.any():
+            raise filters_leave_none(entity)
+        return replace(candidates, kept_R=kept_R)
+
+    def _damping(self, options: RankingOptions) -> FloatArray | None:
+        """Return α·T·log(1 + c) of each item, float32 (R,); None without popularity damping."""
+        if not isinstance(options, RecommendOptions) or not options.popularity_damping:
+            return None
+        scale = options.popularity_damping * resolved(self.trained.job.model.temperature)
+        damping_R: FloatArray = (scale * np.log1p(self.trained.counts(self.item))).astype(np.float32)
+        return damping_R
+
+
+def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenModel[Model]:
+    """Return the model at ``source``, which opens when it is used; ``log`` and ``keep`` as of ``OpenModel``."""
+    return OpenModel(source, log, lambda trained: Model(trained, log=log), keep=keep)
+
+
+def _key(entity: str, metric: ScoreKind, options: RankingOptions) -> _Key:
+    damping = options.popularity_damping if isinstance(options, RecommendOptions) else 0.0
+    return _Key(entity, metric, options.where, options.metadata_file, options.max_per, damping, options.index)
+
+
+def _score(metric: ScoreKind) -> Score:
+    return Score.of(metric, 1.0)
+
+
+def _nothing(rows_Q: IntArray) -> ItemLists:
+    return ItemLists(np.zeros(len(rows_Q) + 1, np.int64), np.empty(0, np.int64))
+
+
+def _with_all(lists: ItemLists, rows_N: IntArray) -> ItemLists:
+    """Return ``lists`` with ``rows_N`` added to each."""
+    merged = [
+        np.union1d(lists.items_N[start:stop], rows_N)
+        for start, stop in zip(lists.starts_Q1[:-1], lists.starts_Q1[1:], strict=True)
+    ]
+    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(list_N) for list_N in merged], dtype=np.int64)])
+    return ItemLists(starts_Q1, np.concatenate([np.empty(0, np.int64), *merged]))
