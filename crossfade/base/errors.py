@@ -21,6 +21,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+INTERRUPTED_EXIT_CODE = 75
+"""Exit code of a run whose host is reclaimed, to be resumed elsewhere: EX_TEMPFAIL of sysexits.h."""
+STOPPED_EXIT_CODE = 143
+"""Exit code of a run that was stopped by SIGTERM."""
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
 CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
@@ -48,6 +52,11 @@ def command(verb: str, *words: str, **options: str | bool) -> str:
     return f"'crossfade {' '.join((verb, *words, *typed))}'"
 
 
+def worded(text: str, words: OptionWords) -> str:
+    """Return ``text`` with the options that it marks named by ``words``."""
+    return _MARKED.sub(lambda mark: words(mark[1], mark[2]), text)
+
+
 def _plain_words(name: str, value: str) -> str:
     return f"{name} {value}" if value else name
 
@@ -63,7 +72,7 @@ class CrossfadeError(Exception):
 
     def worded(self, words: OptionWords) -> str:
         """Return the message as ``__str__`` does, with options named by ``words``."""
-        text = escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), super().__str__()))
+        text = escape_unprintable(worded(super().__str__(), words))
         return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.config.devices import EngineName
 
 Variant = Literal["cpu", "torch"] | MXNetVariant
-
-DEFAULT_EC2_TYPE = "p2.xlarge"
-DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
 
 ENGINES: dict[Variant, EngineName] = {"cpu": "cpu", "torch": "torch", "cu112": "mxnet", "cu90": "mxnet"}
 """The engine by which each variant computes where ``train.engine`` is auto."""
@@ -136,8 +133,8 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     if gpu is None and engine == "torch":
         raise InputError(
             f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:cpu, has no "
-            "PyTorch; leave train.engine out, choose an --instance-type with a GPU, such as g4dn.xlarge or "
-            "g5.xlarge, or set an --image that has PyTorch"
+            f"PyTorch; leave train.engine out, choose an {option_named('instance_type')} with a GPU, such as "
+            f"g4dn.xlarge or g5.xlarge, or set an {option_named('image')} that has PyTorch"
         )
     if gpu is None:
         return "cpu"
@@ -147,5 +144,6 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     raise InputError(
         f"train.engine is {engine}, but {_PACKAGES[engine]} has no code for the GPU of {instance_type}, {gpu.name} "
         f"(compute capability {format_version(gpu.capability)}); leave train.engine out, which uses "
-        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another --instance-type, such as g4dn.xlarge or g5.xlarge"
+        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another {option_named('instance_type')}, such as "
+        "g4dn.xlarge or g5.xlarge"
     )

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError, MissingExtraError
+from crossfade.base.errors import CloudRequestError, MissingExtraError, option_named
 from crossfade.deploy.aws.errors import translate_aws_errors
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class Aws:
         self.region: str = self._session.region_name or ""
         if not self.region:
             raise CloudRequestError(
-                "no AWS region is set; set one with --region or AWS_REGION, as in --region us-east-1", "region"
+                f"no AWS region is set; set one with {option_named('region')} or AWS_REGION, as in "
+                f"{option_named('region', 'us-east-1')}",
+                "region",
             )
         if not _REGION.fullmatch(self.region):
             raise CloudRequestError(
@@ -116,6 +118,17 @@ class Aws:
         self.check_credentials()
         with translate_aws_errors("looking up the account of the credentials", self.region):
             return self.sts.get_caller_identity()["Account"]
+
+    def caller(self) -> tuple[str, str]:
+        """Return the account and the ARN of the caller; of an assumed role without the session's name, which changes.
+
+        Raises:
+            CloudError, CloudRequestError: AWS did not identify the caller.
+        """
+        account = self.account()
+        with translate_aws_errors("asking whose the credentials are", self.region):
+            arn = self.sts.get_caller_identity()["Arn"]
+        return account, "/".join(arn.split("/")[:2]) if ":assumed-role/" in arn else arn
 
     def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
         """Validate ``request`` against botocore's model of ``operation``, without sending it.

@@ -19,6 +19,7 @@ from crossfade.base.errors import (
     CloudRequestError,
     CloudRequestErrorKind,
     CrossfadeError,
+    option_named,
 )
 
 _CAPACITY = {
@@ -104,7 +105,8 @@ _REQUEST_ADVICE: list[tuple[CloudRequestErrorKind, set[str], str]] = [
     (
         "region",
         _REGION,
-        "not available in the region {region} ({found}); set the right one with --region, or enable it in the account",
+        f"not available in the region {{region}} ({{found}}); set the right one with {option_named('region')}, or "
+        "enable it in the account",
     ),
 ]
 _ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
@@ -160,7 +162,7 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
         (
             (aws.NoRegionError, aws.InvalidRegionError, aws.UnknownRegionError),
             "region",
-            f"{doing}: {found}; set a region with --region or AWS_REGION",
+            f"{doing}: {found}; set a region with {option_named('region')} or AWS_REGION",
         ),
         (
             (aws.ParamValidationError,),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.deploy.aws.accelerators import gpu_of
 from crossfade.trainer.config.devices import on_gpu
 from crossfade.trainer.config.schema import JobConfig
@@ -34,7 +34,7 @@ def check_device(job: JobConfig, instance_type: str) -> None:
     if on_gpu(job.train.devices) and gpu is None:
         raise InputError(
             f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another "
-            "--instance-type, such as g5.xlarge, or add --set train.device=auto"
+            f"{option_named('instance_type')}, such as g5.xlarge, or add {option_named('set', 'train.device=auto')}"
         )
 
 
@@ -54,7 +54,7 @@ def _retirement(instance_type: str) -> str | None:
     assert gpu is not None
     return (
         f"AWS is retiring {family} (docs/aws.md), so {instance_type} may not be available; the nearest type that stays "
-        f"is --instance-type {successor}, with the GPU {gpu.name}"
+        f"is {successor}, with the GPU {gpu.name}"
     )
 
 
@@ -66,7 +66,7 @@ def _idle_gpu(job: JobConfig, instance_type: str) -> str | None:
     key = "train.engine" if train.engine == "cpu" else "train.device"
     return (
         f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
-        f"such as m5.xlarge, costs less (--set {key}=auto uses the GPU)"
+        f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
     )
 
 

@@ -86,8 +86,8 @@ class Membership:
         local = self._members.get(self._local_agent)
         if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:
             return (
-                f"{heartbeat.address} is the coordinator's own address, where an agent runs already; give this host's "
-                "with --advertise-address"
+                f"{heartbeat.address} is the coordinator's own address, where an agent runs already; give this host's, "
+                "as advertise_address"
             )
         return None
 

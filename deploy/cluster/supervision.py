@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Any
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, InputError, option_named
 from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
@@ -52,12 +52,12 @@ def check_hosts(cluster: ClusterConfig) -> None:
         if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
                 f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
-                "this host's address, as in --set cluster.host=10.0.0.1"
+                f"this host's address, as in {option_named('set', 'cluster.host=10.0.0.1')}"
             )
     elif cluster.host_count > 1:
         raise InputError(
             f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
-            "cluster.coordinator_address, as in --set cluster.coordinator_address=10.0.0.1:7070"
+            f"cluster.coordinator_address, as in {option_named('set', 'cluster.coordinator_address=10.0.0.1:7070')}"
         )
 
 

@@ -1,6 +1,6 @@
 """Examine a host and, if one is named, a job on it.
 
-for finding in examine(job, RunFolder(Path("runs/plays")), seconds=60):
+for finding in examine(DoctorOptions(job=Path("runs/plays"))):
     ...
 """
 
@@ -11,6 +11,7 @@ from functools import partial
 
 from crossfade.deploy.doctor.findings import Finding, run_check
 from crossfade.deploy.doctor.gpus import check_gpus
+from crossfade.deploy.doctor.options import DoctorOptions
 from crossfade.deploy.doctor.storage import (
     check_checkpoint_storage,
     check_clock,
@@ -22,11 +23,13 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 
 
-def examine(job: JobConfig | None, run: RunFolder | None, seconds: float) -> Iterator[Finding]:
-    """Yield what checks of this host find and, with both, those of ``job`` and its run folder ``run``.
+def examine(options: DoctorOptions) -> Iterator[Finding]:
+    """Yield what checks of this host find and, if the options name a job, checks of the job and its run folder.
 
-    Each check may take ``seconds``.
+    Raises:
+        InputError: the run or job does not exist, or is invalid.
     """
+    (job, run), seconds = options.load(), options.timeout
     with short_requests():
         yield from _examine_host(job, seconds)
         if job is None or run is None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import MissingExtraError, command
+from crossfade.base.formatting import size
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.fit import check_fit, format_gib, plan_local_host
@@ -17,9 +18,8 @@ from crossfade.deploy.capacity.inputs import PlanInputs, read_inputs
 from crossfade.deploy.capacity.machine import this_machine
 from crossfade.deploy.capacity.plan import CapacityPlan
 from crossfade.deploy.cluster.supervision import check_hosts
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding, State
-from crossfade.deploy.topology import Address, scheduler_address
+from crossfade.deploy.topology import Address, check_free_port, scheduler_address
 from crossfade.kvstore.checkpoint.inventory import list_checkpoints
 from crossfade.kvstore.torch.imports import require_torch
 from crossfade.trainer.config.schema import JobConfig
@@ -77,7 +77,7 @@ class JobChecks:
             expected = {FAILED: "its run has failed, or was interrupted", STOPPED: "its run was stopped"}
             found = expected.get(ended, "its run was killed")
             state: State = "ok" if ended in expected else "warning"
-            resume = f"crossfade train {path / JOB_FILE} --run-dir {path} --resume"
+            resume = command("train", str(path / JOB_FILE), run_dir=str(path), resume=True)
             yield Finding("run", state, f"{path}: {found}; to resume it: {resume}")
 
     def check_checkpoints(self) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ class JobChecks:
         yield Finding("checkpoints", "ok", f"{where}: {len(complete)} complete")
         for entry in entries:
             if entry.state in ("corrupt", "other format"):
-                fix = f"crossfade checkpoints list {where} --verify"
+                fix = command("checkpoints list", where, verify=True)
                 yield Finding("checkpoints", "warning", f"step {entry.step} is not used: {entry.detail}; {fix}")
 
     def check_data(self) -> Iterator[Finding]:
@@ -172,10 +172,10 @@ class JobChecks:
             scheduler_address(cluster)
             count += _PORTS_PER_ROLE * (1 + cluster.servers + cluster.workers)
         if metrics.port:
-            _check_free("metrics.port", Address(metrics.host or cluster.host, metrics.port))
+            check_free_port("metrics.port", Address(metrics.host or cluster.host, metrics.port))
         if cluster.servers and cluster.coordinator_address is not None:
             address = Address.parse(cluster.coordinator_address, "cluster.coordinator_address")
-            _check_free("cluster.coordinator_address", address)
+            check_free_port("cluster.coordinator_address", address)
         with ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(socket.socket()).bind((cluster.host, 0))
@@ -186,17 +186,3 @@ def _existing(path: Path) -> Path:
     """Return ``path`` or the nearest folder above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _check_free(key: str, address: Address) -> None:
-    """Check that a process can listen on ``address``, the value of ``key``.
-
-    Raises:
-        InputError: it cannot.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise InputError(f"{key}: cannot listen on {address}: {error.strerror}; name another port") from error

@@ -13,11 +13,12 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, command
+from crossfade.base.formatting import size
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
-from crossfade.deploy.dashboard.formatting import size
+from crossfade.deploy.checkpoint_cleaning import find_uploads
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.checkpoint.inventory import find_leftovers
 from crossfade.trainer.config.schema import JobConfig
@@ -44,21 +45,18 @@ def _checkpoint_leftovers(job: JobConfig, run: RunFolder) -> Iterator[str]:
     checkpoints, before = run.checkpoints(job), time.time() - _AGE_SECONDS
     left = find_leftovers(checkpoints, before)
     if checkpoints.startswith("s3://") and find_spec("boto3") is not None:
-        from crossfade.deploy.aws.clients import Aws
-        from crossfade.deploy.aws.uploads import find_uploads
-
         try:
-            left += find_uploads(Aws(), checkpoints, before)
+            left += find_uploads(checkpoints, before)
         except CrossfadeError as error:  # training needs neither the right to list them nor a region
             yield f"unfinished uploads were not listed: {error}"
     if left:
         kinds = ", ".join(sorted({f"{leftover.kind}s" for leftover in left}))
         total = size(sum(leftover.bytes for leftover in left))
-        yield f"{checkpoints}: {len(left)}, {total} ({kinds}); crossfade checkpoints clean {checkpoints}"
+        yield f"{checkpoints}: {len(left)}, {total} ({kinds}); {command('checkpoints clean', checkpoints)}"
     with suppress(FileNotFoundError):
         files = [path for path in run.unfinished_files() if path.stat().st_mtime <= before]
         if files:
-            yield f"{run.path}: {len(files)} temporary files; crossfade checkpoints clean {run.path}"
+            yield f"{run.path}: {len(files)} temporary files; {command('checkpoints clean', str(run.path))}"
 
 
 def _staged_leftovers(job: JobConfig, run: RunFolder) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Manifests by which Kubernetes runs a job: a Job for the coordinator, a StatefulSet of servers, a Job of workers.
 
-    files = kubernetes_files(job, size_hosts(job, plan), KubernetesOptions(image="registry/crossfade:cpu"))
+    files = kubernetes_files(job, size_hosts(job, plan), SchedulerFiles(image="registry/crossfade:cpu"))
 
 They are laid out for Kustomize: ``base`` and an overlay as an example. Each server and worker is an agent that accepts
 one kind of role. An agent that returns gets its role again, whatever its address, so no pod needs to keep its own.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
+from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.pods import (
     METRICS_PORT,
     PORT,
@@ -26,7 +26,7 @@ from crossfade.deploy.schedulers.pods import (
     metadata,
     shares_volume,
 )
-from crossfade.deploy.schedulers.sizes import HostSize
+from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -38,22 +38,6 @@ _PERMANENT = [1, 2]
 """Exit codes that are the job's result: it failed after its restarts, or its input is invalid."""
 _STOPPED = [143]
 """The exit code of a job that was stopped, as when the coordinator is evicted: its agents end as well."""
-
-
-@dataclass(frozen=True)
-class KubernetesOptions:
-    """What the pods run with; without a namespace, in that of the context."""
-
-    image: str
-    namespace: str | None = None
-    service_account: str | None = None
-    """An existing service account; None: create one."""
-    secret: str | None = None
-    """A secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID."""
-    claim: str | None = None
-    """An existing volume claim for runs and datasets; None: create one."""
-    storage: str = "20Gi"
-    """The size of the claim that is created."""
 
 
 def on_kubernetes(job: JobConfig) -> JobConfig:
@@ -81,7 +65,7 @@ def check_storage(job: JobConfig) -> None:
         InputError: a path is of this machine.
     """
     paths = {
-        "data.path": (job.data.path, ", or name where the pods find the dataset with --data"),
+        "data.path": (job.data.path, f", or name where the pods find the dataset with {option_named('data')}"),
         "checkpoint.path": (job.checkpoint.path, ""),
         **{key: (source, "") for key, source in job.starting_points().items()},
     }
@@ -93,7 +77,7 @@ def check_storage(job: JobConfig) -> None:
             )
 
 
-def kubernetes_files(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions) -> dict[str, str]:
+def kubernetes_files(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> dict[str, str]:
     """Return the text of each file, by path; ``job`` is one that ``on_kubernetes`` returned.
 
     Raises:
@@ -118,12 +102,12 @@ def resource_name(job: JobConfig) -> str:
     return re.sub(r"[^a-z0-9]+", "-", job.name.lower())[:_MAX_NAME].strip("-")
 
 
-def _base(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions) -> dict[str, list[Manifest]]:
+def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> dict[str, list[Manifest]]:
     name = resource_name(job)
     pods = PodMaker(
         name,
         job,
-        options.image,
+        _image(options, job),
         service_account=options.service_account or name,
         secret=options.secret,
         claim=options.claim or f"{name}-runs",
@@ -155,6 +139,16 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions)
         files["workers.yaml"] = [_job(name, "worker", worker, job.cluster.workers)]
         files["network-policy.yaml"] = [_network_policy(name)]
     return files
+
+
+def _image(options: SchedulerFiles, job: JobConfig) -> str:
+    """Return the image; by default the variant that has the engine of ``job``, for a GPU if the job requests one."""
+    if options.image is not None:
+        return options.image
+    gpus = requested_gpus(job)
+    if job.train.engine == "torch" or (gpus and job.train.engine == "auto"):
+        return "crossfade:torch"
+    return "crossfade:cu112" if gpus else "crossfade:cpu"
 
 
 def _largest(sizes: Sequence[HostSize]) -> HostSize:
@@ -240,9 +234,9 @@ def _network_policy(name: str) -> Manifest:
     }
 
 
-def _overlay(job: JobConfig, options: KubernetesOptions) -> Manifest:
+def _overlay(job: JobConfig, options: SchedulerFiles) -> Manifest:
     """Return an overlay that shows what differs between clusters: registry, AWS role, storage class, kind of node."""
-    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", options.image)
+    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", _image(options, job))
     patches = []
     if options.service_account is None:
         role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/crossfade"}

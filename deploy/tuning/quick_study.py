@@ -1,4 +1,4 @@
-"""The study of ``crossfade tune --quick``: successive halving over trainings that are compared on the valid split.
+"""A quick study: successive halving over trainings that are compared on the valid split.
 
     study = QuickStudy(folder, job, parameters, stop_requested=lambda: False)
     study.run(on_epochs=lambda epochs: None)
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
-from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.tuning.pace import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter
-from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, write_best
+from crossfade.deploy.tuning.study_folder import OTHER_FOLDER, QUICK_FILE, claim_study, write_best
 from crossfade.deploy.tuning.successive_halving import OWN, Rung, draw_trials, plan_rungs, promote
 from crossfade.deploy.tuning.trial_process import TrialProcess
 from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
@@ -97,7 +97,7 @@ class QuickStudy:
         path = self.folder / QUICK_FILE
         if path.exists() and path.read_text(encoding="utf-8") != plan:
             self._lock.close()
-            raise InputError(f"{self.folder}: holds a study of another search space; name another folder with --out")
+            raise InputError(f"{self.folder}: holds a study of another search space; {OTHER_FOLDER}")
         replace_file(path, plan.encode())
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 
-from crossfade import logs
+from crossfade.base import logs
 from crossfade.display import PhaseLines, Progress, TrainDisplay
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 

@@ -10,7 +10,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, messages, succeeded
 
-from crossfade import logs
+from crossfade.base import logs
 from crossfade.cli import roles
 from crossfade.cli.main import main
 from crossfade.trainer.runs.events import EpochEvent

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, InputError, option_named
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.store import NO_RESETS, RowStore
@@ -60,8 +60,8 @@ def restore_train_state(
     if record.data != metadata.data:
         raise InputError(
             f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to continue from its tables, start "
-            f"another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows without an id "
-            "are reset)"
+            f"another run without {option_named('resume')}: {option_named('run_dir', 'NEW')} "
+            f"{option_named('set', f'checkpoint.warm_start_from={uri}')} (rows without an id are reset)"
         )
     if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
         raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CheckpointError
+from crossfade.base.errors import CheckpointError, option_named
 from crossfade.kvstore.store import RowStore
 from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
@@ -137,7 +137,8 @@ class TrainingSession:
         if self.store.rank == 0 and not keeps_embeddings and not self.checkpoints.has_saved(state.step):
             raise CheckpointError(
                 f"{self.embeddings.folder.checkpoints(self.job)}: training is done, but its last checkpoint was not "
-                "written, and train.save_embeddings=none keeps nothing else; --resume continues from the one before"
+                f"written, and train.save_embeddings=none keeps nothing else; {option_named('resume')} continues "
+                "from the one before"
             )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CheckpointError, InputError
+from crossfade.base.errors import CheckpointError, InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
@@ -117,7 +117,7 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetMani
     if any(manifest.entities[name].has_last_seen for name in entities):
         raise InputError(
             f"{checkpoint.uri}: was trained on a dataset that {job.data.path} does not extend, so its rows may belong "
-            "to other ids there (--expire-after); expected a checkpoint trained on this dataset or on one of its base "
-            "datasets ('crossfade prepare --base')"
+            f"to other ids there ({option_named('expire_after')}); expected a checkpoint trained on this dataset or on "
+            f"one of its base datasets ({command('prepare', base=True)})"
         )
     return len(manifest.lineage)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError
+from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError, command
 from crossfade.base.text import counted
 from crossfade.deploy.aws.ec2.spec import (
     FIRST_TAG,
@@ -267,8 +267,8 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seco
         attempt(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
     if left:
         raise CloudError(
-            f"cannot delete all resources of the run {resources.run}; retry with 'crossfade submit ec2 --cleanup "
-            f"{resources.run}': {'; '.join(left)}",
+            f"cannot delete all resources of the run {resources.run}; retry with "
+            f"{command('submit ec2', cleanup=resources.run)}: {'; '.join(left)}",
             "fault",
         )
 

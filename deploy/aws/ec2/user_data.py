@@ -15,7 +15,7 @@ _SCRIPT = r"""
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 
 # The dead-man switch comes before anything that can fail: the instance terminates when it shuts down.
-shutdown -h "+$minutes" "the run's --max-hours are over" || exit 1
+shutdown -h "+$minutes" "the run's time is over" || exit 1
 
 main() {
     trap 'shutdown -h now' EXIT

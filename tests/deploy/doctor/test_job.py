@@ -17,13 +17,13 @@ from saved_shards import random_table, save_shards, split_table
 from small_disk import MountError, fill, mounted_disk
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.base.signals import StopSignal
 from crossfade.deploy.capacity.machine import available_bytes
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
 from crossfade.deploy.doctor.job import JobChecks
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.signals import StopSignal
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 
