@@ -73,10 +73,10 @@ def _check_environment(role: str) -> None:
         InputError: a variable is missing, or not a number in its range.
     """
     from crossfade.base.environment import environment_integer
-    from crossfade.base.errors import InputError
+    from crossfade.base.errors import InputError, command
 
     if missing := [name for name in _REQUIRED if not os.environ.get(name)]:
-        raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {role} --help'")
+        raise InputError(f"the environment lacks {', '.join(missing)}; see {command(role, help=True)}")
     # With DMLC_LOCAL, the numbers of ports are names of Unix sockets.
     environment_integer("DMLC_PS_ROOT_PORT", 1, 1, 65_535 if "DMLC_LOCAL" not in os.environ else (1 << 31) - 1)
     for name in ("DMLC_NUM_SERVER", "DMLC_NUM_WORKER"):

@@ -12,7 +12,8 @@ import pytest
 from cluster_data import write_job, write_planted
 
 from crossfade.base import logs
-from crossfade.display import PhaseLines, Progress, TrainDisplay
+from crossfade.display import PhaseLines, TrainDisplay
+from crossfade.run_job import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 
 VALID = {

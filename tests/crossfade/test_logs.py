@@ -11,7 +11,7 @@ from cluster_data import write_job, write_planted
 from running_command import crossfade, messages, succeeded
 
 from crossfade.base import logs
-from crossfade.cli import roles
+from crossfade.deploy.cluster import run_role
 from crossfade.cli.main import main
 from crossfade.trainer.runs.events import EpochEvent
 
@@ -142,7 +142,7 @@ def test_unknown_format_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("worker-0", "text", "info")
-    roles._log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
+    run_role._log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
     line = "INFO worker-0 step=6 epoch epoch=2 loss=8.17924 valid.recall@10=0.25 valid.queries=202"
     assert capsys.readouterr().err.partition(" ")[2] == f"{line}\n"
 
