@@ -23,7 +23,7 @@ from crossfade.trainer.config.options import Roles
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.spot import SpotMonitor
-    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.deploy.capacity.plan_inputs import PlanInputs
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
     from crossfade.trainer.config.schema import JobConfig, SplitName
@@ -214,8 +214,8 @@ def check_runnable(
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
     """
-    from crossfade.deploy.capacity.fit import check_fits_this_machine
-    from crossfade.deploy.capacity.inputs import read_inputs
+    from crossfade.deploy.capacity.plan import check_fits_this_machine
+    from crossfade.deploy.capacity.plan_inputs import read_inputs
     from crossfade.trainer.data.vocabulary import check_vocabularies
     from crossfade.trainer.runs.ownership import check_claimable
 
@@ -479,7 +479,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
 
 def _describe_process(job: JobConfig, context: RunContext) -> None:
     """Publish this process, the only one of its run, as scrape target and in the state file."""
-    from crossfade.deploy.cluster.metrics import target
+    from crossfade.deploy.cluster.process_metrics import target
 
     listener = context.listener
     address, host = listener.address, socket.gethostname()

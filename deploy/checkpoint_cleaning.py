@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME
 from crossfade.kvstore.checkpoint.inventory import Leftover, find_leftovers
 from crossfade.trainer.runs.folder import JOB_FILE, RunFolder

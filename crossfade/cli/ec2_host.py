@@ -34,6 +34,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: Ec2HostOptions) -> int:
     """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
-    from crossfade.deploy.aws.ec2.host import run_host
+    from crossfade.deploy.aws.ec2.run_host import run_host
 
     return run_host(options)

@@ -16,11 +16,10 @@ from crossfade.terminal import align, print_lines
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.instance_types import InstanceType
-    from crossfade.deploy.capacity.fit import Fit
-    from crossfade.deploy.capacity.inputs import PlanInputs
-    from crossfade.deploy.capacity.memory import ProcessPlan
-    from crossfade.deploy.capacity.plan import CapacityPlan
+    from crossfade.deploy.capacity.plan import CapacityPlan, Fit
+    from crossfade.deploy.capacity.plan_inputs import PlanInputs
     from crossfade.deploy.capacity.prediction import Network, Prediction
+    from crossfade.deploy.capacity.process_memory import ProcessPlan
     from crossfade.deploy.capacity.traffic import StepTraffic
 
 _DESCRIPTION = """\
@@ -93,7 +92,7 @@ def run(options: PlanCommand) -> int:
     from crossfade.display import progress_bars
 
     if options.to is not None:
-        from crossfade.deploy.schedulers.files import write_files
+        from crossfade.deploy.schedulers.scheduler_files import write_files
 
         with progress_bars() as bars:
             lines = list(write_files(options, load_planned_job(options), bars))

@@ -60,22 +60,22 @@ def run(options: SubmitEc2Options) -> int:
         InputError: the job or an option is invalid, or AWS rejects a request.
         CloudError: AWS cannot launch the instances now.
     """
-    from crossfade.deploy.aws.ec2 import submit
+    from crossfade.deploy.aws.ec2 import runs
 
     if options.dry_run:
-        for name, request in submit.dry_requests(options):
+        for name, request in runs.dry_requests(options):
             script = request.pop("UserData", None)
             print(f"{name} {json.dumps(request, indent=2)}")
             if script is not None:
                 print(f"UserData of {name}:\n{script}")
         return 0
     if options.job is not None:
-        return submit.submit(options, print_log)
+        return runs.submit(options, print_log)
     aws = options.aws()
     if options.follow is not None:
-        return submit.follow_existing(aws, options.follow, print_log)
+        return runs.follow_existing(aws, options.follow, print_log)
     if options.list:
-        print_lines(align(submit.list_runs(aws), left=5))
+        print_lines(align(runs.list_runs(aws), left=5))
     else:
-        submit.clean_up(aws, options.cleanup or "")
+        runs.clean_up(aws, options.cleanup or "")
     return 0

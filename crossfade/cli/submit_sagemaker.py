@@ -99,7 +99,7 @@ def run(options: SubmitSageMakerOptions) -> int:
 
 
 def _submit(aws: Aws, options: SubmitSageMakerOptions) -> int:
-    from crossfade.deploy.aws.job_checks import notes
+    from crossfade.deploy.aws.accelerators import notes
     from crossfade.deploy.aws.prices import Cost, hourly_price
     from crossfade.deploy.aws.sagemaker.jobs import image_problem, start
     from crossfade.deploy.aws.sagemaker.request import make_request, make_submission

@@ -1,7 +1,7 @@
 """Clients of AWS services, all with the same region, credentials, timeouts and retries.
 
     aws = Aws(region="eu-west-1")
-    with translate_aws_errors("starting the training job", aws.region):      # deploy/aws/errors.py
+    with translate_aws_errors("starting the training job", aws.region):      # deploy/aws/aws_errors.py
         aws.sagemaker.create_training_job(**request)
 
 Credentials, profile and endpoint are configured as for the AWS command line (``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID``,
@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import CloudRequestError, MissingExtraError, option_named
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
 
 if TYPE_CHECKING:
     from botocore.config import Config

@@ -11,11 +11,10 @@ from typing import Any
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.aws.instance_types import InstanceType, find_instance
-from crossfade.deploy.capacity.fit import Fit, check_fit
-from crossfade.deploy.capacity.inputs import PlanInputs, expected_inputs, read_inputs
 from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
 from crossfade.deploy.capacity.options import PlannedJob
-from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity, role_hosts
+from crossfade.deploy.capacity.plan import CapacityPlan, Fit, check_fit, plan_capacity, role_hosts
+from crossfade.deploy.capacity.plan_inputs import PlanInputs, expected_inputs, read_inputs
 from crossfade.deploy.capacity.step_time import step_seconds
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.trainer.config.schema import JobConfig

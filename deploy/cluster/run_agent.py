@@ -13,9 +13,8 @@ from crossfade.deploy.aws.spot import monitor_spot
 from crossfade.deploy.cluster.agent import Agent
 from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, read_token
 from crossfade.deploy.cluster.messages import DesiredState
-from crossfade.deploy.cluster.metrics import HostMetrics
 from crossfade.deploy.cluster.options import AgentOptions
-from crossfade.deploy.cluster.process_metrics import process_metrics
+from crossfade.deploy.cluster.process_metrics import HostMetrics, process_metrics
 from crossfade.deploy.cluster.supervision import spot_callbacks
 from crossfade.deploy.topology import Address, check_local_address, local_address
 from crossfade.kvstore.mxnet.imports import require_mxnet

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from crossfade.base.formatting import duration, size
-from crossfade.deploy.cluster.role_errors import error_line
+from crossfade.deploy.cluster.role_events import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.run_figures import Alert, Summary, lost_steps
 from crossfade.deploy.dashboard.run_reader import RunReader

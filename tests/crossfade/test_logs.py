@@ -11,8 +11,8 @@ from cluster_data import write_job, write_planted
 from running_command import crossfade, messages, succeeded
 
 from crossfade.base import logs
-from crossfade.deploy.cluster import run_role
 from crossfade.cli.main import main
+from crossfade.deploy.cluster import run_role
 from crossfade.trainer.runs.events import EpochEvent
 
 TIME = 1_772_366_400.1239  # 2026-03-01 12:00:00 UTC

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import CloudRequestError, option_named
 from crossfade.deploy.aws.accelerators import Variant
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.deploy.aws.ec2 import requests
-from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import SPEC_FILE, RunStorage
+from crossfade.deploy.aws.ec2.run_spec import RunSpec
+from crossfade.deploy.aws.ec2.run_storage import SPEC_FILE, RunStorage
 from crossfade.deploy.aws.ecr import EcrImage, check_image
-from crossfade.deploy.aws.errors import translate_aws_errors
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

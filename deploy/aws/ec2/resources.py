@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError, command
 from crossfade.base.text import counted
-from crossfade.deploy.aws.ec2.spec import (
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.deploy.aws.ec2.run_spec import (
     FIRST_TAG,
     JOB_TAG,
     OWNER_TAG,
@@ -28,7 +29,6 @@ from crossfade.deploy.aws.ec2.spec import (
     SPEC_TAG,
     STORAGE_TAG,
 )
-from crossfade.deploy.aws.errors import translate_aws_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef

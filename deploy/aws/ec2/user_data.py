@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
 
 _SCRIPT = r"""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import CloudError, OptionError, option_named
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
 from crossfade.deploy.aws.sagemaker.jobs import describe_job
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions

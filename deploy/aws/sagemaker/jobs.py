@@ -22,8 +22,8 @@ from crossfade.base.errors import (
     InputError,
     option_named,
 )
+from crossfade.deploy.aws.aws_errors import error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ecr import check_image
-from crossfade.deploy.aws.errors import error_from_code, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import progress_pattern
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
-from crossfade.deploy.aws.accelerators import variant_of
-from crossfade.deploy.aws.job_checks import check_device
+from crossfade.deploy.aws.accelerators import check_device, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.topology import TOKEN_VARIABLE

@@ -12,8 +12,8 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import make_parser
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
-from crossfade.deploy.capacity.inputs import expected_inputs
 from crossfade.deploy.capacity.options import bits_per_second
+from crossfade.deploy.capacity.plan_inputs import expected_inputs
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
 

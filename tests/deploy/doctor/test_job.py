@@ -20,7 +20,7 @@ from crossfade.base.errors import CrossfadeError
 from crossfade.base.signals import StopSignal
 from crossfade.deploy.capacity.machine import available_bytes
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
-from crossfade.deploy.doctor.job import JobChecks
+from crossfade.deploy.doctor.run_checks import JobChecks
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

@@ -12,7 +12,7 @@ from aws_server import AwsServer
 from submitting_ec2 import BUCKET, IMAGE, detached, stored, submit, submitted_run, tags_of
 
 from crossfade.cli.main import main
-from crossfade.deploy.aws.ec2.spec import RunSpec, new_run_name
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, new_run_name
 from crossfade.deploy.aws.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
-from crossfade.deploy.aws.accelerators import Variant, variant_of
+from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
-from crossfade.deploy.aws.job_checks import check_device
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 

@@ -15,14 +15,14 @@ from typing import Any
 
 from crossfade.base.errors import CloudError, CloudRequestError, InputError, command
 from crossfade.base.text import counted
+from crossfade.deploy.aws.accelerators import notes
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.follower import RunFollower
 from crossfade.deploy.aws.ec2.launch import dry_run, launch, resolve_context
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
 from crossfade.deploy.aws.ec2.resources import Resources, find_resources, remove
-from crossfade.deploy.aws.ec2.spec import RunSpec, check_run_name, make_spec
-from crossfade.deploy.aws.ec2.storage import RunEnd, RunStorage
-from crossfade.deploy.aws.job_checks import notes
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, check_run_name, make_spec
+from crossfade.deploy.aws.ec2.run_storage import RunEnd, RunStorage
 from crossfade.deploy.aws.prices import Cost, hourly_price
 from crossfade.trainer.config.loading import check_job
 

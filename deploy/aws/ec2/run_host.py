@@ -28,10 +28,11 @@ from crossfade.base.errors import (
     CrossfadeError,
     StorageUnavailableError,
 )
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.options import Ec2HostOptions
-from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import (
+from crossfade.deploy.aws.ec2.run_spec import RunSpec
+from crossfade.deploy.aws.ec2.run_storage import (
     COORDINATOR_FILE,
     END_FILE,
     SPEC_FILE,
@@ -41,7 +42,6 @@ from crossfade.deploy.aws.ec2.storage import (
     RunEnd,
     RunStorage,
 )
-from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.metadata import InstanceMetadata
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.runs.folder import RunFolder
