@@ -92,9 +92,8 @@ class PlanOptions(SchedulerFiles, PlannedJob):
                     raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
             return self
         if self.out is None:
-            raise OptionError(
-                "to", found=self.to, problem="name the folder of the files", fix=f"as in {option_named('out', self.to)}"
-            )
+            problem = f"name the folder of the files, as in {option_named('out', self.to)}"
+            raise OptionError("to", found=self.to, problem=problem)
         others = [name for scheduler, names in ONLY.items() if scheduler != self.to for name in names]
         for name in (*others, *_PRINTED, *(["hosts"] if self.to == "kubernetes" else [])):
             if name in given:

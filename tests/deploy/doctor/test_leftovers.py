@@ -75,7 +75,7 @@ def test_files_are_left_once_they_are_a_day_old(workspace: Path) -> None:
     for path in new:
         age(path)
     assert found(workspace) == [
-        f"{checkpoints}: 1, 2 B (unfinished checkpoints); crossfade checkpoints clean {checkpoints}",
-        f"{run}: 1 temporary files; crossfade checkpoints clean {run}",
+        f"{checkpoints}: 1, 2 B (unfinished checkpoints); 'crossfade checkpoints clean {checkpoints}'",
+        f"{run}: 1 temporary files; 'crossfade checkpoints clean {run}'",
         f"{work}; rm -r {work}",
     ]
