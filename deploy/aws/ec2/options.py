@@ -11,18 +11,9 @@ from crossfade.trainer.config.options import Roles
 MAX_HOURS = 30 * 24
 
 
-class SubmitEc2Options(AccountOptions, Roles):
-    """The job to run on EC2 and its instances, or what to do with runs that exist."""
+class Ec2Instances(Options):
+    """The instances of a run, and how often its state is read."""
 
-    one_of = (("job", "follow", "list", "cleanup"),)
-    at_most_one = (("dry_run", "detach", "follow", "list", "cleanup"),)
-
-    output: str | None = option(
-        None, "create the run's folder below s3://BUCKET/PREFIX (required)", group="job", value="URI"
-    )
-    image: str | None = option(
-        None, "run this container image (default: crossfade:VARIANT in ECR)", group="job", value="URI"
-    )
     instance_type: str = option(DEFAULT_EC2_TYPE, "launch this type", group="instances", value="TYPE")
     hosts: Integer = option(1, "launch N instances", group="instances", value="N", ge=1, le=1000)
     spot: bool = option(False, "use spot instances, which cost less and may be interrupted", group="instances")
@@ -47,6 +38,21 @@ class SubmitEc2Options(AccountOptions, Roles):
         value="NAME",
     )
     volume_gb: Integer = option(100, "attach an encrypted disk of N GiB", group="instances", value="N", ge=30, le=16384)
+    poll_seconds: Number = option(5.0, "poll the run at this interval", group="action", value="SECONDS", ge=0.1, le=600)
+
+
+class SubmitEc2Options(Ec2Instances, AccountOptions, Roles):
+    """The job to run on EC2 and its instances, or what to do with runs that exist."""
+
+    one_of = (("job", "follow", "list", "cleanup"),)
+    at_most_one = (("dry_run", "detach", "follow", "list", "cleanup"),)
+
+    output: str | None = option(
+        None, "create the run's folder below s3://BUCKET/PREFIX (required)", group="job", value="URI"
+    )
+    image: str | None = option(
+        None, "run this container image (default: crossfade:VARIANT in ECR)", group="job", value="URI"
+    )
     dry_run: bool = option(False, "print every request, and send none", group="action")
     detach: bool = option(False, "launch the run, and do not follow it", group="action")
     follow: str | None = option(
@@ -61,7 +67,6 @@ class SubmitEc2Options(AccountOptions, Roles):
         value="RUN",
         without_value="",
     )
-    poll_seconds: Number = option(5.0, "poll the run at this interval", group="action", value="SECONDS", ge=0.1, le=600)
 
 
 class Ec2HostOptions(Options):

@@ -154,7 +154,7 @@ def run_instances(
             {
                 "DeviceName": root_device,
                 "Ebs": {
-                    "VolumeSize": spec.volume_gib,
+                    "VolumeSize": spec.volume_gb,
                     "VolumeType": "gp3",
                     "Encrypted": True,
                     "DeleteOnTermination": True,

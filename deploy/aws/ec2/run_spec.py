@@ -12,11 +12,9 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
-from crossfade.deploy.aws.ec2.options import SubmitEc2Options
+from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -36,10 +34,13 @@ _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,46}")
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
 
 
-class RunSpec(BaseModel):
-    """One run: its name, its hosts, its files, and its time limit."""
+class RunSpec(Ec2Instances):
+    """One run: its name, its hosts, its files, and its time limit.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Hosts and clients read each other's state on S3 every ``poll_seconds``. Without ``ami``, hosts boot the newest image
+    that AWS recommends; without ``subnet``, in any of the default VPC. Without ``instance_profile``, one is created
+    with the permissions that the run needs.
+    """
 
     run: str
     region: str
@@ -58,19 +59,6 @@ class RunSpec(BaseModel):
     """The dataset's URI: data.path of the job."""
     image: str
     variant: Variant
-    instance_type: str
-    hosts: int
-    spot: bool
-    max_hours: float
-    volume_gib: int
-    ami: str | None = None
-    """None: the newest image that AWS recommends."""
-    subnet: str | None = None
-    """None: any of the default VPC."""
-    poll_seconds: float = 5.0
-    """Interval in which hosts and clients read each other's state on S3."""
-    instance_profile: str | None = None
-    """Name or ARN of an existing one; None: create one with the permissions that the run needs."""
 
     @property
     def name(self) -> str:
@@ -147,15 +135,7 @@ def make_spec(options: SubmitEc2Options, region: str, aws: Aws | None) -> RunSpe
         data=values["data"]["path"],
         image=options.image or f"{account}.dkr.ecr.{region}.{domain}/crossfade:{variant}",
         variant=variant,
-        instance_type=options.instance_type,
-        hosts=options.hosts,
-        spot=options.spot,
-        max_hours=options.max_hours,
-        volume_gib=options.volume_gb,
-        ami=options.ami,
-        subnet=options.subnet,
-        poll_seconds=options.poll_seconds,
-        instance_profile=options.instance_profile,
+        **{name: getattr(options, name) for name in Ec2Instances.model_fields},
     )
 
 

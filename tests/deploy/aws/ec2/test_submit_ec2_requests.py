@@ -185,7 +185,7 @@ def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path
         "hosts": 1,
         "spot": False,
         "max_hours": 1.0,
-        "volume_gib": 100,
+        "volume_gb": 100,
     }
     values["storage"] = "s3://music/its/x"
     script = user_data(RunSpec(**values), 0)
