@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -39,6 +40,9 @@ Progress = Literal["bar", "lines", "metrics"]
 _EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
 """Exit codes of a standby by the end of the run that it waited for."""
 
+_run = partial(option, group="run")
+_display = partial(option, group="display")
+
 
 class TrainOptions(Roles):
     """What to train, in which folder, and how progress is shown."""
@@ -48,31 +52,26 @@ class TrainOptions(Roles):
     sagemaker: Path | None = option(
         None, "train the SageMaker job in DIR; without JOB, the one in /opt/ml", group="job", value="DIR"
     )
-    run_dir: Path | None = option(None, "use DIR as the folder of the run (runs/NAME)", group="run", value="DIR")
-    overwrite: bool = option(False, "delete an earlier run in DIR instead of moving it aside", group="run")
-    resume: bool = option(False, "resume the run in DIR, or start one if there is none", group="run")
-    standby: bool = option(
-        False,
-        "wait while another process runs in DIR; resume the run if that process is killed, else exit as it did",
-        group="run",
+    run_dir: Path | None = _run(None, "use DIR as the folder of the run (runs/NAME)", value="DIR")
+    overwrite: bool = _run(False, "delete an earlier run in DIR instead of moving it aside")
+    resume: bool = _run(False, "resume the run in DIR, or start one if there is none")
+    standby: bool = _run(
+        False, "wait while another process runs in DIR; resume the run if that process is killed, else exit as it did"
     )
-    allow_restart_from_scratch: bool = option(
+    allow_restart_from_scratch: bool = _run(
         False,
         "start over at step 0 if a run that resumes has saved checkpoints, but none can be used, instead of ending "
         "with an error; checkpoints that cannot be used are kept",
-        group="run",
     )
-    spot: bool = option(False, "drain when EC2 announces an interruption of this instance", group="run")
-    progress: Progress | None = option(
+    spot: bool = _run(False, "drain when EC2 announces an interruption of this instance")
+    progress: Progress | None = _display(
         None,
         "show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that selects "
         "the embeddings or with all metrics (default: a bar on a terminal, else lines)",
-        group="display",
     )
-    dashboard: Port | None = option(
+    dashboard: Port | None = _display(
         None,
         "serve the dashboard of the run on loopback during training, and print its address (default: a free port)",
-        group="display",
         value="PORT",
         without_value=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import Options, option
@@ -13,14 +14,14 @@ DEFAULT_EC2_TYPE = "p2.xlarge"
 DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
 DEFAULT_ENDPOINT_TYPE = "ml.m5.large"
 
+_account = partial(option, group="account")
+
 
 class AccountOptions(Options):
     """The account and the region."""
 
-    region: str | None = option(
-        None, "use this AWS region (default: AWS_REGION, or the profile's)", group="account", value="REGION"
-    )
-    profile: str | None = option(None, "use this AWS profile (default: AWS_PROFILE)", group="account", value="NAME")
+    region: str | None = _account(None, "use this AWS region (default: AWS_REGION, or the profile's)", value="REGION")
+    profile: str | None = _account(None, "use this AWS profile (default: AWS_PROFILE)", value="NAME")
 
     def aws(self) -> Aws:
         """Return the account and its clients.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, model_validator
@@ -35,6 +36,10 @@ def bits_per_second(value: Any) -> Any:
     return bits
 
 
+_hosts = partial(option, group="hosts")
+_size = partial(option, group=_SIZE)
+
+
 class PlannedJob(JobOptions, ClusterSizes):
     """The job to plan, its hosts, and its dataset."""
 
@@ -43,25 +48,23 @@ class PlannedJob(JobOptions, ClusterSizes):
         "Features and evaluations are not planned."
     }
 
-    instance_type: str | None = option(
-        None, "plan for this EC2 type, such as r6i.4xlarge (default: this machine)", group="hosts", value="TYPE"
+    instance_type: str | None = _hosts(
+        None, "plan for this EC2 type, such as r6i.4xlarge (default: this machine)", value="TYPE"
     )
-    bandwidth: Annotated[float, BeforeValidator(bits_per_second)] | None = option(
+    bandwidth: Annotated[float, BeforeValidator(bits_per_second)] | None = _hosts(
         None,
         "assume this bandwidth of a host's network card: 10Gbit, 1.25GB (default: that of the instance type)",
-        group="hosts",
         value="RATE",
     )
-    cores: Integer | None = option(
+    cores: Integer | None = _hosts(
         None,
         "assume this number of virtual CPUs of a host (default: those of the instance type, or of this machine)",
-        group="hosts",
         value="N",
         ge=1,
     )
-    queries: Integer | None = option(None, "expect N query rows, such as customers", group=_SIZE, value="N", ge=1)
-    items: Integer | None = option(None, "expect N item rows, such as tracks", group=_SIZE, value="N", ge=1)
-    interactions: Integer | None = option(None, "expect N interactions in train", group=_SIZE, value="N", ge=1)
+    queries: Integer | None = _size(None, "expect N query rows, such as customers", value="N", ge=1)
+    items: Integer | None = _size(None, "expect N item rows, such as tracks", value="N", ge=1)
+    interactions: Integer | None = _size(None, "expect N interactions in train", value="N", ge=1)
 
     @property
     def expected_size(self) -> tuple[int, int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,47 +41,39 @@ _Quantity = Annotated[
     BeforeValidator(_matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 500Mi, 20Gi or 1Ti")),
 ]
 
+_schedulers = partial(option, group="schedulers")
+_slurm = partial(option, group="Slurm")
+_kubernetes = partial(option, group="Kubernetes")
+
 
 class SchedulerFiles(Options):
     """Which files are written for a scheduler, and what the job runs with there."""
 
-    to: Literal["slurm", "kubernetes"] | None = option(
-        None, "write files that run the job there, sized by the plan, instead of the plan", group="schedulers"
+    to: Literal["slurm", "kubernetes"] | None = _schedulers(
+        None, "write files that run the job there, sized by the plan, instead of the plan"
     )
-    out: Path | None = option(
-        None, "write the files to FOLDER (required with a scheduler)", group="schedulers", value="FOLDER"
+    out: Path | None = _schedulers(None, "write the files to FOLDER (required with a scheduler)", value="FOLDER")
+    data: str | None = _schedulers(
+        None, "read the dataset from this path or s3:// address there (default: data.path)", value="PATH"
     )
-    data: str | None = option(
-        None,
-        "read the dataset from this path or s3:// address there (default: data.path)",
-        group="schedulers",
-        value="PATH",
+    partition: str | None = _slurm(
+        None, "submit to this partition (default: the default one of the cluster)", value="NAME"
     )
-    partition: str | None = option(
-        None, "submit to this partition (default: the default one of the cluster)", group="Slurm", value="NAME"
+    time: _Time = _slurm("1-00:00:00", "set the time limit, [DAYS-]HOURS:MINUTES:SECONDS", value="LIMIT")
+    run_dir: Path | None = _slurm(
+        None, "use DIR, which all nodes share, as run folder (default: runs/NAME)", value="DIR"
     )
-    time: _Time = option("1-00:00:00", "set the time limit, [DAYS-]HOURS:MINUTES:SECONDS", group="Slurm", value="LIMIT")
-    run_dir: Path | None = option(
-        None, "use DIR, which all nodes share, as run folder (default: runs/NAME)", group="Slurm", value="DIR"
+    image: str | None = _kubernetes(
+        None, "run this container image (default: crossfade:VARIANT, by engine and device)", value="IMAGE"
     )
-    image: str | None = option(
-        None,
-        "run this container image (default: crossfade:VARIANT, by engine and device)",
-        group="Kubernetes",
-        value="IMAGE",
+    namespace: _Label | None = _kubernetes(
+        None, "create everything in this namespace (default: the context's)", value="NAME"
     )
-    namespace: _Label | None = option(
-        None, "create everything in this namespace (default: the context's)", group="Kubernetes", value="NAME"
+    service_account: _Label | None = _kubernetes(
+        None, "run as this service account (default: create one for the job)", value="NAME"
     )
-    service_account: _Label | None = option(
-        None, "run as this service account (default: create one for the job)", group="Kubernetes", value="NAME"
+    secret: _Label | None = _kubernetes(
+        None, "set the keys of this secret, such as AWS_REGION, as variables", value="NAME"
     )
-    secret: _Label | None = option(
-        None, "set the keys of this secret, such as AWS_REGION, as variables", group="Kubernetes", value="NAME"
-    )
-    claim: _Label | None = option(
-        None, "mount this volume claim at /runs (default: create one)", group="Kubernetes", value="NAME"
-    )
-    storage: _Quantity = option(
-        "20Gi", "request so much for the claim that is created", group="Kubernetes", value="SIZE"
-    )
+    claim: _Label | None = _kubernetes(None, "mount this volume claim at /runs (default: create one)", value="NAME")
+    storage: _Quantity = _kubernetes("20Gi", "request so much for the claim that is created", value="SIZE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,25 +15,23 @@ from crossfade.trainer.config.options import JobOptions
 RUNG_KEYS = ("train.epochs", "train.max_steps", "train.eval_every_epochs")
 """Keys of the job that successive halving sets, so that they cannot be searched."""
 
+_study = partial(option, group="study")
+
 
 class TuneOptions(JobOptions):
     """Which job is tuned, over which values, and for how long."""
 
-    quick: bool = option(False, "search five settings in at most ten trainings, by successive halving", group="study")
-    trials: Integer | None = option(None, "stop after N trials in total (default: 20)", group="study", value="N", ge=1)
-    search: tuple[str, ...] = option(
+    quick: bool = _study(False, "search five settings in at most ten trainings, by successive halving")
+    trials: Integer | None = _study(None, "stop after N trials in total (default: 20)", value="N", ge=1)
+    search: tuple[str, ...] = _study(
         (),
         "search a key of the job over LOW..HIGH, log:LOW..HIGH or A|B|C; repeatable",
-        group="study",
         value="KEY=VALUES",
         repeat=True,
     )
-    no_pruning: bool = option(False, "run every trial to its end", group="study")
-    out: Path | None = option(
-        None,
-        "keep the study in DIR (default: runs/NAME-tune, for a quick one runs/NAME-tune-quick)",
-        group="study",
-        value="DIR",
+    no_pruning: bool = _study(False, "run every trial to its end")
+    out: Path | None = _study(
+        None, "keep the study in DIR (default: runs/NAME-tune, for a quick one runs/NAME-tune-quick)", value="DIR"
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ DoctorOptions.of(job="jobs/lastfm.yaml", servers=2, set=["train.epochs=5"]).load
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +15,8 @@ from crossfade.base.options import Integer, Options, option
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
 
+_job = partial(option, group="job")
+
 
 class OptionalJob(Options):
     """A job file, which the verb can do without, and changes to it."""
@@ -21,8 +24,8 @@ class OptionalJob(Options):
     sizes: ClassVar[tuple[str, ...]] = ()
     """The options that set the key of their name in the section ``cluster``."""
 
-    job: Path | None = option(None, "read this job file (YAML)", group="job", value="JOB", positional=True)
-    set: tuple[str, ...] = option((), "override a key of the job file", group="job", value="KEY=VALUE", repeat=True)
+    job: Path | None = _job(None, "read this job file (YAML)", value="JOB", positional=True)
+    set: tuple[str, ...] = _job((), "override a key of the job file", value="KEY=VALUE", repeat=True)
 
     def load_job(self, path: Path | None = None) -> JobConfig:
         """Return the job in the file that is named, or in ``path``, with the changes.
@@ -42,7 +45,7 @@ class OptionalJob(Options):
 class JobOptions(OptionalJob):
     """A job file, and changes to it."""
 
-    job: Path = option(..., "read this job file (YAML)", group="job", value="JOB", positional=True)
+    job: Path = _job(..., "read this job file (YAML)", value="JOB", positional=True)
 
 
 class Roles(OptionalJob):
@@ -50,8 +53,8 @@ class Roles(OptionalJob):
 
     sizes: ClassVar[tuple[str, ...]] = ("servers", "workers")
 
-    servers: Integer | None = option(None, "set cluster.servers of the job", group="job", value="N")
-    workers: Integer | None = option(None, "set cluster.workers of the job", group="job", value="N")
+    servers: Integer | None = _job(None, "set cluster.servers of the job", value="N")
+    workers: Integer | None = _job(None, "set cluster.workers of the job", value="N")
 
 
 class ClusterSizes(Roles):
@@ -59,4 +62,4 @@ class ClusterSizes(Roles):
 
     sizes = ("servers", "workers", "hosts")
 
-    hosts: Integer | None = option(None, "set cluster.hosts of the job", group="job", value="N")
+    hosts: Integer | None = _job(None, "set cluster.hosts of the job", value="N")
