@@ -22,6 +22,7 @@ from typing import Literal, cast
 import psutil
 
 from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
+from crossfade.deploy.capacity.machine import thread_variables
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.run_sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
@@ -29,7 +30,6 @@ from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIAB
 RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it again in
 # every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -268,9 +268,8 @@ def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str,
         for name, value in os.environ.items()
         if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
     }
-    threads = max(1, cores // topology.workers_here) if role.kind == "worker" else 1
     return {
-        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        **thread_variables(topology.workers_here if role.kind == "worker" else cores, cores),
         **_MALLOC,
         **inherited,
         "DMLC_ROLE": role.kind,

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""The variables with the threads of a process: of a role, or of a server of recommendations."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OF_THIS_PROCESS = Path("/proc/self/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
@@ -44,6 +46,11 @@ def available_bytes() -> int:
     """Return the memory that this process can still allocate: the machine's, or that of a cgroup if that is less."""
     available = int(psutil.virtual_memory().available)
     return max(0, min([available, *(limit - used for limit, used in cgroup_memory())]))
+
+
+def thread_variables(processes: int, cores: int | None = None) -> dict[str, str]:
+    """Return the variables that divide ``cores``, by default the usable ones, evenly among ``processes``."""
+    return dict.fromkeys(THREAD_VARIABLES, str(max(1, (cores or usable_cores()) // processes)))
 
 
 def usable_cores() -> int:

@@ -17,10 +17,11 @@ from typing import Any, Literal
 import yaml
 
 from crossfade.base.errors import InputError, option_named
+from crossfade.deploy.capacity.machine import THREAD_VARIABLES
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
-from crossfade.deploy.topology import THREAD_VARIABLES, TOKEN_VARIABLE
+from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
