@@ -12,15 +12,32 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from crossfade.base.errors import (
-    CloudError,
-    CloudErrorKind,
-    CloudRequestError,
-    CloudRequestErrorKind,
-    CrossfadeError,
-    option_named,
-)
+from crossfade.base.errors import CrossfadeError, InputError, option_named
+
+CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
+CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
+
+
+class CloudError(CrossfadeError):
+    """AWS cannot serve the request now. A later attempt, or another instance type, may succeed.
+
+    ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
+    """
+
+    def __init__(self, message: str, kind: CloudErrorKind, code: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.code = kind, code
+
+
+class CloudRequestError(InputError):
+    """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
+
+    def __init__(self, message: str, kind: CloudRequestErrorKind, code: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.code = kind, code
+
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError, MissingExtraError, option_named
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.base.errors import MissingExtraError, option_named
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
     from botocore.config import Config

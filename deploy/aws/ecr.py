@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError, option_named
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.base.errors import option_named
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import CloudError, ClusterError
+from crossfade.base.errors import ClusterError
 from crossfade.base.text import counted
+from crossfade.deploy.aws.aws_errors import CloudError
 from crossfade.deploy.aws.ec2.launch import AwsContext, resolve_context, start_instances
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
 from crossfade.deploy.aws.ec2.run_spec import RunSpec

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError, option_named
+from crossfade.base.errors import option_named
 from crossfade.deploy.aws.accelerators import Variant
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2 import requests
 from crossfade.deploy.aws.ec2.run_spec import RunSpec
 from crossfade.deploy.aws.ec2.run_storage import SPEC_FILE, RunStorage

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError, command
+from crossfade.base.errors import CrossfadeError, command
 from crossfade.base.text import counted
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import (
     FIRST_TAG,
     JOB_TAG,

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.errors import CloudRequestError, command
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.base.errors import command
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 
 if TYPE_CHECKING:

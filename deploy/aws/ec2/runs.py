@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from crossfade.base.errors import CloudError, CloudRequestError, InputError, command
+from crossfade.base.errors import InputError, command
 from crossfade.base.text import counted
 from crossfade.deploy.aws.accelerators import notes
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.follower import RunFollower
 from crossfade.deploy.aws.ec2.launch import dry_run, launch, resolve_context

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, OptionError, option_named
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.base.errors import OptionError, option_named
+from crossfade.deploy.aws.aws_errors import CloudError, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
 from crossfade.deploy.aws.sagemaker.jobs import describe_job
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions

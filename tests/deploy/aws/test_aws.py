@@ -9,9 +9,9 @@ import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 from documented_policies import unrestricted
 
-from crossfade.base.errors import CloudError, CloudRequestError, InputError
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import gpu_of, variant_of
-from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.instance_types import INSTANCES
 from crossfade.deploy.aws.prices import Cost, Price, hourly_price
