@@ -32,7 +32,7 @@ import numpy as np
 from scipy import stats
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import data_fingerprint
@@ -125,9 +125,8 @@ def check_same_dataset(run: RunEmbeddings, other: RunEmbeddings) -> None:
     data, other_data = Folder(run.job.data.path), Folder(other.job.data.path)
     if data_fingerprint(data) != data_fingerprint(other_data):
         raise InputError(
-            f"{option_named('compare', other.embeddings.parent)}: was trained on {other_data.uri}, another dataset "
-            f"or version of it than {data.uri} of {run.embeddings.parent}, so their queries differ; compare runs of "
-            "one dataset"
+            f"--compare {other.embeddings.parent}: was trained on {other_data.uri}, another dataset or version of it "
+            f"than {data.uri} of {run.embeddings.parent}, so their queries differ; compare runs of one dataset"
         )
     for found in (run, other):
         _check_rows(found)
@@ -152,11 +151,7 @@ def compare(run: QueryMetrics, other: QueryMetrics) -> dict[str, MetricCompariso
         InputError: there is no query.
     """
     if not len(run.queries()):
-        raise OptionError(
-            "compare",
-            problem="the split has no held-out interaction of positive weight",
-            fix=f"choose another {option_named('split')}",
-        )
+        raise InputError("--compare: the split has no held-out interaction of positive weight; choose another --split")
     assert np.array_equal(run.queries(), other.queries())
     others = other.values()
     pairs = {name: (values_Q, others[name]) for name, values_Q in run.values().items()}
