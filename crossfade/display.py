@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from crossfade import logs
+from crossfade.base import logs
 from crossfade.base.errors import escape_unprintable
+from crossfade.base.formatting import lost
+from crossfade.base.signals import stopper
 from crossfade.base.text import counted
-from crossfade.deploy.dashboard.formatting import lost
-from crossfade.signals import stopper
 from crossfade.terminal import print_line
 from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
 from crossfade.trainer.runs.events import (
@@ -44,11 +44,13 @@ from crossfade.trainer.runs.events import (
     WaitingForHosts,
 )
 
+if TYPE_CHECKING:
+    from crossfade.run_job import Progress
+
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
 _LINE_SECONDS = 10.0
 """Least time between two lines of progress in a log."""
-Progress = Literal["bar", "lines", "metrics"]
 """How progress is shown. Lines have the loss and the metric that selects the embeddings, or all metrics."""
 
 _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {

@@ -9,14 +9,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pydantic import model_validator
+
+from crossfade.base import logs
+from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, option_named
+from crossfade.base.options import Port, option
 from crossfade.base.text import counted
 from crossfade.terminal import print_line
+from crossfade.trainer.config.options import Roles
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.spot import SpotMonitor
-    from crossfade.deploy.capacity.inputs import PlanInputs
+    from crossfade.deploy.capacity.plan_inputs import PlanInputs
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay
     from crossfade.trainer.config.schema import JobConfig
@@ -24,9 +32,154 @@ if TYPE_CHECKING:
     from crossfade.trainer.data.splits import SplitName
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event, EventSink
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.folder import EarlierRun, RunFolder
 
 _logger = logging.getLogger(__name__)
+Progress = Literal["bar", "lines", "metrics"]
+
+
+_EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
+"""Exit codes of a standby by the end of the run that it waited for."""
+
+_run = partial(option, group="run")
+_display = partial(option, group="display")
+
+
+class TrainOptions(Roles):
+    """What to train, in which folder, and how progress is shown."""
+
+    at_most_one = (("overwrite", "resume", "standby"),)
+
+    sagemaker: Path | None = option(
+        None, "train the SageMaker job in DIR; without JOB, the one in /opt/ml", group="job", value="DIR"
+    )
+    run_dir: Path | None = _run(None, "use DIR as the folder of the run (runs/NAME)", value="DIR")
+    overwrite: bool = _run(False, "delete an earlier run in DIR instead of moving it aside")
+    resume: bool = _run(False, "resume the run in DIR, or start one if there is none")
+    standby: bool = _run(
+        False, "wait while another process runs in DIR; resume the run if that process is killed, else exit as it did"
+    )
+    allow_restart_from_scratch: bool = _run(
+        False,
+        "start over at step 0 if a run that resumes has saved checkpoints, but none can be used, instead of ending "
+        "with an error; checkpoints that cannot be used are kept",
+    )
+    spot: bool = _run(False, "drain when EC2 announces an interruption of this instance")
+    progress: Progress | None = _display(
+        None,
+        "show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that selects "
+        "the embeddings or with all metrics (default: a bar on a terminal, else lines)",
+    )
+    dashboard: Port | None = _display(
+        None,
+        "serve the dashboard of the run on loopback during training, and print its address (default: a free port)",
+        value="PORT",
+        without_value=0,
+    )
+
+    @model_validator(mode="after")
+    def _check_restart(self) -> Self:
+        if self.allow_restart_from_scratch and not (self.resume or self.standby):
+            raise OptionError(
+                "allow_restart_from_scratch",
+                problem="a run that does not resume starts at step 0",
+                fix=f"add {option_named('resume')}",
+            )
+        return self
+
+
+def train(options: TrainOptions) -> int:
+    """Train the job that is named, with ``standby`` once it is this process's turn, and return the exit code.
+
+    Raises:
+        StopSignal, SpotInterruption: the run was stopped.
+        CrossfadeError: the job cannot run here, or failed.
+    """
+    from crossfade.trainer.runs.run_lock import RunInProgressError
+
+    while True:
+        try:
+            return _train_once(options)
+        except RunInProgressError as error:
+            if not options.standby:
+                raise
+            _logger.info(f"{error}; standing by again")
+
+
+def _train_once(options: TrainOptions) -> int:
+    """Train unless another process does.
+
+    Raises:
+        RunInProgressError: another process runs the job, such as another standby that has taken it over first.
+    """
+    from crossfade.deploy.aws.spot import monitor_spot
+    from crossfade.deploy.cluster.state_writer import StateWriter
+    from crossfade.display import TrainDisplay, progress_bars
+    from crossfade.next_command import use_commands
+    from crossfade.trainer.runs.folder import RunFolder, default_run_dir
+
+    job = options.load_job()
+    logs.context.update(role="coordinator" if job.cluster.servers else "in-process")
+    folder = RunFolder(options.run_dir or default_run_dir(job))
+    if options.standby and (ended := _wait_as_standby(job, folder)):
+        _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
+        return _EXIT_CODES[ended]
+    resume, allow_restart = options.resume or options.standby, options.allow_restart_from_scratch
+    with progress_bars() as bars:
+        inputs = check_runnable(
+            job, folder, bars, resume=resume, allow_restart=allow_restart, dashboard=options.dashboard
+        )
+    job = inputs.job
+    display = TrainDisplay(job.evaluate.best_metric, options.progress)
+    with (
+        serve_own_metrics(job) as listener,
+        monitor_spot(_logger.info, enabled=options.spot) as spot,
+        final_scrape(listener),
+    ):
+        with folder.open_run(job, overwrite=options.overwrite, resume=resume) as moved:
+            if moved is not None:
+                _describe_moved(folder, moved)
+            note = note_without_valid(job, inputs)
+            context = RunContext(listener, spot, StateWriter(folder), resume, note, allow_restart)
+            with serve_dashboard(folder, options.dashboard):
+                report = run_in_folder(job, folder, inputs, display, context)
+        interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
+        display.print_report(report, folder.path, interactions)
+        for command in use_commands(folder.path, inputs.folder, inputs.manifest):
+            print_line(f"next: {command}")
+    return 0
+
+
+def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
+    """Log where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
+    what = "" if moved.finished else ", which was not finished,"
+    _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
+    if not moved.finished:
+        from crossfade.next_command import command_line
+        from crossfade.trainer.runs.folder import JOB_FILE
+
+        command = command_line("train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume")
+        _logger.info(f"to resume it: {command}")
+
+
+def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
+    """Wait while another process runs in ``folder``; return how it ended, or None if there is a run to resume.
+
+    Meanwhile only loopback is listened on: on another address, clients would mistake this process for the coordinator.
+    """
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.deploy.cluster.supervision import is_loopback
+    from crossfade.trainer.monitoring.http import serve_metrics
+
+    metrics = process_metrics(job.name, "coordinator")
+    metrics.state = lambda: "standing by"
+    # On loopback, the job's port belongs to the running process.
+    metrics_port = None if is_loopback(job.cluster.host) else job.metrics.port
+    with serve_metrics(metrics, metrics_port, "127.0.0.1", "127.0.0.1"):
+        return folder.lock.wait_for_end(
+            lambda: _logger.info(f"{folder.path}: a run is in progress; standing by"),
+            job.cluster.standby_timeout_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,8 +214,8 @@ def check_runnable(
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
     """
-    from crossfade.deploy.capacity.fit import check_fits_this_machine
-    from crossfade.deploy.capacity.inputs import read_inputs
+    from crossfade.deploy.capacity.plan import check_fits_this_machine
+    from crossfade.deploy.capacity.plan_inputs import read_inputs
     from crossfade.trainer.data.vocabulary import check_vocabularies
     from crossfade.trainer.runs.ownership import check_claimable
 
@@ -73,7 +226,11 @@ def check_runnable(
         _logger.warning(warning)
     _check_runtime(job)
     if dashboard is not None:
-        _check_port("--dashboard", dashboard)
+        from crossfade.deploy.topology import Address, check_free_port
+
+        # The run would go on without its page.
+        address, fix = Address("127.0.0.1", dashboard), "name another port, or none to use a free one"
+        check_free_port(option_named("dashboard", dashboard), address, fix)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.restore import open_warm_start
 
@@ -157,21 +314,6 @@ def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
     )
 
 
-def _check_port(option: str, port: int) -> None:
-    """Reject a port in use on loopback: the run would go on without its page."""
-    from crossfade.base.errors import InputError
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError(
-                f"{option} {port}: cannot listen on 127.0.0.1:{port}: {error.strerror}; name another port, or none to "
-                "use a free one"
-            ) from error
-
-
 @contextmanager
 def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
     """Serve the metrics of this process while the context lasts."""
@@ -202,7 +344,7 @@ def final_scrape(listener: MetricsEndpoint) -> Iterator[None]:
     A run that is stopped ends without it, at once.
     """
     from crossfade.base.errors import CrossfadeError
-    from crossfade.signals import stopper
+    from crossfade.base.signals import stopper
 
     try:
         yield
@@ -216,7 +358,7 @@ def final_scrape(listener: MetricsEndpoint) -> Iterator[None]:
 
 def _await_final_scrape(listener: MetricsEndpoint, outcome: str = "") -> None:
     """Wait until Prometheus has scraped the final values; a signal ends the wait, since the run has ended."""
-    from crossfade.signals import stopper
+    from crossfade.base.signals import stopper
 
     seconds = listener.seconds_until_scrape()
     if seconds > 1.0:
@@ -234,7 +376,7 @@ def run_in_folder(
         StopSignal, SpotInterruption: the run was stopped.
         CrossfadeError: the run failed.
     """
-    from crossfade.signals import SpotInterruption, StopSignal
+    from crossfade.base.signals import SpotInterruption, StopSignal
     from crossfade.trainer.data.manifest import data_fingerprint
     from crossfade.trainer.embeddings.files import partial_folder
     from crossfade.trainer.monitoring.final import merge_final_metrics
@@ -299,7 +441,7 @@ def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
 
 
 def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
-    from crossfade.signals import SpotInterruption, stopper
+    from crossfade.base.signals import SpotInterruption, stopper
     from crossfade.trainer.runs.events import PhaseEvent
     from crossfade.trainer.training.checkpointing import StopResult
     from crossfade.trainer.training.hooks import TrainingHooks
@@ -337,7 +479,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
 
 def _describe_process(job: JobConfig, context: RunContext) -> None:
     """Publish this process, the only one of its run, as scrape target and in the state file."""
-    from crossfade.deploy.cluster.metrics import target
+    from crossfade.deploy.cluster.process_metrics import target
 
     listener = context.listener
     address, host = listener.address, socket.gethostname()
@@ -351,8 +493,8 @@ def _describe_process(job: JobConfig, context: RunContext) -> None:
 
 
 def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
+    from crossfade.base.signals import SpotInterruption, stopper
     from crossfade.deploy.cluster import supervision
-    from crossfade.signals import SpotInterruption, stopper
 
     roles = f"1 scheduler, {counted(job.cluster.servers, 'server')}, {counted(job.cluster.workers, 'worker')}"
     _print(f"starting {roles} (logs: {folder.logs})")
@@ -392,8 +534,6 @@ def _print_addresses(context: RunContext, folder: RunFolder) -> None:
 
 def _print(line: str) -> None:
     """Print ``line`` on stderr without a prefix, or as a log line if a log format was requested."""
-    from crossfade import logs
-
     if logs.is_console():
         print_line(line, file=sys.stderr, flush=True)
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,29 +12,27 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.sagemaker.container import Hosts, Paths
 
 _logger = logging.getLogger(__name__)
-Command = Callable[[list[str]], argparse.Namespace]
 
 
-def run(base: Path, parse: Command) -> int:
-    """Run this container's part of the training job below ``base``; ``parse`` parses a ``crossfade`` command line.
+def run(paths: Paths) -> int:
+    """Run this container's part of the training job in the folders ``paths``.
 
     An error is also written to the file whose text SageMaker shows as the reason of the failure.
 
     Raises:
         CrossfadeError: the run failed.
     """
-    from crossfade.deploy.aws.sagemaker.container import Paths, write_failure
+    from crossfade.deploy.aws.sagemaker.container import write_failure
 
-    paths = Paths(base)
     try:
-        return _run(paths, parse)
+        return _run(paths)
     except Exception as error:
         message = str(error) if isinstance(error, CrossfadeError | OSError) else f"{type(error).__name__}: {error}"
         write_failure(paths, message)
         raise
 
 
-def _run(paths: Paths, parse: Command) -> int:
+def _run(paths: Paths) -> int:
     from crossfade.deploy.aws.sagemaker.container import Hosts, export_logs, run_dir
     from crossfade.trainer.runs.folder import RunFolder
 
@@ -44,17 +40,14 @@ def _run(paths: Paths, parse: Command) -> int:
     folder = RunFolder(run_dir(paths, hosts))
     _logger.info(f"host {hosts.current} of {', '.join(hosts.names)}")
     try:
-        return (
-            _coordinate(paths, hosts, folder.path, parse)
-            if hosts.current == hosts.first
-            else _join(paths, hosts, parse)
-        )
+        return _coordinate(paths, hosts, folder.path) if hosts.current == hosts.first else _join(paths, hosts)
     finally:
         export_logs(paths, hosts, folder)
 
 
-def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> int:
+def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path) -> int:
     from crossfade.deploy.aws.sagemaker.container import export_model, read_job, restore_run
+    from crossfade.run_job import TrainOptions, train
     from crossfade.trainer.runs.folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")
@@ -62,13 +55,12 @@ def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> in
     job = read_job(paths, hosts)
     job_file.write_text(job.to_yaml(), encoding="utf-8")
     restore_run(run_dir, job)
-    arguments = parse(["train", str(job_file), "--run-dir", str(run_dir), "--resume", "--progress", "metrics"])
-    code: int = arguments.run(arguments)
+    code = train(TrainOptions(job=job_file, run_dir=run_dir, resume=True, progress="metrics"))
     export_model(paths, RunFolder(run_dir))
     return code
 
 
-def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
+def _join(paths: Paths, hosts: Hosts) -> int:
     """Run this host's agent. SIGTERM reaches the coordinator as well, which ends this agent after its checkpoint."""
     from crossfade.deploy.aws.sagemaker.container import (
         COORDINATOR_TIMEOUT_SECONDS,
@@ -76,15 +68,17 @@ def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
         run_dir,
         write_failure,
     )
+    from crossfade.deploy.cluster.options import AgentOptions
+    from crossfade.deploy.cluster.run_agent import run_agent
 
-    arguments = parse(
-        [
-            *("agent", "--join", str(hosts.coordinator()), "--advertise-address", hosts.address(hosts.current)),
-            *("--run-dir", str(run_dir(paths, hosts)), "--grace-period", str(STOP_SECONDS)),
-            *("--coordinator-timeout", str(COORDINATOR_TIMEOUT_SECONDS)),
-        ]
+    options = AgentOptions.of(
+        join=hosts.coordinator(),
+        advertise_address=hosts.address(hosts.current),
+        run_dir=run_dir(paths, hosts),
+        grace_period=STOP_SECONDS,
+        coordinator_timeout=COORDINATOR_TIMEOUT_SECONDS,
     )
-    code: int = arguments.run(arguments)
+    code = run_agent(options)
     if code == 1:
         write_failure(paths, f"the job failed; see the failure of its first host, {hosts.first}")
     return code

@@ -10,7 +10,7 @@ directional overrides, which reorder what is shown. They are printed as Python w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from crossfade.base.errors import escape_unprintable, to_json_line
@@ -33,6 +33,14 @@ def print_table(rows: Sequence[Sequence[str]], *, min_width: int = 8) -> None:
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         print_line("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+
+
+def align(rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
+    """Yield ``rows`` as lines: the first ``left`` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{'<' if place < left else '>'}{widths[place]}}" for place, cell in enumerate(row))
+        yield "  ".join(cells).rstrip()
 
 
 def print_json(value: Any) -> None:

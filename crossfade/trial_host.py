@@ -15,8 +15,8 @@ import signal
 import sys
 from typing import TextIO
 
+from crossfade.base.signals import stopper
 from crossfade.cli.main import main
-from crossfade.signals import stopper
 
 
 def serve(requests: TextIO, answers: TextIO) -> int:

@@ -17,8 +17,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from crossfade.base.errors import InputError, option_named
+from crossfade.base.options import Options, option
 
 MIN_TOKEN_LENGTH = 16
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -58,7 +60,10 @@ class Access:
             return None
         if self.any_address and address is not None:
             return None
-        return f"the Host '{(header or '')[:80]}' is not a name of this server: use its address, or add --allowed-host"
+        return (
+            f"the Host '{(header or '')[:80]}' is not a name of this server: use its address, or have it "
+            "allowed (allowed_host)"
+        )
 
     def has_token(self, authorization: str | None) -> bool:
         """Return whether the Authorization header is ``Bearer`` and the token, or none is needed."""
@@ -68,6 +73,37 @@ class Access:
     def is_token(self, given: str) -> bool:
         """Return whether ``given`` is the token, in a time that does not depend on where they differ."""
         return self.token is not None and hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode())
+
+
+class AccessOptions(Options):
+    """Where a server listens, and who may ask it."""
+
+    token_variable: ClassVar[str] = ""
+    """The environment variable with the token, if no file has it."""
+
+    host: str = option("127.0.0.1", "listen on this address", group="server", value="A")
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "accept requests to this name too, such as that of a proxy; repeatable; '*': any (default: loopback, and the "
+        "address of the server)",
+        group="server",
+        value="NAME",
+        repeat=True,
+    )
+    token_file: Path | None = option(
+        None,
+        "require the token in this file (default: the one in the server's variable, see below; without one, no token)",
+        group="server",
+        value="FILE",
+    )
+
+    def access(self) -> Access:
+        """Return the rules for requests.
+
+        Raises:
+            InputError: the token cannot be read, or it is too short.
+        """
+        return Access.of(self.host, self.allowed_host, read_token(self.token_variable, self.token_file))
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

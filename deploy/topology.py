@@ -21,7 +21,8 @@ from typing import Literal, cast
 
 import psutil
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
+from crossfade.deploy.capacity.machine import thread_variables
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
@@ -29,7 +30,6 @@ from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIAB
 RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it again in
 # every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -165,6 +165,18 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
+def check_free_port(what: str, address: Address, fix: str = "name another port") -> None:
+    """Check that a process can listen on ``address``, which ``what`` names, an option or a key of the job.
+
+    Raises:
+        InputError: none can.
+    """
+    try:
+        _free_address(address.host, address.port)
+    except OSError as error:
+        raise InputError(f"{what}: cannot listen on {address}: {error.strerror}; {fix}") from error
+
+
 def _free_address(host: str, port: int) -> Address:
     """Return ``host`` and ``port``, 0: one that the kernel assigns, if a process can listen there."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -200,7 +212,8 @@ def local_address(destination: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(
-            f"{destination}: no route from this host: {error.strerror}; set its address with --advertise-address"
+            f"{destination}: no route from this host: {error.strerror}; set its address with "
+            f"{option_named('advertise_address')}"
         ) from error
 
 
@@ -214,11 +227,11 @@ def check_local_address(address: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind((str(ipaddress.IPv4Address(address)), 0))
     except ValueError:
-        raise InputError(
-            f"--advertise-address: expected a numeric address, as in 10.0.0.2, but found '{address}'"
-        ) from None
+        raise OptionError("advertise_address", found=address, expected="a numeric address, as in 10.0.0.2") from None
     except OSError as error:
-        raise InputError(f"--advertise-address: cannot listen on '{address}': {error.strerror}") from error
+        raise OptionError(
+            "advertise_address", found=address, problem=f"cannot listen there: {error.strerror}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -255,9 +268,8 @@ def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str,
         for name, value in os.environ.items()
         if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
     }
-    threads = max(1, cores // topology.workers_here) if role.kind == "worker" else 1
     return {
-        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        **thread_variables(topology.workers_here if role.kind == "worker" else cores, cores),
         **_MALLOC,
         **inherited,
         "DMLC_ROLE": role.kind,

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crossfade.api.progress import bar_type
+from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.display import TrainDisplay, progress_bars
 from crossfade.run_job import RunContext, check_runnable, note_without_valid, run_in_folder, serve_own_metrics
-from crossfade.signals import StopSignal, stopper
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 

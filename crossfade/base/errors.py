@@ -6,10 +6,10 @@ CrossfadeError                  1   the run failed
 ├── ClusterError                1   a process of the job died, raised or stopped responding
 ├── CheckpointError             1   a checkpoint cannot be written, or is corrupt, incomplete or incompatible
 ├── StorageUnavailableError     1   storage is unreachable or too busy, after all retries
-├── CloudError                  1   AWS cannot serve the request now: no capacity, throttling, no answer
+├── CloudError                  1   AWS cannot serve the request now (deploy/aws/aws_errors.py)
 └── InputError                  2   the user's input is wrong
     ├── OptionError             2   an option has a value that cannot be used
-    ├── CloudRequestError       2   AWS rejects the request: credentials, permission, quota, region, missing resource
+    ├── CloudRequestError       2   AWS rejects the request (deploy/aws/aws_errors.py)
     └── MissingExtraError       2   an optional package is not installed
 
 A message names options by marks, ``f"relax {option_named('where')}"``, and each face puts its own words in their place:
@@ -19,10 +19,12 @@ A message names options by marks, ``f"relax {option_named('where')}"``, and each
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
-CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
+INTERRUPTED_EXIT_CODE = 75
+"""Exit code of a run whose host is reclaimed, to be resumed elsewhere: EX_TEMPFAIL of sysexits.h."""
+STOPPED_EXIT_CODE = 143
+"""Exit code of a run that was stopped by SIGTERM."""
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
 _WRITTEN_WITH = "\u200c\u200d\u3000"
 """What names are written with that Python does not call printable: joiners in Persian, in Indic scripts, and in emoji;
@@ -49,7 +51,7 @@ def command(verb: str, *words: str, **options: str | bool) -> str:
 
 
 def worded(text: str, words: OptionWords) -> str:
-    """Return ``text`` in printable form, with the options that it names by marks in ``words``."""
+    """Return ``text`` in printable form, with the options that it marks named by ``words``."""
     return escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), text))
 
 
@@ -113,17 +115,6 @@ class StorageUnavailableError(CrossfadeError):
     """Storage is unreachable or too busy, after all retries. A later attempt may succeed."""
 
 
-class CloudError(CrossfadeError):
-    """AWS cannot serve the request now. A later attempt, or another instance type, may succeed.
-
-    ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
-    """
-
-    def __init__(self, message: str, kind: CloudErrorKind, code: str = "") -> None:
-        super().__init__(message)
-        self.kind, self.code = kind, code
-
-
 class InputError(CrossfadeError):
     """The user's input is wrong: a file, an option, the job file, the machine's size."""
 
@@ -155,14 +146,6 @@ class OptionError(InputError):
         self.found, self.problem, self.expected, self.fix = found, problem, expected, fix
         parts = [problem, None if expected is None else f"expected {expected}", fix]
         super().__init__(f"{option_named(str(self.field[0]), found)}: {'; '.join(filter(None, parts))}")
-
-
-class CloudRequestError(InputError):
-    """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
-
-    def __init__(self, message: str, kind: CloudRequestErrorKind, code: str = "") -> None:
-        super().__init__(message)
-        self.kind, self.code = kind, code
 
 
 _MXNET_EXTRAS = ("mxnet", "horovod")

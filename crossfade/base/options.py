@@ -40,6 +40,7 @@ class Shown:
         positional: whether the command line takes it without a name.
         repeat: whether the command line takes one value at a time, and the option several times.
         optional_values: whether the command line takes the option without any value, for an empty list.
+        without_value: what the option means on the command line if no value follows it; None: it needs one.
     """
 
     group: str = "options"
@@ -49,6 +50,7 @@ class Shown:
     positional: bool = False
     repeat: bool = False
     optional_values: bool = False
+    without_value: Any = None
 
 
 def option(
@@ -62,6 +64,7 @@ def option(
     positional: bool = False,
     repeat: bool = False,
     optional_values: bool = False,
+    without_value: Any = None,
     **limits: Any,
 ) -> Any:
     """Return a field of ``Options``; ``...`` as ``default`` makes it required.
@@ -76,10 +79,11 @@ def option(
         positional: whether the command line takes it without a name.
         repeat: whether the command line takes one value at a time.
         optional_values: whether the command line takes no value for an empty list.
+        without_value: what the option means on the command line without a value.
         limits: pydantic's constraints, such as ``ge=1``.
     """
     field: Any = Field(default, description=description, **limits)
-    field.metadata.append(Shown(group, value, short, also, positional, repeat, optional_values))
+    field.metadata.append(Shown(group, value, short, also, positional, repeat, optional_values, without_value))
     return field
 
 
@@ -92,6 +96,8 @@ class Options(BaseModel):
     """What is said below the heading of a group."""
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
+    at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Options of which only one may be given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,9 +120,9 @@ class Options(BaseModel):
         Raises:
             OptionError: a name is unknown, a value is invalid, or options contradict each other.
         """
-        for names in cls.one_of:
+        for names in (*cls.one_of, *cls.at_most_one):
             found = [name for name in names if values.get(name) not in (None, False)]
-            if len(found) != 1:
+            if len(found) > 1 or (not found and names in cls.one_of):
                 first = found[1] if found else names[0]
                 problem = f"was given, and so was {option_named(found[0])}" if found else None
                 known = alternatives([option_named(name) for name in names])
@@ -137,7 +143,8 @@ def described(field: FieldInfo) -> str:
     text = field.description or ""
     if field.is_required() or field.default in (None, False, "", (), {}) or "default" in text:
         return text
-    return f"{text} (default: {field.default})"
+    default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+    return f"{text} (default: {default})"
 
 
 def option_error(options: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> OptionError:
@@ -261,5 +268,7 @@ Integer = Annotated[int, BeforeValidator(_integer)]
 """An integer, also written 1_000_000 or 1e6; not a truth value, and not a fraction."""
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 """A finite number; not a truth value."""
+Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(_integer)]
+"""A number of a port; 0: a free one."""
 Share = Annotated[float, BeforeValidator(_share)]
 """A fraction, or a percentage as text: 0.1, or 10%."""

@@ -107,6 +107,11 @@ class CommandParser(argparse.ArgumentParser):
         return message
 
 
+def typed_words(name: str, value: str) -> str:
+    """Return the option ``name`` as it is typed, with ``value``."""
+    return f"--{name.replace('_', '-')}{f' {value}' if value else ''}"
+
+
 def _is_option(word: str, name: str) -> bool:
     """Return whether ``word`` is the option ``name``, alone or with its value: ``--length=5``, ``-k5``."""
     return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
@@ -144,8 +149,20 @@ def add_command(
         **shown,
     )
     parser.set_defaults(parser=parser)
+    assert isinstance(parser, CommandParser)
     if options is not None and run is not None:
         add_options(parser, options)
         parser.set_defaults(run=lambda arguments: run(read_options(arguments, options)))
-    assert isinstance(parser, CommandParser)
+        if "set" in options.model_fields:
+            parser.suggest = _suggest_setting
     return parser
+
+
+def _suggest_setting(option: str, value: str) -> str:
+    """Return how to set the key of a job whose last part is ``option``; empty: there is none."""
+    from crossfade.trainer.config.json_schema import explain_fields
+
+    keys = [key for key, *_ in explain_fields()]
+    name = option.removeprefix("--").replace("-", "_")
+    found = [key for key in keys if name in (key, key.rpartition(".")[2])]
+    return f"use {' or '.join(f'--set {key}={value}' for key in found)}" if found and option.startswith("--") else ""

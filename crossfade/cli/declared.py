@@ -29,11 +29,13 @@ def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> N
     face, kind = shown(field), plain_type(field.annotation)
     details: dict[str, Any] = {"help": described(field).replace("%", "%%"), "default": argparse.SUPPRESS}
     if kind is bool:
-        details["action"] = "store_true"
+        details["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
     else:
         element = plain_type(get_args(kind)[0]) if is_list(field) else kind
         choices = get_args(element) if get_origin(element) is Literal else ()
         details["metavar"] = face.value or ("{" + ",".join(map(str, choices)) + "}" if choices else name.upper())
+    if face.without_value is not None:
+        details |= {"nargs": "?", "const": face.without_value}
     if face.repeat:
         details["action"] = "append"
     elif is_list(field):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from crossfade.base.options import Options, option
 from crossfade.cli.command import add_command
 from crossfade.terminal import print_line
 
@@ -43,31 +44,34 @@ _ARTISTS = {
 }
 
 
+class DemoOptions(Options):
+    """Where the demo works, and what it leaves out."""
+
+    dir: Path = option(Path(), "work in this folder (default: the current one)", group="output", value="DIR")
+    no_map: bool = option(False, "draw no map of the artists", group="output")
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "demo",
         "try everything on a sample",
         "Prepare a sample, train on it, print similar artists and recommendations, and draw a map: a few minutes.",
+        DemoOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--dir", type=Path, default=Path(), metavar="DIR", help="work in this folder (default: the current one)"
-    )
-    group.add_argument("--no-map", action="store_true", help="draw no map of the artists")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: DemoOptions) -> int:
     """Run each command; the first one that fails ends the demo with its exit code."""
     from crossfade.base.io.folder import Folder
     from crossfade.trainer.data.manifest import read_manifest
     from crossfade.trainer.prepare.lastfm import write_genres
 
-    folder: Path = arguments.dir
+    folder = options.dir
     name, existing, raw = _choose_sample(folder)
     data, job, run = f"data/{name}", f"jobs/{name}.yaml", f"runs/{name}"
     (folder / job).parent.mkdir(parents=True, exist_ok=True)
@@ -85,11 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         ("recommend", run, "--customer", _median_customer(folder / data), *shown),
     ]
     can_draw = find_spec("matplotlib") is not None and find_spec("openTSNE") is not None
-    steps += [("map", run)] if can_draw and not arguments.no_map else []
+    steps += [("map", run)] if can_draw and not options.no_map else []
     for step in steps:
         if code := _call(folder, *step):
             return code
-    if not can_draw and not arguments.no_map:
+    if not can_draw and not options.no_map:
         print_line()
         print_line(f"for a map of the artists: pip install 'crossfade[map]', then: crossfade map {run}")
     return 0

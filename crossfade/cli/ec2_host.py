@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from crossfade.cli.command import add_command
+from crossfade.deploy.aws.ec2.options import Ec2HostOptions
 
 _DESCRIPTION = """\
 Run one host of a job on EC2, in the container that 'crossfade submit ec2' starts on each instance.
@@ -29,26 +29,11 @@ The user data of the instances runs this command; it is not needed by hand. The 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line, but not to its help: 'crossfade submit ec2' has instances run it."""
-    parser = add_command(commands, "ec2-host", None, _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES)
-    group = parser.add_argument_group("host")
-    group.add_argument("--storage", required=True, metavar="URI", help="read and write the run in this folder on S3")
-    group.add_argument("--number", required=True, type=int, metavar="N", help="run as this host of the run, from 0")
-    group.add_argument(
-        "--token-parameter", required=True, metavar="NAME", help="read the hosts' token from this SSM parameter"
-    )
-    group.add_argument("--run-dir", required=True, type=Path, metavar="DIR", help="use DIR as run folder on this host")
-    parser.set_defaults(run=run)
+    add_command(commands, "ec2-host", None, _DESCRIPTION, Ec2HostOptions, run, examples=_EXAMPLES, notes=_NOTES)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Ec2HostOptions) -> int:
     """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
-    from crossfade.deploy.aws.clients import Aws
-    from crossfade.deploy.aws.ec2.host import Host, HostRunner, fetch_token
-    from crossfade.deploy.aws.ec2.storage import RunStorage
-    from crossfade.deploy.aws.metadata import InstanceMetadata
+    from crossfade.deploy.aws.ec2.run_host import run_host
 
-    metadata = InstanceMetadata.of_this_host()
-    aws = Aws()
-    host = Host.read(metadata, arguments.number)
-    token = fetch_token(aws, arguments.token_parameter)
-    return HostRunner(RunStorage(aws, arguments.storage), host, token, metadata, arguments.run_dir).run()
+    return run_host(options)

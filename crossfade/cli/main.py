@@ -16,13 +16,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import logs
-from crossfade.base.errors import CrossfadeError, worded
+from crossfade.base import logs
+from crossfade.base.errors import INTERRUPTED_EXIT_CODE, CrossfadeError, worded
 from crossfade.base.io.disk_errors import describe_disk_error
+from crossfade.base.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.signals import SpotInterruption, StopSignal, stopper
 from crossfade.cli.command import CommandParser
 from crossfade.kvstore import __version__
-from crossfade.memory_limit import check_address_space, lack_of_memory
-from crossfade.signals import SpotInterruption, StopSignal, stopper
 
 _logger = logging.getLogger(__name__)
 _SIGPIPE = 13
@@ -129,8 +129,6 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
         error = CrossfadeError(message)
     match error:
         case SpotInterruption():
-            from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
-
             _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():

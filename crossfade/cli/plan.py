@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from crossfade.base.errors import InputError
+from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import add_command
-from crossfade.cli.options.job import add_expected_size, add_job, add_sizes, expected_size, load_job_arguments
-from crossfade.cli.options.parsing import positive_integer
-from crossfade.cli.options.schedulers import add_scheduler_options, reject_without_scheduler, write_scheduler_files
-from crossfade.terminal import print_lines
+from crossfade.deploy.capacity.options import PlanOptions
+from crossfade.terminal import align, print_lines
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.instance_types import InstanceType
-    from crossfade.deploy.capacity.fit import Fit
-    from crossfade.deploy.capacity.inputs import PlanInputs
-    from crossfade.deploy.capacity.memory import ProcessPlan
-    from crossfade.deploy.capacity.plan import CapacityPlan
+    from crossfade.deploy.capacity.plan import CapacityPlan, Fit
+    from crossfade.deploy.capacity.plan_inputs import PlanInputs
+    from crossfade.deploy.capacity.prediction import Network, Prediction
+    from crossfade.deploy.capacity.process_memory import ProcessPlan
     from crossfade.deploy.capacity.traffic import StepTraffic
-    from crossfade.trainer.config.schema import JobConfig
 
 _DESCRIPTION = """\
 Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
@@ -65,187 +60,55 @@ predicted for engines mxnet and torch, nor is the memory of a GPU.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """
-_SIZES = ("servers", "workers", "hosts")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
 
 
-def bits_per_second(text: str) -> float:
-    """Convert a bandwidth per second, such as 10Gbit, 500Mbit or 1.25GB, to bits per second.
+class PlanCommand(PlanOptions):
+    """What to plan, and how to print it."""
 
-    Raises:
-        InputError: the text is not a bandwidth, or zero.
-    """
-    match = _BANDWIDTH.fullmatch(text.strip())
-    value = float(match[1]) * _UNITS[match[2].lower()] * (8 if match[3].startswith("B") else 1) if match else 0.0
-    if value <= 0:
-        raise InputError(
-            f"--bandwidth {text}: expected a number and a unit of bits or bytes a second, as in 10Gbit, 500Mbit, 1.25GB"
-        )
-    return value
+    json_: bool = option(False, "print the plan as JSON", group="output")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "plan",
         "predict memory and traffic of a job, and whether it fits",
         _DESCRIPTION,
+        PlanCommand,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    job = parser.add_argument_group("job")
-    add_job(job)
-    add_sizes(job, *_SIZES)
-    hosts = parser.add_argument_group("hosts")
-    hosts.add_argument(
-        "--instance-type", metavar="TYPE", help="plan for this EC2 type, such as r6i.4xlarge (default: this machine)"
-    )
-    hosts.add_argument(
-        "--bandwidth",
-        metavar="RATE",
-        help="assume this bandwidth of a host's network card: 10Gbit, 1.25GB (default: that of the instance type)",
-    )
-    hosts.add_argument(
-        "--cores",
-        type=positive_integer,
-        metavar="N",
-        help="assume this number of virtual CPUs of a host (default: those of the instance type, or of this machine)",
-    )
-    add_expected_size(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the plan as JSON")
-    add_scheduler_options(parser)
-    parser.set_defaults(run=run)
 
 
-@dataclass(frozen=True)
-class Network:
-    """The network time of a step; with ``own_hosts``, assuming that each role has its own host."""
-
-    bits_per_second: float | None
-    busiest_bytes: float
-    own_hosts: bool
-
-    @property
-    def seconds(self) -> float | None:
-        """Return the seconds of a step on the busiest card; None if the bandwidth is unknown."""
-        return self.busiest_bytes * 8 / self.bits_per_second if self.bits_per_second else None
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """The predicted time of a step and of an epoch, without evaluations, on hosts of ``cores`` virtual CPUs."""
-
-    cores: int
-    step_seconds: float
-    examples_per_second: float
-    epoch_seconds: float
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print the plan of a job.
+def run(options: PlanCommand) -> int:
+    """Print the plan of a job, or write the files of a scheduler.
 
     Raises:
         InputError: the job, an option or the dataset is invalid.
     """
-    from crossfade.deploy.aws.instance_types import find_instance
-    from crossfade.deploy.capacity.fit import check_fit
-    from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
-    from crossfade.deploy.capacity.plan import plan_capacity
-
-    job = _load(arguments)
-    if arguments.to is not None:
-        print_lines(write_scheduler_files(arguments, job))
-        return 0
-    reject_without_scheduler(arguments)
-    bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
-    instance = find_instance(arguments.instance_type) if arguments.instance_type else None
-    inputs = _inputs(arguments, job)
-    plan = plan_capacity(inputs)
-    machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
-    fit = check_fit(inputs, plan, machine)
-    network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
-    cores = arguments.cores or (instance.vcpus if instance else usable_cores())
-    time = _step_time(inputs, plan, network, cores)
-    if arguments.json:
-        print(json.dumps(_to_json(inputs, plan, fit, network, time), indent=1))
-    else:
-        print_lines(_report(inputs, plan, fit, instance, network, time))
-    return int(fit.verdict == "does not fit")
-
-
-def _load(arguments: argparse.Namespace) -> JobConfig:
-    job = load_job_arguments(arguments, *_SIZES)
-    if job.cluster.hosts > 1 and job.cluster.servers == 0:
-        raise InputError(
-            f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"
-        )
-    return job
-
-
-def _inputs(arguments: argparse.Namespace, job: JobConfig) -> PlanInputs:
-    from crossfade.deploy.capacity.inputs import expected_inputs, read_inputs
+    from crossfade.deploy.capacity.prediction import load_planned_job, predict
     from crossfade.display import progress_bars
 
-    if (size := expected_size(arguments)) is not None:
-        return expected_inputs(job, size)
+    if options.to is not None:
+        from crossfade.deploy.schedulers.scheduler_files import write_files
+
+        with progress_bars() as bars:
+            lines = list(write_files(options, load_planned_job(options), bars))
+        print_lines(lines)
+        return 0
     with progress_bars() as bars:
-        return read_inputs(job, bars).with_counts()
+        prediction = predict(options, bars)
+    if options.json_:
+        print(json.dumps(prediction.to_json(), indent=1))
+    else:
+        print_lines(_report(prediction))
+    return int(prediction.fit.verdict == "does not fit")
 
 
-def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
-    from crossfade.deploy.capacity.plan import role_hosts
-    from crossfade.deploy.capacity.traffic import busiest_bytes
-
-    if not job.cluster.servers or plan.traffic is None:
-        return None
-    hosts = role_hosts(job)
-    if own_hosts := len(hosts) == 1:
-        hosts = [[role] for role in hosts[0]]
-    return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
-
-
-def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, cores: int) -> StepTime | None:
-    """Predict the time of a step; None where nothing is known about the engine or the network between hosts."""
-    from crossfade.deploy.capacity.plan import role_hosts
-    from crossfade.deploy.capacity.step_time import step_seconds
-
-    job = inputs.job
-    wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds
-    if plan.traffic is None or not job.train.uses_cpu_engine or wire_seconds is None:
-        return None
-    hosts = role_hosts(job) if job.cluster.servers else []
-    keys = sum(table.keys for table in plan.tables)
-    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
-    rate = plan.traffic.examples / seconds
-    return StepTime(cores, seconds, rate, inputs.selection.rows / rate)
-
-
-def _to_json(
-    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None, time: StepTime | None
-) -> dict[str, Any]:
-    data = {"job": inputs.job.name, **asdict(plan)}
-    for process, described in zip(plan.processes, data["processes"], strict=True):
-        described |= {"required_bytes": process.required_bytes, "peak_bytes": process.peak_bytes}
-    if plan.traffic is not None:
-        data["traffic"]["rows"] = sum(plan.traffic.rows)
-        data["traffic"]["bound"] = plan.traffic.bound
-    data["fit"] = asdict(fit)
-    data["network"] = {**asdict(network), "seconds": network.seconds} if network else None
-    data["time"] = asdict(time) if time else None
-    return data
-
-
-def _report(
-    inputs: PlanInputs,
-    plan: CapacityPlan,
-    fit: Fit,
-    instance: InstanceType | None,
-    network: Network | None,
-    time: StepTime | None,
-) -> Iterator[str]:
+def _report(prediction: Prediction) -> Iterator[str]:
+    inputs, plan, instance, time = prediction.inputs, prediction.plan, prediction.instance, prediction.time
     cluster = inputs.job.cluster
     where = (
         f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {_host_count(cluster.host_count)}"
@@ -260,15 +123,15 @@ def _report(
     yield ""
     if plan.traffic is not None:
         yield from _step(inputs, plan, plan.traffic)
-        if network is not None:
-            yield from _wire(network, instance)
+        if prediction.network is not None:
+            yield from _wire(prediction.network, instance)
         if time is not None:
             yield (
                 f"time: about {time.step_seconds * 1e3:,.3g} ms a step and {_duration(time.epoch_seconds)} an epoch, "
                 f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host, without evaluations"
             )
         yield ""
-    yield from _verdict(plan, fit, instance)
+    yield from _verdict(plan, prediction.fit, instance)
 
 
 def _host_count(hosts: int) -> str:
@@ -282,7 +145,7 @@ def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:
         keys = (f"{table.keys:,}", f"{table.key_rows:,}", size(table.key_bytes)) if table.keys else ("-", "-", "-")
         sizes = size(table.weights_bytes), size(table.state_bytes)
         rows.append((table.name, f"{table.rows:,}", f"{table.dim}", *sizes, *keys))
-    yield from _aligned(rows)
+    yield from align(rows)
 
 
 def _memory(plan: CapacityPlan) -> Iterator[str]:
@@ -303,7 +166,7 @@ def _memory(plan: CapacityPlan) -> Iterator[str]:
             called = "all of it together" if len(plan.hosts) == 1 else f"host {number}: {', '.join(host.processes)}"
             libraries = f"with shared libraries{_at_most(host.required_bytes, host.peak_bytes, ', ')}"
             rows.append((called, size(host.required_bytes), libraries))
-    yield from _aligned(rows, left=(0, 2))
+    yield from _three_columns(rows)
 
 
 def _name(processes: Sequence[ProcessPlan]) -> str:
@@ -337,7 +200,7 @@ def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Itera
         rows.append(("each server sends", size(values), "answers, on the wire"))
         keys = sum(table.keys for table in plan.tables if table.name not in inputs.model.frozen)
         rows.append(("keys pushed by each worker", f"{keys:,}", ""))
-    yield from _aligned(rows, left=(0, 2))
+    yield from _three_columns(rows)
 
 
 def _wire(network: Network, instance: InstanceType | None) -> Iterator[str]:
@@ -389,12 +252,7 @@ def size(count: float) -> str:
     return f"{count:,.1f} GiB"
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> Iterator[str]:
-    """Align ``rows`` in columns: those with a number in ``left`` to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+def _three_columns(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Yield lines of a name, a figure, and a remark."""
+    width, figures = (max(len(row[column]) for row in rows) for column in (0, 1))
+    yield from (f"{name:<{width}}  {figure:>{figures}}  {remark}".rstrip() for name, figure, remark in rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crossfade.base.errors import OptionError
+from crossfade.base.options import Options, option
 from crossfade.cli.command import add_command
 
 _EXAMPLES = (
@@ -19,38 +21,43 @@ Some checks need values of several keys or the dataset: 'crossfade plan JOB' mak
 """
 
 
+class SchemaOptions(Options):
+    """Where the schema goes."""
+
+    out: Path | None = option(None, "write the schema to FILE instead of printing it", group="output", value="FILE")
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "schema",
         "print the JSON Schema of job files, for editors",
         "Print the JSON Schema of job files, with which editors complete and check them.",
+        SchemaOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FILE", help="write the schema to FILE instead of printing it")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: SchemaOptions) -> int:
     """Print or write the schema.
 
     Raises:
-        InputError: the file cannot be written.
+        OptionError: the file cannot be written.
     """
     import json
 
-    from crossfade.base.errors import InputError
     from crossfade.trainer.config.json_schema import job_schema
 
     text = json.dumps(job_schema(), indent=2, ensure_ascii=False) + "\n"
-    if arguments.out is None:
+    if options.out is None:
         print(text, end="")
         return 0
     try:
-        arguments.out.write_text(text, encoding="utf-8")
+        options.out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {arguments.out}: cannot be written: {error.strerror}; name another file") from error
+        problem = f"cannot be written: {error.strerror}"
+        raise OptionError("out", found=options.out, problem=problem, fix="name another file") from error
     return 0

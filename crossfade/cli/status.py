@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base import formatting as text
+from crossfade.base.options import Number, option
 from crossfade.cli.command import add_command
-from crossfade.cli.options.runs import add_runs_argument, open_runs
-from crossfade.terminal import print_line, print_lines
+from crossfade.deploy.dashboard.options import RunsOptions
+from crossfade.terminal import align, print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.last_failure import LastFailure
@@ -37,44 +39,46 @@ _BAR = 30
 _LABEL = 13
 
 
+class StatusOptions(RunsOptions):
+    """Which runs are shown, and how."""
+
+    json_: bool = option(False, "print JSON", group="output")
+    watch: Number | None = option(
+        None,
+        "repeat at this interval (default: 2)",
+        group="output",
+        value="SECONDS",
+        without_value=2.0,
+        ge=0.1,
+        lt=86400,
+    )
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(commands, "status", "show the state of runs", _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES)
-    add_runs_argument(parser.add_argument_group("runs"))
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print JSON")
-    output.add_argument(
-        "--watch",
-        type=_seconds,
-        nargs="?",
-        const=2.0,
-        metavar="SECONDS",
-        help="repeat at this interval (default: 2)",
+    add_command(
+        commands,
+        "status",
+        "show the state of runs",
+        _DESCRIPTION,
+        StatusOptions,
+        run,
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    parser.set_defaults(run=run)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds < 86400:
-        raise argparse.ArgumentTypeError(f"expected at least 0.1 seconds, but found '{text}'")
-    return seconds
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(options: StatusOptions) -> int:
     """Show the runs, once or repeatedly."""
-    runs = open_runs(arguments.runs)
+    runs = options.open_runs()
     while True:
-        if arguments.watch is not None and not arguments.json and sys.stdout.isatty():
+        if options.watch is not None and not options.json_ and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        _show(runs, as_json=arguments.json)
-        if arguments.watch is None:
+        _show(runs, as_json=options.json_)
+        if options.watch is None:
             return 0
         sys.stdout.flush()
-        time.sleep(arguments.watch)
+        time.sleep(options.watch)
 
 
 def _show(runs: Runs, *, as_json: bool) -> None:
@@ -93,8 +97,6 @@ def _show(runs: Runs, *, as_json: bool) -> None:
 
 def _screen(run: Summary) -> Iterator[str]:
     """Describe one run in full."""
-    from crossfade.deploy.dashboard import formatting as text
-
     phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
     early = ", stopped early" if run.stopped_early else ""
     generation = f", generation {run.generation}" if run.generation > 1 else ""
@@ -148,8 +150,6 @@ def _bar(progress: float) -> str:
 
 
 def _position(run: Summary) -> str:
-    from crossfade.deploy.dashboard import formatting as text
-
     planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
     epoch = f", epoch {run.epoch}" if run.epoch else ""
     epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
@@ -158,8 +158,6 @@ def _position(run: Summary) -> str:
 
 
 def _checkpoints(run: Summary) -> str:
-    from crossfade.deploy.dashboard import formatting as text
-
     kept = run.checkpoints
     failed = f", {kept['failed']} failed" if kept["failed"] else ""
     if kept["last_step"] is None:
@@ -180,8 +178,6 @@ def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
 
 def _failure(failure: LastFailure) -> Iterator[str]:
     """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
-    from crossfade.deploy.dashboard import formatting as text
-
     yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
     log = f"log: {failure.log}" if failure.log else ""
     if failure.error:
@@ -196,13 +192,11 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
     titles = [column.title for column in TERMINAL_COLUMNS]
     cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]
-    yield from _columns([titles, *cells], left=TEXT_COLUMNS)
+    yield from align([titles, *cells], left=TEXT_COLUMNS)
 
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
     """Describe each run in a line."""
-    from crossfade.deploy.dashboard import formatting as text
-
     head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
     cells = [
         (
@@ -220,17 +214,6 @@ def _table(runs: Sequence[Summary]) -> Iterator[str]:
         )
         for run in runs
     ]
-    yield from _columns([head, *cells], left=2)
+    yield from align([head, *cells], left=2)
     for run in runs:
         yield from (f"{run.name}: {alert.level}: {alert.text}" for alert in run.alerts if alert.level != "info")
-
-
-def _columns(lines: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
-    """Align cells in columns: the first ``left`` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            f"{cell:<{width}}" if index < left else f"{cell:>{width}}"
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.cli.command import add_command
-from crossfade.cli.options.job import add_job, load_job_arguments, suggest_setting
-from crossfade.cli.options.parsing import positive_integer
+from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.next_command import command_line
 from crossfade.terminal import print_line, print_table
 
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from crossfade.deploy.tuning.quick_study import QuickResult, QuickStudy
     from crossfade.deploy.tuning.search_space import SearchParameter
     from crossfade.deploy.tuning.study import TuningStudy
+    from crossfade.deploy.tuning.study_folder import StudyPlan
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.runs.job_inputs import JobInputs
 
 
 _DESCRIPTION = """\
@@ -57,109 +56,46 @@ _TRIALS, _SHOWN = 20, 5
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "tune",
         "search for the best settings of a job",
         _DESCRIPTION,
+        TuneOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    parser.suggest = suggest_setting
-    add_job(parser.add_argument_group("job"), set_help="override a key of the job file in all trials")
-    study = parser.add_argument_group("study")
-    study.add_argument(
-        "--quick", action="store_true", help="search five settings in at most ten trainings, by successive halving"
-    )
-    study.add_argument(
-        "--trials", type=positive_integer, metavar="N", help=f"stop after N trials in total (default: {_TRIALS})"
-    )
-    study.add_argument(
-        "--search",
-        action="append",
-        default=[],
-        metavar="KEY=VALUES",
-        help="search a key of the job over LOW..HIGH, log:LOW..HIGH or A|B|C; repeatable",
-    )
-    study.add_argument("--no-pruning", action="store_true", help="run every trial to its end")
-    study.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="keep the study in DIR (default: runs/NAME-tune, with --quick runs/NAME-tune-quick)",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: TuneOptions) -> int:
     """Run the study, and print the best settings.
 
     Raises:
         InputError: the job or a search parameter is invalid, or the dataset has no valid split.
         ClusterError: several trials in a row failed.
     """
-    from crossfade.deploy.tuning.search_space import (
-        SearchParameter,
-        check_parameters,
-        default_parameters,
-        quick_parameters,
-    )
-    from crossfade.deploy.tuning.study_folder import study_errors
-    from crossfade.trainer.runs.folder import default_run_dir
-    from crossfade.trainer.runs.job_inputs import load_inputs
+    from crossfade.deploy.tuning.study_folder import plan_study, study_errors
 
-    job = load_job_arguments(arguments)
-    if arguments.quick:
-        _check_quick(arguments)
-    defaults = quick_parameters if arguments.quick else default_parameters
-    inputs = load_inputs(job)
-    _check_has_valid(inputs)
-    parameters = [SearchParameter.parse(text) for text in arguments.search] or defaults(inputs.job)
-    check_parameters(arguments.job, arguments.overrides, parameters)
-    run_dir = default_run_dir(job)
-    folder = arguments.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if arguments.quick else ''}")
-    with study_errors(folder):
-        if arguments.quick:
-            return _run_quick(folder, job, inputs.job, parameters)
-        return _run_study(folder, job, parameters, arguments.trials or _TRIALS, prune=not arguments.no_pruning)
+    plan = plan_study(options)
+    with study_errors(plan.folder):
+        if options.quick:
+            return _run_quick(plan)
+        return _run_study(plan, options.trials or _TRIALS, prune=not options.no_pruning)
 
 
-def _check_quick(arguments: argparse.Namespace) -> None:
-    """Reject options that --quick makes meaningless."""
-    from crossfade.base.errors import InputError
-    from crossfade.deploy.tuning.successive_halving import RUNG_KEYS
-
-    if arguments.trials is not None:
-        raise InputError(
-            f"--trials {arguments.trials}: --quick itself chooses how many settings it tries; leave one out"
-        )
-    if arguments.no_pruning:
-        raise InputError("--no-pruning: --quick trains only the best settings to the end; leave one of the two out")
-    for key in RUNG_KEYS:
-        if any(text.startswith(f"{key}=") for text in arguments.search):
-            raise InputError(
-                f"--search {key}: --quick sets it to train some settings for less time; search another key"
-            )
-
-
-def _run_study(folder: Path, job: JobConfig, parameters: list[SearchParameter], trials: int, *, prune: bool) -> int:
+def _run_study(plan: StudyPlan, trials: int, *, prune: bool) -> int:
     from crossfade.deploy.tuning.study import TuningStudy
-    from crossfade.signals import stopper
 
-    study = TuningStudy(folder, job, parameters, prune=prune, stop_requested=lambda: stopper.number is not None)
+    study = TuningStudy(
+        plan.folder, plan.job, plan.parameters, prune=prune, stop_requested=lambda: stopper.number is not None
+    )
     with stopper.deferred():
-        _run_trials(study, trials, job.evaluate.best_metric)
+        _run_trials(study, trials, plan.job.evaluate.best_metric)
     if stopper.number is not None:
         stopper.check(f"after {study.ended()} trials; the same command resumes the study")
-    _print_results(study, job.evaluate.best_metric)
+    _print_results(study, plan.job.evaluate.best_metric)
     return 0
-
-
-def _check_has_valid(inputs: JobInputs) -> None:
-    from crossfade.base.errors import InputError
-
-    if not inputs.has_rows("valid"):
-        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; prepare it with --hold-out")
 
 
 def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
@@ -185,20 +121,21 @@ def _print_results(study: TuningStudy, best_metric: str) -> None:
     print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
 
 
-def _run_quick(folder: Path, job: JobConfig, resolved_job: JobConfig, parameters: list[SearchParameter]) -> int:
+def _run_quick(plan: StudyPlan) -> int:
     from crossfade.deploy.tuning.quick_study import QuickStudy
     from crossfade.display import progress_bars
-    from crossfade.signals import stopper
 
-    study = QuickStudy(folder, job, resolved_job, parameters, stop_requested=lambda: stopper.number is not None)
-    _print_plan(study, resolved_job, parameters)
+    study = QuickStudy(
+        plan.folder, plan.job, plan.resolved_job, plan.parameters, stop_requested=lambda: stopper.number is not None
+    )
+    _print_plan(study, plan.resolved_job, plan.parameters)
     with stopper.deferred(), progress_bars() as bars:
         bars.phase("tuning", study.epochs, "epoch")
         study.run(bars.advance)
     if stopper.number is not None:
         trainings = sum(rung.trials for rung in study.rungs)
         stopper.check(f"after {study.trained} of {trainings} trainings; the same command resumes the study")
-    _print_quick_results(study, parameters, job.evaluate.best_metric)
+    _print_quick_results(study, plan.parameters, plan.job.evaluate.best_metric)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The GPU of each AWS instance type, and the image variant whose engine has code for it.
+"""The GPU of each AWS instance type, the image variant whose engine has code for it, and how a job fits the type.
 
 Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
 ``trainer/model/engines/gpu_code.py``: variant torch has the first of ``TORCH_WHEELS``, and cu112 and cu90 have those of
@@ -12,10 +12,13 @@ Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA dri
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import on_gpu
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.config.sections import EngineName
 
 Variant = Literal["cpu", "torch"] | MXNetVariant
-
-DEFAULT_EC2_TYPE = "p2.xlarge"
-DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
 
 ENGINES: dict[Variant, EngineName] = {"cpu": "cpu", "torch": "torch", "cu112": "mxnet", "cu90": "mxnet"}
 """The engine by which each variant computes where ``train.engine`` is auto."""
@@ -136,8 +136,8 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     if gpu is None and engine == "torch":
         raise InputError(
             f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:cpu, has no "
-            "PyTorch; leave train.engine out, choose an --instance-type with a GPU, such as g4dn.xlarge or "
-            "g5.xlarge, or set an --image that has PyTorch"
+            f"PyTorch; leave train.engine out, choose an {option_named('instance_type')} with a GPU, such as "
+            f"g4dn.xlarge or g5.xlarge, or set an {option_named('image')} that has PyTorch"
         )
     if gpu is None:
         return "cpu"
@@ -147,5 +147,75 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     raise InputError(
         f"train.engine is {engine}, but {_PACKAGES[engine]} has no code for the GPU of {instance_type}, {gpu.name} "
         f"(compute capability {format_version(gpu.capability)}); leave train.engine out, which uses "
-        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another --instance-type, such as g4dn.xlarge or g5.xlarge"
+        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another {option_named('instance_type')}, such as "
+        "g4dn.xlarge or g5.xlarge"
+    )
+
+
+_SUCCESSORS = {
+    "p2": "g4dn.xlarge",
+    "g3": "g4dn.xlarge",
+    "g3s": "g4dn.xlarge",
+    "p3": "g5.xlarge",
+    "p3dn": "g5.xlarge",
+}
+"""By family that AWS is retiring (docs/aws.md has the sources), the nearest type that it is not."""
+
+
+def check_device(job: JobConfig, instance_type: str) -> None:
+    """Check that the job can run on this instance type, and that this has a GPU if the job names one.
+
+    Raises:
+        InputError: it cannot, or has none.
+    """
+    gpu = gpu_of(instance_type)
+    if on_gpu(job.train.devices) and gpu is None:
+        raise InputError(
+            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another "
+            f"{option_named('instance_type')}, such as g5.xlarge, or add {option_named('set', 'train.device=auto')}"
+        )
+
+
+def notes(job: JobConfig, instance_type: str, hosts: int) -> Iterator[str]:
+    """Yield what the user should read about ``job`` on ``hosts`` instances of this type."""
+    for note in (_retirement(instance_type), _idle_gpu(job, instance_type), _horovod(job, hosts)):
+        if note is not None:
+            yield note
+
+
+def _retirement(instance_type: str) -> str | None:
+    family = instance_type.removeprefix("ml.").partition(".")[0]
+    if family not in _SUCCESSORS:
+        return None
+    successor = ("ml." if instance_type.startswith("ml.") else "") + _SUCCESSORS[family]
+    gpu = gpu_of(successor)
+    assert gpu is not None
+    return (
+        f"AWS is retiring {family} (docs/aws.md), so {instance_type} may not be available; the nearest type that stays "
+        f"is {successor}, with the GPU {gpu.name}"
+    )
+
+
+def _idle_gpu(job: JobConfig, instance_type: str) -> str | None:
+    """Return a note if the instances have GPUs that the job does not use."""
+    gpu, train = gpu_of(instance_type), job.train
+    if gpu is None or (train.engine != "cpu" and train.devices[0] != "cpu"):
+        return None
+    key = "train.engine" if train.engine == "cpu" else "train.device"
+    return (
+        f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
+        f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
+    )
+
+
+def _horovod(job: JobConfig, hosts: int) -> str | None:
+    """Return a note if the job all-reduces the gradients of dense layers, for which its image needs Horovod.
+
+    Each of ``hosts`` runs a worker, or more if ``cluster.workers`` is larger.
+    """
+    if max(hosts, job.cluster.workers) == 1 or not job.model.has_dense_layers:
+        return None
+    return (
+        "dense layers (model.dense) of several workers need Horovod: use an image that was built with --build-arg "
+        "HOROVOD=1 (docs/docker.md)"
     )

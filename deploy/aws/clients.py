@@ -1,7 +1,7 @@
 """Clients of AWS services, all with the same region, credentials, timeouts and retries.
 
     aws = Aws(region="eu-west-1")
-    with translate_aws_errors("starting the training job", aws.region):      # deploy/aws/errors.py
+    with translate_aws_errors("starting the training job", aws.region):      # deploy/aws/aws_errors.py
         aws.sagemaker.create_training_job(**request)
 
 Credentials, profile and endpoint are configured as for the AWS command line (``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID``,
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError, MissingExtraError
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.base.errors import MissingExtraError, option_named
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
     from botocore.config import Config
@@ -59,7 +59,9 @@ class Aws:
         self.region: str = self._session.region_name or ""
         if not self.region:
             raise CloudRequestError(
-                "no AWS region is set; set one with --region or AWS_REGION, as in --region us-east-1", "region"
+                f"no AWS region is set; set one with {option_named('region')} or AWS_REGION, as in "
+                f"{option_named('region', 'us-east-1')}",
+                "region",
             )
         if not _REGION.fullmatch(self.region):
             raise CloudRequestError(
@@ -116,6 +118,17 @@ class Aws:
         self.check_credentials()
         with translate_aws_errors("looking up the account of the credentials", self.region):
             return self.sts.get_caller_identity()["Account"]
+
+    def caller(self) -> tuple[str, str]:
+        """Return the account and the ARN of the caller; of an assumed role without the session's name, which changes.
+
+        Raises:
+            CloudError, CloudRequestError: AWS did not identify the caller.
+        """
+        account = self.account()
+        with translate_aws_errors("asking whose the credentials are", self.region):
+            arn = self.sts.get_caller_identity()["Arn"]
+        return account, "/".join(arn.split("/")[:2]) if ":assumed-role/" in arn else arn
 
     def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
         """Validate ``request`` against botocore's model of ``operation``, without sending it.

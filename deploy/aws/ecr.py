@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.base.errors import option_named
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -54,8 +54,8 @@ def check_image(aws: Aws, image: str) -> bool:
         return False
     if parts.region != aws.region:
         raise CloudRequestError(
-            f"--image {image}: is in {parts.region}, but the job is to run in {aws.region}; push the image to "
-            f"{aws.region} (docs/aws.md), or set --region {parts.region}",
+            f"{option_named('image', image)}: is in {parts.region}, but the job is to run in {aws.region}; push the "
+            f"image to {aws.region} (docs/aws.md), or set {option_named('region', parts.region)}",
             "region",
         )
     which: Any = {"imageDigest": parts.digest} if parts.digest else {"imageTag": parts.tag}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 
 GIB = 2**30
 GIGABIT = 10**9
@@ -130,7 +130,7 @@ def find_instance(name: str) -> InstanceType:
             f"did you mean '{near[0]}'?" if near else "known types are p2.8xlarge, g5.4xlarge, r6i.4xlarge and others"
         )
         raise InputError(
-            f"--instance-type {name}: unknown type; {hint} (known families: {', '.join(_SIZES)}; for any other, "
-            "compare the figures with its memory and set --bandwidth)"
+            f"{option_named('instance_type', name)}: unknown type; {hint} (known families: {', '.join(_SIZES)}; for "
+            f"any other, compare the figures with its memory and set {option_named('bandwidth')})"
         )
     return INSTANCES[name]

@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from crossfade.base.errors import CloudError, CloudRequestError
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_pricing.type_defs import FilterTypeDef

@@ -23,8 +23,6 @@ from crossfade.deploy.aws.metadata import InstanceMetadata
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0
 """Time that a host has after it reads the notice: EC2's two minutes, less polling and shutdown."""
-INTERRUPTED_EXIT_CODE = 75
-"""Exit code of a run that was interrupted and can be resumed elsewhere: EX_TEMPFAIL of sysexits.h."""
 _ACTION, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
 _VERBS = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
 
@@ -85,12 +83,17 @@ def _fields(text: str, *names: str) -> list[str]:
 
 
 @contextmanager
-def monitor_spot(log: Callable[[str], None], poll_seconds: float = POLL_SECONDS) -> Iterator[SpotMonitor]:
-    """Poll the metadata service every ``poll_seconds`` while the context lasts.
+def monitor_spot(
+    log: Callable[[str], None], poll_seconds: float = POLL_SECONDS, *, enabled: bool = True
+) -> Iterator[SpotMonitor | None]:
+    """Poll the metadata service every ``poll_seconds`` while the context lasts; yield None if not ``enabled``.
 
     Raises:
         InputError: the environment disables the metadata service, or names an invalid address.
     """
+    if not enabled:
+        yield None
+        return
     monitor, stopped = SpotMonitor(InstanceMetadata.of_this_host(), log), threading.Event()
 
     def poll() -> None:

@@ -1,4 +1,4 @@
-"""Plan the capacity of a job: memory of each process and host, and the traffic of a step.
+"""Plan the capacity of a job: memory of each process and host, the traffic of a step, and whether hosts are enough.
 
 inputs = read_inputs(job).with_counts()
 plan = plan_capacity(inputs)
@@ -9,11 +9,15 @@ fit = check_fit(inputs, plan, this_machine())
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from crossfade.deploy.capacity.inputs import PlanInputs
-from crossfade.deploy.capacity.memory import (
+from crossfade.base.errors import InputError
+from crossfade.deploy.capacity.machine import Machine, this_machine
+from crossfade.deploy.capacity.plan_inputs import PlanInputs
+from crossfade.deploy.capacity.process_memory import (
     SHARED_LIBRARIES_BYTES,
+    MemoryItem,
     ProcessPlan,
     peak_bytes,
     plan_processes,
@@ -21,7 +25,6 @@ from crossfade.deploy.capacity.memory import (
 )
 from crossfade.deploy.capacity.step_time import WorkerStep, worker_steps
 from crossfade.deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
-from crossfade.deploy.capacity.worker_memory import MemoryItem
 from crossfade.deploy.topology import AcceptedRoles, Role, assign_roles
 from crossfade.kvstore.mxnet.protocol import TableLayout, make_layout
 from crossfade.kvstore.store import VALUE_BYTES
@@ -116,3 +119,111 @@ def _plan_hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterable[Ho
         items = [libraries, *(item for process in here for item in process.parts)]
         required = peak_bytes([item for item in items if item.required])
         yield HostPlan(tuple(process.name for process in here), required, peak_bytes(items))
+
+
+Verdict = Literal["fits", "tight", "does not fit"]
+_GIB = 2**30
+_MAX_HOSTS = 1024
+_MIN_DIM = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether each host of a plan is large enough, and what would fix it. ``tight``: the peak may exceed its memory."""
+
+    machine: Machine
+    verdict: Verdict
+    advice: tuple[str, ...]
+
+
+def check_fit(inputs: PlanInputs, plan: CapacityPlan, machine: Machine) -> Fit:
+    """Check whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
+    verdict = _verdict(plan, machine)
+    return Fit(machine, verdict, () if verdict == "fits" else tuple(_advice(inputs, machine)))
+
+
+def check_fits_this_machine(inputs: PlanInputs) -> str | None:
+    """Check that the processes of a job fit the available memory if this machine runs all of them.
+
+    Returns a warning if the job may need more in the course of training.
+
+    Raises:
+        InputError: it does not fit; with the figures of ``crossfade plan``.
+    """
+    machine = this_machine()
+    plan = plan_local_host(inputs)
+    fit = check_fit(inputs, plan, machine)
+    if fit.verdict == "does not fit":
+        raise InputError(_rejection(inputs, plan, fit))
+    inputs = inputs.with_counts()
+    plan = plan_local_host(inputs)
+    fit = check_fit(inputs, plan, machine)
+    if fit.verdict == "fits":
+        return None
+    return (
+        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
+        f"'crossfade plan' itemizes it ({' or '.join(fit.advice)})"
+    )
+
+
+def format_gib(count: float) -> str:
+    """Format bytes in GiB."""
+    return f"{count / _GIB:,.1f} GiB"
+
+
+def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
+    if plan.required_bytes > machine.available_bytes:
+        return "does not fit"
+    return "tight" if plan.peak_bytes > machine.available_bytes else "fits"
+
+
+def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
+    """Yield changes to the job, each of which on its own would make it fit."""
+    job = inputs.job
+
+    def fits(other: JobConfig) -> bool:
+        return _verdict(plan_capacity(inputs.with_job(other)), machine) == "fits"
+
+    for dim in (job.model.dim >> shift for shift in range(1, 16)):
+        if dim < _MIN_DIM:
+            break
+        if fits(job.model_copy(update={"model": job.model.model_copy(update={"dim": dim})})):
+            yield f"lower model.dim to {dim}"
+            break
+    if job.optimizer.kind in {"adagrad", "adam"}:
+        optimizer = job.optimizer.model_copy(update={"kind": "rowwise_adagrad"})
+        if fits(job.model_copy(update={"optimizer": optimizer})):
+            yield "set optimizer.kind to rowwise_adagrad"
+    hosts = 2
+    while hosts <= _MAX_HOSTS and not fits(_on_hosts(job, hosts)):
+        hosts *= 2
+    if hosts <= _MAX_HOSTS:
+        low = hosts // 2
+        while hosts - low > 1:
+            middle = (low + hosts) // 2
+            low, hosts = (low, middle) if fits(_on_hosts(job, middle)) else (middle, hosts)
+        yield f"use {hosts} hosts like {machine.name} with a server each (cluster.hosts, cluster.servers)"
+
+
+def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
+    cluster = job.cluster.model_copy(update={"hosts": hosts, "servers": max(hosts, job.cluster.servers)})
+    return job.model_copy(update={"cluster": cluster})
+
+
+def plan_local_host(inputs: PlanInputs) -> CapacityPlan:
+    """Plan the job; with a host for each role only this one is checked, since the others have what they need."""
+    plan = plan_capacity(inputs)
+    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.one_role_per_host else plan
+
+
+def _rejection(inputs: PlanInputs, plan: CapacityPlan, fit: Fit) -> str:
+    job, model = inputs.job, inputs.model
+    tables = ", ".join(
+        f"{table.name} {table.rows:,} x {table.dim} = {format_gib(table_bytes(job, table))}" for table in model.tables
+    )
+    needed = sum(table_bytes(job, table) for table in model.tables)
+    advice = ", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts"
+    return (
+        f"the tables need {format_gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a "
+        f"host {format_gib(plan.required_bytes)}, but {format_gib(fit.machine.available_bytes)} are free here: {advice}"
+    )

@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError
-from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
+from crossfade.base.errors import INTERRUPTED_EXIT_CODE, ClusterError, CrossfadeError, InputError
+from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
-from crossfade.deploy.cluster.host_health import HostHealth
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
-from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
+from crossfade.deploy.cluster.membership import LEASE_SECONDS, HostHealth, Member, Membership
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles

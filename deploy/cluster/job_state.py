@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
+from crossfade.base.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 from crossfade.deploy.topology import Address
-
-_STOPPED_EXIT_CODE = 143
 
 
 class State(StrEnum):
@@ -54,7 +52,7 @@ def outcome(state: State, message: str, error: str, notice: str | None) -> tuple
             INTERRUPTED_EXIT_CODE,
             f"was stopped {message}, because its coordinator's host is being reclaimed: {notice}",
         )
-    return _STOPPED_EXIT_CODE, f"was stopped {message}"
+    return STOPPED_EXIT_CODE, f"was stopped {message}"
 
 
 @dataclass(frozen=True)

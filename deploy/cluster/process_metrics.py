@@ -1,15 +1,22 @@
-"""The metrics of any process, with those of its machine."""
+"""The metrics of the processes of a job, with the memory of their machine, and its scrape targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric as Family
 
 from crossfade.deploy.capacity.machine import available_bytes, limit_bytes
+from crossfade.deploy.cluster.job_state import State
+from crossfade.deploy.topology import roles
+from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.registry import ProcessMetrics
+
+if TYPE_CHECKING:
+    from crossfade.deploy.cluster.agent import Agent
+    from crossfade.deploy.cluster.coordinator import Coordinator
 
 
 class MachineMetrics:
@@ -30,3 +37,41 @@ def process_metrics(run: str, role: str, stall_timeout_seconds: float | None = N
     metrics = ProcessMetrics(run, role, stall_timeout_seconds)
     metrics.register("machine", MachineMetrics())
     return metrics
+
+
+class JobMetrics:
+    """The state of a distributed job."""
+
+    def __init__(self, coordinator: Coordinator, cluster: ClusterConfig) -> None:
+        """Read the state from ``coordinator``, of a job on ``cluster``."""
+        self._coordinator, self._cluster = coordinator, cluster
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the current values."""
+        status = self._coordinator.status()
+        reported = {name for agent in status["agents"] for name in agent["roles"]}
+        yield names.RESTARTS.single(len(status["restarts"]))
+        yield names.GENERATION.single(status["generation"])
+        yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
+        yield names.ROLE_SLOWDOWN.family(*(((name,), ratio) for name, ratio in status["slowdowns"].items()))
+        yield names.HOST_EXCLUDED.family(
+            *(((each["host"], each["address"]), float(each["excluded"] is not None)) for each in status["agents"])
+        )
+        yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
+
+
+class HostMetrics:
+    """The roles that an agent runs."""
+
+    def __init__(self, agent: Agent) -> None:
+        """Read them from ``agent``."""
+        self._agent = agent
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the current values."""
+        yield names.RUNNING_ROLES.single(self._agent.running_roles())
+
+
+def target(run: str, process: str, host: str, address: str) -> dict[str, Any]:
+    """Return one scrape target in the format of Prometheus's HTTP service discovery."""
+    return {"targets": [address], "labels": {"run": run, "process": process, "host": host}}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, OptionError
 from crossfade.kvstore.mxnet.protocol import MIN_SECRET_LENGTH
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -52,8 +52,10 @@ class RoleCredentials:
         """
         how = f"make it with: (umask 077; openssl rand -hex 32 > {path or 'FILE'})"
         if path is None:
-            raise InputError(
-                f"a server or worker that no agent has started needs --secret-file FILE, the same on all of them; {how}"
+            raise OptionError(
+                "secret_file",
+                problem="a server or worker that no agent has started needs it, the same on all of them",
+                fix=how,
             )
         try:
             with path.open(encoding="utf-8") as file:
@@ -61,14 +63,19 @@ class RoleCredentials:
                 secret = file.read().strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-            raise InputError(f"--secret-file {path}: cannot be read: {reason}; {how}") from error
+            raise OptionError("secret_file", found=path, problem=f"cannot be read: {reason}", fix=how) from error
         if mode & _OTHERS:
-            raise InputError(
-                f"--secret-file {path}: others may access it (mode {stat.S_IMODE(mode):04o}); allow its owner alone: "
-                f"chmod 600 {path}"
+            raise OptionError(
+                "secret_file",
+                found=path,
+                problem=f"others may access it (mode {stat.S_IMODE(mode):04o})",
+                fix=f"allow its owner alone: chmod 600 {path}",
             )
         if len(secret) < MIN_SECRET_LENGTH:
-            raise InputError(
-                f"--secret-file {path}: expected {MIN_SECRET_LENGTH} or more characters, but found {len(secret)}; {how}"
+            raise OptionError(
+                "secret_file",
+                found=path,
+                problem=f"expected {MIN_SECRET_LENGTH} or more characters, but found {len(secret)}",
+                fix=how,
             )
         return RoleCredentials(secret)

@@ -1,14 +1,19 @@
-"""Events from a role to the agent that started it: JSON objects, one a line, through an inherited pipe."""
+"""Events from a role to the agent that started it, and the line of a role's error that people read.
+
+Events are JSON objects, one a line, through an inherited pipe.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 
 from crossfade.base.environment import environment_integer
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.deploy.cluster.messages import MAX_ERROR
 from crossfade.trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
@@ -75,3 +80,21 @@ class EventLines:
         """Return the events that ``data`` completes."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [parse_event(json.loads(line)) for line in lines]
+
+
+_LOG_HEAD = re.compile(r"^\S+Z [A-Z]+ \S+ (?:generation=\d+ )?(?:step=\d+ )?")
+_ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception)\b.*|Fatal Python error: .*|terminate called .*|what\(\): .*)")
+"""What Python and C++ write before they end: the line of a traceback with the exception, or an abort's reason."""
+
+
+def error_line(text: str) -> str | None:
+    """Return the first line of an error's message: what follows are details. None if it is empty."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    shown = escape_unprintable(line)
+    return (shown if len(shown) <= MAX_ERROR else f"{shown[: MAX_ERROR - 1]}…") or None
+
+
+def last_error(log: str) -> str | None:
+    """Return the last line of ``log`` that names an exception or an abort; None if none does."""
+    lines = (_LOG_HEAD.sub("", line).strip() for line in reversed(log.splitlines()))
+    return next((error_line(line) for line in lines if _ERROR.match(line)), None)

@@ -9,11 +9,10 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from crossfade.deploy.capacity.oom_kills import OomKills
+from crossfade.deploy.capacity.machine import OomKills
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
-from crossfade.deploy.cluster.role_errors import error_line, last_error
-from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
+from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, error_line, last_error
 from crossfade.deploy.cluster.role_variables import (
     AGENT_VARIABLE,
     COMMAND_VARIABLE,

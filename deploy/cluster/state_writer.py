@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.processes import started_at
-from crossfade.deploy.capacity.oom_kills import OomKills
-from crossfade.deploy.cluster.role_errors import error_line
+from crossfade.deploy.capacity.machine import OomKills
+from crossfade.deploy.cluster.role_events import error_line
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,

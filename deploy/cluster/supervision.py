@@ -5,20 +5,21 @@ Other hosts take part if the job sets cluster.coordinator_address: ``crossfade a
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, option_named
 from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.coordinator_http import read_token, serve_coordinator
-from crossfade.deploy.cluster.job_state import FINISHED, State
-from crossfade.deploy.cluster.metrics import HostMetrics, JobMetrics, target
+from crossfade.deploy.cluster.job_state import FINISHED, GenerationSpec, State
+from crossfade.deploy.cluster.process_metrics import HostMetrics, JobMetrics, target
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from crossfade.deploy.cluster.start_finder import StartFinder
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.topology import Address, scheduler_address
 from crossfade.trainer.config.schema import JobConfig
@@ -26,6 +27,7 @@ from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
 from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent, event_recorder
 from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
+from crossfade.trainer.runs.resumption import find_start, last_saved_step
 
 REPORT_TIMEOUT_SECONDS = 10.0
 """Maximum delay until a file that another host wrote is visible on this one."""
@@ -51,12 +53,12 @@ def check_hosts(cluster: ClusterConfig) -> None:
         if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
                 f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
-                "this host's address, as in --set cluster.host=10.0.0.1"
+                f"this host's address, as in {option_named('set', 'cluster.host=10.0.0.1')}"
             )
     elif cluster.host_count > 1:
         raise InputError(
             f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
-            "cluster.coordinator_address, as in --set cluster.coordinator_address=10.0.0.1:7070"
+            f"cluster.coordinator_address, as in {option_named('set', 'cluster.coordinator_address=10.0.0.1:7070')}"
         )
 
 
@@ -253,3 +255,77 @@ def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[
     report |= {"restarts": len(restarts), "restart_causes": restarts}
     folder.write_report(report)
     return report
+
+
+class StartFinder:
+    """Gives the coordinator a start whenever it is preparing a generation."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        folder: RunFolder,
+        resume: bool,
+        rendezvous: Rendezvous | None = None,
+        *,
+        allow_restart: bool = False,
+    ) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none.
+
+        ``allow_restart`` is as in ``find_start``.
+        """
+        self._job, self._resume, self._rendezvous = job, resume, rendezvous
+        self._run_dir, self._allow_restart = folder.path, allow_restart
+        self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
+        self._searching = False
+        self._result: GenerationSpec | Exception | None = None
+
+    def run_once(self, coordinator: Coordinator) -> None:
+        """Start a search if ``coordinator`` is preparing, and hand over the result of one that has finished."""
+        if coordinator.state is State.PREPARING and not self._searching:
+            self._searching, self._result = True, None
+            fresh = coordinator.generation == 0 and not self._resume
+            # A daemon: a job that is stopped does not wait for it.
+            threading.Thread(target=self._search, args=(coordinator.rejected_checkpoints, fresh), daemon=True).start()
+        result = self._result
+        if result is not None:
+            self._searching, self._result = False, None
+            if isinstance(result, Exception):
+                coordinator.start_failed(result)
+            else:
+                coordinator.start_generation(result)
+
+    def _search(self, rejected: frozenset[str], fresh: bool) -> None:
+        try:
+            checkpoint, step, skipped = (None, 0, []) if fresh else self._find_checkpoint(rejected)
+            rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
+            self._result = GenerationSpec(self._scheduler(), checkpoint, step, skipped, rendezvous)
+        except (CrossfadeError, OSError) as error:
+            self._result = error
+        except Exception as error:  # an internal error must not leave the job waiting forever
+            self._result = ClusterError(f"{type(error).__name__}: {error}")
+
+    def _find_checkpoint(self, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
+        return find_start_checkpoint(self._checkpoints, rejected, self._run_dir, allow_restart=self._allow_restart)
+
+    def _scheduler(self) -> Address:
+        try:
+            return scheduler_address(self._job.cluster)
+        except InputError as error:
+            # The address was usable when the job started, so it may be again.
+            raise ClusterError(str(error)) from error
+
+
+def find_start_checkpoint(
+    checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool
+) -> tuple[str | None, int, list[str]]:
+    """Return the newest complete checkpoint that is not ``rejected``, its step, and why newer ones were skipped.
+
+    The event log in ``run_dir`` has whether the run has saved checkpoints; ``allow_restart`` is as in ``find_start``.
+
+    Raises:
+        InputError: ``checkpoints`` is not the name of a folder, or none of the run's checkpoints is usable.
+        CheckpointError: it cannot be read.
+    """
+    saved_step = last_saved_step(run_dir)
+    checkpoint, skipped = find_start(checkpoints, rejected, saved_step=saved_step, allow_restart=allow_restart)
+    return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

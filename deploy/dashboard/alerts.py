@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from crossfade.deploy.cluster.role_errors import error_line
+from crossfade.base.formatting import duration, size
+from crossfade.deploy.cluster.role_events import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
-from crossfade.deploy.dashboard.formatting import duration, size
 from crossfade.deploy.dashboard.run_figures import Alert, Summary, lost_steps
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.trainer.monitoring.thresholds import (

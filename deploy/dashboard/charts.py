@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from crossfade.base import formatting
 from crossfade.base.arrays import FloatArray
-from crossfade.deploy.dashboard import formatting
 from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
 from crossfade.deploy.dashboard.run_figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader

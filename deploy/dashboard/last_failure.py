@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from crossfade.base.formatting import lost
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
-from crossfade.deploy.dashboard.formatting import lost
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.trainer.runs.events import FailureEvent, RestartEvent
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from dash import html
 
+from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import Figure, RunView, reason_for_no_data
-from crossfade.deploy.dashboard.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.deploy.dashboard.layout import GRAPHS, Component, aria
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crossfade.deploy.dashboard.formatting import count, share, size
+from crossfade.base.formatting import count, share, size
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 
 STATE_TITLE = "State"

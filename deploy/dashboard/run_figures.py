@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from crossfade.deploy.dashboard.formatting import lost
+from crossfade.base.formatting import lost
 from crossfade.deploy.dashboard.last_failure import LastFailure
 from crossfade.deploy.dashboard.process_rows import ProcessRow
 from crossfade.deploy.dashboard.run_state import ENDED

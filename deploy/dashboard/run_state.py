@@ -8,9 +8,9 @@ from typing import Any
 
 import psutil
 
+from crossfade.base.formatting import duration
 from crossfade.base.processes import started_at
-from crossfade.deploy.capacity.oom_kills import OomKills, is_source
-from crossfade.deploy.dashboard.formatting import duration
+from crossfade.deploy.capacity.machine import OomKills, is_source
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 
 SILENT_SECONDS = 15.0

@@ -1,6 +1,6 @@
 """Examine a host and, if one is named, a job on it.
 
-for finding in examine(job, RunFolder(Path("runs/plays")), seconds=60):
+for finding in examine(DoctorOptions(job=Path("runs/plays"))):
     ...
 """
 
@@ -10,23 +10,35 @@ from collections.abc import Iterator
 from functools import partial
 
 from crossfade.deploy.doctor.findings import Finding, run_check
-from crossfade.deploy.doctor.gpus import check_gpus
-from crossfade.deploy.doctor.storage import (
+from crossfade.deploy.doctor.host_checks import (
+    check_gpus,
+    check_huge_pages,
+    check_kernel_cache,
+    check_loopback,
+    check_memory_limit,
+    check_mxnet,
+    check_open_files,
+    check_temporary_files,
+    check_versions,
+)
+from crossfade.deploy.doctor.options import DoctorOptions
+from crossfade.deploy.doctor.storage_checks import (
     check_checkpoint_storage,
     check_clock,
     check_dataset_storage,
     short_requests,
 )
-from crossfade.deploy.doctor.versions import check_versions
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.folder import RunFolder
 
 
-def examine(job: JobConfig | None, run: RunFolder | None, seconds: float) -> Iterator[Finding]:
-    """Yield what checks of this host find and, with both, those of ``job`` and its run folder ``run``.
+def examine(options: DoctorOptions) -> Iterator[Finding]:
+    """Yield what checks of this host find and, if the options name a job, checks of the job and its run folder.
 
-    Each check may take ``seconds``.
+    Raises:
+        InputError: the run or job does not exist, or is invalid.
     """
+    (job, run), seconds = options.load(), options.timeout
     with short_requests():
         yield from _examine_host(job, seconds)
         if job is None or run is None:
@@ -36,19 +48,17 @@ def examine(job: JobConfig | None, run: RunFolder | None, seconds: float) -> Ite
 
 
 def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
-    from crossfade.deploy.doctor import host
-
     roles = 1 + job.cluster.servers + job.cluster.workers if job is not None and job.cluster.servers else 0
     needs_mxnet = job is not None and (roles > 0 or job.train.engine == "mxnet")
     yield from run_check("packages", check_versions, seconds)
-    yield from run_check("mxnet", partial(host.check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
+    yield from run_check("mxnet", partial(check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
     yield from run_check("gpu", partial(check_gpus, job), seconds)
-    yield from run_check("kernels", partial(host.check_kernel_cache, seconds=seconds), seconds)
-    yield from run_check("loopback", host.check_loopback, seconds)
-    yield from run_check("huge pages", host.check_huge_pages, seconds)
-    yield from run_check("memory limit", host.check_memory_limit, seconds)
-    yield from run_check("open files", partial(host.check_open_files, roles), seconds)
-    yield from run_check("temporary", host.check_temporary_files, seconds)
+    yield from run_check("kernels", partial(check_kernel_cache, seconds=seconds), seconds)
+    yield from run_check("loopback", check_loopback, seconds)
+    yield from run_check("huge pages", check_huge_pages, seconds)
+    yield from run_check("memory limit", check_memory_limit, seconds)
+    yield from run_check("open files", partial(check_open_files, roles), seconds)
+    yield from run_check("temporary", check_temporary_files, seconds)
 
 
 def _examine_storage(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
@@ -63,11 +73,10 @@ def _examine_storage(job: JobConfig, run: RunFolder, seconds: float) -> Iterator
 
 def _examine_job(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
     try:
-        from crossfade.deploy.doctor.job import JobChecks
+        from crossfade.deploy.doctor.run_checks import JobChecks, check_leftovers
     except RuntimeError as error:  # of Numba, if no folder for compiled kernels can be written
         yield Finding("data", "warning", f"the job was not checked, since its kernels cannot be imported: {error}")
         return
-    from crossfade.deploy.doctor.leftovers import check_leftovers
 
     checks = JobChecks(job, run)
     for name, check in (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, option_named
 
 State = Literal["ok", "warning", "fix"]
 Check = Callable[[], Iterable["Finding"]]
@@ -59,5 +59,5 @@ def run_check(name: str, check: Check, seconds: float) -> Iterator[Finding]:
             case _:
                 raise error
     if hangs:
-        advice = "look for a disk or a network that does not answer, or raise --timeout"
+        advice = f"look for a disk or a network that does not answer, or raise {option_named('timeout')}"
         yield Finding(name, "fix", f"did not end within {seconds:g} s; {advice}")

@@ -1,6 +1,6 @@
 """Manifests by which Kubernetes runs a job: a Job for the coordinator, a StatefulSet of servers, a Job of workers.
 
-    files = kubernetes_files(job, size_hosts(job, plan), KubernetesOptions(image="registry/crossfade:cpu"))
+    files = kubernetes_files(job, size_hosts(job, plan), SchedulerFiles(image="registry/crossfade:cpu"))
 
 They are laid out for Kustomize: ``base`` and an overlay as an example. Each server and worker is an agent that accepts
 one kind of role. An agent that returns gets its role again, whatever its address, so no pod needs to keep its own.
@@ -8,27 +8,171 @@ one kind of role. An agent that returns gets its role again, whatever its addres
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from crossfade.base.errors import InputError
-from crossfade.deploy.schedulers.pods import (
-    METRICS_PORT,
-    PORT,
-    RUNS_FOLDER,
-    Manifest,
-    PodMaker,
-    claim,
-    metadata,
-    shares_volume,
-)
-from crossfade.deploy.schedulers.sizes import HostSize
+from crossfade.base.errors import InputError, option_named
+from crossfade.deploy.capacity.machine import THREAD_VARIABLES
+from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
+from crossfade.deploy.schedulers.options import SchedulerFiles
+from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
+from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
+
+PORT, METRICS_PORT = 7070, 9400
+RUNS_FOLDER, JOB_FOLDER = "/runs", "/job"
+TOKEN_KEY = "token"  # noqa: S105 - the key in the secret
+START_SECONDS = 1800
+"""Time for a pod to answer, which the coordinator does once it has read the dataset's manifest and row counts."""
+_USER = 10001
+"""The image's user crossfade (docker/Dockerfile)."""
+_PROBE_SECONDS = 10
+
+Manifest = dict[str, Any]
+
+
+def metadata(name: str, component: str | None = None) -> Manifest:
+    """Return the metadata of a resource of the job ``name``, or of its ``component``."""
+    labels = {"app.kubernetes.io/name": "crossfade", "app.kubernetes.io/instance": name}
+    if component is not None:
+        labels["app.kubernetes.io/component"] = component
+    return {"name": f"{name}-{component}" if component else name, "labels": labels}
+
+
+def shares_volume(job: JobConfig) -> bool:
+    """Return whether all pods of ``job`` mount the volume; with other shared storage, only the coordinator does."""
+    return bool(job.cluster.servers) and job.cluster.shared_run_dir
+
+
+def claim(name: str, storage: str, *, shared: bool) -> Manifest:
+    """Return a claim for the volume of runs: of all pods if they share it, else of the coordinator."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(name, "runs"),
+        "spec": {
+            "accessModes": ["ReadWriteMany" if shared else "ReadWriteOnce"],
+            "resources": {"requests": {"storage": storage}},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class PodMaker:
+    """Makes the pod templates of the job ``name``; ``service_account``, ``secret`` and ``claim`` are names."""
+
+    name: str
+    job: JobConfig
+    image: str
+    service_account: str
+    secret: str | None
+    claim: str
+
+    @property
+    def _run_dir(self) -> str:
+        return f"{RUNS_FOLDER}/{self.job.name}"
+
+    @property
+    def _linger_seconds(self) -> int:
+        """Seconds that an agent follows the coordinator after SIGTERM, so that pods stopped together can save."""
+        return math.ceil(self.job.cluster.grace_period_seconds + EXIT_TIMEOUT_SECONDS)
+
+    def coordinator(self, size: HostSize) -> Manifest:
+        """Return the pod of ``crossfade train``, which also runs MXNet's scheduler, or trains if there are no servers.
+
+        On a volume that pods share, a pod that was lost may hold the run's lock for a while after its replacement has
+        started, which then waits.
+        """
+        distributed = bool(self.job.cluster.servers)
+        arguments = [
+            *("train", f"{JOB_FOLDER}/job.yaml", f"--run-dir={self._run_dir}"),
+            *(
+                "--standby" if shares_volume(self.job) else "--resume",
+                "--progress=lines",
+                "--set=cluster.host=$(POD_IP)",
+            ),
+        ]
+        container = self._container("coordinator", arguments, size)
+        if distributed:
+            arguments.append(f"--set=cluster.coordinator_address=$(POD_IP):{PORT}")
+            container["ports"].insert(0, {"name": "join", "containerPort": PORT})
+            container["readinessProbe"] = {"tcpSocket": {"port": "join"}, "periodSeconds": _PROBE_SECONDS}
+        container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
+        volumes = [self._volume(on_claim=True), {"name": "job", "configMap": {"name": f"{self.name}-job"}}]
+        return self._template("coordinator", container, volumes, trains=not distributed)
+
+    def agent(self, role: Literal["server", "worker"], size: HostSize) -> Manifest:
+        """Return the pod of an agent that accepts one ``role``."""
+        arguments = [
+            *("agent", f"--join={self.name}-coordinator:{PORT}", f"--run-dir={self._run_dir}", f"--roles={role}"),
+            *("--advertise-address=$(POD_IP)", f"--metrics-port={METRICS_PORT}"),
+            f"--grace-period={self._linger_seconds}",
+        ]
+        container = self._container(role, arguments, size)
+        return self._template(
+            role, container, [self._volume(on_claim=shares_volume(self.job))], trains=role == "worker"
+        )
+
+    def _container(self, role: str, arguments: list[str], size: HostSize) -> Manifest:
+        health = {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": _PROBE_SECONDS}
+        memory = f"{size.memory_mib}Mi"
+        return {
+            "name": role,
+            "image": self.image,
+            "args": arguments,
+            "env": [*self._variables(), *({"name": name, "value": str(size.threads)} for name in THREAD_VARIABLES)],
+            **({"envFrom": [{"secretRef": {"name": self.secret}}]} if self.secret else {}),
+            "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+            "resources": {"requests": {"cpu": f"{size.cpus:g}", "memory": memory}, "limits": {"memory": memory}},
+            "startupProbe": {**health, "timeoutSeconds": 5, "failureThreshold": START_SECONDS // _PROBE_SECONDS},
+            "livenessProbe": {**health, "timeoutSeconds": 5, "failureThreshold": 6},
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [{"name": "runs", "mountPath": RUNS_FOLDER}],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        }
+
+    def _variables(self) -> list[Manifest]:
+        """Return the variables for the pod's address and, with servers, the token by which agents authenticate."""
+        address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        if not self.job.cluster.servers:
+            return [address]
+        token = {"secretKeyRef": {"name": f"{self.name}-token", "key": TOKEN_KEY}}
+        return [address, {"name": TOKEN_VARIABLE, "valueFrom": token}]
+
+    def _volume(self, *, on_claim: bool) -> Manifest:
+        kind = {"persistentVolumeClaim": {"claimName": self.claim}} if on_claim else {"emptyDir": {}}
+        return {"name": "runs", **kind}
+
+    def _template(self, role: str, container: Manifest, volumes: list[Manifest], *, trains: bool) -> Manifest:
+        if trains and (gpus := requested_gpus(self.job)):
+            container["resources"]["limits"]["nvidia.com/gpu"] = gpus
+        return {
+            "metadata": {"labels": metadata(self.name, role)["labels"]},
+            "spec": {
+                "serviceAccountName": self.service_account,
+                "automountServiceAccountToken": False,
+                # An agent looks the coordinator up before each heartbeat, which must not take longer than its lease.
+                "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "1"}]},
+                "terminationGracePeriodSeconds": self._linger_seconds + math.ceil(EXIT_TIMEOUT_SECONDS),
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": _USER,
+                    "runAsGroup": _USER,
+                    "fsGroup": _USER,
+                    "fsGroupChangePolicy": "OnRootMismatch",
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "containers": [container],
+                "volumes": volumes,
+            },
+        }
+
 
 JOB_FILE = "job.yaml"
 _MAX_NAME = 40
@@ -38,22 +182,6 @@ _PERMANENT = [1, 2]
 """Exit codes that are the job's result: it failed after its restarts, or its input is invalid."""
 _STOPPED = [143]
 """The exit code of a job that was stopped, as when the coordinator is evicted: its agents end as well."""
-
-
-@dataclass(frozen=True)
-class KubernetesOptions:
-    """What the pods run with; without a namespace, in that of the context."""
-
-    image: str
-    namespace: str | None = None
-    service_account: str | None = None
-    """An existing service account; None: create one."""
-    secret: str | None = None
-    """A secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID."""
-    claim: str | None = None
-    """An existing volume claim for runs and datasets; None: create one."""
-    storage: str = "20Gi"
-    """The size of the claim that is created."""
 
 
 def on_kubernetes(job: JobConfig) -> JobConfig:
@@ -81,7 +209,7 @@ def check_storage(job: JobConfig) -> None:
         InputError: a path is of this machine.
     """
     paths = {
-        "data.path": (job.data.path, ", or name where the pods find the dataset with --data"),
+        "data.path": (job.data.path, f", or name where the pods find the dataset with {option_named('data')}"),
         "checkpoint.path": (job.checkpoint.path, ""),
         **{key: (source, "") for key, source in job.starting_points().items()},
     }
@@ -93,7 +221,7 @@ def check_storage(job: JobConfig) -> None:
             )
 
 
-def kubernetes_files(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions) -> dict[str, str]:
+def kubernetes_files(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> dict[str, str]:
     """Return the text of each file, by path; ``job`` is one that ``on_kubernetes`` returned.
 
     Raises:
@@ -118,12 +246,12 @@ def resource_name(job: JobConfig) -> str:
     return re.sub(r"[^a-z0-9]+", "-", job.name.lower())[:_MAX_NAME].strip("-")
 
 
-def _base(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions) -> dict[str, list[Manifest]]:
+def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> dict[str, list[Manifest]]:
     name = resource_name(job)
     pods = PodMaker(
         name,
         job,
-        options.image,
+        _image(options, job),
         service_account=options.service_account or name,
         secret=options.secret,
         claim=options.claim or f"{name}-runs",
@@ -155,6 +283,16 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: KubernetesOptions)
         files["workers.yaml"] = [_job(name, "worker", worker, job.cluster.workers)]
         files["network-policy.yaml"] = [_network_policy(name)]
     return files
+
+
+def _image(options: SchedulerFiles, job: JobConfig) -> str:
+    """Return the image; by default the variant that has the engine of ``job``, for a GPU if the job requests one."""
+    if options.image is not None:
+        return options.image
+    gpus = requested_gpus(job)
+    if job.train.engine == "torch" or (gpus and job.train.engine == "auto"):
+        return "crossfade:torch"
+    return "crossfade:cu112" if gpus else "crossfade:cpu"
 
 
 def _largest(sizes: Sequence[HostSize]) -> HostSize:
@@ -240,9 +378,9 @@ def _network_policy(name: str) -> Manifest:
     }
 
 
-def _overlay(job: JobConfig, options: KubernetesOptions) -> Manifest:
+def _overlay(job: JobConfig, options: SchedulerFiles) -> Manifest:
     """Return an overlay that shows what differs between clusters: registry, AWS role, storage class, kind of node."""
-    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", options.image)
+    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", _image(options, job))
     patches = []
     if options.service_account is None:
         role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/crossfade"}

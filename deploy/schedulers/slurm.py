@@ -1,6 +1,6 @@
 """A batch script by which Slurm runs a job: the coordinator on the first node, and an agent on each other one.
 
-files = slurm_files(job, size_hosts(job, plan), SlurmOptions(folder, run_dir))      # text by file name
+files = slurm_files(job, size_hosts(job, plan), SchedulerFiles(out=folder))      # text by file name
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
+from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.folder import default_run_dir
 
 EXIT_SECONDS = 90
 """Time for roles to end after the checkpoint, and for Slurm, which sends signals up to a minute late."""
@@ -69,18 +69,6 @@ exit "$code"
 """
 
 
-@dataclass(frozen=True)
-class SlurmOptions:
-    """Where the job runs; without a partition, in Slurm's default one."""
-
-    folder: Path
-    """The folder of the files, on a file system that all nodes share."""
-    run_dir: Path
-    """The folder of the run, on the same."""
-    time: str
-    partition: str | None = None
-
-
 def on_slurm(job: JobConfig) -> JobConfig:
     """Return ``job`` as the nodes run it: they share its run folder, and the script sets their addresses.
 
@@ -98,9 +86,14 @@ def on_slurm(job: JobConfig) -> JobConfig:
     return check_job(values, "the job on Slurm")
 
 
-def slurm_files(job: JobConfig, sizes: Sequence[HostSize], options: SlurmOptions) -> dict[str, str]:
-    """Return the batch script and the job file, by name; ``job`` is one that ``on_slurm`` returned."""
-    variables = {"job": options.folder.absolute() / JOB_FILE, "run_dir": options.run_dir.absolute()}
+def slurm_files(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> dict[str, str]:
+    """Return the batch script and the job file, by name; ``job`` is one that ``on_slurm`` returned.
+
+    All nodes share the folders of the files and of the run.
+    """
+    assert options.out is not None, "the files have a folder"
+    run_dir = options.run_dir or default_run_dir(job)
+    variables = {"job": options.out.absolute() / JOB_FILE, "run_dir": run_dir.absolute()}
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH --{directive}" for directive in _directives(job, sizes, options)),
@@ -111,7 +104,7 @@ def slurm_files(job: JobConfig, sizes: Sequence[HostSize], options: SlurmOptions
     return {f"{job.name}.sbatch": "\n".join(lines) + _SCRIPT, JOB_FILE: job.to_yaml()}
 
 
-def _directives(job: JobConfig, sizes: Sequence[HostSize], options: SlurmOptions) -> Iterator[str]:
+def _directives(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) -> Iterator[str]:
     yield f"job-name={job.name}"
     if options.partition is not None:
         yield f"partition={options.partition}"

@@ -20,7 +20,7 @@ from typing import Any
 from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, option_named
 from crossfade.base.io.disk_errors import write_error
 from crossfade.deploy.access import Access, read_token
-from crossfade.deploy.capacity.machine import usable_cores
+from crossfade.deploy.capacity.machine import thread_variables
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -31,7 +31,6 @@ _DRAIN_SECONDS, _HUNG_SECONDS = 30, 120
 _METRICS_BYTES = 1 << 20
 """Free space that a server needs at least at its start."""
 _METRICS = "metrics"
-_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Callable[[str], None]) -> None:
@@ -79,8 +78,8 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
 
 def _process_options(processes: int) -> dict[str, Any]:
     """Return uvicorn's options for ``processes`` processes, and divide the cores among them."""
-    for variable in _THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(max(1, usable_cores() // processes)))
+    for variable, threads in thread_variables(processes).items():
+        os.environ.setdefault(variable, threads)
     return {
         "factory": True,
         "http": "crossfade.deploy.serving.protocol:BoundedProtocol",

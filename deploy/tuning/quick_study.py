@@ -1,4 +1,4 @@
-"""The study of ``crossfade tune --quick``: successive halving over trainings that are compared on the valid split.
+"""A quick study: successive halving over trainings that are compared on the valid split.
 
     study = QuickStudy(folder, job, parameters, stop_requested=lambda: False)
     study.run(on_epochs=lambda epochs: None)
@@ -23,15 +23,37 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
-from crossfade.deploy.dashboard.formatting import duration
-from crossfade.deploy.tuning.pace import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter
-from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, write_best
+from crossfade.deploy.tuning.study_folder import OTHER_FOLDER, QUICK_FILE, claim_study, write_best
 from crossfade.deploy.tuning.successive_halving import OWN, Rung, draw_trials, plan_rungs, promote
-from crossfade.deploy.tuning.trial_process import TrialProcess
-from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
+from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.config.schema import JobConfig
+
+
+class Pace:
+    """The mean start, and the mean epoch, of trainings that have ended."""
+
+    def __init__(self) -> None:
+        """Begin without a training."""
+        self._trainings, self._epochs = 0, 0
+        self._start_seconds, self._epoch_seconds = 0.0, 0.0
+
+    def add(self, elapsed: float, trained: float, epochs: int) -> None:
+        """Count a training that was waited for ``elapsed`` seconds: of these, its ``epochs`` took ``trained``."""
+        self._trainings += 1
+        self._epochs += epochs
+        self._start_seconds += max(0.0, elapsed - trained)
+        self._epoch_seconds += trained
+
+    def left(self, trainings: Mapping[int, int]) -> float | None:
+        """Return the seconds that ``trainings`` take, their number by epochs; None before the first has ended."""
+        if not self._trainings:
+            return None
+        start, epoch = self._start_seconds / self._trainings, self._epoch_seconds / max(1, self._epochs)
+        return sum(count * (start + epochs * epoch) for epochs, count in trainings.items())
+
 
 _logger = logging.getLogger(__name__)
 
@@ -97,7 +119,7 @@ class QuickStudy:
         path = self.folder / QUICK_FILE
         if path.exists() and path.read_text(encoding="utf-8") != plan:
             self._lock.close()
-            raise InputError(f"{self.folder}: holds a study of another search space; name another folder with --out")
+            raise InputError(f"{self.folder}: holds a study of another search space; {OTHER_FOLDER}")
         replace_file(path, plan.encode())
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
@@ -50,9 +50,11 @@ class SearchParameter:
                 return SearchParameter(key, low, high, log)
         elif equals and key and "|" in values:
             return SearchParameter(key, choices=tuple(map(_choice, values.split("|"))))
-        raise InputError(
-            f"--search {text}: expected KEY=LOW..HIGH, KEY=log:LOW..HIGH with 0 < LOW < HIGH, or KEY=A|B|C, for "
-            "example --search optimizer.learning_rate=log:0.001..0.1"
+        raise OptionError(
+            "search",
+            found=text,
+            expected="KEY=LOW..HIGH, KEY=log:LOW..HIGH with 0 < LOW < HIGH, or KEY=A|B|C, for example "
+            "optimizer.learning_rate=log:0.001..0.1",
         )
 
     def extremes(self) -> list[Any]:
@@ -119,7 +121,7 @@ def default_parameters(job: JobConfig) -> list[SearchParameter]:
 
 
 def quick_parameters(job: JobConfig) -> list[SearchParameter]:
-    """Return the five parameters that ``--quick`` searches, each in a range around the value of ``job``.
+    """Return the five parameters that a quick study searches, each in a range around the value of ``job``.
 
     They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model.
     """
@@ -142,13 +144,13 @@ def check_parameters(path: Path, overrides: Sequence[str], parameters: Sequence[
     """
     keys = [parameter.key for parameter in parameters]
     if repeated := next((key for key in keys if keys.count(key) > 1), None):
-        raise InputError(f"--search {repeated}: the key is repeated; give each key once")
+        raise OptionError("search", found=repeated, problem="the key is repeated", fix="give each key once")
     for parameter in parameters:
         for value in parameter.extremes():
             setting = format_override(parameter.key, value)
-            load_job(path, [*overrides, setting], {setting: f"--search {parameter.key}"})
+            load_job(path, [*overrides, setting], {setting: option_named("search", parameter.key)})
 
 
 def format_override(key: str, value: Any) -> str:
-    """Format ``key`` and ``value`` for ``--set``."""
+    """Format ``key`` and ``value`` as an override of a job."""
     return f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"

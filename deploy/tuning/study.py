@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.base.errors import ClusterError, MissingExtraError
 from crossfade.deploy.tuning.search_space import SearchParameter, format_override
 from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, write_best
-from crossfade.deploy.tuning.trial_process import TrialProcess
-from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialRun
+from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:

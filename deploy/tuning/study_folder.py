@@ -7,21 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, option_named
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.file_lock import try_lock
-from crossfade.deploy.tuning.search_space import format_override
+from crossfade.deploy.tuning.options import TuneOptions
+from crossfade.deploy.tuning.search_space import (
+    SearchParameter,
+    check_parameters,
+    default_parameters,
+    format_override,
+    quick_parameters,
+)
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE
+from crossfade.trainer.runs.folder import JOB_FILE, default_run_dir
+from crossfade.trainer.runs.job_inputs import load_inputs
 
 JOURNAL_FILE, QUICK_FILE, BEST_FILE, LOCK_FILE = "study.journal", "quick.json", "best.yaml", "study.lock"
-_KINDS = {JOURNAL_FILE: "without --quick", QUICK_FILE: "with --quick"}
+_KINDS = {JOURNAL_FILE: f"without {option_named('quick')}", QUICK_FILE: f"with {option_named('quick')}"}
+OTHER_FOLDER = f"name another folder with {option_named('out')}"
 """How the study is run whose state is in a file of this name."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study tries, and where it is kept.
+
+    Attributes:
+        folder: the folder of the study.
+        job: the job as it is in its file.
+        resolved_job: the job with a value for each ``auto``.
+        parameters: the keys that are searched, and their values.
+    """
+
+    folder: Path
+    job: JobConfig
+    resolved_job: JobConfig
+    parameters: list[SearchParameter]
+
+
+def plan_study(options: TuneOptions) -> StudyPlan:
+    """Return what the study of ``options`` tries.
+
+    Raises:
+        InputError: the job or a search parameter is invalid, or the dataset has no valid split.
+    """
+    job = options.load_job()
+    inputs = load_inputs(job)
+    if not inputs.has_rows("valid"):
+        fix = f"prepare it with {option_named('hold_out')}"
+        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; {fix}")
+    defaults = quick_parameters if options.quick else default_parameters
+    parameters = [SearchParameter.parse(text) for text in options.search] or defaults(inputs.job)
+    check_parameters(options.job, options.set, parameters)
+    run_dir = default_run_dir(job)
+    folder = options.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if options.quick else ''}")
+    return StudyPlan(folder, job, inputs.job, parameters)
 
 
 def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
@@ -37,24 +83,20 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
     exists = path.exists() and (folder / LOCK_FILE).exists()
     # A command that could not write the job, as on a full disk, has left the lock.
     if not exists and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_FILE}:
-        raise InputError(f"{folder}: exists and holds no study; name another folder with --out")
+        raise InputError(f"{folder}: exists and holds no study; {OTHER_FOLDER}")
     for name, how in _KINDS.items():
         if name != state_file and (folder / name).exists():
-            raise InputError(f"{folder}: holds a study {how}; name another folder with --out")
+            raise InputError(f"{folder}: holds a study {how}; {OTHER_FOLDER}")
     if exists and path.read_text(encoding="utf-8") != text:
         differences = job.resume_conflicts(load_job(path)) or ["keys that may change within a run"]
-        raise InputError(
-            f"{folder}: holds a study of another job: {', '.join(differences)}; name another folder with --out"
-        )
+        raise InputError(f"{folder}: holds a study of another job: {', '.join(differences)}; {OTHER_FOLDER}")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         lock = opened.enter_context((folder / LOCK_FILE).open("wb"))
         try:
             try_lock(lock)
         except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process runs this study; wait for it, or name another folder with --out"
-            ) from None
+            raise InputError(f"{folder}: another process runs this study; wait for it, or {OTHER_FOLDER}") from None
         replace_file(path, text.encode())
         opened.pop_all()
     return lock

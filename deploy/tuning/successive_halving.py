@@ -31,8 +31,6 @@ BUDGET = 10
 """Examples that a study may train on, in trainings of the job."""
 OWN = 0
 """Number of the trial with the job's own settings, which is in every rung."""
-RUNG_KEYS = ("train.epochs", "train.max_steps", "train.eval_every_epochs")
-"""Keys that a rung sets, so that they cannot be searched."""
 _DIVISORS = (9, 3)
 """Parts of the job's epochs that short rungs have: η = 3."""
 _FINALISTS = 4

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 
-from crossfade import logs
-from crossfade.display import PhaseLines, Progress, TrainDisplay
+from crossfade.base import logs
+from crossfade.display import PhaseLines, TrainDisplay
+from crossfade.run_job import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 
 VALID = {

@@ -116,7 +116,7 @@ def test_unknown_key_or_invalid_value_is_rejected(
 
 
 def test_workers_without_server_are_rejected(train_rejected: Rejected) -> None:
-    assert "2 workers need at least one server: set cluster.servers or --servers" in train_rejected("--workers", 2)
+    assert "2 workers need at least one server: set cluster.servers" in train_rejected("--workers", 2)
 
 
 def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:

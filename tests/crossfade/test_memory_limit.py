@@ -15,9 +15,9 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import messages, single_line, succeeded
 
-from crossfade import memory_limit
+from crossfade.base import memory_limit
 from crossfade.base.errors import InputError
-from crossfade.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.memory_limit import check_address_space, lack_of_memory
 
 GIB = 2**30
 TOO_LITTLE = [400, 1400, 2000]

@@ -193,7 +193,7 @@ def test_best_epoch_that_is_the_last_is_said_once_with_what_to_do(
     texts = trained, json.dumps(report), printed_by(tmp_path / "run", capsys=capsys)
     for text in texts:
         assert text.count("the best epoch is the last, ") == (longer is not None)
-        assert longer is None or text.count(f"train longer, with --set {longer}") == 1
+        assert longer is None or text.count(f"train longer, with {longer}") == 1
 
 
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

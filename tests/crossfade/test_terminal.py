@@ -17,7 +17,7 @@ from command_here import crossfade_here
 from run_folders import JOB, state, write_run
 from running_command import succeeded
 
-from crossfade import logs
+from crossfade.base import logs
 from crossfade.base.errors import escape_unprintable, to_json_line
 
 ROOT = Path(__file__).resolve().parents[2]

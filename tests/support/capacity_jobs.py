@@ -5,8 +5,8 @@ from typing import Any
 
 from cluster_data import write_job
 
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 from cluster_data import write_job
 
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import CapacityPlan, plan_capacity
-from crossfade.deploy.schedulers.kubernetes import KubernetesOptions, kubernetes_files, on_kubernetes
+from crossfade.deploy.capacity.plan_inputs import read_inputs
+from crossfade.deploy.schedulers.kubernetes import kubernetes_files, on_kubernetes
+from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import size_hosts
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
@@ -32,9 +33,7 @@ def moved(job: JobConfig, path: str) -> JobConfig:
     return job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
 
 
-def kubernetes_of(
-    job: JobConfig, options: KubernetesOptions, data: str = BUCKET_DATA
-) -> tuple[JobConfig, dict[str, str]]:
+def kubernetes_of(job: JobConfig, options: SchedulerFiles, data: str = BUCKET_DATA) -> tuple[JobConfig, dict[str, str]]:
     """Return ``job`` as the pods run it, with its dataset at ``data``, and the files."""
     job = on_kubernetes(job)
     sizes = size_hosts(job, planned(job))

@@ -1,4 +1,4 @@
-"""Load and check job files: YAML with ``--set`` overrides.
+"""Load and check job files: YAML, with overrides.
 
     job = load_job(Path("jobs/lastfm.yaml"), ["train.epochs=5", "cluster.workers=2"])
 
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.text import similar_path
 from crossfade.base.validation import count_problems, first_problem, format_validation_error
@@ -93,7 +93,7 @@ for _name, _kind in _SCALARS.items():
 def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:
     """Read and check the job file at ``path``; ``overrides`` such as ``train.epochs=5`` replace values of the file.
 
-    Messages about an override name ``--set`` or, if it is in ``typed``, the option there: ``--workers 2``.
+    Messages about an override name the option ``set`` or, if it is in ``typed``, the words there.
 
     Raises:
         InputError: the file is missing or not YAML, or has an unknown key or an invalid value.
@@ -138,7 +138,7 @@ def make_job(
         return JobConfig.model_validate(values)
     except ValidationError as error:
         wrong = _override_of(error, overrides)
-        where = source if wrong is None else typed.get(wrong, f"--set {wrong}")
+        where = source if wrong is None else typed.get(wrong, option_named("set", wrong))
         raise InputError(f"{where}: {_format_error(error)}") from error
 
 
@@ -177,7 +177,8 @@ def parse_job_text(text: str, source: str) -> Any:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise InputError(f"--set {override}: expected KEY=VALUE, for example --set train.epochs=5")
+        example = option_named("set", "train.epochs=5")
+        raise OptionError("set", found=override, expected=f"KEY=VALUE, for example {example}")
     *sections, last = path.split(".")
     target = values
     for section in sections:
@@ -185,8 +186,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             target[section] = {}
         target = target[section]
         if not isinstance(target, dict):
-            raise InputError(f"--set {override}: '{section}' is a value, not a section")
-    target[last] = parse_job_text(text, f"--set {override}")
+            raise OptionError("set", found=override, problem=f"'{section}' is a value, not a section")
+    target[last] = parse_job_text(text, option_named("set", override))
 
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:

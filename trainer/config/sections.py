@@ -396,7 +396,7 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _check_servers(self) -> ClusterConfig:
         if self.workers > 1 and self.servers == 0:
-            raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers or --servers")
+            raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers")
         return self
 
     @model_validator(mode="after")

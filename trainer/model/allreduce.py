@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import ClusterError, InputError, MissingExtraError
+from crossfade.base.errors import ClusterError, InputError, MissingExtraError, command
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet
 
 ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
@@ -64,7 +64,7 @@ def check_horovod_env() -> None:
     if missing := [name for name in (ADDRESS_VARIABLE, PORT_VARIABLE, INTERFACE_VARIABLE) if name not in os.environ]:
         raise InputError(
             f"the workers of this job sum the gradients of dense layers (model.dense), but the environment lacks "
-            f"{', '.join(missing)}; see 'crossfade worker --help'"
+            f"{', '.join(missing)}; see {command('worker', help=True)}"
         )
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command, option_named
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY, ScoreKind, resolved
@@ -282,12 +282,12 @@ def _history(
     if not manifest.is_grouped:
         raise InputError(
             f"{named}, but {job.data.path} is in random order, so that the other interactions of a query are not at "
-            "hand; prepare it with '--order grouped'"
+            f"hand; prepare it with {option_named('order', 'grouped')}"
         )
     if spec.half_life is not None and not manifest.has_timestamp:
         raise InputError(
             f"{source}: model.history.half_life is {spec.half_life}, but {job.data.path} has no timestamps by which to "
-            "order histories; leave it out, or prepare the data with --timestamp"
+            f"order histories; leave it out, or prepare the data with {option_named('timestamp')}"
         )
     is_shared = spec.table == "shared"
     is_written = is_shared and not job.model.dense.item and all(tower.entity != item for tower in towers)
@@ -336,7 +336,8 @@ def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
 def _check_moments(source: str, job: JobConfig, manifest: DatasetManifest) -> None:
     if job.evaluate.by == "moment" and not manifest.has_timestamp:
         raise InputError(
-            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with --timestamp"
+            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with "
+            f"{option_named('timestamp')}"
         )
 
 
@@ -347,7 +348,7 @@ def _check_content(key: str, names: Sequence[str], entity: str, manifest: Datase
             others = f"; it has {', '.join(known)}" if known else ""
             raise InputError(
                 f"{key} names '{name}', but {path} has no such content of {entity}{others}: expected columns that "
-                "'crossfade prepare --content' adds"
+                f"{command('prepare', content=True)} adds"
             )
     if len(set(names)) < len(names):
         raise InputError(f"{key} is {list(names)}: expected each name once")
@@ -377,10 +378,10 @@ def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetM
             context = ""
             if entity == manifest.query:
                 found = f" ({', '.join(manifest.context)})" if manifest.context else ""
-                context = f", and context{found}, which --context adds"
+                context = f", and context{found}, which {option_named('context')} adds"
             raise InputError(
                 f"{key} names '{name}', but {path} has no such feature of {entity}{others}: expected {entity} and "
-                f"its features, which 'crossfade prepare --features' adds{context}"
+                f"its features, which {command('prepare', features=True)} adds{context}"
             )
     if len(set(tower)) < len(tower):
         raise InputError(f"{key} is {list(tower)}: expected each name once")

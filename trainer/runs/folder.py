@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.durable_file import is_partial, replace_file
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.regular_files import read_regular
@@ -244,7 +244,8 @@ class RunFolder:
                     self._write(JOB_FILE, job.with_absolute_paths().to_yaml())
             except FileExistsError as error:
                 raise InputError(
-                    f"{self.path}: cannot be a run folder: {error.filename} is a file; name another with --run-dir"
+                    f"{self.path}: cannot be a run folder: {error.filename} is a file; name another with "
+                    f"{option_named('run_dir')}"
                 ) from error
             except OSError as error:
                 raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
@@ -255,10 +256,12 @@ class RunFolder:
         if not self.path.exists() or (self.path.is_dir() and not self._has_begun()):
             return False
         if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
-            raise InputError(f"{self.path}: exists and is not a run folder; name another with --run-dir")
+            raise InputError(
+                f"{self.path}: exists and is not a run folder; name another with {option_named('run_dir')}"
+            )
         if self.lock.is_held():
             raise RunInProgressError(
-                f"{self.path}: a run is in progress; wait for it, or name another folder with --run-dir"
+                f"{self.path}: a run is in progress; wait for it, or name another folder with {option_named('run_dir')}"
             )
         return True
 
@@ -272,7 +275,7 @@ class RunFolder:
         if differences:
             raise InputError(
                 f"{self.path}: cannot resume: {', '.join(differences)}; "
-                "train without --resume, or with the job as it was"
+                f"train without {option_named('resume')}, or with the job as it was"
             )
 
     def _clear_the_way(self, overwrite: bool) -> EarlierRun | None:
@@ -296,7 +299,7 @@ class RunFolder:
         if foreign := self.foreign_names():
             raise InputError(
                 f"{self.path}: holds {foreign[0]}, which is not part of a run; train without "
-                "--overwrite, which moves the folder aside"
+                f"{option_named('overwrite')}, which moves the folder aside"
             )
         # The files that mark a run folder go last, so that a deletion that was killed can be repeated.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
@@ -333,7 +336,7 @@ class RunFolder:
         Raises:
             InputError: it cannot be read.
         """
-        return read_report(self.path / REPORT_FILE, "delete it, and write it again with --resume")
+        return read_report(self.path / REPORT_FILE, f"delete it, and write it again with {option_named('resume')}")
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""

@@ -21,11 +21,12 @@ from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, SplitName, resolve
+from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.data.time_range import count_within
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.folder import ROW_COUNTS_FILE

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, option_named
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
@@ -84,7 +84,8 @@ class BestEmbeddings:
             complete = [entry.step for entry in list_checkpoints(checkpoints) if entry.state == "complete"]
         if not complete:
             return "no checkpoint is complete: make room, and train again"
-        return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add --resume"
+        resume = option_named("resume")
+        return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add {resume}"
 
     def evaluate_test(self) -> EvalMetrics:
         """Evaluate the embeddings on the test split, as they were written. Every worker calls this."""

@@ -90,7 +90,7 @@ def _advice(job: JobConfig, state: TrainState) -> str | None:
         return None
     is_limited = train.max_steps is not None and state.step == train.max_steps
     longer = f"train.max_steps={2 * state.step}" if is_limited else f"train.epochs={2 * train.epochs}"
-    return f"the best epoch is the last, {state.epochs}, so more may be better: train longer, with --set {longer}"
+    return f"the best epoch is the last, {state.epochs}, so more may be better: train longer, with {longer}"
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:

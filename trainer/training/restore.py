@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CheckpointError, ClusterError, InputError
+from crossfade.base.errors import CheckpointError, ClusterError, InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
@@ -71,8 +71,8 @@ def restore_train_state(
     if record.data != metadata.data:
         raise InputError(
             f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to continue from its tables, start "
-            f"another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows without an id "
-            "are reset)"
+            f"another run without {option_named('resume')}: {option_named('run_dir', 'NEW')} "
+            f"{option_named('set', f'checkpoint.warm_start_from={uri}')} (rows without an id are reset)"
         )
     if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
         raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
@@ -237,7 +237,7 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetMani
     if any(manifest.entities[name].has_last_seen for name in entities):
         raise InputError(
             f"{checkpoint.uri}: was trained on a dataset that {job.data.path} does not extend, so its rows may belong "
-            "to other ids there (--expire-after); expected a checkpoint trained on this dataset or on one of its base "
-            "datasets ('crossfade prepare --base')"
+            f"to other ids there ({option_named('expire_after')}); expected a checkpoint trained on this dataset or on "
+            f"one of its base datasets ({command('prepare', base=True)})"
         )
     return len(manifest.lineage)

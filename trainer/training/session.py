@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
-from crossfade.base.errors import CheckpointError
+from crossfade.base.errors import CheckpointError, option_named
 from crossfade.base.text import counted
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
@@ -134,7 +134,8 @@ class TrainingSession:
         if is_first and job.train.save_embeddings == "none" and not self.checkpoints.has_saved(state.step):
             raise CheckpointError(
                 f"{self.embeddings.folder.checkpoints(job)}: training is done, but its last checkpoint was not "
-                "written, and train.save_embeddings=none keeps nothing else; --resume continues from the one before"
+                f"written, and train.save_embeddings=none keeps nothing else; {option_named('resume')} continues "
+                "from the one before"
             )
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import CloudError, ClusterError
+from crossfade.base.errors import ClusterError
 from crossfade.base.text import counted
+from crossfade.deploy.aws.aws_errors import CloudError
 from crossfade.deploy.aws.ec2.launch import AwsContext, resolve_context, start_instances
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances, find_security_group
-from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import END_FILE, STOP_FILE, HostStatus, RunEnd, RunStorage, StopRequest
+from crossfade.deploy.aws.ec2.run_spec import RunSpec
+from crossfade.deploy.aws.ec2.run_storage import END_FILE, STOP_FILE, HostStatus, RunEnd, RunStorage, StopRequest
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws

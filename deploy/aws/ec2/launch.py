@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudRequestError
+from crossfade.base.errors import option_named
 from crossfade.deploy.aws.accelerators import Variant
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2 import requests
-from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import SPEC_FILE, RunStorage
+from crossfade.deploy.aws.ec2.run_spec import RunSpec
+from crossfade.deploy.aws.ec2.run_storage import SPEC_FILE, RunStorage
 from crossfade.deploy.aws.ecr import EcrImage, check_image
-from crossfade.deploy.aws.errors import translate_aws_errors
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -62,7 +62,8 @@ def resolve_context(aws: Aws, spec: RunSpec) -> AwsContext:
         images = aws.ec2.describe_images(ImageIds=[image])["Images"]
     if not images:
         raise CloudRequestError(
-            f"the machine image {image} does not exist in {aws.region}; set another with --ami", "missing"
+            f"the machine image {image} does not exist in {aws.region}; set another with {option_named('ami')}",
+            "missing",
         )
     check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     return AwsContext(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, spec))
@@ -76,7 +77,7 @@ def _vpc(aws: Aws, spec: RunSpec) -> str:
         networks = aws.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not networks:
         raise CloudRequestError(
-            f"the account has no default VPC in {aws.region}; set a subnet with --subnet", "missing"
+            f"the account has no default VPC in {aws.region}; set a subnet with {option_named('subnet')}", "missing"
         )
     return networks[0]["VpcId"]
 

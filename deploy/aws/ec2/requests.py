@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from crossfade.deploy.aws.ec2.spec import FIRST_TAG, POLICY, RunSpec, split_uri
-from crossfade.deploy.aws.ec2.storage import HOST_OBJECTS
+from crossfade.deploy.aws.ec2.run_spec import FIRST_TAG, POLICY, RunSpec, split_uri
+from crossfade.deploy.aws.ec2.run_storage import HOST_OBJECTS
 from crossfade.deploy.aws.ec2.user_data import user_data
 from crossfade.deploy.aws.ecr import EcrImage
 
@@ -154,7 +154,7 @@ def run_instances(
             {
                 "DeviceName": root_device,
                 "Ebs": {
-                    "VolumeSize": spec.volume_gib,
+                    "VolumeSize": spec.volume_gb,
                     "VolumeType": "gp3",
                     "Encrypted": True,
                     "DeleteOnTermination": True,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, CloudRequestError, CrossfadeError
+from crossfade.base.errors import CrossfadeError, command
 from crossfade.base.text import counted
-from crossfade.deploy.aws.ec2.spec import (
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
+from crossfade.deploy.aws.ec2.run_spec import (
     FIRST_TAG,
     JOB_TAG,
     OWNER_TAG,
@@ -28,7 +29,6 @@ from crossfade.deploy.aws.ec2.spec import (
     SPEC_TAG,
     STORAGE_TAG,
 )
-from crossfade.deploy.aws.errors import translate_aws_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef
@@ -267,8 +267,8 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seco
         attempt(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
     if left:
         raise CloudError(
-            f"cannot delete all resources of the run {resources.run}; retry with 'crossfade submit ec2 --cleanup "
-            f"{resources.run}': {'; '.join(left)}",
+            f"cannot delete all resources of the run {resources.run}; retry with "
+            f"{command('submit ec2', cleanup=resources.run)}: {'; '.join(left)}",
             "fault",
         )
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shlex
 
-from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
 
 _SCRIPT = r"""
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 
 # The dead-man switch comes before anything that can fail: the instance terminates when it shuts down.
-shutdown -h "+$minutes" "the run's --max-hours are over" || exit 1
+shutdown -h "+$minutes" "the run's time is over" || exit 1
 
 main() {
     trap 'shutdown -h now' EXIT

@@ -1,8 +1,7 @@
 """Deploy the model of a training job as a SageMaker endpoint, and update the endpoint with a newer one.
 
-    deployment = plan_deployment(aws, "plays-1", EndpointOptions(endpoint="plays"))
-    requests = make_requests(deployment, "plays-1-20260301-120000")
-    deploy(aws, requests)
+    deployment = plan_deployment(aws, SubmitSageMakerOptions.of(deploy="plays-1", endpoint="plays"))
+    deploy(aws, deployment)
 
 SageMaker starts the image of training with the argument ``serve``, and the content of the job's ``model.tar.gz`` in
 ``/opt/ml/model``. The archive has no dataset, so that the endpoint reads IDs and interactions where the job read them:
@@ -13,98 +12,111 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, InputError
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.base.errors import OptionError, option_named
+from crossfade.deploy.aws.aws_errors import CloudError, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
+from crossfade.deploy.aws.sagemaker.jobs import describe_job
+from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
+from crossfade.deploy.aws.sagemaker.request import check_name, default_image, role_arn, timed_name
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
 MODEL_FOLDER = Paths().model
 DATA_VARIABLE = "CROSSFADE_SERVE_DATA"
-DEFAULT_ENDPOINT_TYPE = "ml.m5.large"
-_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _VARIANT = "crossfade"
 _STARTUP_SECONDS = 1800
 """Time for a host to copy the model and build its index."""
 
 
 @dataclass(frozen=True)
-class EndpointOptions:
-    """The options of a deployment.
+class Deployment:
+    """The requests of a deployment: of CreateModel, CreateEndpointConfig, and CreateEndpoint or UpdateEndpoint.
 
     Attributes:
-        endpoint: name of the endpoint; one that exists is updated.
-        image: the image in ECR.
-        role: the ARN of the IAM role; None: that of the training job.
-        instance_type: type of its hosts.
-        hosts: their number.
-        data: the dataset on S3; None: the one of the training job.
+        model: the request that creates the model.
+        configuration: the request that creates the configuration of the endpoint.
+        endpoint: the request that creates or updates the endpoint.
+        image: the image that serves the model.
+        update: whether the endpoint exists; its hosts are replaced, while it goes on answering.
     """
-
-    endpoint: str
-    image: str
-    role: str | None = None
-    instance_type: str = DEFAULT_ENDPOINT_TYPE
-    hosts: int = 1
-    data: str | None = None
-
-
-@dataclass(frozen=True)
-class EndpointRequests:
-    """The requests of a deployment: of CreateModel, CreateEndpointConfig, and CreateEndpoint or UpdateEndpoint."""
 
     model: dict[str, Any]
     configuration: dict[str, Any]
     endpoint: dict[str, Any]
+    image: str
+    update: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the endpoint."""
+        return str(self.endpoint["EndpointName"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the requests by operation."""
+        action = "UpdateEndpoint" if self.update else "CreateEndpoint"
+        return {"CreateModel": self.model, "CreateEndpointConfig": self.configuration, action: self.endpoint}
 
 
-def make_requests(description: dict[str, Any], options: EndpointOptions, name: str) -> EndpointRequests:
-    """Build the requests that deploy a training job, whose ``description`` DescribeTrainingJob returned.
-
-    ``name`` is that of the model and of the configuration, which are new for each deployment.
+def plan_deployment(aws: Aws, options: SubmitSageMakerOptions) -> Deployment:
+    """Return the requests that deploy the model of the training job ``options.deploy``, checked but not sent.
 
     Raises:
-        InputError: an option is invalid, or the job has no model or no dataset on S3.
+        InputError: an option is invalid, or the training job has no model.
+        CloudRequestError, CloudError: AWS rejects a request or cannot serve it.
     """
-    for option, text in (("--endpoint", options.endpoint), ("--name", name)):
-        if not _NAME.fullmatch(text):
-            raise InputError(
-                f"{option} {text}: expected up to 63 letters, digits and hyphens, without a hyphen at either end"
-            )
+    assert options.deploy is not None, "a training job is named"
+    image = options.image or default_image(aws, options.endpoint_type)
+    role = role_arn(aws, options.role) if options.role else None
+    description = describe_job(aws, options.deploy)
+    endpoint = options.endpoint or options.deploy
+    name = options.name or timed_name(options.deploy)
+    check_name("endpoint", endpoint)
+    check_name("name", name)
+    model = _model_request(description, options, image, role, name)
+    variant = {
+        "VariantName": _VARIANT,
+        "ModelName": name,
+        "InstanceType": options.endpoint_type,
+        "InitialInstanceCount": options.endpoint_hosts,
+        "ContainerStartupHealthCheckTimeoutInSeconds": _STARTUP_SECONDS,
+    }
+    configuration = {"EndpointConfigName": name, "ProductionVariants": [variant]}
+    request = {"EndpointName": endpoint, "EndpointConfigName": name}
+    aws.check_request(aws.sagemaker, "CreateModel", model)
+    aws.check_request(aws.sagemaker, "CreateEndpointConfig", configuration)
+    aws.check_request(aws.sagemaker, "CreateEndpoint", request)
+    return Deployment(model, configuration, request, image, _exists(aws, endpoint))
+
+
+def _model_request(
+    description: dict[str, Any], options: SubmitSageMakerOptions, image: str, role: str | None, name: str
+) -> dict[str, Any]:
+    """Return the request for a model of the training job in ``description``; without ``role``, with the job's."""
     job = description["TrainingJobName"]
     artifacts = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
     if not artifacts or description.get("TrainingJobStatus") != "Completed":
-        raise InputError(
-            f"--deploy {job}: has no model: it is {description.get('TrainingJobStatus', 'unknown').lower()}; expected "
-            "a completed training job"
+        status = description.get("TrainingJobStatus", "unknown").lower()
+        raise OptionError(
+            "deploy", found=job, problem=f"has no model: it is {status}", expected="a completed training job"
         )
     container = {
-        "Image": options.image,
+        "Image": image,
         "ModelDataUrl": artifacts,
         "Environment": {DATA_VARIABLE: options.data or _data_of(description)},
     }
     request: dict[str, Any] = {
         "ModelName": name,
-        "ExecutionRoleArn": options.role or description["RoleArn"],
+        "ExecutionRoleArn": role or description["RoleArn"],
         "PrimaryContainer": container,
     }
     if "VpcConfig" in description:
         request["VpcConfig"] = description["VpcConfig"]
-    variant = {
-        "VariantName": _VARIANT,
-        "ModelName": name,
-        "InstanceType": options.instance_type,
-        "InitialInstanceCount": options.hosts,
-        "ContainerStartupHealthCheckTimeoutInSeconds": _STARTUP_SECONDS,
-    }
-    configuration = {"EndpointConfigName": name, "ProductionVariants": [variant]}
-    return EndpointRequests(request, configuration, {"EndpointName": options.endpoint, "EndpointConfigName": name})
+    return request
 
 
 def _data_of(description: dict[str, Any]) -> str:
@@ -115,61 +127,32 @@ def _data_of(description: dict[str, Any]) -> str:
             return uri
     path: str = description.get("HyperParameters", {}).get("data.path", "")
     if not path.startswith("s3://"):
-        raise InputError(
-            f"--deploy {description['TrainingJobName']}: its dataset is not on S3 ('{path}'); name a copy there with "
-            "--data s3://BUCKET/PREFIX"
-        )
+        fix = f"name a copy there with {option_named('data', 's3://BUCKET/PREFIX')}"
+        problem = f"its dataset is not on S3 ('{path}')"
+        raise OptionError("deploy", found=description["TrainingJobName"], problem=problem, fix=fix)
     return path
 
 
-def describe_job(aws: Aws, name: str) -> dict[str, Any]:
-    """Describe the training job ``name``.
-
-    Raises:
-        CloudRequestError, CloudError: there is none, or AWS does not answer.
-    """
-    with translate_aws_errors(f"describing the training job {name}", aws.region):
-        return dict(aws.sagemaker.describe_training_job(TrainingJobName=name))
-
-
-def endpoint_exists(aws: Aws, name: str) -> bool:
-    """Return whether there is an endpoint ``name``.
-
-    Raises:
-        CloudRequestError, CloudError: AWS does not answer.
-    """
+def _exists(aws: Aws, name: str) -> bool:
     with translate_aws_errors(f"looking for the endpoint {name}", aws.region):
         found = aws.sagemaker.list_endpoints(NameContains=name)["Endpoints"]
     return any(each["EndpointName"] == name for each in found)
 
 
-def check_requests(aws: Aws, requests: EndpointRequests) -> None:
-    """Check the requests against the service's model, before the first is sent.
-
-    Raises:
-        InputError: one is invalid.
-    """
-    aws.check_request(aws.sagemaker, "CreateModel", requests.model)
-    aws.check_request(aws.sagemaker, "CreateEndpointConfig", requests.configuration)
-    aws.check_request(aws.sagemaker, "CreateEndpoint", requests.endpoint)
-
-
-def deploy(aws: Aws, requests: EndpointRequests, *, update: bool) -> None:
-    """Send the requests; ``update`` replaces the hosts of an endpoint that exists, which goes on answering.
+def deploy(aws: Aws, deployment: Deployment) -> None:
+    """Send the requests.
 
     Raises:
         CloudRequestError, CloudError: AWS does not accept one of them.
     """
-    sagemaker, endpoint = aws.sagemaker, requests.endpoint["EndpointName"]
-    with translate_aws_errors(f"creating the model {requests.model['ModelName']}", aws.region):
-        sagemaker.create_model(**requests.model)
+    sagemaker, endpoint = aws.sagemaker, deployment.name
+    with translate_aws_errors(f"creating the model {deployment.model['ModelName']}", aws.region):
+        sagemaker.create_model(**deployment.model)
     with translate_aws_errors(f"creating the configuration of the endpoint {endpoint}", aws.region):
-        sagemaker.create_endpoint_config(**requests.configuration)
-    with translate_aws_errors(f"{'updating' if update else 'creating'} the endpoint {endpoint}", aws.region):
-        if update:
-            sagemaker.update_endpoint(**requests.endpoint)
-        else:
-            sagemaker.create_endpoint(**requests.endpoint)
+        sagemaker.create_endpoint_config(**deployment.configuration)
+    send = sagemaker.update_endpoint if deployment.update else sagemaker.create_endpoint
+    with translate_aws_errors(f"{'updating' if deployment.update else 'creating'} the endpoint {endpoint}", aws.region):
+        send(**deployment.endpoint)
 
 
 def wait_until_in_service(

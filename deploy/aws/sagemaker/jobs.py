@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import CloudError, CloudRequestError, ClusterError, CrossfadeError, InputError
+from crossfade.base.errors import STOPPED_EXIT_CODE, ClusterError, CrossfadeError, InputError, option_named
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ecr import check_image
-from crossfade.deploy.aws.errors import error_from_code, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import progress_pattern
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDED = ("Completed", "Failed", "Stopped")
-STOPPED_EXIT_CODE = 143
 POLL_SECONDS = 10.0
 _NOT_FOUND = re.compile(r"not found|[Cc]ould not find")
 _EXIT_CODE = re.compile(r"exit ?code:? (\d+)", re.IGNORECASE)
@@ -58,7 +57,7 @@ def image_problem(aws: Aws, image: str) -> str | None:
         if error.kind == "permission":
             return str(error)
         if error.kind == "missing":
-            message = f"{error}; push it as docs/aws.md describes, or set another --image"
+            message = f"{error}; push it as docs/aws.md describes, or set another {option_named('image')}"
             raise CloudRequestError(message, "missing") from error
         raise
 
@@ -104,7 +103,7 @@ def _if_unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestEr
     if error.kind in {"missing", "request"} and _NOT_FOUND.search(str(error)):
         return CloudRequestError(
             f"there is no training job '{name}' in {aws.region} of this account; 'aws sagemaker list-training-jobs' "
-            "lists them, and --region names another region",
+            f"lists them, and {option_named('region')} names another region",
             "missing",
             error.code,
         )
@@ -153,7 +152,7 @@ def _job_continues(name: str) -> Iterator[None]:
         yield
     except CloudError as error:
         raise CloudError(
-            f"{error} (the training job {name} continues; --follow {name} follows it again)", error.kind
+            f"{error} (the training job {name} continues; {option_named('follow', name)} follows it again)", error.kind
         ) from error
 
 
@@ -232,13 +231,13 @@ def raise_for_end(description: dict[str, Any], region: str) -> int:
 def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeError:
     if secondary == "MaxRuntimeExceeded":
         return ClusterError(
-            f"the training job {name} was stopped after --max-hours; submit it again with more, and with --set "
-            "checkpoint.path=URI of its checkpoints to resume from them"
+            f"the training job {name} was stopped after {option_named('max_hours')}; submit it again with more, and "
+            f"with {option_named('set', 'checkpoint.path=URI')} of its checkpoints to resume from them"
         )
     if secondary == "MaxWaitTimeExceeded":
         return CloudError(
-            f"the training job {name} was stopped: no spot capacity within --max-wait-hours; allow more, or "
-            "leave out --spot",
+            f"the training job {name} was stopped: no spot capacity within {option_named('max_wait_hours')}; allow "
+            f"more, or leave out {option_named('spot')}",
             "capacity",
         )
     if reason.startswith("CapacityError"):

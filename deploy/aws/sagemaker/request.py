@@ -1,6 +1,6 @@
-"""Build the request that starts a SageMaker training job from a job config and the options of a submission.
+"""Build the request that starts a SageMaker training job from a job and options.
 
-    request = make_request(Submission(job=job, name="plays-1", role=..., image=..., output="s3://music/jobs"))
+    request = make_request(make_submission(aws, options))
 
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.html
 """
@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import InputError
-from crossfade.deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
-from crossfade.deploy.aws.job_checks import check_device
+from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.deploy.aws.accelerators import check_device, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
+from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
+
+    from crossfade.deploy.aws.clients import Aws
+    from crossfade.trainer.config.sections import EngineName
 
 MAX_VALUE_CHARACTERS, MAX_HYPERPARAMETERS, MAX_METRICS = 2500, 100, 40
 """SageMaker's limits."""
@@ -34,34 +38,98 @@ _RANKING_METRICS = ("recall", "ndcg")
 
 @dataclass(frozen=True)
 class Submission:
-    """The options of a submission. ``output`` is an S3 URI below which each job gets a folder with its name."""
+    """A job as it is submitted: what the options ask for, and what they leave open.
 
+    Attributes:
+        options: the options.
+        job: the job that they name.
+        name: the name of the training job.
+        role: the ARN of its role.
+        image: its image.
+    """
+
+    options: SubmitSageMakerOptions
     job: JobConfig
     name: str
     role: str
     image: str
-    output: str
-    instance_type: str = DEFAULT_SAGEMAKER_TYPE
-    hosts: int = 1
-    max_hours: float = 24.0
-    max_wait_hours: float | None = None
-    """Limit for capacity and training together on spot instances. None: on demand."""
-    volume_gib: int = 50
-    volume_key: str | None = None
-    output_key: str | None = None
-    subnets: list[str] = field(default_factory=list)
-    security_groups: list[str] = field(default_factory=list)
-    encrypt_traffic: bool = True
-    isolate_network: bool | None = None
-    """Whether the container has no network. None: if the job needs none."""
-    tags: dict[str, str] = field(default_factory=dict)
-    channels: dict[str, str] = field(default_factory=dict)
-    input_mode: str = "File"
+
+    @property
+    def output(self) -> str:
+        """The URI on S3 below which each job gets a folder with its name."""
+        return (self.options.output or "").rstrip("/")
 
     @property
     def folder(self) -> str:
         """The URI of the job's folder on S3."""
-        return f"{self.output.rstrip('/')}/{self.name}"
+        return f"{self.output}/{self.name}"
+
+    @property
+    def hosts(self) -> int:
+        """The number of hosts."""
+        return self.options.hosts or self.job.cluster.hosts
+
+    @property
+    def max_wait_hours(self) -> float | None:
+        """The limit for capacity and training together on spot instances; None: on demand."""
+        options = self.options
+        return (options.max_wait_hours or 2 * options.max_hours) if options.spot else None
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """The prefixes on S3 that are copied to each host, by name."""
+        return dict(self.options.channel)
+
+
+def make_submission(aws: Aws, options: SubmitSageMakerOptions) -> Submission:
+    """Return the job that ``options`` submit, with what is left open chosen.
+
+    Raises:
+        InputError: the job is invalid, or an option is missing.
+        CloudError, CloudRequestError: AWS did not identify the account.
+    """
+    for name in ("role", "output"):
+        if getattr(options, name) is None:
+            raise OptionError(name, problem="is missing", fix=f"see {command('submit sagemaker', help=True)}")
+    job = options.load_job()
+    return Submission(
+        options=options,
+        job=job,
+        name=options.name or timed_name(job.name.replace("_", "-")),
+        role=role_arn(aws, options.role or ""),
+        image=options.image or default_image(aws, options.instance_type, job.train.engine),
+    )
+
+
+def timed_name(name: str) -> str:
+    """Return a name on SageMaker that begins like ``name`` and ends with the time."""
+    return f"{name.strip('-')[:47].rstrip('-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def role_arn(aws: Aws, role: str) -> str:
+    """Return the ARN of ``role``, a name or an ARN."""
+    return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account()}:role/{role}"
+
+
+def default_image(aws: Aws, instance_type: str, engine: EngineName = "auto") -> str:
+    """Return the image in ECR that runs on ``instance_type`` and has ``engine``.
+
+    Raises:
+        InputError: there is none.
+    """
+    variant = variant_of(instance_type, engine)
+    return f"{aws.account()}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}"
+
+
+def check_name(option: str, name: str) -> None:
+    """Check that ``name``, the value of ``option``, can be the name of something on SageMaker.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        expected = "up to 63 letters, digits and hyphens, without a hyphen at either end"
+        raise OptionError(option, found=name, expected=expected)
 
 
 def check_submission(submission: Submission) -> None:
@@ -70,22 +138,22 @@ def check_submission(submission: Submission) -> None:
     Raises:
         InputError: an option is invalid; the message names the first one.
     """
-    if not _NAME.fullmatch(submission.name):
-        raise InputError(
-            f"--name {submission.name}: expected up to 63 letters, digits and hyphens, without a hyphen at either end"
-        )
-    for option, uri in (("--output", submission.output), *(("--channel", uri) for uri in submission.channels.values())):
+    options = submission.options
+    check_name("name", submission.name)
+    for option, uri in (("output", submission.output), *(("channel", uri) for uri in submission.channels.values())):
         if not _S3.fullmatch(uri):
-            raise InputError(f"{option} {uri}: expected an S3 URI, as in s3://BUCKET/PREFIX")
-    if bool(submission.subnets) != bool(submission.security_groups):
-        raise InputError("--subnet and --security-group: a job in a VPC needs both")
-    if submission.max_wait_hours is not None and submission.max_wait_hours < submission.max_hours:
-        raise InputError(
-            f"--max-wait-hours {submission.max_wait_hours:g}: must be at least --max-hours {submission.max_hours:g}, "
-            "which it includes"
+            raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
+    if bool(options.subnet) != bool(options.security_group):
+        raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
+    if submission.max_wait_hours is not None and submission.max_wait_hours < options.max_hours:
+        least = option_named("max_hours", f"{options.max_hours:g}")
+        raise OptionError(
+            "max_wait_hours",
+            found=f"{submission.max_wait_hours:g}",
+            problem=f"must be at least {least}, which it includes",
         )
     _check_data(submission)
-    check_device(submission.job, submission.instance_type)
+    check_device(submission.job, options.instance_type)
 
 
 def _check_data(submission: Submission) -> None:
@@ -93,7 +161,8 @@ def _check_data(submission: Submission) -> None:
     if TRAINING_CHANNEL not in submission.channels and not data.startswith(("s3://", "/opt/ml/")):
         raise InputError(
             f"data.path: {data} is on this machine, which the job cannot read; prepare the data on S3 "
-            "('crossfade prepare --out s3://BUCKET/PREFIX') and add --set data.path=s3://BUCKET/PREFIX"
+            f"({command('prepare', out='s3://BUCKET/PREFIX')}) and add "
+            f"{option_named('set', 'data.path=s3://BUCKET/PREFIX')}"
         )
     for key, source in submission.job.starting_points().items():
         if not source.startswith(("s3://", "/opt/ml/")):
@@ -110,8 +179,8 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         InputError: an option of the submission is invalid.
     """
     check_submission(submission)
-    job, spot = submission.job, submission.max_wait_hours is not None
-    limit: dict[str, int] = {"MaxRuntimeInSeconds": round(submission.max_hours * _HOUR_SECONDS)}
+    job, options = submission.job, submission.options
+    limit: dict[str, int] = {"MaxRuntimeInSeconds": round(options.max_hours * _HOUR_SECONDS)}
     if submission.max_wait_hours is not None:
         limit["MaxWaitTimeInSeconds"] = round(submission.max_wait_hours * _HOUR_SECONDS)
     request: dict[str, Any] = {
@@ -119,27 +188,27 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         "RoleArn": submission.role,
         "AlgorithmSpecification": {
             "TrainingImage": submission.image,
-            "TrainingInputMode": submission.input_mode,
+            "TrainingInputMode": options.input_mode,
             "MetricDefinitions": metric_definitions(job),
         },
         "HyperParameters": hyperparameters(_with_checkpoints(submission)),
-        "OutputDataConfig": {"S3OutputPath": submission.output.rstrip("/"), **_key(submission.output_key, "KmsKeyId")},
+        "OutputDataConfig": {"S3OutputPath": submission.output, **_key(options.output_key, "KmsKeyId")},
         "ResourceConfig": {
-            "InstanceType": submission.instance_type,
+            "InstanceType": options.instance_type,
             "InstanceCount": submission.hosts,
-            "VolumeSizeInGB": submission.volume_gib,
-            **_key(submission.volume_key, "VolumeKmsKeyId"),
+            "VolumeSizeInGB": options.volume_gb,
+            **_key(options.volume_key, "VolumeKmsKeyId"),
         },
         "StoppingCondition": limit,
-        "EnableManagedSpotTraining": spot,
-        "EnableInterContainerTrafficEncryption": submission.encrypt_traffic,
+        "EnableManagedSpotTraining": options.spot,
+        "EnableInterContainerTrafficEncryption": options.encrypt_traffic,
         "EnableNetworkIsolation": _is_isolated(submission),
-        "Tags": [{"Key": key, "Value": value} for key, value in {"crossfade": job.name, **submission.tags}.items()],
+        "Tags": [{"Key": key, "Value": value} for key, value in {"crossfade": job.name, **dict(options.tag)}.items()],
     }
     if submission.channels:
         request["InputDataConfig"] = [_channel(name, uri) for name, uri in submission.channels.items()]
-    if submission.subnets:
-        request["VpcConfig"] = {"SecurityGroupIds": submission.security_groups, "Subnets": submission.subnets}
+    if options.subnet:
+        request["VpcConfig"] = {"SecurityGroupIds": [*options.security_group], "Subnets": [*options.subnet]}
     if submission.hosts > 1:
         request["Environment"] = {TOKEN_VARIABLE: secrets.token_hex(32)}
     elif job.checkpoint.path is None:
@@ -151,7 +220,7 @@ def network_uses(submission: Submission) -> list[str]:
     """Return what the job needs a network for, by its options and keys."""
     job = submission.job
     uses = {
-        "--hosts": submission.hosts > 1,  # they write checkpoints to S3
+        option_named("hosts"): submission.hosts > 1,  # they write checkpoints to S3
         "data.path": TRAINING_CHANNEL not in submission.channels and job.data.path.startswith("s3://"),
         "checkpoint.path": job.checkpoint.path is not None,
         **{key: source.startswith("s3://") for key, source in job.starting_points().items()},
@@ -163,12 +232,15 @@ def network_uses(submission: Submission) -> list[str]:
 
 def _is_isolated(submission: Submission) -> bool:
     uses = network_uses(submission)
-    if submission.isolate_network and uses:
-        raise InputError(
-            f"--isolate-network: the job needs a network for {', '.join(uses)}; expected one host and its data in "
-            f"--channel {TRAINING_CHANNEL}=s3://BUCKET/PREFIX"
+    isolated = submission.options.isolate_network
+    if isolated and uses:
+        channel = option_named("channel", f"{TRAINING_CHANNEL}=s3://BUCKET/PREFIX")
+        raise OptionError(
+            "isolate_network",
+            problem=f"the job needs a network for {', '.join(uses)}",
+            expected=f"one host and its data in {channel}",
         )
-    return not uses if submission.isolate_network is None else submission.isolate_network
+    return not uses if isolated is None else isolated
 
 
 def _with_checkpoints(submission: Submission) -> JobConfig:
@@ -190,7 +262,7 @@ def _channel(name: str, uri: str) -> dict[str, Any]:
 
 
 def hyperparameters(job: JobConfig) -> dict[str, str]:
-    """Return the keys of ``job`` that are not at their defaults, with values as for 'crossfade train --set'.
+    """Return the keys of ``job`` that are not at their defaults, with values as for overrides of a job.
 
     Raises:
         InputError: there are too many, or one is too long for SageMaker.

@@ -9,10 +9,10 @@ import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 from documented_policies import unrestricted
 
-from crossfade.base.errors import CloudError, CloudRequestError, InputError
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.accelerators import gpu_of, variant_of
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
-from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.instance_types import INSTANCES
 from crossfade.deploy.aws.prices import Cost, Price, hourly_price
 from crossfade.trainer.config.sections import EngineName
@@ -124,7 +124,7 @@ def test_missing_credentials_or_region_send_no_request(aws: AwsServer, monkeypat
     with pytest.raises(CloudRequestError, match="no AWS credentials were found; set AWS_PROFILE"):
         Aws().account()
     monkeypatch.delenv("AWS_REGION")
-    with pytest.raises(CloudRequestError, match="no AWS region is set; set one with --region"):
+    with pytest.raises(CloudRequestError, match="no AWS region is set; set one with region"):
         Aws()
     with pytest.raises(CloudRequestError, match="profile") as caught:
         Aws(region=REGION, profile="nobody")
@@ -287,4 +287,4 @@ def test_only_three_files_import_boto3() -> None:
         for path in (root / package).rglob("*.py")
         if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
     }
-    assert importers == {"deploy/aws/clients.py", "deploy/aws/errors.py", "crossfade/base/io/s3_conditional.py"}
+    assert importers == {"deploy/aws/clients.py", "deploy/aws/aws_errors.py", "crossfade/base/io/s3_conditional.py"}

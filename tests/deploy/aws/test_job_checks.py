@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.aws.job_checks import check_device, notes
+from crossfade.deploy.aws.accelerators import check_device, notes
 from crossfade.trainer.config.schema import JobConfig
 
 
@@ -56,9 +56,9 @@ def test_idle_gpu_is_reported_where_the_job_computes_on_the_cpu(train: dict[str,
 @pytest.mark.parametrize(
     ("instance_type", "successor"),
     [
-        ("p2.xlarge", "--instance-type g4dn.xlarge, with the GPU T4"),
-        ("ml.p2.8xlarge", "--instance-type ml.g4dn.xlarge, with the GPU T4"),
-        ("ml.p3.2xlarge", "--instance-type ml.g5.xlarge, with the GPU A10G"),
+        ("p2.xlarge", "g4dn.xlarge, with the GPU T4"),
+        ("ml.p2.8xlarge", "ml.g4dn.xlarge, with the GPU T4"),
+        ("ml.p3.2xlarge", "ml.g5.xlarge, with the GPU A10G"),
     ],
 )
 def test_family_that_aws_retires_is_reported_with_its_successor(instance_type: str, successor: str) -> None:

@@ -10,10 +10,9 @@ from running_command import crossfade
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.capacity import machine as machine_module
-from crossfade.deploy.capacity.fit import check_fit, check_fits_this_machine, format_gib
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.machine import Machine
-from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan import check_fit, check_fits_this_machine, format_gib, plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic

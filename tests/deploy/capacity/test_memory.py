@@ -9,10 +9,9 @@ from cluster_data import write_job, write_planted
 from needs import TORCH
 from running_command import crossfade, started, succeeded, wait_for_steps
 
-from crossfade.deploy.capacity.inputs import read_inputs
-from crossfade.deploy.capacity.memory import SERVER_BYTES, ProcessPlan
 from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.worker_memory import MemoryItem
+from crossfade.deploy.capacity.plan_inputs import read_inputs
+from crossfade.deploy.capacity.process_memory import SERVER_BYTES, MemoryItem, ProcessPlan
 from crossfade.kvstore.mxnet.protocol import make_layout
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec

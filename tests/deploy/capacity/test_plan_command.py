@@ -11,9 +11,9 @@ from cluster_data import write_job
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import make_parser
-from crossfade.cli.plan import bits_per_second
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
-from crossfade.deploy.capacity.inputs import ExpectedSize, expected_inputs
+from crossfade.deploy.capacity.options import bits_per_second
+from crossfade.deploy.capacity.plan_inputs import expected_inputs
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
 
@@ -89,7 +89,7 @@ def test_expected_size_predicts_the_plan_of_the_dataset(
 
 def test_expected_size_is_planned_as_prepare_orders_it() -> None:
     job = make_job("{name: plays, data: {path: nowhere}}", "a test", [])
-    planned_job = expected_inputs(job, ExpectedSize(queries=30_000, items=41_000, interactions=800_000)).job
+    planned_job = expected_inputs(job, queries=30_000, items=41_000, interactions=800_000).job
     assert (planned_job.negatives.kind, planned_job.data.group) == ("all", "all")
 
 
@@ -103,7 +103,7 @@ def test_bandwidth_units_are_parsed(text: str, bits: float) -> None:
 
 @pytest.mark.parametrize("text", ["10", "fast", "0Gbit", "-1Gbit", "10Gb it", ""])
 def test_invalid_bandwidth_is_rejected(text: str) -> None:
-    with pytest.raises(InputError, match="expected a number and a unit"):
+    with pytest.raises(ValueError, match="expected a number and a unit"):
         bits_per_second(text)
 
 
@@ -120,12 +120,12 @@ def test_instance_types_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--instance-type", "p9.huge"), "--instance-type p9.huge: unknown type; known types are"),
-        (("--bandwidth", "10"), "--bandwidth 10: expected a number and a unit"),
+        (("--instance-type", "p9.huge"), "instance_type p9.huge: unknown type; known types are"),
+        (("--bandwidth", "10"), "bandwidth 10: expected a number and a unit"),
         (("--hosts", 2), "2 hosts need servers that hold the tables"),
-        (("--queries", "1e6", "--items", 10), "--interactions: is missing; give --queries, --items and --interactions"),
-        (("--queries", 0, "--items", 10, "--interactions", 10), "--queries 0: expected at least 1"),
-        (("--queries", 2.5, "--items", 10, "--interactions", 10), "--queries 2.5: expected an integer"),
+        (("--queries", "1e6", "--items", 10), "interactions: is missing; give queries, items and interactions, or"),
+        (("--queries", 0, "--items", 10, "--interactions", 10), "queries 0: expected an integer from 1"),
+        (("--queries", 2.5, "--items", 10, "--interactions", 10), "queries 2.5: expected an integer from 1"),
     ],
 )
 def test_invalid_options_are_rejected(planted: Path, arguments: tuple[object, ...], message: str) -> None:

@@ -12,7 +12,7 @@ from preparing import prepare_files, write_parquet
 from running_command import crossfade, succeeded
 
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.inputs import read_inputs
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, worker_loads
 from crossfade.deploy.topology import Role
 from crossfade.trainer.config.schema import JobConfig

@@ -365,7 +365,7 @@ def test_invalid_role_name_is_rejected(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "7070", ":7070", "host:", "host:port", "host:70700", "host:-1"])
 def test_invalid_address_is_rejected(text: str) -> None:
-    with pytest.raises(InputError, match="--join: expected HOST:PORT, as in"):
+    with pytest.raises(InputError, match="join: expected HOST:PORT, as in"):
         Address.parse(text, "--join")
 
 

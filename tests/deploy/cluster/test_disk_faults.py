@@ -138,7 +138,7 @@ def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(
 
 LOGGING = """
 import logging, sys
-from crossfade import logs
+from crossfade.base import logs
 logs.configure("server-0", "text")
 for line in sys.stdin:
     logging.getLogger("crossfade.x").info(line.strip())

@@ -3,7 +3,7 @@
 import pytest
 
 from crossfade.deploy.cluster.messages import MAX_ERROR
-from crossfade.deploy.cluster.role_errors import error_line, last_error
+from crossfade.deploy.cluster.role_events import error_line, last_error
 
 HEAD = "2026-03-01T12:00:00.123Z ERROR server-0 generation=2 step=7 "
 

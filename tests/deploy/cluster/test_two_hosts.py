@@ -28,9 +28,9 @@ class TwoHosts:
         """Start the command, with slow steps."""
         return paced(*self._train, *options, run_dir=self.run_dir, variables={"CROSSFADE_TOKEN": TOKEN})
 
-    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> AbstractContextManager[RunningCommand]:
+    def agent(self, address: str = "127.0.0.2") -> AbstractContextManager[RunningCommand]:
         join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
-        variables = pace(self.cwd, self.cwd / "run.release", {"CROSSFADE_TOKEN": token})
+        variables = pace(self.cwd, self.cwd / "run.release", {"CROSSFADE_TOKEN": TOKEN})
         return started(*join, cwd=self.cwd, variables=variables)
 
     def status(self) -> dict[str, Any]:
@@ -82,44 +82,6 @@ def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
             command.process.terminate()
             assert command.finish().returncode == 143
             assert new.finish().returncode == 143
-
-
-def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
-    with two_hosts.agent() as agent:
-        with two_hosts.train(*FOR_240_STEPS) as training:
-            training.wait_for("step")
-            roles = list(agent.roles().values())
-            training.command.process.kill()
-            training.command.process.wait()
-        wait_until(lambda: not any(role.is_running() for role in roles), "the end of the agent's roles")
-        assert agent.process.poll() is None
-        with two_hosts.train(*FOR_240_STEPS, "--resume") as training:
-            succeeded(training.finish())
-            lines = messages(succeeded(agent.finish()).stderr)
-    # The agent may have started before or after the first coordinator.
-    first = next(workspace for workspace, line in enumerate(lines) if "joined the coordinator" in line)
-    assert sum("cannot be reached" in line for line in lines[first:]) == 1
-    assert sum("joined the coordinator" in line for line in lines) == 2
-    assert read_report(two_hosts.run_dir)["steps"] == STEPS
-
-
-def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
-    with two_hosts.train() as training:
-        command = training.command
-        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), "the listener")
-        with two_hosts.agent(token="another-token-altogether") as stranger:
-            result = stranger.finish()
-        assert result.returncode == 2
-        assert messages(result.stderr)[-1] == (
-            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} rejects the token in CROSSFADE_TOKEN"
-        )
-        assert two_hosts.status()["state"] == "waiting"
-        command.process.terminate()
-        assert command.finish().returncode == 143
-
-
-def listens(port: int) -> bool:
-    return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in psutil.net_connections("tcp"))
 
 
 def listening_addresses(processes: list[psutil.Process]) -> set[str]:

@@ -221,7 +221,7 @@ def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path
 
 
 def test_advice_is_shown_once(tmp_path: Path) -> None:
-    report = {"advice": "the best epoch is the last, 4: train longer, with --set train.epochs=8"}
+    report = {"advice": "the best epoch is the last, 4: train longer, with train.epochs=8"}
     shown = show(write_run(tmp_path / "run", metrics=[step(9, at=9)], state=state("done", at=30), report=report))
     assert text_of(page.head([shown])).count(report["advice"]) == 1
     assert page.alerts([shown]) is None

@@ -22,8 +22,9 @@ from run_folders import (
     write_run,
 )
 
+from crossfade.base import formatting
 from crossfade.base.processes import started_at
-from crossfade.deploy.dashboard import formatting, run_reader, runs
+from crossfade.deploy.dashboard import run_reader, runs
 from crossfade.deploy.dashboard.run_figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.runs import Runs

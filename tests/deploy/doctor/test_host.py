@@ -12,7 +12,7 @@ from cluster_data import write_job
 from memory_cgroup import memory_cgroup
 from needs import root
 
-from crossfade.deploy.doctor import host
+from crossfade.deploy.doctor import host_checks
 from crossfade.deploy.doctor.findings import run_check
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,7 +97,7 @@ def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_limit_of_a_control_group_is_found() -> None:
-    code = "from crossfade.deploy.doctor.host import check_memory_limit; print(*check_memory_limit())"
+    code = "from crossfade.deploy.doctor.host_checks import check_memory_limit; print(*check_memory_limit())"
     with memory_cgroup() as cgroup:
         cgroup.limit_to(LIMIT)
         command = [*cgroup.within, sys.executable, "-c", code]
@@ -108,7 +108,7 @@ def test_limit_of_a_control_group_is_found() -> None:
 def test_mxnet_whose_import_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mxnet.py").write_text("import time\nwhile True:\n    time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    [found] = run_check("mxnet", lambda: host.check_mxnet(needed=True, seconds=1), 1)
+    [found] = run_check("mxnet", lambda: host_checks.check_mxnet(needed=True, seconds=1), 1)
     assert (found.state, found.message.partition(";")[0]) == ("fix", "did not end within 1 s")
 
 
@@ -118,18 +118,18 @@ def test_mxnet_that_ends_the_process_is_to_be_fixed_only_if_needed(
     (tmp_path / "mxnet.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     for needed, state in ((True, "fix"), (False, "warning")):
-        [found] = host.check_mxnet(needed=needed, seconds=60)
+        [found] = host_checks.check_mxnet(needed=needed, seconds=60)
         assert (found.state, found.message.partition(";")[0]) == (state, "importing it ended with signal 4")
 
 
 def test_cache_that_was_chosen_but_is_not_used_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    [found] = host.check_kernel_cache(seconds=60)
+    [found] = host_checks.check_kernel_cache(seconds=60)
     assert found.state == "warning"
     assert found.message.startswith(f"NUMBA_CACHE_DIR={tmp_path}/file cannot be written, ")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "folder"))
-    [found] = host.check_kernel_cache(seconds=60)
+    [found] = host_checks.check_kernel_cache(seconds=60)
     assert found.state == "ok"
     assert str(tmp_path / "folder") in found.message
 
@@ -140,7 +140,7 @@ def test_large_job_needs_more_open_files_than_a_process_may_have() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:
-        states = [next(host.check_open_files(roles)).state for roles in (9, 192, 193)]
+        states = [next(host_checks.check_open_files(roles)).state for roles in (9, 192, 193)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert states == ["ok", "ok", "fix"]
@@ -148,5 +148,5 @@ def test_large_job_needs_more_open_files_than_a_process_may_have() -> None:
 
 def test_temporary_folder_that_is_not_used_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    [found] = host.check_temporary_files()
+    [found] = host_checks.check_temporary_files()
     assert (found.state, found.message.partition(",")[0]) == ("warning", f"TMPDIR={tmp_path}/none cannot be written")

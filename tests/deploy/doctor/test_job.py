@@ -17,13 +17,13 @@ from saved_shards import random_table, save_shards, split_table
 from small_disk import MountError, fill, mounted_disk
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.base.signals import StopSignal
 from crossfade.deploy.capacity.machine import available_bytes
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
-from crossfade.deploy.doctor.job import JobChecks
+from crossfade.deploy.doctor.run_checks import JobChecks
 from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.signals import StopSignal
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 
@@ -140,7 +140,7 @@ def test_run_in_progress_is_found_and_its_memory_and_ports_are_not_compared(data
         assert list(job.check_memory()) == list(job.check_ports()) == []
     found = only(job.check_run)
     assert (found.state, job.in_progress) == ("warning", False)
-    resume = f"crossfade train {job.run.path}/job.yaml --run-dir {job.run.path} --resume"
+    resume = f"'crossfade train {job.run.path}/job.yaml --run-dir {job.run.path} --resume'"
     assert found.message.endswith(f"its run was killed; to resume it: {resume}")
 
 
@@ -182,4 +182,4 @@ def test_run_that_has_ended_can_be_resumed(data: Path, error: BaseException, end
     with pytest.raises(type(error)), job.run.open_run(job.job):
         raise error
     found = only(job.check_run)
-    assert (found.state, f": {ended}; to resume it: crossfade train " in found.message) == ("ok", True), found.message
+    assert (found.state, f": {ended}; to resume it: 'crossfade train " in found.message) == ("ok", True), found.message

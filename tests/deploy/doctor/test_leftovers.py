@@ -11,7 +11,7 @@ from killed_process import holding
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
-from crossfade.deploy.doctor.leftovers import check_leftovers
+from crossfade.deploy.doctor.run_checks import check_leftovers
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.folder import RunFolder
 
@@ -75,7 +75,7 @@ def test_files_are_left_once_they_are_a_day_old(workspace: Path) -> None:
     for path in new:
         age(path)
     assert found(workspace) == [
-        f"{checkpoints}: 1, 2 B (unfinished checkpoints); crossfade checkpoints clean {checkpoints}",
-        f"{run}: 1 temporary files; crossfade checkpoints clean {run}",
+        f"{checkpoints}: 1, 2 B (unfinished checkpoints); 'crossfade checkpoints clean {checkpoints}'",
+        f"{run}: 1 temporary files; 'crossfade checkpoints clean {run}'",
         f"{work}; rm -r {work}",
     ]

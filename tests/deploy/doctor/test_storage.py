@@ -19,8 +19,8 @@ from object_store import BUCKET, FOREIGN_CREDENTIALS, READER, ObjectStore, runni
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
-from crossfade.deploy.doctor.leftovers import check_leftovers
-from crossfade.deploy.doctor.storage import (
+from crossfade.deploy.doctor.run_checks import check_leftovers
+from crossfade.deploy.doctor.storage_checks import (
     check_checkpoint_storage,
     check_clock,
     check_dataset_storage,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossfade.deploy.doctor.findings import Finding
-from crossfade.deploy.doctor.versions import check_versions
+from crossfade.deploy.doctor.host_checks import check_versions
 
 
 def install(folder: Path, name: str, version: str, *lines: str) -> None:

@@ -17,11 +17,12 @@ from scheduled_jobs import BUCKET_DATA, find, kubernetes_of, manifests, schedule
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.schedulers.kubernetes import KubernetesOptions, resource_name
+from crossfade.deploy.schedulers.kubernetes import resource_name
+from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 
-OPTIONS = KubernetesOptions("registry:5000/crossfade:cpu", namespace="music")
+OPTIONS = SchedulerFiles(image="registry:5000/crossfade:cpu", namespace="music")
 VERSIONS = ("1.31", "1.34")
 """The first version whose pod failure policies are stable, and a newer one."""
 ON_S3 = {"cluster": {"shared_run_dir": False}, "checkpoint": {"path": "s3://music/checkpoints"}}
@@ -40,7 +41,7 @@ def made(request: pytest.FixtureRequest, planted_data: Path, tmp_path_factory: p
     """Return a job as its pods run it, and its files."""
     job = scheduled_job(tmp_path_factory.mktemp("job"), planted_data, **JOBS[request.param], name="Planted_plays")
     secret = {"secret": "aws", "service_account": "trainer", "claim": "music"} if request.param == "s3" else {}
-    return kubernetes_of(job, KubernetesOptions("registry:5000/crossfade:cpu", namespace="music", **secret))
+    return kubernetes_of(job, SchedulerFiles(image="registry:5000/crossfade:cpu", namespace="music", **secret))
 
 
 @pytest.fixture

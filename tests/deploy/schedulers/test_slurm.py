@@ -22,8 +22,9 @@ from slurm_cluster import unavailable as slurm_unavailable
 from slurm_nodes import SlurmNodes
 from waiting import wait_until
 
+from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import size_hosts
-from crossfade.deploy.schedulers.slurm import SlurmOptions, on_slurm, slurm_files
+from crossfade.deploy.schedulers.slurm import on_slurm, slurm_files
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -33,7 +34,7 @@ TRAIN = {"epochs": 8, "eval_every_epochs": 4, "patience": None}
 
 def files_of(job: JobConfig, folder: Path, **options: Any) -> dict[str, str]:
     job = on_slurm(job)
-    settings = SlurmOptions(folder, folder / "runs" / job.name, **{"time": "4:00:00", **options})
+    settings = SchedulerFiles(out=folder, run_dir=folder / "runs" / job.name, **{"time": "4:00:00", **options})
     return slurm_files(job, size_hosts(job, planned(job)), settings)
 
 

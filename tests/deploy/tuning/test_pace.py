@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossfade.deploy.tuning.pace import Pace
+from crossfade.deploy.tuning.quick_study import Pace
 
 
 def test_starts_count_beside_epochs() -> None:

@@ -13,8 +13,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
 
-from crossfade.deploy.tuning.trial_process import TrialProcess
-from crossfade.deploy.tuning.trial_run import EpochRecord, TrialRun
+from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 
 LONG = ("train.epochs=100000", "train.patience=null")
 SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=2")

@@ -217,7 +217,7 @@ def test_name_that_is_not_a_folder_name_is_rejected(job_path: Path, name: str) -
 
 
 def test_workers_without_servers_are_rejected(job_path: Path) -> None:
-    expected = "cluster: 3 workers need at least one server: set cluster.servers or --servers"
+    expected = "cluster: 3 workers need at least one server: set cluster.servers"
     assert error_of(job_path, SMALL + "cluster: {workers: 3}\n") == expected
     assert load(job_path, SMALL + "cluster: {workers: 3, servers: 1}\n").cluster.workers == 3
 
@@ -289,14 +289,14 @@ def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.epochs", "--set train.epochs: expected KEY=VALUE, for example --set train.epochs=5"),
-        ("=5", "--set =5: expected KEY=VALUE, for example --set train.epochs=5"),
-        ("", "--set : expected KEY=VALUE, for example --set train.epochs=5"),
-        ("name.first=x", "--set name.first=x: 'name' is a value, not a section"),
-        ("train.epoch=5", "--set train.epoch=5: unknown key 'train.epoch'; did you mean 'epochs'?"),
-        ("trian.epochs=5", "--set trian.epochs=5: unknown key 'trian'; did you mean 'train'?"),
-        ("train.epochs=", "--set train.epochs=: train.epochs: input should be a valid integer, but found None"),
-        ("train={epochs: x}", "--set train={epochs: x}: train.epochs: input should be a valid integer, but found 'x'"),
+        ("train.epochs", "set train.epochs: expected KEY=VALUE, for example set train.epochs=5"),
+        ("=5", "set =5: expected KEY=VALUE, for example set train.epochs=5"),
+        ("", "set: expected KEY=VALUE, for example set train.epochs=5"),
+        ("name.first=x", "set name.first=x: 'name' is a value, not a section"),
+        ("train.epoch=5", "set train.epoch=5: unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("trian.epochs=5", "set trian.epochs=5: unknown key 'trian'; did you mean 'train'?"),
+        ("train.epochs=", "set train.epochs=: train.epochs: input should be a valid integer, but found None"),
+        ("train={epochs: x}", "set train={epochs: x}: train.epochs: input should be a valid integer, but found 'x'"),
     ],
 )
 def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, expected: str) -> None:
@@ -306,7 +306,7 @@ def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, ex
 
 def test_error_in_the_file_does_not_name_an_override(job_path: Path) -> None:
     assert error_of(job_path, SMALL + "train: {epochs: 0}\n", "train.seed=1").startswith("train.epochs: ")
-    expected = "cluster: 3 workers need at least one server: set cluster.servers or --servers"
+    expected = "cluster: 3 workers need at least one server: set cluster.servers"
     assert error_of(job_path, SMALL + "cluster: {workers: 3}\n", "cluster.grace_period_seconds=5") == expected
 
 
@@ -331,7 +331,7 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
         "databricks://PROFILE, but found 'a'",
     }
     for override, message in rejected.items():
-        assert error_of(job_path, SMALL, override) == f"--set {override}: {message}"
+        assert error_of(job_path, SMALL, override) == f"set {override}: {message}"
     names = {"query_features", "item_features", "query_content", "item_content", "frozen"}
     keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", "device", "device in a list", *names}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
@@ -342,7 +342,7 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
 
 def test_override_that_is_not_yaml_is_rejected_with_its_key(job_path: Path) -> None:
     message = error_of(job_path, SMALL, "evaluate.k=[1, 2")
-    assert message.startswith("--set evaluate.k=[1, 2")
+    assert message.startswith("set evaluate.k=[1, 2")
     assert "not valid YAML" in message
 
 

@@ -26,8 +26,8 @@ from running_command import crossfade, succeeded
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import DivergedError, InputError
 from crossfade.cli.main import main
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.deploy.topology import Role
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint

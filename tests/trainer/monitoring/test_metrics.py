@@ -10,8 +10,7 @@ from scraping import assert_valid_metrics, families, samples, value
 
 from crossfade.base.errors import DivergedError
 from crossfade.deploy.cluster.messages import NumberedEvent
-from crossfade.deploy.cluster.metrics import JobMetrics
-from crossfade.deploy.cluster.process_metrics import MachineMetrics, process_metrics
+from crossfade.deploy.cluster.process_metrics import JobMetrics, MachineMetrics, process_metrics
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring import names

@@ -14,7 +14,7 @@ def test_command_whose_run_was_resumed_elsewhere_no_longer_owns_the_checkpoints(
     claim(str(tmp_path), "run", "plays", "second", take_over=True)
     check_still_owned(str(tmp_path), "run", "second")
     check_still_owned(str(tmp_path), "run")  # a role that was started by hand
-    with pytest.raises(InputError, match="another command, with --resume or --standby, has taken the run over"):
+    with pytest.raises(InputError, match="another command, with resume or standby, has taken the run over"):
         check_still_owned(str(tmp_path), "run", "first")
     with pytest.raises(InputError, match="another run, of job 'plays', was started in it"):
         check_still_owned(str(tmp_path), "another", "second")

@@ -13,8 +13,8 @@ from running_command import crossfade, succeeded
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.features import load_feature

@@ -15,8 +15,8 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.features import load_content

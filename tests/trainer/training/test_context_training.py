@@ -15,8 +15,8 @@ from finished_runs import quality, same_bits, vectors
 from preparing import vocabulary_tuples, write_parquet
 from running_command import crossfade, succeeded
 
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles

@@ -15,8 +15,8 @@ from running_command import crossfade, succeeded
 
 from crossfade import load
 from crossfade.base.arrays import IntArray
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.inputs import read_inputs
 from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.vocabulary import Vocabulary

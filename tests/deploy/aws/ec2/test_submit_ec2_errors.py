@@ -15,10 +15,13 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ((), "--output is missing"),
+        ((), "--output: is missing"),
         (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
-        (("--output", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
-        (("--output", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
+        (("--output", "s3://music/runs", "--hosts", "0"), "--hosts 0: expected an integer from 1 to 1000"),
+        (
+            ("--output", "s3://music/runs", "--max-hours", "9999"),
+            "--max-hours 9999: expected a number from 0.05 to 720",
+        ),
         (("--output", "s3://music/runs", "--instance-type", "g4ad.xlarge"), "only NVIDIA GPUs are supported"),
         (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (

@@ -12,7 +12,7 @@ from aws_server import AwsServer
 from submitting_ec2 import BUCKET, IMAGE, detached, stored, submit, submitted_run, tags_of
 
 from crossfade.cli.main import main
-from crossfade.deploy.aws.ec2.spec import RunSpec, new_run_name
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, new_run_name
 from crossfade.deploy.aws.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow
@@ -185,7 +185,7 @@ def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path
         "hosts": 1,
         "spot": False,
         "max_hours": 1.0,
-        "volume_gib": 100,
+        "volume_gb": 100,
     }
     values["storage"] = "s3://music/its/x"
     script = user_data(RunSpec(**values), 0)

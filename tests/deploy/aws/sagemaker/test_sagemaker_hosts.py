@@ -1,4 +1,7 @@
-"""Two SageMaker training containers on loopback addresses: stopped together, then resumed by two others."""
+"""Two SageMaker training containers on loopback addresses: stopped together, then resumed by two others.
+
+They share nothing but S3: the job comes from the coordinator.
+"""
 
 import signal
 import socket
@@ -82,6 +85,9 @@ def test_two_stopped_hosts_are_resumed_by_two_others(tmp_path: Path, data: Path,
     assert "resuming from step" in result.stderr
     assert_same_model(tmp_path / "new-1" / "model", tmp_path / "uninterrupted")
     assert list((tmp_path / "new-2" / "model").iterdir()) == []
+    assert {path.name for path in (tmp_path / "new-2" / "run" / "127.0.0.2").iterdir()} == {
+        *("job.yaml", "run.json", "logs", "metrics"),
+    }
     logs = tmp_path / "new-2" / "output" / "data" / "127.0.0.2" / "logs"
     assert sorted(path.name for path in logs.iterdir()) == ["server-1.log", "worker-1.log"]
     assert not list(tmp_path.rglob("failure"))

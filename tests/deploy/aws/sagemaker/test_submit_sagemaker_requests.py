@@ -12,8 +12,10 @@ from submitting_sagemaker import IMAGE, ROLE, submit
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
+from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.aws.sagemaker.request import Submission, make_request
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
 
 pytestmark = pytest.mark.slow
 
@@ -97,13 +99,17 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
     assert len(request["Environment"]["CROSSFADE_TOKEN"]) == 64
 
 
+def submission(job: JobConfig, **options: Any) -> Submission:
+    values = SubmitSageMakerOptions.of(job="job.yaml", output="s3://music/jobs", **options)
+    return Submission(values, job, "plays-1", ROLE, IMAGE)
+
+
 def test_job_that_needs_no_network_is_isolated_from_it(job: Path) -> None:
-    channel = {"training": "s3://music/plays"}
-    options = {"name": "plays-1", "role": ROLE, "image": IMAGE, "output": "s3://music/jobs", "channels": channel}
+    channel = ("training=s3://music/plays",)
 
     def is_isolated(*overrides: str, **more: Any) -> bool:
-        submission = Submission(job=load_job(job, list(overrides)), **{**options, **more})
-        isolated: bool = make_request(submission)["EnableNetworkIsolation"]
+        submitted = submission(load_job(job, list(overrides)), **{"channel": channel, **more})
+        isolated: bool = make_request(submitted)["EnableNetworkIsolation"]
         return isolated
 
     assert is_isolated()
@@ -116,9 +122,9 @@ def test_job_that_needs_no_network_is_isolated_from_it(job: Path) -> None:
         ("tracking.mlflow", "http://mlflow:5000"),
     ):
         assert not is_isolated(f"{key}={value}"), key
-        with pytest.raises(InputError, match=f"--isolate-network: the job needs a network for {re.escape(key)};"):
+        with pytest.raises(InputError, match=f"isolate_network: the job needs a network for {re.escape(key)};"):
             is_isolated(f"{key}={value}", isolate_network=True)
-    for name, more in (("--hosts", {"hosts": 2}), ("data.path", {"channels": {}})):
+    for name, more in (("hosts", {"hosts": 2}), ("data.path", {"channel": ()})):
         assert not is_isolated(**more)
         with pytest.raises(InputError, match=f"the job needs a network for {re.escape(name)};"):
             is_isolated(isolate_network=True, **more)
@@ -143,10 +149,10 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
         (("--set", "checkpoint.path=here"), "checkpoint.path: here is on this machine"),
         (("--output", "music/jobs"), "--output music/jobs: expected an S3 URI"),
         (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
-        (("--subnet", "subnet-1"), "--subnet and --security-group: a job in a VPC needs both"),
+        (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
         (("--spot", "--max-hours", 9, "--max-wait-hours", 3), "--max-wait-hours 3: must be at least --max-hours 9"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
-        (("--tag", "=x"), "expected NAME=VALUE, but found '=x'"),
+        (("--tag", "=x"), "--tag =x: expected NAME=VALUE"),
         (("--region", "Virginia"), "'Virginia' is not the name of an AWS region"),
     ],
 )
@@ -190,10 +196,9 @@ def test_dense_layers_on_several_hosts_name_the_required_image(aws: AwsServer, j
 def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) -> None:
     overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
     submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
-    submission = Submission(job=submitted, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs")
     config = tmp_path / "ml" / "input" / "config"
     config.mkdir(parents=True)
-    parameters = {**make_request(submission)["HyperParameters"], "sagemaker_region": "us-east-1"}
+    parameters = {**make_request(submission(submitted))["HyperParameters"], "sagemaker_region": "us-east-1"}
     (config / "hyperparameters.json").write_text(json.dumps(parameters))
     assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
 
@@ -201,4 +206,4 @@ def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) 
 def test_job_with_overlong_value_is_rejected(job: Path) -> None:
     long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
     with pytest.raises(InputError, match=r"data\.path: has 26\d\d characters"):
-        make_request(Submission(job=long, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs"))
+        make_request(submission(long))

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.errors import CloudRequestError
-from crossfade.deploy.aws.ec2.spec import RunSpec, split_uri
-from crossfade.deploy.aws.errors import translate_aws_errors
+from crossfade.base.errors import command
+from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -102,7 +102,7 @@ class RunStorage:
             where = ".".join(map(str, first["loc"]))
             raise CloudRequestError(
                 f"{self.uri}/{name}: expected the JSON of a {model.__name__}, but found: {where}: {first['msg']}; "
-                "end the run with 'crossfade submit ec2 --cleanup RUN'",
+                f"end the run with {command('submit ec2', cleanup='RUN')}",
                 "request",
             ) from error
 
@@ -116,7 +116,7 @@ class RunStorage:
             found = "it is missing" if spec is None else "it was changed"
             raise CloudRequestError(
                 f"{self.uri}/{SPEC_FILE}: expected the specification that the run was submitted with, but {found}; end "
-                "the run with 'crossfade submit ec2 --cleanup RUN'",
+                f"the run with {command('submit ec2', cleanup='RUN')}",
                 "request",
             )
         return spec
@@ -139,7 +139,7 @@ class RunStorage:
         if len(data) > MAX_BYTES:
             raise CloudRequestError(
                 f"{self.uri}/{name}: expected at most {MAX_BYTES:,} bytes, but found {response['ContentLength']:,}; "
-                "end the run with 'crossfade submit ec2 --cleanup RUN'",
+                f"end the run with {command('submit ec2', cleanup='RUN')}",
                 "request",
             )
         return data.decode("utf-8", errors="replace")

@@ -25,15 +25,6 @@ _GROUP_ROWS = 131_072
 
 
 @dataclass(frozen=True)
-class ExpectedSize:
-    """The size of a dataset that does not exist yet: rows of its entities, and interactions in train."""
-
-    queries: int
-    items: int
-    interactions: int
-
-
-@dataclass(frozen=True)
 class PlanInputs:
     """The inputs of a plan.
 
@@ -80,8 +71,8 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
     return PlanInputs(job, folder, manifest, model, selection, None, earlier_rows)
 
 
-def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:
-    """Return the inputs of ``job`` on a dataset of ``size`` without features, as 'crossfade prepare' would write it.
+def expected_inputs(job: JobConfig, queries: int, items: int, interactions: int) -> PlanInputs:
+    """Return the inputs of ``job`` on a dataset of this size, without features, as 'crossfade prepare' would write it.
 
     How often each row will occur is unknown, so the rows of a step are upper bounds. There is no valid split, so
     evaluations take no memory.
@@ -89,11 +80,11 @@ def expected_inputs(job: JobConfig, size: ExpectedSize) -> PlanInputs:
     Raises:
         InputError: the model of the job uses features.
     """
-    full, rest = divmod(size.interactions, _GROUP_ROWS)
+    full, rest = divmod(interactions, _GROUP_ROWS)
     groups = [_GROUP_ROWS] * full + [rest] * (rest > 0)
     train = Split(files=[DataFile(path="train", bytes=0, footer_crc32=0, row_groups=groups)])
     query, item = job.data.query or "query", job.data.item or "item"
-    rows = {query: size.queries, item: size.items}
+    rows = {query: queries, item: items}
     entities = {name: Entity(rows=count, id_type="int64", files=[]) for name, count in rows.items()}
     manifest = DatasetManifest(query=query, item=item, entities=entities, splits={"train": train}, is_grouped=True)
     counts = {name: CountHistogram(np.zeros(1), np.array([count], np.int64)) for name, count in rows.items()}

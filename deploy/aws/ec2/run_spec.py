@@ -10,14 +10,16 @@ import hashlib
 import json
 import re
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
-from crossfade.base.errors import InputError
-from crossfade.deploy.aws.accelerators import Variant
+from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
+from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
+
+if TYPE_CHECKING:
+    from crossfade.deploy.aws.clients import Aws
 
 RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
 SPEC_TAG = "crossfade:spec"
@@ -28,15 +30,17 @@ PATH = "/crossfade/"
 """IAM and SSM path of roles, profiles and parameters; those of IAM, which is global, have the region below it."""
 PREFIX, POLICY = "crossfade-", "run"
 """Prefix of the resources' names, and the name of the role's policy."""
-MAX_HOURS = 30 * 24
 _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,46}")
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
 
 
-class RunSpec(BaseModel):
-    """One run: its name, its hosts, its files, and its time limit."""
+class RunSpec(Ec2Instances):
+    """One run: its name, its hosts, its files, and its time limit.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Hosts and clients read each other's state on S3 every ``poll_seconds``. Without ``ami``, hosts boot the newest image
+    that AWS recommends; without ``subnet``, in any of the default VPC. Without ``instance_profile``, one is created
+    with the permissions that the run needs.
+    """
 
     run: str
     region: str
@@ -55,19 +59,6 @@ class RunSpec(BaseModel):
     """The dataset's URI: data.path of the job."""
     image: str
     variant: Variant
-    instance_type: str
-    hosts: int
-    spot: bool
-    max_hours: float
-    volume_gib: int
-    ami: str | None = None
-    """None: the newest image that AWS recommends."""
-    subnet: str | None = None
-    """None: any of the default VPC."""
-    poll_seconds: float = 5.0
-    """Interval in which hosts and clients read each other's state on S3."""
-    instance_profile: str | None = None
-    """Name or ARN of an existing one; None: create one with the permissions that the run needs."""
 
     @property
     def name(self) -> str:
@@ -112,6 +103,42 @@ class RunSpec(BaseModel):
         return self.hosts > 1 and not self.instance_type.startswith("t")
 
 
+def make_spec(options: SubmitEc2Options, region: str, aws: Aws | None) -> RunSpec:
+    """Return the specification of the run; without ``aws``, with placeholders for the account.
+
+    Raises:
+        InputError: an option or the job is invalid.
+        CloudError, CloudRequestError: AWS did not identify the caller.
+    """
+    if options.output is None:
+        fix = f"name where the run's folder is created, as in {option_named('output', 's3://BUCKET/PREFIX')}"
+        raise OptionError("output", problem="is missing", fix=fix)
+    bucket, prefix = split_uri(options.output, option_named("output"))
+    job = options.load_job()
+    check_device(job, options.instance_type)
+    # An image of the user's own may have any engine.
+    variant = variant_of(options.instance_type, "auto" if options.image else job.train.engine)
+    name = new_run_name(job.name)
+    storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))
+    values = cluster_job(job, options.hosts, storage)
+    account, owner = aws.caller() if aws else ("ACCOUNT", "OWNER")
+    domain = aws.domain if aws else "amazonaws.com"
+    return RunSpec(
+        run=name,
+        region=region,
+        partition=aws.partition if aws else "aws",
+        domain=domain,
+        account=account,
+        owner=owner,
+        job=values,
+        storage=storage,
+        data=values["data"]["path"],
+        image=options.image or f"{account}.dkr.ecr.{region}.{domain}/crossfade:{variant}",
+        variant=variant,
+        **{name: getattr(options, name) for name in Ec2Instances.model_fields},
+    )
+
+
 def new_run_name(job: str) -> str:
     """Return a unique name for a run of ``job``."""
     readable = re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:32].strip("-")
@@ -126,8 +153,8 @@ def check_run_name(text: str) -> str:
     """
     if not _RUN.fullmatch(text):
         raise InputError(
-            f"'{text}' is not the name of a run; expected a name such as lastfm-1a2b3c4d, as 'crossfade submit ec2 "
-            "--list' prints them"
+            f"'{text}' is not the name of a run; expected a name such as lastfm-1a2b3c4d, as "
+            f"{command('submit ec2', list=True)} prints them"
         )
     return text
 
@@ -153,7 +180,7 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     if not job.data.path.startswith("s3://"):
         raise InputError(
             f"data.path: {job.data.path} is a folder of this machine, which the instances cannot read; copy it to S3, "
-            "as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.path"
+            f"as with 'aws s3 cp --recursive' or {command('prepare', out='s3://BUCKET/PREFIX')}, and set data.path"
         )
     for key, source in job.starting_points().items():
         if not source.startswith("s3://"):

@@ -12,14 +12,32 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from crossfade.base.errors import (
-    CloudError,
-    CloudErrorKind,
-    CloudRequestError,
-    CloudRequestErrorKind,
-    CrossfadeError,
-)
+from crossfade.base.errors import CrossfadeError, InputError, option_named
+
+CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
+CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
+
+
+class CloudError(CrossfadeError):
+    """AWS cannot serve the request now. A later attempt, or another instance type, may succeed.
+
+    ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
+    """
+
+    def __init__(self, message: str, kind: CloudErrorKind, code: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.code = kind, code
+
+
+class CloudRequestError(InputError):
+    """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
+
+    def __init__(self, message: str, kind: CloudRequestErrorKind, code: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.code = kind, code
+
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",
@@ -104,7 +122,8 @@ _REQUEST_ADVICE: list[tuple[CloudRequestErrorKind, set[str], str]] = [
     (
         "region",
         _REGION,
-        "not available in the region {region} ({found}); set the right one with --region, or enable it in the account",
+        f"not available in the region {{region}} ({{found}}); set the right one with {option_named('region')}, or "
+        "enable it in the account",
     ),
 ]
 _ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
@@ -160,7 +179,7 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
         (
             (aws.NoRegionError, aws.InvalidRegionError, aws.UnknownRegionError),
             "region",
-            f"{doing}: {found}; set a region with --region or AWS_REGION",
+            f"{doing}: {found}; set a region with {option_named('region')} or AWS_REGION",
         ),
         (
             (aws.ParamValidationError,),

@@ -18,13 +18,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
-from crossfade.base.errors import ClusterError, CrossfadeError, StorageUnavailableError
-from crossfade.deploy.aws.ec2.spec import RunSpec
-from crossfade.deploy.aws.ec2.storage import (
+from crossfade.base.errors import (
+    INTERRUPTED_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    ClusterError,
+    CrossfadeError,
+    StorageUnavailableError,
+)
+from crossfade.deploy.aws.aws_errors import translate_aws_errors
+from crossfade.deploy.aws.clients import Aws
+from crossfade.deploy.aws.ec2.options import Ec2HostOptions
+from crossfade.deploy.aws.ec2.run_spec import RunSpec
+from crossfade.deploy.aws.ec2.run_storage import (
     COORDINATOR_FILE,
     END_FILE,
     SPEC_FILE,
@@ -34,14 +42,9 @@ from crossfade.deploy.aws.ec2.storage import (
     RunEnd,
     RunStorage,
 )
-from crossfade.deploy.aws.errors import translate_aws_errors
 from crossfade.deploy.aws.metadata import InstanceMetadata
-from crossfade.deploy.aws.spot import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from crossfade.deploy.aws.clients import Aws
 
 PORT = 7070
 POLL_SECONDS = 0.2
@@ -49,8 +52,8 @@ STOP_SECONDS = 150.0
 """Time for a command to write its checkpoint after SIGTERM."""
 STOP_BEFORE_END_SECONDS = 300.0
 """The run is stopped this long before its instance terminates itself."""
-_EXIT_CODES = {0, 1, 2, 143}
-_STATES = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", 143: "stopped"}
+_EXIT_CODES = {0, 1, 2, STOPPED_EXIT_CODE}
+_STATES = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", STOPPED_EXIT_CODE: "stopped"}
 _TAIL_BYTES = 2000
 _LOG_PIECE_BYTES = 1 << 18
 """Below a third of what a client reads: a byte that is not UTF-8 is uploaded as three."""
@@ -85,6 +88,17 @@ def fetch_token(aws: Aws, parameter: str) -> str:
     """
     with translate_aws_errors("fetching the token of the hosts", aws.region):
         return aws.ssm.get_parameter(Name=parameter, WithDecryption=True)["Parameter"]["Value"]
+
+
+def run_host(options: Ec2HostOptions) -> int:
+    """Run this host until the run ends or the instance is interrupted; return the exit code of its command.
+
+    Raises:
+        CloudError, CloudRequestError: AWS does not answer, or the host may not read what it needs.
+    """
+    metadata, aws = InstanceMetadata.of_this_host(), Aws()
+    host, token = Host.read(metadata, options.number), fetch_token(aws, options.token_parameter)
+    return HostRunner(RunStorage(aws, options.storage), host, token, metadata, options.run_dir).run()
 
 
 class HostRunner:

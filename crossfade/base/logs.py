@@ -12,15 +12,16 @@ child processes in the environment.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-from crossfade.base.errors import escape_unprintable, to_json_line
+from pydantic import model_validator
+
+from crossfade.base.errors import InputError, escape_unprintable, to_json_line
+from crossfade.base.options import Options, option
 
 FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
@@ -134,37 +135,32 @@ class RoleLogHandler(StderrHandler):
             self._omitted += 1
 
 
-def _default_from(variable: str, choices: Sequence[str]) -> Callable[[str], str]:
-    """Return an option's type that rejects a default from ``variable``: argparse compares only what is typed."""
+class LogOptions(Options):
+    """How a process that runs for long logs."""
 
-    def check(text: str) -> str:
-        if text not in choices and text == os.environ.get(variable):
-            raise argparse.ArgumentTypeError(f"{variable}: expected {' or '.join(choices)}, but found '{text}'")
-        return text
-
-    return check
-
-
-def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") -> None:
-    """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment.
-
-    Without either, the format is ``otherwise``.
-    """
-    group = parser.add_argument_group("logging")
-    group.add_argument(
-        "--log-format",
-        choices=FORMATS,
-        type=_default_from(FORMAT_VARIABLE, FORMATS),
-        default=os.environ.get(FORMAT_VARIABLE),
-        help=f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else {otherwise})",
+    log_format: Literal["text", "json"] | None = option(
+        None,
+        f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else text)",
+        group="logging",
     )
-    group.add_argument(
-        "--log-level",
-        choices=LEVELS,
-        type=_default_from(LEVEL_VARIABLE, LEVELS),
-        default=os.environ.get(LEVEL_VARIABLE, "info"),
-        help=f"set the least severe level to log (default: {LEVEL_VARIABLE}, else info)",
+    log_level: Literal["debug", "info", "warning", "error"] | None = option(
+        None, f"set the least severe level to log (default: {LEVEL_VARIABLE}, else info)", group="logging"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_environment(cls, values: Any) -> Any:
+        for name, variable, known in (("log_format", FORMAT_VARIABLE, FORMATS), ("log_level", LEVEL_VARIABLE, LEVELS)):
+            found = os.environ.get(variable)
+            if found is not None and values.get(name) is None:
+                if found not in known:
+                    raise InputError(f"{variable}: expected {' or '.join(known)}, but found '{found}'")
+                values = {**values, name: found}
+        return values
+
+    def configure(self, role: str, generation: int | None = None) -> None:
+        """Log as the function ``configure`` does."""
+        configure(role, self.log_format, self.log_level or "info", generation)
 
 
 def configure(role: str, log_format: str | None, log_level: str = "info", generation: int | None = None) -> None:

@@ -1,7 +1,6 @@
-"""Follow, list and delete runs of ``crossfade submit ec2``.
+"""Launch, follow, list, and delete runs on EC2: what ``crossfade submit ec2`` does.
 
-with catch_signals() as signals:
-    exit_code = follow(aws, spec, signals)
+exit_code = submit(options, show=print)
 """
 
 from __future__ import annotations
@@ -9,20 +8,24 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
+from crossfade.base.errors import InputError, command
 from crossfade.base.text import counted
-from crossfade.terminal import print_line, print_log
-
-if TYPE_CHECKING:
-    from crossfade.deploy.aws.clients import Aws
-    from crossfade.deploy.aws.ec2.follower import RunFollower
-    from crossfade.deploy.aws.ec2.resources import Resources
-    from crossfade.deploy.aws.ec2.spec import RunSpec
-    from crossfade.deploy.aws.ec2.storage import RunEnd
+from crossfade.deploy.aws.accelerators import notes
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError
+from crossfade.deploy.aws.clients import Aws
+from crossfade.deploy.aws.ec2.follower import RunFollower
+from crossfade.deploy.aws.ec2.launch import dry_run, launch, resolve_context
+from crossfade.deploy.aws.ec2.options import SubmitEc2Options
+from crossfade.deploy.aws.ec2.resources import Resources, find_resources, remove
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, check_run_name, make_spec
+from crossfade.deploy.aws.ec2.run_storage import RunEnd, RunStorage
+from crossfade.deploy.aws.prices import Cost, hourly_price
+from crossfade.trainer.config.loading import check_job
 
 _logger = logging.getLogger(__name__)
 
@@ -43,14 +46,65 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def follow(aws: Aws, spec: RunSpec, signals: list[int]) -> int:
+def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
+    """Launch the run of a job, and follow it unless it is detached; return its exit code.
+
+    ``show`` receives the output of the first host's command.
+
+    Raises:
+        InputError: the job or an option is invalid, or AWS rejects a request.
+        CloudError: AWS cannot launch the instances now.
+    """
+    aws = options.aws()
+    spec = make_spec(options, aws.region, aws)
+    log_notes(spec, aws)
+    context = resolve_context(aws, spec)
+    _logger.info(f"run {spec.run}: {spec.storage}")
+    follow_run, cleanup_run = command("submit ec2", follow=spec.run), command("submit ec2", cleanup=spec.run)
+    with catch_signals() as signals:
+        try:
+            launch(aws, spec, context, _logger.info)
+            if options.detach and not signals:
+                _logger.info(f"detached: {follow_run} follows it, {cleanup_run} ends it")
+                return 0
+            return follow(aws, spec, signals, show)
+        except CloudRequestError as error:
+            if error.kind == "credentials":
+                # Without valid credentials nothing can be deleted either.
+                raise InputError(f"{error}; then {follow_run} or {cleanup_run}") from error
+            take_down(aws, spec.run)
+            raise
+        except BaseException:
+            take_down(aws, spec.run)
+            raise
+
+
+def dry_requests(options: SubmitEc2Options) -> list[tuple[str, dict[str, Any]]]:
+    """Return every request that ``submit`` would send, without sending one.
+
+    Raises:
+        InputError: the job or an option is invalid.
+    """
+    spec = make_spec(options, options.aws().region, None)
+    log_notes(spec, None)
+    return dry_run(spec)
+
+
+def log_notes(spec: RunSpec, aws: Aws | None) -> None:
+    """Log what the user should read about the run and its instances, and its maximum cost."""
+    for line in notes(check_job(spec.job, spec.run), spec.instance_type, spec.hosts):
+        _logger.info(line)
+    price = hourly_price(aws, "AmazonEC2", spec.instance_type)
+    _logger.info(Cost(price, spec.hosts, spec.max_hours).explain(spec.instance_type, spot=spec.spot))
+
+
+def follow(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None]) -> int:
     """Follow the run of ``spec`` to its end, delete its resources and return its exit code.
 
     The first signal stops the run after a checkpoint, the second one at once.
     """
-    from crossfade.deploy.aws.ec2.follower import RunFollower
 
-    follower = RunFollower(aws, spec, _logger.info, print_log)
+    follower = RunFollower(aws, spec, _logger.info, show)
     stopping = False
     result = None
     while result is None and len(signals) < 2:
@@ -72,22 +126,18 @@ def follow(aws: Aws, spec: RunSpec, signals: list[int]) -> int:
     return result.exit_code
 
 
-def follow_existing(aws: Aws, run: str) -> int:
+def follow_existing(aws: Aws, run: str, show: Callable[[str], None]) -> int:
     """Follow the detached run named ``run``; a signal only ends the following.
 
     Raises:
         InputError: there is no such run.
     """
-    from crossfade.base.errors import InputError
-    from crossfade.deploy.aws.ec2.follower import RunFollower
-    from crossfade.deploy.aws.ec2.spec import check_run_name
-    from crossfade.deploy.aws.ec2.storage import RunStorage
 
     resources = _find(aws, check_run_name(run))
     if not resources.storage:
-        raise InputError(f"the run {run} has no instances: end it with 'crossfade submit ec2 --cleanup {run}'")
+        raise InputError(f"the run {run} has no instances: end it with {command('submit ec2', cleanup=run)}")
     spec = RunStorage(aws, resources.storage).read_spec(resources.spec_digest)
-    follower = RunFollower(aws, spec, _logger.info, print_log)
+    follower = RunFollower(aws, spec, _logger.info, show)
     with catch_signals() as signals:
         while not signals:
             result = _poll(follower)
@@ -96,59 +146,49 @@ def follow_existing(aws: Aws, run: str) -> int:
                 _log_result(result, spec)
                 return result.exit_code
             _pause(spec.poll_seconds, signals)
-    _logger.info(f"no longer following; the run continues, and '--cleanup {spec.run}' ends it")
+    _logger.info(f"no longer following; the run continues, and {command('submit ec2', cleanup=spec.run)} ends it")
     return 128 + signals[0]
 
 
-def list_runs(aws: Aws) -> int:
-    """Print the runs that have instances or leftovers."""
-    from crossfade.deploy.aws.ec2.resources import find_resources
-
-    rows = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
+def list_runs(aws: Aws) -> list[tuple[str, ...]]:
+    """Return a table of the runs that have instances or leftovers."""
+    rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
     for resources in find_resources(aws):
         live = resources.live_instances
         instances = f"{len(live)} x {live[0].type}" if live else f"none; {counted(len(resources.names()), 'leftover')}"
         if live or resources.names():
             launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        print_line("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
+    return rows
 
 
-def clean_up(aws: Aws, run: str) -> int:
+def clean_up(aws: Aws, run: str) -> None:
     """End ``run`` and delete its resources; with an empty name, delete the leftovers of the caller's ended runs.
 
     Raises:
         InputError: there is no such run.
     """
-    from crossfade.cli.options.ec2 import identify_caller
-    from crossfade.deploy.aws.ec2.resources import find_resources, remove
-    from crossfade.deploy.aws.ec2.spec import check_run_name
 
     if run:
         remove(aws, _find(aws, check_run_name(run)), _logger.info)
         _logger.info(f"deleted everything of the run {run} except its folder on S3")
-        return 0
-    _, owner = identify_caller(aws)
+        return
+    _, owner = aws.caller()
     for resources in find_resources(aws):
         name = resources.run
         if resources.live_instances:
-            _logger.info(
-                f"{name} still has {counted(len(resources.live_instances), 'instance')}: '--cleanup {name}' ends it"
-            )
+            instances = counted(len(resources.live_instances), "instance")
+            _logger.info(f"{name} still has {instances}: {command('submit ec2', cleanup=name)} ends it")
         elif resources.owner not in {owner, ""}:
-            _logger.info(f"{name} belongs to {resources.owner}: '--cleanup {name}' deletes it nevertheless")
+            how = command("submit ec2", cleanup=name)
+            _logger.info(f"{name} belongs to {resources.owner}: {how} deletes it nevertheless")
         elif resources.names():
             remove(aws, resources, _logger.info)
             _logger.info(f"deleted everything of the run {name} except its folder on S3")
-    return 0
 
 
 def take_down(aws: Aws, run: str) -> None:
     """Delete all resources of ``run``, including those that another user created."""
-    from crossfade.deploy.aws.ec2.resources import find_resources, remove
 
     _logger.info("deleting the cluster")
     for resources in find_resources(aws, run):
@@ -156,21 +196,18 @@ def take_down(aws: Aws, run: str) -> None:
 
 
 def _find(aws: Aws, run: str) -> Resources:
-    from crossfade.base.errors import InputError
-    from crossfade.deploy.aws.ec2.resources import find_resources
 
     found = find_resources(aws, run)
     if not found:
         raise InputError(
             f"run {run} not found in {aws.region}: no instances or other resources; "
-            "'crossfade submit ec2 --list' lists all runs"
+            f"{command('submit ec2', list=True)} lists all runs"
         )
     return found[0]
 
 
 def _poll(follower: RunFollower) -> RunEnd | None:
     """Poll the run once. AWS may be unreachable for a while without ending the run."""
-    from crossfade.base.errors import CloudError
 
     try:
         return follower.poll()

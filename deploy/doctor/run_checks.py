@@ -1,26 +1,36 @@
-"""Check a job on this host: its run folder, its dataset, and whether memory, disks, and ports suffice."""
+"""Check a job on this host: its run folder, its dataset, whether memory, disks, and ports suffice, and what is left.
+
+Left by processes that died are unfinished files, folders, and uploads, and locks; nothing is deleted. A staged output
+and a lock count once the process that holds the lock has ended, other files and folders after a day.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import CrossfadeError, MissingExtraError, command
+from crossfade.base.formatting import size
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.fit import check_fit, format_gib, plan_local_host
-from crossfade.deploy.capacity.inputs import PlanInputs, read_inputs
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
 from crossfade.deploy.capacity.machine import this_machine
-from crossfade.deploy.capacity.plan import CapacityPlan
+from crossfade.deploy.capacity.plan import CapacityPlan, check_fit, format_gib, plan_local_host
+from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
+from crossfade.deploy.checkpoint_cleaning import find_uploads
 from crossfade.deploy.cluster.supervision import check_hosts
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding, State
-from crossfade.deploy.topology import Address, scheduler_address
-from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
+from crossfade.deploy.topology import Address, check_free_port, scheduler_address
+from crossfade.kvstore.checkpoint.lifecycle import find_leftovers, list_checkpoints
 from crossfade.kvstore.torch.device import require_torch
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import check_vocabularies
@@ -77,7 +87,7 @@ class JobChecks:
             expected = {FAILED: "its run has failed, or was interrupted", STOPPED: "its run was stopped"}
             found = expected.get(ended, "its run was killed")
             state: State = "ok" if ended in expected else "warning"
-            resume = f"crossfade train {path / JOB_FILE} --run-dir {path} --resume"
+            resume = command("train", str(path / JOB_FILE), run_dir=str(path), resume=True)
             yield Finding("run", state, f"{path}: {found}; to resume it: {resume}")
 
     def check_checkpoints(self) -> Iterator[Finding]:
@@ -88,7 +98,7 @@ class JobChecks:
         yield Finding("checkpoints", "ok", f"{where}: {len(complete)} complete")
         for entry in entries:
             if entry.state in ("corrupt", "other format"):
-                fix = f"crossfade checkpoints list {where} --verify"
+                fix = command("checkpoints list", where, verify=True)
                 yield Finding("checkpoints", "warning", f"step {entry.step} is not used: {entry.detail}; {fix}")
 
     def check_data(self) -> Iterator[Finding]:
@@ -172,10 +182,10 @@ class JobChecks:
             scheduler_address(cluster)
             count += _PORTS_PER_ROLE * (1 + cluster.servers + cluster.workers)
         if metrics.port:
-            _check_free("metrics.port", Address(metrics.host or cluster.host, metrics.port))
+            check_free_port("metrics.port", Address(metrics.host or cluster.host, metrics.port))
         if cluster.servers and cluster.coordinator_address is not None:
             address = Address.parse(cluster.coordinator_address, "cluster.coordinator_address")
-            _check_free("cluster.coordinator_address", address)
+            check_free_port("cluster.coordinator_address", address)
         with ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(socket.socket()).bind((cluster.host, 0))
@@ -188,15 +198,74 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _check_free(key: str, address: Address) -> None:
-    """Check that a process can listen on ``address``, the value of ``key``.
+_AGE_SECONDS = 24 * 3600
+"""Age of what counts as left, as in ``crossfade checkpoints clean``."""
+_STAGED = re.compile(r"\.(?P<name>.+)\.(partial-[0-9a-f]{8}(\.work)?|old)")
+"""Folders and files that are being written, or replaced, beside their place."""
+_CHECK = "leftovers"
 
-    Raises:
-        InputError: it cannot.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+def check_leftovers(job: JobConfig, run: RunFolder) -> Iterator[Finding]:
+    """Report what is left of the job's commands, with the command that removes it."""
+    found = [*_checkpoint_leftovers(job, run), *_staged_leftovers(job, run), *_lock_leftovers(job)]
+    found += [f"{path}; rm -r {path}" for path in _old_work_folders()]
+    for message in found:
+        yield Finding(_CHECK, "warning", message)
+    if not found:
+        yield Finding(_CHECK, "ok", "none")
+
+
+def _checkpoint_leftovers(job: JobConfig, run: RunFolder) -> Iterator[str]:
+    checkpoints, before = run.checkpoints(job), time.time() - _AGE_SECONDS
+    left = find_leftovers(checkpoints, before)
+    if checkpoints.startswith("s3://") and find_spec("boto3") is not None:
         try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise InputError(f"{key}: cannot listen on {address}: {error.strerror}; name another port") from error
+            left += find_uploads(checkpoints, before)
+        except CrossfadeError as error:  # training needs neither the right to list them nor a region
+            yield f"unfinished uploads were not listed: {error}"
+    if left:
+        kinds = ", ".join(sorted({f"{leftover.kind}s" for leftover in left}))
+        total = size(sum(leftover.bytes for leftover in left))
+        yield f"{checkpoints}: {len(left)}, {total} ({kinds}); {command('checkpoints clean', checkpoints)}"
+    with suppress(FileNotFoundError):
+        files = [path for path in run.unfinished_files() if path.stat().st_mtime <= before]
+        if files:
+            yield f"{run.path}: {len(files)} temporary files; {command('checkpoints clean', str(run.path))}"
+
+
+def _staged_leftovers(job: JobConfig, run: RunFolder) -> Iterator[str]:
+    """Yield what is beside the dataset and in the run folder and no running process writes."""
+    data = Folder(job.data.path).path
+    folders = [(run.path, "*")] + ([(data.absolute().parent, data.name)] if data is not None else [])
+    for folder, wanted in folders:
+        for path in sorted(folder.glob(".*")):
+            match = _STAGED.fullmatch(path.name)
+            if match is None or wanted not in ("*", match["name"]):
+                continue
+            lock = folder / f".{match['name']}.lock"
+            if not lock.exists() or ended_owner(read_regular(lock)):
+                yield f"{path}: of a command that was killed; the next one that writes {match['name']} deletes it"
+
+
+def _lock_leftovers(job: JobConfig) -> Iterator[str]:
+    """Yield locks of the dataset whose owner has ended: the next command takes them over."""
+    data = Folder(job.data.path)
+    with suppress(FileNotFoundError):
+        owner = ended_owner(data.read(LOCK_NAME))
+        if owner is not None:
+            yield f"{data.uri}/{LOCK_NAME}: the lock of {owner}, which has ended; the next command takes it over"
+    if data.path is not None:
+        lock = data.path.absolute().with_name(f".{data.path.name}.lock")
+        with suppress(FileNotFoundError):
+            owner = ended_owner(read_regular(lock))
+            if owner is not None:
+                yield f"{lock}: the lock of {owner}, which has ended; the next command takes it over"
+
+
+def _old_work_folders() -> Iterator[Path]:
+    """Yield the folders of temporary files of ``crossfade prepare`` that nothing has changed for a day."""
+    for path in sorted(Path(tempfile.gettempdir()).glob("crossfade-prepare-*")):
+        with suppress(FileNotFoundError):
+            newest = max(found.stat().st_mtime for found in (path, *path.rglob("*")))
+            if newest <= time.time() - _AGE_SECONDS:
+                yield path

@@ -1,25 +1,34 @@
-"""Check a host: what training needs of it, whatever the job."""
+"""Check a host: its packages, GPUs, and limits; what training needs of it, whatever the job."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+from crossfade.base.errors import CrossfadeError
+from crossfade.base.formatting import size
+from crossfade.base.packages import pandas_conflict
 from crossfade.deploy.capacity.machine import limit_bytes
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.model.engines.cuda_driver import find_gpus
+from crossfade.trainer.model.engines.engine import choose_engine, drivers
 
 _SAFE_PATH = "-P"
 """Python's option to import nothing from the current folder, as roles are started."""
@@ -169,3 +178,80 @@ def check_temporary_files() -> Iterator[Finding]:
     if not os.access(SOCKET_FOLDER, os.W_OK | os.X_OK):
         found = f"{SOCKET_FOLDER}: cannot be written, where the roles of a job on one host create their sockets"
         yield Finding("temporary", "fix", f"{found}; make it writable")
+
+
+def check_gpus(job: JobConfig | None) -> Iterator[Finding]:
+    """Check the driver and each GPU; with ``job``, also what its first worker would compute on."""
+    state = find_gpus()
+    if state.problem:
+        yield Finding("gpu", "warning", state.problem)
+    elif not state.gpus:
+        yield Finding("gpu", "ok", "none is found, so training computes on the CPU")
+    for gpu in state.gpus:
+        engines, reason = drivers(gpu)
+        if engines:
+            yield Finding("gpu", "ok", f"{gpu} can be used by engine {' and '.join(engines)}")
+        else:
+            yield Finding("gpu", "warning", f"{gpu} cannot be used: {reason}")
+    if job is None:
+        return
+    try:
+        choice = choose_engine(job.train)
+    except CrossfadeError as error:
+        yield Finding("gpu", "fix", str(error))
+    else:
+        yield Finding("gpu", "ok", f"the job would compute on {', '.join(choice.devices)} with engine {choice.engine}")
+
+
+_NAME = "crossfade"
+
+
+def check_versions() -> Iterator[Finding]:
+    """Compare the versions; packages of an extra count if all of them are installed."""
+    if conflict := pandas_conflict():
+        yield Finding("pandas", "warning", conflict)
+    try:
+        installed = metadata.distribution(_NAME)
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "warning", f"not compared: {_NAME} is not installed; pip install it")
+        return
+    version, expected = platform.python_version(), installed.metadata["Requires-Python"]
+    fits = SpecifierSet(expected or "").contains(version, prereleases=True)
+    advice = "" if fits else f"; expected {expected}: install {_NAME} for such a Python"
+    yield Finding("python", "ok" if fits else "fix", f"{version}, {_NAME} {installed.version}{advice}")
+    requirements = [Requirement(text) for text in installed.requires or ()]
+    yield _compare([each for each in requirements if each.name != _NAME], installed.metadata.get_all("Provides-Extra"))
+
+
+def _compare(requirements: Sequence[Requirement], extras: Sequence[str] | None) -> Finding:
+    """Compare the packages without an extra, and those of ``extras`` that are installed completely."""
+    required = [each for each in requirements if _applies(each, "")]
+    in_use = 0
+    for extra in extras or ():
+        added = [each for each in requirements if _applies(each, extra) and not _applies(each, "")]
+        if added and all(_version(each) for each in added):
+            required += added
+            in_use += 1
+    wrong = [each for each in required if not _fits(each)]
+    if wrong:
+        found = ", ".join(dict.fromkeys(f"{each.name} is {_version(each) or 'missing'}" for each in wrong))
+        fix = " ".join(dict.fromkeys(f"'{each.name}{each.specifier}'" for each in wrong))
+        return Finding("packages", "fix", f"{found}; pip install {fix}")
+    names = {each.name for each in required}
+    return Finding("packages", "ok", f"{len(names)}, those of {in_use} extras included, are of the required versions")
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _fits(requirement: Requirement) -> bool:
+    version = _version(requirement)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def _version(requirement: Requirement) -> str | None:
+    try:
+        return metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,82 @@
+"""Options of ``crossfade submit sagemaker``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from crossfade.base.options import Integer, Number, option
+from crossfade.deploy.aws.options import DEFAULT_ENDPOINT_TYPE, DEFAULT_SAGEMAKER_TYPE, AccountOptions
+from crossfade.trainer.config.options import OptionalJob
+
+
+def _pair(value: Any) -> Any:
+    """Return a name and a value from ``NAME=VALUE``, or from a pair."""
+    pair = tuple(value.partition("=")[::2]) if isinstance(value, str) and "=" in value else value
+    if not isinstance(pair, tuple) or len(pair) != 2 or not pair[0]:
+        raise ValueError("expected NAME=VALUE")
+    return pair
+
+
+NamedValue = Annotated[tuple[str, str], BeforeValidator(_pair)]
+
+_job = partial(option, group="job")
+_action = partial(option, group="action")
+_limits = partial(option, group="limits")
+_network = partial(option, group="network and encryption")
+_endpoint = partial(option, group="endpoint")
+
+
+class SubmitSageMakerOptions(AccountOptions, OptionalJob):
+    """The job to run on SageMaker, or what to do with a training job that exists."""
+
+    one_of = (("job", "follow", "stop", "deploy"),)
+
+    role: str | None = _job(None, "run with this IAM role, a name or ARN (required)", value="ROLE")
+    output: str | None = _job(None, "write results below s3://BUCKET/PREFIX (required)", value="URI")
+    name: str | None = _job(None, "name the training job (default: the job's name and the time)", value="NAME")
+    image: str | None = _job(None, "run this image in ECR (default: crossfade:VARIANT)", value="URI")
+    instance_type: str = _job(
+        DEFAULT_SAGEMAKER_TYPE,
+        f"run on this instance type (default: {DEFAULT_SAGEMAKER_TYPE}, with a K80)",
+        value="TYPE",
+    )
+    hosts: Integer | None = _job(None, "run on N hosts (default: cluster.hosts)", value="N", ge=1)
+    volume_gb: Integer = _job(50, "attach a disk of N GiB", value="N", ge=1)
+    channel: tuple[NamedValue, ...] = _job(
+        (), "copy this S3 prefix to each host first; repeatable", value="NAME=URI", repeat=True
+    )
+    input_mode: Literal["File", "FastFile"] = _job("File", "set the mode of channels")
+    tag: tuple[NamedValue, ...] = _job((), "tag the job; repeatable", value="KEY=VALUE", repeat=True)
+    dry_run: bool = _action(False, "print the request as JSON, and start nothing")
+    wait: bool = _action(False, "follow the job to its end, or wait for the endpoint")
+    follow: str | None = _action(None, "follow a submitted job to its end", value="NAME")
+    stop: str | None = _action(None, "stop a job after a checkpoint", value="NAME")
+    deploy: str | None = _action(None, "serve the model of a completed job at an endpoint", value="NAME")
+    poll_seconds: Number = _action(10.0, "poll the job at this interval", value="SECONDS", gt=0)
+    max_hours: Number = _limits(24.0, "stop training after H hours", value="H", gt=0)
+    spot: bool = _limits(False, "use spot capacity, which costs less and may be interrupted")
+    max_wait_hours: Number | None = _limits(
+        None,
+        "stop after H hours of waiting for spot capacity and training (default: twice as long as training)",
+        value="H",
+        gt=0,
+    )
+    subnet: tuple[str, ...] = _network((), "run in this subnet; repeatable", value="ID", repeat=True)
+    security_group: tuple[str, ...] = _network((), "use this security group; repeatable", value="ID", repeat=True)
+    encrypt_traffic: bool = _network(True, "encrypt traffic between hosts, which may lengthen training (default: on)")
+    isolate_network: bool | None = _network(
+        None, "cut the container off from all networks (default: if the job needs none)"
+    )
+    volume_key: str | None = _network(None, "encrypt disks with this KMS key", value="KEY")
+    output_key: str | None = _network(None, "encrypt results with this KMS key", value="KEY")
+    endpoint: str | None = _endpoint(
+        None, "create this endpoint, or update it (default: the name of the training job)", value="NAME"
+    )
+    endpoint_type: str = _endpoint(DEFAULT_ENDPOINT_TYPE, "serve on this instance type", value="TYPE")
+    endpoint_hosts: Integer = _endpoint(1, "serve on N hosts", value="N", ge=1)
+    data: str | None = _endpoint(
+        None, "read IDs and interactions on S3 here (default: where the training job read them)", value="URI"
+    )

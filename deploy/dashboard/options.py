@@ -1,0 +1,62 @@
+"""Options of ``crossfade dashboard``, and the folders of the runs that it and ``crossfade status`` show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossfade.base.errors import InputError
+from crossfade.base.options import Options, Port, option
+from crossfade.deploy.access import AccessOptions
+
+if TYPE_CHECKING:
+    from crossfade.deploy.dashboard.runs import Runs
+
+DEFAULT_PORT = 8050
+TOKEN_VARIABLE = "CROSSFADE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
+
+
+class RunsOptions(Options):
+    """Which runs are shown."""
+
+    runs: tuple[Path, ...] = option(
+        (),
+        "show this run folder, or the run folders in this folder, at most two levels deep (default: runs)",
+        group="runs",
+        value="RUN",
+        positional=True,
+    )
+
+    def open_runs(self) -> Runs:
+        """Open the runs, by default the runs in the folder ``runs``.
+
+        Raises:
+            InputError: a path is not a folder.
+        """
+        from crossfade.deploy.dashboard.runs import Runs
+        from crossfade.trainer.runs.folder import similar_run
+
+        paths = self.runs or (Path("runs"),)
+        for path in paths:
+            if not path.is_dir():
+                expected = "expected a folder that 'crossfade train' wrote, or one that holds such"
+                if path.exists():
+                    raise InputError(f"{path}: is a file; {expected}")
+                near = similar_run(path)
+                name_one = "" if near or self.runs else ": name one"
+                raise InputError(f"{path}: is not there{near or f'; {expected}'}{name_one}")
+        return Runs(paths)
+
+
+class DashboardOptions(AccessOptions, RunsOptions):
+    """Which runs the page shows, and who may see it."""
+
+    token_variable = TOKEN_VARIABLE
+
+    history_from_this_dataset_only: bool = option(
+        False,
+        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
+        "new",
+        group="runs",
+    )
+    port: Port = option(DEFAULT_PORT, "listen on this port; 0: a free one", group="server", value="N")

@@ -1,0 +1,72 @@
+"""Write the files that run a job under a scheduler, with requests for what its capacity plan has.
+
+lines = write_files(PlanOptions.of(job="jobs/lastfm.yaml", to="slurm", out="slurm"), job, progress)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.io.disk_errors import is_full_disk, write_error
+from crossfade.deploy.capacity.options import PlanOptions
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
+from crossfade.deploy.schedulers.kubernetes import kubernetes_files, on_kubernetes, resource_name
+from crossfade.deploy.schedulers.sizes import HostSize, size_hosts
+from crossfade.deploy.schedulers.slurm import on_slurm, slurm_files
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reporter import ProgressReporter
+
+
+def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter) -> Iterator[str]:
+    """Write the files of ``job`` for the scheduler that the options name; yield what the user should read.
+
+    Raises:
+        InputError: an option, the job or its dataset is invalid, or the files cannot be written.
+    """
+    out = options.out
+    assert out is not None, "the options require a folder"
+    job = on_slurm(job) if options.to == "slurm" else on_kubernetes(job)
+    inputs = read_inputs(job, progress).with_counts()
+    sizes = size_hosts(job, plan_capacity(inputs), options.cores)
+    if options.data is not None:
+        job = job.model_copy(update={"data": job.data.model_copy(update={"path": options.data})})
+    if options.to == "slurm":
+        sizes = [replace(size, cpus=math.ceil(size.cpus)) for size in sizes]
+        files, hosts = slurm_files(job, sizes, options), {"node": sizes}
+        next_steps = [f"start it: sbatch {out / next(iter(files))}"]
+    else:
+        servers = job.cluster.servers
+        files = kubernetes_files(job, sizes, options)
+        hosts = {"coordinator": sizes[:1], "server": sizes[1 : 1 + servers], "worker": sizes[1 + servers :]}
+        next_steps = [*_token_steps(options, job), f"start it: kubectl apply -k {out / 'base'}"]
+    for path, text in files.items():
+        try:
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            if is_full_disk(error):
+                raise write_error(option_named("out", out), error, out) from error
+            problem = f"cannot be written: {error.strerror}"
+            raise OptionError("out", found=out, problem=problem, fix="name a folder") from error
+    yield from _table(hosts)
+    yield f"wrote {', '.join(files)} to {out}"
+    yield from next_steps
+
+
+def _token_steps(options: PlanOptions, job: JobConfig) -> Iterator[str]:
+    if job.cluster.servers:
+        where = f" --namespace {options.namespace}" if options.namespace else ""
+        create = f"kubectl create secret generic {resource_name(job)}-token{where}"
+        yield f"create the token of its pods: {create} --from-literal=token=$(openssl rand -hex 32)"
+
+
+def _table(hosts: Mapping[str, Sequence[HostSize]]) -> Iterator[str]:
+    yield f"{'HOST':<11}  number  CPUs   memory"
+    for kind, sizes in hosts.items():
+        if sizes:
+            cpus, mib = max(size.cpus for size in sizes), max(size.memory_mib for size in sizes)
+            yield f"{kind:<11}  {len(sizes):>6}  {cpus:>4.1f}  {mib / 1024:,.1f} GiB"
