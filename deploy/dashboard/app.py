@@ -10,18 +10,14 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
-from flask import Response
 
-from crossfade.deploy.access import SECURITY_HEADERS, Access
 from crossfade.deploy.dashboard import charts, page
 from crossfade.deploy.dashboard.callback_requests import check_callback_requests, is_text, is_texts
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
-from crossfade.deploy.dashboard.layout import AXES, GRAPHS, layout
-from crossfade.deploy.dashboard.login import restrict
-from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.page import AXES, GRAPHS, layout
+from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 
 _POLICY = (
@@ -55,7 +51,7 @@ _STORES = {
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
-def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = Access()) -> Dash:  # noqa: B008
+def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
     """Build the application that shows ``runs`` and explores their ``models``; ``source`` names their folders."""
     app = Dash(
         "crossfade",
@@ -74,24 +70,17 @@ def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = A
         ],
     )
     app.layout = layout(source)
-    restrict(app.server, access)
     app.server.register_blueprint(explore_pages(runs, models, source))
     _select_axis(app)
     _select_runs(app, runs)
     _show_runs(app, runs)
     check_callback_requests(app, _STORES)
-    _protect(app)
     return app
 
 
-def _protect(app: Dash) -> None:
+def content_policy(app: Dash) -> str:
     """Forbid the browser to load anything from other servers, and to run scripts in the page but those of Dash."""
-    headers = {**SECURITY_HEADERS, "Content-Security-Policy": _POLICY.format(scripts=" ".join(app.csp_hashes()))}
-
-    @app.server.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(headers)
-        return response
+    return _POLICY.format(scripts=" ".join(app.csp_hashes()))
 
 
 def _select_axis(app: Dash) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray
 from crossfade.deploy.dashboard import formatting
-from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
-from crossfade.deploy.dashboard.run_figures import Summary
+from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.training_history import EpochResult
+from crossfade.deploy.dashboard.summary import Summary
 from crossfade.trainer.training.state import PHASES
 
 Axis = Literal["step", "time"]

@@ -19,20 +19,69 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from crossfade.trainer.monitoring.places import Places
-
+C = TypeVar("C", bound=Hashable)
 MAX_HEAD_BYTES = 64 << 10
 """Maximum size of the headers of a request."""
 _THREAD_WAIT_SECONDS = 0.2
 """Time that a new connection waits for the thread of the one that is closed for it."""
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+
+
+class Places(Generic[C]):
+    """The open connections of a server, apart for strangers and members. Thread-safe.
+
+    A connection is a stranger's until its request has passed the server's checks. Every new connection gets a place,
+    since the oldest one of the host with the most is closed for it: a member, who sends its request at once, is
+    admitted long before its turn comes.
+    """
+
+    def __init__(self, strangers: int, members: int) -> None:
+        """Limit the connections of ``strangers`` and of ``members``."""
+        self._lock = threading.Lock()
+        self._limits = strangers, members
+        self._strangers: dict[C, str] = {}
+        self._members: dict[C, str] = {}
+
+    def add(self, connection: C, host: str) -> C | None:
+        """Give ``connection``, from ``host``, the place of a stranger; return the one to close for it, if any."""
+        with self._lock:
+            evicted = _make_room(self._strangers, self._limits[0])
+            self._strangers[connection] = host
+        return evicted
+
+    def admit(self, connection: C) -> C | None:
+        """Make ``connection`` a member; return the one to close for it, if any."""
+        with self._lock:
+            host = self._strangers.pop(connection, None)
+            if host is None:  # a member already, or closed for another one
+                return None
+            evicted = _make_room(self._members, self._limits[1])
+            self._members[connection] = host
+        return evicted
+
+    def remove(self, connection: C) -> None:
+        """Free the place of ``connection``, if it has one."""
+        with self._lock:
+            self._strangers.pop(connection, None)
+            self._members.pop(connection, None)
+
+
+def _make_room(connections: dict[C, str], limit: int) -> C | None:
+    """Remove and return the oldest connection of the host with the most, if there are ``limit`` of them."""
+    if len(connections) < limit:
+        return None
+    [(busiest, _)] = Counter(connections.values()).most_common(1)
+    oldest = next(connection for connection, host in connections.items() if host == busiest)
+    del connections[oldest]
+    return oldest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.run_reader import Runs
 
 
 def add_runs_argument(parser: argparse._ActionsContainer) -> None:
@@ -29,7 +29,7 @@ def open_runs(paths: Sequence[Path]) -> Runs:
         InputError: a path is not a folder.
     """
     from crossfade.base.errors import InputError
-    from crossfade.deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.run_reader import Runs
     from crossfade.trainer.runs.folder import similar_run
 
     for path in paths or [Path("runs")]:

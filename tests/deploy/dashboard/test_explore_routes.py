@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.run_reader import Runs
 
 pytestmark = pytest.mark.slow
 

@@ -1,12 +1,17 @@
-"""The latest figures of each process of a run."""
+"""The latest figures of each process of a run, and their table, defined once for the page and for 'crossfade status'.
+
+cells = [column.text(process) for process in process_rows(run, live=True) for column in COLUMNS]
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from crossfade.deploy.dashboard.process_history import RATE_SECONDS
+from crossfade.deploy.dashboard.formatting import count, share, size
+from crossfade.deploy.dashboard.history import RATE_SECONDS
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.kvstore.store import VALUE_BYTES
 
@@ -69,3 +74,35 @@ def _add_tables(
     row.updated_per_second, row.update_share = rates.get("updated"), rates.get("update_share")
     if isinstance(dim, int) and dim > 0:
         row.rows = sum(arrays.get("weights", 0) for arrays in held.values()) // (dim * VALUE_BYTES)
+
+
+STATE_TITLE = "State"
+"""The column that the page shows as a badge."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, and how it formats the value of a process."""
+
+    title: str
+    text: Callable[[ProcessRow], str]
+    in_terminal: bool = True
+    """Whether 'crossfade status' shows it too; a terminal has no room for all columns."""
+
+
+TEXT_COLUMNS = 3
+"""The first columns hold words and are aligned to the left; the others hold numbers."""
+COLUMNS = (
+    Column("Process", lambda process: process.name),
+    Column(STATE_TITLE, lambda process: process.state.replace("_", " ")),
+    Column("Host", lambda process: process.host or ""),
+    Column("Rows", lambda process: count(process.rows)),
+    Column("Table size", lambda process: size(process.held_bytes), in_terminal=False),
+    Column("Rows/s", lambda process: count(process.updated_per_second)),
+    Column("Update time", lambda process: share(process.update_share)),
+    Column("Memory", lambda process: size(process.resident_bytes)),
+    Column("Free memory", lambda process: size(process.memory_available_bytes), in_terminal=False),
+    Column("CPU", lambda process: share(process.cpu)),
+    Column("Examples/s", lambda process: count(process.examples_per_second)),
+)
+TERMINAL_COLUMNS = tuple(column for column in COLUMNS if column.in_terminal)
