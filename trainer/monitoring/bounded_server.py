@@ -20,9 +20,10 @@ import socketserver
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any, Generic, TypeVar
@@ -154,6 +155,19 @@ class BoundedServer(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """Log nothing: a client that disconnects tries again."""
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Answer requests in the background while the context lasts, then close the server."""
+        # A daemon: a role may end while its main thread is in MXNet.
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()
+
 
 def _break_off(request: Any) -> None:
     """Break off a connection, if there is one: its thread stops waiting and ends."""
@@ -173,6 +187,14 @@ class BoundedHandler(BaseHTTPRequestHandler):
     def admit(self) -> None:
         """Count this connection with the members: its request has passed all checks."""
         self.server.admit(self.request)
+
+    def answer(self, status: HTTPStatus, body: bytes, media_type: str = "text/plain") -> None:
+        """Send a response."""
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def content_length(self, most: int) -> int | None:
         """Return the stated length of the body, ``most`` + 1 if it is more; None without a valid one."""

@@ -1,5 +1,6 @@
 """Graphs and tables of the page, built from synthetic runs without a browser."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,13 @@ def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     assert response.json["response"]["location"]["search"] == "?run=plays"
     missing = f"There is no run '{tmp_path}/secret', '../secret'. The list of runs has all there are."
     assert response.json["response"]["missing-runs"]["children"] == missing
+
+
+def test_policy_forbids_other_hosts_and_scripts_other_than_those_of_dash(tmp_path: Path) -> None:
+    policy = app.content_policy(app.make_app(Runs([tmp_path]), ExploredModels(), "runs"))
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert re.search(r"script-src 'self' ('sha256-[\w+/=]+' ?)+;", policy)
 
 
 def test_unknown_run_is_named_beside_the_latest() -> None:
