@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from crossfade import logs
 from crossfade.base.errors import escape_unprintable
+from crossfade.base.formatting import lost
 from crossfade.base.text import counted
-from crossfade.deploy.dashboard.formatting import lost
 from crossfade.signals import stopper
 from crossfade.terminal import print_line
 from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics

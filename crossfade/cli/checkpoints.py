@@ -147,8 +147,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _print_entries(entries: Sequence[CheckpointEntry]) -> None:
+    from crossfade.base import formatting as text
     from crossfade.base.errors import escape_unprintable
-    from crossfade.deploy.dashboard import formatting as text
 
     now = time.time()
     print_line(f"{'step':>11}  {'size':>9}  {'age':>13}  state")
@@ -162,8 +162,8 @@ def _clean(arguments: argparse.Namespace) -> int:
     """Delete what dead processes have left, and print it."""
     from contextlib import ExitStack
 
+    from crossfade.base import formatting as text
     from crossfade.base.errors import escape_unprintable
-    from crossfade.deploy.dashboard import formatting as text
 
     with ExitStack() as locked:
         found = _find(arguments.source, time.time() - 3600 * arguments.older_than, locked)

@@ -93,7 +93,7 @@ def _show(runs: Runs, *, as_json: bool) -> None:
 
 def _screen(run: Summary) -> Iterator[str]:
     """Describe one run in full."""
-    from crossfade.deploy.dashboard import formatting as text
+    from crossfade.base import formatting as text
 
     phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
     early = ", stopped early" if run.stopped_early else ""
@@ -148,7 +148,7 @@ def _bar(progress: float) -> str:
 
 
 def _position(run: Summary) -> str:
-    from crossfade.deploy.dashboard import formatting as text
+    from crossfade.base import formatting as text
 
     planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
     epoch = f", epoch {run.epoch}" if run.epoch else ""
@@ -158,7 +158,7 @@ def _position(run: Summary) -> str:
 
 
 def _checkpoints(run: Summary) -> str:
-    from crossfade.deploy.dashboard import formatting as text
+    from crossfade.base import formatting as text
 
     kept = run.checkpoints
     failed = f", {kept['failed']} failed" if kept["failed"] else ""
@@ -180,7 +180,7 @@ def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
 
 def _failure(failure: LastFailure) -> Iterator[str]:
     """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
-    from crossfade.deploy.dashboard import formatting as text
+    from crossfade.base import formatting as text
 
     yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
     log = f"log: {failure.log}" if failure.log else ""
@@ -201,7 +201,7 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
     """Describe each run in a line."""
-    from crossfade.deploy.dashboard import formatting as text
+    from crossfade.base import formatting as text
 
     head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
     cells = [

@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.formatting import lost
 from crossfade.deploy.cluster.job_state import GenerationSpec
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, Action, DesiredState, Endpoint, Failure, NumberedEvent
 from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS, SlowRoles
-from crossfade.deploy.dashboard.formatting import lost
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from crossfade.base import formatting
 from crossfade.base.arrays import FloatArray
-from crossfade.deploy.dashboard import formatting
 from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import Summary

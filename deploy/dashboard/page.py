@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from dash import dcc, html
 
+from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
-from crossfade.deploy.dashboard.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS, ProcessRow
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
 from crossfade.trainer.evaluation.shown_metrics import shown_metrics

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from crossfade.deploy.dashboard.formatting import count, share, size
+from crossfade.base.formatting import count, share, size
 from crossfade.deploy.dashboard.history import RATE_SECONDS
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.kvstore.store import VALUE_BYTES

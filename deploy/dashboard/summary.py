@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from crossfade.base.formatting import duration, lost, size
 from crossfade.deploy.cluster.role_errors import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
-from crossfade.deploy.dashboard.formatting import duration, lost, size
 from crossfade.deploy.dashboard.processes import ProcessRow, process_rows
 from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader, Runs
 from crossfade.deploy.dashboard.run_state import ENDED, LastFailure, find_failure, find_state

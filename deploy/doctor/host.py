@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from crossfade.base.formatting import size
 from crossfade.deploy.capacity.machine import limit_bytes
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.formatting import size
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.fit import check_fit, format_gib, plan_local_host
@@ -17,7 +18,6 @@ from crossfade.deploy.capacity.inputs import PlanInputs, read_inputs
 from crossfade.deploy.capacity.machine import this_machine
 from crossfade.deploy.capacity.plan import CapacityPlan
 from crossfade.deploy.cluster.supervision import check_hosts
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding, State
 from crossfade.deploy.topology import Address, scheduler_address
 from crossfade.kvstore.checkpoint.inventory import list_checkpoints

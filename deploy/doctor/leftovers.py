@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.base.formatting import size
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
-from crossfade.deploy.dashboard.formatting import size
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.checkpoint.inventory import find_leftovers
 from crossfade.trainer.config.schema import JobConfig

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from crossfade.base.errors import InputError
+from crossfade.base.formatting import duration
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, s3_endpoint
 from crossfade.base.io.s3_conditional import ChangedError
-from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.doctor.findings import Finding
 
 _LIMITS = {ATTEMPTS_VARIABLE: "2", TIMEOUT_VARIABLE: "5", "AWS_MAX_ATTEMPTS": "2"}

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
-from crossfade.deploy.dashboard.formatting import duration
 from crossfade.deploy.tuning.pace import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter
 from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, write_best

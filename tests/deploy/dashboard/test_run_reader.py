@@ -22,8 +22,8 @@ from run_folders import (
     write_run,
 )
 
+from crossfade.base import formatting, run_reader, runs
 from crossfade.base.processes import started_at
-from crossfade.deploy.dashboard import formatting, run_reader, runs
 from crossfade.deploy.dashboard.history import TrainingHistory
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
 from crossfade.deploy.dashboard.summary import Summary, latest_first, summarize
