@@ -25,6 +25,8 @@ from crossfade.trainer.training.state import PHASES
 
 Axis = Literal["step", "time"]
 Figure = dict[str, Any]
+BY_AXIS = ("loss", "eval_metric", "throughput")
+"""The graphs whose horizontal axis can be chosen; the others have their own."""
 COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from crossfade.base.formatting import count, share, size
 from crossfade.deploy.dashboard.history import RATE_SECONDS
@@ -47,33 +46,28 @@ def process_rows(run: RunReader, *, live: bool) -> list[ProcessRow]:
 
 def _process_row(run: RunReader, state: StateFile, name: str, *, live: bool) -> ProcessRow:
     process = state.processes[name]
-    load = process.load
+    load, held = process.load, process.load.get("held_bytes") or {}
     # Of a run that has ended, means over its lifetime.
     rates = run.processes.rates(name, state.time, load, over=RATE_SECONDS if live else math.inf)
-    row = ProcessRow(name, process.state, process.host, process.metrics, cpu=rates.get("cpu"))
-    row.resident_bytes = load.get("resident_bytes")
-    row.memory_limit_bytes, row.memory_available_bytes = (
+    row = ProcessRow(
+        name,
+        process.state if live else "done" if state.state == "done" else "ended",
+        process.host,
+        process.metrics,
+        load.get("resident_bytes"),
         load.get("memory_limit_bytes"),
         load.get("memory_available_bytes"),
+        rates.get("cpu"),
+        examples_per_second=rates.get("examples") if "examples" in load else None,
     )
-    if held := load.get("held_bytes"):
-        _add_tables(row, held, load, rates, run.setting("model", "dim"))
-    if "examples" in load:
-        row.examples_per_second = rates.get("examples")
-    if not live:
-        row.state = "done" if state.state == "done" else "ended"
+    if held:  # it holds table shards
+        row.held_bytes = sum(sum(arrays.values()) for arrays in held.values())
+        row.updated = sum(update["updated"] for update in load.get("updates", {}).values())
+        row.updated_per_second, row.update_share = rates.get("updated"), rates.get("update_share")
+        dim = run.setting("model", "dim")
+        if isinstance(dim, int) and dim > 0:
+            row.rows = sum(arrays.get("weights", 0) for arrays in held.values()) // (dim * VALUE_BYTES)
     return row
-
-
-def _add_tables(
-    row: ProcessRow, held: dict[str, dict[str, int]], load: dict[str, Any], rates: dict[str, float], dim: Any
-) -> None:
-    """Add the figures of a process that holds table shards."""
-    row.held_bytes = sum(sum(arrays.values()) for arrays in held.values())
-    row.updated = sum(update["updated"] for update in load.get("updates", {}).values())
-    row.updated_per_second, row.update_share = rates.get("updated"), rates.get("update_share")
-    if isinstance(dim, int) and dim > 0:
-        row.rows = sum(arrays.get("weights", 0) for arrays in held.values()) // (dim * VALUE_BYTES)
 
 
 STATE_TITLE = "State"

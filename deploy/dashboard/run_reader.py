@@ -247,16 +247,18 @@ class RunReader:
             self.processes = ProcessHistory()
         for record in self._processes.read():
             self.processes.add(record)
-        self._read_job()
+        if self._has_changed(JOB_FILE):
+            self.job_text = ""
+            self.job = self._read(JOB_FILE, self._parse_job, {})
         if self._has_changed(RUN_FILE):
-            self.identity = self._read_json(RUN_FILE, RunFile.model_validate_json, RunFile())
+            self.identity = self._read(RUN_FILE, RunFile.model_validate_json, RunFile())
         if self._has_changed(STATE_FILE):
             self.state_changed_at = time.time() if self.state else None
-            self.state = self._read_json(STATE_FILE, StateFile.model_validate_json, None)
+            self.state = self._read(STATE_FILE, StateFile.model_validate_json, None)
         if self._has_changed(REPORT_FILE):
-            self.report = self._read_json(REPORT_FILE, ReportFile.model_validate_json, None)
+            self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, None)
         if self._has_changed(RESTARTS_FILE):
-            self.restarts = self._read_json(RESTARTS_FILE, _parse_restarts, [])
+            self.restarts = self._read(RESTARTS_FILE, _parse_restarts, [])
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""
@@ -281,21 +283,14 @@ class RunReader:
         self._seen[name] = identity
         return changed
 
-    def _read_job(self) -> None:
-        if not self._has_changed(JOB_FILE):
-            return
-        self.job_text, self.job = "", {}
-        self._problems.pop(JOB_FILE, None)
-        try:
-            self.job_text = read_regular(self.path / JOB_FILE).decode()
-            found = parse_job_text(self.job_text, JOB_FILE)
-            if not isinstance(found, dict):
-                raise ValueError("expected a mapping")
-            self.job = found
-        except (OSError, ValueError, InputError) as error:
-            self._problems[JOB_FILE] = f"{JOB_FILE} cannot be read: {_first_line(error)}"
+    def _parse_job(self, data: bytes) -> dict[str, Any]:
+        self.job_text = data.decode()
+        found = parse_job_text(self.job_text, JOB_FILE)
+        if not isinstance(found, dict):
+            raise ValueError("expected a mapping")
+        return found
 
-    def _read_json(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
+    def _read(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
         self._problems.pop(name, None)
         try:
             return parse(read_regular(self.path / name))
@@ -303,7 +298,7 @@ class RunReader:
             return default
         except ValidationError as error:
             self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InputError) as error:
             self._problems[name] = f"{name} cannot be read: {_first_line(error)}"
         return default
 

@@ -22,8 +22,9 @@ from run_folders import (
     write_run,
 )
 
-from crossfade.base import formatting, run_reader, runs
+from crossfade.base import formatting
 from crossfade.base.processes import started_at
+from crossfade.deploy.dashboard import run_reader
 from crossfade.deploy.dashboard.history import TrainingHistory
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
 from crossfade.deploy.dashboard.summary import Summary, latest_first, summarize
@@ -33,7 +34,7 @@ from crossfade.deploy.dashboard.summary import Summary, latest_first, summarize
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the reader look for changes at every call."""
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(run_reader, "SCAN_SECONDS", 0.0)
 
 
 def read(folder: Path) -> RunReader:
