@@ -28,7 +28,6 @@ from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
@@ -123,12 +122,14 @@ def with_trained_model(
     use: Callable[[TrainedModel], Result],
     *,
     history_from_this_dataset_only: bool = False,
+    from_checkpoint: bool = False,
 ) -> Result:
     """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
 
     A run's embeddings are used if it has written them, otherwise its newest complete checkpoint; if ``use`` finds it
     corrupt, an older one. ``data`` is the dataset, if it is not where the job names it. ``log`` gets a line for each
     checkpoint that is skipped. ``history_from_this_dataset_only`` leaves out base datasets, as the job may.
+    ``from_checkpoint`` has a checkpoint used even where there are embeddings.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
@@ -143,7 +144,7 @@ def with_trained_model(
 
     folder = Folder(location)
     with translate_storage_errors(location, unreachable=InputError):
-        model = _open_embeddings(folder, change) if _has_embeddings(folder) else None
+        model = None if from_checkpoint or not _has_embeddings(folder) else _open_embeddings(folder, change)
         source = locate_checkpoint(location) if model is None else None
     if model is not None:
         return use(model)
@@ -201,7 +202,7 @@ def _use_checkpoint(
     towers = load_towers(job, spec, folder, manifest)
     towers.dense.load(checkpoint)
     with tempfile.TemporaryDirectory(prefix="crossfade-vectors-") as scratch:
-        vectors = CheckpointVectors(checkpoint, NullReporter(), towers, Path(scratch))
+        vectors = CheckpointVectors(checkpoint, towers, Path(scratch))
         return use(
             TrainedModel(
                 checkpoint.uri,

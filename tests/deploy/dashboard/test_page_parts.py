@@ -93,7 +93,8 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
     for axis in ("step", "time"):
         app._figures([empty], axis)  # type: ignore[arg-type]
     for shown in ([], [empty], [empty, empty]):
-        app._parts(shown)
+        for part in app._PARTS:
+            getattr(page, part)(shown)
         figures = app._figures(shown, "step")
         assert [charts.reason_for_no_data(figure) for figure in figures].count(None) == 0
         for graph in GRAPHS:
