@@ -34,6 +34,10 @@ K = 10
 """Rows of a list."""
 _MAX_SUGGESTIONS = 12
 Answer = dict[str, Any]
+MAX_POINTS = 50_000
+FULL_SCALE = 10_000
+"""The larger side of the map, in the units of the places."""
+_PAGE = Path(__file__).parent / "assets" / "explore.html"
 
 
 def describe(served: ServedModel, _: str = "") -> Answer:
@@ -113,11 +117,6 @@ def _row(label: RowLabel) -> Answer:
     return {"id": str(label.id), "name": label.name}
 
 
-MAX_POINTS = 50_000
-FULL_SCALE = 10_000
-"""The larger side of the map, in the units of the places."""
-
-
 def read_points(run: Path) -> dict[str, Any] | None:
     """Return the most frequent items of the map of ``run``, with places and labels; None if it has no map.
 
@@ -166,7 +165,6 @@ def _labels(table: pa.Table) -> dict[str, Any]:
     }
 
 
-_PAGE = Path(__file__).parent / "assets" / "explore.html"
 _QUESTIONS: dict[str, tuple[Callable[[ServedModel, str], Answer], str]] = {
     "model": (describe, ""),
     "search": (search, "text"),

@@ -37,6 +37,14 @@ from crossfade.trainer.runs.events import (
 from crossfade.trainer.runs.unsaved_work import UnsavedWork
 from crossfade.trainer.training.state import STEP_PHASES
 
+TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
+_STEP_RATE_SECONDS = 60.0
+RATE_SECONDS = 30.0
+"""Rates of live runs are means over this time."""
+_MIN_RATE_SECONDS = 0.5
+_COLUMNS = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
+_COUNTERS = _COLUMNS[3:]
+
 
 class ColumnBuffer:
     """Columns of equal length, at eight bytes a number. One of them is ``step`` where attempts are used.
@@ -97,10 +105,6 @@ class ColumnBuffer:
             max_step, end = min(max_step, resumed_from), start
         current_N[:end] = step_N[:end] <= max_step
         return current_N
-
-
-TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
-_RATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class TrainingHistory:
         time_N, value_N = self.steps["time"][start:], self.steps[name][start:]
         if len(time_N) < 2:
             return None
-        first = min(int(np.searchsorted(time_N, time_N[-1] - _RATE_SECONDS)), len(time_N) - 2)
+        first = min(int(np.searchsorted(time_N, time_N[-1] - _STEP_RATE_SECONDS)), len(time_N) - 2)
         seconds = time_N[-1] - time_N[first]
         return float((value_N[-1] - value_N[first]) / seconds) if seconds > 0 else None
 
@@ -276,13 +280,6 @@ def check_load(load: dict[str, Any]) -> dict[str, Any]:
 
 
 Load = Annotated[dict[str, Any], AfterValidator(check_load)]
-
-
-RATE_SECONDS = 30.0
-"""Rates of live runs are means over this time."""
-_MIN_RATE_SECONDS = 0.5
-_COLUMNS = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
-_COUNTERS = _COLUMNS[3:]
 
 
 def load_columns(time: float, load: Mapping[str, Any]) -> tuple[float, ...]:

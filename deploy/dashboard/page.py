@@ -33,6 +33,7 @@ EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
 Component = Any
 """A Dash component, or anything else that Dash can place in the page."""
+_MAX_EVENTS = 50
 
 
 def aria(**values: str | int) -> dict[str, Any]:
@@ -135,9 +136,6 @@ def _graph(name: str) -> Component:
         ],
         className="card",
     )
-
-
-_MAX_EVENTS = 50
 
 
 def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Component]:

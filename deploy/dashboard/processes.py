@@ -14,6 +14,11 @@ from crossfade.deploy.dashboard.history import RATE_SECONDS
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.kvstore.store import VALUE_BYTES
 
+STATE_TITLE = "State"
+"""The column that the page shows as a badge."""
+TEXT_COLUMNS = 3
+"""The first columns hold words and are aligned to the left; the others hold numbers."""
+
 
 @dataclass
 class ProcessRow:
@@ -70,10 +75,6 @@ def _process_row(run: RunReader, state: StateFile, name: str, *, live: bool) -> 
     return row
 
 
-STATE_TITLE = "State"
-"""The column that the page shows as a badge."""
-
-
 @dataclass(frozen=True)
 class Column:
     """One column: its title, and how it formats the value of a process."""
@@ -84,8 +85,6 @@ class Column:
     """Whether 'crossfade status' shows it too; a terminal has no room for all columns."""
 
 
-TEXT_COLUMNS = 3
-"""The first columns hold words and are aligned to the left; the others hold numbers."""
 COLUMNS = (
     Column("Process", lambda process: process.name),
     Column(STATE_TITLE, lambda process: process.state.replace("_", " ")),

@@ -38,6 +38,13 @@ from crossfade.trainer.runs.folder import (
 _CHUNK_BYTES = 4 << 20
 _MAX_LINE_BYTES = 4 << 20
 _parse = json.JSONDecoder().decode
+T = TypeVar("T")
+_RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
+REFRESH_SECONDS = 0.5
+"""Several viewers of a run cause one read in this time."""
+SCAN_SECONDS = 1.0
+_MAX_DEPTH = 2
+"""Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
 
 
 class Tail:
@@ -116,12 +123,6 @@ class Tail:
             return None
         count = "a line" if self.bad_lines == 1 else f"{self.bad_lines:,} lines"
         return f"{self.path.name}: {count} cannot be read, skipped (first: line {self.first_bad_line:,})"
-
-
-T = TypeVar("T")
-_RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
-REFRESH_SECONDS = 0.5
-"""Several viewers of a run cause one read in this time."""
 
 
 def is_run(folder: Path) -> bool:
@@ -305,11 +306,6 @@ class RunReader:
 
 def _first_line(error: Exception) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
-
-
-SCAN_SECONDS = 1.0
-_MAX_DEPTH = 2
-"""Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
 
 
 class Runs:

@@ -33,6 +33,10 @@ from crossfade.trainer.monitoring.thresholds import (
 from crossfade.trainer.runs.events import BackoffEvent, CheckpointFailed, CheckpointSaved, RestartEvent
 
 Level = Literal["critical", "warning", "info"]
+DEFAULT_METRIC = "ndcg@10"
+_TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
+_MIN_SKEW_SECONDS = 60.0
+"""Local work of the slowest worker below which skew is not judged."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,6 @@ def lost_steps(restart: Mapping[str, Any]) -> str:
     if not isinstance(steps, int) or not isinstance(reached, int):
         return ""
     return f"lost {lost(steps, restart.get('lost_seconds'), from_step=reached - steps)}"
-
-
-DEFAULT_METRIC = "ndcg@10"
-_TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
 
 
 def summarize(run: RunReader, now: float | None = None) -> Summary:
@@ -265,10 +265,6 @@ def _restarts(run: RunReader) -> list[dict[str, Any]]:
         for _, event in logged
     ]
     return [{**each, "time": times.get((each.get("generation"), each.get("cause")))} for each in restarts]
-
-
-_MIN_SKEW_SECONDS = 60.0
-"""Local work of the slowest worker below which skew is not judged."""
 
 
 def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:

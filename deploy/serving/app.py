@@ -92,6 +92,7 @@ _DOCUMENTATION_HEADERS = security_headers(
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
+_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
 class _ServingAccess(RestrictedAccess):
@@ -346,9 +347,6 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def invoke(request: Request) -> Response:
         """Recommend items, as POST /recommend does: the route that SageMaker endpoints call."""
         return _json(await recommend(await _read_body(request, bodies, "recommend")))
-
-
-_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:

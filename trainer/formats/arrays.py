@@ -43,6 +43,7 @@ _SCORES: dict[ScoreKind, str] = {
     "dot": "vectors @ query",
     "euclidean": "-np.square(vectors - query).sum(axis=1)",
 }
+_LINES = f"Line r belongs to row r of `ENTITY/{ROWS_FILE}`."
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,6 @@ def write_safetensors(exported: ExportedModel, folder: Path) -> str:
             _write_rows(exported, table, folder, file)
     text = f"`ENTITY/{SAFETENSORS_FILE}` has the tensor `vectors`, float32."
     return f"{text} {_LINES}\n\n{_example(exported, _SAFETENSORS)}"
-
-
-_LINES = f"Line r belongs to row r of `ENTITY/{ROWS_FILE}`."
 
 
 def _example(exported: ExportedModel, reader: _ArrayReader) -> str:
