@@ -15,10 +15,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from a2wsgi import WSGIMiddleware
 from flask import Flask
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -30,8 +29,12 @@ from starlette.types import ASGIApp, Scope
 from crossfade.deploy.access import Access
 from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess
 from crossfade.deploy.web.protocol import Bounds
+from crossfade.deploy.web.wsgi import WsgiInThreads
+from crossfade.trainer.monitoring.bounded_server import Places
 
 _THREADS = 8
+_CONNECTIONS = 128
+"""Of strangers, and of members: each may have a large file of Plotly that waits to be read."""
 _LOGIN = "/login"
 _OPEN = ("/assets/", "/_favicon.ico")
 """What the page to sign in loads; it has nothing of the runs."""
@@ -98,13 +101,13 @@ def restricted(pages: Flask, access: Access, policy: str) -> Starlette:
 
     ``policy`` is the content security policy of all pages. If a token is needed, there is a page to sign in with it.
     """
-    session = secrets.token_urlsafe(32)
+    session, in_threads = secrets.token_urlsafe(32), WsgiInThreads(pages, _THREADS)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield Bounds().state()
+        yield Bounds(Places(_CONNECTIONS, _CONNECTIONS)).state()
+        in_threads.close()
 
-    in_threads: Any = WSGIMiddleware(cast(Any, pages), workers=_THREADS)
     sign_in = Route(_LOGIN, partial(_sign_in, access, session), methods=["GET", "POST"])
     return Starlette(
         routes=[*([] if access.token is None else [sign_in]), Mount("/", in_threads)],

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import requests
 from browser import browsing, visiting
-from flask import Flask
+from flask import Flask, Response
 from playwright.sync_api import expect
 from run_folders import JOB, epoch, load, sample, state, step, write_run
 from running_command import started
@@ -31,7 +32,7 @@ class Client(requests.Session):
 
     def request(self, method: str, path: str, **options: object) -> requests.Response:  # type: ignore[override]
         """Send a request for ``path``."""
-        return super().request(method, f"{self.url}{path}", **options | {"allow_redirects": False, "timeout": 60})  # type: ignore[arg-type]
+        return super().request(method, f"{self.url}{path}", **{"timeout": 60} | options | {"allow_redirects": False})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def url() -> Iterator[str]:
     app.add_url_rule("/", "page", lambda: "the page")
     app.add_url_rule("/api", "api", lambda: {"answer": 1}, methods=["GET", "POST"])
     app.add_url_rule("/healthz", "health", lambda: "OK")
+    app.add_url_rule("/large", "large", lambda: Response(b"x" * 8192 for _ in range(1000)))
     with serving(restricted(app, Access(token=TOKEN), "default-src 'self'")) as address:
         yield f"http://{address}"
 
@@ -99,6 +101,15 @@ def test_pages_of_other_sites_may_link_to_a_page_but_not_change_anything(client:
     other = {"Sec-Fetch-Site": "cross-site", "Authorization": f"Bearer {TOKEN}"}
     assert client.get("/", headers=other).status_code == 200
     assert client.post("/api", headers=other).status_code == 403
+
+
+def test_clients_that_read_nothing_keep_nobody_out(url: str, client: Client) -> None:
+    head = {"Authorization": f"Bearer {TOKEN}"}
+    with ExitStack() as held:
+        for _ in range(20):
+            slow = held.enter_context(Client(url))
+            held.enter_context(slow.get("/large", headers=head, stream=True))
+        assert client.get("/api", headers=head, timeout=20).json() == {"answer": 1}
 
 
 @pytest.mark.slow
