@@ -332,7 +332,7 @@ def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManag
         return nullcontext()
     from tqdm import tqdm
 
-    from crossfade.deploy.dashboard.sidecar import serve_sidecar
+    from crossfade.deploy.dashboard.server import serve_sidecar
 
     return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
 

@@ -1,4 +1,4 @@
-"""Who may ask the dashboard and 'crossfade serve': the Host headers that are accepted, and the token.
+"""Who may ask the dashboard, 'crossfade serve', and the coordinator: the Host headers that are accepted, and the token.
 
     access = Access.of("0.0.0.0", ["music.example.org"], token=None)
     access.host_problem("evil.example")         # why the request is rejected; None if it is not
@@ -113,8 +113,10 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def read_token(variable: str, file: Path | None) -> str | None:
+def read_token(variable: str, file: Path | None, option: str = "--token-file ") -> str | None:
     """Return the token in ``file`` or, without one, in the environment variable ``variable``; None if it is unset.
+
+    ``option`` is what precedes the name of the file in errors.
 
     Raises:
         InputError: the file cannot be read, or the token can be guessed or cannot be sent.

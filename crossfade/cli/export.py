@@ -12,8 +12,7 @@ from crossfade.cli.options.history import add_history_option
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
-    from crossfade.trainer.embeddings.export import ExportResult
-    from crossfade.trainer.formats.export import FormatResult
+    from crossfade.trainer.formats.export import ExportResult
 
 _logger = logging.getLogger(__name__)
 
@@ -136,12 +135,10 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: there is no model, its dataset is missing, OUT exists, or options contradict each other.
     """
     _check_options(arguments)
-    if arguments.to == "parquet":
-        return _export_parquet(arguments)
     from crossfade.display import progress_bars
-    from crossfade.trainer.formats.export import FormatRequest, export_format, push_to_pgvector
+    from crossfade.trainer.formats.export import ExportRequest, export, push_to_pgvector
 
-    request = FormatRequest(
+    request = ExportRequest(
         arguments.source,
         arguments.to,
         arguments.entity,
@@ -151,13 +148,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with progress_bars() as bars:
         if arguments.push is None:
-            exported = export_format(request, arguments.out, _logger.info, bars, overwrite=arguments.overwrite)
+            exported = export(request, arguments.out, _logger.info, bars, overwrite=arguments.overwrite)
         else:
             exported = push_to_pgvector(request, arguments.push, _logger.info, bars)
     if arguments.json:
-        _print_format_json(exported)
+        _print_json(exported)
     else:
-        _print_format_lines(exported, is_pushed=arguments.push is not None)
+        _print_lines(exported, is_pushed=arguments.push is not None)
     return 0
 
 
@@ -176,47 +173,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError(f"--to {arguments.to}: name a new local folder with --out")
 
 
-def _export_parquet(arguments: argparse.Namespace) -> int:
-    from crossfade.display import progress_bars
-    from crossfade.trainer.embeddings.export import ExportRequest, export
-
-    request = ExportRequest(
-        arguments.source,
-        arguments.out,
-        arguments.entity,
-        arguments.data,
-        arguments.overwrite,
-        arguments.history_from_this_dataset_only,
-    )
-    with progress_bars() as bars:
-        exported = export(request, _logger.info, bars)
-    if arguments.json:
-        _print_json(exported)
-    else:
-        _print_lines(exported)
-    return 0
-
-
 def _print_json(exported: ExportResult) -> None:
-    import json
-
-    tables = [{"name": table.name, "rows": table.rows, "dim": table.dim} for table in exported.tables]
-    print(json.dumps({**vars(exported), "out": str(exported.out), "tables": tables}))
-
-
-def _print_lines(exported: ExportResult) -> None:
-    width = max(len(table.name) for table in exported.tables)
-    for table in exported.tables:
-        print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {exported.out / table.name}")
-
-
-def _print_format_json(exported: FormatResult) -> None:
     import json
 
     print(json.dumps({**vars(exported), "tables": [vars(table) for table in exported.tables]}))
 
 
-def _print_format_lines(exported: FormatResult, *, is_pushed: bool) -> None:
+def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
         place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"

@@ -16,10 +16,10 @@ from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import align, print_line, print_lines
 
 if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.last_failure import LastFailure
-    from crossfade.deploy.dashboard.process_rows import ProcessRow
-    from crossfade.deploy.dashboard.run_figures import Summary
-    from crossfade.deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.processes import ProcessRow
+    from crossfade.deploy.dashboard.run_reader import Runs
+    from crossfade.deploy.dashboard.run_state import LastFailure
+    from crossfade.deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
@@ -168,7 +168,7 @@ def _checkpoints(run: Summary) -> str:
 
 
 def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
-    from crossfade.deploy.dashboard.run_figures import lost_steps
+    from crossfade.deploy.dashboard.summary import lost_steps
 
     if not restarts:
         return "none"
@@ -188,7 +188,7 @@ def _failure(failure: LastFailure) -> Iterator[str]:
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
-    from crossfade.deploy.dashboard.process_table import TERMINAL_COLUMNS, TEXT_COLUMNS
+    from crossfade.deploy.dashboard.processes import TERMINAL_COLUMNS, TEXT_COLUMNS
 
     titles = [column.title for column in TERMINAL_COLUMNS]
     cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]

@@ -9,7 +9,6 @@ token crosses the network unencrypted: use a network that you trust, or a tunnel
 
 from __future__ import annotations
 
-import hmac
 import http.client
 import json
 import logging
@@ -25,13 +24,13 @@ from pydantic import ValidationError
 
 from crossfade.base.errors import ClusterError, InputError
 from crossfade.base.validation import format_validation_error
+from crossfade.deploy import access
 from crossfade.deploy.cluster.agent import CoordinatorUnreachable
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.messages import DesiredState, Heartbeat
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 
-MIN_TOKEN_LENGTH = 16
 MAX_BODY_BYTES = 4 << 20
 REQUEST_TIMEOUT_SECONDS = 2.0
 """Timeout of an agent's request. With the agent's own lease it is less than the coordinator's lease."""
@@ -43,24 +42,14 @@ def read_token(needed_by: str) -> str:
     Raises:
         InputError: there is none, or it can be guessed or cannot be sent.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "") or _token_from_file()
-    how = f"set it to the same secret on all hosts, as made by: export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
-    if not token:
-        variables = f"{TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} with the name of a file"
-        raise InputError(f"{needed_by} needs the environment variable {variables}; {how}")
-    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"{TOKEN_VARIABLE} must be {MIN_TOKEN_LENGTH} or more printable ASCII characters; {how}")
+    file = None if os.environ.get(TOKEN_VARIABLE) else os.environ.get(TOKEN_FILE_VARIABLE)
+    token = access.read_token(TOKEN_VARIABLE, Path(file) if file else None, f"{TOKEN_FILE_VARIABLE}: ")
+    if token is None:
+        raise InputError(
+            f"{needed_by} needs the environment variable {TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} with the name of a "
+            f"file; set it to the same secret on all hosts, as made by: export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
+        )
     return token
-
-
-def _token_from_file() -> str:
-    name = os.environ.get(TOKEN_FILE_VARIABLE)
-    if not name:
-        return ""
-    try:
-        return Path(name).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{TOKEN_FILE_VARIABLE}: {name} cannot be read as a token: {error}") from error
 
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +80,8 @@ class _Handler(BoundedHandler):
 
     def _answer(self, path: str, make_body: Callable[[], str]) -> None:
         try:
-            self._check_token()
+            if not self.server.access.has_token(self.headers.get("Authorization")):
+                raise _Rejection(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
             self.admit()
             if self.path != path:
                 raise _Rejection(HTTPStatus.NOT_FOUND, f"there is no {self.command} {self.path[:80]}")
@@ -102,11 +92,7 @@ class _Handler(BoundedHandler):
             _logger.exception("%s %s failed", self.command, path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             body = json.dumps({"error": f"{type(error).__name__}: {error}"})
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body.encode())))
-        self.end_headers()
-        self.wfile.write(body.encode())
+        self.answer(status, body.encode(), "application/json")
         if status != HTTPStatus.OK:
             self._drain()
 
@@ -116,11 +102,6 @@ class _Handler(BoundedHandler):
         with suppress(OSError):
             while left > 0 and (data := self.rfile.read(min(left, 1 << 16))):
                 left -= len(data)
-
-    def _check_token(self) -> None:
-        given = self.headers.get("Authorization", "").encode("utf-8", errors="replace")
-        if not hmac.compare_digest(given, b"Bearer " + self.server.token.encode()):
-            raise _Rejection(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
 
     def _read_heartbeat(self) -> Heartbeat:
         length = self.content_length(MAX_BODY_BYTES)
@@ -143,7 +124,7 @@ class _Handler(BoundedHandler):
 
 class _Server(BoundedServer):
     def __init__(self, listen: Address, coordinator: Coordinator, token: str) -> None:
-        self.coordinator, self.token = coordinator, token
+        self.coordinator, self.access = coordinator, access.Access(token=token)
         super().__init__(listen.host, listen.port, _Handler)
 
 
@@ -160,14 +141,8 @@ def serve_coordinator(coordinator: Coordinator, listen: Address, token: str) -> 
         raise InputError(
             f"cluster.coordinator_address: cannot listen on {listen}: {error.strerror or error}"
         ) from error
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with server.running():
         yield Address(listen.host, server.server_port)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 REQUEST_DEADLINE_SECONDS = 2 * REQUEST_TIMEOUT_SECONDS

@@ -38,7 +38,7 @@ class _Handler(BoundedHandler):
         """Return the value of a key."""
         if (key := self._key()) is not None:
             found = self.values.get(key)
-            self._answer(HTTPStatus.OK if found is not None else HTTPStatus.NOT_FOUND, found or b"")
+            self.answer(HTTPStatus.OK if found is not None else HTTPStatus.NOT_FOUND, found or b"")
 
     def do_PUT(self) -> None:
         """Store a value."""
@@ -46,21 +46,21 @@ class _Handler(BoundedHandler):
             return
         length = self.content_length(self.server.max_value_bytes)
         if length is None:
-            self._answer(HTTPStatus.LENGTH_REQUIRED)
+            self.answer(HTTPStatus.LENGTH_REQUIRED, b"")
         elif length > self.server.max_value_bytes:
-            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            self.answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"")
         else:
             value = self.rfile.read(length)
             if len(value) < length:
                 return  # the connection broke off
             stored = self.server.store(self.values, key, value)
-            self._answer(HTTPStatus.OK if stored else HTTPStatus.INSUFFICIENT_STORAGE)
+            self.answer(HTTPStatus.OK if stored else HTTPStatus.INSUFFICIENT_STORAGE, b"")
 
     def do_DELETE(self) -> None:
         """Remove a value."""
         if (key := self._key()) is not None:
             self.values.pop(key, None)
-            self._answer(HTTPStatus.OK)
+            self.answer(HTTPStatus.OK, b"")
 
     def _key(self) -> str | None:
         """Return the requested scope and key; None if the request was rejected."""
@@ -68,19 +68,13 @@ class _Handler(BoundedHandler):
         prefix, key = f"/{secret}:{self.server.server_port}/", None
         given = self.path.encode("utf-8", errors="replace")
         if not hmac.compare_digest(given[: len(prefix)], prefix.encode()):
-            self._answer(HTTPStatus.FORBIDDEN)
+            self.answer(HTTPStatus.FORBIDDEN, b"")
         elif len(given) > len(prefix) + MAX_KEY_BYTES:
-            self._answer(HTTPStatus.REQUEST_URI_TOO_LONG)
+            self.answer(HTTPStatus.REQUEST_URI_TOO_LONG, b"")
         else:
             self.admit()
             key = self.path[len(prefix) :]
         return key
-
-    def _answer(self, status: HTTPStatus, body: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 class _Server(BoundedServer):
@@ -132,11 +126,5 @@ def serve_rendezvous(host: str, workers: int) -> Iterator[Rendezvous]:
         server = _Server(host, workers)
     except OSError as error:
         raise ClusterError(f"the workers' rendezvous cannot listen on {host}: {error.strerror or error}") from error
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with server.running():
         yield Rendezvous(server, host)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

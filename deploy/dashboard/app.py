@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
-from flask import Response
+from dash.exceptions import DependencyException
+from flask import Response, request
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from werkzeug.exceptions import HTTPException
 
-from crossfade.deploy.access import SECURITY_HEADERS, Access
+from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard import charts, page
-from crossfade.deploy.dashboard.callback_requests import check_callback_requests, is_text, is_texts
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
-from crossfade.deploy.dashboard.layout import AXES, GRAPHS, layout
-from crossfade.deploy.dashboard.login import restrict
-from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.page import AXES, GRAPHS, layout
+from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 
 _POLICY = (
@@ -44,18 +45,17 @@ _INDEX = """<!DOCTYPE html>
 </body>
 </html>"""
 _GRAPHS = tuple(GRAPHS)
-_STORES = {
-    "location": is_text,
-    "listed": is_text,
-    "shown-version": is_text,
-    "selected": is_texts,
-    "axis": lambda value: value in AXES if isinstance(value, str) else False,
+_STORES: dict[str, TypeAdapter[Any]] = {
+    **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
+    "selected": TypeAdapter(list[str] | None),
+    "axis": TypeAdapter(Axis | None),
 }
-"""What the values of components may be, other than counts."""
+"""What the values of components may be, other than counts of clicks and ticks."""
+_COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
-def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = Access()) -> Dash:  # noqa: B008
+def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
     """Build the application that shows ``runs`` and explores their ``models``; ``source`` names their folders."""
     app = Dash(
         "crossfade",
@@ -74,24 +74,78 @@ def make_app(runs: Runs, models: ExploredModels, source: str, access: Access = A
         ],
     )
     app.layout = layout(source)
-    restrict(app.server, access)
     app.server.register_blueprint(explore_pages(runs, models, source))
     _select_axis(app)
     _select_runs(app, runs)
     _show_runs(app, runs)
-    check_callback_requests(app, _STORES)
-    _protect(app)
+    _reject_malformed_requests(app)
     return app
 
 
-def _protect(app: Dash) -> None:
+def content_policy(app: Dash) -> str:
     """Forbid the browser to load anything from other servers, and to run scripts in the page but those of Dash."""
-    headers = {**SECURITY_HEADERS, "Content-Security-Policy": _POLICY.format(scripts=" ".join(app.csp_hashes()))}
+    return _POLICY.format(scripts=" ".join(app.csp_hashes()))
 
-    @app.server.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(headers)
-        return response
+
+class _Property(BaseModel):
+    """A property of a component, with its value where it is an input or a state."""
+
+    id: str
+    property: str
+    value: Any = None
+
+
+class _CallbackRequest(BaseModel):
+    """A request that names a callback by its outputs, and has the values of its inputs and states in their order."""
+
+    output: str
+    outputs: _Property | list[_Property]
+    inputs: list[_Property] = []
+    state: list[_Property] = []
+    changedPropIds: list[str] = []
+
+
+def _reject_malformed_requests(app: Dash) -> None:
+    """Answer malformed requests for callbacks by 400: Dash would answer them with a traceback."""
+
+    @app.server.before_request
+    def check() -> Response | None:
+        if request.path != "/_dash-update-component" or request.method != "POST":
+            return None
+        try:
+            problem = _problem(_CallbackRequest.model_validate(request.get_json(), strict=True), app.callback_map)
+        except HTTPException:
+            raise  # another type than JSON, no JSON, or too large
+        except ValidationError as error:
+            problem = format_validation_error(error, root="body")
+        except (ValueError, RecursionError):
+            problem = "expected JSON"
+        return None if problem is None else Response(f"{problem}\n", HTTPStatus.BAD_REQUEST, mimetype="text/plain")
+
+    @app.server.errorhandler(DependencyException)
+    def unknown_file(_: DependencyException) -> Response:
+        return Response("there is no such file\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
+
+
+def _problem(asked: _CallbackRequest, callbacks: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what is wrong with a request; None: nothing."""
+    declared = callbacks.get(asked.output)
+    if declared is None:
+        return "output: expected that of a callback"
+    outputs = asked.outputs if isinstance(asked.outputs, list) else [asked.outputs]
+    if [f"{each.id}.{each.property}" for each in outputs] != asked.output.strip(".").split("..."):
+        return "outputs: expected those of the callback"
+    for key, given in (("inputs", asked.inputs), ("state", asked.state)):
+        if [(each.id, each.property) for each in given] != [(each["id"], each["property"]) for each in declared[key]]:
+            return f"{key}: expected those of the callback"
+        for each in given:
+            try:
+                _STORES.get(each.id, _COUNT).validate_python(each.value, strict=True)
+            except ValidationError:
+                return f"{key}: expected another value of {each.id}.{each.property}"
+    if not {*asked.changedPropIds} <= {f"{each.id}.{each.property}" for each in asked.inputs}:
+        return "changedPropIds: expected inputs of the callback"
+    return None
 
 
 def _select_axis(app: Dash) -> None:
@@ -178,7 +232,7 @@ def _show_runs(app: Dash, runs: Runs) -> None:
             return (*[no_update] * (len(_PARTS) + 2 * len(_GRAPHS) + 1), clock)
         shown = list(map(RunView, chosen, summaries, COLORS))
         return (
-            *_parts(shown),
+            *[getattr(page, part)(shown) for part in _PARTS],
             *(figures := _figures(shown, axis)),
             *[page.describe_chart(name, shown, figure) for name, figure in zip(_GRAPHS, figures, strict=True)],
             version,
@@ -196,20 +250,6 @@ def _locked(runs: Sequence[RunReader]) -> Iterator[None]:
         yield
 
 
-def _parts(shown: Sequence[RunView]) -> list[Any]:
-    """Build the parts other than graphs, in the order of ``_PARTS``."""
-    return [getattr(page, part)(shown) for part in _PARTS]
-
-
 def _figures(shown: Sequence[RunView], axis: Axis) -> list[Any]:
     """Draw the graphs, in the order of ``_GRAPHS``."""
-    by_axis = {"loss": charts.loss, "eval_metric": charts.eval_metric, "throughput": charts.throughput}
-    others = {
-        "phases": charts.phases,
-        "traffic": charts.traffic,
-        "memory": charts.memory,
-        "updates": charts.updates,
-    }
-    drawn = {name: draw(shown, axis) for name, draw in by_axis.items()}
-    drawn |= {name: draw(shown) for name, draw in others.items()}
-    return [drawn[name] for name in _GRAPHS]
+    return [getattr(charts, name)(*((shown, axis) if name in charts.BY_AXIS else (shown,))) for name in _GRAPHS]

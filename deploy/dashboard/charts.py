@@ -18,14 +18,15 @@ import numpy as np
 
 from crossfade.base import formatting
 from crossfade.base.arrays import FloatArray
-from crossfade.deploy.dashboard.column_buffer import ColumnBuffer
-from crossfade.deploy.dashboard.run_figures import Summary
+from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.training_history import EpochResult
+from crossfade.deploy.dashboard.summary import Summary
 from crossfade.trainer.training.state import PHASES
 
 Axis = Literal["step", "time"]
 Figure = dict[str, Any]
+BY_AXIS = ("loss", "eval_metric", "throughput")
+"""The graphs whose horizontal axis can be chosen; the others have their own."""
 COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)

@@ -1,6 +1,6 @@
-"""Access to the dashboard: the Host header, the token, and the page to sign in with it.
+"""Access to the dashboard: who may send requests, and the page to sign in with the token.
 
-    restrict(app.server, access)
+    asgi = restricted(app.server, access, policy)
 
 A browser signs in once, with the token in a form, and gets a cookie, whose value is new in each process. Programs send
 ``Authorization: Bearer TOKEN``.
@@ -10,16 +10,32 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from html import escape
 from http import HTTPStatus
-from urllib.parse import urlencode
+from typing import Any
+from urllib.parse import parse_qs, urlencode
 
-from flask import Flask, Response, redirect, render_template_string, request
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Scope
 
 from crossfade.deploy.access import Access
-from crossfade.deploy.dashboard.bounded_waitress import ADMIT
+from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess
+from crossfade.deploy.web.protocol import Bounds
+from crossfade.deploy.web.wsgi import WsgiInThreads
+from crossfade.trainer.monitoring.bounded_server import Places
 
+_THREADS = 8
+_CONNECTIONS = 128
+"""Of strangers, and of members: each may have a large file of Plotly that waits to be read."""
 _LOGIN = "/login"
-_HEALTH = "/healthz"
 _OPEN = ("/assets/", "/_favicon.ico")
 """What the page to sign in loads; it has nothing of the runs."""
 _PAGE = """<!DOCTYPE html>
@@ -45,9 +61,9 @@ _PAGE = """<!DOCTYPE html>
         <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
         <button type="submit">Sign in</button>
       </div>
-      <p class="hint" role="alert">{{ problem }}</p>
+      <p class="hint" role="alert">{problem}</p>
     </div>
-    <input name="next" type="hidden" value="{{ next }}">
+    <input name="next" type="hidden" value="{target}">
   </form>
 </main>
 </body>
@@ -55,67 +71,77 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def restrict(server: Flask, access: Access) -> None:
-    """Answer only requests that ``access`` allows, and add the page to sign in if it has a token."""
-    session = secrets.token_urlsafe(32)
+class _PageAccess(RestrictedAccess):
+    """The cookie of a browser that has signed in stands for the token, which others are asked for."""
 
-    def is_signed_in() -> bool:
-        cookie = request.cookies.get(_cookie_name(), "")
-        return hmac.compare_digest(cookie.encode(), session.encode()) or access.has_token(
-            request.headers.get("Authorization")
-        )
+    def __init__(self, app: ASGIApp, access: Access, policy: str, session: str) -> None:
+        super().__init__(app, access, policy)
+        self._session = session
 
-    @server.before_request
-    def check() -> Response | None:
-        if request.path == _HEALTH:
-            return None
-        if problem := access.host_problem(request.headers.get("Host")):
-            return Response(f"{problem}\n", HTTPStatus.MISDIRECTED_REQUEST, mimetype="text/plain")
-        if access.token is None or is_signed_in():
-            if admit := request.environ.get(ADMIT):
-                admit()
-            return None
-        if request.path == _LOGIN or request.path.startswith(_OPEN):
-            return None
-        accepted = request.accept_mimetypes
-        if request.method == "GET" and accepted["text/html"] > accepted["text/plain"]:
-            return _redirect(f"{_LOGIN}?{urlencode({'next': request.full_path.rstrip('?')})}")
-        return Response(
-            "a token is needed: sign in at /login, or send it as 'Authorization: Bearer TOKEN'\n",
-            HTTPStatus.UNAUTHORIZED,
-            {"WWW-Authenticate": "Bearer"},
-            mimetype="text/plain",
-        )
+    def is_open(self, method: str, path: str) -> bool:
+        return path == _LOGIN or path.startswith(_OPEN)
 
-    if access.token is None:
-        return
+    def may_be_linked(self, method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") or self.is_open(method, path)
 
-    @server.get(_LOGIN)
-    def show_login() -> str:
-        return render_template_string(_PAGE, next=request.args.get("next", "/"), problem="")
+    def is_signed_in(self, scope: Scope) -> bool:
+        cookie = HTTPConnection(scope).cookies.get(_cookie_name(scope), "")
+        return hmac.compare_digest(cookie.encode(), self._session.encode()) or super().is_signed_in(scope)
 
-    @server.post(_LOGIN)
-    def log_in() -> Response | tuple[str, int]:
-        target = request.form.get("next", "/")
-        if not access.is_token(request.form.get("token", "")):
-            page = render_template_string(_PAGE, next=target, problem="This is not the token.")
-            return page, HTTPStatus.UNAUTHORIZED
-        response = _redirect(target if _is_local(target) else "/")
-        response.set_cookie(_cookie_name(), session, httponly=True, samesite="Strict", secure=request.is_secure)
-        return response
+    def ask_for_token(self, scope: Scope) -> Response:
+        if scope["method"] != "GET" or "text/html" not in HTTPConnection(scope).headers.get("accept", ""):
+            return super().ask_for_token(scope)
+        query = scope["query_string"].decode()
+        target = f"{scope['path']}?{query}" if query else scope["path"]
+        return RedirectResponse(f"{_LOGIN}?{urlencode({'next': target})}", HTTPStatus.SEE_OTHER)
 
 
-def _cookie_name() -> str:
+def restricted(pages: Flask, access: Access, policy: str) -> Starlette:
+    """Return the application that answers requests for ``pages``, in threads, as far as ``access`` allows them.
+
+    ``policy`` is the content security policy of all pages. If a token is needed, there is a page to sign in with it.
+    """
+    session, in_threads = secrets.token_urlsafe(32), WsgiInThreads(pages, _THREADS)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        yield Bounds(Places(_CONNECTIONS, _CONNECTIONS)).state()
+        in_threads.close()
+
+    sign_in = Route(_LOGIN, partial(_sign_in, access, session), methods=["GET", "POST"])
+    return Starlette(
+        routes=[*([] if access.token is None else [sign_in]), Mount("/", in_threads)],
+        middleware=[
+            Middleware(_PageAccess, access=access, policy=policy, session=session),
+            Middleware(LimitedBodies),
+        ],
+        lifespan=lifespan,
+    )
+
+
+async def _sign_in(access: Access, session: str, request: Request) -> Response:
+    """Show the form, or check the token in it and lead back to the page that needs it."""
+    if request.method != "POST":
+        return _form(request.query_params.get("next", "/"), "")
+    given = parse_qs((await request.body()).decode(errors="replace"))
+    target, token = (given.get(name, [default])[0] for name, default in (("next", "/"), ("token", "")))
+    if not access.is_token(token):
+        return _form(target, "This is not the token.", HTTPStatus.UNAUTHORIZED)
+    response = RedirectResponse(target if _is_local(target) else "/", HTTPStatus.SEE_OTHER)
+    is_secure = request.url.scheme == "https"
+    response.set_cookie(_cookie_name(request.scope), session, httponly=True, samesite="strict", secure=is_secure)
+    return response
+
+
+def _form(target: str, problem: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return HTMLResponse(_PAGE.format(problem=problem, target=escape(target)), status)
+
+
+def _cookie_name(scope: Scope) -> str:
     """Return the name of the cookie: browsers send the cookies of a host to all its ports."""
-    return f"crossfade_{request.environ.get('SERVER_PORT', '')}"
+    return f"crossfade_{scope['server'][1]}"
 
 
 def _is_local(target: str) -> bool:
     """Return whether ``target`` is a path of this server: two slashes of either kind lead to another one."""
     return target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-
-
-def _redirect(target: str) -> Response:
-    response = redirect(target, HTTPStatus.SEE_OTHER)
-    assert isinstance(response, Response)
-    return response

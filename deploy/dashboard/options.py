@@ -10,7 +10,7 @@ from crossfade.base.options import Options, Port, option
 from crossfade.deploy.access import AccessOptions
 
 if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.runs import Runs
+    from crossfade.deploy.dashboard.run_reader import Runs
 
 DEFAULT_PORT = 8050
 TOKEN_VARIABLE = "CROSSFADE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
@@ -33,7 +33,7 @@ class RunsOptions(Options):
         Raises:
             InputError: a path is not a folder.
         """
-        from crossfade.deploy.dashboard.runs import Runs
+        from crossfade.deploy.dashboard.run_reader import Runs
         from crossfade.trainer.runs.folder import similar_run
 
         paths = self.runs or (Path("runs"),)

@@ -1,29 +1,28 @@
-"""Read one run folder repeatedly, while it grows or after: its files, and what is wrong with them.
+"""Find run folders, and read each repeatedly, while it grows or after: its files, and what is wrong with them.
 
-run = RunReader(Path("runs/plays"), "plays")
-with run.lock:
-    run.refresh()
-    run.training.step, run.problems()
+for run in Runs([Path("runs")]).readers():
+    with run.lock:
+        run.refresh()
+        run.training.step, run.problems()
 """
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import open_regular, read_regular
 from crossfade.base.text import counted
 from crossfade.base.validation import format_validation_error
-from crossfade.deploy.dashboard.process_history import ProcessHistory
-from crossfade.deploy.dashboard.process_load import Load
-from crossfade.deploy.dashboard.tail import Tail
-from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.folder import (
@@ -36,10 +35,94 @@ from crossfade.trainer.runs.folder import (
     STATE_FILE,
 )
 
+_CHUNK_BYTES = 4 << 20
+_MAX_LINE_BYTES = 4 << 20
+_parse = json.JSONDecoder().decode
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
 REFRESH_SECONDS = 0.5
 """Several viewers of a run cause one read in this time."""
+SCAN_SECONDS = 1.0
+_MAX_DEPTH = 2
+"""Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
+
+
+class Tail:
+    """Reads the objects of one file. Invalid lines are counted and skipped; an unfinished last line is read later."""
+
+    def __init__(self, path: Path) -> None:
+        """Read from the beginning of ``path``, which need not exist yet."""
+        self.path = path
+        self.bad_lines = 0
+        self.first_bad_line = 0
+        """The number of the first invalid line, from 1; 0 if there is none."""
+        self.error = ""
+        """The reason why the file cannot be read; empty if it can."""
+        self._offset = self._lines = 0
+        self._inode: int | None = None
+
+    def is_replaced(self) -> bool:
+        """Return whether the file was replaced or truncated; if so, ``read`` begins at its start again."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            replaced = self._inode is not None
+            self._restart(None)
+            return replaced
+        replaced = self._inode is not None and (found.st_ino != self._inode or found.st_size < self._offset)
+        if replaced or self._inode is None:
+            self._restart(found.st_ino)
+        return replaced
+
+    def _restart(self, inode: int | None) -> None:
+        self._inode, self._offset, self._lines, self.bad_lines, self.first_bad_line = inode, 0, 0, 0, 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects on complete lines since the last call."""
+        self.error = ""
+        if self._inode is None:
+            return
+        try:
+            with os.fdopen(open_regular(self.path), "rb") as file:
+                if os.fstat(file.fileno()).st_ino == self._inode:
+                    file.seek(self._offset)
+                    while chunk := self._complete_lines(file.read(_CHUNK_BYTES)):
+                        self._offset += len(chunk)
+                        yield from self._objects(chunk)
+                        file.seek(self._offset)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.error = f"{self.path.name} cannot be read: {error.strerror}"
+
+    @staticmethod
+    def _complete_lines(data: bytes) -> bytes:
+        lines = data[: data.rfind(b"\n") + 1]
+        # A longer line cannot be a record: skip it in pieces, so that it does not block the reader.
+        return lines or (data if len(data) >= _MAX_LINE_BYTES else b"")
+
+    def _objects(self, data: bytes) -> Iterator[dict[str, Any]]:
+        # Bytes that are not UTF-8 become replacement characters, which at worst make one line invalid.
+        for line in data.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
+            self._lines += 1
+            try:
+                found = _parse(line)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict) and isinstance(found.get("event"), str) and "time" in found:
+                yield found
+            elif line.strip():
+                self.bad_lines += 1
+                self.first_bad_line = self.first_bad_line or self._lines
+
+    def problem(self) -> str | None:
+        """Return a description of what is wrong with the file; None if nothing is."""
+        if self.error:
+            return self.error
+        if not self.bad_lines:
+            return None
+        count = "a line" if self.bad_lines == 1 else f"{self.bad_lines:,} lines"
+        return f"{self.path.name}: {count} cannot be read, skipped (first: line {self.first_bad_line:,})"
 
 
 def is_run(folder: Path) -> bool:
@@ -165,16 +248,18 @@ class RunReader:
             self.processes = ProcessHistory()
         for record in self._processes.read():
             self.processes.add(record)
-        self._read_job()
+        if self._has_changed(JOB_FILE):
+            self.job_text = ""
+            self.job = self._read(JOB_FILE, self._parse_job, {})
         if self._has_changed(RUN_FILE):
-            self.identity = self._read_json(RUN_FILE, RunFile.model_validate_json, RunFile())
+            self.identity = self._read(RUN_FILE, RunFile.model_validate_json, RunFile())
         if self._has_changed(STATE_FILE):
             self.state_changed_at = time.time() if self.state else None
-            self.state = self._read_json(STATE_FILE, StateFile.model_validate_json, None)
+            self.state = self._read(STATE_FILE, StateFile.model_validate_json, None)
         if self._has_changed(REPORT_FILE):
-            self.report = self._read_json(REPORT_FILE, ReportFile.model_validate_json, None)
+            self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, None)
         if self._has_changed(RESTARTS_FILE):
-            self.restarts = self._read_json(RESTARTS_FILE, _parse_restarts, [])
+            self.restarts = self._read(RESTARTS_FILE, _parse_restarts, [])
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""
@@ -199,21 +284,14 @@ class RunReader:
         self._seen[name] = identity
         return changed
 
-    def _read_job(self) -> None:
-        if not self._has_changed(JOB_FILE):
-            return
-        self.job_text, self.job = "", {}
-        self._problems.pop(JOB_FILE, None)
-        try:
-            self.job_text = read_regular(self.path / JOB_FILE).decode()
-            found = parse_job_text(self.job_text, JOB_FILE)
-            if not isinstance(found, dict):
-                raise ValueError("expected a mapping")
-            self.job = found
-        except (OSError, ValueError, InputError) as error:
-            self._problems[JOB_FILE] = f"{JOB_FILE} cannot be read: {_first_line(error)}"
+    def _parse_job(self, data: bytes) -> dict[str, Any]:
+        self.job_text = data.decode()
+        found = parse_job_text(self.job_text, JOB_FILE)
+        if not isinstance(found, dict):
+            raise ValueError("expected a mapping")
+        return found
 
-    def _read_json(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
+    def _read(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
         self._problems.pop(name, None)
         try:
             return parse(read_regular(self.path / name))
@@ -221,10 +299,50 @@ class RunReader:
             return default
         except ValidationError as error:
             self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InputError) as error:
             self._problems[name] = f"{name} cannot be read: {_first_line(error)}"
         return default
 
 
 def _first_line(error: Exception) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
+
+
+class Runs:
+    """The runs in some folders. Thread-safe."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Look in ``paths``, each the folder of a run or one that holds such folders."""
+        self._paths = paths
+        self._readers: dict[Path, RunReader] = {}
+        self._lock = threading.Lock()
+        self._scanned_at = float("-inf")
+
+    def readers(self) -> list[RunReader]:
+        """Return a reader for each run, sorted by name. A run keeps its reader as long as it exists."""
+        with self._lock:
+            if time.monotonic() - self._scanned_at >= SCAN_SECONDS:
+                found = dict(self._find())
+                self._readers = {path: self._readers.get(path) or RunReader(path, name) for path, name in found.items()}
+                self._scanned_at = time.monotonic()
+            return sorted(self._readers.values(), key=lambda reader: reader.name)
+
+    def _find(self) -> Iterator[tuple[Path, str]]:
+        for path in self._paths:
+            if is_run(path):
+                yield path, path.absolute().name if len(self._paths) == 1 else str(path)
+            else:
+                prefix = "" if len(self._paths) == 1 else f"{path}/"
+                yield from ((found, f"{prefix}{found.relative_to(path)}") for found in _runs_in(path, _MAX_DEPTH))
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in folders:
+        if is_run(path):
+            yield path
+        elif depth > 1:
+            yield from _runs_in(path, depth - 1)

@@ -1,20 +1,31 @@
-"""Serve the dashboard over HTTP.
+"""Serve the dashboard over HTTP, and beside a training, in a process that ends with it.
 
     serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, Access(), print)
 
-Waitress and Dash are imported only when the page is served.
+uvicorn and Dash are imported only when the page is served.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import MissingExtraError
 from crossfade.deploy.access import Access
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
+from crossfade.deploy.dashboard.run_reader import Runs
+from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
+from crossfade.trainer.serving.copies_folder import delete_abandoned_copies
 
-_THREADS = 8
+_DRAIN_SECONDS = 5
+_SAFE_PATH = "-P"
+"""Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
 
 def serve(
@@ -27,38 +38,66 @@ def serve(
     *,
     history_from_this_dataset_only: bool = False,
 ) -> None:
-    """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until an exception ends it.
+    """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until SIGINT or SIGTERM.
 
     ``access`` decides which requests are answered. ``source`` names the folders of the runs in the page's header;
     ``on_listening`` receives the page's URL. ``history_from_this_dataset_only`` has Explore do without base datasets.
 
     Raises:
-        MissingExtraError: Dash or Waitress is not installed.
+        MissingExtraError: Dash or uvicorn is not installed.
         InputError: the address is in use or cannot be bound.
     """
     try:
-        from crossfade.deploy.dashboard.app import make_app
-        from crossfade.deploy.dashboard.bounded_waitress import BoundedWaitress
+        from uvicorn import Config, Server
+
+        from crossfade.deploy.dashboard.app import content_policy, make_app
         from crossfade.deploy.dashboard.explored_models import ExploredModels
+        from crossfade.deploy.dashboard.login import restricted
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
-    # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    models = ExploredModels(history_from_this_dataset_only=history_from_this_dataset_only)
-    app = make_app(runs, models, source, access)
+    # Invalid requests, which uvicorn logs as warnings, would fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    with (
+        bound_socket(host, port) as listener,
+        closing(ExploredModels(history_from_this_dataset_only=history_from_this_dataset_only)) as models,
+    ):
+        app = make_app(runs, models, source)
+        asgi = restricted(app.server, access, content_policy(app))
+        server = Server(Config(asgi, timeout_graceful_shutdown=_DRAIN_SECONDS, **UVICORN_OPTIONS))
+        listener.listen(UVICORN_OPTIONS["backlog"])
+        on_listening(url_of(listener))
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Iterator[None]:
+    """Serve the page of the run in ``run_dir`` at ``port`` (0: a free one) of loopback while the context lasts.
+
+    ``log`` receives the line with the page's URL. A page that cannot be served prints its error to stderr and leaves
+    the training undisturbed.
+    """
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, _SAFE_PATH, "-m", "crossfade", "dashboard", str(run_dir), "--port", str(port)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, AGENT_VARIABLE: str(os.getpid())},
+        start_new_session=True,  # a terminal's Ctrl-C reaches only the training
+    )
+    assert process.stdout is not None
+    lines = process.stdout
+
+    def forward_output() -> None:
+        for line in lines:
+            log(line.rstrip("\n"))
+
+    reader = threading.Thread(target=forward_output, name="dashboard", daemon=True)
+    reader.start()
     try:
-        server = BoundedWaitress(app.server, host=host, port=port, threads=_THREADS)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(
-            f"--port: cannot listen on {host}:{port}: {reason}; name another port, or 0 for a free one"
-        ) from error
-    on_listening(f"http://{'127.0.0.1' if host in _ALL_INTERFACES else host}:{server.effective_port}/")
-    try:
-        server.run()
+        yield
     finally:
-        server.close()
-        models.close()
-
-
-_ALL_INTERFACES = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
+        process.kill()
+        process.wait()
+        delete_abandoned_copies()
+        reader.join()
+        lines.close()

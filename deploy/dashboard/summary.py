@@ -1,27 +1,129 @@
-"""Summarize a run in figures, for 'crossfade status' and for the page.
+"""Summarize a run in figures and alerts, for 'crossfade status' and for the page.
 
-for summary in latest_first(read_summaries(Runs([Path("runs")]))):
-    print(summary.name, summary.state, summary.loss)
+    for summary in latest_first(read_summaries(Runs([Path("runs")]))):
+        print(summary.name, summary.state, summary.loss, summary.alerts)
+
+Alerts have the same limits as ``docker/prometheus/rules.yml``.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from crossfade.deploy.dashboard.alerts import find_alerts
-from crossfade.deploy.dashboard.last_failure import find_failure
-from crossfade.deploy.dashboard.process_rows import process_rows
-from crossfade.deploy.dashboard.run_figures import Summary
-from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader
-from crossfade.deploy.dashboard.run_state import ENDED, find_state
-from crossfade.deploy.dashboard.runs import Runs
-from crossfade.trainer.runs.events import CheckpointSaved, RestartEvent
+from crossfade.base.formatting import duration, lost, size
+from crossfade.deploy.cluster.role_events import error_line
+from crossfade.deploy.cluster.state_writer import IN_PROCESS
+from crossfade.deploy.dashboard.processes import ProcessRow, process_rows
+from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader, Runs
+from crossfade.deploy.dashboard.run_state import ENDED, LastFailure, find_failure, find_state
+from crossfade.trainer.monitoring.thresholds import (
+    LOCAL_PHASES,
+    MAX_WORKER_SKEW,
+    MIN_FREE_MEMORY_RATIO,
+    OVERDUE_CHECKPOINTS,
+    OVERDUE_SECONDS,
+    RECENT_RESTART_SECONDS,
+    ROLE_ALERT_STATES,
+    STALLED_SECONDS,
+)
+from crossfade.trainer.runs.events import BackoffEvent, CheckpointFailed, CheckpointSaved, RestartEvent
 
+Level = Literal["critical", "warning", "info"]
 DEFAULT_METRIC = "ndcg@10"
 _TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
+_MIN_SKEW_SECONDS = 60.0
+"""Local work of the slowest worker below which skew is not judged."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert."""
+
+    level: Level
+    text: str
+
+
+@dataclass
+class Summary:
+    """One run. Times are Unix times in seconds; figures that are unknown are None."""
+
+    name: str
+    path: str
+    state: str
+    message: str
+    phase: str
+    generation: int
+    started: float | None
+    updated: float | None
+    elapsed_seconds: float | None
+    step: int
+    planned_steps: int | None
+    epoch: int | None
+    planned_epochs: int | None
+    remaining_seconds: float | None
+    examples_per_second: float | None
+    steps_per_second: float | None
+    loss: float | None
+    best_metric: str
+    """The metric that selects the best epoch."""
+    eval_metric: float | None
+    """Its last value on the valid split."""
+    best_value: float | None
+    best_epoch: int | None
+    stopped_early: bool
+    """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
+    advice: str | None
+    """What to change where it may have ended too early."""
+    metrics: dict[str, dict[str, float]]
+    """The metrics of the last evaluation, by split."""
+    baselines: dict[str, dict[str, dict[str, float]]]
+    """Metrics of rankings without training, by split and name."""
+    baseline_notes: list[str]
+    """Why some are missing, in words."""
+    task: str
+    """What these metrics count as held out, ``new`` or ``repeat``; empty if the job does not say."""
+    traffic: dict[str, int]
+    phase_seconds: dict[str, float]
+    checkpoints: dict[str, Any]
+    restarts: list[dict[str, Any]]
+    failure: LastFailure | None
+    processes: list[ProcessRow]
+    alerts: list[Alert] = field(default_factory=list)
+    run_id: str | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the run has not ended."""
+        return self.state not in ENDED
+
+    @property
+    def progress(self) -> float:
+        """The share of planned steps that are done; 1 for a finished run, also if it stopped early."""
+        if self.state == "done":
+            return 1.0
+        return min(1.0, self.step / self.planned_steps) if self.planned_steps else 0.0
+
+    @property
+    def dense_ratio(self) -> float | None:
+        """Bytes that dense gradients would have taken, as a multiple of the bytes pushed; None without pushes."""
+        pushed = self.traffic.get("bytes_pushed")
+        return self.traffic["dense_equivalent_bytes_pushed"] / pushed if pushed else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields and derived figures as JSON values."""
+        return {**asdict(self), "progress": self.progress, "dense_ratio": self.dense_ratio}
+
+
+def lost_steps(restart: Mapping[str, Any]) -> str:
+    """Describe the steps that one of ``Summary.restarts`` takes again; empty if its record does not have them."""
+    steps, reached = restart.get("lost_steps"), restart.get("step")
+    if not isinstance(steps, int) or not isinstance(reached, int):
+        return ""
+    return f"lost {lost(steps, restart.get('lost_seconds'), from_step=reached - steps)}"
 
 
 def summarize(run: RunReader, now: float | None = None) -> Summary:
@@ -163,3 +265,89 @@ def _restarts(run: RunReader) -> list[dict[str, Any]]:
         for _, event in logged
     ]
     return [{**each, "time": times.get((each.get("generation"), each.get("cause")))} for each in restarts]
+
+
+def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:
+    """Return the alerts of ``run`` at the Unix time ``now``, the most severe first. Hold the reader's ``lock``."""
+    found = [*_ended(summary), *_training(run, summary)]
+    if summary.live:
+        found += [*_liveness(run, summary, now), *_skew(run)]
+    found += [Alert("warning", problem) for problem in run.problems()]
+    order = {"critical": 0, "warning": 1, "info": 2}
+    return sorted(found, key=lambda alert: order[alert.level])
+
+
+def _ended(summary: Summary) -> Iterator[Alert]:
+    if summary.state in {"failed", "lost"}:
+        yield Alert("critical", _cause(summary))
+    elif summary.state == "stopped":
+        yield Alert("info", f"stopped {summary.message}".strip())
+    elif summary.state == "unknown":
+        yield Alert("warning", summary.message)
+
+
+def _cause(summary: Summary) -> str:
+    """Return why the run ended, in a line: without the end of a log, which the last failure names."""
+    failure = summary.failure
+    if failure is None or not failure.ends_run:
+        return error_line(summary.message) or "the run has failed"
+    if failure.role == IN_PROCESS and failure.error:
+        return failure.error
+    return f"{failure.text}: {failure.error}" if failure.error else failure.text
+
+
+def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
+    losses = [run.training.steps.last("loss"), run.training.epochs[-1].loss if run.training.epochs else None]
+    if any(loss is not None and not math.isfinite(loss) for loss in losses):
+        yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate or raise model.temperature")
+    saves = run.training.saves
+    if saves and isinstance(last := saves[-1].event, CheckpointFailed):
+        yield Alert("warning", f"the checkpoint of step {last.step:,} was not written: {last.message}")
+
+
+def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
+    last = run.training.last_time
+    if last is not None and now - last > STALLED_SECONDS:
+        yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
+    if summary.state in ROLE_ALERT_STATES:
+        for process in summary.processes:
+            if process.state == "missing":
+                yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")
+    recent = [each for each in summary.restarts if now - (each.get("time") or 0.0) < RECENT_RESTART_SECONDS]
+    if recent:
+        more = f" (and {len(recent) - 1} more within {duration(RECENT_RESTART_SECONDS)})" if len(recent) > 1 else ""
+        ago = duration(now - recent[-1]["time"])
+        lost = f"; {steps}" if (steps := lost_steps(recent[-1])) else ""
+        yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{lost}{more}")
+    for warning in run.state.warnings if run.state else []:
+        yield Alert("warning", warning)
+    interval = run.setting("checkpoint", "interval_seconds")
+    since = summary.checkpoints["last_time"] or run.training.first_time
+    if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:
+        yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
+    for process in summary.processes:
+        free, limit = process.memory_available_bytes, process.memory_limit_bytes
+        if free is not None and limit and free < MIN_FREE_MEMORY_RATIO * limit:
+            yield Alert("warning", f"{process.name}: only {size(free)} of {size(limit)} memory are free")
+
+
+def _why(run: RunReader, process: str) -> str:
+    """Return the cause of the last restart if it names this process."""
+    causes = [event.cause for _, event in run.processes.events if isinstance(event, RestartEvent | BackoffEvent)]
+    return f": {causes[-1]}" if causes and causes[-1].startswith(process) else ""
+
+
+def _skew(run: RunReader) -> Iterator[Alert]:
+    local_seconds = {
+        name: sum(load["phase_seconds"].get(phase, 0.0) for phase in LOCAL_PHASES)
+        for name, load in run.processes.loads.items()
+        if name.startswith("worker-") and "phase_seconds" in load
+    }
+    if len(local_seconds) < 2 or max(local_seconds.values()) < _MIN_SKEW_SECONDS:
+        return
+    slowest = max(local_seconds, key=lambda name: local_seconds[name])
+    ratio = local_seconds[slowest] / (sum(local_seconds.values()) / len(local_seconds))
+    if ratio > MAX_WORKER_SKEW:
+        yield Alert(
+            "warning", f"{slowest} computes {ratio:.1f} times as long as the average worker: the others wait for it"
+        )

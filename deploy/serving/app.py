@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +34,7 @@ from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
 from crossfade.deploy.serving.current import CurrentVersion
-from crossfade.deploy.serving.front_page import front_page
-from crossfade.deploy.serving.metrics import exposition
-from crossfade.deploy.serving.middleware import LimitedBodies, RecordedRequests, RestrictedAccess
-from crossfade.deploy.serving.protocol import Bounds
+from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
     BODY_PROBLEMS,
     PROBLEMS,
@@ -56,6 +54,8 @@ from crossfade.deploy.serving.schemas import (
     Vectors,
 )
 from crossfade.deploy.serving.versions import Versions
+from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess, security_headers
+from crossfade.deploy.web.protocol import Bounds
 from crossfade.kvstore import __version__
 from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.serving.served_metadata import OverloadedError
@@ -71,6 +71,40 @@ Recommendations, similar rows and vectors of a trained model. Rows are named by 
 `items` of a result are ranked by the model's score or, for similar rows, by cosine. A result for an ID that is unknown
 has `error` instead; where a request is for one ID only, the status is 404.
 """
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Crossfade</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<style>body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem }}</style>
+</head>
+<body>
+<h1>Crossfade</h1>
+<p>{served}</p>
+<p><a href="/docs">/docs</a> shows the routes with examples and sends requests;
+<a href="/openapi.json">/openapi.json</a> describes them for programs.</p>
+</body>
+</html>
+"""
+_DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs/")
+_DOCUMENTATION_HEADERS = security_headers(
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+"""The page of /docs has an inline script, but nothing that a client or a model could choose."""
+_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
+
+
+class _ServingAccess(RestrictedAccess):
+    """Everybody may read the documentation; pages of other sites may lead there, but send no other request."""
+
+    health = ("/healthz", "/ping")
+
+    def is_open(self, method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") and (path == "/" or path.startswith(_DOCUMENTATION))
+
+    def headers_of(self, path: str) -> list[tuple[bytes, bytes]]:
+        return _DOCUMENTATION_HEADERS if self.is_open("GET", path) else super().headers_of(path)
 
 
 def make_app(access: Access) -> FastAPI:
@@ -101,7 +135,7 @@ def make_app(access: Access) -> FastAPI:
         dependencies=[] if access.token is None else [Security(HTTPBearer(auto_error=False))],
     )
     app.add_middleware(LimitedBodies)
-    app.add_middleware(RestrictedAccess, access=access)
+    app.add_middleware(_ServingAccess, access=access)
     app.add_middleware(RecordedRequests)
     for error, status in (
         (UnknownRowError, 404),
@@ -247,10 +281,24 @@ def _one(results: Results) -> Response:
     return _json(OneResult.model_construct(version=results.version, result=result))
 
 
+def _front_page(model: ModelDescription | None) -> str:
+    """Return the page about ``model``; None: requests need a token, and the page has nothing of the model."""
+    if model is None:
+        served = "This server answers requests for recommendations. They need a token."
+    else:
+        rows = ", ".join(f"{entity.rows:,} of {escape(name)}" for name, entity in model.entities.items())
+        served = (
+            f"This server recommends {escape(model.item)} to {escape(model.query)}, and finds similar rows, by the "
+            f"model <b>{escape(model.job)}</b> of {escape(model.date)}, version {escape(model.version)}. It has the "
+            f"vectors of {rows}."
+        )
+    return _PAGE.format(served=served)
+
+
 def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def front() -> Response:
-        return HTMLResponse(front_page(current.answers.describe() if access.token is None else None))
+        return HTMLResponse(_front_page(current.answers.describe() if access.token is None else None))
 
 
 def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_token: bool) -> None:
@@ -299,9 +347,6 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def invoke(request: Request) -> Response:
         """Recommend items, as POST /recommend does: the route that SageMaker endpoints call."""
         return _json(await recommend(await _read_body(request, bodies, "recommend")))
-
-
-_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:

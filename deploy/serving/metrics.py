@@ -10,6 +10,7 @@ import time
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -30,6 +31,8 @@ _VERSION = Gauge(
 _REFRESHES = Counter(
     "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
 )
+_UNKNOWN_ROUTE = "other"
+_NO_RESPONSE = 500
 _FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
 
 
@@ -43,12 +46,6 @@ def record_refresh(result: Literal["success", "failure"]) -> None:
     _REFRESHES.labels(result).inc()
 
 
-def record_request(route: str, status: int, seconds: float) -> None:
-    """Record a request that was answered."""
-    _REQUESTS.labels(route, str(status)).inc()
-    _SECONDS.labels(route).observe(seconds)
-
-
 def record_version(number: int) -> None:
     """Record that this process has loaded the version ``number``."""
     _VERSION.set(number)
@@ -60,3 +57,32 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+class RecordedRequests:
+    """Records route, status and duration of every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), _NO_RESPONSE
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            route = scope.get("route")
+            # Unknown paths have one label together, so that their number is bounded.
+            path = getattr(route, "path", _UNKNOWN_ROUTE)
+            _REQUESTS.labels(path, str(status)).inc()
+            _SECONDS.labels(path).observe(time.perf_counter() - start)

@@ -9,24 +9,23 @@ processes therefore have in common. One that dies is replaced.
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, option_named
+from crossfade.base.errors import CrossfadeError, MissingExtraError, option_named
 from crossfade.base.io.disk_errors import write_error
 from crossfade.deploy.access import Access, read_token
 from crossfade.deploy.capacity.machine import thread_variables
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
+from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.serving.copies_folder import CopiesFolder, full_work_disk_error
 
-_BACKLOG = 2048
 _DRAIN_SECONDS, _HUNG_SECONDS = 30, 120
 _METRICS_BYTES = 1 << 20
 """Free space that a server needs at least at its start."""
@@ -48,7 +47,7 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
     assert options.host is not None
     assert options.port is not None
     access = Access.of(options.host, options.allowed_host, read_token(TOKEN_VARIABLE, options.token_file))
-    with _bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:
+    with bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:
         # Before the client of Prometheus is imported, which reads it then.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)
         try:
@@ -66,9 +65,7 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
         os.environ[AGENT_VARIABLE] = str(os.getpid())
         # The processes get the token by a pipe, with the application.
         config = Config(partial(make_app, access), **_process_options(options.processes))
-        host, port = listener.getsockname()[:2]
-        shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
-        on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
+        on_listening(url_of(listener))
         supervisor = Multiprocess(config, sockets=[listener])
         with refresher.running(options.refresh):
             supervisor.run()
@@ -81,41 +78,12 @@ def _process_options(processes: int) -> dict[str, Any]:
     for variable, threads in thread_variables(processes).items():
         os.environ.setdefault(variable, threads)
     return {
+        **UVICORN_OPTIONS,
         "factory": True,
-        "http": "crossfade.deploy.serving.protocol:BoundedProtocol",
-        "ws": "none",
         "workers": processes,
-        "backlog": _BACKLOG,
-        "access_log": False,
-        "log_config": None,
-        "lifespan": "on",
         "timeout_graceful_shutdown": _DRAIN_SECONDS,
         "timeout_worker_healthcheck": _HUNG_SECONDS,
     }
-
-
-@contextmanager
-def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """Bind a socket, so that an address in use is reported at once; nobody can connect before a process listens.
-
-    Raises:
-        InputError: it cannot be bound.
-    """
-    with ExitStack() as stack:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OptionError(
-                "port",
-                problem=f"cannot listen on {host}:{port}: {reason}",
-                fix="name another port, or 0 for a free one",
-            ) from error
-        listener.set_inheritable(True)
-        yield listener
 
 
 @contextmanager

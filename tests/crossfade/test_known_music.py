@@ -18,7 +18,7 @@ from waiting import wait_until
 
 import crossfade
 from crossfade.base.errors import InputError
-from crossfade.deploy.dashboard.explore_answers import recommend as explore
+from crossfade.deploy.dashboard.explore import recommend as explore
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from crossfade.trainer.runs.job_inputs import dataset_size
 OPTIMIZER = OptimizerSpec("adagrad")
 
 
-def training_on(data: Path) -> dict[str, Any]:
-    """Return the training record of a checkpoint of a run on ``data``."""
-    job = check_job({"name": "planted", "data": {"path": str(data)}}, "a test")
+def training_on(data: Path, dim: int = 4) -> dict[str, Any]:
+    """Return the training record of a checkpoint of a run on ``data`` with vectors of ``dim`` columns."""
+    job = check_job({"name": "planted", "data": {"path": str(data)}, "model": {"dim": dim}}, "a test")
     return {
         "run": "0",
         "job": resolve(job, dataset_size(read_manifest(Folder(data)))).model_dump(mode="json"),

@@ -1,6 +1,6 @@
 """Read vectors from a checkpoint: rows of its tables, or what towers and dense layers make of them.
 
-vectors = CheckpointVectors(checkpoint, NullReporter(), towers, scratch)
+vectors = CheckpointVectors(checkpoint, towers, scratch)
 vectors.vectors("track", np.arange(65_536))
 """
 
@@ -14,7 +14,6 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.towers import Towers
 
@@ -29,17 +28,16 @@ class CheckpointVectors:
     files in ``scratch``, which the operating system pages.
     """
 
-    def __init__(self, checkpoint: Checkpoint, reporter: ProgressReporter, towers: Towers, scratch: Path) -> None:
-        """Read from ``checkpoint`` and combine by ``towers``; report rows to ``reporter``."""
+    def __init__(self, checkpoint: Checkpoint, towers: Towers, scratch: Path) -> None:
+        """Read from ``checkpoint`` and combine by ``towers``."""
         self._checkpoint = checkpoint
-        self._reporter = reporter
         self._towers = towers
         self._scratch = scratch
         self._copies: dict[str, FloatArray] = {}
         self._next_row: dict[str, int] = {}
 
-    def prepare(self, entity: str) -> None:
-        """Copy the tables of the features of ``entity`` and of its histories; otherwise, its first use does."""
+    def _prepare(self, entity: str) -> None:
+        """Copy the tables of the features of ``entity`` and of its histories, before its first use."""
         of, history = self._towers.of(entity), self._towers.history_table(entity)
         for table in [*(of.tower.features if of else ()), *([history] if history else [])]:
             if table.name not in self._copies:
@@ -48,11 +46,9 @@ class CheckpointVectors:
     def _copy(self, table: TableSpec) -> FloatArray:
         with tempfile.TemporaryFile(dir=self._scratch) as file:
             copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
-        self._reporter.phase(f"read {table.name}", table.rows, "row")
         for start in range(0, table.rows, GROUP_ROWS):
             stop = min(start + GROUP_ROWS, table.rows)
             copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
-            self._reporter.advance(stop - start)
         return copy
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
@@ -61,8 +57,7 @@ class CheckpointVectors:
         Raises:
             CheckpointError: a file is corrupt or unreadable.
         """
-        self.prepare(entity)
-        self._reporter.advance(len(rows_N))
+        self._prepare(entity)
         return self._towers.add_history(entity, rows_N, self._row_vectors, self._copied)
 
     def _copied(self, table: str, rows_N: IntArray) -> FloatArray:

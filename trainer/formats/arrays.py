@@ -1,10 +1,10 @@
-"""Write vectors as numpy or safetensors, with a Parquet file of their rows.
+"""Write vectors as Parquet, numpy, or safetensors; the latter two with a Parquet file of their rows.
 
-    write_numpy(exported, folder)
+    FOLDER/ENTITY/rows-000000000000.parquet   id, row, vector, and name if the dataset has names (embeddings/files.py)
 
-    FOLDER/ENTITY/vectors.npy           float32 (rows, dim), or
-    FOLDER/ENTITY/vectors.safetensors   the tensor "vectors", float32 (rows, dim)
-    FOLDER/ENTITY/rows.parquet          row, id, name if the dataset has names, and trained
+    FOLDER/ENTITY/vectors.npy                 float32 (rows, dim), or
+    FOLDER/ENTITY/vectors.safetensors         the tensor "vectors", float32 (rows, dim)
+    FOLDER/ENTITY/rows.parquet                row, id, name if the dataset has names, and trained
 
 Line r of the vectors is row r of the table, so no row is left out: ``trained`` is false where a vector is random, and
 ``id`` is null where the row is vacant. Files are written front to back, a block at a time.
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,35 +26,84 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
-from crossfade.trainer.embeddings.python_example import ArrayReader, choose_example, python_example
+from crossfade.trainer.embeddings.files import write_table
+from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.formats.exported_model import Block, ExportedModel
 
 ROWS_FILE, NUMPY_FILE, SAFETENSORS_FILE = "rows.parquet", "vectors.npy", "vectors.safetensors"
-UNTRAINED_NOTE = (
-    "Every row is in the files. `trained` in `rows.parquet` is false for rows whose vector is random: those without an "
-    "ID, and those without an interaction of positive weight in train, unless they have features."
-)
 _ALIGNMENT = 8
 """The values of a safetensors file begin at a multiple of this, as its library writes them."""
-_READERS = {
-    "numpy": ArrayReader(
-        vectors=f'np.load("{{}}/{NUMPY_FILE}", mmap_mode="r")',
-        rows=f'pq.read_table("{{}}/{ROWS_FILE}")',
-        marks_trained=True,
-    ),
-    "safetensors": ArrayReader(
-        vectors=f'load_file("{{}}/{SAFETENSORS_FILE}")["vectors"]',
-        rows=f'pq.read_table("{{}}/{ROWS_FILE}")',
-        imports=["from safetensors.numpy import load_file"],
-        marks_trained=True,
-    ),
+_SCORES: dict[ScoreKind, str] = {
+    "cosine": "vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query))",
+    "dot": "vectors @ query",
+    "euclidean": "-np.square(vectors - query).sum(axis=1)",
 }
+_LINES = f"Line r belongs to row r of `ENTITY/{ROWS_FILE}`."
 
 
-def write_numpy(exported: ExportedModel, folder: Path) -> None:
-    """Write the vectors of each table as ``vectors.npy``.
+@dataclass(frozen=True)
+class _ArrayReader:
+    """Python that reads the arrays of a format; ``{}`` stands for the entity.
+
+    Attributes:
+        vectors: an expression for the vectors of all rows.
+        rows: an expression for the table with their IDs and names; a second ``{}`` stands for the column that is shown.
+        imports: lines that the expressions need, in addition to those of numpy and Parquet.
+        function: a function that they need.
+        marks_trained: whether the rows have the column ``trained``.
+    """
+
+    vectors: str
+    rows: str
+    imports: Sequence[str] = ()
+    function: Sequence[str] = ()
+    marks_trained: bool = False
+
+
+_PARQUET = _ArrayReader(
+    vectors='read_vectors("{}")',
+    rows='pq.read_table("{}", columns=["{}"])',
+    function=[
+        "",
+        "def read_vectors(entity):",
+        '    column = pq.read_table(entity, columns=["vector"])["vector"].combine_chunks()',
+        "    return column.flatten().to_numpy().reshape(len(column), -1)",
+        "",
+    ],
+)
+_NUMPY = _ArrayReader(
+    vectors=f'np.load("{{}}/{NUMPY_FILE}", mmap_mode="r")',
+    rows=f'pq.read_table("{{}}/{ROWS_FILE}")',
+    marks_trained=True,
+)
+_SAFETENSORS = _ArrayReader(
+    vectors=f'load_file("{{}}/{SAFETENSORS_FILE}")["vectors"]',
+    rows=f'pq.read_table("{{}}/{ROWS_FILE}")',
+    imports=["from safetensors.numpy import load_file"],
+    marks_trained=True,
+)
+
+
+class _Reported:
+    """Vectors of a model; their rows are reported."""
+
+    def __init__(self, exported: ExportedModel) -> None:
+        self._exported = exported
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``."""
+        found = self._exported.model.vectors.vectors(entity, rows_N)
+        self._exported.reporter.advance(len(rows_N))
+        return found
+
+
+def write_parquet(exported: ExportedModel, folder: Path) -> str:
+    """Write embeddings as training does, and return Markdown on how to load them.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -61,36 +111,57 @@ def write_numpy(exported: ExportedModel, folder: Path) -> None:
         OSError: a file cannot be written.
     """
     for table in exported.tables:
+        exported.reporter.phase(table.name, table.rows, "row")
+        write_table(folder, _Reported(exported), table, exported.model.vocabulary(table.name))
+    write_listing(Folder(folder))
+    return (
+        "`ENTITY/rows-*.parquet` have `id`, `row`, `vector`, and `name` if the dataset has names. Vectors of rows "
+        f"without an interaction in train are random.\n\n{_example(exported, _PARQUET)}"
+    )
+
+
+def write_numpy(exported: ExportedModel, folder: Path) -> str:
+    """Write the vectors of each table as ``vectors.npy``; returns and raises as ``write_parquet``."""
+    for table in exported.tables:
         with _open(folder / table.name / NUMPY_FILE) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.dim)}
             np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
             _write_rows(exported, table, folder, file)
+    text = f"`ENTITY/{NUMPY_FILE}` can be opened with `mmap_mode`, without reading it."
+    return f"{text} {_LINES}\n\n{_example(exported, _NUMPY)}"
 
 
-def write_safetensors(exported: ExportedModel, folder: Path) -> None:
-    """Write the vectors of each table as ``vectors.safetensors``; raises as ``write_numpy``."""
+def write_safetensors(exported: ExportedModel, folder: Path) -> str:
+    """Write the vectors of each table as ``vectors.safetensors``; returns and raises as ``write_parquet``."""
     for table in exported.tables:
         with _open(folder / table.name / SAFETENSORS_FILE) as file:
             file.write(_safetensors_header(exported, table))
             _write_rows(exported, table, folder, file)
-
-
-def numpy_loading(exported: ExportedModel) -> str:
-    """Return Markdown on how to load the files."""
-    return _loading(exported, "numpy", f"`ENTITY/{NUMPY_FILE}` can be opened with `mmap_mode`, without reading it.")
-
-
-def safetensors_loading(exported: ExportedModel) -> str:
-    """Return Markdown on how to load the files."""
     text = f"`ENTITY/{SAFETENSORS_FILE}` has the tensor `vectors`, float32."
-    return _loading(exported, "safetensors", text)
+    return f"{text} {_LINES}\n\n{_example(exported, _SAFETENSORS)}"
 
 
-def _loading(exported: ExportedModel, name: str, text: str) -> str:
+def _example(exported: ExportedModel, reader: _ArrayReader) -> str:
+    """Return a block of Markdown with Python that ranks the rows of a table for the first row of another, or of it."""
     model = exported.model
-    tables = choose_example(model.spec, [table.name for table in exported.tables])
-    example = python_example(model.job.model.score, tables, _READERS[name], model.manifest.entities)
-    return f"{text} Line r belongs to row r of `ENTITY/{ROWS_FILE}`.\n\n{example}"
+    ranked, query = exported.example_tables()
+    label = "name" if model.manifest.entities[ranked.name].has_names else "id"
+    lines = [
+        "import numpy as np",
+        "import pyarrow.parquet as pq",
+        *reader.imports,
+        "",
+        *([*reader.function, ""] if reader.function else []),
+        f"vectors = {reader.vectors.format(ranked.name)}",
+        f"rows = {reader.rows.format(ranked.name, label)}",
+        f"query = {reader.vectors.format(query.name)}[0]  # the first {query.name}",
+        "",
+        f"scores = {_SCORES[model.job.model.score]}",
+        *(['scores[~rows["trained"].to_numpy()] = -np.inf'] if reader.marks_trained else []),
+        "for row in np.argsort(-scores)[:10]:",
+        f"    print(f\"{{scores[row]:.3f}} {{rows['{label}'][row]}}\")",
+    ]
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _safetensors_header(exported: ExportedModel, table: TableSpec) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,19 +157,23 @@ class ExportedModel:
         """Record the untrained rows of ``table``, for a format that does not use ``blocks``."""
         self._untrained[table.name] = untrained
 
-    def example_table(self) -> TableSpec:
-        """Return the table of an example: the items, if they are exported."""
-        item = self.model.spec.item
-        return item if item in self.tables else self.tables[0]
+    def example_tables(self) -> tuple[TableSpec, TableSpec]:
+        """Return the tables of an example: what is ranked, items if they are exported, and for rows of which table."""
+        query, item = self.model.spec.query, self.model.spec.item
+        ranked = item if item in self.tables else self.tables[0]
+        return ranked, query if ranked == item and query in self.tables else ranked
 
     def exported_tables(self, *, complete: bool) -> list[ExportedTable]:
         """Return what was exported: all rows if ``complete``, otherwise the trained ones."""
-        return [
-            ExportedTable(
-                table.name,
-                table.rows - (0 if complete else self._untrained[table.name]),
-                table.dim,
-                self._untrained[table.name],
-            )
-            for table in self.tables
-        ]
+        exported = []
+        for table in self.tables:
+            untrained = self._untrained.get(table.name)
+            rows = table.rows - (0 if complete or untrained is None else untrained)
+            exported.append(ExportedTable(table.name, rows, table.dim, untrained))
+        return exported
+
+
+def write_script(path: Path, text: str) -> None:
+    """Write an executable script, which loads an export, to ``path``."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)

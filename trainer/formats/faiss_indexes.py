@@ -17,10 +17,6 @@ from crossfade.trainer.recommend.faiss_lists import load_faiss
 from crossfade.trainer.recommend.index_build import IndexRequest, build_index
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, ROWS_FILE, read_card
 
-UNTRAINED_NOTE = (
-    "Untrained rows are left out: those without an ID, and those without an interaction of positive weight in train, "
-    "unless they have features."
-)
 _QUERIES: dict[ScoreKind, str] = {
     "cosine": "faiss.normalize_L2(query)",
     "dot": "query[:, {dim}:] = 0  # the column that the index adds for dot products",
@@ -28,8 +24,8 @@ _QUERIES: dict[ScoreKind, str] = {
 }
 
 
-def write_faiss(exported: ExportedModel, folder: Path) -> None:
-    """Write an index of each table.
+def write_faiss(exported: ExportedModel, folder: Path) -> str:
+    """Write an index of each table, and return Markdown on how to load them.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -41,11 +37,11 @@ def write_faiss(exported: ExportedModel, folder: Path) -> None:
     for table in exported.tables:
         card = build_index(exported.model, IndexRequest(folder / table.name, table.name), exported.reporter)
         exported.count(table, table.rows - card.rows)
+    return _loading(exported, folder)
 
 
-def faiss_loading(exported: ExportedModel, folder: Path) -> str:
-    """Return Markdown on how to load the files in ``folder``."""
-    table = exported.example_table()
+def _loading(exported: ExportedModel, folder: Path) -> str:
+    table, _ = exported.example_tables()
     card = read_card(folder / table.name)
     label = "name" if exported.model.manifest.entities[table.name].has_names else "id"
     prepare = _QUERIES[card.metric].format(dim=table.dim)

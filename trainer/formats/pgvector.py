@@ -1,27 +1,59 @@
-r"""Write a table for PostgreSQL with pgvector for each entity, as CSV files, and the scripts that load them.
+r"""Replace tables of vectors in PostgreSQL with pgvector: by files that psql loads, or directly.
 
-FOLDER/load.sh                              runs the three scripts with psql in one transaction
-FOLDER/schema.sql                           the extension, and tables with id, name, and vector
-FOLDER/copy.sql                             \copy of each file
-FOLDER/replace.sql                          primary keys and HNSW indexes; then the tables replace the previous ones
-FOLDER/ENTITY/rows-000000000000.csv         id, name if the dataset has names, and vector; the first row in the name
+    write_pgvector(exported, folder)
+    server = push(exported, "postgresql://recommender@db.example.com/music")
+
+    FOLDER/load.sh                              runs the three scripts with psql in one transaction
+    FOLDER/schema.sql                           the extension, and tables with id, name, and vector
+    FOLDER/copy.sql                             \copy of each file
+    FOLDER/replace.sql                          primary keys and HNSW indexes; then the tables replace the previous ones
+    FOLDER/ENTITY/rows-000000000000.csv         id, name if the dataset has names, and vector; named by the first row
+
+Both ways run the same statements, in one transaction. Rows are loaded as CSV into a second table, which takes the name
+of the first at the end, so that readers find the previous rows until the transaction commits, and the new ones from
+then on. The second table gets the privileges of the first. A comment marks tables that an export wrote; others are
+never replaced.
+
+A push connects by a URI, and by libpq's environment for what the URI leaves out (PGHOST, PGUSER, PGPASSWORD, ~/.pgpass,
+PGSSLMODE and so on). A password is only taken from there: others can list the arguments of a process. Only this module
+imports psycopg, when it pushes.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
 
+from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.sections import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import FILE_ROWS
-from crossfade.trainer.formats.exported_model import Block, ExportedModel
-from crossfade.trainer.formats.pgvector_sql import MAX_INDEXED_COLUMNS, OPERATORS, VectorTable, prepare
-from crossfade.trainer.formats.scripts import write_script
+from crossfade.trainer.formats.exported_model import Block, ExportedModel, write_script
 
+MAX_COLUMNS = 16_000
+"""What the type vector can have."""
+MAX_INDEXED_COLUMNS = 2_000
+"""What an index of the type vector can have."""
+_MARK = "crossfade export: "
+_OPERATOR_CLASSES: dict[ScoreKind, str] = {
+    "cosine": "vector_cosine_ops",
+    "dot": "vector_ip_ops",
+    "euclidean": "vector_l2_ops",
+}
+_OPERATORS: dict[ScoreKind, str] = {"cosine": "<=>", "dot": "<#>", "euclidean": "<->"}
+"""The distances by which the indexes search: 1 - cosine, minus the dot product, and the Euclidean distance."""
+_PREPARATION = (
+    "SET LOCAL client_min_messages = warning;",
+    "CREATE EXTENSION IF NOT EXISTS vector;",
+)
+"""The statements that come before all tables."""
 _SCRIPT = """\
 #!/bin/sh
 # Load these tables into PostgreSQL with pgvector: sh load.sh
@@ -32,9 +64,113 @@ cd "$(dirname "$0")"
 exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --single-transaction \\
      --file schema.sql --file copy.sql --file replace.sql "$@"
 """
+_NO_HEADER = pyarrow.csv.WriteOptions(include_header=False)
 
 
-def vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
+@dataclass(frozen=True)
+class VectorTable:
+    """A table in PostgreSQL.
+
+    Attributes:
+        name: its name, of letters a-z, digits, and _ only.
+        id_type: the type of its IDs.
+        has_names: whether it has the column ``name``.
+        dim: columns of its vectors.
+        score: what its index searches by.
+        comment: what it holds, in one line.
+    """
+
+    name: str
+    id_type: Literal["bigint", "text"]
+    has_names: bool
+    dim: int
+    score: ScoreKind
+    comment: str
+
+    @property
+    def staging(self) -> str:
+        """The table that rows are loaded into."""
+        return f"{self.name}_new"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return ["id", *(["name"] if self.has_names else []), "vector"]
+
+    def create(self) -> list[str]:
+        """Return the statements that create the table for the rows, after waiting for other exports of this table."""
+        types = {"id": f"{self.id_type} NOT NULL", "name": "text", "vector": f"vector({self.dim}) NOT NULL"}
+        columns = ",\n".join(f"    {column} {types[column]}" for column in self.columns)
+        check = f"""\
+DO $check$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('{_MARK}{self.name}'));
+{self._check()}
+END $check$;"""
+        return [check, f"CREATE TABLE {self.staging} (\n{columns}\n);"]
+
+    def copy(self, source: str, *, header: bool = True) -> str:
+        """Return the statement that loads CSV from ``source``."""
+        options = f"FORMAT csv{', HEADER' if header else ''}, ENCODING 'UTF8'"
+        return f"copy {self.staging} ({', '.join(self.columns)}) FROM {source} WITH ({options})"
+
+    def complete(self) -> list[str]:
+        """Return the statements that follow the rows: keys, the index, and statistics."""
+        index = (
+            f"CREATE INDEX {self.staging}_vector_idx ON {self.staging} USING hnsw "
+            f"(vector {_OPERATOR_CLASSES[self.score]});"
+        )
+        comment = f"{_MARK}{self.comment}".replace("'", "''")
+        return [
+            f"ALTER TABLE {self.staging} ADD CONSTRAINT {self.staging}_pkey PRIMARY KEY (id);",
+            *([index] if self._is_indexed else []),
+            f"COMMENT ON TABLE {self.staging} IS '{comment}';",
+            f"ANALYZE {self.staging};",
+        ]
+
+    def replace(self) -> list[str]:
+        """Return the statements that replace the previous table. Readers wait from here on until the commit."""
+        swap = f"""\
+DO $replace$
+DECLARE
+    privilege record;
+BEGIN
+{self._check()}
+    FOR privilege IN
+        SELECT acl.privilege_type AS kind, coalesce(quote_ident(role.rolname), 'PUBLIC') AS grantee,
+               CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS suffix
+        FROM pg_class previous CROSS JOIN aclexplode(previous.relacl) acl
+             LEFT JOIN pg_roles role ON role.oid = acl.grantee
+        WHERE previous.relname = '{self.name}' AND previous.relnamespace = quote_ident(current_schema())::regnamespace
+    LOOP
+        EXECUTE format('GRANT %s ON {self.staging} TO %s%s', privilege.kind, privilege.grantee, privilege.suffix);
+    END LOOP;
+    EXECUTE format('DROP TABLE IF EXISTS %I.{self.name}', current_schema());
+END $replace$;"""  # noqa: S608 - the name is of letters, digits, and _
+        return [
+            swap,
+            f"ALTER TABLE {self.staging} RENAME TO {self.name};",
+            f"ALTER INDEX {self.staging}_pkey RENAME TO {self.name}_pkey;",
+            *([f"ALTER INDEX {self.staging}_vector_idx RENAME TO {self.name}_vector_idx;"] if self._is_indexed else []),
+        ]
+
+    @property
+    def _is_indexed(self) -> bool:
+        return self.dim <= MAX_INDEXED_COLUMNS
+
+    def _check(self) -> str:
+        """Return PL/pgSQL that raises if another table has the name."""
+        return f"""\
+    IF EXISTS (
+        SELECT FROM pg_class previous
+        WHERE previous.relname = '{self.name}' AND previous.relnamespace = quote_ident(current_schema())::regnamespace
+              AND coalesce(obj_description(previous.oid, 'pg_class'), '') NOT LIKE '{_MARK}%'
+    ) THEN
+        RAISE EXCEPTION 'the table {self.name} is not one that crossfade export wrote; choose another --name';
+    END IF;"""
+
+
+def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
     """Return the table in PostgreSQL of each exported table."""
     model = exported.model
     origin = model.uri.rpartition("/")[2] if model.step is None else f"step {model.step:,}"
@@ -56,41 +192,37 @@ def vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
     return tables
 
 
-def write_pgvector(exported: ExportedModel, folder: Path) -> None:
-    """Write the files.
+def write_pgvector(exported: ExportedModel, folder: Path) -> str:
+    """Write the files, and return Markdown on how to load them.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
         InputError: the model has no vectors of a table, or the dataset is corrupt.
         OSError: a file cannot be written.
     """
-    tables = vector_tables(exported)
-    copies = []
-    for table in exported.tables:
-        target = tables[table.name]
-        for path in _write_rows(exported, table, target, folder / table.name):
-            copies.append(
-                f"\\copy {target.staging} ({', '.join(target.columns)}) FROM '{table.name}/{path.name}' "
-                "WITH (FORMAT csv, HEADER, ENCODING 'UTF8')"
-            )
+    tables = _vector_tables(exported)
+    copies = [
+        "\\" + tables[table.name].copy(f"'{table.name}/{path.name}'")
+        for table in exported.tables
+        for path in _write_rows(exported, table, tables[table.name], folder / table.name)
+    ]
     creations = [statement for target in tables.values() for statement in target.create()]
     completions = [statement for target in tables.values() for statement in target.complete()]
     replacements = [statement for target in tables.values() for statement in target.replace()]
-    _write_sql(folder / "schema.sql", [*prepare(), *creations])
+    _write_sql(folder / "schema.sql", [*_PREPARATION, *creations])
     _write_sql(folder / "copy.sql", copies)
     _write_sql(folder / "replace.sql", [*completions, *replacements])
     write_script(folder / "load.sh", _SCRIPT)
+    return _loading(exported)
 
 
-def pgvector_loading(exported: ExportedModel) -> str:
-    """Return Markdown on how to load the files."""
-    table, spec = exported.example_table(), exported.model.spec
+def _loading(exported: ExportedModel) -> str:
+    table, query = exported.example_tables()
     name = exported.names[table.name]
-    query = spec.query if table == spec.item and spec.query in exported.tables else table
     example = exported.example_ids[query.name]
     literal = str(example) if isinstance(example, int) else "'" + example.replace("'", "''") + "'"
     label = "id, name" if exported.model.manifest.entities[table.name].has_names else "id"
-    operator = OPERATORS[exported.model.job.model.score]
+    operator = _OPERATORS[exported.model.job.model.score]
     # It is only printed.
     first = f"(SELECT vector FROM {exported.names[query.name]} WHERE id = {literal})"  # noqa: S608
     search = f"SELECT {label}, vector {operator} {first} AS distance\nFROM {name} ORDER BY distance LIMIT 10;"
@@ -136,3 +268,94 @@ def _csv_table(block: Block, target: VectorTable) -> pa.Table:
 
 def _write_sql(path: Path, statements: list[str]) -> None:
     path.write_text("\n".join(statements) + "\n", encoding="utf-8")
+
+
+def check_connection(uri: str) -> None:
+    """Check that psycopg is installed, and that ``uri``, which may be empty, is valid and has no password.
+
+    Raises:
+        InputError: it is not valid, or has one.
+        MissingExtraError: psycopg is not installed.
+    """
+    psycopg = _load_psycopg()
+    try:
+        options = psycopg.conninfo.conninfo_to_dict(uri)
+    except psycopg.ProgrammingError as error:
+        # The message of libpq may quote the URI, and with it a password.
+        raise InputError("--push: not a URI of PostgreSQL; expected postgresql://USER@HOST:PORT/DATABASE") from error
+    if {"password", "sslpassword"} & options.keys():
+        raise InputError(
+            "--push: the URI has a password, which others can see in the list of processes; leave it out, and set "
+            "PGPASSWORD or write it to ~/.pgpass"
+        )
+
+
+def push(exported: ExportedModel, uri: str) -> str:
+    """Replace the tables, and return the address of the server and the database.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        CrossfadeError: the server failed or was lost.
+        InputError: the server cannot be reached, rejects a statement, or has another table of the same name.
+        MissingExtraError: psycopg is not installed.
+    """
+    psycopg = _load_psycopg()
+    try:
+        connection = psycopg.connect(uri, application_name="crossfade export")
+    except psycopg.OperationalError as error:
+        raise InputError(
+            f"--push: cannot connect to PostgreSQL: {_one_line(error)}; check the URI, or PGHOST, PGPORT, PGDATABASE, "
+            "PGUSER and PGPASSWORD"
+        ) from error
+    try:
+        _replace_tables(connection, exported)
+        connection.commit()
+        info = connection.info
+        return f"{info.host}:{info.port}/{info.dbname}"
+    except psycopg.OperationalError as error:
+        raise CrossfadeError(f"--push: {_one_line(error)}; tables are replaced completely or not at all") from error
+    except psycopg.Error as error:
+        raise InputError(f"--push: {_one_line(error)}; the previous tables are unchanged") from error
+    finally:
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            # A signal interrupted a statement, which the server would complete. Canceling fails if the server is lost.
+            with suppress(psycopg.Error):
+                connection.cancel()
+        connection.close()
+
+
+def _load_psycopg() -> Any:
+    try:
+        import psycopg
+        import psycopg.conninfo
+    except ImportError as error:
+        raise MissingExtraError("psycopg", extra="export", purpose="crossfade export --push") from error
+    return psycopg
+
+
+def _replace_tables(connection: Any, exported: ExportedModel) -> None:
+    tables = _vector_tables(exported)
+    for statement in _PREPARATION:
+        connection.execute(statement)
+    for table in exported.tables:
+        target = tables[table.name]
+        for statement in target.create():
+            connection.execute(statement)
+        with connection.cursor() as cursor, cursor.copy(target.copy("STDIN", header=False)) as copy:
+            for block in exported.trained_blocks(table):
+                for piece in block.pieces():
+                    rows = BytesIO()
+                    pyarrow.csv.write_csv(_csv_table(piece, target), rows, _NO_HEADER)
+                    copy.write(rows.getvalue())
+        exported.reporter.phase(f"index {target.name}", None, "row")
+        for statement in target.complete():
+            connection.execute(statement)
+    for target in tables.values():
+        for statement in target.replace():
+            connection.execute(statement)
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message of an error of PostgreSQL in one line, without its context."""
+    message = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    return " ".join(message.split())

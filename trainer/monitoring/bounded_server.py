@@ -19,20 +19,70 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from crossfade.trainer.monitoring.places import Places
-
+C = TypeVar("C", bound=Hashable)
 MAX_HEAD_BYTES = 64 << 10
 """Maximum size of the headers of a request."""
 _THREAD_WAIT_SECONDS = 0.2
 """Time that a new connection waits for the thread of the one that is closed for it."""
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+
+
+class Places(Generic[C]):
+    """The open connections of a server, apart for strangers and members. Thread-safe.
+
+    A connection is a stranger's until its request has passed the server's checks. Every new connection gets a place,
+    since the oldest one of the host with the most is closed for it: a member, who sends its request at once, is
+    admitted long before its turn comes.
+    """
+
+    def __init__(self, strangers: int, members: int) -> None:
+        """Limit the connections of ``strangers`` and of ``members``."""
+        self._lock = threading.Lock()
+        self._limits = strangers, members
+        self._strangers: dict[C, str] = {}
+        self._members: dict[C, str] = {}
+
+    def add(self, connection: C, host: str) -> C | None:
+        """Give ``connection``, from ``host``, the place of a stranger; return the one to close for it, if any."""
+        with self._lock:
+            evicted = _make_room(self._strangers, self._limits[0])
+            self._strangers[connection] = host
+        return evicted
+
+    def admit(self, connection: C) -> C | None:
+        """Make ``connection`` a member; return the one to close for it, if any."""
+        with self._lock:
+            host = self._strangers.pop(connection, None)
+            if host is None:  # a member already, or closed for another one
+                return None
+            evicted = _make_room(self._members, self._limits[1])
+            self._members[connection] = host
+        return evicted
+
+    def remove(self, connection: C) -> None:
+        """Free the place of ``connection``, if it has one."""
+        with self._lock:
+            self._strangers.pop(connection, None)
+            self._members.pop(connection, None)
+
+
+def _make_room(connections: dict[C, str], limit: int) -> C | None:
+    """Remove and return the oldest connection of the host with the most, if there are ``limit`` of them."""
+    if len(connections) < limit:
+        return None
+    [(busiest, _)] = Counter(connections.values()).most_common(1)
+    oldest = next(connection for connection, host in connections.items() if host == busiest)
+    del connections[oldest]
+    return oldest
 
 
 @dataclass(frozen=True)
@@ -105,6 +155,19 @@ class BoundedServer(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """Log nothing: a client that disconnects tries again."""
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Answer requests in the background while the context lasts, then close the server."""
+        # A daemon: a role may end while its main thread is in MXNet.
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()
+
 
 def _break_off(request: Any) -> None:
     """Break off a connection, if there is one: its thread stops waiting and ends."""
@@ -124,6 +187,14 @@ class BoundedHandler(BaseHTTPRequestHandler):
     def admit(self) -> None:
         """Count this connection with the members: its request has passed all checks."""
         self.server.admit(self.request)
+
+    def answer(self, status: HTTPStatus, body: bytes, media_type: str = "text/plain") -> None:
+        """Send a response."""
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def content_length(self, most: int) -> int | None:
         """Return the stated length of the body, ``most`` + 1 if it is more; None without a valid one."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -79,11 +78,7 @@ class _Handler(BoundedHandler):
         except Exception:  # an internal error must not end the process
             _logger.exception("GET %s failed", path)
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"error: see the log\n"
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(status, body, kind)
         if path == "/metrics" and _SCRAPE_HEADER in self.headers:
             self.server.endpoint.note_scrape(began_at)
 
@@ -137,12 +132,5 @@ def serve_metrics(
             f"{source}: cannot listen on {host}:{port}: {error.strerror or error}; name another, or 0 for a free one"
         ) from error
     endpoint.address = f"{role_host if host in _ALL_ADDRESSES else host}:{server.server_port}"
-    # A daemon: a role may end while its main thread is in MXNet.
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
-    thread.start()
-    try:
+    with server.running():
         yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

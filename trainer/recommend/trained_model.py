@@ -29,7 +29,6 @@ from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
 from crossfade.trainer.embeddings.checkpoint_source import (
     Log,
@@ -161,7 +160,13 @@ class OpenModel(Generic[Made]):
     """
 
     def __init__(
-        self, source: ModelSource, log: Log, make: Callable[[TrainedModel], Made], *, keep: bool = False
+        self,
+        source: ModelSource,
+        log: Log,
+        make: Callable[[TrainedModel], Made],
+        *,
+        keep: bool = False,
+        from_checkpoint: bool = False,
     ) -> None:
         """Open the model at ``source`` when it is used.
 
@@ -170,8 +175,10 @@ class OpenModel(Generic[Made]):
             log: gets a line for each checkpoint that is skipped.
             make: makes what ``use`` passes on from the opened model, once.
             keep: whether vectors, IDs, and names that fit stay in memory, for a model that is asked repeatedly.
+            from_checkpoint: whether a checkpoint is used even where there are embeddings.
         """
         self._source, self._log, self._make, self._keep = source, log, make, keep
+        self._from_checkpoint = from_checkpoint
         self._lock = threading.RLock()
         self._newest: NewestCheckpoint | None = None
         self._checkpoint: Checkpoint | None = None
@@ -205,7 +212,7 @@ class OpenModel(Generic[Made]):
     def _open(self) -> TrainedModel:
         folder = Folder(self._source.source)
         with translate_storage_errors(self._source.source, unreachable=InputError):
-            if self._newest is None and _has_embeddings(folder):
+            if self._newest is None and not self._from_checkpoint and _has_embeddings(folder):
                 model = _open_embeddings(folder, self._change)
             else:
                 self._newest = self._newest or NewestCheckpoint(locate_checkpoint(self._source.source), self._log)
@@ -234,11 +241,13 @@ def with_trained_model(
     use: Callable[[TrainedModel], Result],
     *,
     history_from_this_dataset_only: bool = False,
+    from_checkpoint: bool = False,
 ) -> Result:
     """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
 
-    ``data``, ``history_from_this_dataset_only``: see ``ModelSource``; ``log`` gets a line for each checkpoint that is
-    skipped. ``use`` is called again with an older checkpoint if it finds that one is corrupt.
+    ``data``, ``history_from_this_dataset_only``: see ``ModelSource``; ``from_checkpoint``: see ``OpenModel``. ``log``
+    gets a line for each checkpoint that is skipped. ``use`` is called again with an older checkpoint if it finds that
+    one is corrupt.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
@@ -246,7 +255,7 @@ def with_trained_model(
     """
     only = history_from_this_dataset_only
     source = ModelSource(source=location, data=data, history_from_this_dataset_only=only)
-    with closing(OpenModel(source, log, lambda model: model)) as opened:
+    with closing(OpenModel(source, log, lambda model: model, from_checkpoint=from_checkpoint)) as opened:
         return opened.use(use)
 
 
@@ -304,7 +313,7 @@ def _open_checkpoint(checkpoint: Checkpoint, change: Callable[[JobConfig], JobCo
         spec,
         folder,
         manifest,
-        CheckpointVectors(checkpoint, NullReporter(), towers, scratch),
+        CheckpointVectors(checkpoint, towers, scratch),
         f"{checkpoint.manifest.training['run']} {checkpoint.manifest.step}",
         checkpoint.manifest.step,
     )

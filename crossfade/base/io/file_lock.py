@@ -18,7 +18,9 @@ from typing import IO, Any
 if sys.platform == "win32":  # not tried: there was no such machine
     import msvcrt
 
-    _POSITION = 1 << 30  # far behind what a file holds, since Windows does not let others read what is locked
+    # Far behind what a file holds, since Windows does not let others read what is locked: the record of the owner. (The
+    # package filelock locks the first byte.)
+    _POSITION = 1 << 30
     _POLL_SECONDS = 0.05
 
     def try_lock(file: IO[Any] | int) -> None:
@@ -38,16 +40,15 @@ if sys.platform == "win32":  # not tried: there was no such machine
         finally:
             os.lseek(descriptor, position, os.SEEK_SET)
 
-    def wait_for_lock(file: IO[Any] | int, *, shared: bool = False) -> None:
-        """Lock ``file`` as soon as no other process holds the lock; ``shared`` has no effect here."""
-        while True:
-            try:
-                return try_lock(file)
-            except BlockingIOError:
-                time.sleep(_POLL_SECONDS)
-
     def _open_folder(folder: Path) -> int:
         return os.open(folder / ".crossfade.lock", os.O_RDWR | os.O_CREAT)
+
+    def _wait_for_lock(descriptor: int) -> None:
+        while True:
+            try:
+                return try_lock(descriptor)
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
 
 else:
     import fcntl
@@ -61,12 +62,11 @@ else:
         """
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def wait_for_lock(file: IO[Any] | int, *, shared: bool = False) -> None:
-        """Lock ``file`` as soon as no other process holds the lock or, if ``shared``, none an exclusive one."""
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
     def _open_folder(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY)
+
+    def _wait_for_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Lock ``folder``, as soon as no other process holds its lock, while the context lasts."""
     descriptor = _open_folder(folder)
     try:
-        wait_for_lock(descriptor)
+        _wait_for_lock(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -8,8 +8,8 @@ import pytest
 from run_folders import BEGAN, JOB, add, state, step, training_from, write_run
 
 from crossfade.deploy.dashboard import run_reader
-from crossfade.deploy.dashboard.last_failure import LastFailure
 from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.run_state import LastFailure
 from crossfade.deploy.dashboard.summary import summarize
 
 KILLED = {"role": "server-0", "host": "b2", "cause": "was killed for lack of memory", "log": "run/logs/server-0.log"}

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.run_reader import Runs
 
 PATH = "/_dash-update-component"
 VALUES = (1, -1.5, "x", True, [1], [[]], {"a": 1}, ["\ud800"], "?run=%ff", float("inf"), float("nan"))

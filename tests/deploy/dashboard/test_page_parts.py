@@ -1,5 +1,6 @@
 """Graphs and tables of the page, built from synthetic runs without a browser."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ from run_folders import BEGAN, epoch, load, sample, state, step, totals, trainin
 from crossfade.deploy.dashboard import app, charts, page, run_reader
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
-from crossfade.deploy.dashboard.layout import GRAPHS
-from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.runs import Runs
+from crossfade.deploy.dashboard.page import GRAPHS
+from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.summary import summarize
 
 
@@ -93,7 +93,8 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
     for axis in ("step", "time"):
         app._figures([empty], axis)  # type: ignore[arg-type]
     for shown in ([], [empty], [empty, empty]):
-        app._parts(shown)
+        for part in app._PARTS:
+            getattr(page, part)(shown)
         figures = app._figures(shown, "step")
         assert [charts.reason_for_no_data(figure) for figure in figures].count(None) == 0
         for graph in GRAPHS:
@@ -164,7 +165,13 @@ def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     assert response.json["response"]["location"]["search"] == "?run=plays"
     missing = f"There is no run '{tmp_path}/secret', '../secret'. The list of runs has all there are."
     assert response.json["response"]["missing-runs"]["children"] == missing
-    assert "default-src 'self'" in response.headers["Content-Security-Policy"]
+
+
+def test_policy_forbids_other_hosts_and_scripts_other_than_those_of_dash(tmp_path: Path) -> None:
+    policy = app.content_policy(app.make_app(Runs([tmp_path]), ExploredModels(), "runs"))
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert re.search(r"script-src 'self' ('sha256-[\w+/=]+' ?)+;", policy)
 
 
 def test_unknown_run_is_named_beside_the_latest() -> None:

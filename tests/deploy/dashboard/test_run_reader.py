@@ -24,20 +24,17 @@ from run_folders import (
 
 from crossfade.base import formatting
 from crossfade.base.processes import started_at
-from crossfade.deploy.dashboard import run_reader, runs
-from crossfade.deploy.dashboard.run_figures import Summary
-from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.runs import Runs
-from crossfade.deploy.dashboard.summary import latest_first, summarize
-from crossfade.deploy.dashboard.tail import Tail
-from crossfade.deploy.dashboard.training_history import TrainingHistory
+from crossfade.deploy.dashboard import run_reader
+from crossfade.deploy.dashboard.history import TrainingHistory
+from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
+from crossfade.deploy.dashboard.summary import Summary, latest_first, summarize
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the reader look for changes at every call."""
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(run_reader, "SCAN_SECONDS", 0.0)
 
 
 def read(folder: Path) -> RunReader:
@@ -85,8 +82,8 @@ def test_invalid_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
 
 
 def test_endless_line_does_not_block_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.deploy.dashboard.tail._CHUNK_BYTES", 256)
-    monkeypatch.setattr("crossfade.deploy.dashboard.tail._MAX_LINE_BYTES", 256)
+    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._CHUNK_BYTES", 256)
+    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._MAX_LINE_BYTES", 256)
     (tmp_path / "log").write_bytes(b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
     tail = Tail(tmp_path / "log")
     assert events_of(tail) == [5]

@@ -22,8 +22,8 @@ from strangers import idle_strangers, send_garbage
 from waiting import wait_until
 
 from crossfade.base.io.checksums import FileChecksum
-from crossfade.deploy.serving.middleware import MAX_BODY_BYTES
 from crossfade.deploy.topology import Address
+from crossfade.deploy.web.middleware import MAX_BODY_BYTES
 from crossfade.trainer.serving.version_folder import CARD_FILE, NAMES
 
 TOKEN = "a-secret-of-this-test-alone"

@@ -25,10 +25,11 @@ from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings import files as embeddings
-from crossfade.trainer.embeddings.export import ExportRequest, ExportResult, export
 from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.embeddings.model_card import ExportedTable
+from crossfade.trainer.formats.export import ExportRequest, ExportResult, export
 
-TABLES = [TableSpec("customer", CUSTOMERS, 5, 0.1), TableSpec("track", TRACKS, 3, 0.1)]
+TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
 STEPS = (100, 200, 300)
 ENTITIES = [table.name for table in TABLES]
 
@@ -74,8 +75,11 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 class Lines(list[str]):
     """The lines that an export logs."""
 
-    def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> ExportResult:
-        return export(ExportRequest(str(source), out, entities, **options), self.append, NullReporter())
+    def export(
+        self, source: Path | str, out: Path | None, *entities: str, data: str | None = None, overwrite: bool = False
+    ) -> ExportResult:
+        request = ExportRequest(str(source), "parquet", entities, data)
+        return export(request, out, self.append, NullReporter(), overwrite=overwrite)
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def corrupt(path: Path) -> None:
 def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_path: Path, lines: Lines) -> None:
     step = step_folder(written / "checkpoints", 200)
     exported = lines.export(step, tmp_path / "out")
-    assert (exported.checkpoint, exported.step, exported.job) == (str(step), 200, "planted")
+    assert (exported.model, exported.step, exported.job) == (str(step), 200, "planted")
     assert_is_step(tmp_path / "out", 200)
     assert EmbeddingFiles(tmp_path / "out").entities == ENTITIES
     customers, tracks = (EmbeddingFiles(tmp_path / "out").read(entity) for entity in ENTITIES)
@@ -107,7 +111,7 @@ def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_
     assert customers.column("row").to_pylist() == list(range(CUSTOMERS))
     assert tracks.column("id").to_pylist() == [5000 + row for row in range(TRACKS)]
     assert tracks.column("name").to_pylist()[-1] == f"Genre {(TRACKS - 1) % 5} Song {TRACKS - 1}"
-    assert lines == [f"exporting {step}: step 200 of job 'planted'"]
+    assert lines == [f"exporting {step}: checkpoint of step 200 of job 'planted'"]
 
 
 def test_table_of_several_files_is_exported_completely(
@@ -174,7 +178,7 @@ def test_corruption_of_other_tables_is_ignored(checkpoints: Path, tmp_path: Path
 
 def test_only_named_tables_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
     exported = lines.export(written / "checkpoints", tmp_path / "out", "track", "track")
-    assert exported.tables == [TABLES[1]]
+    assert exported.tables == [ExportedTable("track", TRACKS, 4)]
     assert EmbeddingFiles(tmp_path / "out").entities == ["track"]
     with pytest.raises(InputError, match="has no table 'artist'; it has customer, track"):
         lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
@@ -236,7 +240,7 @@ def test_moved_dataset_is_found_by_option(data: Path, tmp_path: Path, lines: Lin
     data.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with data"):
         lines.export(tmp_path / "checkpoints", tmp_path / "out")
-    lines.export(tmp_path / "checkpoints", tmp_path / "out", data=tmp_path / "elsewhere")
+    lines.export(tmp_path / "checkpoints", tmp_path / "out", data=str(tmp_path / "elsewhere"))
     assert_is_step(tmp_path / "out", 1)
 
 
@@ -244,11 +248,11 @@ def test_other_dataset_is_rejected(written: Path, data: Path, tmp_path: Path, li
     smaller = tmp_path / "smaller"
     write_data_set(smaller, {}, queries=CUSTOMERS, items=TRACKS - 1)
     with pytest.raises(InputError, match=r"smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
-        lines.export(written / "checkpoints", tmp_path / "out", data=smaller)
+        lines.export(written / "checkpoints", tmp_path / "out", data=str(smaller))
     again = json.loads((data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
     (data / MANIFEST_NAME).write_text(json.dumps(again))
     with pytest.raises(InputError, match=r"data: is another dataset than .*step-000000300 was trained on"):
-        lines.export(written / "checkpoints", tmp_path / "out", data=data)
+        lines.export(written / "checkpoints", tmp_path / "out", data=str(data))
     assert not (tmp_path / "out").exists()
 
 
@@ -307,7 +311,7 @@ def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Pat
 def test_run_without_embeddings_is_exported_to_its_own_folder(written: Path, tmp_path: Path, lines: Lines) -> None:
     checkpoint = {"path": str(written / "checkpoints")}
     run = make_run(tmp_path / "run", written, checkpoint=checkpoint, train={"save_embeddings": "none"})
-    assert lines.export(run, None).out == run / "embeddings"
+    assert lines.export(run, None).target == str(run / "embeddings")
     assert_is_step(run / "embeddings", 300)
     with pytest.raises(InputError, match="run/embeddings: already exists"):
         lines.export(run, None)

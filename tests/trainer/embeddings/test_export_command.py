@@ -93,8 +93,8 @@ def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None
     exported = json.loads(succeeded(crossfade_here("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
     report = json.loads((run / "report.json").read_text())
     assert exported["step"] == report["steps"]
-    assert (exported["out"], exported["job"]) == ("out", "planted")
-    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8}
+    assert (exported["target"], exported["job"]) == ("out", "planted")
+    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8, "untrained": None}
     for entity in ENTITIES:
         np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
     assert report["best_epoch"] < report["epochs"], "the job must overfit"
@@ -131,7 +131,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
     tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
     parts = [part for table in tables for part in split_table(table, random_table(table, OPTIMIZER), num_shards=2)]
-    save_shards(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [parts], training_on(folder / "data"))
+    save_shards(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [parts], training_on(folder / "data", 64))
     return folder
 
 

@@ -18,7 +18,7 @@ from running_command import succeeded
 from scraping import installed
 from written_runs import CUSTOMER_IDS, TRACK_NAMES, TRAINED, WrittenRun, write_run
 
-from crossfade.trainer.formats import exported_model, opensearch, qdrant
+from crossfade.trainer.formats import exported_model, search_engines
 
 DATABASES = ("qdrant", "opensearch")
 
@@ -101,8 +101,8 @@ def test_opensearch_documents_have_trained_rows(run: WrittenRun, monkeypatch: py
 
 
 def test_files_stay_below_the_limit(run: WrittenRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (qdrant, opensearch):
-        monkeypatch.setattr(module, "_MAX_BYTES", 400)
+    for limit in ("_POINTS_BYTES", "_BULK_BYTES"):
+        monkeypatch.setattr(search_engines, limit, 400)
     points, bulk = export(run, "qdrant") / QUERY, export(run, "opensearch") / QUERY
     for folder, pattern in ((points, "points-*"), (bulk, "bulk-*")):
         sizes = [file.stat().st_size for file in sorted(folder.glob(pattern))]
@@ -127,7 +127,7 @@ def run_script(folder: Path, variables: Mapping[str, str]) -> subprocess.Complet
 
 
 def test_qdrant_script_loads_points_then_switches_the_alias(run: WrittenRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qdrant, "_MAX_BYTES", 400)
+    monkeypatch.setattr(search_engines, "_POINTS_BYTES", 400)
     out = export(run, "qdrant", "--entity", ITEM, "--name", "music")
     actions = json.loads((out / ITEM / "alias.json").read_text())["actions"]
     collection = actions[1]["create_alias"]["collection_name"]
@@ -197,7 +197,7 @@ def rejected(cause: str, *arguments: object) -> str:
 
 def test_limits_of_databases_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path)
-    monkeypatch.setattr(opensearch, "_MAX_ID_BYTES", 3)
+    monkeypatch.setattr(search_engines, "_MAX_ID_BYTES", 3)
     rejected(
         "an ID that is too long for OpenSearch",
         *("export", run.path, "--to", "opensearch", "--out", tmp_path / "out"),

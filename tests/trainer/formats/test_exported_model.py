@@ -15,7 +15,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.formats.database_names import database_names
+from crossfade.trainer.formats.export import database_names
 from crossfade.trainer.formats.exported_model import Block, ExportedModel
 from crossfade.trainer.model.spec import ModelSpec, Score, TowerSpec
 from crossfade.trainer.recommend.trained_model import TrainedModel

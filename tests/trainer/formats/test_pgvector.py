@@ -23,7 +23,7 @@ from waiting import wait_until
 from written_runs import TRACK_NAMES, TRAINED, UNTRAINED, WrittenRun, save_checkpoint, write_run
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.formats import exported_model, pgvector_sql
+from crossfade.trainer.formats import exported_model, pgvector
 
 pytestmark = pytest.mark.slow
 
@@ -228,7 +228,7 @@ def test_name_and_entities_are_chosen(database: "psycopg.Connection[Any]", run: 
 
 
 def test_wide_vectors_are_not_indexed(database: "psycopg.Connection[Any]", tmp_path: Path) -> None:
-    run = write_run(tmp_path, dim=pgvector_sql.MAX_INDEXED_COLUMNS + 1)
+    run = write_run(tmp_path, dim=pgvector.MAX_INDEXED_COLUMNS + 1)
     for way in (push, load_successfully):
         way(run)
         assert_holds(database, run)

@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.base.io.file_lock import folder_lock, try_lock, wait_for_lock
+from crossfade.base.io.file_lock import folder_lock, try_lock
 
 HOLD = """
 import sys
-from crossfade.base.io.file_lock import {name}
+from crossfade.base.io.file_lock import try_lock
 file = open(sys.argv[1], "r+")
-{name}(file{arguments})
+try_lock(file)
 print("locked", flush=True)
 sys.stdin.read()
 """
 
 
-def hold(path: Path, name: str = "try_lock", arguments: str = "") -> "subprocess.Popen[str]":
-    code = HOLD.format(name=name, arguments=arguments)
+def hold(path: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
@@ -37,22 +36,11 @@ def test_lock_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
             try_lock(file)
         holder.kill()
         holder.communicate()
-        wait_for_lock(file)
+        try_lock(file)
         with path.open("r+") as other, pytest.raises(BlockingIOError):
             try_lock(other)
     with path.open("r+") as other:
         try_lock(other)
-
-
-def test_shared_locks_exclude_only_an_exclusive_one(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.touch()
-    holder = hold(path, "wait_for_lock", ", shared=True")
-    with path.open("r+") as file:
-        wait_for_lock(file, shared=True)
-        with path.open("r+") as other, pytest.raises(BlockingIOError):
-            try_lock(other)
-    holder.communicate()
 
 
 def test_folder_is_locked_while_the_context_lasts(tmp_path: Path) -> None:

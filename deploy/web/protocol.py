@@ -1,6 +1,6 @@
-"""HTTP connections of the server: uvicorn's protocol, with places for strangers and members, and deadlines.
+"""HTTP connections of a server: uvicorn's protocol, with places for strangers and members, and deadlines.
 
-    Config(app, http="crossfade.deploy.serving.protocol:BoundedProtocol")    # the app's lifespan yields Bounds.state()
+    Config(app, http="crossfade.deploy.web.protocol:BoundedProtocol")    # the app's lifespan yields Bounds.state()
 
 By itself, uvicorn neither ends a request that never arrives, nor a response that is never read, and it reads headers of
 any size and number. Each process has its own places. A request's ``scope["state"][ADMIT]()`` makes its connection a
@@ -15,7 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from crossfade.trainer.monitoring.places import Places
+from crossfade.trainer.monitoring.bounded_server import Places
 
 ADMIT, BREAK_OFF = "admit", "break_off"
 _BOUNDS = "bounds"

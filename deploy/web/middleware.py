@@ -1,86 +1,99 @@
-"""What surrounds every request: who may send it, limits of its body and of all bodies together, and metrics."""
+"""What surrounds every request: who may send it, and limits of its body and of all bodies together.
+
+app.add_middleware(LimitedBodies)
+app.add_middleware(PageAccess, access=access)       # a RestrictedAccess
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossfade.deploy.access import SECURITY_HEADERS, Access
-from crossfade.deploy.serving.metrics import record_request
-from crossfade.deploy.serving.protocol import ADMIT, BREAK_OFF
+from crossfade.deploy.web.protocol import ADMIT, BREAK_OFF
 
 MAX_BODY_BYTES, MAX_BODIES_BYTES = 8 << 20, 64 << 20
 _UNCOUNTED_BYTES = 64 << 10
 """What each connection may send in any case: so much of a body does not count for ``MAX_BODIES_BYTES``."""
 _MAX_PARAMETERS = 128
-_HEALTH = ("/healthz", "/ping")
-_DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs/")
-"""Paths that can be read without a token: they have nothing of the model."""
 _OWN_SITE = ("same-origin", "none")
-
-
-def _headers(policy: str) -> list[tuple[bytes, bytes]]:
-    headers = {**SECURITY_HEADERS, "Content-Security-Policy": policy}
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-
-_HEADERS = _headers("default-src 'none'; frame-ancestors 'none'")
-_DOCUMENTATION_HEADERS = _headers(
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-)
-"""The page of /docs has an inline script, but nothing that a client or a model could choose."""
-_UNKNOWN_ROUTE = "other"
-_NO_RESPONSE = 500
 # A connection cannot be used again where the body is not read.
 _CLOSE = {"Connection": "close"}
+
+
+def security_headers(policy: str) -> list[tuple[bytes, bytes]]:
+    """Return the security headers of a response, with the content security ``policy``."""
+    headers = {**SECURITY_HEADERS, "Content-Security-Policy": policy}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 class RestrictedAccess:
     """Answers only requests that ``access`` allows, before their bodies are read; adds the security headers."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    health: tuple[str, ...] = ("/healthz",)
+    """Paths that answer everybody, by any name of the host."""
+
+    def __init__(
+        self, app: ASGIApp, access: Access, policy: str = "default-src 'none'; frame-ancestors 'none'"
+    ) -> None:
         self._app, self._access = app, access
+        self._headers = security_headers(policy)
+
+    def headers_of(self, path: str) -> list[tuple[bytes, bytes]]:
+        """Return the security headers of the response to ``path``."""
+        return self._headers
+
+    def is_open(self, method: str, path: str) -> bool:
+        """Return whether a request needs no token: its answer has nothing of a model or a run."""
+        return False
+
+    def may_be_linked(self, method: str, path: str) -> bool:
+        """Return whether pages of other sites may send a request, as a link does."""
+        return self.is_open(method, path)
+
+    def is_signed_in(self, scope: Scope) -> bool:
+        """Return whether a request has the token, or what stands for it."""
+        return self._access.has_token(Headers(scope=scope).get("authorization"))
+
+    def ask_for_token(self, scope: Scope) -> Response:
+        """Return the answer to a request without the token."""
+        detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
+        return _rejection(401, detail, {"WWW-Authenticate": "Bearer"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_documentation = scope["path"] == "/" or scope["path"].startswith(_DOCUMENTATION)
-        added = _DOCUMENTATION_HEADERS if is_documentation else _HEADERS
+        added = self.headers_of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        rejection = self._reject(scope, is_documentation)
-        await (rejection or self._app)(scope, receive, send_with_headers)
+        await (self._reject(scope) or self._app)(scope, receive, send_with_headers)
 
-    def _reject(self, scope: Scope, is_documentation: bool) -> JSONResponse | None:
+    def _reject(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not allowed; admit the connection of one that is."""
-        headers, reads = Headers(scope=scope), scope["method"] in ("GET", "HEAD")
-        if reads and scope["path"] in _HEALTH:
+        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if method in ("GET", "HEAD") and path in self.health:
             return None
-        may_read = reads and is_documentation
         if problem := self._access.host_problem(headers.get("host")):
             return _rejection(421, problem)
-        # Pages of other sites may lead to the documentation, but send no other request.
-        if not may_read and headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+        if headers.get("sec-fetch-site", "none") not in _OWN_SITE and not self.may_be_linked(method, path):
             return _rejection(403, "a page of another site sent this request; send it from a program, or from /docs")
-        if scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
-            return _rejection(400, f"expected at most {_MAX_PARAMETERS} parameters")
-        if self._access.has_token(headers.get("authorization")):
+        query = scope["query_string"]
+        if query.count(b"&") >= _MAX_PARAMETERS or not query.isascii():
+            return _rejection(400, f"expected at most {_MAX_PARAMETERS} parameters, in ASCII")
+        if self.is_signed_in(scope):
             scope["state"][ADMIT]()
-        elif not may_read:
-            detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
-            return _rejection(401, detail, {"WWW-Authenticate": "Bearer"})
+        elif not self.is_open(method, path):
+            return self.ask_for_token(scope)
         return None
 
 
@@ -163,30 +176,3 @@ class LimitedBodies:
                 self._bytes -= other.counted
                 other.counted = 0
                 del self._arriving[id(other)]
-
-
-class RecordedRequests:
-    """Records route, status and duration of every request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), _NO_RESPONSE
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note)
-        finally:
-            route = scope.get("route")
-            # Unknown paths have one label together, so that their number is bounded.
-            record_request(getattr(route, "path", _UNKNOWN_ROUTE), status, time.perf_counter() - start)
