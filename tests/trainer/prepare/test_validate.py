@@ -249,7 +249,7 @@ def test_entities_may_be_given_by_option(dataset: ForeignDataset) -> None:
     folder = dataset.write()
     assert run_validation(folder).manifest is None
     assert run_validation(folder, "customer", "track").manifest_written
-    with pytest.raises(InputError, match=r"--query artist: the manifest in .* has 'customer'; leave out --query"):
+    with pytest.raises(InputError, match=r"query artist: the manifest in .* has 'customer'; leave out query"):
         run_validation(folder, "artist")
 
 
