@@ -7,13 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from error_table import documented
-from preparing import prepare_files, vocabulary_tuples, write_parquet, write_text
+from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_parquet, write_text
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
