@@ -141,7 +141,11 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, s
         ("recommend runs/a --custmer 4", "recommend", "is required; there is no --custmer: did you mean --customer?"),
         ("recommend runs/a --listener 4", "recommend", "; use --customer 4, whatever customers are called in the data"),
         ("prepare plays.csv --query user --item song --out x", "prepare", "plays.csv; use --events plays.csv"),
-        ("prepare --query user plays.csv", "prepare", "unrecognized arguments: plays.csv; use --events plays.csv"),
+        (
+            "prepare --out x --query user plays.csv",
+            "prepare",
+            "unrecognized arguments: plays.csv; use --events plays.csv",
+        ),
         ("train jobs/a.yaml --epochs 3", "train", "arguments: --epochs 3; use --set train.epochs=3"),
         ("train jobs/a.yaml --batch-size=9", "train", "--batch-size=9; use --set train.batch_size=9"),
         ("train jobs/a.yaml --train.seed 3", "train", "--train.seed 3; use --set train.seed=3"),
@@ -172,7 +176,10 @@ def test_misspelled_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     [
         ("prepare --events no.csv --out x", "--events no.csv: no such file; "),
         ("prepare --train no.csv --out x", "--train no.csv: no such file; "),
-        ("prepare --events no.csv --sample lastfm --out x", "expected either --events or --sample, but found both"),
+        (
+            "prepare --events no.csv --sample lastfm --out x",
+            "--sample: was given, and so was --events; expected one of ",
+        ),
         ("similar runs/a 1 -k 0", "-k 0: expected 1 or more"),
         ("recommend runs/a --history 1 -k0", "-k 0: expected 1 or more"),
         ("plan jobs/lastfm.yaml --servers -1", "--servers -1: cluster.servers: input should be greater"),

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare.forget import ForgetReport, forget_in_lineage
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -49,6 +51,11 @@ def random_events(count: int, seed: int = 7) -> dict[str, list[Any]]:
 def prepare_files(out: Path | str, *train: Path | str, **options: Any) -> DatasetManifest:
     """Prepare the files ``train`` with two threads, unless ``options`` (of ``PrepareOptions``) give another number."""
     return prepare(PrepareOptions.of(out=out, train=train, threads=options.pop("threads", 2), **options))
+
+
+def forget_dataset(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
+    """Delete ``ids`` of ``entity`` from the dataset in ``folder`` alone."""
+    return forget_in_lineage(folder, ids, entity, progress, this_dataset_only=True)[0]
 
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ class Problems:
     def iter_parts(
         self, files: ParquetFiles, file: DataFile, expected: Mapping[str, pa.DataType]
     ) -> Iterator[tuple[pa.Table, str, int]]:
-        """Yield the parts of a file that has the ``expected`` columns, each with its row group and its first row."""
+        """Yield the parts of a file with the ``expected`` columns, each with its row group's name and its first row."""
         if self.check_columns(files, file, expected):
             return
         for index in range(len(file.row_groups)):

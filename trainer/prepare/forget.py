@@ -102,19 +102,6 @@ class ForgetReport:
     leftovers_deleted: bool
 
 
-def forget_dataset(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
-    """Delete from the dataset in ``folder`` all that it holds of ``ids`` of ``entity``, its query or item entity.
-
-    Ids that it does not have are counted and skipped.
-
-    Raises:
-        InputError, StorageUnavailableError: as ``plan_deletion``; the dataset is complete, before or after it.
-        CrossfadeError: files cannot be written, or another process has replaced the dataset meanwhile.
-    """
-    with plan_deletion(folder, ids, entity, progress) as deletion:
-        return deletion.apply()
-
-
 @contextmanager
 def plan_deletion(
     folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter
@@ -473,7 +460,7 @@ def forget_in_lineage(
     The report of ``folder`` comes first. ``this_dataset_only`` leaves the base datasets as they are.
 
     Raises:
-        InputError: a base dataset cannot be reached, or as ``forget_dataset``; nothing has been deleted.
+        InputError: a base dataset cannot be reached, or as ``plan_deletion``; nothing has been deleted.
         CrossfadeError: another process has replaced a dataset meanwhile.
         StorageUnavailableError: storage does not answer; each dataset is complete, before or after its deletion.
     """

@@ -242,7 +242,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     if facts.get("valid_by_default") and "valid" in manifest.splits:
         lines.append(
             f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
-            "choose the epoch by"
+            "choose the epoch by (hold_out_valid none: keep them in train)"
         )
     if facts.get("kept_for_train"):
         lines.append(

@@ -67,20 +67,6 @@ def test_hold_outs_by_time_use_the_timestamp(plays: pd.DataFrame) -> None:
     assert set(model.metrics) == {"valid", "test"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"item": "song"}, "song"),
-        ({"settings": {"train.epoch": 3}}, "did you mean 'epochs'?"),
-        ({"valid": "random:2"}, "random:2"),
-        ({"names": {"artist": "title"}}, "names='artist=…': no such entity; expected 'user' or 'track'"),
-    ],
-)
-def test_invalid_option_is_an_input_error(plays: pd.DataFrame, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(crossfade.InputError, match=message.replace("?", r"\?")):
-        crossfade.fit(plays[:50], **(OPTIONS | options))
-
-
 def rejection(plays: Any, **options: Any) -> str:
     """Return the message of the error that ``fit`` raises."""
     with pytest.raises(crossfade.InputError) as caught:
@@ -135,23 +121,6 @@ def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
     options = {**OPTIONS, "timestamp": "at", "names": {"track": "title"}, "valid": None}
     model = crossfade.fit(str(path), read=read, **options)
     assert sorted(model.ids("track")) == [1, 3]
-
-
-@pytest.mark.parametrize(
-    ("read", "message"),
-    [
-        ({"on_badline": "skip"}, "read: unknown key 'on_badline'; did you mean 'on_bad_line'?"),
-        ({"on_missing": "maybe"}, "read={'on_missing': 'maybe'}: expected fail or drop"),
-        ({"delimiter": ";"}, "read: 'delimiter' describes files, and plays is a data frame; leave it out"),
-    ],
-)
-def test_invalid_way_to_read_is_an_input_error(plays: pd.DataFrame, read: dict[str, Any], message: str) -> None:
-    assert rejection(plays[:50], read=read) == message
-
-
-def test_something_else_than_events_is_an_input_error() -> None:
-    with pytest.raises(crossfade.InputError, match=r"plays: expected a table of pandas.* found int"):
-        crossfade.fit(3, query="user", item="track")
 
 
 def test_nothing_is_printed(

@@ -60,8 +60,6 @@ OF_MODEL: list[tuple[Use, str]] = [
 ]
 OF_FIT: list[tuple[Fit, str]] = [
     ({"dim": 0}, "dim=0: expected an integer from 1"),
-    ({"dim": "a"}, "dim='a': expected an integer from 1"),
-    ({"epochs": 0}, "epochs=0: expected an integer from 1"),
     ({"seed": 1.5}, "seed=1.5: expected an integer from 0"),
     ({"query": None}, "query=None: expected the name of a column"),
     ({"query": "usr"}, "plays: has no column 'usr' (did you mean 'user'?)"),
@@ -72,7 +70,11 @@ OF_FIT: list[tuple[Fit, str]] = [
     ({"read": ["skip"]}, "read=['skip']: expected a dictionary"),
     ({"read": {"id_type": "int"}}, "read={'id_type': 'int'}: expected auto, integer, or string"),
     ({"read": {"timestamp_format": 3}}, "read={'timestamp_format': 3}: expected a list of values"),
-    ({"read": {"max_bad": "x"}}, "read={'max_bad': 'x'}: expected a share"),
+    ({"read": {"on_badline": "skip"}}, "read: unknown key 'on_badline'; did you mean 'on_bad_line'?"),
+    ({"read": {"delimiter": ";"}}, "read: 'delimiter' describes files, and plays is a data frame; leave it out"),
+    ({"names": {"artist": "title"}}, "names='artist=…': no such entity; expected 'user' or 'track'"),
+    ({"settings": {"train.epoch": 3}}, "did you mean 'epochs'?"),
+    ({"valid": "random:2"}, "valid='random:2': the fraction must be a number between 0 and 1"),
     ({"valid": 0.1}, "valid=0.1: expected text"),
     ({"valid": "last-1"}, "name its column with timestamp"),
     ({"settings": [1]}, "settings=[1]: expected a dictionary"),

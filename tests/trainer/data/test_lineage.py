@@ -10,14 +10,13 @@ import pyarrow as pa
 import pytest
 from error_table import documented
 from object_store import running_object_store
-from preparing import prepare_files, vocabulary_tuples, write_parquet
+from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.option_values import MaxAge
 
 Pair = tuple[str, int]

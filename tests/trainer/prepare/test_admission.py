@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from error_table import documented
-from preparing import vocabulary_tuples
+from preparing import forget_dataset, vocabulary_tuples
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -18,7 +18,6 @@ from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.option_values import FeatureFile, MaxAge
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare

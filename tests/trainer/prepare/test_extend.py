@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
+from preparing import forget_dataset
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -16,7 +17,6 @@ from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manife
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import extend as base_vocabulary
-from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare

@@ -12,6 +12,7 @@ import pytest
 from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore, running_object_store
+from preparing import forget_dataset
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.folder import Folder
@@ -23,7 +24,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import forget as module
 from crossfade.trainer.prepare import staging as output
-from crossfade.trainer.prepare.forget import ForgetReport, forget_dataset
+from crossfade.trainer.prepare.forget import ForgetReport
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare

@@ -237,7 +237,7 @@ def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> No
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
     prepare_files(workspace.uri, train)
     old = workspace.sizes()
-    with pytest.raises(InputError, match=r"exists already.*--overwrite"):
+    with pytest.raises(InputError, match=r"exists already.*overwrite"):
         prepare_files(workspace.uri, train, hold_out="random:0.5")
     assert workspace.sizes() == old
     manifest = prepare_files(workspace.uri, train, hold_out="random:0.5", overwrite=True)

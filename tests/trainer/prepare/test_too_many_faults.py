@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_here import crossfade_here
-from error_table import documented
 from preparing import entries, prepare_files, write_parquet, write_text
-from running_command import messages
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.option_values import NamesFile
@@ -58,18 +55,3 @@ def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:
     names = write_text(tmp_path / "n.csv", "id,name\n" + "".join(f"{n},Earth, Wind\n" for n in range(60)) + "70,Abba\n")
     with pytest.raises(InputError, match=r"60 of 61 rows would be left out.*n\.csv"):
         prepare_files(tmp_path / "out", train, on_bad_line="skip", names={"item": NamesFile(names, "id", "name")})
-
-
-@pytest.mark.parametrize(
-    ("share", "code"), [("40%", 0), ("0.4", 0), ("1", 0), ("100%", 0), ("39.9%", 2), ("0", 2), ("nan", 2), ("-1", 2)]
-)
-def test_share_is_a_fraction_or_a_percentage(tmp_path: Path, share: str, code: int) -> None:
-    event_file(tmp_path, "csv", VALUES["many"])
-    words = ("--events", "e.csv", "--item", "item", "--weight", "w", "--on-bad-line", "skip", f"--max-bad={share}")
-    assert crossfade_here("prepare", *words, "--out", "data", cwd=tmp_path).returncode == code
-
-
-def test_number_of_percent_without_its_sign_is_an_error(tmp_path: Path) -> None:
-    event_file(tmp_path, "csv", VALUES["few"])
-    result = crossfade_here("prepare", "--events", "e.csv", "--max-bad", "20", "--out", "data", cwd=tmp_path)
-    documented("a share that is none", messages(result.stderr)[-1].removeprefix("crossfade: error: "))

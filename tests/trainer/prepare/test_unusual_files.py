@@ -85,7 +85,7 @@ def test_values_with_spaces_get_the_advice_of_their_option(
     from crossfade.cli.main import main
 
     with pytest.raises(SystemExit):
-        main(["prepare", "--events", "e.csv", *words])
+        main(["prepare", "--out", "data", "--events", "e.csv", *words])
     assert capsys.readouterr().err.endswith(f"{advice}\n")
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from error_table import documented
 from object_store import ObjectStore, running_object_store
+from preparing import forget_dataset
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -19,7 +20,6 @@ from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, 
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
-from crossfade.trainer.prepare.forget import forget_dataset
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.validate import ValidationReport, validate
@@ -249,7 +249,7 @@ def test_entities_may_be_given_by_option(dataset: ForeignDataset) -> None:
     folder = dataset.write()
     assert run_validation(folder).manifest is None
     assert run_validation(folder, "customer", "track").manifest_written
-    with pytest.raises(InputError, match=r"--query artist: the manifest in .* has 'customer'; leave out --query"):
+    with pytest.raises(InputError, match=r"query artist: the manifest in .* has 'customer'; leave out query"):
         run_validation(folder, "artist")
 
 
