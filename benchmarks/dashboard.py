@@ -19,8 +19,8 @@ from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import summarize
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.runs.run_folder import RunFolder
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 LINES = 400_000
 REPEATS = 200

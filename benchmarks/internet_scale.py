@@ -18,7 +18,7 @@ import numpy as np
 from crossfade.deploy.capacity.step_time import SERVER, WORKER, WorkerStep, step_seconds
 from crossfade.deploy.capacity.traffic import WIRE_REQUEST_BYTES, WIRE_ROW_BYTES
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.mxnet.protocol import MAX_KEY_BYTES, make_layout
+from crossfade.kvstore.mxnet.server_protocol import MAX_KEY_BYTES, make_layout
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 
 DIM = 64

@@ -36,10 +36,10 @@ from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
 from crossfade.trainer.runs.events import Event, StepEvent
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.metrics import TrainingMetrics
 from crossfade.trainer.training.run import run_in_process
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 TURN_STEPS = 2
 WARM_UP_STEPS = 40

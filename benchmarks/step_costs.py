@@ -29,7 +29,7 @@ from crossfade.base.arrays import FloatArray
 from crossfade.deploy.capacity import step_time
 from crossfade.deploy.capacity.step_time import Costs, WorkerStep, step_seconds
 from crossfade.deploy.topology import Role
-from crossfade.kvstore.mxnet.protocol import DEFAULT_KEY_BYTES, make_layout
+from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, make_layout
 from crossfade.kvstore.store import TableSpec
 
 FOLDER = ROOT / "build" / "bench"

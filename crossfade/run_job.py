@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from crossfade.trainer.data.splits import SplitName
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event, EventSink
-    from crossfade.trainer.runs.folder import EarlierRun, RunFolder
+    from crossfade.trainer.runs.run_folder import EarlierRun, RunFolder
 
 _logger = logging.getLogger(__name__)
 Progress = Literal["bar", "lines", "metrics"]
@@ -116,7 +116,7 @@ def _train_once(options: TrainOptions) -> int:
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.display import TrainDisplay, progress_bars
     from crossfade.next_command import use_commands
-    from crossfade.trainer.runs.folder import RunFolder, default_run_dir
+    from crossfade.trainer.runs.run_folder import RunFolder, default_run_dir
 
     job = options.load_job()
     logs.context.update(role="coordinator" if job.cluster.servers else "in-process")
@@ -156,7 +156,7 @@ def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
     _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
     if not moved.finished:
         from crossfade.next_command import command_line
-        from crossfade.trainer.runs.folder import JOB_FILE
+        from crossfade.trainer.runs.run_folder import JOB_FILE
 
         command = command_line("train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume")
         _logger.info(f"to resume it: {command}")
@@ -256,8 +256,8 @@ def check_runnable(
 def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) -> None:
     """Reject a run whose files cannot be read, or whose checkpoints are lost."""
     from crossfade.base.errors import CheckpointError, InputError
-    from crossfade.trainer.runs.folder import JOB_FILE
     from crossfade.trainer.runs.resumption import find_start, last_saved_step
+    from crossfade.trainer.runs.run_folder import JOB_FILE
 
     folder.check_readable()
     if folder.has_run_id() and (folder.path / JOB_FILE).exists():

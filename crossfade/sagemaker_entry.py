@@ -34,7 +34,7 @@ def run(paths: Paths) -> int:
 
 def _run(paths: Paths) -> int:
     from crossfade.deploy.aws.sagemaker.container import Hosts, export_logs, run_dir
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.run_folder import RunFolder
 
     hosts = Hosts.read(paths)
     folder = RunFolder(run_dir(paths, hosts))
@@ -48,7 +48,7 @@ def _run(paths: Paths) -> int:
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path) -> int:
     from crossfade.deploy.aws.sagemaker.container import export_model, read_job, restore_run
     from crossfade.run_job import TrainOptions, train
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.run_folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")
     job_file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, CrossfadeError
-from crossfade.kvstore.checkpoint.files import WEIGHTS
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
+from crossfade.kvstore.checkpoint.file_names import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec

@@ -29,7 +29,7 @@ from crossfade.trainer.prepare.hold_out import NONE
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 _EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
 _OF_FILES = ("delimiter", "format")

@@ -19,7 +19,7 @@ from crossfade.api.wording import in_python
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job, make_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import RunFolder, default_run_dir
+from crossfade.trainer.runs.run_folder import RunFolder, default_run_dir
 
 if TYPE_CHECKING:
     from crossfade.api.model import Model

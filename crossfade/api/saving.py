@@ -14,7 +14,7 @@ from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import check_replaceable, replace_folder
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 DATASET_FOLDER = "dataset"

@@ -14,7 +14,7 @@ from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.display import TrainDisplay, progress_bars
 from crossfade.run_job import RunContext, check_runnable, note_without_valid, run_in_folder, serve_own_metrics
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _default_folder(source: str) -> Path:
     from crossfade.base.errors import InputError
-    from crossfade.trainer.runs.folder import JOB_FILE
+    from crossfade.trainer.runs.run_folder import JOB_FILE
 
     if "://" in source or not (Path(source) / JOB_FILE).exists():
         raise InputError(f"{source}: is not a local run folder: name a folder for the map with --out")

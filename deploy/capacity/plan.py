@@ -26,7 +26,7 @@ from crossfade.deploy.capacity.process_memory import (
 from crossfade.deploy.capacity.step_time import WorkerStep, worker_steps
 from crossfade.deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
 from crossfade.deploy.topology import AcceptedRoles, Role, assign_roles
-from crossfade.kvstore.mxnet.protocol import TableLayout, make_layout
+from crossfade.kvstore.mxnet.server_protocol import TableLayout, make_layout
 from crossfade.kvstore.store import VALUE_BYTES
 from crossfade.trainer.config.schema import JobConfig
 

@@ -18,7 +18,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.plan_inputs import PlanInputs
 from crossfade.deploy.capacity.traffic import CountHistogram, WorkerLoad
 from crossfade.kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
-from crossfade.kvstore.mxnet.protocol import TableLayout
+from crossfade.kvstore.mxnet.server_protocol import TableLayout
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig

@@ -31,7 +31,7 @@ from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role,
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
 """Time without an answer after which an agent ends its roles: less than the coordinator's lease for it."""

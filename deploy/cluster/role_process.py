@@ -21,7 +21,7 @@ from crossfade.deploy.cluster.role_variables import (
 )
 from crossfade.deploy.topology import Role, socket_path
 from crossfade.trainer.runs.events import Event, RoleError
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _NETWORK_ABORT = re.compile(r"(ps-lite/|kvstore_dist_server\.h|libzmq)(?!.*bind failed)")

@@ -19,7 +19,7 @@ from crossfade.deploy.cluster.supervision import spot_callbacks
 from crossfade.deploy.topology import Address, check_local_address, local_address
 from crossfade.kvstore.mxnet.imports import require_mxnet
 from crossfade.trainer.monitoring.http import serve_metrics
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 

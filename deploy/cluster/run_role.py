@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from crossfade.trainer.model.allreduce import HorovodAllReduce
     from crossfade.trainer.monitoring.registry import ProcessMetrics
     from crossfade.trainer.runs.events import Event, EventSink
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.run_folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _run_role(
     from crossfade.deploy.cluster.role_variables import COMMAND_VARIABLE
     from crossfade.trainer.monitoring.final import write_final_metrics
     from crossfade.trainer.monitoring.http import serve_metrics
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.run_folder import RunFolder
 
     credentials = _credentials(options, started_by_agent=started_by_agent)
     folder = RunFolder(options.run_dir, os.environ.get(COMMAND_VARIABLE))
@@ -210,7 +210,7 @@ def _serve(
     credentials: RoleCredentials,
     checkpoints: str,
 ) -> None:
-    from crossfade.kvstore.mxnet.server import RowServer, run_server
+    from crossfade.kvstore.mxnet.row_server import RowServer, run_server
     from crossfade.trainer.monitoring.registry import CommandMetrics, TableMetrics
 
     def joined(server: RowServer) -> None:

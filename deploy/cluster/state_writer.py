@@ -43,8 +43,8 @@ from crossfade.trainer.runs.events import (
     WaitingForHosts,
     to_record,
 )
-from crossfade.trainer.runs.folder import PROCESSES_FILE, RunFolder
 from crossfade.trainer.runs.resumption import UnsavedWork
+from crossfade.trainer.runs.run_folder import PROCESSES_FILE, RunFolder
 
 IN_PROCESS = "in-process"
 """The name of the only process of a run without servers."""

@@ -26,8 +26,8 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
 from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent, event_recorder
-from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
+from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
 REPORT_TIMEOUT_SECONDS = 10.0
 """Maximum delay until a file that another host wrote is visible on this one."""

@@ -29,7 +29,7 @@ from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.recommend.row_names import RowLabel
-from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER
+from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER
 
 K = 10
 """Rows of a list."""

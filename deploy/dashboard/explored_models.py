@@ -22,7 +22,7 @@ from typing import TypeVar
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.serving.copies_folder import CopiesFolder
 from crossfade.trainer.serving.version import open_version
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version

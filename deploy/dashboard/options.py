@@ -34,7 +34,7 @@ class RunsOptions(Options):
             InputError: a path is not a folder.
         """
         from crossfade.deploy.dashboard.run_reader import Runs
-        from crossfade.trainer.runs.folder import similar_run
+        from crossfade.trainer.runs.run_folder import similar_run
 
         paths = self.runs or (Path("runs"),)
         for path in paths:

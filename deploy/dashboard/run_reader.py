@@ -25,7 +25,7 @@ from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
-from crossfade.trainer.runs.folder import (
+from crossfade.trainer.runs.run_folder import (
     EVENTS_FILE,
     JOB_FILE,
     PROCESSES_FILE,

@@ -29,7 +29,7 @@ from crossfade.deploy.doctor.storage_checks import (
     short_requests,
 )
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 def examine(options: DoctorOptions) -> Iterator[Finding]:

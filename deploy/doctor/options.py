@@ -11,7 +11,7 @@ from crossfade.trainer.config.options import ClusterSizes
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.runs.folder import RunFolder
+    from crossfade.trainer.runs.run_folder import RunFolder
 
 
 class DoctorOptions(ClusterSizes):
@@ -29,7 +29,7 @@ class DoctorOptions(ClusterSizes):
         Raises:
             InputError: there is no such run or job, or options are given that need one.
         """
-        from crossfade.trainer.runs.folder import JOB_FILE, RunFolder, default_run_dir, similar_run
+        from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder, default_run_dir, similar_run
 
         if self.job is None:
             if self.set or self.run_dir or any(getattr(self, key) is not None for key in self.sizes):

@@ -35,8 +35,8 @@ from crossfade.kvstore.torch.device import require_torch
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import check_vocabularies
 from crossfade.trainer.model.allreduce import require_horovod
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import DONE, FAILED, LOCK_FILE, STOPPED
 from crossfade.trainer.tracking.tracker import check_tracking
 

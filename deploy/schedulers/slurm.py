@@ -13,7 +13,7 @@ from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import default_run_dir
+from crossfade.trainer.runs.run_folder import default_run_dir
 
 EXIT_SECONDS = 90
 """Time for roles to end after the checkpoint, and for Slurm, which sends signals up to a minute late."""

@@ -25,8 +25,8 @@ from crossfade.deploy.tuning.search_space import (
 )
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, default_run_dir
 from crossfade.trainer.runs.job_inputs import load_inputs
+from crossfade.trainer.runs.run_folder import JOB_FILE, default_run_dir
 
 JOURNAL_FILE, QUICK_FILE, BEST_FILE, LOCK_FILE = "study.journal", "quick.json", "best.yaml", "study.lock"
 _KINDS = {JOURNAL_FILE: f"without {option_named('quick')}", QUICK_FILE: f"with {option_named('quick')}"}

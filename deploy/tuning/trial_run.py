@@ -29,7 +29,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import disk_of
 from crossfade.base.processes import die_with_parent
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
 

@@ -28,7 +28,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import UnsuitableFileError
 from crossfade.base.json_text import parse_json
 from crossfade.base.validation import format_validation_error
-from crossfade.kvstore.checkpoint.files import (
+from crossfade.kvstore.checkpoint.file_names import (
     EXTRA_NAME,
     FORMAT_VERSION,
     MANIFEST_FORMAT,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CheckpointError, DivergedError
-from crossfade.kvstore.checkpoint.files import npy_header
+from crossfade.kvstore.checkpoint.file_names import npy_header
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import njit

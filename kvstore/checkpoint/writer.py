@@ -22,7 +22,7 @@ from typing import IO, Any
 from crossfade.base.errors import CheckpointError, CrossfadeError
 from crossfade.base.io.folder import Folder, OutputFile
 from crossfade.base.processes import die_with_parent
-from crossfade.kvstore.checkpoint.files import FORMAT_VERSION, PART_FORMAT, part_name
+from crossfade.kvstore.checkpoint.file_names import FORMAT_VERSION, PART_FORMAT, part_name
 
 _CHUNK_BYTES = 1 << 20
 _TRUNCATED = "the snapshot is truncated"

@@ -23,7 +23,7 @@ from crossfade.kvstore.mxnet.imports import (
     row_sparse_zeros,
 )
 from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
-from crossfade.kvstore.mxnet.protocol import (
+from crossfade.kvstore.mxnet.server_protocol import (
     ALL_REDUCE_KEY,
     COMMAND_HEAD,
     DEFAULT_KEY_BYTES,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, CrossfadeError
-from crossfade.kvstore.checkpoint.files import WEIGHTS
+from crossfade.kvstore.checkpoint.file_names import WEIGHTS
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.memory import release_pages
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_bytes_per_row

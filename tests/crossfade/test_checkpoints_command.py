@@ -22,7 +22,7 @@ from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 SGD = OptimizerSpec("sgd")
 TRACK = TableSpec("track", rows=6, dim=2, init_std=0.1)

@@ -19,7 +19,7 @@ from running_command import crossfade, messages, records, started, succeeded, wa
 
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
 from crossfade.trainer.embeddings.listing import LISTING_FILE
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

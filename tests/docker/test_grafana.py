@@ -26,7 +26,7 @@ from waiting import wait_until
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.http import MetricsEndpoint, serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
-from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")

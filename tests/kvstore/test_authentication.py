@@ -10,7 +10,8 @@ import pytest
 from mutations import any_value, corrupt_bytes
 
 from crossfade.base.errors import ClusterError, StoreError
-from crossfade.kvstore.mxnet.protocol import (
+from crossfade.kvstore.mxnet.row_server import RowServer, controller
+from crossfade.kvstore.mxnet.server_protocol import (
     LOAD_COMMAND,
     MAX_COMMAND_BYTES,
     STATUS_COMMAND,
@@ -20,7 +21,6 @@ from crossfade.kvstore.mxnet.protocol import (
     lr_factor_command,
     save_command,
 )
-from crossfade.kvstore.mxnet.server import RowServer, controller
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 

@@ -17,8 +17,8 @@ from saved_shards import (
     split_table,
 )
 
-from crossfade.kvstore.checkpoint import reader
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.checkpoint import checkpoint as reader
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import TableSpec
@@ -70,7 +70,7 @@ def test_checkpoint_loads_into_any_number_of_shards(saved: Saved, num_shards: in
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 16])
 def test_checkpoint_loads_in_chunks_of_any_size(saved: Saved, monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
-    monkeypatch.setattr("crossfade.kvstore.checkpoint.reader.CHUNK_BYTES", chunk_rows * 3 * 4)
+    monkeypatch.setattr("crossfade.kvstore.checkpoint.checkpoint.CHUNK_BYTES", chunk_rows * 3 * 4)
     into = {table.name: blank_shards(table, saved.optimizer, 3) for table in saved.tables}
     open_checkpoint(saved.uri).load([shard for shards in into.values() for shard in shards])
     for name, shards in into.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crossfade.base.io.folder import Folder
-from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import commit
 from crossfade.kvstore.optimizer_spec import OptimizerSpec

@@ -15,9 +15,9 @@ from object_store import free_ports
 from saved_shards import blank_shards, poison, random_table, reseal, save_shards, split_table
 
 from crossfade.base.errors import CheckpointError, InputError
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import clear_later, latest_checkpoint, prune, step_folder
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

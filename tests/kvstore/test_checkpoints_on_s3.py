@@ -25,9 +25,9 @@ from waiting import wait_until
 
 from crossfade.base.errors import CheckpointError
 from crossfade.base.io.folder import Folder
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint, prune, step_folder
-from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec

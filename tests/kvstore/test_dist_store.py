@@ -24,7 +24,7 @@ from saved_shards import load_table, random_table, save_shards, save_store, spli
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
-from crossfade.kvstore.mxnet.protocol import make_layout
+from crossfade.kvstore.mxnet.server_protocol import make_layout
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.store import RowGradient, TableSpec
 

@@ -9,7 +9,7 @@ import pytest
 
 from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.protocol import STATUS_LENGTH, CommandSigner, encode_status
+from crossfade.kvstore.mxnet.server_protocol import STATUS_LENGTH, CommandSigner, encode_status
 
 
 def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:

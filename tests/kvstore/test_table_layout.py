@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from crossfade.kvstore.mxnet.protocol import ALL_REDUCE_KEY, TableLayout, make_layout, server_of, status_key
+from crossfade.kvstore.mxnet.server_protocol import ALL_REDUCE_KEY, TableLayout, make_layout, server_of, status_key
 from crossfade.kvstore.store import VALUE_BYTES, TableSpec
 
 DIM = 4

@@ -22,8 +22,8 @@ from running_command import Mark
 
 from crossfade.deploy.topology import JobTopology, role_environment, roles, scheduler_address
 from crossfade.kvstore.mxnet.client import MXNetStore
+from crossfade.kvstore.mxnet.row_server import run_server
 from crossfade.kvstore.mxnet.scheduler import run_scheduler
-from crossfade.kvstore.mxnet.server import run_server
 from crossfade.trainer.config.sections import ClusterConfig
 
 END_SECONDS = 180.0

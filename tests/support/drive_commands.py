@@ -11,7 +11,13 @@ import numpy as np
 from dist_roles import SECRET, play_role
 
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.protocol import COMMAND_HEAD, LOAD_COMMAND, CommandSigner, lr_factor_command, save_command
+from crossfade.kvstore.mxnet.server_protocol import (
+    COMMAND_HEAD,
+    LOAD_COMMAND,
+    CommandSigner,
+    lr_factor_command,
+    save_command,
+)
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 

@@ -10,7 +10,7 @@ from dist_roles import play_role
 from saved_shards import save_store
 
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.protocol import RESET_ROWS
+from crossfade.kvstore.mxnet.server_protocol import RESET_ROWS
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
 

@@ -17,7 +17,8 @@ from touched_pages import TABLE
 from waiting import wait_until
 
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
-from crossfade.kvstore.mxnet.protocol import (
+from crossfade.kvstore.mxnet.row_server import RowServer
+from crossfade.kvstore.mxnet.server_protocol import (
     STATUS_COMMAND,
     STATUS_LENGTH,
     CommandVerifier,
@@ -27,7 +28,6 @@ from crossfade.kvstore.mxnet.protocol import (
     save_command,
     status_key,
 )
-from crossfade.kvstore.mxnet.server import RowServer
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 folder = RunFolder(Path(sys.argv[1]))
 try:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
-from crossfade.kvstore.checkpoint.files import HEADER_BYTES
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
+from crossfade.kvstore.checkpoint.file_names import HEADER_BYTES
 from crossfade.kvstore.checkpoint.format import CheckpointManifest, TableShard
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import PartResult, Snapshot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import make_optimizer

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from crossfade.base.validation import described
-from crossfade.kvstore.mxnet.protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
+from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 
 Auto = Literal["auto"]

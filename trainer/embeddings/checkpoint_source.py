@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder, similar_run
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder, similar_run
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 

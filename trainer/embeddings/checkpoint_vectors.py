@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.towers import Towers

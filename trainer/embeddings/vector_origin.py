@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import REPORT_FILE, RunReport, parse_run_file
+from crossfade.trainer.runs.run_folder import REPORT_FILE, RunReport, parse_run_file
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Metrics of each split."""

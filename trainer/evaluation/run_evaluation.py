@@ -24,8 +24,8 @@ from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_p
 from crossfade.trainer.evaluation.labels import LabelSource, read_labels
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver
-from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:

@@ -51,7 +51,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import CheckpointError, DivergedError, InputError
 from crossfade.base.io.regular_files import SMALL_FILE_BYTES
-from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import get_num_threads, njit
 from crossfade.kvstore.lanes import exact_dot

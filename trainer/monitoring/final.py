@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.monitoring.names import PREFIX
 from crossfade.trainer.monitoring.registry import ProcessMetrics
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 PUSH_TIMEOUT_SECONDS = 5.0
 """Timeout of a push to a Pushgateway, which delays the end of a process."""

@@ -2,7 +2,7 @@
 
     metrics = ProcessMetrics("plays", "worker")
     with serve_metrics(metrics, 0, None, "127.0.0.1"):            # trainer/monitoring/http.py
-        metrics.register("training", TrainingMetrics(...))        # trainer/training/metrics.py
+        metrics.register("training", TrainingMetrics(...))        # trainer/training/worker_metrics.py
         metrics.set_identity(rank)
 
 Values are read when Prometheus scrapes, or counted from events: a few additions a step. The counters of the client

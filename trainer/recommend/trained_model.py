@@ -23,7 +23,7 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, InputError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.checkpoint.reader import Checkpoint
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
@@ -43,8 +43,8 @@ from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.recommend.options import ModelSource
-from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER, JOB_FILE
 
 _KEPT_BYTES, _KEPT_ROWS = 1 << 28, 1 << 20
 """Vectors of a table in bytes, and rows of a vocabulary, up to which they may stay in memory."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crossfade.trainer.runs.folder import EVENTS_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import EVENTS_FILE, RunFolder
 
 Whole = Annotated[int, Field(gt=-(2**127), lt=2**127)]
 """An integer that a float can hold: bytes of a long run exceed 64 bits, but text may hold any number of digits."""

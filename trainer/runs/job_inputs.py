@@ -29,7 +29,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.data.time_range import count_within
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.folder import ROW_COUNTS_FILE
+from crossfade.trainer.runs.run_folder import ROW_COUNTS_FILE
 
 
 class JobInputs(NamedTuple):

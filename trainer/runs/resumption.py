@@ -17,10 +17,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from crossfade.base.errors import InputError, option_named
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.checkpoint.lifecycle import has_complete, latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import Checkpoint
 from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, StepEvent, StoppedEvent, parse_record
-from crossfade.trainer.runs.folder import EVENTS_FILE
+from crossfade.trainer.runs.run_folder import EVENTS_FILE
 
 _MAX_REASONS = 3
 _FIX = f"or start over at step 0 with {option_named('allow_restart_from_scratch')}, which deletes none of them"

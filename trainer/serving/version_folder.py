@@ -58,7 +58,7 @@ from crossfade.trainer.recommend.index_build import IndexRequest, build_index
 from crossfade.trainer.recommend.metadata_table import write_metadata
 from crossfade.trainer.recommend.options import MetadataFile
 from crossfade.trainer.recommend.trained_model import TrainedModel
-from crossfade.trainer.runs.folder import JOB_FILE
+from crossfade.trainer.runs.run_folder import JOB_FILE
 from crossfade.trainer.serving.names import write_names
 
 CARD_FILE, DATA, VECTORS = "version.json", "data", "vectors"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.kvstore import __version__
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, REPORT_FILE, RunFolder
 from crossfade.trainer.tracking.background import TrackingError
 from crossfade.trainer.tracking.records import Point, Record, report_point
 

@@ -16,7 +16,7 @@ from typing import Any
 from crossfade.base.errors import MissingExtraError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.events import Event
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.tracking.background import BackgroundSender, Destination
 from crossfade.trainer.tracking.mlflow_run import MlflowRun
 from crossfade.trainer.tracking.records import EventRecords

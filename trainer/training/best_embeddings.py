@@ -26,7 +26,7 @@ from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import TowerVectors
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.state import TrainState
 
 

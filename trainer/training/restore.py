@@ -18,9 +18,9 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, ClusterError, InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
-from crossfade.kvstore.checkpoint.files import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig

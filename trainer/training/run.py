@@ -10,8 +10,8 @@ from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.runs.events import ReportEvent
-from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.checkpointing import StopResult
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.report import make_report

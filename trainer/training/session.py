@@ -29,7 +29,6 @@ from crossfade.trainer.model.negatives import NegativeSampler, needs_counts
 from crossfade.trainer.model.towers import Towers, TowerVectors, load_towers
 from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from crossfade.trainer.runs.events import EventSink, PhaseEvent, StoppedEvent, event_recorder
-from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.job_inputs import (
     JobInputs,
     RowSelection,
@@ -38,15 +37,16 @@ from crossfade.trainer.runs.job_inputs import (
     open_lineage,
     select_rows,
 )
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.best_embeddings import BestEmbeddings
 from crossfade.trainer.training.checkpointing import CheckpointManager, CheckpointMetadata, StopResult
 from crossfade.trainer.training.composition import Composition, compose
 from crossfade.trainer.training.hooks import PhaseReporter, TrainingHooks
 from crossfade.trainer.training.loop import TrainLoop
-from crossfade.trainer.training.metrics import TrainingMetrics, measure_training
 from crossfade.trainer.training.report import describe_kernels, total_traffic, warn_if_unlike_first
 from crossfade.trainer.training.restore import create_tables, restore_train_state
 from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.worker_metrics import TrainingMetrics, measure_training
 
 _logger = logging.getLogger(__name__)
 

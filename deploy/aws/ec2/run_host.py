@@ -44,7 +44,7 @@ from crossfade.deploy.aws.ec2.run_storage import (
 )
 from crossfade.deploy.aws.metadata import InstanceMetadata
 from crossfade.deploy.topology import TOKEN_VARIABLE
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 PORT = 7070
 POLL_SECONDS = 0.2

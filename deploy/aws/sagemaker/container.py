@@ -35,8 +35,8 @@ from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.topology import Address
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 from crossfade.trainer.runs.job_inputs import open_inputs
+from crossfade.trainer.runs.run_folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 BASE = Path("/opt/ml")

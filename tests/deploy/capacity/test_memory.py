@@ -12,7 +12,7 @@ from running_command import crossfade, started, succeeded, wait_for_steps
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.capacity.process_memory import SERVER_BYTES, MemoryItem, ProcessPlan
-from crossfade.kvstore.mxnet.protocol import make_layout
+from crossfade.kvstore.mxnet.server_protocol import make_layout
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic

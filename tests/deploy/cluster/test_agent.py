@@ -18,7 +18,7 @@ from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
 from crossfade.deploy.cluster.role_process import _NETWORK_ABORT
 from crossfade.deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
-from crossfade.trainer.runs.folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from metric_groups import TABLES, make_job, step
 from crossfade.deploy.cluster.slow_roles import SlowRoles
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.trainer.monitoring.registry import TableMetrics
-from crossfade.trainer.training.metrics import TrainingMetrics
 from crossfade.trainer.training.state import TrainState
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 WINDOW = 60.0
 

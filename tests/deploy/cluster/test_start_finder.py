@@ -18,7 +18,7 @@ from crossfade.deploy.cluster.supervision import StartFinder
 from crossfade.deploy.topology import TOKEN_VARIABLE, check_local_address
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.sections import ClusterConfig
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 class SearchedJob:

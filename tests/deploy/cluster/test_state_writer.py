@@ -14,7 +14,7 @@ from crossfade.deploy.capacity.machine import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.trainer.runs.events import FailureEvent, LoadEvent, PhaseEvent, RestartEvent
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from running_command import crossfade
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 TOKEN = "a-token-that-all-hosts-have"
 

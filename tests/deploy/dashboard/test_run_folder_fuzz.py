@@ -22,14 +22,14 @@ from crossfade.base.errors import CheckpointError, InputError
 from crossfade.cli.status import _screen, _table
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import summarize
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 from crossfade.trainer.embeddings.vector_origin import embeddings_origin
 from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.runs.folder import RunFolder
 from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs, load_row_counts
 from crossfade.trainer.runs.ownership import check_claimable
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
 from crossfade.trainer.training.restore import restore_train_state
 

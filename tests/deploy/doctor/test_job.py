@@ -25,7 +25,7 @@ from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 SERVERS = {"servers": 1, "workers": 1}
 

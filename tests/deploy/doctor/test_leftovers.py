@@ -13,7 +13,7 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
 from crossfade.deploy.doctor.run_checks import check_leftovers
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 def found(folder: Path) -> list[str]:

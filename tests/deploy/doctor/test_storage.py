@@ -27,7 +27,7 @@ from crossfade.deploy.doctor.storage_checks import (
     short_requests,
 )
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

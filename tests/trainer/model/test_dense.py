@@ -30,8 +30,8 @@ from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.deploy.topology import Role
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerSpec
 from crossfade.trainer.config.loading import check_job, load_job
 from crossfade.trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers

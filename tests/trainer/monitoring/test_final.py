@@ -9,8 +9,8 @@ from scraping import assert_valid_metrics, samples, value
 
 from crossfade.trainer.monitoring.final import merge_final_metrics, write_final_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
-from crossfade.trainer.runs.folder import RunFolder
-from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.runs.run_folder import RunFolder
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 
 def test_last_values_of_all_roles_are_merged_and_pushed(tmp_path: Path) -> None:

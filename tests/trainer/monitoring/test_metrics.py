@@ -16,7 +16,7 @@ from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
-from crossfade.trainer.training.metrics import TrainingMetrics
+from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
@@ -123,7 +123,7 @@ def test_gpu_memory_is_exposed() -> None:
 
 
 def test_diverged_training_has_nan_loss() -> None:
-    from crossfade.trainer.training.metrics import measure_training
+    from crossfade.trainer.training.worker_metrics import measure_training
 
     metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 
 REPORT = {"steps": 4, "epochs": 1, "best_epoch": 1, "metrics": {"valid": {"ndcg@10": 0.5, "queries": 3}}, "more": [1]}
 

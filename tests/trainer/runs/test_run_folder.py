@@ -17,7 +17,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io import durable_file
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.folder import JOB_FILE, RUN_FILE, EarlierRun, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, RUN_FILE, EarlierRun, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError
 
 MODES = pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         path.with_name(f".{name}.1.partial").write_bytes(data[: len(data) // 2])
         raise Killed
 
-    monkeypatch.setattr("crossfade.trainer.runs.folder.replace_file", write_half)
+    monkeypatch.setattr("crossfade.trainer.runs.run_folder.replace_file", write_half)
 
 
 def test_run_keeps_its_id_and_start_when_it_resumes(run: RunFolder, job: JobConfig) -> None:

@@ -20,8 +20,8 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import StoreError
-from crossfade.kvstore.mxnet.protocol import CommandVerifier
-from crossfade.kvstore.mxnet.server import RowServer
+from crossfade.kvstore.mxnet.row_server import RowServer
+from crossfade.kvstore.mxnet.server_protocol import CommandVerifier
 from crossfade.trainer.data.manifest import DataFile, Entity
 from crossfade.trainer.embeddings.files import vectors_of
 

@@ -18,8 +18,8 @@ from running_command import crossfade, messages, records, succeeded
 from waiting import wait_until
 
 from crossfade.base.arrays import FloatArray
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ import pytest
 from cluster_data import train_rows, write_job, write_planted
 
 from crossfade.base.errors import CheckpointError
+from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.format import CheckpointManifest
-from crossfade.kvstore.checkpoint.reader import open_checkpoint
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 from crossfade.trainer.runs.events import Event, StepEvent
-from crossfade.trainer.runs.folder import RunFolder
+from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.checkpointing import StopResult
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.run import run_in_process

@@ -19,14 +19,15 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, DivergedError, StoreError
-from crossfade.kvstore.checkpoint.files import WEIGHTS
+from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from crossfade.kvstore.checkpoint.file_names import WEIGHTS
 from crossfade.kvstore.checkpoint.format import TableShard
-from crossfade.kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
 from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
-from crossfade.kvstore.mxnet.protocol import (
+from crossfade.kvstore.mxnet.scheduler import Controller, run_until_done
+from crossfade.kvstore.mxnet.server_protocol import (
     ALL_REDUCE_KEY,
     CommandVerifier,
     TableLayout,
@@ -35,7 +36,6 @@ from crossfade.kvstore.mxnet.protocol import (
     make_layout,
     status_key,
 )
-from crossfade.kvstore.mxnet.scheduler import Controller, run_until_done
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
