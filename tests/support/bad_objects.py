@@ -66,18 +66,18 @@ def output_above_input(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
 REJECTED: dict[str, tuple[Case, list[str]]] = {
     "truncated Parquet": (truncated_among_valid, ["/in/b.parquet: is not a readable Parquet file"]),
     "corrupt Parquet": (corrupt_among_valid, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
-    "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
+    "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "id_type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
     "no events": (only_empty_files, ["no interaction"]),
     "missing key": (
         lambda workspace, _: {"train": [f"{workspace.uri}/no.parquet"]},
-        ["--train", "/no.parquet: no such object"],
+        ["train ", "/no.parquet: no such object"],
     ),
     "no match": (
         lambda workspace, _: {"train": [f"{workspace.uri}/*.parquet"]},
-        ["--train", "/*.parquet: matches no object"],
+        ["train ", "/*.parquet: matches no object"],
     ),
     "folder": (lambda workspace, _: {"train": [workspace.uri]}, ["is a folder", "/*.parquet"]),
-    "input file inside --out": (output_above_input, ["/out/e.parquet: is inside --out"]),
+    "input file inside --out": (output_above_input, ["/out/e.parquet: is inside out"]),
 }

@@ -116,9 +116,7 @@ class PrepareOptions(Options):
 
     out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
     overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
-    skip_existing: bool = _output(
-        False, "for the sample: do nothing if DIR is complete and was made by the same command"
-    )
+    skip_existing: bool = _output(False, "do nothing if DIR is a complete sample that was made by the same command")
     order: Order = _output(
         "grouped", "keep the interactions of a query entity together, or order all at random (default: grouped)"
     )

@@ -91,7 +91,7 @@ def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> N
     count = 20_000
     blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
     path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
-    files = find_files("--train", [upload(workspace, "e.parquet", path)], None)
+    files = find_files("train", [upload(workspace, "e.parquet", path)], None)
     with fetch_files(files, tmp_path / "tmp", ["customer", "item"]) as here:
         (file,) = [(local.path.stat(), pq.read_table(local.path, columns=["customer", "item"])) for local in here]
     assert file[0].st_size == path.stat().st_size
@@ -107,7 +107,7 @@ def test_special_characters_in_keys_are_read_and_globs_match_within_parts(worksp
     ]
 
     def found(*patterns: str) -> list[str]:
-        return [str(file).removeprefix(f"{workspace.uri}/") for file in find_files("--train", patterns, None)]
+        return [str(file).removeprefix(f"{workspace.uri}/") for file in find_files("train", patterns, None)]
 
     assert found(*uris[:2]) == names[:2]
     assert found(f"{workspace.uri}/2024-*/*.parquet") == names[1:3]
