@@ -23,7 +23,7 @@ from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 from crossfade.trainer.serving.copies_folder import delete_abandoned_copies
 
-_DRAIN_SECONDS = 5
+_DRAIN_SECONDS = 2
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
