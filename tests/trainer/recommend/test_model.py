@@ -1,0 +1,63 @@
+"""The model that answers: opened once, with an older checkpoint in place of one that turns out to be corrupt."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import ITEM, QUERY
+from written_runs import CUSTOMER_IDS, TRAINED, save_checkpoint, write_run
+
+from crossfade.base.errors import OptionError
+from crossfade.trainer.recommend.model import Model, UnknownRowError, open_model
+from crossfade.trainer.recommend.options import ModelSource, RecommendOptions, SimilarOptions
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_checkpoint_that_turns_out_to_be_corrupt_gives_way_to_an_older_one(tmp_path: Path, keep: bool) -> None:
+    run, lines = write_run(tmp_path, embeddings=False), list[str]()
+    expected = save_checkpoint(run, 7)
+    save_checkpoint(run, 9)
+    checkpoints = run.path / "checkpoints"
+    with closing(open_model(ModelSource.of(source=checkpoints), lines.append, keep=keep)) as opened:
+        assert opened.use(lambda model: model.trained.step) == 9
+        [file] = (checkpoints / "step-000000009" / ITEM).glob("weights.*")
+        file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+        found = opened.use(lambda model: model.vectors(ITEM, np.array([2, 0])))
+        np.testing.assert_array_equal(found, expected[ITEM][[2, 0]])
+        assert opened.use(lambda model: model.trained.step) == 7
+    assert f"skipped a checkpoint: {file}" in lines[0]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_are_found_and_ranked_in_the_order_that_is_asked_for(tmp_path: Path, keep: bool) -> None:
+    source = ModelSource.of(source=write_run(tmp_path, dim=3).path)
+
+    def check(model: Model) -> None:
+        rows_Q = model.find(QUERY, [CUSTOMER_IDS[5], CUSTOMER_IDS[0], CUSTOMER_IDS[5]])
+        assert rows_Q.tolist() == [5, 0, 5]
+        found, everyone = (
+            model.recommend(rows_Q, RecommendOptions()),
+            model.recommend(np.arange(11), RecommendOptions()),
+        )
+        np.testing.assert_array_equal(found.rows_QK, everyone.rows_QK[rows_Q])
+        assert set(found.rows_QK.ravel()) - {-1} <= set(TRAINED)
+        assert model.find_each(ITEM, ["x", "1035"])[0].error == (
+            "there is no track with the ID or name 'x'; expected a name or an ID, such as Ágætis byrjun, 1007, "
+            'Blue "in" Green'
+        )
+        for use, kind, message in (
+            (lambda: model.find(ITEM, ["1035"]), UnknownRowError, "track '1035' has no interaction of positive weight"),
+            (lambda: model.entity("song"), UnknownRowError, "there is no entity 'song'; expected customer or track"),
+            (lambda: model.similar(rows_Q, SimilarOptions(allow=("x",))), UnknownRowError, "allow: none of its 1 IDs"),
+            (
+                lambda: model.recommend_to_histories(model.histories(rows_Q), RecommendOptions.of(context={"h": 1})),
+                OptionError,
+                "context h=1: is added to trained vectors",
+            ),
+        ):
+            with pytest.raises(kind, match=message):
+                use()
+
+    with closing(open_model(source, print, keep=keep)) as opened:
+        opened.use(check)
