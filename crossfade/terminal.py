@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from crossfade.base.errors import escape_unprintable, to_json_line
+
+Progress = Literal["bar", "lines", "metrics"]
+"""How the progress of a training is shown."""
 
 
 def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
