@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
-from crossfade.terminal import print_line
+from crossfade.terminal import Progress, print_line
 from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
 from crossfade.trainer.runs.events import (
     BackoffEvent,
@@ -43,9 +43,6 @@ from crossfade.trainer.runs.events import (
     StepEvent,
     WaitingForHosts,
 )
-
-if TYPE_CHECKING:
-    from crossfade.run_job import Progress
 
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import model_validator
 
@@ -19,7 +19,7 @@ from crossfade.base import logs
 from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, option_named
 from crossfade.base.options import Port, option
 from crossfade.base.text import counted
-from crossfade.terminal import print_line
+from crossfade.terminal import Progress, print_line
 from crossfade.trainer.config.options import Roles
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.runs.run_folder import EarlierRun, RunFolder
 
 _logger = logging.getLogger(__name__)
-Progress = Literal["bar", "lines", "metrics"]
 
 
 _EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
@@ -226,11 +225,7 @@ def check_runnable(
         _logger.warning(warning)
     _check_runtime(job)
     if dashboard is not None:
-        from crossfade.deploy.topology import Address, check_free_port
-
-        # The run would go on without its page.
-        address, fix = Address("127.0.0.1", dashboard), "name another port, or none to use a free one"
-        check_free_port(option_named("dashboard", dashboard), address, fix)
+        _check_dashboard_port(dashboard)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.restore import open_warm_start
 
@@ -251,6 +246,14 @@ def check_runnable(
     if resume and not folder.has_run_id():
         _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
     return inputs
+
+
+def _check_dashboard_port(port: int) -> None:
+    """Reject a port in use on loopback: the run would go on without its page."""
+    from crossfade.deploy.topology import Address, check_free_port
+
+    fix = "name another port, or none to use a free one"
+    check_free_port(option_named("dashboard", port), Address("127.0.0.1", port), fix)
 
 
 def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from crossfade.base.errors import escape_unprintable, to_json_line
+
+Progress = Literal["bar", "lines", "metrics"]
+"""How the progress of a training is shown."""
 
 
 def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
@@ -29,15 +32,13 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_table(rows: Sequence[Sequence[str]], *, min_width: int = 8) -> None:
     """Print ``rows``: the first column to the left, the others to the right, at least ``min_width`` wide."""
-    widths = [max(min_width if place else 0, *map(len, column)) for place, column in enumerate(zip(*rows, strict=True))]
-    for first, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print_line("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+    print_lines(align(rows, min_width=min_width))
 
 
-def align(rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
-    """Yield ``rows`` as lines: the first ``left`` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def align(rows: Sequence[Sequence[str]], *, left: int = 1, min_width: int = 0) -> Iterator[str]:
+    """Yield ``rows`` as lines: the first ``left`` columns to the left, the others, of ``min_width``, to the right."""
+    columns = enumerate(zip(*rows, strict=True))
+    widths = [max(0 if place < left else min_width, *map(len, column)) for place, column in columns]
     for row in rows:
         cells = (f"{cell:{'<' if place < left else '>'}{widths[place]}}" for place, cell in enumerate(row))
         yield "  ".join(cells).rstrip()

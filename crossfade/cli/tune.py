@@ -113,11 +113,11 @@ def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
 def _print_results(study: TuningStudy, best_metric: str) -> None:
     results = study.trial_results()
     keys = list(results[0].parameters)
-    print_line("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
+    rows = [["trial", f"valid {best_metric}", *keys, ""]]
     for result in results[:_SHOWN]:
-        cells = (f"{_text(result.parameters.get(key)):<{len(key)}}" for key in keys)
-        note = "  pruned" if result.pruned else ""
-        print_line("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
+        values = (_text(result.parameters.get(key)) for key in keys)
+        rows.append([str(result.number), f"{result.value:.4f}", *values, "pruned" if result.pruned else ""])
+    print_table(rows, min_width=0)
     print_line(f"next: {command_line('train', study.folder / 'best.yaml')}")
 
 

@@ -13,7 +13,7 @@ from cluster_data import write_job, write_planted
 
 from crossfade.base import logs
 from crossfade.display import PhaseLines, TrainDisplay
-from crossfade.run_job import Progress
+from crossfade.terminal import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 
 VALID = {

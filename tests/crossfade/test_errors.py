@@ -92,20 +92,10 @@ def test_missing_job_file_is_rejected(workspace: Path) -> None:
     assert message == "nowhere.yaml: no such job file; expected a YAML file with keys such as 'name:' and 'data:'"
 
 
-def test_invalid_yaml_is_rejected(train_rejected: Rejected, workspace: Path) -> None:
-    (workspace / "job.yaml").write_text("name: planted\ndata: {shards: data\n")
-    assert train_rejected().startswith("job.yaml:3: not valid YAML: ")
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("train.epcohs=3", "--set train.epcohs=3: unknown key 'train.epcohs'; did you mean 'epochs'?"),
-        ("trian.epochs=3", "--set trian.epochs=3: unknown key 'trian'; did you mean 'train'?"),
-        (
-            "train.batch_size=0",
-            "--set train.batch_size=0: train.batch_size: input should be greater than or equal to 1, but found 0",
-        ),
         ("data.item=artist", "job 'planted': data.item is 'artist', but the item column of {data} is 'track'"),
     ],
 )
@@ -113,10 +103,6 @@ def test_unknown_key_or_invalid_value_is_rejected(
     train_rejected: Rejected, workspace: Path, setting: str, message: str
 ) -> None:
     assert train_rejected("--set", setting) == message.format(data=workspace / "data")
-
-
-def test_workers_without_server_are_rejected(train_rejected: Rejected) -> None:
-    assert "2 workers need at least one server: set cluster.servers" in train_rejected("--workers", 2)
 
 
 def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:

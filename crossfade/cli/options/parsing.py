@@ -62,35 +62,6 @@ def port(text: str) -> int:
     return int(text)
 
 
-def hours(text: str) -> float:
-    """Read a number of hours, 0 or more.
-
-    Raises:
-        ArgumentTypeError: the text is not such a number.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected hours, 0 or more, but found '{text}'")
-    return number
-
-
-def port_or_none(text: str) -> int | None:
-    """Read a port, or ``none``.
-
-    Raises:
-        ArgumentTypeError: the text is neither.
-    """
-    if text == "none":
-        return None
-    try:
-        return port(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"expected a port or 'none', but found '{text}'") from None
-
-
 def positive_integer(text: str) -> int:
     """Read an integer of at least 1.
 
@@ -100,30 +71,3 @@ def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected an integer from 1, but found '{text}'")
     return int(text)
-
-
-def positive_number(text: str) -> float:
-    """Read a finite number above 0.
-
-    Raises:
-        ArgumentTypeError: the text is not one.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, but found '{text}'")
-    return value
-
-
-def name_value_pair(text: str) -> tuple[str, str]:
-    """Read ``NAME=VALUE``.
-
-    Raises:
-        ArgumentTypeError: the text has another form.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, but found '{text}'")
-    return name, value
