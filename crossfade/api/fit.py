@@ -83,6 +83,18 @@ def fit(
     settings = _settings(dim, epochs, seed, settings)
     chosen = {"query": query, "item": item, "weight": weight, "timestamp": timestamp, "seed": settings["train.seed"]}
     chosen |= {"hold_out_valid": NONE if valid is None else valid, "hold_out_test": test}
+    return _fit(plays, chosen, names, read, settings, progress)
+
+
+def _fit(
+    plays: Any,
+    chosen: dict[str, Any],
+    names: Mapping[str, str] | None,
+    read: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    progress: bool | None,
+) -> Model:
+    """Prepare and train in a temporary folder; ``chosen`` are options of the preparation."""
     folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
     try:
         kind = frame_kind(plays)

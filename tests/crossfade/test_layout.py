@@ -36,7 +36,7 @@ WRAPPED = {
     ),
     "horovod": ("trainer/model/allreduce.py",),
     "faiss": ("trainer/recommend/faiss_lists.py",),
-    "psycopg": ("trainer/formats/pgvector_push.py",),
+    "psycopg": ("trainer/formats/pgvector.py",),
     "mlflow": ("trainer/tracking/mlflow_run.py",),
     "triton": ("kvstore/torch/triton_kernels.py",),
     "tensorboard": ("trainer/tracking/tensorboard_file.py",),

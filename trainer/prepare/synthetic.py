@@ -11,6 +11,7 @@ Shapes: N interactions of a chunk, R rows of a table, G genres.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,14 +97,7 @@ def write_synthetic(
     with staged_output(out, overwrite, work) as staged:
         generator = Generator(spec, seed)
         rows, counts = _count(generator, staged.work, progress)
-        for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
-            if fraction and not rows[split]:
-                raise OptionError(
-                    "interactions",
-                    found=spec.interactions,
-                    problem=f"too few, {split} has none",
-                    fix="raise it, or set the fraction of the split to 0",
-                )
+        _check_splits(spec, rows)
         entities = {
             spec.query: _write_vocabulary(staged, spec.query, counts["query"], None, progress),
             spec.item: _write_vocabulary(
@@ -127,6 +121,17 @@ def write_synthetic(
         )
         staged.publish(manifest)
     return manifest
+
+
+def _check_splits(spec: SyntheticSpec, rows: Mapping[str, int]) -> None:
+    for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
+        if fraction and not rows[split]:
+            raise OptionError(
+                "interactions",
+                found=spec.interactions,
+                problem=f"too few, {split} has none",
+                fix="raise it, or set the fraction of the split to 0",
+            )
 
 
 def _count(generator: Generator, work: Path, progress: ProgressReporter) -> tuple[dict[str, int], dict[str, Integers]]:

@@ -30,6 +30,7 @@ from crossfade.trainer.config.sections import ScoreKind, resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
@@ -49,7 +50,6 @@ from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, o
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     MetadataFile,
-    ModelSource,
     RankingOptions,
     RecommendOptions,
     SimilarOptions,
