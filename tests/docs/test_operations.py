@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from crossfade import main
+from crossfade.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
