@@ -35,8 +35,9 @@ from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.run_evaluation import evaluate_rankings
 from crossfade.trainer.recommend import model as recommend_model
 from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
-from crossfade.trainer.recommend.options import ModelSource, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.folder import REPORT_FILE, RunFolder
+from crossfade.trainer.runs.options import ModelSource
 
 ALL_QUERIES = "all"
 _OF_SOURCE = ("source", "data", "history_from_this_dataset_only")

@@ -50,7 +50,6 @@ from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, o
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     MetadataFile,
-    ModelSource,
     RankingOptions,
     RecommendOptions,
     SimilarOptions,
@@ -58,6 +57,7 @@ from crossfade.trainer.recommend.options import (
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
+from crossfade.trainer.runs.options import ModelSource
 
 MAX_LISTED = 1000
 """Rows of an ``allow`` list up to which they are ranked by themselves, without reading the others."""

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, model_validator
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.runs.options import Location, ModelSource
 
 
 @dataclass(frozen=True)
@@ -51,40 +52,15 @@ def _pair(value: Any) -> Any:
     return str(name), str(given)
 
 
-def _location(value: Any) -> Any:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("expected a path")
-    return str(value)
-
-
 def _id(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Location = Annotated[str, BeforeValidator(_location)]
-"""A path or URI."""
 Id = Annotated[str, BeforeValidator(_id)]
 """An ID as text, the form in which IDs are compared."""
 
 
 _CUSTOMERS = "customers (one of these)"
-
-
-class ModelSource(Options):
-    """Where a trained model and its dataset are."""
-
-    source: Location = option(
-        ..., "read this run folder, folder of checkpoints, or checkpoint", group="model", value="FROM", positional=True
-    )
-    data: Location | None = option(
-        None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
-    )
-    history_from_this_dataset_only: bool = option(
-        False,
-        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
-        "new",
-        group="model",
-    )
 
 
 class MetadataOptions(Options):

@@ -43,9 +43,9 @@ from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, Vecto
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
-from crossfade.trainer.recommend.options import ModelSource
 from crossfade.trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
 from crossfade.trainer.runs.inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.options import ModelSource
 
 _KEPT_BYTES, _KEPT_ROWS = 1 << 28, 1 << 20
 """Vectors of a table in bytes, and rows of a vocabulary, up to which they may stay in memory."""

@@ -20,7 +20,8 @@ from running_command import started
 
 from crossfade.trainer.maps.map_labels import PALETTE
 from crossfade.trainer.recommend.model import open_model
-from crossfade.trainer.recommend.options import ModelSource, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 

@@ -10,7 +10,8 @@ from written_runs import CUSTOMER_IDS, TRAINED, save_checkpoint, write_run
 
 from crossfade.base.errors import OptionError
 from crossfade.trainer.recommend.model import Model, UnknownRowError, open_model
-from crossfade.trainer.recommend.options import ModelSource, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -1,0 +1,37 @@
+"""Options of the verbs that use what a run has trained: where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from crossfade.base.options import Options, option
+
+
+def _location(value: Any) -> Any:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("expected a path")
+    return str(value)
+
+
+Location = Annotated[str, BeforeValidator(_location)]
+"""A path or URI."""
+
+
+class ModelSource(Options):
+    """Where a trained model and its dataset are."""
+
+    source: Location = option(
+        ..., "read this run folder, folder of checkpoints, or checkpoint", group="model", value="FROM", positional=True
+    )
+    data: Location | None = option(
+        None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
+    )
+    history_from_this_dataset_only: bool = option(
+        False,
+        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
+        "new",
+        group="model",
+    )
