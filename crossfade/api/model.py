@@ -31,12 +31,12 @@ from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.splits import SplitName
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.run_evaluation import evaluate_rankings
 from crossfade.trainer.recommend import model as recommend_model
 from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
 ALL_QUERIES = "all"

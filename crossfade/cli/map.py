@@ -81,11 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.count < 1 or not 1 <= arguments.colors <= 250:
         raise InputError(f"--count {arguments.count} --colors {arguments.colors}: expected 1 or more, and 1 to 250")
-    if arguments.max_per is not None:
+    filters = read_filters(arguments)
+    if filters.max_per is not None:
         raise InputError("--max-per limits lists, and a map is none: leave it out")
     out = arguments.out or _default_folder(arguments.source)
     check_free(out, arguments.overwrite)
-    options = MapOptions(arguments.count, arguments.color, arguments.colors, read_filters(arguments), arguments.seed)
+    options = MapOptions(arguments.count, arguments.color, arguments.colors, filters, arguments.seed)
     with_trained_model(
         arguments.source,
         arguments.data,

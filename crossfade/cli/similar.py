@@ -11,8 +11,8 @@ from crossfade.base.options import option
 from crossfade.cli.command import add_command
 from crossfade.cli.options.filters import NOTES as FILTER_NOTES
 from crossfade.terminal import print_line
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.model import Model

@@ -9,8 +9,8 @@ from typing import Self
 from crossfade.base.errors import InputError
 from crossfade.base.options import Integer, Number, option
 from crossfade.deploy.access import ANY_HOST
-from crossfade.trainer.embeddings.model_source import Location, ModelSource
 from crossfade.trainer.recommend.options import MetadataOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
 DEFAULT_PORT, SAGEMAKER_PORT = 8090, 8080
 TOKEN_VARIABLE = "CROSSFADE_SERVE_TOKEN"  # noqa: S105 - the name of a variable

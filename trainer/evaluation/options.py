@@ -8,7 +8,7 @@ from annotated_types import Ge
 
 from crossfade.base.options import Integer, option
 from crossfade.trainer.data.splits import SplitName
-from crossfade.trainer.embeddings.model_source import Location, ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource
 
 
 class EvaluateOptions(ModelSource):

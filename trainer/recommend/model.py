@@ -30,7 +30,6 @@ from crossfade.trainer.config.sections import ScoreKind, resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
@@ -57,6 +56,7 @@ from crossfade.trainer.recommend.options import (
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
+from crossfade.trainer.runs.options import ModelSource
 
 MAX_LISTED = 1000
 """Rows of an ``allow`` list up to which they are ranked by themselves, without reading the others."""

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, model_validator
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
-from crossfade.trainer.embeddings.model_source import Location, ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ from crossfade.trainer.embeddings.checkpoint_source import (
 )
 from crossfade.trainer.embeddings.checkpoint_vectors import CheckpointVectors
 from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER, JOB_FILE
 
 _KEPT_BYTES, _KEPT_ROWS = 1 << 28, 1 << 20

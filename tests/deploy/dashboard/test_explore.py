@@ -18,10 +18,10 @@ from explored_runs import name_of, write_runs
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.maps.map_labels import PALETTE
 from crossfade.trainer.recommend.model import open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 

@@ -9,9 +9,9 @@ from builders import ITEM, QUERY
 from written_runs import CUSTOMER_IDS, TRAINED, save_checkpoint, write_run
 
 from crossfade.base.errors import OptionError
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.recommend.model import Model, UnknownRowError, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 
 
 @pytest.mark.parametrize("keep", [True, False])

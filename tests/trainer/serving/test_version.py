@@ -21,11 +21,11 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.splits import ALL_SPLITS
-from crossfade.trainer.embeddings.model_source import ModelSource
 from crossfade.trainer.recommend import model
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.model import Model, open_model
 from crossfade.trainer.recommend.options import MetadataFile, RecommendOptions, SimilarOptions
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving import served_metadata
 from crossfade.trainer.serving.served_metadata import OverloadedError
 from crossfade.trainer.serving.version import Version, open_version

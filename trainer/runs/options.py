@@ -1,4 +1,4 @@
-"""Where a trained model is: the options of all verbs that read one."""
+"""Options of the verbs that use what a run has trained: where it is."""
 
 from __future__ import annotations
 
