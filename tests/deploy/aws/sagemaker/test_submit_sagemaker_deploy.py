@@ -98,7 +98,7 @@ def rejected(message: str, result: Any, exit_code: int = 2) -> None:
 def test_jobs_that_cannot_be_deployed_are_rejected(trained: AwsServer) -> None:
     for message, arguments in (
         ("--endpoint a_b: expected up to 63 letters", ("--deploy", "plays-1", "--endpoint", "a_b")),
-        ("describing the training job other", ("--deploy", "other")),
+        ("there is no training job 'other'", ("--deploy", "other")),
         ("--deploy: was given, and so was --follow; expected one of", ("--deploy", "plays-1", "--follow", "plays-1")),
     ):
         rejected(message, command(trained, *arguments))
