@@ -134,7 +134,7 @@ def test_model_has_a_table_for_each_context_of_the_job() -> None:
         ({"query_features": ["customer", "hour", "hour"]}, "once"),
         ({"query_features": ["customer", "hour"], "combine": "mean"}, "set model.combine to sum, now mean"),
         ({"query_features": ["customer", "hour"], "dense": {"query": [4]}}, "leave out model.dense.query"),
-        ({"query_features": ["customer", "minute"]}, "and context (hour, device), which --context adds"),
+        ({"query_features": ["customer", "minute"]}, "and context (hour, device), which context adds"),
         ({"item_features": ["track", "hour"]}, "model.item_features names 'hour'"),
     ],
 )

@@ -120,6 +120,7 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ("malformed --expire-after", {"expire_after": "90 days", **TIMES}),
         ("--expire-after without --timestamp", {"expire_after": "90d"}),
         ("seed", {"seed": -1}),
+        ("no files", {"train": None}),
     ],
 )
 def test_error_of_an_option_is_documented(cause: str, values: dict[str, Any]) -> None:
