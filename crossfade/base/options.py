@@ -227,11 +227,13 @@ def is_list(field: FieldInfo) -> bool:
 def _integer(value: object) -> object:
     """Return ``value``, a number or text such as 1_000_000 or 1e6, as an integer, unless it is none."""
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() else value
+        for read in (int, float):  # a float would round large integers
+            try:
+                number = read(value)
+            except ValueError:
+                continue
+            return int(number) if number == number // 1 else value
+        return value
     if isinstance(value, bool):
         return str(value)  # which pydantic rejects
     try:
