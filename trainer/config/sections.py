@@ -29,6 +29,7 @@ from pydantic import (
 from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.trainer.config.options import ScoreKind
 
 Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
@@ -110,7 +111,6 @@ def check_devices(devices: Sequence[str]) -> None:
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
 
 
