@@ -43,7 +43,7 @@ def read_token(needed_by: str) -> str:
         InputError: there is none, or it can be guessed or cannot be sent.
     """
     file = None if os.environ.get(TOKEN_VARIABLE) else os.environ.get(TOKEN_FILE_VARIABLE)
-    token = access.read_token(TOKEN_VARIABLE, Path(file) if file else None, f"{TOKEN_FILE_VARIABLE}: ")
+    token = access.read_token(TOKEN_VARIABLE, Path(file) if file else None, TOKEN_FILE_VARIABLE)
     if token is None:
         raise InputError(
             f"{needed_by} needs the environment variable {TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} with the name of a "

@@ -282,9 +282,8 @@ def check_connection(uri: str) -> None:
         options = psycopg.conninfo.conninfo_to_dict(uri)
     except psycopg.ProgrammingError as error:
         # The message of libpq may quote the URI, and with it a password.
-        raise OptionError(
-            "push", problem="not a URI of PostgreSQL", expected="postgresql://USER@HOST:PORT/DATABASE"
-        ) from error
+        uri = "postgresql://USER@HOST:PORT/DATABASE"
+        raise OptionError("push", problem="not a URI of PostgreSQL", expected=uri) from error
     if {"password", "sslpassword"} & options.keys():
         problem = "the URI has a password, which others can see in the list of processes"
         raise OptionError("push", problem=problem, fix="leave it out, and set PGPASSWORD or write it to ~/.pgpass")
