@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -63,7 +62,7 @@ class CommandParser(argparse.ArgumentParser):
         """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
         # A misspelled option is also reported as a missing one, if that is required.
         suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
-        self._fail(f"{self.in_words_typed(message)}{suggestion}")
+        self._fail(f"{message}{suggestion}")
 
     def _fail(self, message: str) -> NoReturn:
         super().error(escape_unprintable(message))
@@ -108,16 +107,6 @@ class CommandParser(argparse.ArgumentParser):
         names = [f"--{name.replace('_', '-')}"] if action is None else action.option_strings
         typed = [each for each in names if any(_is_option(word, each) for word in self._words)]
         return " ".join(filter(None, [*(typed or names)[:1], value])) or str(action and action.metavar)
-
-    def in_words_typed(self, message: str) -> str:
-        """Return ``message`` with each option that has several names named as it was typed."""
-        for action in self._actions:
-            names = action.option_strings
-            typed = [name for name in names if any(_is_option(word, name) for word in self._words)]
-            if len(names) > 1 and typed:
-                others = "|".join(map(re.escape, ["/".join(names), *(name for name in names if name not in typed)]))
-                message = re.sub(rf"(?<![\w-])({others})(?![\w-])", typed[0], message)
-        return message
 
 
 def typed_words(name: str, value: str) -> str:

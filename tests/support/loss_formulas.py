@@ -26,7 +26,7 @@ from engine_cases import (
 )
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.config.sections import LossKind
 
 Number = Any

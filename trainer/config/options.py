@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from crossfade.base.errors import option_named
 from crossfade.base.options import Integer, Options, option
@@ -15,7 +15,6 @@ from crossfade.base.options import Integer, Options, option
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
 
-ScoreKind = Literal["dot", "cosine", "euclidean"]
 _job = partial(option, group="job")
 
 

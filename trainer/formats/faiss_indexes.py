@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crossfade.base.errors import command
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.recommend.faiss_lists import load_faiss
 from crossfade.trainer.recommend.index_build import build_index

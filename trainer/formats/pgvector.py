@@ -32,7 +32,7 @@ import pyarrow.csv
 
 from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, command, option_named
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import FILE_ROWS
 from crossfade.trainer.formats.exported_model import Block, ExportedModel, write_script

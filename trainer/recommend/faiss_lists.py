@@ -32,7 +32,7 @@ import numpy as np
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.options import Codes
 

@@ -25,7 +25,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.evaluation.held_out import ItemLists

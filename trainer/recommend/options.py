@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels
 from crossfade.trainer.runs.options import LocalFolder, Location, ModelSource

@@ -46,7 +46,7 @@ from crossfade.base.json_text import validate_json
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS

@@ -14,8 +14,8 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.options import ScoreKind
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.splits import SplitName

@@ -8,7 +8,7 @@ import pytest
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score

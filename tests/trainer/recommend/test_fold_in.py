@@ -9,7 +9,7 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.options import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.recommend import fold_in
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories
