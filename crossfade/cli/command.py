@@ -60,6 +60,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
+        for action in self._actions:
+            if len(action.option_strings) > 1:  # argparse joins them
+                message = message.replace("/".join(action.option_strings), self.word(action.dest))
         # A misspelled option is also reported as a missing one, if that is required.
         suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
         self._fail(f"{message}{suggestion}")

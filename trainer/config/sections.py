@@ -179,8 +179,8 @@ class ModelConfig(Section):
     )
     query_content: list[Name] = Field(
         [],
-        description=f"content columns of data.query, numbers and vectors that {command('prepare', content=True)} added: "
-        "a linear layer maps them to model.dim, as one more part of a query's vector",
+        description=f"content columns of data.query, numbers and vectors that {command('prepare', content=True)} "
+        "added: a linear layer maps them to model.dim, as one more part of a query's vector",
     )
     item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
     combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")

@@ -98,7 +98,7 @@ class EvaluateOptions(ModelSource):
     )
     label_min_count: Integer = option(
         1,
-        "with labels: use only rows with N interactions of positive weight in train",
+        "use only rows with N interactions of positive weight in train for label precision",
         group="label precision",
         value="N",
         ge=1,
