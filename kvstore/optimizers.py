@@ -217,9 +217,10 @@ def check_convergence(
 
 def divergence(divergent_rows: int, active_rows: int, row: int | None) -> DivergedError:
     """Return the error for an update in which ``divergent_rows`` rows have diverged, ``row`` among them."""
+    resume = option_named("resume")
     return DivergedError(
         f"the gradients or values of {divergent_rows} of {active_rows} active rows are not finite, or beyond 1e18: "
-        f"training has diverged; lower optimizer.learning_rate, and {option_named('resume')}, or raise model.temperature",
+        f"training has diverged; lower optimizer.learning_rate, and {resume}, or raise model.temperature",
         row,
     )
 

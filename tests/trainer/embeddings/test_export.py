@@ -27,7 +27,8 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings import files as embeddings
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.model_card import ExportedTable
-from crossfade.trainer.formats.export import ExportRequest, ExportResult, export
+from crossfade.trainer.formats.export import ExportResult, export
+from crossfade.trainer.formats.options import ExportOptions
 
 TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
 STEPS = (100, 200, 300)
@@ -78,8 +79,8 @@ class Lines(list[str]):
     def export(
         self, source: Path | str, out: Path | None, *entities: str, data: str | None = None, overwrite: bool = False
     ) -> ExportResult:
-        request = ExportRequest(str(source), "parquet", entities, data)
-        return export(request, out, self.append, NullReporter(), overwrite=overwrite)
+        options = ExportOptions.of(source=str(source), entity=entities, data=data, out=out, overwrite=overwrite)
+        return export(options, self.append, NullReporter())
 
 
 @pytest.fixture
