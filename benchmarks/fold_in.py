@@ -39,6 +39,7 @@ from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import load_histories
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 EVERY = 5
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
@@ -58,8 +59,8 @@ def main() -> None:
         for seed in range(1, arguments.seeds + 1):
             whole = train(arguments.job, data, Path(folder) / f"whole-{seed}", seed)
             part = train(arguments.job, reduced, Path(folder) / f"part-{seed}", seed)
-            collect(rows, with_trained_model(whole, None, print, trained))
-            collect(rows, with_trained_model(part, None, print, partial(folded, data)))
+            collect(rows, with_trained_model(ModelSource(source=str(whole)), print, trained))
+            collect(rows, with_trained_model(ModelSource(source=str(part)), print, partial(folded, data)))
     print(f"{'':<28}" + "".join(f"{name:>18}" for name in METRICS))
     for name, values in rows.items():
         means, deviations = np.mean(values, axis=0), np.std(values, axis=0)

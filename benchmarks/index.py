@@ -29,13 +29,14 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
-    Codes,
     ListOptions,
     VectorLists,
     bytes_per_row,
     num_lists,
 )
+from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 _DEPTH = 100
 _QUERIES = 1000
@@ -55,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
     if arguments.source:
-        vectors = with_trained_model(arguments.source, None, print, _vectors_of)
+        vectors = with_trained_model(ModelSource(source=str(arguments.source)), print, _vectors_of)
     else:
         vectors = _clustered(int(arguments.rows))
     with threadpool_limits(1):

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 _FIRST_ROWS, _NEAR_ROWS = 1000, 50
 
 
-def command_line(*words: object) -> str:
-    """Return the command line of ``crossfade`` with ``words``, which begins as the one that ran this process."""
-    return shlex.join([*_program(), *map(str, words)])
+def command_line(*words: object, **options: object) -> str:
+    """Return the command line of ``crossfade`` with ``words``, which begins as the one that ran this process.
+
+    An option that is True is typed without a value; one with a tuple is typed once for each value.
+    """
+    typed = [*map(str, words)]
+    for name, given in options.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            typed += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join([*_program(), *typed])
 
 
 def _program() -> list[str]:
@@ -44,7 +51,7 @@ def train_command(data: str, query: str, item: str) -> str:
     folder = Folder(data)
     job = Path("jobs") / f"{folder.name}.yaml"
     if (settings := _settings(job, folder, query, item)) is not None:
-        return command_line("train", job, *(word for each in settings for word in ("--set", each)))
+        return command_line("train", job, set=tuple(settings))
     name = _run_name(folder)
     job = next(path for path in _file_names(name) if not path.exists())
     text = _yaml({"name": name, "data": {"path": data}})
@@ -58,7 +65,7 @@ def use_commands(run: Path, data: Folder, manifest: DatasetManifest) -> list[str
     """
     item, query = _frequent_id(data, manifest, manifest.item), median_id(data, manifest, manifest.query)
     commands = [] if item is None else [command_line("similar", run, item)]
-    return commands if query is None else [*commands, command_line("recommend", run, "--customer", query)]
+    return commands if query is None else [*commands, command_line("recommend", run, customer=query)]
 
 
 def _frequent_id(data: Folder, manifest: DatasetManifest, entity: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import model_validator
 
 from crossfade.base import logs
-from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, option_named
+from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, command, option_named, plain
 from crossfade.base.options import Port, option
 from crossfade.base.text import counted
 from crossfade.terminal import Progress, print_line
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+_RESUME = f"resume with {option_named('resume')}"
 _EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
 """Exit codes of a standby by the end of the run that it waited for."""
 
@@ -144,8 +145,8 @@ def _train_once(options: TrainOptions) -> int:
                 report = run_in_folder(job, folder, inputs, display, context)
         interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
         display.print_report(report, folder.path, interactions)
-        for command in use_commands(folder.path, inputs.folder, inputs.manifest):
-            print_line(f"next: {command}")
+        for line in use_commands(folder.path, inputs.folder, inputs.manifest):
+            print_line(f"next: {line}")
     return 0
 
 
@@ -157,8 +158,8 @@ def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
         from crossfade.next_command import command_line
         from crossfade.trainer.runs.run_folder import JOB_FILE
 
-        command = command_line("train", moved.path / JOB_FILE, "--run-dir", moved.path, "--resume")
-        _logger.info(f"to resume it: {command}")
+        again = command_line("train", moved.path / JOB_FILE, run_dir=moved.path, resume=True)
+        _logger.info(f"to resume it: {again}")
 
 
 def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
@@ -313,7 +314,7 @@ def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
         return None
     return (
         f"{inputs.folder.uri}: has no valid split, so training takes all its epochs and keeps the embeddings of the "
-        "last; prepare it with --hold-out-valid random:0.05 to keep those of the best"
+        f"last; prepare it as with {command('prepare', hold_out_valid='random:0.05')} to keep those of the best"
     )
 
 
@@ -403,7 +404,7 @@ def run_in_folder(
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):
-                        context.state.end("stopped", str(error))
+                        context.state.end("stopped", plain(str(error)))
                         tracker.end("stopped")
                     else:
                         context.state.fail(error)
@@ -475,9 +476,9 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
         report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
     if not isinstance(report, StopResult):
         return report
-    stopper.check(f"{report.explain()}; resume with --resume")
+    stopper.check(f"{report.explain()}; {_RESUME}")
     assert spot is not None, "stopped without a request"
-    raise SpotInterruption(f"{report.explain()}: {spot.notice()}; resume with --resume")
+    raise SpotInterruption(f"{report.explain()}: {spot.notice()}; {_RESUME}")
 
 
 def _describe_process(job: JobConfig, context: RunContext) -> None:
@@ -517,9 +518,9 @@ def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, contex
                 spot=context.spot,
             )
         except supervision.JobInterrupted as interrupted:
-            raise SpotInterruption(f"{interrupted}; resume with --resume") from None
+            raise SpotInterruption(f"{interrupted}; {_RESUME}") from None
         except supervision.JobStopped as stopped:
-            how = f"{stopped}; resume with --resume"
+            how = f"{stopped}; {_RESUME}"
     stopper.check(how)
     raise AssertionError("stopped without a request")
 

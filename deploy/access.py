@@ -116,14 +116,14 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def read_token(variable: str, file: Path | None, file_variable: str | None = None) -> str | None:
     """Return the token in ``file`` or, without one, in the environment variable ``variable``; None if it is unset.
 
-    ``file_variable`` is the environment variable that names the file; None: an option does.
+    ``file_variable`` is the environment variable with the name of the file; None: an option has it.
 
     Raises:
         InputError: the file cannot be read, or the token can be guessed or cannot be sent.
     """
     name = variable
     if file is not None:
-        name = f"{file_variable}: {file}" if file_variable else option_named("token_file", file)
+        name = option_named("token_file", file) if file_variable is None else f"{file_variable}: {file}"
     try:
         token = os.environ.get(variable, "") if file is None else file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import DivergedError
+from crossfade.base.errors import DivergedError, option_named
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.finite import find_largest_row
@@ -217,9 +217,10 @@ def check_convergence(
 
 def divergence(divergent_rows: int, active_rows: int, row: int | None) -> DivergedError:
     """Return the error for an update in which ``divergent_rows`` rows have diverged, ``row`` among them."""
+    resume = option_named("resume")
     return DivergedError(
         f"the gradients or values of {divergent_rows} of {active_rows} active rows are not finite, or beyond 1e18: "
-        "training has diverged; lower optimizer.learning_rate, and --resume, or raise model.temperature",
+        f"training has diverged; lower optimizer.learning_rate, and {resume}, or raise model.temperature",
         row,
     )
 

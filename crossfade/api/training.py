@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crossfade.api.progress import bar_type
+from crossfade.api.wording import python_word
+from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.display import TrainDisplay, progress_bars
@@ -53,7 +55,7 @@ def train(
             context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
             run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
-        _logger.warning(f"stopped {stopped}")
+        _logger.warning(f"stopped {worded(str(stopped), python_word)}")
         return False
     return True
 

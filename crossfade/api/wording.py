@@ -10,7 +10,6 @@ with fit_words(folder / "events.parquet"):          # the data frame ``plays`` w
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,16 +30,10 @@ _OF_FIT = {
     "hold_out_valid": "valid",
     "hold_out_test": "test",
     "out": "TMPDIR",
-    "work_dir": "TMPDIR",
 }
 """What further options of a preparation are called in ``fit``, unless their own name is that of an argument."""
-_ARGUMENTS = {"--overwrite": "overwrite=True", "--resume": "resume=True", "--work-dir": "TMPDIR"}
-"""What options are called in Python, unless their own name is that of an argument."""
-_OPTION = re.compile(
-    r"(?P<command>'crossfade [^']*')"
-    r"|--set (?P<setting>[\w.]+)=(?P<chosen>\S+?)(?=[:;,]?(?:\s|$))"
-    r"|(?P<option>(?<![\w-])--[a-z][a-z-]*)"
-)
+_ARGUMENTS = {"overwrite": "overwrite=True", "resume": "resume=True", "work_dir": "TMPDIR"}
+"""What options without a value are called in Python, unless their own name is that of an argument."""
 _MAX_KINDS = 3
 
 
@@ -81,7 +74,7 @@ def _words(words: OptionWords, events: Path | None = None) -> Iterator[None]:
             message = error.worded(_with_type(error, words))
             if events is not None:
                 message = message.replace(str(events), "plays")
-            error.args = (_reworded(message), *error.args[1:])
+            error.args = (message, *error.args[1:])
         raise
 
 
@@ -95,7 +88,7 @@ def _with_type(error: CrossfadeError, words: OptionWords) -> OptionWords:
 
 def python_word(name: str, value: object) -> str:
     """Return an argument, with its value."""
-    return name if value == "" else f"{name}={shown(value)}"
+    return _ARGUMENTS.get(name, name) if value == "" else f"{name}={shown(value)}"
 
 
 def _fit_word(name: str, value: object) -> str:
@@ -104,15 +97,3 @@ def _fit_word(name: str, value: object) -> str:
         values = shlex.split(value) if name == "timestamp_format" and isinstance(value, str) else value
         return f"read[{name!r}]" if value == "" else f"read={{{name!r}: {values!r}}}"
     return python_word(_OF_FIT.get(name, name), value)
-
-
-def _reworded(message: str) -> str:
-    return _OPTION.sub(_python_name, message)
-
-
-def _python_name(match: re.Match[str]) -> str:
-    if match["command"]:
-        return match["command"]  # to be typed into a shell
-    if match["setting"]:
-        return f'settings={{"{match["setting"]}": {match["chosen"]}}}'
-    return _ARGUMENTS.get(match["option"]) or match["option"].removeprefix("--").replace("-", "_")

@@ -203,7 +203,8 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
     if low is not None:
         words += f" from {low.ge}" if isinstance(low, Ge) else f" above {low.gt}"
     if high is not None:
-        words += f" to {high.le}" if isinstance(high, Le) else f" below {high.lt}"
+        most = "to" if isinstance(low, Ge) else "of at most" if low is None else "and at most"
+        words += f" {most} {high.le}" if isinstance(high, Le) else f" below {high.lt}"
     return words
 
 

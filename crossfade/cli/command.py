@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -21,6 +20,19 @@ from crossfade.cli.declared import Declared, add_options, read_options
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
+FILTER_NOTES = """\
+Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
+in train), each feature of the dataset, as a list of its values, and those of the --metadata file. The message for a
+function that is not accepted lists those that are:
+
+  --where "count >= 100"
+  --where "list_contains(tag, 'jazz')"
+  --where "genre = 'jazz' AND year > 1990" --metadata songs.csv
+
+A metadata file may have several lines for an ID; one of them must meet the condition. Files of --allow and --deny have
+one ID per line or, as Parquet, CSV or TSV, a column named as the entity.
+"""
+"""What the options that filter rows accept."""
 _VERY_SIMILAR = 0.8
 _LIST = ",…"
 """The end of the metavariable of an option whose value is a list with commas."""
@@ -48,9 +60,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
+        for action in self._actions:
+            if len(action.option_strings) > 1:  # argparse joins them
+                message = message.replace("/".join(action.option_strings), self.word(action.dest))
         # A misspelled option is also reported as a missing one, if that is required.
         suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
-        self._fail(f"{self.in_words_typed(message)}{suggestion}")
+        self._fail(f"{message}{suggestion}")
 
     def _fail(self, message: str) -> NoReturn:
         super().error(escape_unprintable(message))
@@ -95,16 +110,6 @@ class CommandParser(argparse.ArgumentParser):
         names = [f"--{name.replace('_', '-')}"] if action is None else action.option_strings
         typed = [each for each in names if any(_is_option(word, each) for word in self._words)]
         return " ".join(filter(None, [*(typed or names)[:1], value])) or str(action and action.metavar)
-
-    def in_words_typed(self, message: str) -> str:
-        """Return ``message`` with each option that has several names named as it was typed."""
-        for action in self._actions:
-            names = action.option_strings
-            typed = [name for name in names if any(_is_option(word, name) for word in self._words)]
-            if len(names) > 1 and typed:
-                others = "|".join(map(re.escape, ["/".join(names), *(name for name in names if name not in typed)]))
-                message = re.sub(rf"(?<![\w-])({others})(?![\w-])", typed[0], message)
-        return message
 
 
 def typed_words(name: str, value: str) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.base.options import option
 from crossfade.cli.command import add_command
-from crossfade.cli.options.history import add_history_option
 from crossfade.terminal import print_line
+from crossfade.trainer.formats.options import ExportOptions
 
 if TYPE_CHECKING:
     from crossfade.trainer.formats.export import ExportResult
 
 _logger = logging.getLogger(__name__)
 
-_FORMATS = ("parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch")
-_DATABASES = ("qdrant", "pgvector", "opensearch")
 _EXAMPLES = (
     ("crossfade export runs/lastfm --out exports/lastfm", "Export the newest complete checkpoint of a run."),
     (
@@ -81,102 +80,43 @@ stopped.
 """
 
 
+class ExportCommand(ExportOptions):
+    """The options of the command."""
+
+    json_: bool = option(False, "print what was exported as JSON", group="output")
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "export",
         "write embeddings as Parquet, numpy, safetensors, or for vector databases",
         "Write the embeddings of a model as files for other systems, or to a database.",
+        ExportCommand,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    source = parser.add_argument_group("input")
-    source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
-    source.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="export these tables (default: all)")
-    source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
-    add_history_option(source)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--to",
-        choices=_FORMATS,
-        default="parquet",
-        help="write this format, as described below (default: parquet)",
-    )
-    output.add_argument(
-        "--out",
-        type=Path,
-        metavar="OUT",
-        help="write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and "
-        "the format is parquet)",
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace an export at OUT")
-    output.add_argument("--json", action="store_true", help="print what was exported as JSON")
-    database = parser.add_argument_group("database")
-    database.add_argument(
-        "--name", metavar="NAME", help="name tables, collections and indexes NAME_ENTITY (default: the job's name)"
-    )
-    database.add_argument(
-        "--push",
-        nargs="?",
-        const="",
-        metavar="URI",
-        help="replace tables in PostgreSQL instead of writing files, with --to pgvector (default URI: that of PGHOST "
-        "and so on)",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: ExportCommand) -> int:
     """Export, and print the tables.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
-        InputError: there is no model, its dataset is missing, OUT exists, or options contradict each other.
+        InputError: there is no model, its dataset is missing, or OUT exists.
     """
-    _check_options(arguments)
     from crossfade.display import progress_bars
-    from crossfade.trainer.formats.export import ExportRequest, export, push_to_pgvector
+    from crossfade.trainer.formats.export import export
 
-    request = ExportRequest(
-        arguments.source,
-        arguments.to,
-        arguments.entity,
-        arguments.data,
-        arguments.name,
-        arguments.history_from_this_dataset_only,
-    )
     with progress_bars() as bars:
-        if arguments.push is None:
-            exported = export(request, arguments.out, _logger.info, bars, overwrite=arguments.overwrite)
-        else:
-            exported = push_to_pgvector(request, arguments.push, _logger.info, bars)
-    if arguments.json:
-        _print_json(exported)
+        exported = export(options, _logger.info, bars)
+    if options.json_:
+        print(json.dumps({**vars(exported), "tables": [vars(table) for table in exported.tables]}))
     else:
-        _print_lines(exported, is_pushed=arguments.push is not None)
+        _print_lines(exported, is_pushed=options.push is not None)
     return 0
-
-
-def _check_options(arguments: argparse.Namespace) -> None:
-    from crossfade.base.errors import InputError
-
-    if arguments.name is not None and arguments.to not in _DATABASES:
-        raise InputError(f"--name {arguments.name}: is for databases; expected --to {', '.join(_DATABASES)}")
-    if arguments.push is not None and arguments.to != "pgvector":
-        raise InputError(f"--push: writes to PostgreSQL, but the format is {arguments.to}; expected --to pgvector")
-    if arguments.push is not None and (arguments.out is not None or arguments.overwrite):
-        raise InputError("--push: writes no files; leave out --out and --overwrite")
-    if arguments.out is not None and str(arguments.out).startswith("s3:"):
-        raise InputError(f"--out {arguments.out}: expected a local folder; upload it then")
-    if arguments.out is None and arguments.push is None and arguments.to != "parquet":
-        raise InputError(f"--to {arguments.to}: name a new local folder with --out")
-
-
-def _print_json(exported: ExportResult) -> None:
-    import json
-
-    print(json.dumps({**vars(exported), "tables": [vars(table) for table in exported.tables]}))
 
 
 def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:

@@ -7,15 +7,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import add_command
-from crossfade.cli.options.history import add_history_option
 from crossfade.terminal import print_json, print_line
+from crossfade.trainer.recommend.options import IndexOptions
+from crossfade.trainer.runs.options import ModelSource
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.index_build import IndexRequest
     from crossfade.trainer.recommend.index_folder import IndexCard
-    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -53,91 +53,48 @@ Exit codes: 0 done; 1 the checkpoint is corrupt, or FOLDER cannot be written; 2 
 """
 
 
+class IndexCommand(IndexOptions, ModelSource):
+    """The options of the command."""
+
+    json_: bool = option(False, "print the card as JSON", group="output")
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "index",
         "build an index of items for fast approximate search",
         "Build an approximate nearest-neighbor index of the vectors of a trained model.",
+        IndexCommand,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    source = parser.add_argument_group("input")
-    source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
-    source.add_argument("--entity", metavar="NAME", help="index this table (default: the item entity of the run's job)")
-    source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
-    add_history_option(source)
-    index = parser.add_argument_group("index")
-    index.add_argument(
-        "--metric",
-        choices=["dot", "cosine", "euclidean"],
-        help="search by this score (default: model.score of the job)",
-    )
-    index.add_argument(
-        "--codes",
-        choices=["flat", "sq8"],
-        default="flat",
-        help="store vectors as float32 (flat) or in 8 bits per column (sq8) (default: flat)",
-    )
-    index.add_argument(
-        "--recall",
-        type=float,
-        default=0.95,
-        metavar="R",
-        help="scan as many lists as a recall@100 of R needs, measured by 1,000 queries (default: 0.95)",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="write to this local folder")
-    output.add_argument("--overwrite", action="store_true", help="replace the index in the folder")
-    output.add_argument("--json", action="store_true", help="print the card as JSON")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: IndexCommand) -> int:
     """Build the index, and print its card.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
-        InputError: an option is invalid, the model or its dataset is missing, or the folder may not be replaced.
+        InputError: the model or its dataset is missing, or the folder may not be replaced.
     """
-    from crossfade.base.errors import InputError
-    from crossfade.trainer.recommend.index_build import IndexRequest
+    from crossfade.display import progress_bars
+    from crossfade.trainer.recommend.index_build import build_index
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    if not 0 < arguments.recall <= 1:
-        raise InputError(f"--recall {arguments.recall}: expected a number above 0, of 1 at most")
-    if str(arguments.out).startswith("s3:"):
-        raise InputError(
-            f"--out {arguments.out}: expected a local folder, since FAISS reads local files; upload it then"
-        )
-    request = IndexRequest(
-        arguments.out, arguments.entity, arguments.metric, arguments.codes, arguments.recall, arguments.overwrite
-    )
-    card = with_trained_model(
-        arguments.source,
-        arguments.data,
-        _logger.info,
-        lambda model: _build(model, request),
-        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
-    )
-    if card.measured.recall_at_100 < arguments.recall:
+    with progress_bars() as bars:
+        card = with_trained_model(options, _logger.info, lambda model: build_index(model, options, bars))
+    if card.measured.recall_at_100 < options.recall:
         _logger.warning(
             f"recall@100 is {card.measured.recall_at_100:.4f} with all {card.index.lists} lists; --codes flat is exact"
         )
-    if arguments.json:
+    if options.json_:
         print_json(card.model_dump(mode="json"))
     else:
-        _print(card, arguments.out)
+        _print(card, options.out)
     return 0
-
-
-def _build(model: TrainedModel, request: IndexRequest) -> IndexCard:
-    from crossfade.display import progress_bars
-    from crossfade.trainer.recommend.index_build import build_index
-
-    with progress_bars() as bars:
-        return build_index(model, request, bars)
 
 
 def _print(card: IndexCard, out: Path) -> None:

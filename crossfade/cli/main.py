@@ -122,19 +122,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
     """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
     if stopper.number is not None:
-        how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
+        how = f" {worded(str(error), parser.word)}" if isinstance(error, StopSignal) and str(error) else ""
         _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
         return 128 + stopper.number
     if message := lack_of_memory(error):
         error = CrossfadeError(message)
     match error:
         case SpotInterruption():
-            _logger.warning(f"stopped {error}")
+            _logger.warning(f"stopped {worded(str(error), parser.word)}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
             for line in error.details:
-                _logger.warning(parser.in_words_typed(worded(line, parser.word)))
-            _logger.error(parser.in_words_typed(error.worded(parser.word)))
+                _logger.warning(worded(line, parser.word))
+            _logger.error(error.worded(parser.word))
             return error.exit_code
         case BrokenPipeError():
             return _output_lost()

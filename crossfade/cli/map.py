@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.cli.options.filters import NOTES as FILTER_NOTES
-from crossfade.cli.options.filters import add_filter_options, read_filters
-from crossfade.cli.options.history import add_history_option
+from crossfade.cli.command import FILTER_NOTES, add_command
 from crossfade.terminal import print_line
+from crossfade.trainer.maps.options import MapOptions
 
 if TYPE_CHECKING:
-    from crossfade.trainer.maps.items_map import ItemsMap, MapOptions
-    from crossfade.trainer.recommend.trained_model import TrainedModel
+    from crossfade.trainer.maps.items_map import ItemsMap
 
 _logger = logging.getLogger(__name__)
 
@@ -41,87 +37,37 @@ the map, in the embedding, and by chance.
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "map",
         "draw items as a map, colored by genre",
         "Draw the items of a trained model as a map, as a picture and as a page.",
+        MapOptions,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    source = parser.add_argument_group("input")
-    source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
-    source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
-    add_history_option(source)
-    shown = parser.add_argument_group("map")
-    shown.add_argument("--count", type=int, default=5000, metavar="N", help="map the N most frequent (default: 5000)")
-    shown.add_argument("--color", metavar="COLUMN", help="color by this feature or column (default: the first feature)")
-    shown.add_argument("--colors", type=int, default=12, metavar="N", help="color N values (default: 12)")
-    shown.add_argument("--seed", type=int, default=1, metavar="N", help="project with this seed (default: 1)")
-    add_filter_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", type=Path, metavar="OUT", help="write to this folder (default: the folder map of a local run)"
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace the map in the folder")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Build the map, and write it.
+def run(options: MapOptions) -> int:
+    """Draw the map, and print how well neighbors agree.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, the folder may not be replaced, or the model or its dataset is missing.
     """
-    from crossfade.base.errors import InputError
-    from crossfade.trainer.maps.items_map import MapOptions
-    from crossfade.trainer.maps.map_files import check_free
+    from crossfade.display import progress_bars
+    from crossfade.trainer.maps.map_files import draw_map, map_folder
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    if arguments.count < 1 or not 1 <= arguments.colors <= 250:
-        raise InputError(f"--count {arguments.count} --colors {arguments.colors}: expected 1 or more, and 1 to 250")
-    filters = read_filters(arguments)
-    if filters.max_per is not None:
-        raise InputError("--max-per limits lists, and a map is none: leave it out")
-    out = arguments.out or _default_folder(arguments.source)
-    check_free(out, arguments.overwrite)
-    options = MapOptions(arguments.count, arguments.color, arguments.colors, filters, arguments.seed)
-    with_trained_model(
-        arguments.source,
-        arguments.data,
-        _logger.info,
-        lambda model: _draw(model, options, out),
-        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
-    )
-    return 0
-
-
-def _default_folder(source: str) -> Path:
-    from crossfade.base.errors import InputError
-    from crossfade.trainer.runs.run_folder import JOB_FILE
-
-    if "://" in source or not (Path(source) / JOB_FILE).exists():
-        raise InputError(f"{source}: is not a local run folder: name a folder for the map with --out")
-    return Path(source) / "map"
-
-
-def _draw(model: TrainedModel, options: MapOptions, out: Path) -> None:
-    from crossfade.base.errors import InputError
-    from crossfade.display import progress_bars
-    from crossfade.trainer.maps.items_map import build_map
-    from crossfade.trainer.maps.map_files import write_map
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
+    out = map_folder(options)
     with progress_bars() as bars:
-        items_map = build_map(model, options, bars)
-    if (note := write_map(items_map, out)) is not None:
+        items_map, note = with_trained_model(options, _logger.info, lambda model: draw_map(model, options, out, bars))
+    if note is not None:
         _logger.warning(note)
     _print_agreement(items_map)
     print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")
+    return 0
 
 
 def _print_agreement(items_map: ItemsMap) -> None:

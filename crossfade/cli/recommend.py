@@ -15,8 +15,7 @@ from pydantic import model_validator
 from crossfade.base.errors import OptionError, escape_unprintable, option_named
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.cli.options.filters import NOTES as FILTER_NOTES
+from crossfade.cli.command import FILTER_NOTES, add_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import RecommendToOptions
 
@@ -129,10 +128,10 @@ def run(options: RecommendCommand) -> int:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a customer unknown, or the model or its dataset missing.
     """
-    from crossfade.trainer.recommend.bulk import check_output
     from crossfade.trainer.recommend.model import open_model
+    from crossfade.trainer.recommend.table_files import check_output
 
-    check_output(options)
+    check_output(options.out, overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
     return 0

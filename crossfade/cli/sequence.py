@@ -7,16 +7,13 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.cli.command import add_command
-from crossfade.cli.options.filters import NOTES as FILTER_NOTES
-from crossfade.cli.options.filters import add_filter_options, read_filters
-from crossfade.cli.options.history import add_history_option
+from crossfade.base.options import option
+from crossfade.cli.command import FILTER_NOTES, add_command
 from crossfade.terminal import print_json, print_line
+from crossfade.trainer.recommend.options import SequenceOptions
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.options import FilterOptions
     from crossfade.trainer.recommend.sequence import PathFinder
-    from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -53,98 +50,50 @@ _METHODS = {
 }
 
 
+class SequenceCommand(SequenceOptions):
+    """The options of the command."""
+
+    json_: bool = option(False, "print the path or the measurement as JSON", group="output")
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = add_command(
+    add_command(
         commands,
         "sequence",
         "print a smooth path from one item to another",
         "Print a smooth path through the embedding space from one item to another, such as a playlist.",
+        SequenceCommand,
+        run,
         examples=_EXAMPLES,
         notes=_NOTES,
     )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
-    rows.add_argument("start", nargs="?", metavar="A", help="begin with this name or ID")
-    rows.add_argument("end", nargs="?", metavar="B", help="end with this name or ID")
-    rows.add_argument(
-        "--length", type=int, default=10, metavar="N", help="print N rows, A and B among them (default: 10)"
-    )
-    rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
-    rows.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
-    add_history_option(rows)
-    add_filter_options(parser)
-    measure = parser.add_argument_group("measurement (without A and B)")
-    measure.add_argument(
-        "--measure",
-        type=int,
-        metavar="PAIRS",
-        help="print how smooth the paths between this many random pairs are, beside those of other methods",
-    )
-    measure.add_argument("--seed", type=int, default=1, metavar="N", help="draw the pairs with this seed (default: 1)")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the path or the measurement as JSON")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: SequenceCommand) -> int:
     """Print the path, or measure paths.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a name unknown, or there is no path.
     """
-    from crossfade.base.errors import InputError
-    from crossfade.trainer.recommend.sequence import MAX_LENGTH
+    from crossfade.trainer.recommend.sequence import PathFinder
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    if not 3 <= arguments.length <= MAX_LENGTH:
-        raise InputError(f"--length {arguments.length}: expected 3 to {MAX_LENGTH}")
-    if arguments.measure is None and arguments.end is None:
-        raise InputError("a path needs two names or IDs, A and B; to measure paths of random pairs, use --measure")
-    if arguments.measure is not None and arguments.start is not None:
-        raise InputError(f"--measure draws random pairs; leave out '{arguments.start}', or --measure")
-    if arguments.measure is not None and arguments.measure < 1:
-        raise InputError(f"--measure {arguments.measure}: expected 1 or more")
-    if arguments.seed < 0:
-        raise InputError(f"--seed {arguments.seed}: expected 0 or more")
-    filters = read_filters(arguments)
-    with_trained_model(
-        arguments.source,
-        arguments.data,
-        _logger.info,
-        lambda model: _run(model, filters, arguments),
-        history_from_this_dataset_only=arguments.history_from_this_dataset_only,
-    )
+    show = _print_path if options.measure is None else _measure
+    with_trained_model(options, _logger.info, lambda model: show(PathFinder(model, options), options))
     return 0
 
 
-def _run(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namespace) -> None:
-    from crossfade.trainer.recommend.sequence import PathFinder
+def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
+    from crossfade.trainer.recommend.row_names import distinct_labels
 
-    entity = arguments.entity or model.spec.item.name
-    finder = PathFinder(model, entity, filters)
-    if arguments.measure is not None:
-        _measure(finder, entity, arguments)
-    else:
-        _print_path(model, finder, entity, arguments)
-
-
-def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
-    from crossfade.base.errors import InputError
-    from crossfade.trainer.recommend.row_names import RowNames, distinct_labels, untrained
-
-    names = RowNames(model.vocabulary(entity), entity)
-    start, end = names.find([arguments.start, arguments.end], _logger.warning)
-    for row, text in ((start, arguments.start), (end, arguments.end)):
-        if not finder.trained_R[row]:
-            raise InputError(untrained(entity, text))
-    path = finder.find(start, end, arguments.length)
-    labels = names.labels(path.row_K)
+    path, entity = finder.named_path(_logger.warning), finder.entity
+    labels = finder.names.labels(path.row_K)
     found = [labels[row] for row in path.row_K.tolist()]
     mean, least = float(path.cosine_K.mean()), float(path.cosine_K.min())
     cosines = [None, *path.cosine_K.tolist()]
-    if arguments.json:
+    if options.json_:
         rows = [
             {entity: label.id, **({"name": label.name} if label.name is not None else {})}
             | {"cosine": cosine, "progress": progress}
@@ -161,18 +110,18 @@ def _print_path(model: TrainedModel, finder: PathFinder, entity: str, arguments:
     print_line(f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}")
 
 
-def _measure(finder: PathFinder, entity: str, arguments: argparse.Namespace) -> None:
+def _measure(finder: PathFinder, options: SequenceCommand) -> None:
     from crossfade.display import progress_bars
     from crossfade.trainer.recommend.path_smoothness import measure_paths
 
     with progress_bars() as bars:
-        measured = measure_paths(finder, arguments.length, arguments.measure, arguments.seed, bars)
-    if arguments.json:
-        print(json.dumps({"pairs": arguments.measure, "length": arguments.length, "methods": measured}))
+        measured = measure_paths(finder, bars)
+    if options.json_:
+        print(json.dumps({"pairs": options.measure, "length": options.length, "methods": measured}))
         return
     print_line(
-        f"{arguments.measure:,} random pairs of {len(finder.candidate_I):,} rows of {entity}, {arguments.length} rows "
-        "from A to B; cosines of consecutive rows, and the deviation of progress from equal steps"
+        f"{options.measure:,} random pairs of {len(finder.candidate_I):,} rows of {finder.entity}, {options.length} "
+        "rows from A to B; cosines of consecutive rows, and the deviation of progress from equal steps"
     )
     print_line(f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}")
     for name, method in _METHODS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from crossfade.cli.command import add_command
-from crossfade.deploy.serving.options import ServeOptions
+from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
 from crossfade.terminal import print_line
 
 _DESCRIPTION = """\
@@ -19,7 +19,7 @@ _EXAMPLES = (
     ),
     ("crossfade serve", "Serve the model in /opt/ml/model, as a SageMaker endpoint starts it."),
 )
-_NOTES = """\
+_NOTES = f"""\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
 used if it has written any, otherwise its newest complete checkpoint. The model, its IDs and the items that customers
 know are first copied to the working folder; requests need nothing else. From 50,000 items on, an index is built, which
@@ -34,9 +34,9 @@ and POST /invocations for SageMaker. /docs shows them with examples, /openapi.js
   curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'
 
-With a token, requests need the header 'Authorization: Bearer TOKEN', except for /healthz, /ping and /docs. Nothing is
-encrypted: by default, the server listens on loopback. Without FROM, it serves /opt/ml/model on all addresses and by any
-name, port 8080, as SageMaker expects.
+With a token, that of --token-file or in {TOKEN_VARIABLE}, requests need the header 'Authorization: Bearer TOKEN',
+except for /healthz, /ping and /docs. Nothing is encrypted: by default, the server listens on loopback. Without FROM, it
+serves /opt/ml/model on all addresses and by any name, port 8080, as SageMaker expects.
 
 Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 1 the model is corrupt; 2 invalid input.
 """

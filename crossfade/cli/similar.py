@@ -8,8 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import add_command
-from crossfade.cli.options.filters import NOTES as FILTER_NOTES
+from crossfade.cli.command import FILTER_NOTES, add_command
 from crossfade.terminal import print_line
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource

@@ -216,6 +216,6 @@ def _horovod(job: JobConfig, hosts: int) -> str | None:
     if max(hosts, job.cluster.workers) == 1 or not job.model.has_dense_layers:
         return None
     return (
-        "dense layers (model.dense) of several workers need Horovod: use an image that was built with --build-arg "
+        "dense layers (model.dense) of several workers need Horovod: use an image that was built with "
         "HOROVOD=1 (docs/docker.md)"
     )

@@ -1,6 +1,6 @@
 """Run a job on servers to its end: the coordinator and this host's agent in one process, and what they need.
 
-Other hosts take part if the job sets cluster.coordinator_address: ``crossfade agent --join HOST:PORT`` on each.
+Other hosts take part if the job sets cluster.coordinator_address: ``crossfade agent`` joins it on each.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from flask import Blueprint, Response, jsonify, request
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, command
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.deploy.dashboard.page import EXPLORE_PATH
 from crossfade.deploy.dashboard.run_reader import Runs
@@ -130,7 +130,7 @@ def read_points(run: Path) -> dict[str, Any] | None:
     except (OSError, pa.ArrowException, InputError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: cannot be read: {reason}; draw it again with 'crossfade map {run} --overwrite'"
+            f"{path}: cannot be read: {reason}; draw it again with {command('map', str(run), overwrite=True)}"
         ) from error
     place_N2 = np.stack([table.column(axis).to_numpy() for axis in ("x", "y")], axis=1).astype(np.float64)
     place_N2 -= place_N2.min(axis=0, initial=0.0 if not len(place_N2) else np.inf)

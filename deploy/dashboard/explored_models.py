@@ -22,6 +22,7 @@ from typing import TypeVar
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.serving.copies_folder import CopiesFolder
 from crossfade.trainer.serving.version import open_version
@@ -162,7 +163,8 @@ class ExploredModels:
                     _write_copy(model, path, folder.free_bytes(), preparation.progress)
 
                 only = self._history_from_this_dataset_only
-                with_trained_model(str(run), None, _logger.warning, copy, history_from_this_dataset_only=only)
+                source = ModelSource(source=str(run), history_from_this_dataset_only=only)
+                with_trained_model(source, _logger.warning, copy)
                 model = _OpenModel(preparation.fingerprint, path)
         except Exception as error:  # a failure must not leave the page waiting
             if not isinstance(error, CrossfadeError | OSError):

@@ -1,4 +1,4 @@
-"""Options of ``crossfade plan --to``, which writes the files that run a job under Slurm or Kubernetes."""
+"""Options of ``crossfade plan`` for a scheduler, which writes the files that run a job under Slurm or Kubernetes."""
 
 from __future__ import annotations
 

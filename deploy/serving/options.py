@@ -8,7 +8,7 @@ from typing import Self
 
 from crossfade.base.errors import InputError
 from crossfade.base.options import Integer, Number, option
-from crossfade.deploy.access import ANY_HOST
+from crossfade.deploy.access import ANY_HOST, AccessOptions
 from crossfade.trainer.recommend.options import MetadataOptions
 from crossfade.trainer.runs.options import Location, ModelSource
 
@@ -18,8 +18,10 @@ INDEX_FROM = 50_000
 """Items from which an index is built."""
 
 
-class ServeOptions(MetadataOptions, ModelSource):
+class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
     """Which model to serve, and how."""
+
+    token_variable = TOKEN_VARIABLE
 
     source: Location | None = option(  # type: ignore[assignment]
         None,
@@ -41,27 +43,15 @@ class ServeOptions(MetadataOptions, ModelSource):
     refresh: Number = option(
         30.0, "check for a newer model at this interval; 0: never", group="model", value="SECONDS", ge=0
     )
-    host: str | None = option(None, "listen on this address (default: 127.0.0.1)", group="server", value="A")
+    host: str | None = option(  # type: ignore[assignment]
+        None, "listen on this address (default: 127.0.0.1)", group="server", value="A"
+    )
     port: Integer | None = option(
         None, f"listen on this port; 0: a free one (default: {DEFAULT_PORT})", group="server", value="N", ge=0, le=65535
     )
     processes: Integer = option(1, "answer by N processes", group="server", value="N", ge=1)
     work_dir: Path | None = option(
         None, "copy the model to this folder (default: a temporary one)", group="server", value="DIR"
-    )
-    allowed_host: tuple[str, ...] = option(
-        (),
-        "accept requests to this name too, such as that of a proxy; repeatable; '*': any (default: loopback, and the "
-        "address that the server listens on)",
-        group="server",
-        value="NAME",
-        repeat=True,
-    )
-    token_file: Path | None = option(
-        None,
-        f"require the token in this file (default: that in {TOKEN_VARIABLE}; without one, no token)",
-        group="server",
-        value="FILE",
     )
 
     def located(self) -> Self:

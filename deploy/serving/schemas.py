@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 

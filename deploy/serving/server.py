@@ -18,10 +18,9 @@ from typing import Any
 
 from crossfade.base.errors import CrossfadeError, MissingExtraError, option_named
 from crossfade.base.io.disk_errors import write_error
-from crossfade.deploy.access import Access, read_token
 from crossfade.deploy.capacity.machine import thread_variables
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
-from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
+from crossfade.deploy.serving.options import ServeOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.serving.copies_folder import CopiesFolder, full_work_disk_error
@@ -46,7 +45,7 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
     """
     assert options.host is not None
     assert options.port is not None
-    access = Access.of(options.host, options.allowed_host, read_token(TOKEN_VARIABLE, options.token_file))
+    access = options.access()
     with bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:
         # Before the client of Prometheus is imported, which reads it then.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)

@@ -195,13 +195,7 @@ def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> N
 def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
     options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
     try:
-        with_trained_model(
-            str(source.source),
-            source.data,
-            _logger.info,
-            lambda model: write_version(model, _emptied(path), options, reporter),
-            history_from_this_dataset_only=source.history_from_this_dataset_only,
-        )
+        with_trained_model(source, _logger.info, lambda model: write_version(model, _emptied(path), options, reporter))
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # its disk may be full
         if not any(is_full_disk(cause) for cause in (error, error.__cause__) if cause is not None):

@@ -1,6 +1,7 @@
 """The layout: imports run one way and in no circle, files and functions have a bounded size, tests mirror modules."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -49,6 +50,20 @@ SMALL_FILES = {
     "crossfade/sagemaker_entry.py": "the entry of a process",
 }
 """Small files that stay apart from their only importer, since they isolate an optional package or a process's entry."""
+FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
+FILES_WITH_FLAGS = {
+    "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
+    "deploy/aws/ec2/user_data.py": "writes a script that calls curl and docker",
+    "deploy/cluster/role_process.py": "starts commands of crossfade",
+    "deploy/dashboard/server.py": "starts commands of crossfade",
+    "deploy/schedulers/kubernetes.py": "writes manifests with commands of crossfade",
+    "deploy/schedulers/scheduler_files.py": "prints a command of kubectl",
+    "deploy/schedulers/slurm.py": "writes a script that calls srun and crossfade",
+    "deploy/tuning/trial_run.py": "starts commands of crossfade",
+    "trainer/formats/pgvector.py": "writes a script that calls psql",
+    "trainer/formats/search_engines.py": "writes scripts that call curl",
+}
+"""Files below the faces whose strings are words of command lines. All others name options by marks."""
 MAX_SMALL_FILES = 33
 """Other small files with one importer. Lower it when some are merged into their importer."""
 
@@ -201,6 +216,17 @@ def misplaced_tests(root: Path) -> list[str]:
     ]
 
 
+def strings_with_flags(root: Path) -> list[str]:
+    """Return the places of strings under ``root``, below the faces, that name an option as it is typed."""
+    return [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in product_files(root)
+        if layer(path.relative_to(root)) in LAYERS[1:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.search(node.value)
+    ]
+
+
 def write(root: Path, **sources: str) -> None:
     """Write modules under ``root``; in a name, ``__`` stands for a slash."""
     for name, source in sources.items():
@@ -231,6 +257,11 @@ def test_few_small_files_have_a_single_importer() -> None:
 
 def test_tests_mirror_the_layout() -> None:
     assert misplaced_tests(ROOT) == []
+
+
+def test_no_string_below_the_faces_names_a_flag() -> None:
+    files = {place.partition(":")[0] for place in strings_with_flags(ROOT)}
+    assert files == FILES_WITH_FLAGS.keys()
 
 
 @pytest.mark.parametrize(
@@ -312,6 +343,12 @@ def test_small_file_of_one_importer_is_found(tmp_path: Path) -> None:
     write(tmp_path, trainer__d="from crossfade.kvstore.a import x\nfrom crossfade.kvstore.b import x\n")
     write(tmp_path, trainer__e="import crossfade.kvstore.b\nimport crossfade.kvstore.c\n")
     assert small_files_of_one_importer(tmp_path) == ["kvstore/a.py"]
+
+
+def test_string_with_a_flag_is_found(tmp_path: Path) -> None:
+    write(tmp_path, kvstore__a='x = f"{y}: lower it, and --resume"\n', trainer__b='"""Do what ``--set`` does."""\n')
+    write(tmp_path, deploy__c="x = 'a--b'  # --resume\n", crossfade__cli__d='x = "--resume"\n')
+    assert strings_with_flags(tmp_path) == ["kvstore/a.py:1", "trainer/b.py:1"]
 
 
 def test_misplaced_test_is_found(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from builders import make_interactions, random_rows
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch

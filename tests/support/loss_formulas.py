@@ -26,7 +26,8 @@ from engine_cases import (
 )
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.sections import LossKind, ScoreKind
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import LossKind
 
 Number = Any
 """A Python number, or a scalar of PyTorch, float64, that autograd follows."""

@@ -23,7 +23,8 @@ from loss_formulas import Vector, autograd, leaves_of, loss_of
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import LossKind, NegativesConfig, ScoreKind
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import LossKind, NegativesConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.engines.engine import Engine

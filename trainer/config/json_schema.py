@@ -1,4 +1,4 @@
-"""Describe job files: as a JSON Schema for editors, ``crossfade schema``, and key by key, ``train --explain``.
+"""Describe job files: as a JSON Schema for editors, ``crossfade schema``, and key by key.
 
     json.dumps(job_schema())
     for key, type_name, default, description in explain_fields():

@@ -6,7 +6,7 @@
     job = resolve(job, DatasetSize(queries=6_040, items=3_706, interactions=900_188, is_grouped=True))
     job.model.temperature, job.negatives.kind         # 0.17, "all"
 
-Each field has a type, a default and a description here and nowhere else; ``crossfade train --explain`` prints them.
+Each field has a type, a default and a description here and nowhere else, which ``crossfade train`` explains.
 
 Where the job has ``auto``, ``resolve`` derives the value from other values and from the size of the dataset. The job
 file of a run has the resolved values, so that it trains the same wherever it is repeated. What depends on the machine
@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
+from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.sections import (
@@ -81,8 +82,8 @@ class DataConfig(Section):
         "auto",
         description="interactions of a query in a shuffle block that are read one after the other, at most; 1: rows in "
         "random order; all: every one, so that a softmax over all items scores a query about once an epoch "
-        "('crossfade prepare --order grouped', its default, puts them into the same block); auto: all where every item "
-        "is a negative and the dataset is grouped, and 1 otherwise",
+        f"({command('prepare', order='grouped')}, its default, puts them into the same block); auto: all where every "
+        "item is a negative and the dataset is grouped, and 1 otherwise",
     )
     since: TimeValue | None = Field(
         None,

@@ -26,9 +26,11 @@ from pydantic import (
     model_validator,
 )
 
+from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.trainer.config.score import ScoreKind
 
 Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
@@ -110,7 +112,6 @@ def check_devices(devices: Sequence[str]) -> None:
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
 
 
@@ -178,8 +179,8 @@ class ModelConfig(Section):
     )
     query_content: list[Name] = Field(
         [],
-        description="content columns of data.query, numbers and vectors that 'crossfade prepare --content' added: a "
-        "linear layer maps them to model.dim, as one more part of a query's vector",
+        description=f"content columns of data.query, numbers and vectors that {command('prepare', content=True)} "
+        "added: a linear layer maps them to model.dim, as one more part of a query's vector",
     )
     item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
     combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -126,7 +126,8 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
         try:
             staging = stack.enter_context(staged_folder(out))
         except OSError as error:
-            raise InputError(f"{out.parent}: cannot be written: {error.strerror}; choose another --out") from error
+            message = f"{out.parent}: cannot be written: {error.strerror}; choose another {option_named('out')}"
+            raise InputError(message) from error
         check_free()
         try:
             yield staging

@@ -23,7 +23,7 @@ import yaml
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore import __version__
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin
 

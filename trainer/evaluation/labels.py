@@ -1,7 +1,6 @@
 """Labels of an entity's rows, such as the genres of artists: from a user's file, or from a feature of the dataset.
 
-    source = LabelSource.parse("artist=artist_tags.tsv:artistID:top_genre")        # or "artist=tag"
-    labels = read_labels(folder, manifest, source)
+    labels = read_labels(folder, manifest, LabelSource("artist", "artist_tags.tsv", "artistID", "top_genre"))
     labels.row_P, labels.label_P                # distinct pairs of a row and one of its labels, sorted
     labels.texts                                # the text of each label
 
@@ -25,45 +24,13 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.evaluation.options import LabelSource
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.raw_files import open_columns, read_errors
 
 OPTION = option_named("labels")
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where the labels of ``entity`` come from.
-
-    Attributes:
-        entity: the entity.
-        path: a file or, without columns, the name of a feature.
-        id_column: the file's column of IDs; None for a feature.
-        label_column: the file's column of labels; None for a feature.
-    """
-
-    entity: str
-    path: str
-    id_column: str | None = None
-    label_column: str | None = None
-
-    @staticmethod
-    def parse(text: str) -> LabelSource:
-        """Parse ``ENTITY=FILE:ID_COLUMN:LABEL_COLUMN`` or ``ENTITY=FEATURE``.
-
-        Raises:
-            InputError: it has another form.
-        """
-        entity, _, rest = text.partition("=")
-        parts = rest.rsplit(":", 2)
-        if not entity or len(parts) == 2 or not all(parts):
-            raise InputError(
-                f"{OPTION} {text}: expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or "
-                "ENTITY=FEATURE"
-            )
-        return LabelSource(entity, *parts)
 
 
 @dataclass(frozen=True)

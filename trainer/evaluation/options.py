@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
+from pydantic import BeforeValidator
 
 from crossfade.base.options import Integer, option
 from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where the labels of ``entity`` come from.
+
+    Attributes:
+        entity: the entity.
+        path: a file or, without columns, the name of a feature.
+        id_column: the file's column of IDs; None for a feature.
+        label_column: the file's column of labels; None for a feature.
+    """
+
+    entity: str
+    path: str
+    id_column: str | None = None
+    label_column: str | None = None
+
+
+def _label_source(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    entity, _, rest = value.partition("=")
+    parts = rest.rsplit(":", 2)
+    if not entity or len(parts) == 2 or not all(parts):
+        raise ValueError(
+            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
+        )
+    return LabelSource(entity, *parts)
+
+
+Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
+"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 class EvaluateOptions(ModelSource):
@@ -54,7 +89,7 @@ class EvaluateOptions(ModelSource):
         group="segments and comparison",
         value="OTHER_RUN",
     )
-    labels: str | None = option(
+    labels: Labels | None = option(
         None,
         "print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by raw "
         "counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
@@ -63,7 +98,7 @@ class EvaluateOptions(ModelSource):
     )
     label_min_count: Integer = option(
         1,
-        "use only rows with N interactions of positive weight in train for labels",
+        "use only rows with N interactions of positive weight in train for label precision",
         group="label precision",
         value="N",
         ge=1,

@@ -21,8 +21,8 @@ from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
 from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
-from crossfade.trainer.evaluation.labels import LabelSource, read_labels
-from crossfade.trainer.evaluation.options import EvaluateOptions
+from crossfade.trainer.evaluation.labels import read_labels
+from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
@@ -36,9 +36,9 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
             that are compared have different datasets.
     """
     folder, job = RunFolder(Path(options.source)), job_for(options)
-    source = LabelSource.parse(options.labels) if options.labels is not None else None
     other = _open_other(RunEmbeddings(job, folder.embeddings), options.compare) if options.compare is not None else None
-    precision = evaluate_labels(job, folder.embeddings, source, options.label_min_count) if source else None
+    labels = options.labels
+    precision = evaluate_labels(job, folder.embeddings, labels, options.label_min_count) if labels else None
     observers: list[RankingObserver] = []
     if options.segments is not None:
         observers.append(segments := load_segment_metrics(job, folder.embeddings, options.segments))
@@ -49,8 +49,8 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
         options.split: evaluate_embeddings(job, folder.embeddings, options.split, observers=observers),
     }
     results["baselines"] = load_baselines(job, [options.split])
-    if source:
-        results["labels"] = {source.entity: precision}
+    if labels:
+        results["labels"] = {labels.entity: precision}
     if options.segments is not None:
         results["segments"] = segments.metrics()
     if other is not None:

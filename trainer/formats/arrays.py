@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import write_table
 from crossfade.trainer.embeddings.listing import write_listing

@@ -1,6 +1,6 @@
 """Export a trained model as embeddings, in the format of another system, or to a database.
 
-    result = export(ExportRequest("runs/lastfm", "numpy"), Path("exports/lastfm"), print, NullReporter())
+    result = export(ExportOptions.of(source="runs/lastfm", to="numpy", out="exports/lastfm"), print, NullReporter())
 
     OUT/README.md           the model card
     OUT/export.json         format and files, unless the format is Parquet
@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import parse_json
@@ -36,15 +35,14 @@ from crossfade.trainer.embeddings.model_card import CARD_FILE, ExportedTable, Mo
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
 from crossfade.trainer.formats import arrays, faiss_indexes, pgvector, search_engines
 from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
-FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
 LISTING_FILE = "export.json"
 _KIND = "crossfade-export"
 _EMBEDDINGS_FILE = re.compile(r"[^/]+/rows-\d{12,}\.parquet")
 _MAX_LENGTH = 48
 """PostgreSQL's limit of 63 bytes, less the longest suffix of a constraint or an index."""
-_PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _UNTRAINED = (
     "those without an ID, and those without an interaction of positive weight in train, unless they have features."
 )
@@ -81,27 +79,6 @@ FORMATS: dict[FormatName, Format] = {
 
 
 @dataclass(frozen=True)
-class ExportRequest:
-    """What to export.
-
-    Attributes:
-        source: path or URI of a run folder, of a folder of checkpoints, or of a checkpoint.
-        to: the format.
-        entities: whose vectors to export; empty: all.
-        data: the dataset that the model was trained on, if it is not at the job's data.path.
-        name: what names in databases begin with; None: the name of the job.
-        history_from_this_dataset_only: whether to do without base datasets.
-    """
-
-    source: str
-    to: FormatName
-    entities: Sequence[str] = ()
-    data: str | None = None
-    name: str | None = None
-    history_from_this_dataset_only: bool = False
-
-
-@dataclass(frozen=True)
 class ExportResult:
     """What was exported.
 
@@ -126,75 +103,60 @@ class ExportResult:
     names: dict[str, str]
 
 
-def export(
-    request: ExportRequest, out: Path | None, log: Log, reporter: ProgressReporter, *, overwrite: bool = False
-) -> ExportResult:
-    """Write the files of ``request`` to the local folder ``out``; ``overwrite`` replaces an earlier export.
+def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
+    """Export to files, or replace tables in PostgreSQL at the URI of ``push``, which is empty for libpq's environment.
 
-    Without ``out``, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
+    Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
     a line for the model and for each checkpoint that is skipped.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
-        CrossfadeError: a file cannot be written.
-        InputError: there is no model, its dataset is another one, or ``out`` may not be replaced.
+        CrossfadeError: a file cannot be written, or the server failed or was lost.
+        InputError: there is no model, its dataset is another one, the folder may not be replaced, or the server rejects
+            a statement.
         MissingExtraError: a package that the format needs is not installed.
     """
-    target = out or locate_checkpoint(request.source).embeddings
+    if options.push is not None:
+        uri = options.push
+        pgvector.check_connection(uri)
+        return _export(options, log, reporter, lambda exported, _: pgvector.push(exported, uri))
+    target = options.out or locate_checkpoint(options.source).embeddings
     if target is None:
         raise InputError(
-            f"{request.source}: name a new folder for the embeddings with --out; only a run with "
+            f"{options.source}: name a new folder for the embeddings with {option_named('out')}; only a run with "
             "train.save_embeddings: none is exported to its own folder"
         )
-    _check_free(target, overwrite)
+    _check_free(target, options.overwrite)
 
     def write(exported: ExportedModel, origin: VectorOrigin) -> str:
-        with staged_export(target, lambda: _check_free(target, overwrite)) as staging:
-            loading = FORMATS[request.to].write(exported, staging)
-            _card(exported, origin, request.to, loading).write(staging)
-            _write_listing(staging, request.to)
+        with staged_export(target, lambda: _check_free(target, options.overwrite)) as staging:
+            loading = FORMATS[options.to].write(exported, staging)
+            _card(exported, origin, options.to, loading).write(staging)
+            _write_listing(staging, options.to)
         return str(target)
 
-    return _export(request, log, reporter, write)
-
-
-def push_to_pgvector(request: ExportRequest, uri: str, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Replace tables in PostgreSQL at ``uri``, or at what libpq's environment names.
-
-    Raises:
-        CrossfadeError, InputError, MissingExtraError: as ``export`` and ``pgvector.push``.
-    """
-    pgvector.check_connection(uri)
-    return _export(request, log, reporter, lambda exported, _: pgvector.push(exported, uri))
+    return _export(options, log, reporter, write)
 
 
 def _export(
-    request: ExportRequest,
+    options: ExportOptions,
     log: Log,
     reporter: ProgressReporter,
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
     def use(model: TrainedModel) -> ExportResult:
-        job, step = model.job, model.step
-        tables = _tables(model, request)
-        is_database = FORMATS[request.to].max_columns is not None
-        entities = [table.name for table in tables] if is_database else []
-        names = database_names(request.name or job.name, entities, is_option=request.name is not None)
-        origin = embeddings_origin(request.source, job) if step is None else checkpoint_origin(request.source, step)
+        job, step, source = model.job, model.step, options.source
+        tables = _tables(model, options)
+        entities = [table.name for table in tables] if options.to in DATABASES else []
+        names = database_names(options.name or job.name, entities)
+        origin = embeddings_origin(source, job) if step is None else checkpoint_origin(source, step)
         log(f"exporting {model.uri}: {origin} of job '{job.name}'")
         exported = ExportedModel(model, tables, names, datetime.now(UTC), reporter)
         target = write(exported, origin)
-        written = exported.exported_tables(complete=_is_complete(request.to))
-        return ExportResult(target, model.uri, step, job.name, request.to, job.model.score, written, names)
+        written = exported.exported_tables(complete=_is_complete(options.to))
+        return ExportResult(target, model.uri, step, job.name, options.to, job.model.score, written, names)
 
-    return with_trained_model(
-        request.source,
-        request.data,
-        log,
-        use,
-        history_from_this_dataset_only=request.history_from_this_dataset_only,
-        from_checkpoint=request.to == "parquet",
-    )
+    return with_trained_model(options, log, use, from_checkpoint=options.to == "parquet")
 
 
 def _is_complete(to: FormatName) -> bool:
@@ -202,19 +164,19 @@ def _is_complete(to: FormatName) -> bool:
     return FORMATS[to].untrained_note is not _LEFT_OUT
 
 
-def _tables(model: TrainedModel, request: ExportRequest) -> list[TableSpec]:
-    """Select the tables of ``model`` by ``request``."""
+def _tables(model: TrainedModel, options: ExportOptions) -> list[TableSpec]:
+    """Select the tables of ``model`` by ``options``."""
     available = {table.name: table for table in model.spec.vectors}
-    for name in request.entities:
+    for name in options.entity:
         if name not in available:
             raise InputError(f"{model.uri}: has no table '{name}'; it has {', '.join(available)}")
-    limit, dim = FORMATS[request.to].max_columns, model.job.model.dim
+    limit, dim = FORMATS[options.to].max_columns, model.job.model.dim
     if limit is not None and dim > limit:
         raise InputError(
-            f"{model.uri}: its vectors have {dim:,} columns, but {request.to} allows {limit:,}; export to another "
+            f"{model.uri}: its vectors have {dim:,} columns, but {options.to} allows {limit:,}; export to another "
             "format, or train with a smaller model.dim"
         )
-    return [table for name, table in available.items() if name in request.entities or not request.entities]
+    return [table for name, table in available.items() if name in options.entity or not options.entity]
 
 
 def _card(exported: ExportedModel, origin: VectorOrigin, to: FormatName, loading: str) -> ModelCard:
@@ -232,25 +194,22 @@ def _card(exported: ExportedModel, origin: VectorOrigin, to: FormatName, loading
     )
 
 
-def database_names(prefix: str, entities: Iterable[str], *, is_option: bool = True) -> dict[str, str]:
-    """Return the name of each entity; ``prefix`` is the value of --name, or the name of the job if not ``is_option``.
+def database_names(prefix: str, entities: Iterable[str]) -> dict[str, str]:
+    """Return the name of each entity, which begins with ``prefix``, the name of the option or of the job.
 
     Raises:
-        InputError: ``prefix`` has other characters than a-z, 0-9, and _, or a name is too long or occurs twice.
+        InputError: a name is too long or occurs twice.
     """
-    if not is_option:
-        prefix = _plain(prefix)
-    elif not _PREFIX.fullmatch(prefix):
-        raise InputError(f"--name {prefix}: expected a lower-case letter, then letters a-z, digits, and '_'")
-    names = {entity: f"{prefix}_{_plain(entity)}" for entity in entities}
+    names = {entity: f"{_plain(prefix)}_{_plain(entity)}" for entity in entities}
     for entity, name in names.items():
         if len(name) > _MAX_LENGTH:
             raise InputError(
                 f"'{name}' would have {len(name)} characters, of {_MAX_LENGTH} at most in PostgreSQL; choose a shorter "
-                "prefix with --name"
+                f"prefix with {option_named('name')}"
             )
         if list(names.values()).count(name) > 1:
-            raise InputError(f"'{name}' would hold several entities; export '{entity}' by itself, with --entity")
+            alone = option_named("entity", entity)
+            raise InputError(f"'{name}' would hold several entities; export '{entity}' by itself, with {alone}")
     return names
 
 
@@ -265,11 +224,12 @@ def _check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
+    another, overwriting = f"choose another {option_named('out')}", option_named("overwrite")
     check_replaceable(
         out,
         overwrite,
-        exists=f"{out}: already exists; choose another --out, or replace embeddings with --overwrite",
-        no_folder=f"{out}: is not a folder of embeddings, so --overwrite does not replace it; choose another --out",
+        exists=f"{out}: already exists; {another}, or replace embeddings with {overwriting}",
+        no_folder=f"{out}: is not a folder of embeddings, so {overwriting} does not replace it; {another}",
         find_foreign=lambda: _find_foreign(out),
     )
 
@@ -282,7 +242,8 @@ def _find_foreign(out: Path) -> str | None:
         is_card = relative == CARD_FILE and is_model_card(path)
         is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_regular(path))
         if not (is_card or relative in listed or _EMBEDDINGS_FILE.fullmatch(relative)):
-            return f"{path}: --overwrite would delete this file, which is not one of embeddings; move it"
+            overwriting = option_named("overwrite")
+            return f"{path}: {overwriting} would delete this file, which is not one of embeddings; move it"
     return None
 
 

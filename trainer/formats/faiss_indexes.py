@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.base.errors import command
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.recommend.faiss_lists import load_faiss
-from crossfade.trainer.recommend.index_build import IndexRequest, build_index
+from crossfade.trainer.recommend.index_build import build_index
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, ROWS_FILE, read_card
+from crossfade.trainer.recommend.options import IndexOptions
 
 _QUERIES: dict[ScoreKind, str] = {
     "cosine": "faiss.normalize_L2(query)",
@@ -33,9 +35,10 @@ def write_faiss(exported: ExportedModel, folder: Path) -> str:
         MissingExtraError: FAISS is not installed.
         OSError: a file cannot be written.
     """
-    load_faiss("crossfade export --to faiss")
+    load_faiss(command("export", to="faiss"))
     for table in exported.tables:
-        card = build_index(exported.model, IndexRequest(folder / table.name, table.name), exported.reporter)
+        options = IndexOptions(out=folder / table.name, entity=table.name)
+        card = build_index(exported.model, options, exported.reporter)
         exported.count(table, table.rows - card.rows)
     return _loading(exported, folder)
 
@@ -67,6 +70,6 @@ def _loading(exported: ExportedModel, folder: Path) -> str:
         f"`ENTITY/{INDEX_FILE}` is an inverted file of FAISS, whose IDs are rows of `ENTITY/{ROWS_FILE}`; "
         f"`ENTITY/card.json` has its parameters. For {table.name}, recall@10 is {measured.recall_at_10:.4f} and "
         f"recall@100 {measured.recall_at_100:.4f} with {card.index.probes} of {card.index.lists} lists. "
-        f"`crossfade recommend` and `crossfade similar` search such a folder with `--index`.\n\n"
+        f"`crossfade recommend` and `crossfade similar` search such a folder as their index.\n\n"
         + "\n".join(["```python", *lines, "```"])
     )

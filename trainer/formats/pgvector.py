@@ -30,9 +30,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
-from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError
+from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, command, option_named
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import FILE_ROWS
 from crossfade.trainer.formats.exported_model import Block, ExportedModel, write_script
@@ -166,7 +166,7 @@ END $replace$;"""  # noqa: S608 - the name is of letters, digits, and _
         WHERE previous.relname = '{self.name}' AND previous.relnamespace = quote_ident(current_schema())::regnamespace
               AND coalesce(obj_description(previous.oid, 'pg_class'), '') NOT LIKE '{_MARK}%'
     ) THEN
-        RAISE EXCEPTION 'the table {self.name} is not one that crossfade export wrote; choose another --name';
+        RAISE EXCEPTION 'the table {self.name} is not one that crossfade export wrote; export it by another name';
     END IF;"""
 
 
@@ -282,12 +282,11 @@ def check_connection(uri: str) -> None:
         options = psycopg.conninfo.conninfo_to_dict(uri)
     except psycopg.ProgrammingError as error:
         # The message of libpq may quote the URI, and with it a password.
-        raise InputError("--push: not a URI of PostgreSQL; expected postgresql://USER@HOST:PORT/DATABASE") from error
+        uri = "postgresql://USER@HOST:PORT/DATABASE"
+        raise OptionError("push", problem="not a URI of PostgreSQL", expected=uri) from error
     if {"password", "sslpassword"} & options.keys():
-        raise InputError(
-            "--push: the URI has a password, which others can see in the list of processes; leave it out, and set "
-            "PGPASSWORD or write it to ~/.pgpass"
-        )
+        problem = "the URI has a password, which others can see in the list of processes"
+        raise OptionError("push", problem=problem, fix="leave it out, and set PGPASSWORD or write it to ~/.pgpass")
 
 
 def push(exported: ExportedModel, uri: str) -> str:
@@ -303,19 +302,19 @@ def push(exported: ExportedModel, uri: str) -> str:
     try:
         connection = psycopg.connect(uri, application_name="crossfade export")
     except psycopg.OperationalError as error:
-        raise InputError(
-            f"--push: cannot connect to PostgreSQL: {_one_line(error)}; check the URI, or PGHOST, PGPORT, PGDATABASE, "
-            "PGUSER and PGPASSWORD"
-        ) from error
+        problem = f"cannot connect to PostgreSQL: {_one_line(error)}"
+        fix = "check the URI, or PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD"
+        raise OptionError("push", problem=problem, fix=fix) from error
     try:
         _replace_tables(connection, exported)
         connection.commit()
         info = connection.info
         return f"{info.host}:{info.port}/{info.dbname}"
     except psycopg.OperationalError as error:
-        raise CrossfadeError(f"--push: {_one_line(error)}; tables are replaced completely or not at all") from error
+        message = f"{option_named('push')}: {_one_line(error)}; tables are replaced completely or not at all"
+        raise CrossfadeError(message) from error
     except psycopg.Error as error:
-        raise InputError(f"--push: {_one_line(error)}; the previous tables are unchanged") from error
+        raise OptionError("push", problem=_one_line(error), fix="the previous tables are unchanged") from error
     finally:
         if connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
             # A signal interrupted a statement, which the server would complete. Canceling fails if the server is lost.
@@ -329,7 +328,7 @@ def _load_psycopg() -> Any:
         import psycopg
         import psycopg.conninfo
     except ImportError as error:
-        raise MissingExtraError("psycopg", extra="export", purpose="crossfade export --push") from error
+        raise MissingExtraError("psycopg", extra="export", purpose=command("export", push=True)) from error
     return psycopg
 
 

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.formats.exported_model import ExportedModel, write_script
 
 QDRANT_MAX_COLUMNS, OPENSEARCH_MAX_COLUMNS = 65_535, 16_000

@@ -1,6 +1,6 @@
 """Build a map of items: the most frequent ones, at places where neighbors in the embedding are neighbors on the map.
 
-    items_map = build_map(model, MapOptions(count=5000), reporter)
+    items_map = build_map(model, MapOptions(source="runs/lastfm"), reporter)
     items_map.place_N2, items_map.label_N, items_map.names
 
 Shapes: N items of the map, K neighbors, D columns, R rows of the entity.
@@ -8,7 +8,7 @@ Shapes: N items of the map, K neighbors, D columns, R rows of the entity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -19,36 +19,17 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
 from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
+from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.maps.projection import project
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
 from crossfade.trainer.recommend.metadata_table import open_metadata
-from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NEIGHBORS = 10
 _MIN_ITEMS = 10
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """What to map.
-
-    Attributes:
-        count: the most items, the most frequent in train first.
-        color: the feature or column whose values color the items; None: the entity's first feature, if it has any.
-        colors: the most values that get a color.
-        filters: the items to choose from.
-        seed: of the projection.
-    """
-
-    count: int = 5000
-    color: str | None = None
-    colors: int = 12
-    filters: FilterOptions = field(default_factory=FilterOptions)
-    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,8 +84,7 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
     item = model.spec.item
-    filters = read_lists(options.filters, item.name).model_copy(update={"max_per": None})
-    candidates = select_candidates(model, item.name, filters)
+    candidates = select_candidates(model, item.name, read_lists(options, item.name))
     kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
     counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
@@ -115,7 +95,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.filters.metadata_file, {color}, model.counts) as table:
+    with open_metadata(model.data, model.manifest, item, options.metadata_file, {color}, model.counts) as table:
         groups = table.groups(color)
     return choose_labels(groups, rows_N, neighbor_NK, options.colors)
 

@@ -1,4 +1,4 @@
-"""Write a map to a folder: ``map.png``, ``map.html``, and ``map.parquet``."""
+"""Draw a map into a folder: ``map.png``, ``map.html``, and ``map.parquet``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,67 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.output import staged_file
 from crossfade.base.io.replacing import check_replaceable
-from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.maps.items_map import ItemsMap, build_map
+from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.maps.page import write_page
 from crossfade.trainer.maps.picture import write_picture
+from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.runs.run_folder import JOB_FILE
 
 _FILES = ("map.png", "map.html", "map.parquet")
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
+def map_folder(options: MapOptions) -> Path:
+    """Return the folder for the map, which may be written.
+
+    Raises:
+        InputError: none is named and the model is not a local run, or the files of the folder may not be replaced.
+    """
+    source, folder = options.source, options.out
+    if folder is None:
+        if "://" in source or not (Path(source) / JOB_FILE).exists():
+            naming = option_named("out")
+            raise InputError(f"{source}: is not a local run folder: name a folder for the map with {naming}")
+        folder = Path(source) / "map"
+    _check_free(folder, options.overwrite)
+    return folder
+
+
+def draw_map(
+    model: TrainedModel, options: MapOptions, folder: Path, reporter: ProgressReporter
+) -> tuple[ItemsMap, str | None]:
+    """Draw the map of ``model`` into ``folder``; return it, with what ``write_map`` returns.
+
+    Raises:
+        CheckpointError, CrossfadeError, InputError, MissingExtraError: as ``build_map`` and ``write_map``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError("out", found=folder, problem=f"cannot be written: {error.strerror}") from error
+    items_map = build_map(model, options, reporter)
+    return items_map, write_map(items_map, folder)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
     """Reject a ``folder`` with other files than a map's, or with a complete map unless ``overwrite`` is given.
 
     Raises:
         InputError: its files may not be replaced.
     """
 
+    named, overwriting = option_named("out", folder), option_named("overwrite")
+
     def find_foreign() -> str | None:
         # A command that was killed may have left hidden files, which the next one deletes.
         own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
-        return f"--out {folder}: holds '{foreign[0]}', which is not part of a map; choose another" if foreign else None
+        return f"{named}: holds '{foreign[0]}', which is not part of a map; choose another" if foreign else None
 
     # The table is written last.
     if folder.is_dir() and not (folder / _FILES[-1]).exists() and find_foreign() is None:
@@ -38,8 +76,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
     check_replaceable(
         folder,
         overwrite,
-        exists=f"--out {folder}: already exists; choose another, or replace a map with --overwrite",
-        no_folder=f"--out {folder}: is not a folder, so --overwrite does not replace it; choose another",
+        exists=f"{named}: already exists; choose another, or replace a map with {overwriting}",
+        no_folder=f"{named}: is not a folder, so {overwriting} does not replace it; choose another",
         find_foreign=find_foreign,
     )
 

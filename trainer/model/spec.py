@@ -15,7 +15,8 @@ from typing import Literal
 from crossfade.base.errors import InputError, command, option_named
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import HISTORY, ScoreKind, resolved
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import HISTORY, resolved
 from crossfade.trainer.data.features import content_width
 from crossfade.trainer.data.manifest import DatasetManifest
 

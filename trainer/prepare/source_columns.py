@@ -1,4 +1,4 @@
-r"""Join several columns into one ID, so that a track may be an artist and a title: ``--item track=artist+title``.
+r"""Join several columns into one ID, so that a track may be an artist and a title: ``track=artist+title``.
 
     names = source_columns("item", "artist+title", ["user", "artist", "title"])     # ["artist", "title"]
     joined_sql(["artist", "title"])                                                 # SQL of Radiohead|Creep

@@ -42,7 +42,7 @@ from crossfade.trainer.recommend.history import DividedHistories, Histories, div
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
 from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOptions
 from crossfade.trainer.recommend.row_names import RowLabel
-from crossfade.trainer.recommend.table_files import check_format, write_tables
+from crossfade.trainer.recommend.table_files import write_tables
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -71,23 +71,6 @@ class Recommended:
     labels: Sequence[RowLabel] = ()
     rankings: Rankings | None = None
     histories: Histories | None = None
-
-
-def check_output(options: RecommendToOptions) -> None:
-    """Check that the file of recommendations, if there is one, may be written.
-
-    Raises:
-        InputError: it is a folder, exists, or has another format.
-    """
-    out = options.out
-    if out is None:
-        return
-    if out.is_dir():
-        raise OptionError("out", found=out, problem=f"is a folder; name a file in it, such as {out / 'recs.parquet'}")
-    check_format(out)
-    if out.exists() and not options.overwrite:
-        fix = f"choose another, or replace it with {option_named('overwrite')}"
-        raise OptionError("out", found=out, problem="already exists", fix=fix)
 
 
 def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressReporter, log: Log) -> Recommended:

@@ -25,17 +25,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.options import Codes
 
-Codes = Literal["flat", "sq8"]
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
 _MIN_ROWS_PER_LIST = 16

@@ -1,6 +1,6 @@
 """Build an index of a model's vectors, in blocks, and compare it with exact search.
 
-    card = build_index(model, IndexRequest(Path("indexes/lastfm")), NullReporter())
+    card = build_index(model, IndexOptions(out=Path("indexes/lastfm")), NullReporter())
     card.index.probes, card.measured.recall_at_100
 
 Vectors are read twice: a sample for k-means, and the length of the longest; then all, which are added to the index as
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -35,7 +34,6 @@ from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
-    Codes,
     ListOptions,
     VectorLists,
     load_faiss,
@@ -53,6 +51,7 @@ from crossfade.trainer.recommend.index_folder import (
     indexed_rows,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
+from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -60,28 +59,7 @@ _MEASURED_QUERIES = 1000
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class IndexRequest:
-    """What to build.
-
-    Attributes:
-        out: the folder to write.
-        entity: whose vectors to index; None: the items.
-        metric: the score to search by; None: that of the model.
-        codes: how vectors are stored.
-        recall: the recall@100 that a search must reach.
-        overwrite: whether to replace an index at ``out``.
-    """
-
-    out: Path
-    entity: str | None = None
-    metric: ScoreKind | None = None
-    codes: Codes = "flat"
-    recall: float = 0.95
-    overwrite: bool = False
-
-
-def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressReporter) -> IndexCard:
+def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressReporter) -> IndexCard:
     """Build the index, and return its card.
 
     Raises:
@@ -91,21 +69,21 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
         MissingExtraError: FAISS is not installed.
     """
     faiss = load_faiss("crossfade index")
-    check_free(request.out, request.overwrite)
-    entity, metric = request.entity or model.spec.item.name, request.metric or model.job.model.score
+    check_free(options.out, options.overwrite)
+    entity, metric = options.entity or model.spec.item.name, options.metric or model.job.model.score
     indexed_R = indexed_rows(model, entity)
     rows_N = np.flatnonzero(indexed_R)
     if not len(rows_N):
         raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
     table = next(table for table in model.spec.vectors if table.name == entity)
     start = time.perf_counter()
-    with staged_export(request.out, lambda: check_free(request.out, request.overwrite)) as folder:
-        options = ListOptions(metric, request.codes)
-        lists = _train(model, table, rows_N, options, reporter)
+    with staged_export(options.out, lambda: check_free(options.out, options.overwrite)) as folder:
+        kind = ListOptions(metric, options.codes)
+        lists = _train(model, table, rows_N, kind, reporter)
         for block_N, vectors_ND in _blocks(model, table, indexed_R, "add", reporter):
             lists.add(block_N, vectors_ND)
         seconds = time.perf_counter() - start
-        probes, measured = _measure(model, table, lists, indexed_R, metric, request.recall, reporter)
+        probes, measured = _measure(model, table, lists, indexed_R, metric, options.recall, reporter)
         lists.write(folder / INDEX_FILE)
         _write_rows(model, entity, indexed_R, folder / ROWS_FILE)
         card = IndexCard(
@@ -116,8 +94,8 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
             dim=table.dim,
             library_version=faiss.__version__,
             index=IndexParameters(
-                codes=request.codes,
-                columns=table.dim + options.added_columns(table.dim),
+                codes=options.codes,
+                columns=table.dim + kind.added_columns(table.dim),
                 lists=lists.lists,
                 probes=probes,
             ),

@@ -25,9 +25,9 @@ from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import Count, data_fingerprint
-from crossfade.trainer.recommend.faiss_lists import Codes
+from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 CARD_FILE, INDEX_FILE, ROWS_FILE = "card.json", "index.faiss", "rows.parquet"

@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import OptionError
-from crossfade.trainer.config.sections import ScoreKind, resolved
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log

@@ -11,14 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
-from crossfade.trainer.runs.options import Location, ModelSource
+from crossfade.trainer.evaluation.options import Labels
+from crossfade.trainer.runs.options import LocalFolder, Location, ModelSource
+
+Codes = Literal["flat", "sq8"]
 
 
 @dataclass(frozen=True)
@@ -224,3 +228,79 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     def is_new(self) -> bool:
         """Whether to recommend to queries that were not in training."""
         return bool(self.history) or self.history_file is not None
+
+
+class IndexOptions(Options):
+    """Which vectors of a model to index, and how."""
+
+    entity: str | None = option(
+        None, "index this table (default: the item entity of the run's job)", group="index", value="NAME"
+    )
+    metric: ScoreKind | None = option(None, "search by this score (default: model.score of the job)", group="index")
+    codes: Codes = option("flat", "store vectors as float32 (flat) or in 8 bits per column (sq8)", group="index")
+    recall: Number = option(
+        0.95,
+        "scan as many lists as a recall@100 of R needs, measured by 1,000 queries",
+        group="index",
+        value="R",
+        gt=0,
+        le=1,
+    )
+    out: LocalFolder = option(..., "write to this local folder", group="output", value="FOLDER")
+    overwrite: bool = option(False, "replace the index in the folder", group="output")
+
+
+class SequenceOptions(ListFiles, ModelSource):
+    """Which path to find, or which paths to measure."""
+
+    start: str | None = option(None, "begin with this name or ID", group="rows", value="A", positional=True)
+    end: str | None = option(None, "end with this name or ID", group="rows", value="B", positional=True)
+    length: Integer = option(10, "list N rows, A and B among them", group="rows", value="N", ge=3, le=100)
+    entity: str | None = option(
+        None, "search this table (default: the item entity of the run's job)", group="rows", value="NAME"
+    )
+    measure: Integer | None = option(
+        None,
+        "measure how smooth the paths between this many random pairs are, beside those of other methods",
+        group="measurement (without A and B)",
+        value="PAIRS",
+        ge=1,
+    )
+    seed: Integer = option(1, "draw the pairs with this seed", group="measurement (without A and B)", value="N", ge=0)
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Self:
+        measuring = option_named("measure")
+        if self.measure is None and self.end is None:
+            problem = "is missing, and a path needs two names or IDs"
+            raise OptionError("end", problem=problem, fix=f"to measure paths of random pairs, use {measuring}")
+        if self.measure is not None and self.start is not None:
+            fix = f"leave out '{self.start}', or {measuring}"
+            raise OptionError("measure", found=self.measure, problem="draws random pairs", fix=fix)
+        return self
+
+
+class TagOptions(Options):
+    """Which labels to learn and to predict."""
+
+    labels: Labels = option(
+        ...,
+        "learn these labels, from a Parquet, CSV or TSV file or, with ENTITY=FEATURE, from the dataset",
+        group="labels",
+        value="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
+    )
+    min_items: Integer = option(50, "use labels that at least N rows have", group="labels", value="N", ge=10)
+    min_count: Integer = option(
+        0,
+        "use only rows with N interactions of positive weight in train, and predict only theirs (default: 0)",
+        group="labels",
+        value="N",
+        ge=0,
+    )
+    seed: Integer = option(1, "divide rows with this seed", group="labels", value="N", ge=0)
+    threshold: Number = option(0.3, "predict labels of this probability", group="predictions", value="P", ge=0, le=1)
+    k: Integer = option(3, "predict at most N labels of a row", group="predictions", value="N", short="k", ge=1)
+    out: Path | None = option(
+        None, "write predicted labels to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
+    )
+    overwrite: bool = option(False, "replace the file", group="output")

@@ -1,6 +1,7 @@
 """Measure how smooth paths are, over random pairs of rows, against other ways to get from one to the other.
 
-    measured = measure_paths(finder, length=10, pairs=200, seed=1, reporter=NullReporter())
+    finder = PathFinder(model, SequenceOptions(source="runs/lastfm", length=10, measure=200))
+    measured = measure_paths(finder, NullReporter())
     measured["path"]["min_cosine"], measured["random"]["min_cosine"]
 
 - path: what ``sequence.py`` finds
@@ -25,25 +26,23 @@ Smoothness = dict[str, float]
 """Means over pairs: of mean and minimum cosine, and of the deviation of progress from equal steps."""
 
 
-def measure_paths(
-    finder: PathFinder, length: int, pairs: int, seed: int, reporter: ProgressReporter
-) -> dict[str, Smoothness]:
-    """Measure the smoothness of sequences of ``length`` rows between ``pairs`` random pairs of candidates.
+def measure_paths(finder: PathFinder, reporter: ProgressReporter) -> dict[str, Smoothness]:
+    """Measure the smoothness of sequences between as many random pairs of candidates as the options of ``finder`` say.
 
     Raises:
-        InputError: there are fewer candidates than ``length``, or too few between the two of a pair.
+        InputError: there are fewer candidates than rows of a sequence, or too few between the two of a pair.
     """
-    candidate_I = finder.candidate_I
+    candidate_I, length, pairs = finder.candidate_I, finder.options.length, finder.options.measure or 0
     if len(candidate_I) < length:
         least = option_named("length", length)
         raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least {least}: relax them")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(finder.options.seed)
     random_QK = np.array([random.choice(candidate_I, length, replace=False) for _ in range(pairs)])
     methods = {"path": [], "interpolation": [], "walk": _walks(finder, random_QK), "random": list(random_QK)}
     reporter.phase("measure paths", pairs, "pair")
     for start, *_, end in random_QK.tolist():
-        methods["path"].append(finder.find(start, end, length).row_K)
-        methods["interpolation"].append(_interpolate(finder, start, end, length))
+        methods["path"].append(finder.find(start, end).row_K)
+        methods["interpolation"].append(_interpolate(finder, start, end))
         reporter.advance(1)
     return {name: _smoothness(finder, paths) for name, paths in methods.items()}
 
@@ -57,8 +56,8 @@ def _smoothness(finder: PathFinder, paths: list[IntArray]) -> Smoothness:
     }
 
 
-def _interpolate(finder: PathFinder, start: int, end: int, length: int) -> IntArray:
-    near = finder.near(start, end, length)
+def _interpolate(finder: PathFinder, start: int, end: int) -> IntArray:
+    near, length = finder.near(start, end), finder.options.length
     similarity_KI = finder.arc(start, end).points(length) @ near.unit_ID.T
     similarity_KI[:, [0, -1]] = -np.inf
     path = [start]

@@ -1,6 +1,6 @@
 """Find a smooth path through the embedding space from one row to another, such as a playlist between two artists.
 
-    path = PathFinder(model, "artist", FilterOptions()).find(start, end, length=10)
+    path = PathFinder(model, SequenceOptions(source="runs/lastfm", start="Björk", end="Low")).named_path(log)
     path.row_K, path.cosine_K, path.progress_K
 
 The progress of a row is its angle from the start, in the plane of both ends, as a fraction of the angle between them.
@@ -13,6 +13,7 @@ Shapes: K places of a path, I rows near the arc, Q points or queries, N elements
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,13 +24,12 @@ from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
-from crossfade.trainer.recommend.options import FilterOptions
+from crossfade.trainer.recommend.options import SequenceOptions
 from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.row_names import RowNames, untrained
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
-MAX_LENGTH = 100
 _ARC_POINTS = 32
 """Points of the arc whose nearest rows a path may use."""
 _NEAREST = 100
@@ -80,47 +80,62 @@ class Arc:
 class PathFinder:
     """Finds paths between rows of one entity of a model."""
 
-    def __init__(self, model: TrainedModel, entity: str, filters: FilterOptions) -> None:
-        """Select the rows of ``entity`` that paths may use: those with a trained vector that ``filters`` keep.
+    def __init__(self, model: TrainedModel, options: SequenceOptions) -> None:
+        """Select the rows that paths may use: those with a trained vector that the filters of ``options`` keep.
 
         Raises:
             InputError: a filter is invalid or leaves no row, or the entity has no vectors.
         """
+        self.entity = entity = options.entity or model.spec.item.name
         vocabulary = model.vocabulary(entity)
         table = next(table for table in model.spec.vectors if table.name == entity)
-        self.trained_R = model.trained_rows(table)
-        candidates = select_candidates(model, entity, read_lists(filters, entity))
+        self._trained_R = model.trained_rows(table)
+        candidates = select_candidates(model, entity, read_lists(options, entity))
         self._groups, self._max_per_group = candidates.groups, candidates.max_per_group
-        candidates = replace(candidates, kept_R=candidates.kept_R & self.trained_R, groups=None)
+        candidates = replace(candidates, kept_R=candidates.kept_R & self._trained_R, groups=None)
         self.candidate_I = np.flatnonzero(candidates.kept_R)
-        self._entity, self._source = entity, model.vectors
-        self._names = RowNames(vocabulary, entity)
+        self.options, self._source = options, model.vectors
+        self.names = RowNames(vocabulary, entity)
         self._ranker = Ranker(model.vectors, table, Score.of("cosine", 1.0), candidates)
 
-    def find(self, start: int, end: int, length: int) -> SequencePath:
-        """Return the path of ``length`` rows from ``start`` to ``end``, both included.
+    def named_path(self, log: Callable[[str], None]) -> SequencePath:
+        """Return the path between the rows that the options name; ``log`` gets a line for each ambiguous name.
+
+        Raises:
+            InputError: a name is unknown, its row has no trained vector, or there is no path.
+        """
+        texts = [str(self.options.start), str(self.options.end)]
+        rows = self.names.find(texts, log)
+        for row, text in zip(rows, texts, strict=True):
+            if not self._trained_R[row]:
+                raise InputError(untrained(self.entity, text))
+        return self.find(*rows)
+
+    def find(self, start: int, end: int) -> SequencePath:
+        """Return the path from ``start`` to ``end``, both included.
 
         Raises:
             InputError: the vectors of both are parallel, or too few rows are left between them.
         """
+        length = self.options.length
         for factor in (1, _WIDER):
-            near = self.near(start, end, length, factor)
+            near = self.near(start, end, factor)
             path_K = least_sum_path(near.unit_ID, length, self._limits(near.row_I))
             if path_K is not None:
                 return self.describe(near.row_I[path_K])
         raise InputError(
-            f"the {len(near.row_I) - 2} of {self._entity} near the path from '{self._label(start)}' to "
+            f"the {len(near.row_I) - 2} of {self.entity} near the path from '{self._label(start)}' to "
             f"'{self._label(end)}' are too few for {length - 2} between them: lower {option_named('length')}, or relax "
             "the filters"
         )
 
-    def near(self, start: int, end: int, length: int, factor: int = 1) -> NearRows:
-        """Return the rows that a path of ``length`` may use, ``factor`` times as many where there are more.
+    def near(self, start: int, end: int, factor: int = 1) -> NearRows:
+        """Return the rows that a path may use, ``factor`` times as many where there are more.
 
         Raises:
             InputError: the vectors of both ends are parallel.
         """
-        arc = self.arc(start, end)
+        arc, length = self.arc(start, end), self.options.length
         ends = np.array(sorted([start, end]))
         excluded = ItemLists(np.arange(0, 2 * _ARC_POINTS + 1, 2), np.tile(ends, _ARC_POINTS))
         rows_QK, cosine_QK = self._ranker.rank(arc.points(_ARC_POINTS), excluded, factor * max(_NEAREST, 2 * length))
@@ -153,7 +168,7 @@ class PathFinder:
         if length < _MIN_ANGLE:
             raise InputError(
                 f"the vectors of '{self._label(start)}' and '{self._label(end)}' are parallel, so that no row lies "
-                f"between them; expected two different {self._entity}"
+                f"between them; expected two different {self.entity}"
             )
         return Arc(np.stack([start_D, across_D / length]), float(np.arctan2(length, start_D @ end_D)))
 
@@ -167,14 +182,14 @@ class PathFinder:
     def nearest(self, row_Q: IntArray, excluded: ItemLists) -> IntArray:
         """Return the row nearest to each of ``row_Q`` outside ``excluded``, int64 (Q,)."""
         row_N, place_Q = np.unique(row_Q, return_inverse=True)
-        query_QD = self._source.vectors(self._entity, row_N)[place_Q]
+        query_QD = self._source.vectors(self.entity, row_N)[place_Q]
         rows_QK, _ = self._ranker.rank(query_QD, excluded, 1)
         nearest_Q: IntArray = rows_QK[:, 0]
         return nearest_Q
 
     def unit_vectors(self, row_N: IntArray) -> FloatArray:
         """Return the vectors of ``row_N``, sorted and unique, at length 1: float64 (N, D)."""
-        return unit_rows(self._source.vectors(self._entity, row_N).astype(np.float64))
+        return unit_rows(self._source.vectors(self.entity, row_N).astype(np.float64))
 
     def _limits(self, row_I: IntArray) -> GroupLimits | None:
         if self._groups is None:
@@ -185,7 +200,7 @@ class PathFinder:
         return GroupLimits(place_N, np.concatenate(groups), len(row_I), self._max_per_group)
 
     def _label(self, row: int) -> str:
-        return str(self._names.labels(np.array([row]))[row])
+        return str(self.names.labels(np.array([row]))[row])
 
 
 @dataclass(frozen=True)

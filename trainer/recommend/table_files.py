@@ -1,6 +1,6 @@
 """Write tables to a file whose name says the format: Parquet, CSV, or JSON lines.
 
-    check_format(Path("recs.csv"))
+    check_output(Path("recs.csv"), overwrite=False)
     rows = write_tables(Path("recs.csv"), tables)
 
 CSV has a header, and quotes texts where that is needed; a missing value is empty. JSON lines have an object a row.
@@ -18,20 +18,27 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import OptionError
+from crossfade.base.errors import OptionError, option_named
 from crossfade.base.io.output import staged_file
 
 Write = Callable[[pa.Table], Any]
 
 
-def check_format(out: Path) -> None:
-    """Reject a name of an output file that says none of the formats; a device or pipe gets Parquet.
+def check_output(out: Path | None, *, overwrite: bool) -> None:
+    """Reject an output file that is a folder, exists, or whose name says no format; a device or pipe gets Parquet.
 
     Raises:
-        InputError: it does.
+        OptionError: it does.
     """
+    if out is None:
+        return
+    if out.is_dir():
+        raise OptionError("out", found=out, problem=f"is a folder; name a file in it, such as {out / 'rows.parquet'}")
     if out.suffix.lower() not in _WRITERS and not (out.exists() and not out.is_file()):
         raise OptionError("out", found=out, expected=f"a name that ends in {', '.join(_WRITERS)}")
+    if out.exists() and not overwrite:
+        fix = f"choose another, or replace it with {option_named('overwrite')}"
+        raise OptionError("out", found=out, problem="already exists", fix=fix)
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:

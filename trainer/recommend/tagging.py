@@ -1,8 +1,8 @@
 """Tag items by linear probes of their embeddings: measure how well, then predict the labels of those that have none.
 
-    tagger = Tagger(model, TagOptions(LabelSource.parse("artist=tag")), NullReporter())
+    tagger = Tagger(model, TagOptions.of(labels="artist=tag"), NullReporter())
     measured = tagger.measure()
-    for predicted in tagger.predict(measured.strength):
+    for predicted in tagger.predict(measured.strength["embeddings"], tagger.unlabeled_N):
         predicted.row_N, predicted.label_N, predicted.probability_N
 
 Rows with a label are divided at random: 60 % are fitted, 20 % choose the regularization, and 20 % are tested after a
@@ -19,14 +19,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, option_named
+from crossfade.base.io.disk_errors import write_error
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.label_precision import count_pairs
-from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, LabelSource, read_labels
+from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, read_labels
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.linear_probe import (
     Features,
@@ -39,35 +42,15 @@ from crossfade.trainer.recommend.linear_probe import (
     rank_metrics,
     sigmoid,
 )
+from crossfade.trainer.recommend.options import TagOptions
+from crossfade.trainer.recommend.table_files import write_tables
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
-MIN_ITEMS = 10
 MAX_LABELS = 500
 MAX_ROWS = 20_000
 """Rows with a label that take part; a random sample, if there are more."""
 _BLOCK_ROWS = 1 << 14
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TagOptions:
-    """How to tag.
-
-    Attributes:
-        source: the labels.
-        min_items: least rows of a label, at least ``MIN_ITEMS``.
-        min_count: least interactions of a row in train.
-        threshold: least probability of a predicted label.
-        k: most labels predicted for a row.
-        seed: of the division of rows.
-    """
-
-    source: LabelSource
-    min_items: int = 50
-    min_count: int = 0
-    threshold: float = 0.3
-    k: int = 3
-    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +85,48 @@ class PredictedLabels:
     probability_N: FloatArray
 
 
+@dataclass(frozen=True)
+class Tagged:
+    """What ``tag`` has measured and predicted.
+
+    Attributes:
+        entity: whose rows have labels.
+        quality: the measurement.
+        unlabeled: rows without a label.
+        written: labels in the file; None without one.
+        examples: the predicted labels of some rows, without a file.
+    """
+
+    entity: str
+    quality: TagQuality
+    unlabeled: int
+    written: int | None
+    examples: list[dict[str, Any]]
+
+
+def tag(model: TrainedModel, options: TagOptions, reporter: ProgressReporter, examples: int = 0) -> Tagged:
+    """Measure and predict labels, and write them to the file; without one, predict those of ``examples`` frequent rows.
+
+    Raises:
+        CrossfadeError: the file cannot be written.
+        InputError: as ``Tagger``, or the file cannot be written.
+    """
+    tagger = Tagger(model, options, reporter)
+    quality, rows_N, written, predicted = tagger.measure(), tagger.unlabeled_N, None, list[dict[str, Any]]()
+    strength, out = quality.strength["embeddings"], options.out
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            written = write_tables(out, tagger.tables(strength, rows_N))
+        except OSError as error:
+            raise write_error(option_named("out", out), error, out) from error
+    elif examples:
+        frequent_N = np.argsort(-tagger.count_R[rows_N], kind="stable")[:examples]
+        tables = tagger.tables(strength, np.sort(rows_N[frequent_N]))
+        predicted = [row for table in tables for row in table.to_pylist()]
+    return Tagged(tagger.entity, quality, len(rows_N), written, predicted)
+
+
 class Tagger:
     """Measures and predicts the labels of one entity of a model."""
 
@@ -114,8 +139,8 @@ class Tagger:
         """
         check_scikit_learn()
         self._model, self._options, self._reporter = model, options, reporter
-        self.entity = options.source.entity
-        pairs = read_labels(model.data, model.manifest, options.source)
+        self.entity = options.labels.entity
+        pairs = read_labels(model.data, model.manifest, options.labels)
         self.count_R = model.counts(self.entity)
         table = next(table for table in model.spec.vectors if table.name == self.entity)
         self._dim = table.dim
@@ -159,15 +184,14 @@ class Tagger:
         per_row = float(self._has_SL.sum(axis=1).mean())
         return TagQuality(rows, len(self.labels), per_row, columns, strengths, metrics, kept)
 
-    def predict(self, strength: float, row_N: IntArray | None = None) -> Iterator[PredictedLabels]:
-        """Yield the predicted labels of ``row_N``, int64, sorted, by default of all rows without a label, in blocks."""
+    def predict(self, strength: float, row_N: IntArray) -> Iterator[PredictedLabels]:
+        """Yield the predicted labels of ``row_N``, int64, sorted, in blocks."""
         features_SD = self._vectors(self.row_S)
         self._reporter.phase("fit all rows", len(self.labels), "label")
         weight_LD, bias_L = np.empty((len(self.labels), self._dim)), np.empty(len(self.labels))
         for label in range(len(self.labels)):
             weight_LD[label], bias_L[label] = fit_label(features_SD, self._has_SL[:, label], strength)
             self._reporter.advance(1)
-        row_N = self.unlabeled_N if row_N is None else row_N
         self._reporter.phase("predict", len(row_N), "row")
         for first in range(0, len(row_N), _BLOCK_ROWS):
             block_N = row_N[first : first + _BLOCK_ROWS]
@@ -175,6 +199,23 @@ class Tagger:
             place_P, label_P = self._keep(probability_NL)
             yield PredictedLabels(block_N[place_P], label_P, probability_NL[place_P, label_P])
             self._reporter.advance(len(block_N))
+
+    def tables(self, strength: float, row_N: IntArray) -> Iterator[pa.Table]:
+        """Yield the predicted labels of ``row_N``, as ``predict``, as tables, at least one."""
+        vocabulary = self._model.vocabulary(self.entity)
+        none = PredictedLabels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        labels = pa.array(self.labels, pa.string())
+        for predicted in [none] if not len(row_N) else self.predict(strength, row_N):
+            found_N, place_N = np.unique(predicted.row_N, return_inverse=True)
+            found = vocabulary.take(found_N).take(pa.array(place_N))
+            columns = {
+                self.entity: found.column("id"),
+                "label": labels.take(pa.array(predicted.label_N)),
+                "probability": predicted.probability_N,
+            }
+            if "name" in found.column_names:
+                columns[f"{self.entity}_name"] = found.column("name")
+            yield pa.table(columns)
 
     def _methods(self) -> Iterator[tuple[str, Features]]:
         from sklearn.decomposition import TruncatedSVD
@@ -230,7 +271,7 @@ class Tagger:
 
     def _warn_of_known_labels(self) -> None:
         towers = [tower for tower in self._model.spec.towers if tower.entity.name == self.entity]
-        source = self._options.source
+        source = self._options.labels
         if source.id_column is None and any(source.path == table.name for t in towers for table in t.features):
             _logger.warning(
                 f"the model was trained with the feature '{source.path}': the embeddings have seen the tested labels"
@@ -247,7 +288,7 @@ def _labeled_rows(pairs: LabelPairs, usable_R: BoolArray, options: TagOptions) -
     if not len(label_L):
         fewer = option_named("min_items")
         raise InputError(
-            f"{OPTION} {options.source.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
+            f"{OPTION} {options.labels.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
             f"vector; expected at least {options.min_items}: lower {fewer}, or provide labels for more rows"
         )
     place_N = np.full(len(count_N), -1, np.int64)

@@ -1,6 +1,7 @@
 """Open a trained model with its dataset: the embeddings of a run, or its newest checkpoint, in a folder or on S3.
 
-    with_trained_model("runs/lastfm", None, print, lambda model: model.vectors.vectors("artist", np.arange(10)))
+    source = ModelSource(source="runs/lastfm")
+    with_trained_model(source, print, lambda model: model.vectors.vectors("artist", np.arange(10)))
 
 Vectors are read in blocks when they are used; nothing is loaded completely.
 
@@ -235,26 +236,17 @@ class OpenModel(Generic[Made]):
 
 
 def with_trained_model(
-    location: str,
-    data: str | None,
-    log: Log,
-    use: Callable[[TrainedModel], Result],
-    *,
-    history_from_this_dataset_only: bool = False,
-    from_checkpoint: bool = False,
+    source: ModelSource, log: Log, use: Callable[[TrainedModel], Result], *, from_checkpoint: bool = False
 ) -> Result:
-    """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
+    """Return ``use`` of the trained model at ``source``.
 
-    ``data``, ``history_from_this_dataset_only``: see ``ModelSource``; ``from_checkpoint``: see ``OpenModel``. ``log``
-    gets a line for each checkpoint that is skipped. ``use`` is called again with an older checkpoint if it finds that
-    one is corrupt.
+    ``from_checkpoint``: see ``OpenModel``. ``log`` gets a line for each checkpoint that is skipped. ``use`` is called
+    again with an older checkpoint if it finds that one is corrupt.
 
     Raises:
         CheckpointError: every checkpoint is corrupt or cannot be read.
         InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
     """
-    only = history_from_this_dataset_only
-    source = ModelSource(source=location, data=data, history_from_this_dataset_only=only)
     with closing(OpenModel(source, log, lambda model: model, from_checkpoint=from_checkpoint)) as opened:
         return opened.use(use)
 

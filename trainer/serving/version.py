@@ -16,7 +16,7 @@ import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.candidates import Candidates

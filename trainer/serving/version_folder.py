@@ -46,7 +46,7 @@ from crossfade.base.json_text import validate_json
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.splits import ALL_SPLITS
@@ -54,9 +54,9 @@ from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.recommend.bulk import part_starts
 from crossfade.trainer.recommend.history import StoredHistories, divide_histories
-from crossfade.trainer.recommend.index_build import IndexRequest, build_index
+from crossfade.trainer.recommend.index_build import build_index
 from crossfade.trainer.recommend.metadata_table import write_metadata
-from crossfade.trainer.recommend.options import MetadataFile
+from crossfade.trainer.recommend.options import IndexOptions, MetadataFile
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import JOB_FILE
 from crossfade.trainer.serving.names import write_names
@@ -134,9 +134,8 @@ def write_version(
     if options.index_from is not None and item.rows >= options.index_from:
         metrics = list(dict.fromkeys([model.job.model.score, "cosine"]))
         for metric in metrics:
-            build_index(
-                local, IndexRequest(index_folder(folder, metric), item.name, metric, recall=options.recall), reporter
-            )
+            out = index_folder(folder, metric)
+            build_index(local, IndexOptions(out=out, metric=metric, recall=options.recall), reporter)
     card = VersionCard(
         model=model.uri,
         fingerprint=model.fingerprint,

@@ -1,6 +1,6 @@
 """Translate what a ``Folder`` raises about a user's file or folder into an error of Crossfade: one line that names it.
 
-    with translate_storage_errors(f"--out {out.uri}"):
+    with translate_storage_errors(option_named("out", out.uri)):
         out.write("manifest.json", data)
 
 Errors of file systems and of S3 are handled alike: ``s3_errors`` has turned the S3 client's errors into

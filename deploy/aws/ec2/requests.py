@@ -1,6 +1,6 @@
 """Build the AWS requests that create the resources of a run on EC2. Nothing is sent here.
 
-Every resource gets the run's tags when it is created, so that 'crossfade submit ec2 --cleanup' finds it even after a
+Every resource gets the run's tags when it is created, so that a cleanup finds it even after a
 crash of the client that created it.
 """
 

@@ -180,7 +180,7 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     if not job.data.path.startswith("s3://"):
         raise InputError(
             f"data.path: {job.data.path} is a folder of this machine, which the instances cannot read; copy it to S3, "
-            f"as with 'aws s3 cp --recursive' or {command('prepare', out='s3://BUCKET/PREFIX')}, and set data.path"
+            f"as with 'aws s3 sync' or {command('prepare', out='s3://BUCKET/PREFIX')}, and set data.path"
         )
     for key, source in job.starting_points().items():
         if not source.startswith("s3://"):

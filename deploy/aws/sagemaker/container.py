@@ -193,7 +193,7 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     """Return the job of the hyperparameters, with data, checkpoints and cluster set for this container.
 
     A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
-    the others override. All values are text, as for ``--set``.
+    the others override. All values are text, as on a command line.
 
     Raises:
         InputError: they do not describe a valid job.

@@ -72,4 +72,4 @@ def test_dense_layers_of_several_workers_need_an_image_with_horovod() -> None:
     dense = job_of({}, model={"dim": 8, "dense": {"item": [8]}})
     assert list(notes(dense, "r6i.large", hosts=1)) == []
     [note] = notes(dense, "r6i.large", hosts=2)
-    assert "built with --build-arg HOROVOD=" in note
+    assert "built with HOROVOD=" in note

@@ -22,6 +22,7 @@ from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import SimilarOptions
 from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving.copies_folder import CopiesFolder
 
 pytestmark = pytest.mark.slow
@@ -135,9 +136,11 @@ def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_pa
     path, run = tmp_path / "copy", workspace / "runs" / "one"
     needed = 4 * 8 * (CUSTOMERS + TRACKS + 1)
     with pytest.raises(CrossfadeError, match=f"no room for a copy of the vectors, {needed:,} bytes; set TMPDIR"):
-        with_trained_model(str(run), None, print, lambda model: _write_copy(model, path, needed - 1, _Progress()))
+        with_trained_model(
+            ModelSource(source=str(run)), print, lambda model: _write_copy(model, path, needed - 1, _Progress())
+        )
     assert not path.exists()
-    with_trained_model(str(run), None, print, lambda model: _write_copy(model, path, needed, _Progress()))
+    with_trained_model(ModelSource(source=str(run)), print, lambda model: _write_copy(model, path, needed, _Progress()))
     assert path.exists()
 
 

@@ -27,7 +27,8 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings import files as embeddings
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.model_card import ExportedTable
-from crossfade.trainer.formats.export import ExportRequest, ExportResult, export
+from crossfade.trainer.formats.export import ExportResult, export
+from crossfade.trainer.formats.options import ExportOptions
 
 TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
 STEPS = (100, 200, 300)
@@ -78,8 +79,8 @@ class Lines(list[str]):
     def export(
         self, source: Path | str, out: Path | None, *entities: str, data: str | None = None, overwrite: bool = False
     ) -> ExportResult:
-        request = ExportRequest(str(source), "parquet", entities, data)
-        return export(request, out, self.append, NullReporter(), overwrite=overwrite)
+        options = ExportOptions.of(source=str(source), entity=entities, data=data, out=out, overwrite=overwrite)
+        return export(options, self.append, NullReporter())
 
 
 @pytest.fixture
@@ -189,18 +190,18 @@ def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
 ) -> None:
     out = tmp_path / "out"
     lines.export(step_folder(written / "checkpoints", 100), out)
-    with pytest.raises(InputError, match="out: already exists; choose another --out"):
+    with pytest.raises(InputError, match="out: already exists; choose another out"):
         lines.export(written / "checkpoints", out)
     assert_is_step(out, 100)
     lines.export(written / "checkpoints", out, overwrite=True)
     assert_is_step(out, 300)
     (out / "track" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt: --overwrite would delete this file"):
+    with pytest.raises(InputError, match=r"notes\.txt: overwrite would delete this file"):
         lines.export(written / "checkpoints", out, overwrite=True)
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(InputError, match="link: is not a folder of embeddings"):
         lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
-    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: --overwrite would delete this file"):
+    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: overwrite would delete this file"):
         lines.export(written / "checkpoints", written / "data", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
@@ -216,7 +217,7 @@ def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, 
 
 def test_unwritable_output_is_rejected(written: Path, tmp_path: Path, lines: Lines) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file: cannot be written: .*; choose another --out"):
+    with pytest.raises(InputError, match=r"file: cannot be written: .*; choose another out"):
         lines.export(written / "checkpoints", tmp_path / "file" / "out")
 
 
@@ -296,7 +297,7 @@ def make_run(folder: Path, written: Path, **sections: Any) -> Path:
 
 def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Path, lines: Lines) -> None:
     run = make_run(tmp_path / "run", written)
-    with pytest.raises(InputError, match="run: name a new folder for the embeddings with --out"):
+    with pytest.raises(InputError, match="run: name a new folder for the embeddings with out"):
         lines.export(run, None)
     with pytest.raises(InputError, match="run/checkpoints: holds no checkpoint"):
         lines.export(run, tmp_path / "out")

@@ -15,12 +15,13 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.evaluation import label_precision as geometry
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
-from crossfade.trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
+from crossfade.trainer.evaluation.labels import LabelPairs, read_labels
+from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, LABELS = 40, 60, 5, 6
@@ -37,6 +38,12 @@ class Vectors:
 
 
 @pytest.fixture(scope="module")
+def source_of(text: str) -> LabelSource:
+    source = EvaluateOptions.of(source="run", labels=text).labels
+    assert source is not None
+    return source
+
+
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManifest, FloatArray]:
     """Return a dataset with repeated pairs and weights of both signs, and its positive counts, (queries, items)."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
@@ -142,7 +149,7 @@ def test_labels_are_read_from_every_file_format(
         path.write_text(
             "\n".join({"csv": ",", "tsv": "\t"}[ending].join(map(str, row)) for row in [("id", "genre"), *rows])
         )
-    labels = read_labels(*data[:2], LabelSource.parse(f"{ITEM}={path}:id:genre"))
+    labels = read_labels(*data[:2], source_of(f"{ITEM}={path}:id:genre"))
     assert labels.row_P.tolist() == [3, 3, 5, 8]
     assert labels.label_P.tolist() == [1, 2, 2, 0]
 
@@ -168,7 +175,7 @@ def test_missing_labels_are_rejected(
     monkeypatch.chdir(tmp_path)
     Path("genres.csv").write_text("id,genre\nx,rock\n")
     with pytest.raises(InputError) as caught:
-        read_labels(*data[:2], LabelSource.parse(text))
+        read_labels(*data[:2], source_of(text))
     documented(what, str(caught.value))
 
 

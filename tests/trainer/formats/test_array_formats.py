@@ -257,7 +257,7 @@ def test_invalid_options_are_rejected(run: WrittenRun, tmp_path: Path, monkeypat
     rejected("--push without psycopg", *command, "pgvector", "--push")
     monkeypatch.setitem(sys.modules, "faiss", None)
     result = crossfade_here(*command, "faiss", *out)
-    assert "crossfade export --to faiss needs the package 'faiss-cpu'" in result.stderr
+    assert "'crossfade export --to faiss' needs the package 'faiss-cpu'" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
 
 

@@ -60,5 +60,5 @@ def test_text_of_vectors_reads_back_as_the_same_values() -> None:
 
 
 def test_names_in_databases_are_those_of_job_and_entity() -> None:
-    assert database_names("Day-2", ["Track"], is_option=False) == {"Track": "day_2_track"}
+    assert database_names("Day-2", ["Track"]) == {"Track": "day_2_track"}
     assert database_names("music", ["a", "b-c"]) == {"a": "music_a", "b-c": "music_b_c"}

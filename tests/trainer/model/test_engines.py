@@ -11,7 +11,7 @@ from engine_cases import CASES, DRAWS, assert_close, cpu_result, gradients_by, m
 from loss_formulas import reference
 from needs import TORCH
 
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.model.engines import cpu, torch
 from crossfade.trainer.model.engines.cpu import CpuEngine
 

@@ -9,7 +9,8 @@ from builders import make_interactions
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.config.sections import NegativesConfig, ScoreKind
+from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
 from crossfade.trainer.model.engines import cpu

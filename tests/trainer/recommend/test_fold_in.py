@@ -9,13 +9,14 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.sections import ScoreKind
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.recommend import fold_in
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,7 @@ def test_vector_minimizes_the_objective(run: Path) -> None:
                 other_D = found_QD[query] + size * generator.standard_normal(8)
                 assert objective(other_D, items_N) > least
 
-    with_trained_model(str(run), None, print, check)
+    with_trained_model(ModelSource(source=str(run)), print, check)
 
 
 def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path) -> None:
@@ -81,7 +82,7 @@ def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path
         common = [len(set(one) & set(other)) for one, other in zip(trained.rows_QK, folded.rows_QK, strict=True)]
         assert np.mean(common) > 14
 
-    with_trained_model(str(run), None, print, check)
+    with_trained_model(ModelSource(source=str(run)), print, check)
 
 
 def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pyte
         cosine_Q /= np.linalg.norm(sampled_QD, axis=1)
         assert cosine_Q.mean() > 0.9
 
-    with_trained_model(str(run), None, print, check)
+    with_trained_model(ModelSource(source=str(run)), print, check)
 
 
 def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None:
@@ -105,7 +106,7 @@ def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None
         mean_D = query_QD.mean(axis=0)
         np.testing.assert_allclose(FoldIn(model).vectors(disliked), np.tile(mean_D, (300, 1)), atol=1e-6)
 
-    with_trained_model(str(run), None, print, check)
+    with_trained_model(ModelSource(source=str(run)), print, check)
 
 
 def test_vector_does_not_depend_on_other_histories(run: Path) -> None:
@@ -117,4 +118,4 @@ def test_vector_does_not_depend_on_other_histories(run: Path) -> None:
             alone = Histories(histories.lists.slice(query, query + 1), histories.weight_N[part])
             np.testing.assert_array_equal(fold_in.vectors(alone)[0], everyone_QD[query])
 
-    with_trained_model(str(run), None, print, check)
+    with_trained_model(ModelSource(source=str(run)), print, check)

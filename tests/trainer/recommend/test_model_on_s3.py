@@ -14,6 +14,7 @@ from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 Vectors = dict[str, FloatArray]
 SOURCES = ("run", "checkpoints")
@@ -54,7 +55,7 @@ def read(store: ObjectStore, source: str) -> Vectors:
         rows = {entity: np.arange(1, size) for entity, size in sizes.items()}
         return {entity: model.vectors.vectors(entity, rows_N) for entity, rows_N in rows.items()}
 
-    return with_trained_model(store.uri(source), store.uri("data"), lambda _: None, use)
+    return with_trained_model(ModelSource(source=store.uri(source), data=store.uri("data")), lambda _: None, use)
 
 
 @pytest.mark.slow
@@ -101,4 +102,4 @@ def test_embeddings_replaced_while_they_are_read_are_rejected(
         model.vectors.vectors(ITEM, np.arange(len(TRACK_IDS)))
 
     with pytest.raises(InputError, match=rf"{ITEM}/rows-000000000000\.parquet: "):
-        with_trained_model(store.uri("changing"), store.uri("data"), lambda _: None, use)
+        with_trained_model(ModelSource(source=store.uri("changing"), data=store.uri("data")), lambda _: None, use)

@@ -22,6 +22,7 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +112,7 @@ def test_checkpoint_gives_the_vectors_that_training_wrote(workspace: Path, train
     vectors_ND = np.array(exported.column("vector").to_pylist(), np.float32)
     some_N = np.array([1, 5, 8])
     found_ND = with_trained_model(
-        str(last / "checkpoints"), None, print, lambda model: model.vectors.vectors("track", some_N)
+        ModelSource(source=str(last / "checkpoints")), print, lambda model: model.vectors.vectors("track", some_N)
     )
     np.testing.assert_array_equal(vectors_ND[some_N], found_ND)
     # Cold rows have no ID embedding: their vectors are the outputs of the content layer.

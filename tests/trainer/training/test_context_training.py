@@ -24,6 +24,7 @@ from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving.version import open_version
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
@@ -162,7 +163,7 @@ def test_served_and_new_customers_are_in_the_average_context(workspace: Path, in
         mean_D = (query_QD / np.linalg.norm(query_QD, axis=1)[:, None]).mean(axis=0)
         assert FoldIn(model).vectors(nothing)[0] == pytest.approx(mean_D, abs=1e-6)
 
-    with_trained_model(str(in_context), None, print, use)
+    with_trained_model(ModelSource(source=str(in_context)), print, use)
 
 
 def test_metrics_are_divided_by_context(in_context: Path) -> None:

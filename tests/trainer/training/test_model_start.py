@@ -29,6 +29,7 @@ from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.job_inputs import open_inputs
+from crossfade.trainer.runs.options import ModelSource
 
 pytestmark = pytest.mark.slow
 
@@ -165,7 +166,9 @@ def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path)
     cold = np.arange(TRACKS, TRACKS + 10)
     given = np.isin(cold, GIVEN)
     assert 0 < given.sum() < 10
-    trained_R = with_trained_model(str(frozen), None, print, lambda model: model.trained_rows(model.spec.item))
+    trained_R = with_trained_model(
+        ModelSource(source=str(frozen)), print, lambda model: model.trained_rows(model.spec.item)
+    )
     np.testing.assert_array_equal(trained_R[cold], given)
     job = load_job(workspace / "job.yaml", ["model.item_features=[track, genre]", f"data.path={workspace}/data"])
     for start, expected in (({}, np.zeros(10, bool)), ({"track": f"{workspace}/vectors.parquet"}, given)):

@@ -1,1 +1,0 @@
-"""Options that commands share, and the parsing of their values."""

@@ -1,0 +1,63 @@
+"""Options of ``crossfade export``: which vectors to export, in which format, and to where."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.options import option
+from crossfade.trainer.runs.options import LocalFolder, ModelSource
+
+FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
+DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch")
+_PREFIX = re.compile(r"[a-z][a-z0-9_]*")
+_output, _database = partial(option, group="output"), partial(option, group="database")
+
+
+def _prefix(value: Any) -> Any:
+    if isinstance(value, str) and not _PREFIX.fullmatch(value):
+        raise ValueError("expected a lower-case letter, then letters a-z, digits, and '_'")
+    return value
+
+
+class ExportOptions(ModelSource):
+    """Which vectors to export, in which format, and to where."""
+
+    entity: tuple[str, ...] = option((), "export these tables (default: all)", group="model", value="NAME")
+    to: FormatName = _output("parquet", "write this format, as described below")
+    out: LocalFolder | None = _output(
+        None,
+        "write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and the "
+        "format is parquet)",
+        value="OUT",
+    )
+    overwrite: bool = _output(False, "replace an export at OUT")
+    name: Annotated[str, BeforeValidator(_prefix)] | None = _database(
+        None, "name tables, collections and indexes NAME_ENTITY (default: the job's name)", value="NAME"
+    )
+    push: str | None = _database(
+        None,
+        "replace tables in PostgreSQL instead of writing files, if the format is pgvector (default URI: that of PGHOST "
+        "and so on)",
+        value="URI",
+        without_value="",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        to, out, overwriting = self.to, option_named("out"), option_named("overwrite")
+        if self.name is not None and to not in DATABASES:
+            fits = option_named("to", ", ".join(DATABASES))
+            raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
+        if self.push is not None and to != "pgvector":
+            problem = f"writes to PostgreSQL, but the format is {to}"
+            raise OptionError("push", problem=problem, expected=option_named("to", "pgvector"))
+        if self.push is not None and (self.out is not None or self.overwrite):
+            raise OptionError("push", problem="writes no files", fix=f"leave out {out} and {overwriting}")
+        if self.push is None and self.out is None and to != "parquet":
+            raise OptionError("to", found=to, fix=f"name a new local folder with {out}")
+        return self
