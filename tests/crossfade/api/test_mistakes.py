@@ -40,7 +40,7 @@ OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_1", where="yeer > 3"), "where='yeer > 3': "),
     (lambda m: m.recommend("user_1", where="id > 100000"), "the filters leave no track: relax where"),
     (lambda m: m.recommend("user_1", metadata="no.csv"), "metadata='no.csv': has no effect without where or max_per"),
-    (lambda m: m.recommend("user_1", where="x > 1", metadata="no.csv"), "no.csv: no such file"),
+    (lambda m: m.recommend("user_1", where="x > 1", metadata="no.csv"), "metadata='no.csv': no such file"),
     (lambda m: m.recommend("user_1", max_per=2), "max_per=2: expected COLUMN=N"),  # type: ignore[arg-type]
     (
         lambda m: m.recommend("user_1", max_per=("title", 0)),
@@ -69,7 +69,7 @@ OF_FIT: list[tuple[Fit, str]] = [
     ({"names": {"track": 3}}, 'names["track"]=3: expected the name of a column'),
     ({"read": ["skip"]}, "read=['skip']: expected a dictionary"),
     ({"read": {"id_type": "int"}}, "read={'id_type': 'int'}: expected auto, integer, or string"),
-    ({"read": {"timestamp_format": 3}}, "read={'timestamp_format': 3}: expected a list of values"),
+    ({"read": {"timestamp_format": 3}}, "read={'timestamp_format': 3}: expected text"),
     ({"read": {"on_badline": "skip"}}, "read: unknown key 'on_badline'; did you mean 'on_bad_line'?"),
     ({"read": {"delimiter": ";"}}, "read: 'delimiter' describes files, and plays is a data frame; leave it out"),
     ({"names": {"artist": "title"}}, "names='artist=…': no such entity; expected 'user' or 'track'"),
@@ -80,7 +80,7 @@ OF_FIT: list[tuple[Fit, str]] = [
     ({"settings": [1]}, "settings=[1]: expected a dictionary"),
     ({"settings": {"model.dim": -3}}, 'settings={"model.dim": -3}: model.dim: input should be greater'),
     ({"settings": {"evaluate.k": {1}}}, "settings: evaluate.k: expected numbers, text, lists, and dictionaries"),
-    ({"settings": {"cluster.workers": 3}}, "set cluster.servers or servers"),
+    ({"settings": {"cluster.workers": 3}}, "set cluster.servers"),
 ]
 OF_PLAYS: list[tuple[object, str]] = [
     (None, "plays: expected a table of pandas"),
