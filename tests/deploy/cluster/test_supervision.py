@@ -235,7 +235,12 @@ def files_below(folder: Path) -> set[Path]:
 def test_job_listens_on_loopback_only_and_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> None:
     for name in ("home", "temporary", "work"):
         (tmp_path / name).mkdir()
-    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")  # of compiled kernels, for all runs
+    variables = {
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "temporary"),
+        "XDG_CACHE_HOME": cache,
+    }
     before = files_below(tmp_path)
     steps = ("--set", "train.epochs=16", "--set", "train.eval_every_epochs=8")
     with started(
