@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import model_validator
 
 from crossfade.base import logs
-from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, command, option_named, plain
+from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, command, option_named, worded
 from crossfade.base.options import Port, option
 from crossfade.base.text import counted
 from crossfade.terminal import Progress, print_line
@@ -36,13 +36,19 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-
 _RESUME = f"resume with {option_named('resume')}"
+
+
 _EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
 """Exit codes of a standby by the end of the run that it waited for."""
 
 _run = partial(option, group="run")
 _display = partial(option, group="display")
+
+
+def _as_typed(name: str, value: str) -> str:
+    """Return an option as it is typed, for what ``crossfade status`` shows of a run."""
+    return " ".join(filter(None, [f"--{name.replace('_', '-')}", value]))
 
 
 class TrainOptions(Roles):
@@ -404,7 +410,7 @@ def run_in_folder(
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):
-                        context.state.end("stopped", plain(str(error)))
+                        context.state.end("stopped", worded(str(error), _as_typed))
                         tracker.end("stopped")
                     else:
                         context.state.fail(error)

@@ -204,7 +204,7 @@ def test_missing_base_dataset_stops_every_command(
         crossfade.load("run2").recommend("c007")
     with pytest.raises(InputError, match="without it: history_from_this_dataset_only"):
         crossfade.load("run2").evaluate()
-    with pytest.raises(InputError, match=ONLY):
+    with pytest.raises(InputError, match="history_from_this_dataset_only"):
         explored(workspace / "run2", "c007")
 
 
