@@ -72,7 +72,7 @@ def _join(paths: Paths, hosts: Hosts) -> int:
     from crossfade.deploy.cluster.run_agent import run_agent
 
     options = AgentOptions.of(
-        join=hosts.coordinator(),
+        join=str(hosts.coordinator()),
         advertise_address=hosts.address(hosts.current),
         run_dir=run_dir(paths, hosts),
         grace_period=STOP_SECONDS,

@@ -58,8 +58,8 @@ def opened(browser: Browser, address: str, options: dict[str, Any] | None = None
 
 def similar(workspace: Path, run: str, row: int = ROW) -> tuple[list[int], list[float]]:
     """Return the neighbors of a track and their scores."""
-    with closing(open_model(ModelSource.of(source=workspace / "runs" / run), print)) as opened:
-        rows_QK, scores_QK = opened.use(lambda model: model.similar(np.array([row]), SimilarOptions()))
+    with closing(open_model(ModelSource.of(source=workspace / "runs" / run), print)) as model:
+        rows_QK, scores_QK = model.use(lambda found: found.similar(np.array([row]), SimilarOptions()))
     return rows_QK[0].tolist(), scores_QK[0].tolist()
 
 
@@ -153,9 +153,9 @@ def test_two_runs_show_which_neighbors_they_share(browser: Browser, address: str
 
 @pytest.mark.slow
 def test_recommendations_are_beside_the_history(browser: Browser, address: str, workspace: Path) -> None:
-    with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as opened:
-        rows_QK, _ = opened.use(lambda model: model.recommend(np.array([3]), RecommendOptions()))
-        history = set(opened.use(lambda model: model.histories(np.array([3]))).lists.items_N.tolist())
+    with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
+        rows_QK, _ = model.use(lambda found: found.recommend(np.array([3]), RecommendOptions()))
+        history = set(model.use(lambda found: found.histories(np.array([3]))).lists.items_N.tolist())
     with opened(browser, address, run="one") as visit:
         page = visit.page
         expect(page.locator("#customer-hint")).to_have_text("An ID, such as c000")
