@@ -210,7 +210,7 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
         with pytest.raises(RunInProgressError, match="a run is in progress"):
             begin(second, job, resume=True)
         holder.resume()
-        assert "another command, with --resume or --standby, has taken the run over" in holder.stdout.readline()
+        assert "another command, with resume or standby, has taken the run over" in holder.stdout.readline()
         holder.wait(10)
         first.lock.check_owned()
     # The end of the process that lost it is not taken for the end of the run.

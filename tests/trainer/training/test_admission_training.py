@@ -54,8 +54,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(workspace, 0)
     prepare(workspace, 1, "--base", "data0")
     output = prepare(workspace, 2, "--base", "data1", "--hold-out-test", "random:0.3", "--hold-out-valid", "none")
-    assert "1 id expired (--expire-after); vacant rows reused by 1 new id" in output
-    assert "3 ids expired (--expire-after); vacant rows reused by 1 new id" in output
+    assert "1 id expired; vacant rows reused by 1 new id" in output
+    assert "3 ids expired; vacant rows reused by 1 new id" in output
     assert "2 vacant rows: the ids were forgotten or have expired" in output
     write_job(workspace / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
     (workspace / "job2.yaml").write_text((workspace / "job.yaml").read_text().replace("data0", "data2"))
