@@ -37,13 +37,13 @@ class Vectors:
         return self.tables[entity][rows_N]
 
 
-@pytest.fixture(scope="module")
 def source_of(text: str) -> LabelSource:
     source = EvaluateOptions.of(source="run", labels=text).labels
     assert source is not None
     return source
 
 
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManifest, FloatArray]:
     """Return a dataset with repeated pairs and weights of both signs, and its positive counts, (queries, items)."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
