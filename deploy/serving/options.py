@@ -30,15 +30,6 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
         value="FROM",
         positional=True,
     )
-    metadata: Location | None = option(
-        None, "offer the columns of this Parquet, CSV or TSV file for conditions on items", group="model", value="FILE"
-    )
-    metadata_id: str | None = option(
-        None,
-        "take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
-        group="model",
-        value="COLUMN",
-    )
     exact: bool = option(False, "rank all items exactly, never by an index", group="model")
     refresh: Number = option(
         30.0, "check for a newer model at this interval; 0: never", group="model", value="SECONDS", ge=0

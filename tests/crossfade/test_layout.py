@@ -64,7 +64,7 @@ FILES_WITH_FLAGS = {
     "trainer/formats/search_engines.py": "writes scripts that call curl",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
-MAX_SMALL_FILES = 33
+MAX_SMALL_FILES = 13
 """Other small files with one importer. Lower it when some are merged into their importer."""
 
 

@@ -53,7 +53,7 @@ def write_kernel(folder: Path, factor: int = 4, head: str = "") -> None:
 
 
 def run_kernel(folder: Path, cache: Path) -> tuple[int, int]:
-    """Run it in a process of its own; return its result, and how often the cache had it."""
+    """Run it in a separate process; return its result, and how often the cache had it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CACHE")}
     environment |= {"PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd())]), "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, str(folder / "kernel.py")]

@@ -156,7 +156,7 @@ def applied(copy: Path, mutant: Mutant, number: int) -> Iterator[None]:
     """Apply ``mutant`` to ``copy`` inside the block.
 
     Python compares the time and size of a source with those recorded in the compiled file, so the changed file gets a
-    time of its own.
+    distinct modification time.
     """
     path = copy / mutant.file
     original = path.stat()

@@ -42,7 +42,7 @@ _Question = tuple[str, str]
 
 
 class MetadataReader:
-    """The metadata of one entity in a database on disk, opened by a process of its own: read-only, within limits."""
+    """The metadata of one entity in a database on disk, opened read-only by a separate process with limits."""
 
     def __init__(self, path: Path, data: Path, entity: str, has_file: bool) -> None:
         """Open what ``write_metadata`` has written; ``has_file`` states whether it had a file, for messages."""

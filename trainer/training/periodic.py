@@ -70,7 +70,7 @@ class PeriodicAction(Generic[P, R]):
         return None
 
     def repeat(self, *arguments: P.args, **keywords: P.kwargs) -> NoReturn:
-        """Call the action now and after every so many seconds, for ever: the work of a daemon thread."""
+        """Call the action now, then once per interval, and never return; run it in a daemon thread."""
         assert self._every_seconds is not None
         while True:
             self._action(*arguments, **keywords)

@@ -122,7 +122,7 @@ def describe_kernels(engine: str) -> str:
 
 
 def _blas(package: str) -> str:
-    """Describe the BLAS libraries in the folders of ``package``, or all where it has none of its own."""
+    """Describe the BLAS libraries in the folders of ``package``, or all if it brings none."""
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     own = [library for library in libraries if f"{os.sep}{package}" in library["filepath"]]
     found = set()
