@@ -43,6 +43,7 @@ def parse(*words: str) -> Ranking:
     [
         ("-k 1e3", {"k": 1000}),
         ("--k 1_000", {"k": 1000}),
+        ("--k 9007199254740993", {"k": 2**53 + 1}),
         ("--exclude", {"exclude": ()}),
         ("--exclude valid train", {"exclude": ("valid", "train")}),
         ("--max-bad 10%", {"max_bad": 0.1}),
