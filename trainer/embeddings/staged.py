@@ -29,7 +29,6 @@ from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, parti
 from crossfade.trainer.embeddings.listing import write_listing
 
 LIST_FILE = "embeddings.json"
-_FILE = r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json)$"
 _CHUNK_BYTES = 8 << 20
 
 
