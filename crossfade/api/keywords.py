@@ -9,12 +9,14 @@ Signature and docstring list the options, so that ``help()`` and notebooks show 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Collection
 from typing import ParamSpec, TypeVar
 
-from crossfade.base.options import Options, described
+from crossfade.base.errors import OptionError
+from crossfade.base.options import Options, alternatives, described
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -52,8 +54,17 @@ def takes(
         else:
             head, _, rest = documented.partition("\n\n")
             documented = f"{head}\n\nArgs:\n{lines}" + (f"\n\n{rest}" if rest else "")
-        function.__doc__ = documented
-        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
-        return function
+        rejected = [name for name in without if name in options.model_fields and name not in signature.parameters]
+
+        @functools.wraps(function)
+        def checked(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
+            for name in rejected:
+                if name in named:
+                    raise OptionError(name, problem="is unknown", fix=f"expected one of {alternatives(list(fields))}")
+            return function(*positional, **named)
+
+        checked.__doc__ = documented
+        checked.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+        return checked
 
     return decorate

@@ -197,7 +197,7 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
     if is_list(field) and not inner:
         return "a list of values"
     words = _kinds().get(kind, "another value")
-    limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else field.metadata
+    limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else _limits(field)
     low = next((entry for entry in limits if isinstance(entry, Ge | Gt)), None)
     high = next((entry for entry in limits if isinstance(entry, Le | Lt)), None)
     if low is not None:
@@ -206,6 +206,12 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
         most = "to" if isinstance(low, Ge) else "of at most" if low is None else "and at most"
         words += f" {most} {high.le}" if isinstance(high, Le) else f" below {high.lt}"
     return words
+
+
+def _limits(field: FieldInfo) -> list[Any]:
+    """Return the constraints of ``field``, with those of the type that it has unless it is None."""
+    inner = [entry for kind in get_args(field.annotation) for entry in get_args(kind)[1:]]
+    return [*field.metadata, *(part for entry in inner for part in getattr(entry, "metadata", ()) or (entry,))]
 
 
 def plain_type(annotation: Any) -> Any:

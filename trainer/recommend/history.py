@@ -235,7 +235,7 @@ def read_histories(location: str, model: TrainedModel) -> FileHistories:
     with (
         tempfile.TemporaryDirectory(prefix="crossfade-history-") as work,
         working_database(Path(work), None, None) as connection,
-        fetch_files(find_files(option_named("history_file"), [location], None), Path(work), None) as files,
+        fetch_files(find_files("history_file", [location], None), Path(work), None) as files,
     ):
         execute(connection, "CREATE TABLE plays (query VARCHAR, item VARCHAR, weight FLOAT)")
         for file in files:
