@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import model_validator
 
 from crossfade.base import logs
-from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, command, option_named, worded
+from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, as_typed, command, option_named, worded
 from crossfade.base.options import Port, option
 from crossfade.base.text import counted
 from crossfade.terminal import Progress, print_line
@@ -44,11 +44,6 @@ _EXIT_CODES = {"done": 0, "failed": 1, "stopped": STOPPED_EXIT_CODE}
 
 _run = partial(option, group="run")
 _display = partial(option, group="display")
-
-
-def _as_typed(name: str, value: str) -> str:
-    """Return an option as it is typed, for what ``crossfade status`` shows of a run."""
-    return " ".join(filter(None, [f"--{name.replace('_', '-')}", value]))
 
 
 class TrainOptions(Roles):
@@ -109,7 +104,7 @@ def train(options: TrainOptions) -> int:
         except RunInProgressError as error:
             if not options.standby:
                 raise
-            _logger.info(f"{error}; standing by again")
+            _logger.info(f"{error.worded(as_typed)}; standing by again")
 
 
 def _train_once(options: TrainOptions) -> int:
@@ -410,7 +405,7 @@ def run_in_folder(
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):
-                        context.state.end("stopped", worded(str(error), _as_typed))
+                        context.state.end("stopped", worded(str(error), as_typed))
                         tracker.end("stopped")
                     else:
                         context.state.fail(error)

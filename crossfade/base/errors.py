@@ -50,6 +50,11 @@ def command(verb: str, *words: str, **options: str | bool) -> str:
     return f"'crossfade {' '.join((verb, *words, *typed))}'"
 
 
+def as_typed(name: str, value: Any) -> str:
+    """Return an option as the command line takes it, for logs, files, and messages of other processes."""
+    return " ".join(filter(None, [f"--{name.replace('_', '-')}", str(value)]))
+
+
 def worded(text: str, words: OptionWords) -> str:
     """Return ``text`` in printable form, with the options that it marks named by ``words``."""
     return escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), text))
@@ -76,6 +81,11 @@ class CrossfadeError(Exception):
     def __str__(self) -> str:
         """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
         return self.worded(_plain_words)
+
+    @property
+    def marked(self) -> str:
+        """The message with its marks, for another error that repeats it."""
+        return super().__str__()
 
     def worded(self, words: OptionWords) -> str:
         """Return the message as ``__str__`` does, with options named by ``words``."""
@@ -146,6 +156,14 @@ class OptionError(InputError):
         self.found, self.problem, self.expected, self.fix = found, problem, expected, fix
         parts = [problem, None if expected is None else f"expected {expected}", fix]
         super().__init__(f"{option_named(str(self.field[0]), found)}: {'; '.join(filter(None, parts))}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the error again in another process, which gets its parts."""
+        return _option_error, (self.field, self.found, self.problem, self.expected, self.fix)
+
+
+def _option_error(field: Any, found: object, problem: Any, expected: Any, fix: Any) -> OptionError:
+    return OptionError(field, found=found, problem=problem, expected=expected, fix=fix)
 
 
 _MXNET_EXTRAS = ("mxnet", "horovod")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from crossfade.base.errors import INTERRUPTED_EXIT_CODE, ClusterError, CrossfadeError, InputError
+from crossfade.base.errors import INTERRUPTED_EXIT_CODE, ClusterError, CrossfadeError, InputError, as_typed
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
@@ -132,7 +132,8 @@ class Coordinator:
             if self.state is State.PREPARING:
                 permanent = isinstance(error, InputError)
                 code = InputError.exit_code if permanent else 1
-                self._fail(Failure(message=str(error), exit_code=code, restart=not permanent))
+                message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
+                self._fail(Failure(message=message, exit_code=code, restart=not permanent))
                 self._advance()
 
     def stop(self) -> None:

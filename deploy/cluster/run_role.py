@@ -91,12 +91,12 @@ def _exit_code(error: BaseException) -> int:
 
 def _report_error(error: BaseException, pipe: EventPipe) -> None:
     """Send ``error`` to the agent, and log it, with whether a restart may help and which checkpoint is corrupt."""
-    from crossfade.base.errors import CrossfadeError, DivergedError, InputError, StoreError
+    from crossfade.base.errors import CrossfadeError, DivergedError, InputError, StoreError, as_typed
     from crossfade.trainer.runs.events import RoleError
 
     without_memory = lack_of_memory(error)
     message = without_memory or (
-        str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+        error.worded(as_typed) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
     )
     # The log comes first: the pipe may be what failed.
     _logger.error(message, exc_info=None if isinstance(error, InputError) else error)

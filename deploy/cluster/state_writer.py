@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.processes import started_at
 from crossfade.deploy.capacity.machine import OomKills
 from crossfade.deploy.cluster.role_events import error_line
@@ -113,12 +113,12 @@ class StateWriter:
         if self._failure is None or not self._failure["ends_run"]:
             # Not a failure of a role, which the coordinator records.
             self.take(self._own_failure(error))
-        self.end("failed", str(error))
+        self.end("failed", error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error))
 
     def _own_failure(self, error: BaseException) -> FailureEvent:
         """Return the record of an error in this process: of a run in process, or of the coordinator."""
         last, (lost_steps, lost_seconds) = self._source(), self._work.since(self._work.checkpoint_step)
-        message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+        message = error.worded(as_typed) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
         return FailureEvent(
             generation=last["generation"],
             role=IN_PROCESS if IN_PROCESS in last["processes"] else "coordinator",

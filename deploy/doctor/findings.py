@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from crossfade.base.errors import CrossfadeError, option_named
+from crossfade.base.errors import CrossfadeError, as_typed, option_named
 
 State = Literal["ok", "warning", "fix"]
 Check = Callable[[], Iterable["Finding"]]
@@ -52,7 +52,9 @@ def run_check(name: str, check: Check, seconds: float) -> Iterator[Finding]:
     yield from list(found)
     for error in errors:
         match error:
-            case CrossfadeError() | OSError():
+            case CrossfadeError():
+                yield Finding(name, "fix", error.worded(as_typed))
+            case OSError():
                 yield Finding(name, "fix", str(error))
             case subprocess.TimeoutExpired():
                 hangs = True

@@ -20,7 +20,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.formatting import size
 from crossfade.base.packages import pandas_conflict
 from crossfade.deploy.capacity.machine import limit_bytes
@@ -198,7 +198,7 @@ def check_gpus(job: JobConfig | None) -> Iterator[Finding]:
     try:
         choice = choose_engine(job.train)
     except CrossfadeError as error:
-        yield Finding("gpu", "fix", str(error))
+        yield Finding("gpu", "fix", error.worded(as_typed))
     else:
         yield Finding("gpu", "ok", f"the job would compute on {', '.join(choice.devices)} with engine {choice.engine}")
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError, MissingExtraError, command
+from crossfade.base.errors import CrossfadeError, MissingExtraError, as_typed, command
 from crossfade.base.formatting import size
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.folder import Folder
@@ -65,7 +65,7 @@ class JobChecks:
             if self.job.all_reduces_dense:
                 require_horovod()
         except MissingExtraError as error:
-            yield Finding("packages", "fix", str(error))
+            yield Finding("packages", "fix", error.worded(as_typed))
 
     def check_run(self) -> Iterator[Finding]:
         """Check the run folder: whether a run is in progress there, or can be resumed."""

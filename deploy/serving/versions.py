@@ -23,7 +23,7 @@ from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.metrics import record_refresh
@@ -187,7 +187,9 @@ def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> N
     problem = ""
     try:
         _write(source, path, NullReporter())
-    except (CrossfadeError, OSError, sqlite3.Error) as error:
+    except CrossfadeError as error:
+        problem = error.worded(as_typed)
+    except (OSError, sqlite3.Error) as error:
         problem = str(error)
     sender.send(problem)
 

@@ -139,7 +139,7 @@ def _explaining(base: Folder, folder: Folder, without: str) -> Iterator[None]:
     try:
         yield
     except (InputError, StorageUnavailableError) as error:
-        message = str(error).removeprefix(f"{base.uri}: ")
+        message = error.marked.removeprefix(f"{base.uri}: ")
         raise type(error)(
             f"{base.uri}: cannot be used as the base dataset of {folder.uri}: {message}; restore it there, or {without}"
         ) from error

@@ -1,13 +1,12 @@
 """Find a checkpoint by the path or URI of a run, of a folder of checkpoints, or of the checkpoint, and its dataset.
 
 source = locate_checkpoint("runs/lastfm")
-use_newest(source, print, lambda checkpoint: checkpoint.manifest.step)
+NewestCheckpoint(source, print).open().manifest.step
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,25 +117,6 @@ class NewestCheckpoint:
         self._rejected.add(checkpoint.uri)
 
 
-def use_newest(source: CheckpointSource, log: Log, use: Callable[[Checkpoint], Result]) -> Result:
-    """Return ``use`` of the newest complete checkpoint of ``source``; an older one if ``use`` finds it corrupt.
-
-    ``log`` gets a line for each checkpoint that is skipped.
-
-    Raises:
-        CheckpointError: the checkpoint, or every one of the folder, is corrupt or cannot be read.
-        InputError: there is none, or ``use`` raised it.
-    """
-    newest = NewestCheckpoint(source, log)
-    while True:
-        checkpoint = newest.open()
-        try:
-            with closing(checkpoint):
-                return use(checkpoint)
-        except CheckpointError as error:
-            newest.reject(checkpoint, error)
-
-
 def job_of(checkpoint: Checkpoint) -> JobConfig:
     """Return the job of the run that wrote ``checkpoint``.
 
@@ -167,7 +147,9 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
         if not data.exists(DATA_MANIFEST):
             raise InputError(f"{data.uri}: is not a dataset; {fix}")
         manifest = read_manifest(data)
-    except (OSError, StorageUnavailableError) as error:
+    except StorageUnavailableError as error:
+        raise InputError(error.marked) from error
+    except OSError as error:
         raise InputError(str(error)) from error
     for table in checkpoint.manifest.tables:
         # A table of histories has the rows of items.

@@ -149,7 +149,7 @@ def open_base_dataset(location: str) -> BaseDataset:
     try:
         return BaseDataset(folder, read_manifest(folder), data_fingerprint(folder))
     except InputError as error:
-        raise InputError(f"{option_named('base')} {error}") from error
+        raise InputError(f"{option_named('base')} {error.marked}") from error
 
 
 def load_base(

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import OptionError
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows

@@ -67,7 +67,7 @@ def open_inputs(job: JobConfig) -> JobInputs:
     try:
         return load_inputs(job)
     except StorageUnavailableError as error:
-        raise InputError(str(error)) from error
+        raise InputError(error.marked) from error
 
 
 def load_inputs(job: JobConfig) -> JobInputs:

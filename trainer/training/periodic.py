@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Generic, NoReturn, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,10 +68,3 @@ class PeriodicAction(Generic[P, R]):
         if last or (self._every_epochs is not None and epochs % self._every_epochs == 0):
             return self._action(*arguments, **keywords)
         return None
-
-    def repeat(self, *arguments: P.args, **keywords: P.kwargs) -> NoReturn:
-        """Call the action now, then once per interval, and never return; run it in a daemon thread."""
-        assert self._every_seconds is not None
-        while True:
-            self._action(*arguments, **keywords)
-            time.sleep(self._every_seconds)

@@ -57,7 +57,7 @@ def image_problem(aws: Aws, image: str) -> str | None:
         if error.kind == "permission":
             return str(error)
         if error.kind == "missing":
-            message = f"{error}; push it as docs/aws.md describes, or set another {option_named('image')}"
+            message = f"{error.marked}; push it as docs/aws.md describes, or set another {option_named('image')}"
             raise CloudRequestError(message, "missing") from error
         raise
 
@@ -152,7 +152,8 @@ def _job_continues(name: str) -> Iterator[None]:
         yield
     except CloudError as error:
         raise CloudError(
-            f"{error} (the training job {name} continues; {option_named('follow', name)} follows it again)", error.kind
+            f"{error.marked} (the training job {name} continues; {option_named('follow', name)} follows it again)",
+            error.kind,
         ) from error
 
 
