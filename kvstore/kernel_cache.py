@@ -40,6 +40,8 @@ _OF_DECORATORS = "crossfade.kvstore.jit"
 _VERSIONS_OF_MODULE = 8
 _DAYS = 30
 """A module's folders are deleted if as many others, or as many days, have passed since they were last used."""
+_MIN_DAYS = 1
+"""A folder that was used within this time is kept in any case: a process may be about to save a kernel in it."""
 _SECONDS_PER_DAY = 86_400.0
 
 
@@ -128,9 +130,9 @@ def _prune(root: Path, module: str) -> None:
             with suppress(OSError):
                 used[folder] = folder.stat().st_mtime
     newest_first = sorted(used, key=lambda folder: -used[folder])
-    oldest = time.time() - _DAYS * _SECONDS_PER_DAY
     for number, folder in enumerate(newest_first):
-        if number >= _VERSIONS_OF_MODULE or used[folder] < oldest:
+        days = (time.time() - used[folder]) / _SECONDS_PER_DAY
+        if days > _DAYS or (number >= _VERSIONS_OF_MODULE and days > _MIN_DAYS):
             shutil.rmtree(folder, ignore_errors=True)
 
 

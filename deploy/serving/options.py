@@ -34,9 +34,6 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
     refresh: Number = option(
         30.0, "check for a newer model at this interval; 0: never", group="model", value="SECONDS", ge=0
     )
-    host: str | None = option(  # type: ignore[assignment]
-        None, "listen on this address (default: 127.0.0.1)", group="server", value="A"
-    )
     port: Integer | None = option(
         None, f"listen on this port; 0: a free one (default: {DEFAULT_PORT})", group="server", value="N", ge=0, le=65535
     )
@@ -65,5 +62,5 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
         else:
             raise InputError("FROM is missing; expected a run folder, a folder of checkpoints, or a checkpoint")
         names = () if self.source is not None else (ANY_HOST,)
-        missing = {name: value for name, value in found.items() if getattr(self, name) is None}
+        missing = {name: value for name, value in found.items() if name not in self.model_fields_set}
         return self.model_copy(update={**missing, "allowed_host": (*self.allowed_host, *names)})

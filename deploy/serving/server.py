@@ -43,7 +43,6 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
         CrossfadeError: a process cannot start.
         OSError: the working folder cannot be written.
     """
-    assert options.host is not None
     assert options.port is not None
     access = options.access()
     with bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:

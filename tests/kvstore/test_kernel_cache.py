@@ -100,14 +100,16 @@ def test_folders_not_used_for_long_and_beyond_the_number_kept_are_deleted(tmp_pa
     now = tmp_path.stat().st_mtime
     for number in range(kernel_cache._VERSIONS_OF_MODULE + 2):
         (tmp_path / f"a.kernels-{number}").mkdir()
-        os.utime(tmp_path / f"a.kernels-{number}", (now, now - number))
+        os.utime(tmp_path / f"a.kernels-{number}", (now, now - number * 86_400))
+        (tmp_path / f"c-{number}").mkdir()  # of processes that may be saving a kernel
     for name, days in (("a.other-1", 0), ("b-1", kernel_cache._DAYS + 1), ("b-2", kernel_cache._DAYS - 1)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (now, now - days * 86_400))
-    for module in ("a.kernels", "b"):
+    for module in ("a.kernels", "b", "c"):
         kernel_cache._prune(tmp_path, module)
+    recent = [f"c-{number}" for number in range(kernel_cache._VERSIONS_OF_MODULE + 2)]
     kept = [f"a.kernels-{number}" for number in range(kernel_cache._VERSIONS_OF_MODULE)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "a.other-1", "b-2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, *recent, "a.other-1", "b-2"])
 
 
 def test_functions_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
     item = model.spec.item
-    candidates = select_candidates(model, item.name, read_lists(options, item.name))
+    listed = read_lists(options, RowNames(model.vocabulary(item.name), item.name), item.name)
+    candidates = select_candidates(model, item.name, listed)
     kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
     counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]

@@ -81,7 +81,7 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         CrossfadeError: the file cannot be written; complete parts are kept.
         InputError: a query or item is unknown, an option is invalid, or the file cannot be written.
     """
-    options = read_lists(options, model.item)
+    options = read_lists(options, model.files.names(model.item), model.item)
     if options.is_new:
         ids, histories = _new_histories(model, options, log)
         rankings = model.recommend_to_histories(histories, options, reporter)

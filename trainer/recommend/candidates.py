@@ -11,6 +11,7 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -19,6 +20,7 @@ import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -29,6 +31,8 @@ from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRo
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 Filters = TypeVar("Filters", bound=FilterOptions)
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,27 @@ class Candidates:
     max_per_group: int = 0
 
 
-def read_lists(options: Filters, entity: str) -> Filters:
+def read_lists(options: Filters, names: RowLookup, entity: str) -> Filters:
     """Return ``options`` of the command line with the IDs of ``entity`` in place of the files that have them.
 
+    A warning names a file of ``deny`` without an ID of ``entity``, which has no effect.
+
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or one of ``allow`` has no ID of ``entity``.
     """
-    lists = {name: [read_ids(file, None, entity) for file in getattr(options, name)] for name in ("allow", "deny")}
-    ids = {name: tuple(id for file in files for id in file.to_pylist()) for name, files in lists.items()}
-    return options.model_copy(update=ids)
+    lists: dict[str, list[str]] = {"allow": [], "deny": []}
+    for name, ids in lists.items():
+        for file in getattr(options, name):
+            listed = read_ids(file, None, entity).to_pylist()
+            rows_N, missing = names.rows_of(listed)
+            if len(rows_N):
+                ids.extend(listed)
+                continue
+            found = f"none of its {counted(len(missing), 'ID')} is one of {entity}: {format_names(missing[:3])}"
+            if name == "allow":
+                raise InputError(f"{file}: {found}")
+            _logger.warning(f"{file}: {found}")
+    return options.model_copy(update={name: tuple(ids) for name, ids in lists.items()})
 
 
 def select_candidates(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:

@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import OptionError
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -342,13 +341,7 @@ class Model:
         Raises:
             InputError: too few queries are trained to fold in others, or as for ``recommend``.
         """
-        if options.context:
-            raise OptionError(
-                "context",
-                found="=".join(options.context[0]),
-                problem="is added to trained vectors, which histories do not have",
-                fix="leave it out",
-            )
+        options.check_for_histories()
         selection, queries = self.select_items(options), len(histories.lists.starts_Q1) - 1
         reporter.phase("fold in", queries, self.query)
         query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
@@ -45,6 +45,11 @@ def _limit(value: Any) -> Any:
     if not isinstance(column, str) or not column or not str(number).isdecimal() or int(number) < 1:
         raise ValueError("expected COLUMN=N with N of 1 or more, such as artist=2")
     return column, int(number)
+
+
+def _distinct(splits: tuple[SplitName, ...]) -> tuple[SplitName, ...]:
+    """Return ``splits`` in one order, each once, so that equal requests are equal."""
+    return tuple(split for split in ALL_SPLITS if split in splits)
 
 
 def _pair(value: Any) -> Any:
@@ -155,7 +160,7 @@ class SimilarOptions(RankingOptions):
 class RecommendOptions(RankingOptions):
     """How to recommend items to queries, such as customers."""
 
-    exclude: tuple[SplitName, ...] = option(
+    exclude: Annotated[tuple[SplitName, ...], AfterValidator(_distinct)] = option(
         ALL_SPLITS,
         "leave out the items that a query has in these splits, whatever the weight, and with any, those it has in base "
         "datasets (default: all splits)",
@@ -188,6 +193,20 @@ class RecommendOptions(RankingOptions):
                 fix=f"leave out {option_named('index')}",
             )
         return self
+
+    def check_for_histories(self) -> None:
+        """Check that nothing is asked for that only queries of the training have.
+
+        Raises:
+            OptionError: there is a context.
+        """
+        if self.context:
+            raise OptionError(
+                "context",
+                found="=".join(self.context[0]),
+                problem="is added to trained vectors, which histories do not have",
+                fix="leave it out",
+            )
 
 
 class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
@@ -222,6 +241,8 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
             name = "all" if self.all else "customers"
             file = option_named("out", "FILE.parquet, .csv, or .jsonl")
             raise OptionError(name, problem="writes a file", fix=f"name it with {file}")
+        if self.is_new:
+            self.check_for_histories()
         return self
 
     @property

@@ -90,7 +90,7 @@ class PathFinder:
         vocabulary = model.vocabulary(entity)
         table = next(table for table in model.spec.vectors if table.name == entity)
         self._trained_R = model.trained_rows(table)
-        candidates = select_candidates(model, entity, read_lists(options, entity))
+        candidates = select_candidates(model, entity, read_lists(options, RowNames(vocabulary, entity), entity))
         self._groups, self._max_per_group = candidates.groups, candidates.max_per_group
         candidates = replace(candidates, kept_R=candidates.kept_R & self._trained_R, groups=None)
         self.candidate_I = np.flatnonzero(candidates.kept_R)

@@ -19,6 +19,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.candidates import Candidates, read_lists, select_candidates
 from crossfade.trainer.recommend.options import ListFiles
+from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NAMES = ["Jazz One", "Jazz Two", "Rock One", "Rock Two", "Both", None]
@@ -82,7 +83,8 @@ class Data:
 def select(data: Path, **options: object) -> Candidates:
     manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
     model = cast(TrainedModel, Data(Folder(data), manifest))
-    return select_candidates(model, "track", read_lists(ListFiles.of(**options), "track"))
+    names = RowNames(model.vocabulary("track"), "track")
+    return select_candidates(model, "track", read_lists(ListFiles.of(**options), names, "track"))
 
 
 def kept(data: Path, **options: object) -> list[int]:
@@ -158,7 +160,7 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
         ({"where": "count > 100"}, "the filters leave no track: relax where, allow, or deny"),
         ({"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"}, "where .*a subquery is not accepted"),
         ({"max_per": ("artist", 1)}, "there is no column 'artist' to group by; the columns are id, name, count"),
-        ({"allow": ["{data}/strangers.txt"]}, "allow: none of its 2 IDs is one of track: 1, 2"),
+        ({"allow": ["{data}/strangers.txt"]}, "strangers.txt: none of its 2 IDs is one of track: 1, 2"),
         ({"deny": ["{data}/missing.txt"]}, "missing.txt: no such file"),
         ({"metadata": "{data}/none.csv", "where": "year > 1"}, "metadata .*none.csv: no such file"),
         (
