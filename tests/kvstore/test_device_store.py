@@ -235,7 +235,7 @@ def test_memory_on_a_gpu_is_four_fifths_of_what_is_free(stores: ExitStack, monke
 # ---- checkpoints
 
 
-@pytest.mark.parametrize(("kind", "budget"), zip(KINDS, (NONE, SOME, ALL, SOME), strict=True))
+@pytest.mark.parametrize(("kind", "budget"), list(zip(KINDS, (NONE, SOME, ALL, SOME), strict=True)))
 def test_checkpoint_loads_into_either_store_with_equal_values(
     stores: ExitStack, tmp_path: Path, kind: OptimizerKind, budget: int | None
 ) -> None:
