@@ -1,6 +1,6 @@
 """docs/supply-chain.md lists the license of every locked package, as the metadata of the installed ones states it.
 
-``python tests/docs/test_licenses.py --write`` writes the table again.
+``PYTHONPATH=tests/support python tests/docs/test_licenses.py --write`` writes the table again.
 """
 
 import argparse
@@ -117,7 +117,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 
 def test_page_lists_the_license_of_every_package() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert MARK + page.partition(MARK)[2] == table(), "run: python tests/docs/test_licenses.py --write"
+    assert MARK + page.partition(MARK)[2] == table(), "run: PYTHONPATH=tests/support python tests/docs/test_licenses.py --write"
 
 
 def test_every_license_is_known_and_copyleft_is_explained() -> None:
