@@ -32,7 +32,6 @@ NAMES = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Public Domain": "public domain",
     "Python Software Foundation License": "PSF",
-    "ZPL 2.1": "ZPL-2.1",
 }
 """The names of licenses in older metadata, as SPDX identifiers where they are unambiguous."""
 BY_HAND = {
@@ -55,11 +54,11 @@ WITH_PYTORCH = {
 }
 """Packages of the variant torch that the setup does not install: read in the metadata of their wheels."""
 PERMISSIVE = {
-    *("Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0", "ZPL-2.1"),
+    *("Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0"),
     *("BSL-1.0", "public domain", "PSF", "Apache-2.0 WITH LLVM-exception"),
 }
 COPYLEFT = {"GPL", "LGPL-3.0-only", "MPL-2.0"}
-NOT_INSTALLED = re.compile(r"nvidia-|cuda-toolkit$|mxnet-cu|appnope$|pywin32|tzdata$")
+NOT_INSTALLED = re.compile(r"nvidia-|cuda-toolkit$|mxnet-cu|appnope$|pywin32|tzdata$|waitress$")
 """Packages for GPUs or other systems."""
 
 
@@ -117,7 +116,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 
 def test_page_lists_the_license_of_every_package() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert MARK + page.partition(MARK)[2] == table(), "run: PYTHONPATH=tests/support python tests/docs/test_licenses.py --write"
+    assert MARK + page.partition(MARK)[2] == table(), (
+        "run: PYTHONPATH=tests/support python tests/docs/test_licenses.py --write"
+    )
 
 
 def test_every_license_is_known_and_copyleft_is_explained() -> None:
