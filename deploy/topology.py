@@ -22,7 +22,7 @@ from typing import Literal, cast
 import psutil
 
 from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
-from crossfade.deploy.capacity.machine import thread_variables
+from crossfade.base.machine import thread_variables
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE

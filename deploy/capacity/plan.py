@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.capacity.machine import Machine, this_machine
+from crossfade.base.machine import Machine, this_machine
 from crossfade.deploy.capacity.plan_inputs import PlanInputs
 from crossfade.deploy.capacity.process_memory import (
     SHARED_LIBRARIES_BYTES,

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crossfade.base.errors import InputError
+from crossfade.base.machine import Machine, this_machine, usable_cores
 from crossfade.deploy.aws.instance_types import InstanceType, find_instance
-from crossfade.deploy.capacity.machine import Machine, this_machine, usable_cores
 from crossfade.deploy.capacity.options import PlannedJob
 from crossfade.deploy.capacity.plan import CapacityPlan, Fit, check_fit, plan_capacity, role_hosts
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, expected_inputs, read_inputs

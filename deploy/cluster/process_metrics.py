@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric as Family
 
-from crossfade.deploy.capacity.machine import available_bytes, limit_bytes
+from crossfade.base.machine import available_bytes, limit_bytes
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.topology import roles
 from crossfade.trainer.config.sections import ClusterConfig

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from crossfade.deploy.capacity.machine import OomKills
+from crossfade.base.machine import OomKills
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, error_line, last_error

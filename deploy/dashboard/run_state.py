@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from crossfade.base.formatting import duration, lost
+from crossfade.base.machine import OomKills, is_source
 from crossfade.base.processes import started_at
-from crossfade.deploy.capacity.machine import OomKills, is_source
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.trainer.runs.events import FailureEvent, RestartEvent

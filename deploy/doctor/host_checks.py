@@ -22,8 +22,8 @@ from packaging.specifiers import SpecifierSet
 
 from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.formatting import size
+from crossfade.base.machine import limit_bytes
 from crossfade.base.packages import pandas_conflict
-from crossfade.deploy.capacity.machine import limit_bytes
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.schema import JobConfig

@@ -23,7 +23,7 @@ from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
-from crossfade.deploy.capacity.machine import this_machine
+from crossfade.base.machine import this_machine
 from crossfade.deploy.capacity.plan import CapacityPlan, check_fit, format_gib, plan_local_host
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
 from crossfade.deploy.checkpoint_cleaning import find_uploads

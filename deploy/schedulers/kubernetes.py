@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from crossfade.base.errors import InputError, option_named
-from crossfade.deploy.capacity.machine import THREAD_VARIABLES
+from crossfade.base.machine import THREAD_VARIABLES
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus

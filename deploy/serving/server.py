@@ -18,7 +18,7 @@ from typing import Any
 
 from crossfade.base.errors import CrossfadeError, MissingExtraError, option_named
 from crossfade.base.io.disk_errors import write_error
-from crossfade.deploy.capacity.machine import thread_variables
+from crossfade.base.machine import thread_variables
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.deploy.serving.options import ServeOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of

@@ -8,9 +8,9 @@ import pytest
 from capacity_jobs import plan_of, zipf_job
 from running_command import crossfade
 
+from crossfade.base import machine as machine_module
 from crossfade.base.errors import InputError
-from crossfade.deploy.capacity import machine as machine_module
-from crossfade.deploy.capacity.machine import Machine
+from crossfade.base.machine import Machine
 from crossfade.deploy.capacity.plan import check_fit, check_fits_this_machine, format_gib, plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job

@@ -10,7 +10,7 @@ from scripted_agents import Cluster, saved, step
 from waiting import wait_until
 
 from crossfade.base.errors import ClusterError
-from crossfade.deploy.capacity.machine import is_source
+from crossfade.base.machine import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.trainer.runs.events import FailureEvent, LoadEvent, PhaseEvent, RestartEvent

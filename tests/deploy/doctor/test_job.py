@@ -17,8 +17,8 @@ from saved_shards import random_table, save_shards, split_table
 from small_disk import MountError, fill, mounted_disk
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.base.machine import available_bytes
 from crossfade.base.signals import StopSignal
-from crossfade.deploy.capacity.machine import available_bytes
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
 from crossfade.deploy.doctor.run_checks import JobChecks
 from crossfade.kvstore.checkpoint.lifecycle import step_folder

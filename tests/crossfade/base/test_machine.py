@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.deploy.capacity.machine import available_bytes, cgroup_memory, limit_bytes
+from crossfade.base.machine import available_bytes, cgroup_memory, limit_bytes
 
 GIB = 1 << 30
 

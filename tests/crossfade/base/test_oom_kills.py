@@ -11,7 +11,7 @@ import pytest
 from memory_cgroup import memory_cgroup
 from run_folders import BEGAN, state, write_run
 
-from crossfade.deploy.capacity.machine import OomKills, find_source, is_source
+from crossfade.base.machine import OomKills, find_source, is_source
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.run_state import find_state
 
@@ -19,7 +19,7 @@ FIRST = "4:memory:/jobs/one\n1:cpu:/\n0::/\n"
 SECOND = "0::/jobs/one\n"
 COUNT_OF_CHILDREN = """
 import subprocess, sys
-from crossfade.deploy.capacity.machine import OomKills
+from crossfade.base.machine import OomKills
 
 kills = OomKills.of_this_process()
 plain = subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]).returncode
@@ -29,7 +29,7 @@ print(plain, before, hungry, kills.have_risen())
 """
 PRINT_COUNT = """
 import json
-from crossfade.deploy.capacity.machine import OomKills
+from crossfade.base.machine import OomKills
 
 kills = OomKills.of_this_process()
 print(json.dumps({"source": str(kills.source), "count": kills.count}))
