@@ -75,9 +75,10 @@ quality: setup ## train on published splits and write docs/quality.md; resumes (
 docs: setup ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
-lint: setup ## check style and formatting with ruff
+lint: setup ## check style and formatting with ruff, and the directions of imports with import-linter
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache
 
 types: setup ## check types with mypy
 	.venv/bin/mypy
