@@ -90,7 +90,8 @@ def option(
 class Options(BaseModel):
     """The options of a verb: frozen, without unknown names, each with a description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # Validators are built when they are first used: most commands use those of one class.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     group_notes: ClassVar[Mapping[str, str]] = {}
     """What is said below the heading of a group."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.display import progress_bars
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_lines
 from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.options import ForgetOptions
@@ -33,26 +31,20 @@ checkpoint. After an interruption, the same command finishes the deletion.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "forget",
-        "delete IDs from a dataset",
-        "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
-        ForgetOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "forget",
+    "delete IDs from a dataset",
+    "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: ForgetOptions) -> int:
     """Delete the IDs, and print what was deleted and what may still hold them.
 
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
     with progress_bars() as bars:

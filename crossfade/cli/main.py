@@ -39,37 +39,13 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
-
-_MODULES = {
-    "prepare": ("prepare",),
-    "validate": ("validate",),
-    "forget": ("forget",),
-    "synthesize": ("synthesize",),
-    "schema": ("schema",),
-    "plan": ("plan",),
-    "train": ("train",),
-    "tune": ("tune",),
-    "doctor": ("doctor",),
-    "checkpoints": ("checkpoints",),
-    "status": ("status",),
-    "dashboard": ("dashboard",),
-    "export": ("export",),
-    "evaluate": ("evaluate",),
-    "recommend": ("recommend",),
-    "index": ("index",),
-    "similar": ("similar",),
-    "map": ("map",),
-    "tag": ("tag",),
-    "sequence": ("sequence",),
-    "serve": ("serve",),
-    "demo": ("demo",),
-    "submit": ("submit",),
-    "agent": ("agent",),
-    "roles": ("scheduler", "server", "worker"),
-    "ec2_host": ("ec2-host",),
-}
-"""The commands of each module in ``crossfade.cli``, in the order of ``crossfade --help``."""
-_COMMANDS = [command for names in _MODULES.values() for command in names]
+_ROLES = ("scheduler", "server", "worker")
+_COMMANDS = (
+    *("prepare", "validate", "forget", "synthesize", "schema", "plan", "train", "tune", "doctor", "checkpoints"),
+    *("status", "dashboard", "export", "evaluate", "recommend", "index", "similar", "map", "tag", "sequence"),
+    *("serve", "demo", "submit", "agent", *_ROLES, "ec2-host"),
+)
+"""The commands in the order of ``crossfade --help``."""
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -81,10 +57,9 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    known = command in _COMMANDS
-    for module, names in _MODULES.items():
-        if command in names or not known:
-            importlib.import_module(f"crossfade.cli.{module}").add_parser(commands)
+    for name in (command,) if command in _COMMANDS else _COMMANDS:
+        module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
+        getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute).add_to(commands)
     return parser
 
 
@@ -98,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _output_lost()
     stopper.listen()
     try:
-        if arguments[0] not in _MODULES["roles"]:  # they report errors to their agents
+        if arguments[0] not in _ROLES:  # they report errors to their agents
             check_address_space(arguments[0])
         code: int = parsed.run(parsed)
     except BaseException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import unicodedata
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pydantic import model_validator
 from crossfade.base.errors import OptionError, escape_unprintable, option_named
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import FILTER_NOTES, as_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import RecommendToOptions
 
@@ -101,26 +100,19 @@ class RecommendCommand(RecommendToOptions):
         return self
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "recommend",
-        "recommend items to customers",
-        "Recommend items to customers: the nearest of all items, exactly, without those they know.",
-        RecommendCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-    parser.suggest = _suggest_customer
-
-
 def _suggest_customer(option: str, value: str) -> str:
     """Return what to type instead of an option that is named as the query entity may be, such as ``--listener``."""
     return f"use --customer {value}, whatever customers are called in the data" if value else ""
 
 
+@as_command(
+    "recommend",
+    "recommend items to customers",
+    "Recommend items to customers: the nearest of all items, exactly, without those they know.",
+    _EXAMPLES,
+    _NOTES,
+    suggest=_suggest_customer,
+)
 def run(options: RecommendCommand) -> int:
     """Recommend, and print or write the result.
 

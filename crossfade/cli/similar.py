@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import FILTER_NOTES, as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -46,20 +45,13 @@ class SimilarCommand(ListFiles, SimilarOptions, ModelSource):
     names: tuple[str, ...] = option(..., "look up this name or ID", group="model", value="NAME", positional=True)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "similar",
-        "print the nearest neighbors of items or queries",
-        "Print the nearest neighbors of rows by the cosine of their embeddings.",
-        SimilarCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "similar",
+    "print the nearest neighbors of items or queries",
+    "Print the nearest neighbors of rows by the cosine of their embeddings.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: SimilarCommand) -> int:
     """Print the neighbors of each name.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base import formatting as text
 from crossfade.base.options import Number, option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import align, print_line, print_lines
 
@@ -54,20 +53,7 @@ class StatusOptions(RunsOptions):
     )
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "status",
-        "show the state of runs",
-        _DESCRIPTION,
-        StatusOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("status", "show the state of runs", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: StatusOptions) -> int:
     """Show the runs, once or repeatedly."""
     runs = options.open_runs()

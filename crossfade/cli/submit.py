@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from crossfade.cli import submit_ec2, submit_sagemaker
-from crossfade.cli.command import add_command
+from crossfade.cli.command import Command
 
 _EXAMPLES = (
     (
@@ -25,9 +23,12 @@ quotas, and explains how to push an image to ECR.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser = add_command(commands, "submit", "run a job on AWS", "Run a job on AWS.", examples=_EXAMPLES, notes=_NOTES)
-    services = parser.add_subparsers(title="services", metavar="SERVICE", required=True)
-    for module in (submit_sagemaker, submit_ec2):
-        module.add_parser(services)
+run = Command(
+    "submit",
+    "run a job on AWS",
+    "Run a job on AWS.",
+    _EXAMPLES,
+    _NOTES,
+    actions=(submit_sagemaker.run, submit_ec2.run),
+    kind="service",
+)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
 from crossfade.terminal import align, print_lines, print_log
 
@@ -39,20 +38,7 @@ Exit codes: that of the run: 0 done, 1 failed, 2 invalid input, 143 stopped; 130
 """
 
 
-def add_parser(services: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``ec2`` to the subcommands of ``crossfade submit``."""
-    add_command(
-        services,
-        "ec2",
-        "run a job on EC2 instances that are launched for it",
-        _DESCRIPTION,
-        SubmitEc2Options,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("ec2", "run a job on EC2 instances that are launched for it", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: SubmitEc2Options) -> int:
     """Perform the action; return the exit code of the run.
 
