@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from pydantic.fields import FieldInfo
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.text import similar_name
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How addresses such as ``s3://music`` begin, or what a ``Path`` has made of them; not the letter of a drive."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,24 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_single_values(cls, values: Any) -> Any:
-        """Accept one value where a list is expected: ``exclude="train"``."""
+    def _prepare_values(cls, values: Any) -> Any:
+        """Accept one value where a list is expected: ``exclude="train"``. Reject an address in place of a local path.
+
+        Raises:
+            OptionError: there is one.
+        """
         if not isinstance(values, Mapping):
             return values
-        fields = cls.model_fields
-        singles = {
-            name: (value,)
-            for name, value in values.items()
-            if name in fields and isinstance(value, str | Path | int) and is_list(fields[name])
-        }
-        return {**values, **singles}
+        found = dict(values)
+        for name, field in cls.model_fields.items():
+            value = values.get(name)
+            if isinstance(value, str | Path | int) and is_list(field):
+                found[name] = value = (value,)
+            if _element(field) is Path:
+                for each in value if is_list(field) and isinstance(value, Iterable) else (value,):
+                    if isinstance(each, str | Path) and _ADDRESS.match(str(each)):
+                        raise OptionError(name, found=each, expected="a local path")
+        return found
 
     @classmethod
     def of(cls, **values: Any) -> Self:

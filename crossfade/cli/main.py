@@ -57,7 +57,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in (command,) if command in _COMMANDS else _COMMANDS:
+    for name in [each for each in _COMMANDS if each == command] or _COMMANDS:
         module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
         getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute).add_to(commands)
     return parser

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import model_validator
 
@@ -161,8 +161,8 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
         if options.json_:
             more = {row: {str(column): values} for row, values in of_row.items()}
-            scored = [_as_dict(model.item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in ranked]
-            history = [_as_dict(model.item, labels[row]) | more.get(row, {}) for row in favorite_N.tolist()]
+            scored = [row_json(model.item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in ranked]
+            history = [row_json(model.item, labels[row]) | more.get(row, {}) for row in favorite_N.tolist()]
             results.append({model.query: label.id or None, "recommendations": scored, "history": history})
         else:
             scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
@@ -179,7 +179,8 @@ def _beside(values: Sequence[str] | None) -> str:
     return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
 
 
-def _as_dict(entity: str, label: RowLabel) -> dict[str, int | str | float | None]:
+def row_json(entity: str, label: RowLabel) -> dict[str, Any]:
+    """Return ID and name of a row of ``entity``, for JSON."""
     return {entity: label.id, **({"name": label.name} if label.name is not None else {})}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
 from crossfade.cli.command import FILTER_NOTES, as_command
+from crossfade.cli.recommend import row_json
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import SequenceOptions
 
@@ -87,8 +88,7 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
     cosines = [None, *path.cosine_K.tolist()]
     if options.json_:
         rows = [
-            {entity: label.id, **({"name": label.name} if label.name is not None else {})}
-            | {"cosine": cosine, "progress": progress}
+            {**row_json(entity, label), "cosine": cosine, "progress": progress}
             for label, cosine, progress in zip(found, cosines, path.progress_K.tolist(), strict=True)
         ]
         print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})

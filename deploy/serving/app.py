@@ -68,8 +68,8 @@ default is 5 ms. A ranking takes the lock several times, and under load it waits
 _DESCRIPTION = """\
 Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
 
-`items` of a result are ranked by the model's score or, for similar rows, by cosine. A result for an ID that is unknown
-has `error` instead; where a request is for one ID only, the status is 404.
+`items` of a result are ranked by the model's score or, for similar rows, by cosine. A GET for an ID that is unknown is
+answered by 404. A POST is for a batch, even of one ID: its status is 200, and the result for an unknown ID has `error`.
 """
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -150,6 +150,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, s
         ("train jobs/a.yaml --batch-size=9", "train", "--batch-size=9; use --set train.batch_size=9"),
         ("train jobs/a.yaml --train.seed 3", "train", "--train.seed 3; use --set train.seed=3"),
         ("tune jobs/a.yaml --dim 3", "tune", "--dim 3; use --set model.dim=3"),
+        ("map runs/a --max-per genre=2", "map", "unrecognized arguments: --max-per genre=2"),
         ("train jobs/a.yaml --qqqqqq", "train", "unrecognized arguments: --qqqqqq"),
         ("prepare --events", "prepare", "argument --events: expected at least one argument"),
     ],

@@ -16,16 +16,8 @@ def _location(value: Any) -> Any:
     return str(value)
 
 
-def _local_folder(value: Any) -> Any:
-    if str(value).startswith("s3:"):
-        raise ValueError("expected a local folder; upload it then")
-    return value
-
-
 Location = Annotated[str, BeforeValidator(_location)]
 """A path or URI."""
-LocalFolder = Annotated[Path, BeforeValidator(_local_folder)]
-"""A path that is not on S3."""
 
 
 class ModelSource(Options):
