@@ -64,6 +64,7 @@ def takes(
             return function(*positional, **named)
 
         checked.__doc__ = documented
+        checked.declared = fields  # type: ignore[attr-defined]
         checked.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         return checked
 

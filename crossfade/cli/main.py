@@ -15,13 +15,14 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from crossfade.base import logs
 from crossfade.base.errors import INTERRUPTED_EXIT_CODE, CrossfadeError, worded
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
 from crossfade.base.signals import SpotInterruption, StopSignal, stopper
-from crossfade.cli.command import CommandParser
+from crossfade.cli.command import Command, CommandParser
 from crossfade.kvstore import __version__
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ Run crossfade COMMAND --help for the options and examples of a command.
 """
 
 _ROLES = ("scheduler", "server", "worker")
-_COMMANDS = (
+COMMANDS = (
     *("prepare", "validate", "forget", "synthesize", "schema", "plan", "train", "tune", "doctor", "checkpoints"),
     *("status", "dashboard", "export", "evaluate", "recommend", "index", "similar", "map", "tag", "sequence"),
     *("serve", "demo", "submit", "agent", *_ROLES, "ec2-host"),
@@ -57,10 +58,16 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in [each for each in _COMMANDS if each == command] or _COMMANDS:
-        module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
-        getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute).add_to(commands)
+    for name in [each for each in COMMANDS if each == command] or COMMANDS:
+        load_command(name).add_to(commands)
     return parser
+
+
+def load_command(name: str) -> Command[Any]:
+    """Import the command ``name``."""
+    module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
+    found: Command[Any] = getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     command = arguments[0] if arguments else None
     parser = make_parser(command)
-    if command is not None and not command.startswith("-") and command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+    if command is not None and not command.startswith("-") and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
         parser.error(f"there is no command '{command}'; {hint}")
     return parser.parse_args(arguments)
