@@ -5,8 +5,8 @@
 
     options = NeighborOptions.of(k="5")         # from a command line, Python, or JSON; OptionError if it is invalid
 
-The command line has an option for each field (``crossfade/cli/declared.py``), Python a keyword argument
-(``crossfade/api/keywords.py``), a request of HTTP a key, and the reference a row.
+The command line has an option for each field (``crossfade/cli/command.py``), Python a keyword argument
+(``crossfade/api/arguments.py``), a request of HTTP a key, and the reference a row.
 """
 
 from __future__ import annotations

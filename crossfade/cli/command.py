@@ -1,4 +1,4 @@
-"""Make a command in the form that all commands share, and report its errors in the words typed.
+"""Make a command from the declaration of its options, in the form that all share; report errors in the words typed.
 
 @as_command("validate", "check a dataset", "Check a dataset.", examples=(...), notes="...")
 def run(options: ValidateOptions) -> int: ...
@@ -12,11 +12,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Generic, NoReturn, get_type_hints
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from crossfade.base.errors import escape_unprintable
-from crossfade.cli.declared import Declared, add_options, read_options
+from crossfade.base.options import Options, described, is_list, plain_type, shown
 
+Declared = TypeVar("Declared", bound=Options)
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
@@ -120,6 +121,51 @@ def typed_words(name: str, value: str) -> str:
 def _is_option(word: str, name: str) -> bool:
     """Return whether ``word`` is the option ``name``, alone or with its value: ``--length=5``, ``-k5``."""
     return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """Add an option to ``parser`` for each field of ``options``, in groups, in the order of the fields."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in options.model_fields.items():
+        title = shown(field).group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, options.group_notes.get(title))
+        _add(groups[title], name, options)
+
+
+def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> None:
+    field = options.model_fields[name]
+    face, kind = shown(field), plain_type(field.annotation)
+    details: dict[str, Any] = {"help": described(field).replace("%", "%%"), "default": argparse.SUPPRESS}
+    if kind is bool:
+        details["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
+    else:
+        element = plain_type(get_args(kind)[0]) if is_list(field) else kind
+        choices = get_args(element) if get_origin(element) is Literal else ()
+        details["metavar"] = face.value or ("{" + ",".join(map(str, choices)) + "}" if choices else name.upper())
+    if face.without_value is not None:
+        details |= {"nargs": "?", "const": face.without_value}
+    if face.repeat:
+        details["action"] = "append"
+    elif is_list(field):
+        details["nargs"], details["action"] = "*" if face.optional_values else "+", "extend"
+    if face.positional:
+        if not field.is_required():
+            details["nargs"] = "*" if is_list(field) else "?"
+        group.add_argument(name, **details)
+        return
+    long = f"--{name.rstrip('_').replace('_', '-')}"  # "json_": the class has a method json
+    names = [*([f"-{face.short}"] if face.short else ()), long, *([f"--{face.also}"] if face.also else ())]
+    group.add_argument(*names, dest=name, required=field.is_required(), **details)
+
+
+def read_options(arguments: argparse.Namespace, options: type[Declared]) -> Declared:
+    """Return the options that were typed.
+
+    Raises:
+        OptionError: one is invalid.
+    """
+    return options.of(**{name: value for name, value in vars(arguments).items() if name in options.model_fields})
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_line, print_lines
 from crossfade.trainer.prepare.options import PrepareOptions
-
-if TYPE_CHECKING:
-    from crossfade.trainer.data.manifest import DatasetManifest
 
 _EXAMPLES = (
     (
@@ -60,7 +54,7 @@ def run(options: PrepareOptions) -> int:
     Raises:
         CrossfadeError: preparing failed; nothing is left behind.
     """
-    from crossfade.display import progress_bars
+    from crossfade.display import print_prepared, progress_bars
     from crossfade.trainer.prepare.lastfm import prepare_sample
     from crossfade.trainer.prepare.pipeline import prepare
 
@@ -68,16 +62,3 @@ def run(options: PrepareOptions) -> int:
         manifest = prepare_sample(options, bars) if options.sample else prepare(options, bars)
     print_prepared(manifest, options.out)
     return 0
-
-
-def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
-    """Print a summary of the dataset at ``out``, and the command to run next; None: it was there already."""
-    from crossfade.base.io.folder import Folder
-    from crossfade.next_command import train_command
-    from crossfade.trainer.prepare.summary import format_summary
-
-    if manifest is None:
-        print_line(f"{out}: exists already; nothing to do")
-        return
-    print_lines(format_summary(manifest, Folder(out)).splitlines())
-    print_line(f"next: {train_command(out, manifest.query, manifest.item)}")

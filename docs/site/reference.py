@@ -89,9 +89,8 @@ def _option_row(name: str, field: FieldInfo, is_typed: bool) -> str:
     if is_list(field):
         value = "values" if (each := expected(field, inner=True)) == "another value" else f"values, each {each}"
     elif value == "another value":
-        value = (
-            f"`{face.value}`" if face.value else f"an object of {', '.join(plain_type(field.annotation).model_fields)}"
-        )
+        keys = getattr(plain_type(field.annotation), "model_fields", ())
+        value = f"`{face.value}`" if face.value else f"an object of {', '.join(keys)}"
     if is_typed:
         name = face.value or name.upper() if face.positional else f"--{name.rstrip('_').replace('_', '-')}"
     default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"

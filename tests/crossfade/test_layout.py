@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -68,6 +69,13 @@ MAX_SMALL_FILES = 13
 """Other small files with one importer. Lower it when some are merged into their importer."""
 
 
+@cache
+def nodes(path: Path) -> tuple[str, list[ast.AST]]:
+    """Return the text of a module, and all nodes of its syntax tree."""
+    text = path.read_text(encoding="utf-8")
+    return text, list(ast.walk(ast.parse(text, str(path))))
+
+
 def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """Yield line and absolute name of every import: of modules, and of names that may be modules.
 
@@ -81,7 +89,7 @@ def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 
 def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in nodes(path)[1]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -163,9 +171,7 @@ def small_files_of_one_importer(root: Path) -> list[str]:
     return sorted(
         str(path.relative_to(root))
         for name, path in modules.items()
-        if len(importers[name]) == 1
-        and path.name != "__init__.py"
-        and path.read_text(encoding="utf-8").count("\n") < SMALL_FILE_LINES
+        if len(importers[name]) == 1 and path.name != "__init__.py" and nodes(path)[0].count("\n") < SMALL_FILE_LINES
     )
 
 
@@ -192,11 +198,11 @@ def oversized(root: Path) -> list[str]:
     problems = []
     for path in product_files(root):
         relative = path.relative_to(root)
-        text = path.read_text(encoding="utf-8")
+        text, found = nodes(path)
         lines = text.count("\n")
         if lines > MAX_FILE_LINES:
             problems.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
-        for node in ast.walk(ast.parse(text)):
+        for node in found:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
@@ -222,7 +228,7 @@ def strings_with_flags(root: Path) -> list[str]:
         f"{path.relative_to(root)}:{node.lineno}"
         for path in product_files(root)
         if layer(path.relative_to(root)) in LAYERS[1:-1]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)[1]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.search(node.value)
     ]
 
@@ -235,23 +241,14 @@ def write(root: Path, **sources: str) -> None:
         path.write_text(source, encoding="utf-8")
 
 
-def test_packages_import_one_way() -> None:
+def test_packages_and_rooms_import_one_way_and_in_no_circle() -> None:
     assert layer_violations(ROOT) == []
-
-
-def test_rooms_of_trainer_import_one_way() -> None:
     assert room_violations(ROOT) == []
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circle(ROOT) == []
 
 
-def test_files_and_functions_have_a_bounded_size() -> None:
+def test_files_and_functions_have_a_bounded_size_and_few_small_files_a_single_importer() -> None:
     assert oversized(ROOT) == []
-
-
-def test_few_small_files_have_a_single_importer() -> None:
     assert len(set(small_files_of_one_importer(ROOT)) - SMALL_FILES.keys()) <= MAX_SMALL_FILES
 
 
@@ -271,22 +268,14 @@ def test_no_string_below_the_faces_names_a_flag() -> None:
         ("kvstore/store.py", "def f():\n    from crossfade.deploy import agent", True),
         ("trainer/model/engines/cpu.py", "from crossfade.cli.main import main", True),
         ("trainer/data/schedule.py", "from ..loop import step", False),
-        ("deploy/cluster/agent.py", "import crossfade.trainer, crossfade.kvstore", False),
         ("crossfade/cli/main.py", "import crossfade.deploy.cluster.agent", False),
         ("trainer/training/loop.py", "import mxnet", True),
-        ("trainer/mxnet.py", "from mxnet import nd", True),
         ("kvstore/local.py", "def f():\n    import mxnet.kvstore", True),
         ("kvstore/local.py", "from .mxnet import client", False),
-        ("kvstore/mxnet/client.py", "import mxnet as mx", False),
         ("trainer/model/engines/mxnet.py", "import mxnet as mx", False),
-        ("kvstore/local.py", "def f():\n    import torch", True),
-        ("kvstore/torch/table.py", "from torch import Tensor", False),
         ("kvstore/torch/optimizers.py", "def f():\n    import triton.language", True),
-        ("kvstore/torch/triton_kernels.py", "import triton", False),
-        ("trainer/model/dense.py", "import horovod.mxnet", True),
         ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),
-        ("kvstore/layout.py", "from crossfade.base.errors import InputError", False),
         ("crossfade/base/text.py", "import crossfade.kvstore.store", True),
         ("crossfade/base/text.py", "from crossfade.base.errors import InputError", False),
     ],
@@ -303,11 +292,8 @@ def test_layer_rule_judges_planted_import(tmp_path: Path, path: str, source: str
         ("data", "model", True),
         ("prepare", "data", False),
         ("prepare", "runs", True),
-        ("data", "prepare", True),
         ("evaluation", "prepare", False),
         ("training", "prepare", True),
-        ("monitoring", "runs", False),
-        ("runs", "monitoring", True),
         ("training", "monitoring", False),
     ],
 )

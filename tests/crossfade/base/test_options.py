@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import pytest
 
-from crossfade.api.keywords import takes
+from crossfade.api.arguments import takes
 from crossfade.base.errors import OptionError
 from crossfade.base.options import Integer, Number, Options, Share, option
-from crossfade.cli.command import CommandParser
-from crossfade.cli.declared import add_options, read_options
+from crossfade.cli.command import CommandParser, add_options, read_options
 
 
 class Ranking(Options):
