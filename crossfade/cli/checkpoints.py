@@ -111,7 +111,7 @@ def _clean(options: CleanCommand) -> int:
     return 0
 
 
-run = Command(
+run: Command[Options] = Command(
     "checkpoints",
     "list checkpoints, and delete what dead processes have left",
     "List checkpoints, and delete what dead processes have left.",

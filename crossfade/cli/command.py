@@ -196,7 +196,7 @@ class Command(Generic[Declared]):
     actions: Sequence[Command[Any]] = ()
     kind: str = "action"
 
-    def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def add_to(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
         """Add the command to those of a parser, which ``add_subparsers`` returned."""
         lines = [line for command, effect in self.examples for line in (f"  {command}", f"      {effect}")]
         shown: dict[str, Any] = {} if self.summary is None else {"help": self.summary}
@@ -206,7 +206,6 @@ class Command(Generic[Declared]):
             epilog="\n".join(["Examples:", *lines, *(["", self.notes.strip("\n")] if self.notes else [])]),
             **shown,
         )
-        assert isinstance(parser, CommandParser)
         parser.set_defaults(parser=parser)
         options, run = self.options, self.run
         if options is not None and run is not None:

@@ -74,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        parsed = _parse(arguments)
-    except BrokenPipeError:  # an option such as --explain prints while it is parsed
-        return _output_lost()
+    parsed = _parse(arguments)
     stopper.listen()
     try:
         if arguments[0] not in _ROLES:  # they report errors to their agents
@@ -118,16 +115,11 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
                 _logger.warning(worded(line, parser.word))
             _logger.error(error.worded(parser.word))
             return error.exit_code
-        case BrokenPipeError():
-            return _output_lost()
+        case BrokenPipeError():  # the reader of stdout, such as head, has ended; the command may not be done
+            sys.stderr.close()
+            return 128 + _SIGPIPE
         case OSError():
             # An error of the machine, not of the program: a full disk, a deleted folder.
             _logger.error(describe_disk_error(error))
             return 1
     return None
-
-
-def _output_lost() -> int:
-    """Return the exit code after the reader of stdout, such as head, has ended; the command may not be done."""
-    sys.stderr.close()
-    return 128 + _SIGPIPE

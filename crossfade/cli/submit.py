@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from crossfade.base.options import Options
 from crossfade.cli import submit_sagemaker
 from crossfade.cli.command import Command, as_command
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
@@ -86,7 +87,7 @@ quotas, and explains how to push an image to ECR.
 """
 
 
-run = Command(
+run: Command[Options] = Command(
     "submit",
     "run a job on AWS",
     "Run a job on AWS.",

@@ -234,7 +234,7 @@ def test_watch_repeats_until_signal(tmp_path: Path) -> None:
 
 
 def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = crossfade("status", cwd=tmp_path)
+    result = crossfade_here("status", cwd=tmp_path)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "runs: is not there" in result.stderr
     (tmp_path / "file").write_text("")
