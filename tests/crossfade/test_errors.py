@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from error_table import documented
 from running_command import crossfade, single_line, succeeded
 
@@ -257,7 +258,7 @@ def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
 
 @pytest.mark.slow
 def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace: Path) -> None:
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1"))
     report = (workspace / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
