@@ -104,9 +104,7 @@ def test_run_without_a_metrics_port_leaves_final_values(job: Path, tmp_path: Pat
 
 
 @pytest.mark.cluster
-def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped_and_writes_its_log(
-    job: Path, tmp_path: Path
-) -> None:
+def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_writes_its_log(job: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
