@@ -34,13 +34,5 @@ def run(options: DashboardOptions) -> int:
     from crossfade.deploy.dashboard.server import serve
 
     die_with_agent()
-    serve(
-        options.open_runs(),
-        ", ".join(map(str, options.runs)) or "runs",
-        options.host,
-        options.port,
-        options.access(),
-        lambda address: print_line(f"dashboard: {address}", flush=True),
-        history_from_this_dataset_only=options.history_from_this_dataset_only,
-    )
+    serve(options, lambda address: print_line(f"dashboard: {address}", flush=True))
     return 0

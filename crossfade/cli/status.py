@@ -87,7 +87,8 @@ def _screen(run: Summary) -> Iterator[str]:
     early = ", stopped early" if run.stopped_early else ""
     generation = f", generation {run.generation}" if run.generation > 1 else ""
     yield f"{run.name}: {run.state}{early}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
-    yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
+    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
+    yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {run.position}{left}"
     yield ""
     if run.run_id is not None:
         yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
@@ -133,14 +134,6 @@ def _line(label: str, value: str) -> str:
 def _bar(progress: float) -> str:
     done = round(_BAR * progress)
     return "#" * done + "." * (_BAR - done)
-
-
-def _position(run: Summary) -> str:
-    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
-    epoch = f", epoch {run.epoch}" if run.epoch else ""
-    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
-    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
-    return f"step {run.step:,}{planned}{epoch}{epochs}{left}"
 
 
 def _checkpoints(run: Summary) -> str:

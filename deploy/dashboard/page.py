@@ -176,9 +176,6 @@ def _head(each: RunView) -> Component:
     run = each.summary
     phase = f"{run.phase}, " if run.phase and run.phase != "training" else ""
     generation = f"generation {run.generation}, " if run.generation > 1 else ""
-    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
-    epoch = f", epoch {run.epoch}" if run.epoch else ""
-    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
     left = f", {duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
     elapsed = duration(run.elapsed_seconds)
     end = f"; {run.advice}" if run.advice is not None else ""
@@ -187,7 +184,7 @@ def _head(each: RunView) -> Component:
     return html.Div(
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
-            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}{end}"),
+            html.P(f"{phase}{generation}{run.position}, {elapsed}{left}{end}"),
             html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),

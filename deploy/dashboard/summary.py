@@ -108,6 +108,13 @@ class Summary:
         return min(1.0, self.step / self.planned_steps) if self.planned_steps else 0.0
 
     @property
+    def position(self) -> str:
+        """The step and the epoch that the run has reached, and how many are planned, in words."""
+        steps = f" of {self.planned_steps:,}" if self.planned_steps else ""
+        epochs = f" of {self.planned_epochs}" if self.planned_epochs else ""
+        return f"step {self.step:,}{steps}" + (f", epoch {self.epoch}{epochs}" if self.epoch else "")
+
+    @property
     def dense_ratio(self) -> float | None:
         """Bytes that dense gradients would have taken, as a multiple of the bytes pushed; None without pushes."""
         pushed = self.traffic.get("bytes_pushed")

@@ -20,6 +20,16 @@ Location = Annotated[str, BeforeValidator(_location)]
 """A path or URI."""
 
 
+def history_option(group: str) -> Any:
+    """Return the option to do without base datasets."""
+    return option(
+        False,
+        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
+        "new",
+        group=group,
+    )
+
+
 class ModelSource(Options):
     """Where a trained model and its dataset are."""
 
@@ -29,9 +39,4 @@ class ModelSource(Options):
     data: Location | None = option(
         None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
     )
-    history_from_this_dataset_only: bool = option(
-        False,
-        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
-        "new",
-        group="model",
-    )
+    history_from_this_dataset_only: bool = history_option("model")

@@ -349,15 +349,6 @@ def test_run_that_does_not_exist_is_named_until_another_is_selected(browser: Bro
 
 
 @pytest.mark.slow
-def test_corrupt_files_are_alerts_and_the_rest_is_shown(browser: Browser, synthetic: str) -> None:
-    with opened(browser, synthetic, "corrupt") as visit:
-        alerts = visit.page.locator("#alerts li")
-        expect(alerts.filter(has_text="report.json cannot be read")).to_have_count(1)
-        expect(alerts.filter(has_text="events.jsonl: a line cannot be read")).to_have_count(1)
-        wait_for_graph(visit, "loss", "t.length && t[0].x.length === 40")
-
-
-@pytest.mark.slow
 def test_page_shows_new_growing_and_renamed_runs(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with served(cwd=tmp_path) as address, opened(browser, address) as visit:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, SERVER, TRAINING
 from paced_training import metrics_address, paced
 from push_gateway import running_gateway
@@ -96,10 +97,9 @@ def test_run_in_process_serves_metrics_and_leaves_final_values(job: Path, tmp_pa
 
 @pytest.mark.slow
 def test_run_without_a_metrics_port_leaves_final_values(job: Path, tmp_path: Path) -> None:
-    with started(
-        "train", job, "--run-dir", "run", "--set", "metrics.port=null", "--set", "train.epochs=1", cwd=tmp_path
-    ) as command:
-        assert "metrics: " not in succeeded(command.finish()).stderr
+    settings = ("--set", "metrics.port=null", "--set", "train.epochs=1")
+    result = succeeded(crossfade_here("train", job, "--run-dir", "run", *settings, cwd=tmp_path))
+    assert "metrics: " not in result.stderr
     assert value((tmp_path / "run" / "metrics.prom").read_text(), "crossfade_steps_total") > 0
 
 
