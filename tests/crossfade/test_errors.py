@@ -184,7 +184,7 @@ def test_missing_package_is_reported(
     message = train_rejected(*options)
     if cause:
         documented(cause, message)
-    assert f"needs the package '{package}', which is not installed here: " in message
+    assert f"needs the package '{package}" in message
 
 
 def test_role_without_addresses_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
