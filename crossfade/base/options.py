@@ -17,7 +17,6 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -28,6 +27,7 @@ from pydantic.fields import FieldInfo
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.text import similar_name
 
+_KINDS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """How addresses such as ``s3://music`` begin, or what a ``Path`` has made of them; not the letter of a drive."""
 
@@ -196,11 +196,6 @@ def _element(field: FieldInfo) -> Any:
     return plain_type(get_args(kind)[0]) if get_origin(kind) in (tuple, list) else kind
 
 
-@cache
-def _kinds() -> Mapping[Any, str]:
-    return {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-
-
 def expected(field: FieldInfo, *, inner: bool = False) -> str:
     """Return what is expected of a value of ``field``, or of one of its values, such as 'an integer from 1'."""
     kind = _element(field) if inner else plain_type(field.annotation)
@@ -208,7 +203,7 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
         return alternatives(get_args(kind))
     if is_list(field) and not inner:
         return "a list of values"
-    words = _kinds().get(kind, "another value")
+    words = _KINDS.get(kind, "another value")
     limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else _limits(field)
     low = next((entry for entry in limits if isinstance(entry, Ge | Gt)), None)
     high = next((entry for entry in limits if isinstance(entry, Le | Lt)), None)

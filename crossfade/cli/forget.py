@@ -76,8 +76,8 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
 
 def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
     sources = [report.manifest.source for report in reports]
-    found = [text for source in sources for split in ALL_SPLITS for text in _texts(source.get(split))]
-    raw = list(dict.fromkeys(found))
+    found = [source.get(split) for source in sources for split in ALL_SPLITS]
+    raw = list(dict.fromkeys(str(text) for texts in found if isinstance(texts, list) for text in texts))
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
@@ -90,7 +90,3 @@ def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> li
     if this_dataset_only and "base" in sources[0]:
         lines.append(f"base dataset   {sources[0]['base']}, which this one extends: forget there too")
     return lines
-
-
-def _texts(value: object) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []

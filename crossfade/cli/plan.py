@@ -96,12 +96,9 @@ def run(options: PlanCommand) -> int:
 def _report(prediction: Prediction) -> Iterator[str]:
     inputs, plan, instance, time = prediction.inputs, prediction.plan, prediction.instance, prediction.time
     cluster = inputs.job.cluster
-    where = (
-        f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {_host_count(cluster.host_count)}"
-        if cluster.servers
-        else "in process"
-    )
-    yield f"{inputs.job.name}: {where}"
+    hosts = "one host" if cluster.host_count == 1 else f"{cluster.host_count} hosts"
+    roles = f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {hosts}"
+    yield f"{inputs.job.name}: {roles if cluster.servers else 'in process'}"
     yield ""
     yield from _tables(inputs, plan)
     yield ""
@@ -118,10 +115,6 @@ def _report(prediction: Prediction) -> Iterator[str]:
             )
         yield ""
     yield from _verdict(plan, prediction.fit, instance)
-
-
-def _host_count(hosts: int) -> str:
-    return "one host" if hosts == 1 else f"{hosts} hosts"
 
 
 def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:

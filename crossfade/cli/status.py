@@ -88,7 +88,8 @@ def _screen(run: Summary) -> Iterator[str]:
     generation = f", generation {run.generation}" if run.generation > 1 else ""
     yield f"{run.name}: {run.state}{early}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
     left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
-    yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {run.position}{left}"
+    bar = ("#" * round(_BAR * run.progress)).ljust(_BAR, ".")
+    yield f"[{bar}] {text.share(run.progress):>5}  {run.position}{left}"
     yield ""
     if run.run_id is not None:
         yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
@@ -129,11 +130,6 @@ def _screen(run: Summary) -> Iterator[str]:
 
 def _line(label: str, value: str) -> str:
     return f"{label:<{_LABEL}}{value}"
-
-
-def _bar(progress: float) -> str:
-    done = round(_BAR * progress)
-    return "#" * done + "." * (_BAR - done)
 
 
 def _checkpoints(run: Summary) -> str:

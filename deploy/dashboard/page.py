@@ -12,7 +12,7 @@ from dash import dcc, html
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
-from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS, ProcessRow
+from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
 from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
@@ -294,7 +294,10 @@ def processes(shown: Sequence[RunView]) -> Component:
         table(
             f"Processes of {each.summary.name}",
             titles,
-            [_process_cells(process) for process in each.summary.processes],
+            [
+                [_badge(row.state) if column.title == STATE_TITLE else column.text(row) for column in COLUMNS]
+                for row in each.summary.processes
+            ],
             text_columns=TEXT_COLUMNS,
             stacked=True,
         )
@@ -302,10 +305,6 @@ def processes(shown: Sequence[RunView]) -> Component:
         else html.P(f"{each.summary.name}: its folder has no data on processes.", className="hint")
         for each in shown
     ]
-
-
-def _process_cells(process: ProcessRow) -> list[Component]:
-    return [_badge(process.state) if column.title == STATE_TITLE else column.text(process) for column in COLUMNS]
 
 
 def events(shown: Sequence[RunView]) -> Component:

@@ -145,6 +145,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     valid = training.evaluated[-1].valid if training.evaluated else {}
     started, updated = _time_range(run)
     steps_per_second = training.steps_per_second()
+    left = training.planned_steps - training.step if training.planned_steps else None
     summary = Summary(
         name=run.name,
         path=str(run.path),
@@ -159,7 +160,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         planned_steps=training.planned_steps,
         epoch=_epoch(run),
         planned_epochs=_integer(run.setting("train", "epochs")),
-        remaining_seconds=_remaining_seconds(run, steps_per_second) if live else None,
+        remaining_seconds=left / steps_per_second if live and left is not None and steps_per_second else None,
         examples_per_second=report.examples_per_second or training.examples_per_second(),
         steps_per_second=steps_per_second,
         loss=training.epochs[-1].loss if training.epochs else training.steps.last("loss"),
@@ -226,11 +227,6 @@ def _epoch(run: RunReader) -> int | None:
     if epochs and epochs[-1].step >= (steps.last("step") or 0):
         return epochs[-1].epoch
     return _integer(steps.last("epoch"))
-
-
-def _remaining_seconds(run: RunReader, steps_per_second: float | None) -> float | None:
-    planned = run.training.planned_steps
-    return (planned - run.training.step) / steps_per_second if planned and steps_per_second else None
 
 
 def _traffic(run: RunReader, *, done: bool) -> dict[str, int]:
