@@ -65,7 +65,7 @@ FILES_WITH_FLAGS = {
     "trainer/formats/search_engines.py": "writes scripts that call curl",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
-MAX_SMALL_FILES = 13
+MAX_SMALL_FILES = 9
 """Other small files with one importer. Lower it when some are merged into their importer."""
 
 
