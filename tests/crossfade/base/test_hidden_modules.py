@@ -18,6 +18,7 @@ assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
 """
 
 
+@pytest.mark.slow
 def test_processes_of_a_job_do_not_load_scipy() -> None:
     subprocess.run([sys.executable, "-c", IMPORT_ROLES], check=True, timeout=240)
 
