@@ -10,8 +10,12 @@ JOBS ?= 4
 # AVX-512, whose kernels the other tests use, OpenBLAS's for those with AVX2 alone.
 KERNELS ?= OPENBLAS_CORETYPE=Nehalem,NUMBA_CPU_NAME=generic \
     $(shell grep -qsw avx512f /proc/cpuinfo && echo OPENBLAS_CORETYPE=Haswell)
-# The tests of a file run in one process, since they share its module-scoped fixtures.
+# The tests of a file run in one process, since they share its module-scoped fixtures. The fast ones wait for nothing:
+# one process per processor, since each imports all test files.
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+test-fast: JOBS = logical
+# Compiled modules are kept, those of the tests too: otherwise each of a thousand processes compiles them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 ALL_EXTRAS = --extra mxnet --extra all --extra dev

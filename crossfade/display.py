@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
-from crossfade.terminal import Progress, print_line
+from crossfade.terminal import Progress, print_line, print_lines
 from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
 from crossfade.trainer.runs.events import (
     BackoffEvent,
@@ -43,6 +43,9 @@ from crossfade.trainer.runs.events import (
     StepEvent,
     WaitingForHosts,
 )
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.manifest import DatasetManifest
 
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
@@ -366,3 +369,16 @@ def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[Progre
         yield bars
     finally:
         bars.close()
+
+
+def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
+    """Print a summary of the dataset at ``out``, and the command to run next; None: it was there already."""
+    from crossfade.base.io.folder import Folder
+    from crossfade.next_command import train_command
+    from crossfade.trainer.prepare.summary import format_summary
+
+    if manifest is None:
+        print_line(f"{out}: exists already; nothing to do")
+        return
+    print_lines(format_summary(manifest, Folder(out)).splitlines())
+    print_line(f"next: {train_command(out, manifest.query, manifest.item)}")

@@ -17,7 +17,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
 
 from crossfade.base.errors import InputError, option_named
 from crossfade.base.options import Options, option
@@ -26,7 +28,18 @@ MIN_TOKEN_LENGTH = 16
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 """Headers of every response, besides a content security policy."""
 ANY_HOST = "*"
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]@/\\]+)(:\d+)?")
+_NAME = r"\[[0-9A-Fa-f:.]+\]|[^\s:\[\]@/\\]+"
+_HOST = re.compile(rf"(?P<name>{_NAME})(:\d+)?")
+
+
+def _host_name(value: str) -> str:
+    if not re.fullmatch(_NAME, value) and _address(value) is None:
+        raise ValueError("expected the name of a host, without scheme, port, and path")
+    return value
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
+"""A name as requests have it in their Host header, or ``*``."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class AccessOptions(Options):
     """The environment variable with the token, if no file has it."""
 
     host: str = option("127.0.0.1", "listen on this address", group="server", value="A")
-    allowed_host: tuple[str, ...] = option(
+    allowed_host: tuple[HostName, ...] = option(
         (),
         "accept requests to this name too, such as that of a proxy; repeatable; '*': any (default: loopback, and the "
         "address of the server)",

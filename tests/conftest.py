@@ -1,6 +1,9 @@
-"""Order of the tests, what they skip, a Docker engine for those that need one, and a GPU likewise."""
+"""Order of the tests, what they skip, and what tests need that is started once: Docker, S3, a GPU."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -8,6 +11,9 @@ from docker_engine import Engine, missing, running_engine
 from late_tests import run_order
 from needs import GPU
 from skip_summary import pytest_sessionfinish  # noqa: F401  # a hook
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +49,23 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: started + seconds)
 
     return shift
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """Start a server of S3."""
+    from object_store import running_object_store
+
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Point this process and its children at the server of S3, and return it."""
+    for name, value in object_store.variables.items():
+        monkeypatch.setenv(name, value)
+    return object_store
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,35 @@
 """Check the arguments of the Python API, so that a wrong one is an error in the words of Python.
 
-k = whole_number("k", k)
-texts = id_texts("queries", ["user_7", 42])                     # ["user_7", "42"]
+    k = whole_number("k", k)
+    texts = id_texts("queries", ["user_7", 42])                     # ["user_7", "42"]
+
+The options of a verb (``crossfade/base/options.py``) are keyword arguments, which signature and docstring list, so that
+``help()`` and notebooks show them:
+
+    @takes(RankingOptions)
+    def recommend(self, queries: Ids, **options: Any) -> Frame:
+        ranking = RankingOptions.of(**options)
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError
+from crossfade.base.options import Options, alternatives, described
 
 _MAX_SHOWN = 60
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def shown(value: object) -> str:
@@ -113,3 +126,52 @@ def _id_text(place: str, value: Any) -> str:
     if isinstance(value, bytes | Mapping) or (isinstance(value, Iterable) and not isinstance(value, str)):
         raise InputError(f"{place}: expected an ID or name, but found {type(value).__name__}")
     return str(value)
+
+
+def takes(
+    options: type[Options], *, without: Collection[str] = ()
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Return a decorator that replaces ``**options`` by the fields of ``options`` in signature and docstring.
+
+    ``without`` names fields that the function does not take.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        fields = {
+            name: field
+            for name, field in options.model_fields.items()
+            if name not in without and name not in signature.parameters
+        }
+        keywords = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+                annotation=field.annotation,
+            )
+            for name, field in fields.items()
+        ]
+        lines = "\n".join(f"    {name}: {described(field)}." for name, field in fields.items())
+        documented = re.sub(r"    \*\*\w+:.*\n", "", inspect.cleandoc(function.__doc__ or ""))
+        if "Args:\n" in documented:
+            documented = re.sub(r"(Args:\n(?:    .*\n?)*)", lambda match: f"{match[1].rstrip()}\n{lines}\n", documented)
+        else:
+            head, _, rest = documented.partition("\n\n")
+            documented = f"{head}\n\nArgs:\n{lines}" + (f"\n\n{rest}" if rest else "")
+        rejected = [name for name in without if name in options.model_fields and name not in signature.parameters]
+
+        @functools.wraps(function)
+        def checked(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
+            for name in rejected:
+                if name in named:
+                    raise OptionError(name, problem="is unknown", fix=f"expected one of {alternatives(list(fields))}")
+            return function(*positional, **named)
+
+        checked.__doc__ = documented
+        checked.declared = fields  # type: ignore[attr-defined]
+        checked.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+        return checked
+
+    return decorate

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.api import arguments
+from crossfade.api.arguments import takes
 from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
-from crossfade.api.keywords import takes
 from crossfade.api.saving import save_model
 from crossfade.api.wording import in_python
 from crossfade.base.arrays import FloatArray

@@ -5,18 +5,18 @@
 
     options = NeighborOptions.of(k="5")         # from a command line, Python, or JSON; OptionError if it is invalid
 
-The command line has an option for each field (``crossfade/cli/declared.py``), Python a keyword argument
-(``crossfade/api/keywords.py``), a request of HTTP a key, and the reference a row.
+The command line has an option for each field (``crossfade/cli/command.py``), Python a keyword argument
+(``crossfade/api/arguments.py``), a request of HTTP a key, and the reference a row.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -26,6 +26,10 @@ from pydantic.fields import FieldInfo
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.text import similar_name
+
+_KINDS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How addresses such as ``s3://music`` begin, or what a ``Path`` has made of them; not the letter of a drive."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def option(
 class Options(BaseModel):
     """The options of a verb: frozen, without unknown names, each with a description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # Validators are built when they are first used: most commands use those of one class.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     group_notes: ClassVar[Mapping[str, str]] = {}
     """What is said below the heading of a group."""
@@ -101,17 +106,24 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_single_values(cls, values: Any) -> Any:
-        """Accept one value where a list is expected: ``exclude="train"``."""
+    def _prepare_values(cls, values: Any) -> Any:
+        """Accept one value where a list is expected: ``exclude="train"``. Reject an address in place of a local path.
+
+        Raises:
+            OptionError: there is one.
+        """
         if not isinstance(values, Mapping):
             return values
-        fields = cls.model_fields
-        singles = {
-            name: (value,)
-            for name, value in values.items()
-            if name in fields and isinstance(value, str | Path | int) and is_list(fields[name])
-        }
-        return {**values, **singles}
+        found = dict(values)
+        for name, field in cls.model_fields.items():
+            value = values.get(name)
+            if isinstance(value, str | Path | int) and is_list(field):
+                found[name] = value = (value,)
+            if _element(field) is Path:
+                for each in value if is_list(field) and isinstance(value, Iterable) else (value,):
+                    if isinstance(each, str | Path) and _ADDRESS.match(str(each)):
+                        raise OptionError(name, found=each, expected="a local path")
+        return found
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -184,11 +196,6 @@ def _element(field: FieldInfo) -> Any:
     return plain_type(get_args(kind)[0]) if get_origin(kind) in (tuple, list) else kind
 
 
-@cache
-def _kinds() -> Mapping[Any, str]:
-    return {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-
-
 def expected(field: FieldInfo, *, inner: bool = False) -> str:
     """Return what is expected of a value of ``field``, or of one of its values, such as 'an integer from 1'."""
     kind = _element(field) if inner else plain_type(field.annotation)
@@ -196,7 +203,7 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
         return alternatives(get_args(kind))
     if is_list(field) and not inner:
         return "a list of values"
-    words = _kinds().get(kind, "another value")
+    words = _KINDS.get(kind, "another value")
     limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else _limits(field)
     low = next((entry for entry in limits if isinstance(entry, Ge | Gt)), None)
     high = next((entry for entry in limits if isinstance(entry, Le | Lt)), None)

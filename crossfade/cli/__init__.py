@@ -1,1 +1,1 @@
-"""Commands of ``crossfade``, one module each: ``add_parser(commands)`` and ``run(arguments) -> exit code``."""
+"""Commands of ``crossfade``, one module each, whose ``run`` is a ``Command``."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.cluster.options import AgentOptions
 
 _EXAMPLES = (
@@ -43,20 +41,13 @@ at once, and the job resumes when another host has joined.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "agent",
-        "run roles of a job that another host coordinates",
-        "Run the servers and workers that a distributed job's coordinator assigns to this host.",
-        AgentOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "agent",
+    "run roles of a job that another host coordinates",
+    "Run the servers and workers that a distributed job's coordinator assigns to this host.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: AgentOptions) -> int:
     """Run this host's agent until the job ends or a signal arrives; return the exit code of the job."""
     from crossfade.deploy.cluster.run_agent import run_agent

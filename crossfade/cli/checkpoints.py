@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import duration, size
 from crossfade.base.options import Number, Options, option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import Command, as_command
 from crossfade.terminal import print_json, print_line
 
-_FROM_HELP = "use the checkpoints of this run folder or in this folder"
 _FROM = "FROM is a run folder or a folder of checkpoints, either of which may be on S3."
 _LIST_NOTES = f"""\
 {_FROM}
@@ -33,71 +31,42 @@ still be writing it; of a run folder nothing is deleted while a run is in progre
 """
 
 
-class ListCommand(Options):
+class CheckpointsSource(Options):
+    """Whose checkpoints."""
+
+    source: str = option(
+        ...,
+        "use the checkpoints of this run folder or in this folder",
+        group="checkpoints",
+        value="FROM",
+        positional=True,
+    )
+
+
+class ListCommand(CheckpointsSource):
     """Which checkpoints are listed, and how."""
 
-    source: str = option(..., _FROM_HELP, group="checkpoints", value="FROM", positional=True)
     verify: bool = option(False, "read all files and compare their checksums", group="output")
     json_: bool = option(False, "print a list of JSON objects, one for each checkpoint", group="output")
 
 
-class CleanCommand(Options):
+class CleanCommand(CheckpointsSource):
     """What is deleted of the folder of checkpoints, and of their run."""
 
-    source: str = option(..., _FROM_HELP, group="checkpoints", value="FROM", positional=True)
     older_than: Number = option(24.0, "keep what was written within this time", group="deletion", value="HOURS", ge=0)
     dry_run: bool = option(False, "print what would be deleted, and delete nothing", group="deletion")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser: argparse.ArgumentParser = add_command(
-        commands,
-        "checkpoints",
-        "list checkpoints, and delete what dead processes have left",
-        "List checkpoints, and delete what dead processes have left.",
-        examples=(
-            ("crossfade checkpoints list runs/lastfm", "Show step, size, age and state of the checkpoints of a run."),
-            ("crossfade checkpoints clean s3://music/checkpoints --dry-run", "Show what could be deleted."),
-        ),
-    )
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_list(actions)
-    _add_clean(actions)
-
-
-def _add_list(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_command(
-        actions,
-        "list",
-        "show step, size, age and state of checkpoints",
-        "Show step, size, age and state of checkpoints, the oldest first.",
-        ListCommand,
-        _list,
-        examples=(
-            ("crossfade checkpoints list runs/lastfm", "List the checkpoints of a run."),
-            ("crossfade checkpoints list s3://music/checkpoints --verify --json", "Read all files; print JSON."),
-        ),
-        notes=_LIST_NOTES,
-    )
-
-
-def _add_clean(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_command(
-        actions,
-        "clean",
-        "delete unfinished checkpoints, uploads and temporary files",
-        "Delete unfinished checkpoints, uploads and temporary files, which processes that died have left.",
-        CleanCommand,
-        _clean,
-        examples=(
-            ("crossfade checkpoints clean runs/lastfm --dry-run", "Show what would be deleted."),
-            ("crossfade checkpoints clean s3://music/checkpoints --older-than 2", "Delete what is two hours old."),
-        ),
-        notes=_CLEAN_NOTES,
-    )
-
-
+@as_command(
+    "list",
+    "show step, size, age and state of checkpoints",
+    "Show step, size, age and state of checkpoints, the oldest first.",
+    (
+        ("crossfade checkpoints list runs/lastfm", "List the checkpoints of a run."),
+        ("crossfade checkpoints list s3://music/checkpoints --verify --json", "Read all files; print JSON."),
+    ),
+    _LIST_NOTES,
+)
 def _list(options: ListCommand) -> int:
     """Print the checkpoints."""
     from crossfade.deploy.checkpoint_cleaning import locate_checkpoints
@@ -116,6 +85,16 @@ def _list(options: ListCommand) -> int:
     return 0
 
 
+@as_command(
+    "clean",
+    "delete unfinished checkpoints, uploads and temporary files",
+    "Delete unfinished checkpoints, uploads and temporary files, which processes that died have left.",
+    (
+        ("crossfade checkpoints clean runs/lastfm --dry-run", "Show what would be deleted."),
+        ("crossfade checkpoints clean s3://music/checkpoints --older-than 2", "Delete what is two hours old."),
+    ),
+    _CLEAN_NOTES,
+)
 def _clean(options: CleanCommand) -> int:
     """Delete what dead processes have left, and print it."""
     from crossfade.deploy.checkpoint_cleaning import leftovers_of
@@ -130,3 +109,15 @@ def _clean(options: CleanCommand) -> int:
     total = size(sum(leftover.bytes for leftover in found))
     print_line(f"{len(found)} {'to delete' if options.dry_run else 'deleted'}, {total}")
     return 0
+
+
+run: Command[Options] = Command(
+    "checkpoints",
+    "list checkpoints, and delete what dead processes have left",
+    "List checkpoints, and delete what dead processes have left.",
+    (
+        ("crossfade checkpoints list runs/lastfm", "Show step, size, age and state of the checkpoints of a run."),
+        ("crossfade checkpoints clean s3://music/checkpoints --dry-run", "Show what could be deleted."),
+    ),
+    actions=(_list, _clean),
+)

@@ -1,8 +1,7 @@
-"""Add a command to the command line in the form that all commands share, and report its errors in the words typed.
+"""Make a command from the declaration of its options, in the form that all share; report errors in the words typed.
 
-parser = add_command(
-    commands, "validate", "check a dataset", "Check a dataset.", ValidateOptions, run, examples=(...), notes="..."
-)
+@as_command("validate", "check a dataset", "Check a dataset.", examples=(...), notes="...")
+def run(options: ValidateOptions) -> int: ...
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ import argparse
 import difflib
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, NoReturn
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from crossfade.base.errors import escape_unprintable
-from crossfade.cli.declared import Declared, add_options, read_options
+from crossfade.base.options import Options, described, is_list, plain_type, shown
 
+Declared = TypeVar("Declared", bound=Options)
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
@@ -122,45 +123,118 @@ def _is_option(word: str, name: str) -> bool:
     return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
 
 
-def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """Add an option to ``parser`` for each field of ``options``, in groups, in the order of the fields."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in options.model_fields.items():
+        title = shown(field).group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, options.group_notes.get(title))
+        _add(groups[title], name, options)
+
+
+def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> None:
+    field = options.model_fields[name]
+    face, kind = shown(field), plain_type(field.annotation)
+    details: dict[str, Any] = {"help": described(field).replace("%", "%%"), "default": argparse.SUPPRESS}
+    if kind is bool:
+        details["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
+    else:
+        element = plain_type(get_args(kind)[0]) if is_list(field) else kind
+        choices = get_args(element) if get_origin(element) is Literal else ()
+        details["metavar"] = face.value or ("{" + ",".join(map(str, choices)) + "}" if choices else name.upper())
+    if face.without_value is not None:
+        details |= {"nargs": "?", "const": face.without_value}
+    if face.repeat:
+        details["action"] = "append"
+    elif is_list(field):
+        details["nargs"], details["action"] = "*" if face.optional_values else "+", "extend"
+    if face.positional:
+        if not field.is_required():
+            details["nargs"] = "*" if is_list(field) else "?"
+        group.add_argument(name, **details)
+        return
+    long = f"--{name.rstrip('_').replace('_', '-')}"  # "json_": the class has a method json
+    names = [*([f"-{face.short}"] if face.short else ()), long, *([f"--{face.also}"] if face.also else ())]
+    group.add_argument(*names, dest=name, required=field.is_required(), **details)
+
+
+def read_options(arguments: argparse.Namespace, options: type[Declared]) -> Declared:
+    """Return the options that were typed.
+
+    Raises:
+        OptionError: one is invalid.
+    """
+    return options.of(**{name: value for name, value in vars(arguments).items() if name in options.model_fields})
+
+
+@dataclass(frozen=True)
+class Command(Generic[Declared]):
+    """A command, or a group of further commands.
+
+    Attributes:
+        name: the word after ``crossfade``, or after the group.
+        summary: verb first, for the list of commands; None leaves the command out of the list.
+        description: what ``--help`` opens with: one sentence, then details.
+        examples: command lines, each with what it does.
+        notes: paragraphs that follow the examples.
+        options: the declaration of the command's options; None for a group.
+        run: does it, and returns the exit code; None for a group.
+        suggest: gives the command's own advice about unknown words.
+        actions: the commands of a group.
+        kind: what the commands of a group are called.
+    """
+
+    name: str
+    summary: str | None
+    description: str
+    examples: Sequence[tuple[str, str]]
+    notes: str = ""
+    options: type[Declared] | None = None
+    run: Callable[[Declared], int] | None = None
+    suggest: Suggest | None = None
+    actions: Sequence[Command[Any]] = ()
+    kind: str = "action"
+
+    def add_to(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
+        """Add the command to those of a parser, which ``add_subparsers`` returned."""
+        lines = [line for command, effect in self.examples for line in (f"  {command}", f"      {effect}")]
+        shown: dict[str, Any] = {} if self.summary is None else {"help": self.summary}
+        parser = commands.add_parser(
+            self.name,
+            description=self.description,
+            epilog="\n".join(["Examples:", *lines, *(["", self.notes.strip("\n")] if self.notes else [])]),
+            **shown,
+        )
+        parser.set_defaults(parser=parser)
+        options, run = self.options, self.run
+        if options is not None and run is not None:
+            add_options(parser, options)
+            parser.set_defaults(run=lambda arguments: run(read_options(arguments, options)))
+            if self.suggest is not None:
+                parser.suggest = self.suggest
+            elif "set" in options.model_fields:
+                parser.suggest = _suggest_setting
+        if self.actions:
+            further = parser.add_subparsers(title=f"{self.kind}s", metavar=self.kind.upper(), required=True)
+            for action in self.actions:
+                action.add_to(further)
+
+
+def as_command(
     name: str,
     summary: str | None,
     description: str,
-    options: type[Declared] | None = None,
-    run: Callable[[Declared], int] | None = None,
-    *,
     examples: Sequence[tuple[str, str]],
     notes: str = "",
-) -> CommandParser:
-    """Add the command ``name`` and return its parser.
+    suggest: Suggest | None = None,
+) -> Callable[[Callable[[Declared], int]], Command[Declared]]:
+    """Return a decorator that makes a ``Command`` of a function, with the options of its argument."""
 
-    Args:
-        commands: what ``add_subparsers`` returned.
-        name: the word after ``crossfade``.
-        summary: verb first, for the list of commands; None leaves the command out of the list.
-        description: what ``--help`` opens with: one sentence, then details.
-        options: the declaration of the command's options.
-        run: does it, and returns the exit code.
-        examples: command lines without ``crossfade``, each with what it does.
-        notes: paragraphs that follow the examples.
-    """
-    lines = [line for command, effect in examples for line in (f"  {command}", f"      {effect}")]
-    shown: dict[str, Any] = {} if summary is None else {"help": summary}
-    parser = commands.add_parser(
-        name,
-        description=description,
-        epilog="\n".join(["Examples:", *lines, *(["", notes.strip("\n")] if notes else [])]),
-        **shown,
-    )
-    parser.set_defaults(parser=parser)
-    assert isinstance(parser, CommandParser)
-    if options is not None and run is not None:
-        add_options(parser, options)
-        parser.set_defaults(run=lambda arguments: run(read_options(arguments, options)))
-        if "set" in options.model_fields:
-            parser.suggest = _suggest_setting
-    return parser
+    def decorate(run: Callable[[Declared], int]) -> Command[Declared]:
+        return Command(name, summary, description, examples, notes, get_type_hints(run)["options"], run, suggest)
+
+    return decorate
 
 
 def _suggest_setting(option: str, value: str) -> str:

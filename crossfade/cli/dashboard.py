@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import TOKEN_VARIABLE, DashboardOptions
 from crossfade.terminal import print_line
 
@@ -29,33 +27,12 @@ serves the page of its run while it trains. 'crossfade status' prints the same i
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "dashboard",
-        "serve a page that shows runs",
-        _DESCRIPTION,
-        DashboardOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("dashboard", "serve a page that shows runs", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DashboardOptions) -> int:
     """Serve the page until a signal arrives."""
     from crossfade.deploy.cluster.role_variables import die_with_agent
     from crossfade.deploy.dashboard.server import serve
 
     die_with_agent()
-    serve(
-        options.open_runs(),
-        ", ".join(map(str, options.runs)) or "runs",
-        options.host,
-        options.port,
-        options.access(),
-        lambda address: print_line(f"dashboard: {address}", flush=True),
-        history_from_this_dataset_only=options.history_from_this_dataset_only,
-    )
+    serve(options, lambda address: print_line(f"dashboard: {address}", flush=True))
     return 0

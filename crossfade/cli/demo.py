@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crossfade.base.options import Options, option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 
 _EXAMPLES = (
@@ -51,20 +50,13 @@ class DemoOptions(Options):
     no_map: bool = option(False, "draw no map of the artists", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "demo",
-        "try everything on a sample",
-        "Prepare a sample, train on it, print similar artists and recommendations, and draw a map: a few minutes.",
-        DemoOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "demo",
+    "try everything on a sample",
+    "Prepare a sample, train on it, print similar artists and recommendations, and draw a map: a few minutes.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: DemoOptions) -> int:
     """Run each command; the first one that fails ends the demo with its exit code."""
     from crossfade.base.io.folder import Folder

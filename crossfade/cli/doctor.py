@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from dataclasses import replace
 
 from crossfade.base.errors import worded
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command, typed_words
+from crossfade.cli.command import as_command, typed_words
 from crossfade.deploy.doctor.options import DoctorOptions
 from crossfade.terminal import print_json, print_line
 
@@ -43,20 +42,7 @@ class DoctorCommand(DoctorOptions):
     json_: bool = option(False, "print a list of JSON objects, one for each line", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "doctor",
-        "check this host and a job on it",
-        _DESCRIPTION,
-        DoctorCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("doctor", "check this host and a job on it", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DoctorCommand) -> int:
     """Print what was found, line by line as checks end.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.aws.ec2.options import Ec2HostOptions
 
 _DESCRIPTION = """\
@@ -27,11 +25,7 @@ The user data of the instances runs this command; it is not needed by hand. The 
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line, but not to its help: 'crossfade submit ec2' has instances run it."""
-    add_command(commands, "ec2-host", None, _DESCRIPTION, Ec2HostOptions, run, examples=_EXAMPLES, notes=_NOTES)
-
-
+@as_command("ec2-host", None, _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: Ec2HostOptions) -> int:
     """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
     from crossfade.deploy.aws.ec2.run_host import run_host

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_line, print_table
 from crossfade.trainer.evaluation.options import EvaluateOptions
 
@@ -61,20 +60,13 @@ class EvaluateCommand(EvaluateOptions):
     json_: bool = option(False, "print the metrics as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "evaluate",
-        "evaluate the embeddings of a run",
-        "Rank every item for every query with held-out items, and print the metrics beside those of two baselines.",
-        EvaluateCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "evaluate",
+    "evaluate the embeddings of a run",
+    "Rank every item for every query with held-out items, and print the metrics beside those of two baselines.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: EvaluateCommand) -> int:
     """Evaluate, and print the metrics.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.formats.options import ExportOptions
 
@@ -86,20 +85,13 @@ class ExportCommand(ExportOptions):
     json_: bool = option(False, "print what was exported as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "export",
-        "write embeddings as Parquet, numpy, safetensors, or for vector databases",
-        "Write the embeddings of a model as files for other systems, or to a database.",
-        ExportCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "export",
+    "write embeddings as Parquet, numpy, safetensors, or for vector databases",
+    "Write the embeddings of a model as files for other systems, or to a database.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: ExportCommand) -> int:
     """Export, and print the tables.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.display import progress_bars
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_lines
 from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.options import ForgetOptions
@@ -33,26 +31,20 @@ checkpoint. After an interruption, the same command finishes the deletion.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "forget",
-        "delete IDs from a dataset",
-        "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
-        ForgetOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "forget",
+    "delete IDs from a dataset",
+    "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: ForgetOptions) -> int:
     """Delete the IDs, and print what was deleted and what may still hold them.
 
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
     with progress_bars() as bars:
@@ -84,8 +76,8 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
 
 def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:
     sources = [report.manifest.source for report in reports]
-    found = [text for source in sources for split in ALL_SPLITS for text in _texts(source.get(split))]
-    raw = list(dict.fromkeys(found))
+    found = [source.get(split) for source in sources for split in ALL_SPLITS]
+    raw = list(dict.fromkeys(str(text) for texts in found if isinstance(texts, list) for text in texts))
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
@@ -98,7 +90,3 @@ def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> li
     if this_dataset_only and "base" in sources[0]:
         lines.append(f"base dataset   {sources[0]['base']}, which this one extends: forget there too")
     return lines
-
-
-def _texts(value: object) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []

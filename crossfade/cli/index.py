@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -59,20 +58,13 @@ class IndexCommand(IndexOptions, ModelSource):
     json_: bool = option(False, "print the card as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "index",
-        "build an index of items for fast approximate search",
-        "Build an approximate nearest-neighbor index of the vectors of a trained model.",
-        IndexCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "index",
+    "build an index of items for fast approximate search",
+    "Build an approximate nearest-neighbor index of the vectors of a trained model.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: IndexCommand) -> int:
     """Build the index, and print its card.
 

@@ -15,13 +15,14 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from crossfade.base import logs
 from crossfade.base.errors import INTERRUPTED_EXIT_CODE, CrossfadeError, worded
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
 from crossfade.base.signals import SpotInterruption, StopSignal, stopper
-from crossfade.cli.command import CommandParser
+from crossfade.cli.command import Command, CommandParser
 from crossfade.kvstore import __version__
 
 _logger = logging.getLogger(__name__)
@@ -39,37 +40,13 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
-
-_MODULES = {
-    "prepare": ("prepare",),
-    "validate": ("validate",),
-    "forget": ("forget",),
-    "synthesize": ("synthesize",),
-    "schema": ("schema",),
-    "plan": ("plan",),
-    "train": ("train",),
-    "tune": ("tune",),
-    "doctor": ("doctor",),
-    "checkpoints": ("checkpoints",),
-    "status": ("status",),
-    "dashboard": ("dashboard",),
-    "export": ("export",),
-    "evaluate": ("evaluate",),
-    "recommend": ("recommend",),
-    "index": ("index",),
-    "similar": ("similar",),
-    "map": ("map",),
-    "tag": ("tag",),
-    "sequence": ("sequence",),
-    "serve": ("serve",),
-    "demo": ("demo",),
-    "submit": ("submit",),
-    "agent": ("agent",),
-    "roles": ("scheduler", "server", "worker"),
-    "ec2_host": ("ec2-host",),
-}
-"""The commands of each module in ``crossfade.cli``, in the order of ``crossfade --help``."""
-_COMMANDS = [command for names in _MODULES.values() for command in names]
+_ROLES = ("scheduler", "server", "worker")
+COMMANDS = (
+    *("prepare", "validate", "forget", "synthesize", "schema", "plan", "train", "tune", "doctor", "checkpoints"),
+    *("status", "dashboard", "export", "evaluate", "recommend", "index", "similar", "map", "tag", "sequence"),
+    *("serve", "demo", "submit", "agent", *_ROLES, "ec2-host"),
+)
+"""The commands in the order of ``crossfade --help``."""
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -81,24 +58,26 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    known = command in _COMMANDS
-    for module, names in _MODULES.items():
-        if command in names or not known:
-            importlib.import_module(f"crossfade.cli.{module}").add_parser(commands)
+    for name in [each for each in COMMANDS if each == command] or COMMANDS:
+        load_command(name).add_to(commands)
     return parser
+
+
+def load_command(name: str) -> Command[Any]:
+    """Import the command ``name``."""
+    module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
+    found: Command[Any] = getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        parsed = _parse(arguments)
-    except BrokenPipeError:  # an option such as --explain prints while it is parsed
-        return _output_lost()
+    parsed = _parse(arguments)
     stopper.listen()
     try:
-        if arguments[0] not in _MODULES["roles"]:  # they report errors to their agents
+        if arguments[0] not in _ROLES:  # they report errors to their agents
             check_address_space(arguments[0])
         code: int = parsed.run(parsed)
     except BaseException as error:
@@ -112,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     command = arguments[0] if arguments else None
     parser = make_parser(command)
-    if command is not None and not command.startswith("-") and command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+    if command is not None and not command.startswith("-") and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
         parser.error(f"there is no command '{command}'; {hint}")
     return parser.parse_args(arguments)
@@ -136,16 +115,11 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
                 _logger.warning(worded(line, parser.word))
             _logger.error(error.worded(parser.word))
             return error.exit_code
-        case BrokenPipeError():
-            return _output_lost()
+        case BrokenPipeError():  # the reader of stdout, such as head, has ended; the command may not be done
+            sys.stderr.close()
+            return 128 + _SIGPIPE
         case OSError():
             # An error of the machine, not of the program: a full disk, a deleted folder.
             _logger.error(describe_disk_error(error))
             return 1
     return None
-
-
-def _output_lost() -> int:
-    """Return the exit code after the reader of stdout, such as head, has ended; the command may not be done."""
-    sys.stderr.close()
-    return 128 + _SIGPIPE

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import FILTER_NOTES, as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.maps.options import MapOptions
 
@@ -35,20 +34,13 @@ the map, in the embedding, and by chance.
 {FILTER_NOTES}"""
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "map",
-        "draw items as a map, colored by genre",
-        "Draw the items of a trained model as a map, as a picture and as a page.",
-        MapOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "map",
+    "draw items as a map, colored by genre",
+    "Draw the items of a trained model as a map, as a picture and as a page.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: MapOptions) -> int:
     """Draw the map, and print how well neighbors agree.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.capacity.options import PlanOptions
 from crossfade.terminal import align, print_lines
 
@@ -68,20 +67,7 @@ class PlanCommand(PlanOptions):
     json_: bool = option(False, "print the plan as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "plan",
-        "predict memory and traffic of a job, and whether it fits",
-        _DESCRIPTION,
-        PlanCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("plan", "predict memory and traffic of a job, and whether it fits", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: PlanCommand) -> int:
     """Print the plan of a job, or write the files of a scheduler.
 
@@ -110,12 +96,9 @@ def run(options: PlanCommand) -> int:
 def _report(prediction: Prediction) -> Iterator[str]:
     inputs, plan, instance, time = prediction.inputs, prediction.plan, prediction.instance, prediction.time
     cluster = inputs.job.cluster
-    where = (
-        f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {_host_count(cluster.host_count)}"
-        if cluster.servers
-        else "in process"
-    )
-    yield f"{inputs.job.name}: {where}"
+    hosts = "one host" if cluster.host_count == 1 else f"{cluster.host_count} hosts"
+    roles = f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {hosts}"
+    yield f"{inputs.job.name}: {roles if cluster.servers else 'in process'}"
     yield ""
     yield from _tables(inputs, plan)
     yield ""
@@ -132,10 +115,6 @@ def _report(prediction: Prediction) -> Iterator[str]:
             )
         yield ""
     yield from _verdict(plan, prediction.fit, instance)
-
-
-def _host_count(hosts: int) -> str:
-    return "one host" if hosts == 1 else f"{hosts} hosts"
 
 
 def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:

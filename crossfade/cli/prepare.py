@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.base.io.folder import Folder
-from crossfade.cli.command import add_command
-from crossfade.display import progress_bars
-from crossfade.next_command import train_command
-from crossfade.terminal import print_line, print_lines
+from crossfade.cli.command import as_command
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _EXAMPLES = (
@@ -46,36 +40,25 @@ stays text. An ID that occurs only in valid or test gets a row too. Synthetic da
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "prepare",
-        "turn raw events into a dataset",
-        "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
-        PrepareOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-    parser.suggest = lambda word, value: "" if word.startswith("-") else f"use --events {word}"
-
-
+@as_command(
+    "prepare",
+    "turn raw events into a dataset",
+    "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
+    _EXAMPLES,
+    _NOTES,
+    suggest=lambda word, value: "" if word.startswith("-") else f"use --events {word}",
+)
 def run(options: PrepareOptions) -> int:
     """Prepare a dataset, and print a summary and the command to run next.
 
     Raises:
         CrossfadeError: preparing failed; nothing is left behind.
     """
+    from crossfade.display import print_prepared, progress_bars
     from crossfade.trainer.prepare.lastfm import prepare_sample
     from crossfade.trainer.prepare.pipeline import prepare
-    from crossfade.trainer.prepare.summary import format_summary
 
     with progress_bars() as bars:
         manifest = prepare_sample(options, bars) if options.sample else prepare(options, bars)
-    if manifest is None:
-        print_line(f"{options.out}: exists already; nothing to do")
-        return 0
-    print_lines(format_summary(manifest, Folder(options.out)).splitlines())
-    print_line(f"next: {train_command(options.out, manifest.query, manifest.item)}")
+    print_prepared(manifest, options.out)
     return 0

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import unicodedata
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import model_validator
 
 from crossfade.base.errors import OptionError, escape_unprintable, option_named
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import FILTER_NOTES, as_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import RecommendToOptions
 
@@ -101,26 +100,19 @@ class RecommendCommand(RecommendToOptions):
         return self
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "recommend",
-        "recommend items to customers",
-        "Recommend items to customers: the nearest of all items, exactly, without those they know.",
-        RecommendCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-    parser.suggest = _suggest_customer
-
-
 def _suggest_customer(option: str, value: str) -> str:
     """Return what to type instead of an option that is named as the query entity may be, such as ``--listener``."""
     return f"use --customer {value}, whatever customers are called in the data" if value else ""
 
 
+@as_command(
+    "recommend",
+    "recommend items to customers",
+    "Recommend items to customers: the nearest of all items, exactly, without those they know.",
+    _EXAMPLES,
+    _NOTES,
+    suggest=_suggest_customer,
+)
 def run(options: RecommendCommand) -> int:
     """Recommend, and print or write the result.
 
@@ -169,8 +161,8 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
         if options.json_:
             more = {row: {str(column): values} for row, values in of_row.items()}
-            scored = [_as_dict(model.item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in ranked]
-            history = [_as_dict(model.item, labels[row]) | more.get(row, {}) for row in favorite_N.tolist()]
+            scored = [row_json(model.item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in ranked]
+            history = [row_json(model.item, labels[row]) | more.get(row, {}) for row in favorite_N.tolist()]
             results.append({model.query: label.id or None, "recommendations": scored, "history": history})
         else:
             scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
@@ -187,7 +179,8 @@ def _beside(values: Sequence[str] | None) -> str:
     return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
 
 
-def _as_dict(entity: str, label: RowLabel) -> dict[str, int | str | float | None]:
+def row_json(entity: str, label: RowLabel) -> dict[str, Any]:
+    """Return ID and name of a row of ``entity``, for JSON."""
     return {entity: label.id, **({"name": label.name} if label.name is not None else {})}
 
 

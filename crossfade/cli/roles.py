@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crossfade.cli.command import add_command
+from crossfade.cli.command import Command
 from crossfade.deploy.cluster.options import SchedulerOptions, ServerOptions, WorkerOptions
 
 if TYPE_CHECKING:
@@ -51,34 +50,29 @@ metrics.port to 0.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the three commands to the command line, but not to its help: 'crossfade train' runs them."""
-    for role, (options, sentence) in _ROLES.items():
-        secret = " --secret-file secret" * (role != "scheduler")
-        checkpoint = " --checkpoint s3://music/plays/step-000001200" * (role == "worker")
-        add_command(
-            commands,
-            role,
-            None,
-            sentence + _DETAILS,
-            options,
-            partial(_run, role),
-            examples=(
-                (
-                    f"DMLC_PS_ROOT_URI=10.0.0.1 DMLC_PS_ROOT_PORT=9000 DMLC_NODE_HOST=10.0.0.2 DMLC_NUM_SERVER=1 \\\n"
-                    f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays{secret}",
-                    f"Run a {role} of a job with one server and two workers.",
-                ),
-                (
-                    f"crossfade {role} --run-dir /shared/plays{secret}{checkpoint} \\\n    --log-format json",
-                    "Write log lines as JSON objects.",
-                ),
-            ),
-            notes=_NOTES,
-        )
-
-
 def _run(role: RoleKind, options: SchedulerOptions) -> int:
     from crossfade.deploy.cluster.run_role import run_role
 
     return run_role(role, options)
+
+
+def _role(role: RoleKind) -> Command[SchedulerOptions]:
+    """Return the command of ``role``, which is not in the list of commands: 'crossfade train' runs it."""
+    options, sentence = _ROLES[role]
+    secret = " --secret-file secret" * (role != "scheduler")
+    checkpoint = " --checkpoint s3://music/plays/step-000001200" * (role == "worker")
+    examples = (
+        (
+            f"DMLC_PS_ROOT_URI=10.0.0.1 DMLC_PS_ROOT_PORT=9000 DMLC_NODE_HOST=10.0.0.2 DMLC_NUM_SERVER=1 \\\n"
+            f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays{secret}",
+            f"Run a {role} of a job with one server and two workers.",
+        ),
+        (
+            f"crossfade {role} --run-dir /shared/plays{secret}{checkpoint} \\\n    --log-format json",
+            "Write log lines as JSON objects.",
+        ),
+    )
+    return Command(role, None, sentence + _DETAILS, examples, _NOTES, options, partial(_run, role))
+
+
+scheduler, server, worker = map(_role, _ROLES)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from crossfade.base.errors import OptionError
 from crossfade.base.options import Options, option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 
 _EXAMPLES = (
     ("crossfade schema --out job.schema.json", "Write the schema to a file, which job files and editors can name."),
@@ -27,20 +26,13 @@ class SchemaOptions(Options):
     out: Path | None = option(None, "write the schema to FILE instead of printing it", group="output", value="FILE")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "schema",
-        "print the JSON Schema of job files, for editors",
-        "Print the JSON Schema of job files, with which editors complete and check them.",
-        SchemaOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "schema",
+    "print the JSON Schema of job files, for editors",
+    "Print the JSON Schema of job files, with which editors complete and check them.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: SchemaOptions) -> int:
     """Print or write the schema.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import FILTER_NOTES, as_command
+from crossfade.cli.recommend import row_json
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import SequenceOptions
 
@@ -56,20 +56,13 @@ class SequenceCommand(SequenceOptions):
     json_: bool = option(False, "print the path or the measurement as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "sequence",
-        "print a smooth path from one item to another",
-        "Print a smooth path through the embedding space from one item to another, such as a playlist.",
-        SequenceCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "sequence",
+    "print a smooth path from one item to another",
+    "Print a smooth path through the embedding space from one item to another, such as a playlist.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: SequenceCommand) -> int:
     """Print the path, or measure paths.
 
@@ -95,8 +88,7 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
     cosines = [None, *path.cosine_K.tolist()]
     if options.json_:
         rows = [
-            {entity: label.id, **({"name": label.name} if label.name is not None else {})}
-            | {"cosine": cosine, "progress": progress}
+            {**row_json(entity, label), "cosine": cosine, "progress": progress}
             for label, cosine, progress in zip(found, cosines, path.progress_K.tolist(), strict=True)
         ]
         print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})

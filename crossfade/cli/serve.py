@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.serving.options import TOKEN_VARIABLE, ServeOptions
 from crossfade.terminal import print_line
 
@@ -42,20 +40,7 @@ Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 1 the model 
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "serve",
-        "serve recommendations over HTTP",
-        _DESCRIPTION,
-        ServeOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("serve", "serve recommendations over HTTP", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: ServeOptions) -> int:
     """Serve until a signal arrives.
 

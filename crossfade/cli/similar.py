@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, add_command
-from crossfade.terminal import print_line
+from crossfade.cli.command import FILTER_NOTES, as_command
+from crossfade.cli.recommend import row_json
+from crossfade.terminal import print_json, print_lines
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 
@@ -44,22 +44,16 @@ class SimilarCommand(ListFiles, SimilarOptions, ModelSource):
     """The options of the command."""
 
     names: tuple[str, ...] = option(..., "look up this name or ID", group="model", value="NAME", positional=True)
+    json_: bool = option(False, "print neighbors as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "similar",
-        "print the nearest neighbors of items or queries",
-        "Print the nearest neighbors of rows by the cosine of their embeddings.",
-        SimilarCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "similar",
+    "print the nearest neighbors of items or queries",
+    "Print the nearest neighbors of rows by the cosine of their embeddings.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: SimilarCommand) -> int:
     """Print the neighbors of each name.
 
@@ -83,9 +77,14 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
     rows = model.find(entity, options.names)
     listed = read_lists(options, model.files.names(entity), entity)
     rows_QK, cosine_QK = model.similar(rows, listed)
-    labels = distinct_labels(model.labels(entity, [*rows.tolist(), *rows_QK[rows_QK >= 0].tolist()]))
-    for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK, strict=True):
-        print_line(labels[row])
-        for other, cosine in zip(other_K, cosine_K, strict=True):
-            if other >= 0:
-                print_line(f"  {cosine:6.3f}  {labels[other]}")
+    labels = model.labels(entity, [*rows.tolist(), *rows_QK[rows_QK >= 0].tolist()])
+    texts, results = distinct_labels(labels), []
+    for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK.tolist(), strict=True):
+        found = [(other, cosine) for other, cosine in zip(other_K, cosine_K, strict=True) if other >= 0]
+        if options.json_:
+            neighbors = [{**row_json(entity, labels[other]), "cosine": cosine} for other, cosine in found]
+            results.append({**row_json(entity, labels[row]), "neighbors": neighbors})
+        else:
+            print_lines([texts[row], *(f"  {cosine:6.3f}  {texts[other]}" for other, cosine in found)])
+    if options.json_:
+        print_json(results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base import formatting as text
 from crossfade.base.options import Number, option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import align, print_line, print_lines
 
@@ -54,20 +53,7 @@ class StatusOptions(RunsOptions):
     )
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "status",
-        "show the state of runs",
-        _DESCRIPTION,
-        StatusOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("status", "show the state of runs", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: StatusOptions) -> int:
     """Show the runs, once or repeatedly."""
     runs = options.open_runs()
@@ -101,7 +87,9 @@ def _screen(run: Summary) -> Iterator[str]:
     early = ", stopped early" if run.stopped_early else ""
     generation = f", generation {run.generation}" if run.generation > 1 else ""
     yield f"{run.name}: {run.state}{early}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
-    yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
+    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
+    bar = ("#" * round(_BAR * run.progress)).ljust(_BAR, ".")
+    yield f"[{bar}] {text.share(run.progress):>5}  {run.position}{left}"
     yield ""
     if run.run_id is not None:
         yield _line("run", f"{run.run_id}, started {text.local_time(run.started)}")
@@ -142,19 +130,6 @@ def _screen(run: Summary) -> Iterator[str]:
 
 def _line(label: str, value: str) -> str:
     return f"{label:<{_LABEL}}{value}"
-
-
-def _bar(progress: float) -> str:
-    done = round(_BAR * progress)
-    return "#" * done + "." * (_BAR - done)
-
-
-def _position(run: Summary) -> str:
-    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
-    epoch = f", epoch {run.epoch}" if run.epoch else ""
-    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
-    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
-    return f"step {run.step:,}{planned}{epoch}{epochs}{left}"
 
 
 def _checkpoints(run: Summary) -> str:

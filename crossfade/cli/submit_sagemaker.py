@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.signals import stopper
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.terminal import print_line
 
@@ -63,20 +62,7 @@ longer following; 143 the job was stopped.
 _FINISHED = {"Completed", "Failed", "Stopped"}
 
 
-def add_parser(services: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``sagemaker`` to the subcommands of ``crossfade submit``."""
-    add_command(
-        services,
-        "sagemaker",
-        "run a job as a SageMaker training job",
-        _DESCRIPTION,
-        SubmitSageMakerOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("sagemaker", "run a job as a SageMaker training job", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: SubmitSageMakerOptions) -> int:
     """Submit, follow or stop a training job, or deploy its model; return the exit code of a job followed to its end.
 

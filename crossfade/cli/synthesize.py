@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
-from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.display import progress_bars
-from crossfade.next_command import command_line, train_command
-from crossfade.terminal import print_line, print_lines
+from crossfade.cli.command import as_command
+from crossfade.next_command import command_line
+from crossfade.terminal import print_line
 from crossfade.trainer.prepare.options import SynthesizeOptions
 
 _EXAMPLES = (
@@ -27,20 +23,13 @@ Popularity follows Zipf's law, and customers prefer a few of the genres. The sam
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "synthesize",
-        "generate a dataset or raw events",
-        "Generate synthetic listening data with planted genres, as a dataset or as raw events.",
-        SynthesizeOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "synthesize",
+    "generate a dataset or raw events",
+    "Generate synthetic listening data with planted genres, as a dataset or as raw events.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: SynthesizeOptions) -> int:
     """Generate the data, and print a summary and the command to run next.
 
@@ -51,20 +40,16 @@ def run(options: SynthesizeOptions) -> int:
 
 
 def _write_dataset(options: SynthesizeOptions) -> int:
-    from crossfade.trainer.prepare.summary import format_summary
+    from crossfade.display import print_prepared, progress_bars
     from crossfade.trainer.prepare.synthetic import synthesize
 
     with progress_bars() as bars:
-        manifest = synthesize(options, bars)
-    if manifest is None:
-        print_line(f"{options.out}: exists already; nothing to do")
-        return 0
-    print_lines(format_summary(manifest, Folder(options.out)).splitlines())
-    print_line(f"next: {train_command(options.out, manifest.query, manifest.item)}")
+        print_prepared(synthesize(options, bars), options.out)
     return 0
 
 
 def _write_raw_events(options: SynthesizeOptions) -> int:
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.synthetic_events import (
         EVENT,
         EVENTS_FOLDER,
@@ -80,21 +65,17 @@ def _write_raw_events(options: SynthesizeOptions) -> int:
         f"{options.items:,} of {options.item}, in {counted(len(names), 'file')}"
     )
     out = options.out.rstrip("/")
-    words = [
+    prepare = command_line(
         "prepare",
-        "--events",
-        f"{out}/{EVENTS_FOLDER}/*.parquet",
-        "--query",
-        options.query,
-        "--item",
-        options.item,
-    ]
-    words += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
-    words += [
-        word
-        for name in names
-        if name.startswith(f"{NAMES_FOLDER}/")
-        for word in ("--names", f"{options.item}={out}/{name}:id:name")
-    ]
-    print_line(f"next: {command_line(*words, '--hold-out', 'last-1', '--out', f'{out}-prepared')}")
+        events=f"{out}/{EVENTS_FOLDER}/*.parquet",
+        query=options.query,
+        item=options.item,
+        event=EVENT,
+        event_weights="play=1,like=3,library_add=5,skip=-1",
+        timestamp=TIMESTAMP,
+        names=tuple(f"{options.item}={out}/{name}:id:name" for name in names if name.startswith(f"{NAMES_FOLDER}/")),
+        hold_out="last-1",
+        out=f"{out}-prepared",
+    )
+    print_line(f"next: {prepare}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -63,20 +62,13 @@ class TagCommand(TagOptions, ModelSource):
     json_: bool = option(False, "print the measurement as JSON", group="output")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "tag",
-        "predict labels of items, such as genres",
-        "Predict labels, such as genres, from embeddings: measure how well, then label the items that have none.",
-        TagCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "tag",
+    "predict labels of items, such as genres",
+    "Predict labels, such as genres, from embeddings: measure how well, then label the items that have none.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: TagCommand) -> int:
     """Measure, predict, and print or write the result.
 

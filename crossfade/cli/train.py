@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Literal
 
 from crossfade.base.logs import FORMAT_VARIABLE, LogOptions, configure_console
 from crossfade.base.options import option
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.run_job import TrainOptions, train
 from crossfade.terminal import align, print_line
 
@@ -62,20 +61,13 @@ class TrainCommand(LogOptions, TrainOptions):
     )
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "train",
-        "train embeddings as a job file specifies",
-        "Train embeddings as a job file specifies, in this process or on servers and workers.",
-        TrainCommand,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "train",
+    "train embeddings as a job file specifies",
+    "Train embeddings as a job file specifies, in this process or on servers and workers.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: TrainCommand) -> int:
     """Train, and print the result."""
     if options.explain:

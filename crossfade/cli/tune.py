@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
+from crossfade.cli.command import as_command
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.next_command import command_line
 from crossfade.terminal import print_line, print_table
@@ -54,20 +53,7 @@ trials if N is larger. Trials that fail or diverge are ignored; three in a row e
 _TRIALS, _SHOWN = 20, 5
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "tune",
-        "search for the best settings of a job",
-        _DESCRIPTION,
-        TuneOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command("tune", "search for the best settings of a job", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: TuneOptions) -> int:
     """Run the study, and print the best settings.
 

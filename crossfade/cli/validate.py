@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.cli.command import add_command
-from crossfade.display import progress_bars
+from crossfade.cli.command import as_command
 from crossfade.next_command import train_command
 from crossfade.terminal import print_line, print_lines
 from crossfade.trainer.prepare.options import ValidateOptions
@@ -31,20 +29,13 @@ docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, 
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
-    add_command(
-        commands,
-        "validate",
-        "check a dataset, and write a missing manifest",
-        "Check a dataset against its manifest and format, and write the manifest if it is missing.",
-        ValidateOptions,
-        run,
-        examples=_EXAMPLES,
-        notes=_NOTES,
-    )
-
-
+@as_command(
+    "validate",
+    "check a dataset, and write a missing manifest",
+    "Check a dataset against its manifest and format, and write the manifest if it is missing.",
+    _EXAMPLES,
+    _NOTES,
+)
 def run(options: ValidateOptions) -> int:
     """Check a dataset, and print a summary or its problems.
 
@@ -52,6 +43,7 @@ def run(options: ValidateOptions) -> int:
         InputError: the dataset has problems; they are listed on stderr.
         CrossfadeError: the dataset could not be read.
     """
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.validate import validate
 
     with progress_bars() as bars:

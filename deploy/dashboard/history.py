@@ -203,6 +203,11 @@ class TrainingHistory:
         """Return the rate of the last minute of the current attempt; None before its second record."""
         return self._rate("examples")
 
+    def remaining_seconds(self) -> float | None:
+        """Return how long the planned steps take at the present rate; None if one of them is unknown."""
+        rate = self.steps_per_second()
+        return (self.planned_steps - self.step) / rate if self.planned_steps and rate else None
+
     def _rate(self, name: str) -> float | None:
         start = self.steps.attempt_start
         time_N, value_N = self.steps["time"][start:], self.steps[name][start:]

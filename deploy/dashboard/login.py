@@ -8,13 +8,17 @@ A browser signs in once, with the token in a form, and gets a cookie, whose valu
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -24,12 +28,12 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
+from werkzeug.wrappers import Response as WsgiResponse
 
 from crossfade.deploy.access import Access
 from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess
 from crossfade.deploy.web.protocol import Bounds
-from crossfade.deploy.web.wsgi import WsgiInThreads
 from crossfade.trainer.monitoring.bounded_server import Places
 
 _THREADS = 8
@@ -145,3 +149,58 @@ def _cookie_name(scope: Scope) -> str:
 def _is_local(target: str) -> bool:
     """Return whether ``target`` is a path of this server: two slashes of either kind lead to another one."""
     return target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+
+
+class WsgiInThreads:
+    """An ASGI application that answers requests by a WSGI application, such as that of Dash.
+
+    The complete answer is made in a thread, then sent by the event loop. So no thread waits for a client that reads
+    slowly, nor for an event loop that has ended, as it would where each chunk is handed over by itself.
+    """
+
+    def __init__(self, app: Callable[..., Any], threads: int) -> None:
+        self._app = app
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="wsgi")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        environ = _environ(scope, await Request(scope, receive).body())
+        response = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, environ)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.get_data()})
+
+    def _answer(self, environ: dict[str, Any]) -> WsgiResponse:
+        response = WsgiResponse.from_app(self._app, environ, buffered=True)
+        response.get_data()
+        return response
+
+    def close(self) -> None:
+        """End the threads, each after the request that it answers; further requests have no answer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+    """Return the environment of a request in WSGI, whose texts have a byte in each character."""
+    host, port = scope["server"]
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"].encode().decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value.decode("latin-1")
+    return environ

@@ -12,7 +12,7 @@ from dash import dcc, html
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
-from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS, ProcessRow
+from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
 from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
@@ -176,9 +176,6 @@ def _head(each: RunView) -> Component:
     run = each.summary
     phase = f"{run.phase}, " if run.phase and run.phase != "training" else ""
     generation = f"generation {run.generation}, " if run.generation > 1 else ""
-    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
-    epoch = f", epoch {run.epoch}" if run.epoch else ""
-    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
     left = f", {duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
     elapsed = duration(run.elapsed_seconds)
     end = f"; {run.advice}" if run.advice is not None else ""
@@ -187,7 +184,7 @@ def _head(each: RunView) -> Component:
     return html.Div(
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
-            html.P(f"{phase}{generation}step {run.step:,}{planned}{epoch}{epochs}, {elapsed}{left}{end}"),
+            html.P(f"{phase}{generation}{run.position}, {elapsed}{left}{end}"),
             html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),
@@ -297,7 +294,10 @@ def processes(shown: Sequence[RunView]) -> Component:
         table(
             f"Processes of {each.summary.name}",
             titles,
-            [_process_cells(process) for process in each.summary.processes],
+            [
+                [_badge(row.state) if column.title == STATE_TITLE else column.text(row) for column in COLUMNS]
+                for row in each.summary.processes
+            ],
             text_columns=TEXT_COLUMNS,
             stacked=True,
         )
@@ -305,10 +305,6 @@ def processes(shown: Sequence[RunView]) -> Component:
         else html.P(f"{each.summary.name}: its folder has no data on processes.", className="hint")
         for each in shown
     ]
-
-
-def _process_cells(process: ProcessRow) -> list[Component]:
-    return [_badge(process.state) if column.title == STATE_TITLE else column.text(process) for column in COLUMNS]
 
 
 def events(shown: Sequence[RunView]) -> Component:

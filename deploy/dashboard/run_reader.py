@@ -300,12 +300,9 @@ class RunReader:
         except ValidationError as error:
             self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
         except (OSError, ValueError, InputError) as error:
-            self._problems[name] = f"{name} cannot be read: {_first_line(error)}"
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            self._problems[name] = f"{name} cannot be read: {reason.splitlines()[0]}"
         return default
-
-
-def _first_line(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
 
 
 class Runs:

@@ -1,6 +1,6 @@
 """Serve the dashboard over HTTP, and beside a training, in a process that ends with it.
 
-    serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, Access(), print)
+    serve(DashboardOptions.of(port=8050), print)
 
 uvicorn and Dash are imported only when the page is served.
 """
@@ -17,9 +17,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from crossfade.base.errors import MissingExtraError
-from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
-from crossfade.deploy.dashboard.run_reader import Runs
+from crossfade.deploy.dashboard.options import DashboardOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 from crossfade.trainer.serving.copies_folder import delete_abandoned_copies
 
@@ -28,25 +27,14 @@ _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
 
-def serve(
-    runs: Runs,
-    source: str,
-    host: str,
-    port: int,
-    access: Access,
-    on_listening: Callable[[str], None],
-    *,
-    history_from_this_dataset_only: bool = False,
-) -> None:
-    """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until SIGINT or SIGTERM.
-
-    ``access`` decides which requests are answered. ``source`` names the folders of the runs in the page's header;
-    ``on_listening`` receives the page's URL. ``history_from_this_dataset_only`` has Explore do without base datasets.
+def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> None:
+    """Serve the page until SIGINT or SIGTERM; ``on_listening`` receives its URL.
 
     Raises:
         MissingExtraError: Dash or uvicorn is not installed.
-        InputError: the address is in use or cannot be bound.
+        InputError: a path is not a folder, the token is invalid, or the address is in use or cannot be bound.
     """
+    runs, access = options.open_runs(), options.access()
     try:
         from uvicorn import Config, Server
 
@@ -58,10 +46,10 @@ def serve(
     # Invalid requests, which uvicorn logs as warnings, would fill the log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     with (
-        bound_socket(host, port) as listener,
-        closing(ExploredModels(history_from_this_dataset_only=history_from_this_dataset_only)) as models,
+        bound_socket(options.host, options.port) as listener,
+        closing(ExploredModels(history_from_this_dataset_only=options.history_from_this_dataset_only)) as models,
     ):
-        app = make_app(runs, models, source)
+        app = make_app(runs, models, ", ".join(map(str, options.runs)) or "runs")
         asgi = restricted(app.server, access, content_policy(app))
         server = Server(Config(asgi, timeout_graceful_shutdown=_DRAIN_SECONDS, **UVICORN_OPTIONS))
         listener.listen(UVICORN_OPTIONS["backlog"])

@@ -108,6 +108,13 @@ class Summary:
         return min(1.0, self.step / self.planned_steps) if self.planned_steps else 0.0
 
     @property
+    def position(self) -> str:
+        """The step and the epoch that the run has reached, and how many are planned, in words."""
+        steps = f" of {self.planned_steps:,}" if self.planned_steps else ""
+        epochs = f" of {self.planned_epochs}" if self.planned_epochs else ""
+        return f"step {self.step:,}{steps}" + (f", epoch {self.epoch}{epochs}" if self.epoch else "")
+
+    @property
     def dense_ratio(self) -> float | None:
         """Bytes that dense gradients would have taken, as a multiple of the bytes pushed; None without pushes."""
         pushed = self.traffic.get("bytes_pushed")
@@ -152,7 +159,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         planned_steps=training.planned_steps,
         epoch=_epoch(run),
         planned_epochs=_integer(run.setting("train", "epochs")),
-        remaining_seconds=_remaining_seconds(run, steps_per_second) if live else None,
+        remaining_seconds=training.remaining_seconds() if live else None,
         examples_per_second=report.examples_per_second or training.examples_per_second(),
         steps_per_second=steps_per_second,
         loss=training.epochs[-1].loss if training.epochs else training.steps.last("loss"),
@@ -219,11 +226,6 @@ def _epoch(run: RunReader) -> int | None:
     if epochs and epochs[-1].step >= (steps.last("step") or 0):
         return epochs[-1].epoch
     return _integer(steps.last("epoch"))
-
-
-def _remaining_seconds(run: RunReader, steps_per_second: float | None) -> float | None:
-    planned = run.training.planned_steps
-    return (planned - run.training.step) / steps_per_second if planned and steps_per_second else None
 
 
 def _traffic(run: RunReader, *, done: bool) -> dict[str, int]:

@@ -24,7 +24,7 @@ from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.formatting import size
 from crossfade.base.machine import limit_bytes
 from crossfade.base.packages import pandas_conflict
-from crossfade.deploy.doctor.findings import Finding
+from crossfade.deploy.doctor.findings import Finding, State
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.engines.cuda_driver import find_gpus
@@ -82,8 +82,7 @@ def check_mxnet(*, needed: bool, seconds: float) -> Iterator[Finding]:
         problem = f"importing it ended with signal {-code}; install the wheel for this processor again"
     missing = [package for library, package in _SYSTEM_LIBRARIES.items() if not _can_load(library)]
     fix = f"; apt-get install {' '.join(missing)}, or the packages of this system that have them" if missing else ""
-    state = "fix" if needed else "warning"
-    yield Finding("mxnet", "fix" if state == "fix" else "warning", f"{problem}{fix}")
+    yield Finding("mxnet", "fix" if needed else "warning", f"{problem}{fix}")
 
 
 def _can_load(library: str) -> bool:
@@ -170,9 +169,9 @@ def check_temporary_files() -> Iterator[Finding]:
         fix = "make it writable, or unset it"
         yield Finding("temporary", "warning", f"TMPDIR={chosen} cannot be written, so that {folder} is used; {fix}")
     elif free < _LOW_TEMP_BYTES:
-        state = "fix" if free < _MIN_TEMP_BYTES else "warning"
         fix = "make room, or set TMPDIR to a folder on a larger disk"
-        yield Finding("temporary", "fix" if state == "fix" else "warning", f"{folder}: {size(free)} are free; {fix}")
+        state: State = "fix" if free < _MIN_TEMP_BYTES else "warning"
+        yield Finding("temporary", state, f"{folder}: {size(free)} are free; {fix}")
     else:
         yield Finding("temporary", "ok", f"{folder}: {size(free)} are free")
     if not os.access(SOCKET_FOLDER, os.W_OK | os.X_OK):

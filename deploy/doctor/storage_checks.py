@@ -17,7 +17,7 @@ from crossfade.base.formatting import duration
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, s3_endpoint
 from crossfade.base.io.s3_conditional import ChangedError
-from crossfade.deploy.doctor.findings import Finding
+from crossfade.deploy.doctor.findings import Finding, State
 
 _LIMITS = {ATTEMPTS_VARIABLE: "2", TIMEOUT_VARIABLE: "5", "AWS_MAX_ATTEMPTS": "2"}
 """Attempts and seconds of a request, where the environment has none: a run may wait for minutes, a check not."""
@@ -125,9 +125,9 @@ def check_clock() -> Iterator[Finding]:
     skew = (before + time.time()) / 2 - theirs
     found = f"{duration(abs(skew))} {'ahead of' if skew > 0 else 'behind'} that of {host}"
     if abs(skew) > _SKEW_SECONDS:
-        state = "fix" if abs(skew) > _MAX_SKEW_SECONDS else "warning"
+        state: State = "fix" if abs(skew) > _MAX_SKEW_SECONDS else "warning"
         fix = "at 15 minutes, S3 rejects requests: synchronize the clock, as with timedatectl set-ntp true"
-        yield Finding("clock", "fix" if state == "fix" else "warning", f"{found}; {fix}")
+        yield Finding("clock", state, f"{found}; {fix}")
     else:
         yield Finding("clock", "ok", found)
 

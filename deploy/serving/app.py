@@ -32,6 +32,7 @@ from starlette.routing import Route
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
+from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
 from crossfade.deploy.serving.current import CurrentVersion
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
@@ -68,8 +69,8 @@ default is 5 ms. A ranking takes the lock several times, and under load it waits
 _DESCRIPTION = """\
 Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
 
-`items` of a result are ranked by the model's score or, for similar rows, by cosine. A result for an ID that is unknown
-has `error` instead; where a request is for one ID only, the status is 404.
+`items` of a result are ranked by the model's score or, for similar rows, by cosine. A GET for an ID that is unknown is
+answered by 404. A POST is for a batch, even of one ID: its status is 200, and the result for an unknown ID has `error`.
 """
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -302,18 +303,12 @@ def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> No
 
 
 def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_token: bool) -> None:
-    async def recommend(request: RecommendRequest) -> Results:
-        return await current.answer(
-            lambda answers: answers.recommend(request),
-            lambda answers: answers.is_quick(request),
-            lambda answers: answers.load_filters(request),
-        )
+    async def rank(request: RecommendRequest | SimilarRequest) -> Results:
+        def ask(answers: Answers) -> Results:
+            return answers.similar(request) if isinstance(request, SimilarRequest) else answers.recommend(request)
 
-    async def similar(request: SimilarRequest) -> Results:
         return await current.answer(
-            lambda answers: answers.similar(request),
-            lambda answers: answers.is_quick(request),
-            lambda answers: answers.load_filters(request),
+            ask, lambda answers: answers.is_quick(request), lambda answers: answers.load_filters(request)
         )
 
     @app.get("/recommend", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
@@ -321,32 +316,37 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
         """Recommend items to one customer, or whatever the query entity is."""
         _check_sender(request, query, has_token)
         values = query.model_dump(exclude={"id"})
-        return _one(await recommend(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
     async def similar_to_one(request: Request, query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
         _check_sender(request, query, has_token)
         values = query.model_dump(exclude={"id"})
-        return _one(await similar(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
     many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
 
+    as_recommend = "Recommend items, as POST /recommend does: the route that SageMaker endpoints call."
+
+    @app.post(
+        "/invocations",
+        **many,
+        tags=["SageMaker"],
+        openapi_extra=recommend_body,
+        description=as_recommend,
+        name="invoke",
+    )
     @app.post("/recommend", **many, tags=["rankings"], openapi_extra=recommend_body)
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
-        return _json(await recommend(await _read_body(request, bodies, "recommend")))
+        return _json(await rank(await _read_body(request, bodies, "recommend")))
 
     @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)
     async def similar_to_many(request: Request) -> Response:
         """Find the nearest neighbors of several rows."""
-        return _json(await similar(await _read_body(request, bodies, "similar")))
-
-    @app.post("/invocations", **many, tags=["SageMaker"], openapi_extra=recommend_body)
-    async def invoke(request: Request) -> Response:
-        """Recommend items, as POST /recommend does: the route that SageMaker endpoints call."""
-        return _json(await recommend(await _read_body(request, bodies, "recommend")))
+        return _json(await rank(await _read_body(request, bodies, "similar")))
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:

@@ -29,7 +29,7 @@ from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.metrics import record_refresh
 from crossfade.deploy.serving.options import INDEX_FROM, ServeOptions
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.recommend.trained_model import source_fingerprint, with_trained_model
+from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.serving.copies_folder import full_work_disk_error
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
@@ -196,16 +196,15 @@ def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> N
 
 def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
     options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
+
+    def write(model: TrainedModel) -> None:
+        shutil.rmtree(path, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left
+        write_version(model, path, options, reporter)
+
     try:
-        with_trained_model(source, _logger.info, lambda model: write_version(model, _emptied(path), options, reporter))
+        with_trained_model(source, _logger.info, write)
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # its disk may be full
         if not any(is_full_disk(cause) for cause in (error, error.__cause__) if cause is not None):
             raise
         raise full_work_disk_error(path.parent) from error
-
-
-def _emptied(path: Path) -> Path:
-    """Delete what an attempt with a corrupt checkpoint has left in ``path``."""
-    shutil.rmtree(path, ignore_errors=True)
-    return path

@@ -2,7 +2,8 @@
 
 The pages in ``docs/`` are read on a code host too, so their links lead to other files of the repository. On the site,
 README.md and others outside ``docs/`` are pages, and so is each file that a page links to, such as a source file; links
-are changed accordingly. The help of commands, the keys of jobs, and the Python reference are generated.
+are changed accordingly. The help of commands, the options of all faces, the keys of jobs, and the Python reference are
+generated.
 """
 
 import os
@@ -14,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from notebooks import notebook_page
-from reference import JOB_MARK, commands_page, job_keys, python_page
+from reference import JOB_MARK, commands_page, job_keys, options_page, python_page
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.ipynb"))]
@@ -39,6 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         content = notebook_page(ROOT / path) if path in NOTEBOOKS else (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=content))
     files.append(File.generated(config, "commands.md", content=commands_page()))
+    files.append(File.generated(config, "options.md", content=options_page()))
     files.append(File.generated(config, "python-reference.md", content=python_page()))
     written = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} | set(PAGES)
     for source in sorted({source for page in written for source in _linked_sources(page)}):

@@ -2,10 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
 
 import crossfade
-from crossfade.cli.main import make_parser
+from crossfade.base.options import expected, is_list, plain_type, shown
+from crossfade.cli.command import Command
+from crossfade.cli.main import COMMANDS, load_command, make_parser
+from crossfade.deploy.serving import schemas
 from crossfade.trainer.config.json_schema import explain_fields
 from crossfade.trainer.config.schema import JobConfig
 
@@ -38,6 +44,58 @@ def _commands(
             for name, command in action.choices.items():
                 yield (*words, name), command
                 yield from _commands(command, (*words, name))
+
+
+_OPTIONS = """\
+# Options
+
+What each option takes, on the command line, in Python, and over HTTP, from the declarations that all three are made of.
+"""
+_FUNCTIONS = (crossfade.load, crossfade.Model.recommend, crossfade.Model.similar, crossfade.Model.evaluate)
+_REQUESTS = {
+    "GET /recommend": schemas.RecommendQuery,
+    "POST /recommend with ids": schemas.KnownRequest,
+    "POST /recommend with histories": schemas.NewRequest,
+    "GET /similar": schemas.SimilarQuery,
+    "POST /similar": schemas.SimilarRequest,
+    "GET /vector": schemas.RowQuery,
+    "GET /search": schemas.SearchQuery,
+}
+
+
+def options_page() -> str:
+    """Return a page with the types, defaults, and limits of all options."""
+    tables = [*_of_commands(map(load_command, COMMANDS), "crossfade")]
+    tables += [(f"crossfade.{each.__qualname__}", each.declared, False) for each in _FUNCTIONS]
+    tables += [(route, request.model_fields, False) for route, request in _REQUESTS.items()]
+    lines = [_OPTIONS]
+    for title, fields, is_typed in tables:
+        rows = (_option_row(name, field, is_typed) for name, field in fields.items())
+        lines += [f"## {title}", "", "| option | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _of_commands(commands: Iterable[Command[Any]], words: str) -> Iterator[tuple[str, Mapping[str, FieldInfo], bool]]:
+    for command in commands:
+        name = f"{words} {command.name}"
+        if command.options is not None:
+            yield name, command.options.model_fields, True
+        yield from _of_commands(command.actions, name)
+
+
+def _option_row(name: str, field: FieldInfo, is_typed: bool) -> str:
+    """Return the row of an option, by its name or, if ``is_typed``, as the command line takes it."""
+    face, value = shown(field), expected(field)
+    if is_list(field):
+        value = "values" if (each := expected(field, inner=True)) == "another value" else f"values, each {each}"
+    elif value == "another value":
+        keys = getattr(plain_type(field.annotation), "model_fields", ())
+        value = f"`{face.value}`" if face.value else f"an object of {', '.join(keys)}"
+    if is_typed:
+        name = face.value or name.upper() if face.positional else f"--{name.rstrip('_').replace('_', '-')}"
+    default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+    cells = (f"`{name}`", value, default, field.description or "")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def python_page() -> str:

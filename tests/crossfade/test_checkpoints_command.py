@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
 from error_table import documented
-from object_store import BUCKET, ObjectStore, running_object_store
+from object_store import BUCKET, ObjectStore
 from running_command import single_line
 from saved_shards import random_table, reseal, save_shards, split_table
 
@@ -141,19 +140,9 @@ def test_folder_without_checkpoints_is_rejected(copy: Path, tmp_path: Path) -> N
     assert states(copy) == {}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
 @pytest.mark.slow
-def test_unfinished_uploads_and_objects_on_s3_are_deleted(
-    server: ObjectStore, monkeypatch: pytest.MonkeyPatch, copy: Path
-) -> None:
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    uri = server.upload(copy / "checkpoints", "runs/checkpoints")
+def test_unfinished_uploads_and_objects_on_s3_are_deleted(s3: ObjectStore, copy: Path) -> None:
+    uri = s3.upload(copy / "checkpoints", "runs/checkpoints")
     client: Any = boto3.client("s3")
     keys = [f"runs/checkpoints/step-{step:09d}/track/weights.00000-of-00001.npy" for step in (UNFINISHED, 9)]
     keys += ["runs/checkpoints-of-another/step-000000001/a.npy", "runs/checkpoints/notes.txt"]

@@ -1,6 +1,5 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
-import os
 import re
 import statistics
 import subprocess
@@ -100,11 +99,10 @@ def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
     assert (tmp_path / "data" / "lastfm_genres.csv").read_text().startswith('"artist","genre"\n')
 
 
-def test_failing_command_ends_the_demo(tmp_path: Path) -> None:
+def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
     (tmp_path / "raw" / "lastfm_hetrec2011" / "user_artists.dat").write_text("no table")
-    environment = {**os.environ, "CROSSFADE_DATA": str(tmp_path / "raw")}
-    command = [*COMMAND, "demo"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
+    result = crossfade_here("demo", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout.count("$ crossfade") == 1

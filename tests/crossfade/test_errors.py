@@ -12,22 +12,19 @@ from typing import Any
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from error_table import documented
 from running_command import crossfade, single_line, succeeded
 
+from crossfade.base.errors import InputError
 from crossfade.cli.main import main
+from crossfade.deploy.cluster.role_events import EventPipe
+from crossfade.deploy.cluster.role_variables import die_with_agent, role_generation
+from crossfade.deploy.cluster.run_role import _check_environment
+from crossfade.kvstore import jit
+from crossfade.trainer.model.engines.engine import local_rank
 
 Rejected = Callable[..., str]
-
-WITHOUT = """
-import sys
-
-sys.modules[sys.argv.pop(1)] = None
-from crossfade.cli.main import main
-
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 ONE_OF_EACH = {
     "DMLC_PS_ROOT_URI": "127.0.0.1",
@@ -87,8 +84,8 @@ def change_manifest(workspace: Path, change: Any) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_missing_job_file_is_rejected(workspace: Path) -> None:
-    message = rejection(crossfade("train", "nowhere.yaml", cwd=workspace))
+def test_missing_job_file_is_rejected(rejected: Rejected) -> None:
+    message = rejected("train", "nowhere.yaml")
     assert message == "nowhere.yaml: no such job file; expected a YAML file with keys such as 'name:' and 'data:'"
 
 
@@ -134,12 +131,10 @@ def test_empty_train_split_is_rejected(train_rejected: Rejected, workspace: Path
     assert train_rejected().startswith(f"{workspace / 'data'}: its train split is empty: there is nothing to train on")
 
 
-@pytest.mark.slow
-def test_missing_file_of_dataset_is_rejected(workspace: Path) -> None:
+def test_missing_file_of_dataset_is_rejected(train_rejected: Rejected, workspace: Path) -> None:
     shard = workspace / "data" / "train" / "part-00002.parquet"
     shard.unlink()
-    message = rejection(crossfade("train", "job.yaml", "--run-dir", "run", cwd=workspace))
-    assert message == f"{shard}: no such file, but the manifest lists it; prepare the data again"
+    assert train_rejected() == f"{shard}: no such file, but the manifest lists it; prepare the data again"
 
 
 @pytest.mark.parametrize("shape", [(), ("--servers", 4)], ids=["in process", "on servers"])
@@ -169,49 +164,35 @@ def test_foreign_host_address_is_rejected(train_rejected: Rejected) -> None:
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
 
-def rejected_without(package: str, workspace: Path, *options: str) -> str:
-    """Return the message of ``crossfade train`` where ``package`` is not installed."""
-    command = [sys.executable, "-c", WITHOUT, package, "train", "job.yaml", "--run-dir", "run", *options]
-    return rejection(subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=240, check=False))
-
-
-DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
-
-
-@pytest.mark.slow
-def test_missing_horovod_is_reported(workspace: Path) -> None:
-    message = rejected_without("horovod", workspace, *DENSE)
-    documented("dense layers of several workers without Horovod", message)
-    assert not (workspace / "run").exists()
-
-
-@pytest.mark.parametrize("setting", [("--servers", "1"), ("--set", "train.engine=mxnet")], ids=["servers", "engine"])
-@pytest.mark.slow
-def test_missing_mxnet_is_reported(workspace: Path, setting: tuple[str, str]) -> None:
-    message = rejected_without("mxnet", workspace, *setting)
-    assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
+DENSE = ("--servers", 1, "--workers", 2, "--set", "model.dense={item: [8]}")
 
 
 @pytest.mark.parametrize(
-    ("package", "setting", "cause"),
+    ("package", "options", "cause"),
     [
-        ("mlflow", "tracking.mlflow=http://mlflow:5000", "tracking.mlflow without its package"),
-        ("tensorboard", "tracking.tensorboard=true", "tracking.tensorboard without its package"),
+        ("horovod", DENSE, "dense layers of several workers without Horovod"),
+        ("mlflow", ("--set", "tracking.mlflow=http://mlflow:5000"), "tracking.mlflow without its package"),
+        ("tensorboard", ("--set", "tracking.tensorboard=true"), "tracking.tensorboard without its package"),
+        ("mxnet", ("--servers", 1), ""),
+        ("mxnet", ("--set", "train.engine=mxnet"), ""),
     ],
 )
-def test_missing_package_that_tracks_is_reported(
-    train_rejected: Rejected, monkeypatch: pytest.MonkeyPatch, package: str, setting: str, cause: str
+def test_missing_package_is_reported(
+    train_rejected: Rejected, monkeypatch: pytest.MonkeyPatch, package: str, options: tuple[object, ...], cause: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    documented(cause, train_rejected("--set", setting))
+    message = train_rejected(*options)
+    if cause:
+        documented(cause, message)
+    assert f"needs the package '{package}" in message
 
 
-@pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
-@pytest.mark.slow
-def test_role_without_addresses_is_rejected(workspace: Path, role: str) -> None:
-    variables = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9000", "DMLC_NUM_SERVER": "1"}
-    message = rejection(crossfade(role, "--run-dir", "run", cwd=workspace, variables=variables))
-    assert message == f"the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade {role} --help'"
+def test_role_without_addresses_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ONE_OF_EACH.items():
+        monkeypatch.setenv(name, "" if name in ("DMLC_NODE_HOST", "DMLC_NUM_WORKER") else value)
+    with pytest.raises(InputError) as caught:
+        _check_environment("server")
+    assert str(caught.value) == "the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade server --help'"
 
 
 @pytest.mark.slow
@@ -224,32 +205,30 @@ def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     documented("a worker without Horovod's environment variables", message)
 
 
-@pytest.mark.parametrize(
-    "variable",
-    [
-        *({name: value} for name in ("DMLC_NUM_SERVER", "DMLC_NUM_WORKER") for value in ("x", "0", "-1", "9" * 5000)),
-        *({"DMLC_PS_ROOT_PORT": value} for value in ("x", "0", "65536")),
-        {"CROSSFADE_AGENT_PID": "x"},
-        {"CROSSFADE_EVENTS_FD": "x"},
-        {"CROSSFADE_GENERATION": "x"},
-        {"CROSSFADE_LOCAL_RANK": "x"},
-    ],
-    ids=lambda variable: "=".join(*variable.items())[:30],
-)
-def test_invalid_number_in_the_environment_is_rejected(workspace: Path, variable: dict[str, str]) -> None:
-    (workspace / "run").mkdir()
-    write_job(workspace / "run" / "job.yaml", workspace / "data", cluster={"servers": 1, "workers": 1})
-    if "CROSSFADE_LOCAL_RANK" in variable:
-        result = crossfade("train", "job.yaml", cwd=workspace, variables=variable)
-        message = single_line(result.returncode, result.stdout, result.stderr)
-    else:
-        message = role_rejected("server", workspace, ONE_OF_EACH | variable)
-    documented("an environment variable that is not a valid number", message)
+READERS: dict[str, Callable[[], object]] = {
+    **dict.fromkeys(("DMLC_NUM_SERVER", "DMLC_NUM_WORKER", "DMLC_PS_ROOT_PORT"), lambda: _check_environment("server")),
+    "CROSSFADE_AGENT_PID": die_with_agent,
+    "CROSSFADE_EVENTS_FD": EventPipe,
+    "CROSSFADE_GENERATION": role_generation,
+    "CROSSFADE_LOCAL_RANK": lambda: local_rank(0),
+}
 
 
-def test_pipe_of_a_role_that_is_not_open_is_rejected(workspace: Path) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_invalid_number_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other, value in {**ONE_OF_EACH, name: "65537" if name.endswith("PORT") else "-1"}.items():
+        monkeypatch.setenv(other, value)
+    with pytest.raises(InputError) as caught:
+        READERS[name]()
+    documented("an environment variable that is not a valid number", str(caught.value))
+
+
+@pytest.mark.slow
+def test_role_reports_the_error_in_its_environment(workspace: Path) -> None:
     message = role_rejected("server", workspace, {**ONE_OF_EACH, "CROSSFADE_EVENTS_FD": "999"})
     documented("a role with the pipe of an agent that did not start it", message)
+    message = role_rejected("server", workspace, {**ONE_OF_EACH, "DMLC_NUM_WORKER": "0"})
+    assert message.startswith("DMLC_NUM_WORKER is '0', expected an integer from 1")
 
 
 def role_rejected(role: str, workspace: Path, variables: dict[str, str]) -> str:
@@ -279,7 +258,7 @@ def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
 
 @pytest.mark.slow
 def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace: Path) -> None:
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1"))
     report = (workspace / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
@@ -289,18 +268,28 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "cause"),
+    ("name", "values", "cause"),
     [
-        *(
-            ("NUMBA_NUM_THREADS", value, "an invalid number of threads for numba")
-            for value in ("x", "0", "100000", "9" * 5000)
-        ),
-        *(("NUMBA_THREADING_LAYER", value, "an unknown threading layer") for value in ("x", "tbb", "safe")),
-        *(("NUMBA_THREADING_LAYER_PRIORITY", value, "unknown threading layers") for value in ("x", "omp omp tbb")),
-        ("NUMBA_CACHE_LOCATOR_CLASSES", "x", "an unknown cache class of numba"),
-        ("NUMBA_DISABLE_JIT", "1", "numba that must not compile"),
+        ("NUMBA_NUM_THREADS", ("x", "0", "100000", "9" * 5000), "an invalid number of threads for numba"),
+        ("NUMBA_THREADING_LAYER", ("x", "tbb", "safe"), "an unknown threading layer"),
+        ("NUMBA_THREADING_LAYER_PRIORITY", ("x", "omp omp tbb"), "unknown threading layers"),
+        ("NUMBA_DISABLE_JIT", ("1",), "numba that must not compile"),
     ],
 )
-def test_environment_that_numba_cannot_use(workspace: Path, name: str, value: str, cause: str) -> None:
-    result = crossfade("train", "job.yaml", cwd=workspace, variables={name: value})
-    documented(cause, single_line(result.returncode, result.stdout, result.stderr))
+def test_environment_that_numba_cannot_use(
+    monkeypatch: pytest.MonkeyPatch, name: str, values: tuple[str, ...], cause: str
+) -> None:
+    for value in values:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(InputError) as caught:
+            jit._check_environment()
+        documented(cause, str(caught.value))
+
+
+@pytest.mark.slow
+def test_command_reports_the_environment_that_numba_cannot_use(workspace: Path) -> None:
+    for variable, cause in (
+        ({"NUMBA_NUM_THREADS": "100000"}, "an invalid number of threads for numba"),
+        ({"NUMBA_CACHE_LOCATOR_CLASSES": "x"}, "an unknown cache class of numba"),
+    ):
+        documented(cause, rejection(crossfade("train", "job.yaml", cwd=workspace, variables=variable)))

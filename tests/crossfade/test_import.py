@@ -1,4 +1,4 @@
-"""``import crossfade`` is quick and has no side effects."""
+"""``import crossfade`` is quick and has no side effects; the command line is made without loading data or kernels."""
 
 import subprocess
 import sys
@@ -18,8 +18,12 @@ except AttributeError as error:
     assert str(error) == "module 'crossfade' has no attribute 'fitt'"
 else:
     raise AssertionError("an unknown name was found")
+from crossfade.cli.main import make_parser
+make_parser()
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"numpy", "pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
 """
 
 
-def test_import_loads_no_package_and_changes_nothing() -> None:
+def test_import_and_command_line_load_no_large_package_and_change_nothing() -> None:
     subprocess.run([sys.executable, "-c", IMPORT], check=True)

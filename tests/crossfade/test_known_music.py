@@ -1,4 +1,7 @@
-"""A model of a second day recommends nothing that was heard on the first, whoever asks: commands, Python, servers."""
+"""A model of a second day recommends nothing that was heard on the first, unless it is to go on without that day.
+
+What counts as known is tested by ``tests/trainer/data/test_lineage.py``.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ import pytest
 from cluster_data import CUSTOMERS, planted_plays, write_job
 from command_here import crossfade_here
 from error_table import documented
-from preparing import interactions, vocabulary_tuples
+from preparing import interactions
 from running_command import succeeded
 from serving import running_server
 from waiting import wait_until
@@ -107,24 +110,6 @@ def test_command_recommends_nothing_known(workspace: Path, heard: Known, tmp_pat
     assert known_again(recommended(tmp_path / "checkpoint.parquet"), heard) == 0
 
 
-def test_python_recommends_nothing_known(workspace: Path, heard: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workspace)
-    model = crossfade.load("run2", frame="arrow")
-    lists: dict[str, list[int]] = {}
-    for row in model.recommend("all", k=20).to_pylist():
-        lists.setdefault(row["customer"], []).append(row["track"])
-    assert known_again(lists, heard) == 0
-
-
-def test_server_recommends_nothing_known(workspace: Path, heard: Known) -> None:
-    names = sorted(heard)[:50]
-    with running_server("run2", cwd=workspace) as server:
-        status, answer = server.post("recommend", {"ids": names})
-    assert status == 200
-    lists = {name: [row["id"] for row in found["items"]] for name, found in zip(names, answer["results"], strict=True)}
-    assert known_again(lists, heard) == 0
-
-
 def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
     answers: list[Any] = []
 
@@ -136,14 +121,6 @@ def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
         wait_until(has_answered, f"the model of {run}")
     found: dict[str, Any] = answers[0]
     return found
-
-
-def test_explore_recommends_nothing_known(workspace: Path, heard: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workspace)
-    found = explored(workspace / "run2", "c007")
-    assert known_again({"c007": [int(row["id"]) for row in found["rows"]]}, heard) == 0
-    assert found["history_items"] == len(heard["c007"])
-    assert {int(row["id"]) for row in found["history"]} <= heard["c007"]
 
 
 def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
@@ -162,28 +139,6 @@ def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
         assert printed["baselines"]["metrics"]["test"][name] != only["baselines"]["metrics"]["test"][name]
     report = json.loads((workspace / "run2" / "report.json").read_text())
     assert report["metrics"]["test"]["pairs_dropped"] == dropped
-
-
-def test_popularity_counts_both_days(workspace: Path) -> None:
-    counts = {day: {row[1]: row[2] for row in vocabulary_tuples(workspace / f"data{day}", "track")} for day in (1, 2)}
-    total = {track: counts[1].get(track, 0) + count for track, count in counts[2].items()}
-    least = sorted(total.values())[-10]
-    expected = {track for track, count in total.items() if count >= least}
-    result = crossfade_here(
-        "recommend",
-        "run2",
-        "--customer",
-        "c007",
-        "--exclude",
-        "-k",
-        999,
-        "--where",
-        f"count >= {least}",
-        "--json",
-        cwd=workspace,
-    )
-    [found] = json.loads(succeeded(result).stdout)
-    assert {row["track"] for row in found["recommendations"]} == expected
 
 
 @pytest.mark.usefixtures("without_base")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -33,8 +34,15 @@ FILES_WITH_FLAGS = {
     "trainer/formats/search_engines.py": "writes scripts that call curl",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
-MAX_SMALL_FILES = 13
+MAX_SMALL_FILES = 9
 """Other small files with one importer. Lower it when some are merged into their importer."""
+
+
+@cache
+def nodes(path: Path) -> tuple[str, list[ast.AST]]:
+    """Return the text of a module, and all nodes of its syntax tree."""
+    text = path.read_text(encoding="utf-8")
+    return text, list(ast.walk(ast.parse(text, str(path))))
 
 
 def product_files(root: Path) -> Iterator[Path]:
@@ -61,11 +69,11 @@ def oversized(root: Path) -> list[str]:
     problems = []
     for path in product_files(root):
         relative = path.relative_to(root)
-        text = path.read_text(encoding="utf-8")
+        text, found = nodes(path)
         lines = text.count("\n")
         if lines > MAX_FILE_LINES:
             problems.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
-        for node in ast.walk(ast.parse(text)):
+        for node in found:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
@@ -91,7 +99,7 @@ def strings_with_flags(root: Path) -> list[str]:
         f"{path.relative_to(root)}:{node.lineno}"
         for path in product_files(root)
         if path.relative_to(root).parts[0] != "crossfade"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)[1]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.search(node.value)
     ]
 

@@ -168,19 +168,6 @@ def test_roles_log_json_if_requested(tmp_path: Path) -> None:
     assert [line["step"] for line in epochs][-1] == json.loads((tmp_path / "run" / "report.json").read_text())["steps"]
 
 
-@pytest.mark.cluster
-def test_roles_log_text_and_train_displays_progress_by_default(tmp_path: Path) -> None:
-    train = {"epochs": 1, "batch_size": 256}
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-    result = succeeded(crossfade("train", job, "--run-dir", "run", "--servers", 1, "--workers", 1, cwd=tmp_path))
-    assert "crossfade: epoch=1 step=" in result.stderr
-    assert messages(result.stderr) == []
-    for role in ("server-0", "worker-0"):
-        logged = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())
-        assert logged[0] == "crossfade: phase name=starting"
-        assert logged[-1] == "crossfade: ended"
-
-
 @pytest.mark.parametrize(
     ("variable", "expected"),
     [

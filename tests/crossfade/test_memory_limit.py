@@ -20,8 +20,6 @@ from crossfade.base.errors import InputError
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
 
 GIB = 2**30
-TOO_LITTLE = [400, 1400, 2000]
-"""MiB. Without the check, libraries abort the process, or wait for ever, at some of them."""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +46,18 @@ PREPARE = ("prepare", "--events", "events.csv", "--query", "customer", "--item",
 
 
 @pytest.mark.parametrize(
-    "command", [("train", "job.yaml"), PREPARE, ("evaluate", "runs/planted"), ("recommend", "runs/planted", "--all")]
+    ("mebibytes", "command"),
+    [
+        (400, ("train", "job.yaml")),
+        (1400, PREPARE),
+        (2000, ("evaluate", "runs/planted")),
+        (400, ("recommend", "runs/planted", "--all")),
+    ],
 )
-@pytest.mark.parametrize("mebibytes", TOO_LITTLE)
 def test_too_small_address_space_is_rejected_in_one_line(
     folder: Path, mebibytes: int, command: tuple[str, ...]
 ) -> None:
+    """Without the check, libraries abort the process, or wait for ever, at some of these limits."""
     result = limited(mebibytes, *command, cwd=folder)
     message = single_line(result.returncode, result.stdout, result.stderr)
     documented("a limit of the address space that is too small", message)
@@ -86,6 +90,7 @@ def test_smallest_address_space_that_roles_accept_suffices_on_servers(folder: Pa
     succeeded(limited(smallest_sufficient(role=True), "train", "job.yaml", "--run-dir", "yes", *arguments, cwd=folder))
 
 
+@pytest.mark.slow
 def test_data_that_exceed_the_address_space_end_a_run_with_a_line_about_memory(folder: Path) -> None:
     large = ("--set", "model.dim=262144", "--set", "train.epochs=1")
     result = limited(smallest_sufficient(), "train", "job.yaml", "--run-dir", "large", *large, cwd=folder)
@@ -112,15 +117,15 @@ LACKS: list[BaseException] = [
 
 @pytest.mark.parametrize("error", LACKS, ids=str)
 def test_lack_of_memory_is_reported_as_such_and_not_as_a_corrupt_file(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from crossfade.cli import status
 
-    def run(*_: Any) -> int:
+    def run(*_: Any, **__: Any) -> int:
         raise error
 
-    monkeypatch.setattr(status, "run", run)
-    result = crossfade_here("status")
+    monkeypatch.setattr(status, "_show", run)
+    result = crossfade_here("status", tmp_path)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("crossfade: error: not enough memory: ")

@@ -45,6 +45,7 @@ LINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [(), ("-p", "xdist", "-n", "1")], ids=["here", "xdist"])
 def test_run_ends_with_what_it_skipped(tmp_path: Path, processes: tuple[str, ...]) -> None:
     (tmp_path / "test_whole_file.py").write_text(TESTS)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
 from command_here import crossfade_here
-from paced_training import Training, paced
+from paced_training import metrics_address, paced
 from run_folders import epoch, state, step, write_run
-from running_command import crossfade, records, started, succeeded
+from running_command import records, started, succeeded
+from scraping import ask, scrape, targets, value
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
@@ -22,7 +23,9 @@ DIM = 8
 
 
 def status(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(succeeded(crossfade("status", "--json", *arguments, cwd=workspace)).stdout)
+    found: list[dict[str, Any]] = json.loads(
+        succeeded(crossfade_here("status", "--json", *arguments, cwd=workspace)).stdout
+    )
     return found
 
 
@@ -72,7 +75,7 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
         assert [event for event in records(run_dir) if event["event"] == "totals"][-1][name] == report[name]
     assert done["examples_per_second"] == report["examples_per_second"]
     assert done["best_epoch"] == report["best_epoch"]
-    screen = succeeded(crossfade("status", run_dir, cwd=tmp_path)).stdout
+    screen = succeeded(crossfade_here("status", run_dir, cwd=tmp_path)).stdout
     assert "live: done, " in screen
     assert done["run_id"] == report["run"]
     assert done["started"] == report["started"]
@@ -111,11 +114,13 @@ def test_killed_run_is_lost_and_stopped_run_is_stopped(
 
 
 @pytest.mark.cluster
-def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) -> None:
+def test_killed_server_and_its_successor_are_shown_and_scraped(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "cluster"
     run_dir.parent.mkdir()
     with paced("train", job, "--servers", 2, "--workers", 1, run_dir=run_dir) as training:
+        address = metrics_address(training)
         training.wait_for("checkpoint_saved")
+        scraped = targets(address)
         training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the servers' loads")
         before = {row["name"]: row for row in status(tmp_path)[0]["processes"]}
         assert [before[name]["state"] for name in before] == ["running"] * 4
@@ -124,7 +129,11 @@ def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) ->
         assert sum(held) >= CUSTOMERS + TRACKS  # ranges are of equal size
         assert held[0] == held[1]
         assert before["server-0"]["held_bytes"] >= held[0] * DIM * VALUE_BYTES
-        _kill_server(training, run_dir)
+        training.command.roles()["server-0"].kill()
+        training.wait(lambda: value(scrape(address), "crossfade_restarts_total") == 1, "a restart")
+        training.wait(lambda: len(targets(address)) == len(scraped), "all processes of the next generation")
+        assert targets(address)["server-0"] != scraped["server-0"]
+        assert ask(targets(address)["server-0"], "/healthz")[0] == 200
         training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the next servers' loads")
         (again,) = status(tmp_path)
         assert (again["state"], again["generation"], len(again["restarts"])) == ("running", 2, 1)
@@ -140,6 +149,7 @@ def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) ->
         succeeded(training.finish())
     (done,) = status(tmp_path)
     assert (done["state"], len(done["restarts"])) == ("done", 1)
+    assert value((run_dir / "metrics.prom").read_text(), "crossfade_restarts_total") == 1
     assert done["failure"] == failure
     assert {row["state"] for row in done["processes"]} == {"done"}
 
@@ -148,12 +158,6 @@ def _updating(run_dir: Path) -> list[str]:
     """Return the servers whose load includes updates."""
     processes = read_state(run_dir)["processes"].items()
     return [name for name, process in processes if process["load"].get("updates")]
-
-
-def _kill_server(training: Training, run_dir: Path) -> None:
-    """Kill a server, and wait for the next generation."""
-    training.command.roles()["server-0"].kill()
-    training.wait(lambda: read_state(run_dir)["generation"] == 2, "the next generation")
 
 
 def test_diverged_run_shows_its_error_and_what_was_lost(
@@ -234,7 +238,7 @@ def test_watch_repeats_until_signal(tmp_path: Path) -> None:
 
 
 def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = crossfade("status", cwd=tmp_path)
+    result = crossfade_here("status", cwd=tmp_path)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "runs: is not there" in result.stderr
     (tmp_path / "file").write_text("")

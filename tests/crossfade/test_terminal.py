@@ -19,6 +19,7 @@ from running_command import succeeded
 
 from crossfade.base import logs
 from crossfade.base.errors import escape_unprintable, to_json_line
+from crossfade.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"
@@ -73,7 +74,7 @@ def test_commands_print_data_through_the_terminal_module_only() -> None:
     assert len(paths) > 30
     assert [call for path in paths for call in prints(path)] == [
         "schema.py: print(text, end='')",
-        "submit_ec2.py: print(f'UserData of {name}:\\n{script}')",
+        "submit.py: print(f'UserData of {name}:\\n{script}')",
     ]
 
 
@@ -137,12 +138,10 @@ def test_status_prints_no_controls_of_run_folders(tmp_path: Path) -> None:
         assert "\\u202egnp" in result.stdout
 
 
-@pytest.mark.slow
-def test_usage_error_prints_no_controls(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "crossfade", "similar", "run", "x", f"--option{CONTROLS[:-1]}"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert_harmless(result.stderr)
+def test_usage_error_prints_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["similar", "run", "x", f"--option{CONTROLS[:-1]}"])
+    assert_harmless(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [("schema",), ("train", "--explain")])

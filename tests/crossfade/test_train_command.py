@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, GENRES, HELD_OUT, TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
-from running_command import crossfade, messages, records, started, succeeded, wait_for_steps
+from running_command import messages, records, started, succeeded, wait_for_steps
 
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
 from crossfade.trainer.embeddings.listing import LISTING_FILE
@@ -42,7 +42,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_planted(folder / "data", named=True)
     train = {"epochs": EPOCHS, "batch_size": BATCH, "patience": None}
     write_job(folder / "job.yaml", data, model={"dim": DIM}, train=train)
-    (folder / "printed").write_text(succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder)).stdout)
+    (folder / "printed").write_text(
+        succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder)).stdout
+    )
     return folder
 
 
@@ -151,7 +153,7 @@ def test_event_log_has_epochs_and_steps(workspace: Path, report: dict[str, Any])
 
 def test_resolved_job_in_run_folder_is_a_job_file(workspace: Path) -> None:
     result = succeeded(
-        crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=workspace)
+        crossfade_here("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=workspace)
     )
     assert "1 step\n" in result.stdout
     assert read_report(workspace / "once")["parameters"] == read_report(workspace / "run")["parameters"]
@@ -199,7 +201,7 @@ def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
 def evaluate(workspace: Path, *arguments: object) -> dict[str, Any]:
     """Return what ``crossfade evaluate run --json`` prints."""
     printed: dict[str, Any] = json.loads(
-        succeeded(crossfade("evaluate", "run", "--json", *arguments, cwd=workspace)).stdout
+        succeeded(crossfade_here("evaluate", "run", "--json", *arguments, cwd=workspace)).stdout
     )
     return printed
 
@@ -223,7 +225,7 @@ def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, rep
 
 
 def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
-    head, *rows, task = succeeded(crossfade("evaluate", "run", cwd=workspace)).stdout.splitlines()
+    head, *rows, task = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
     assert task == "task new: 600 held-out pairs count; none is in an excluded split too"
@@ -236,17 +238,13 @@ def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
         )
 
 
-def similar(workspace: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return crossfade("similar", "run", *arguments, cwd=workspace)
-
-
 def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:
     by_name, by_id = (
-        succeeded(similar(workspace, "genre 2 song 7", "-k", 5)),
-        succeeded(similar(workspace, 5007, "-k", 5)),
+        succeeded(crossfade_here("similar", "run", name, "-k", 5, cwd=workspace)).stdout
+        for name in ("genre 2 song 7", 5007)
     )
-    assert by_name.stdout == by_id.stdout
-    title, *lines = by_name.stdout.splitlines()
+    assert by_name == by_id
+    title, *lines = by_name.splitlines()
     assert title == "Genre 2 Song 7"
     matches = [re.fullmatch(r" +(-?\d\.\d{3})  (Genre \d Song \d+)", line) for line in lines]
     cosines = [float(match[1]) for match in matches if match]
@@ -254,76 +252,61 @@ def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:
     assert cosines == sorted(cosines, reverse=True)
     assert title not in [match[2] for match in matches if match]
     assert sum("Genre 2" in line for line in lines) >= 3
-
-
-def test_similar_suggests_correct_name(workspace: Path) -> None:
-    result = similar(workspace, "Genre 2 Song 7", "Genre 2 Sgon 7")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    [line] = result.stderr.splitlines()
-    assert "'Genre 2 Sgon 7'" in line
-    assert "did you mean 'Genre 2 Song 7'" in line
-
-
-def test_similar_accepts_query_entity(workspace: Path) -> None:
-    assert succeeded(similar(workspace, "c010", "--entity", "customer")).stdout.splitlines()[0] == "c010"
+    customers = succeeded(crossfade_here("similar", "run", "c010", "--entity", "customer", cwd=workspace))
+    assert customers.stdout.splitlines()[0] == "c010"
 
 
 def test_patience_stops_run_without_improvement(untrained: dict[str, Any]) -> None:
     assert (untrained["best_epoch"], untrained["epochs"]) == (1, 3)
 
 
-@pytest.mark.slow
 def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
     stop = "train.max_steps={}".format
     first = train(workspace, "again", stop(7))
     assert (first["steps"], first["epochs"]) == (7, 1)
-    moved = crossfade("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=workspace)
+    moved = crossfade_here("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=workspace)
     assert "crossfade: the earlier run in again was moved to again.1\n" in succeeded(moved).stderr
     assert "to resume it" not in moved.stderr
     assert read_report(workspace / "again.1") == first
     assert read_report(workspace / "again")["steps"] == 2
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=workspace))
     assert read_report(workspace / "again")["steps"] == 3
     assert not (workspace / "again.2").exists()
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
 def test_folder_that_is_not_a_run_is_rejected_and_unchanged(workspace: Path, overwrite: tuple[str, ...]) -> None:
-    result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=workspace)
+    result = crossfade_here("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=workspace)
     assert result.returncode == 2
     assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
     assert (workspace / "data" / "manifest.json").exists()
 
 
-@pytest.mark.slow
 def test_run_in_folder_of_active_run_is_rejected(workspace: Path) -> None:
     endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=workspace) as first:
         wait_for_steps(first, workspace / "busy")
         for arguments in ((), ("--overwrite",)):
-            second = crossfade("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=workspace)
+            second = crossfade_here("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=workspace)
             assert second.returncode == 2
             assert second.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         assert first.process.poll() is None
 
 
-@pytest.mark.slow
 def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> None:
     with started("train", "job.yaml", "--run-dir", "killed", cwd=workspace) as first:
         wait_for_steps(first, workspace / "killed")
     assert first.process.returncode == -signal.SIGKILL
     identity = RunFolder(workspace / "killed").run_id()
-    second = crossfade("train", "job.yaml", "--run-dir", "killed", "--set", "train.max_steps=1", cwd=workspace)
+    second = crossfade_here("train", "job.yaml", "--run-dir", "killed", "--set", "train.max_steps=1", cwd=workspace)
     lines = messages(succeeded(second).stderr)
     assert "crossfade: the earlier run in killed, which was not finished, was moved to killed.1" in lines
     [options] = [line.partition("crossfade train ")[2] for line in lines if "to resume it: " in line]
-    succeeded(crossfade("train", *shlex.split(options), "--set", "train.max_steps=2", cwd=workspace))
+    succeeded(crossfade_here("train", *shlex.split(options), "--set", "train.max_steps=2", cwd=workspace))
     assert read_report(workspace / "killed.1")["run"] == identity
     assert read_report(workspace / "killed")["run"] != identity
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["empty", "link", "."])
 def test_existing_empty_folder_is_used(workspace: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -337,7 +320,6 @@ def test_existing_empty_folder_is_used(workspace: Path, tmp_path: Path, folder: 
     assert (tmp_path / "empty" / "report.json").exists()
 
 
-@pytest.mark.slow
 def test_closed_stderr_ends_command_with_failure(workspace: Path, tmp_path: Path) -> None:
     job = workspace / "run" / "job.yaml"
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
@@ -350,17 +332,16 @@ def test_closed_stderr_ends_command_with_failure(workspace: Path, tmp_path: Path
     process.stdout.close()
 
 
-@pytest.mark.slow
 def test_overwrite_deletes_only_files_of_a_run(workspace: Path, tmp_path: Path) -> None:
     job = workspace / "run" / "job.yaml"
     succeeded(crossfade_here("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    result = crossfade("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
+    result = crossfade_here("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
     assert result.returncode == 2
     assert "run: holds notes.txt, which is not part of a run" in result.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "job.yaml").write_text(job.read_text())
-    result = crossfade("train", "mine/job.yaml", "--run-dir", "mine", "--overwrite", cwd=tmp_path)
+    result = crossfade_here("train", "mine/job.yaml", "--run-dir", "mine", "--overwrite", cwd=tmp_path)
     assert result.returncode == 2
     assert "mine: exists and is not a run folder" in result.stderr
     assert (tmp_path / "mine" / "job.yaml").exists()

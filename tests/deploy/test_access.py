@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from error_table import documented
 
-from crossfade.base.errors import InputError
-from crossfade.deploy.access import Access, read_token
+from crossfade.base.errors import InputError, OptionError
+from crossfade.deploy.access import Access, AccessOptions, read_token
 
 TOKEN = "a-secret-of-this-test-alone"
 VARIABLE = "CROSSFADE_SERVE_TOKEN"
@@ -44,6 +44,16 @@ def test_host_is_accepted_only_by_its_names(
     listening: str, allowed: tuple[str, ...], header: str | None, accepted: bool
 ) -> None:
     assert (Access.of(listening, allowed, None).host_problem(header) is None) == accepted
+
+
+def test_allowed_host_is_a_name() -> None:
+    names = ("*", "music.example.org", "10.0.0.5", "::1", "[::1]")
+    assert AccessOptions.of(allowed_host=names).allowed_host == names
+    for name in ("", "music.example.org:80", "music.example.org/", "http://music.example.org/"):
+        with pytest.raises(OptionError) as caught:
+            AccessOptions.of(allowed_host=[name])
+        assert caught.value.field == ("allowed_host", 0)
+    documented("an allowed host that is an address", str(caught.value))
 
 
 def test_token_is_compared_as_a_whole() -> None:

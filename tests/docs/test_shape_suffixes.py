@@ -4,8 +4,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("kvstore", "trainer", "deploy", "crossfade", "benchmarks")
 _ROW = re.compile(r"^\| ([A-Z]) \| .+ \|$", re.MULTILINE)
@@ -19,39 +17,35 @@ def listed_letters() -> set[str]:
     return set(_ROW.findall(page.partition("## Shape suffixes\n")[2].partition("\n## ")[0]))
 
 
-def used_letters(source: str) -> set[str]:
-    """Return the letters at the end of the names that a source assigns to or has as parameters."""
+def used_letters(tree: ast.Module) -> set[str]:
+    """Return the letters at the end of the names that a module assigns to or has as parameters."""
     names = [
         node.arg if isinstance(node, ast.arg) else node.attr if isinstance(node, ast.Attribute) else node.id
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.arg | ast.Attribute | ast.Name)
     ]
     return set("".join(match[1] for name in names if (match := _ARRAY.fullmatch(name)))) - {"1"}
 
 
-def unexplained_letters(source: str, listed: set[str]) -> set[str]:
-    """Return the letters used by a source that are neither listed nor in its docstring."""
-    shapes = _SHAPES.search(ast.get_docstring(ast.parse(source)) or "")
-    return used_letters(source) - listed - set(re.findall(r"\b[A-Z]\b", shapes[1] if shapes else ""))
+def explained_letters(tree: ast.Module) -> set[str]:
+    """Return the letters that the docstring of a module explains."""
+    shapes = _SHAPES.search(ast.get_docstring(tree) or "")
+    return set(re.findall(r"\b[A-Z]\b", shapes[1] if shapes else ""))
 
 
-def test_every_listed_letter_is_used() -> None:
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
-    assert listed_letters() - {letter for file in files for letter in used_letters(file.read_text("utf-8"))} == set()
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_used_letter_is_explained(package: str) -> None:
-    listed = listed_letters()
-    unexplained = {
-        str(file.relative_to(ROOT)): letters
-        for file in (ROOT / package).rglob("*.py")
-        if (letters := unexplained_letters(file.read_text(encoding="utf-8"), listed))
-    }
+def test_every_listed_letter_is_used_and_every_used_one_explained() -> None:
+    listed, used, unexplained = listed_letters(), set(), {}
+    for file in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        letters = used_letters(tree)
+        used |= letters
+        if rest := letters - listed - explained_letters(tree):
+            unexplained[str(file.relative_to(ROOT))] = rest
     assert unexplained == {}
+    assert listed - used == set()
 
 
-def test_unexplained_letter_is_found() -> None:
+def test_letters_of_a_module_are_found() -> None:
     source = '"""Rank.\n\nShapes: X rows.\n"""\ndef rank(row_X, starts_A1, key_YZ, MAX_Q):\n    self.sum_1D = 0\n'
-    assert used_letters(source) == {"X", "A", "Y", "Z", "D"}
-    assert unexplained_letters(source, {"A", "D"}) == {"Y", "Z"}
+    assert used_letters(ast.parse(source)) == {"X", "A", "Y", "Z", "D"}
+    assert explained_letters(ast.parse(source)) == {"X"}

@@ -81,6 +81,15 @@ def test_page_of_commands_has_each_with_its_help(site: Path) -> None:
     assert {name for name in commands if f"usage: crossfade {name} " not in re.sub("<[^>]+>", "", page)} == set()
 
 
+def test_page_of_options_has_types_defaults_and_limits_of_each_face(site: Path) -> None:
+    page = re.sub("<[^>]+>", " ", (site / "options.html").read_text(encoding="utf-8"))
+    text = " ".join(page.split())
+    assert "--k an integer from 1 10 list N rows for each query" in text
+    assert "popularity_damping a number from 0 to 100 0.0 rank popular items lower" in text
+    for title in ("crossfade checkpoints list", "crossfade ec2-host", "crossfade.Model.evaluate", "GET /search"):
+        assert title in text
+
+
 def test_python_reference_has_every_public_name(site: Path) -> None:
     page = (site / "python-reference.html").read_text(encoding="utf-8")
     public = {name for name in crossfade.__all__ if not name.startswith("_")}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import option
-from crossfade.trainer.runs.options import LocalFolder, ModelSource
+from crossfade.trainer.runs.options import ModelSource
 
 FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
 DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch")
@@ -29,7 +30,7 @@ class ExportOptions(ModelSource):
 
     entity: tuple[str, ...] = option((), "export these tables (default: all)", group="model", value="NAME")
     to: FormatName = _output("parquet", "write this format, as described below")
-    out: LocalFolder | None = _output(
+    out: Path | None = _output(
         None,
         "write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and the "
         "format is parquet)",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Self
+from pathlib import Path
+from typing import ClassVar
 
-from pydantic import model_validator
-
-from crossfade.base.errors import OptionError
 from crossfade.base.options import Integer, option
 from crossfade.trainer.recommend.options import ListFiles
-from crossfade.trainer.runs.options import LocalFolder, ModelSource
+from crossfade.trainer.runs.options import ModelSource
 
 _map = partial(option, group="map")
 
@@ -18,20 +16,13 @@ _map = partial(option, group="map")
 class MapOptions(ListFiles, ModelSource):
     """Which items to draw, and how."""
 
+    max_per: ClassVar[None] = None  # type: ignore[misc]  # it limits lists, and a map is none
+
     count: Integer = _map(5000, "map the N most frequent", value="N", ge=1)
     color: str | None = _map(None, "color by this feature or column (default: the first feature)", value="COLUMN")
     colors: Integer = _map(12, "color N values", value="N", ge=1, le=250)
     seed: Integer = _map(1, "project with this seed", value="N", ge=0)
-    out: LocalFolder | None = option(
+    out: Path | None = option(
         None, "write to this folder (default: the folder map of a local run)", group="output", value="OUT"
     )
     overwrite: bool = option(False, "replace the map in the folder", group="output")
-
-    @model_validator(mode="after")
-    def _check_limit(self) -> Self:
-        if self.max_per is not None:
-            column, limit = self.max_per
-            raise OptionError(
-                "max_per", found=f"{column}={limit}", problem="limits lists, and a map is none", fix="leave it out"
-            )
-        return self

@@ -20,7 +20,7 @@ from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels
-from crossfade.trainer.runs.options import LocalFolder, Location, ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8"]
 
@@ -111,7 +111,7 @@ class FilterOptions(MetadataOptions):
     allow: tuple[Id, ...] = option((), "keep only these IDs; empty: all", group="filters", value="ID")
     deny: tuple[Id, ...] = option((), "leave out these IDs", group="filters", value="ID")
     max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
-        None, "list at most N rows with the same value, such as artist=2", group="filters", value="COLUMN=N"
+        None, "list at most this many rows with the same value of a column", group="filters", value="COLUMN=N"
     )
 
     @property
@@ -267,7 +267,7 @@ class IndexOptions(Options):
         gt=0,
         le=1,
     )
-    out: LocalFolder = option(..., "write to this local folder", group="output", value="FOLDER")
+    out: Path = option(..., "write to this local folder", group="output", value="FOLDER")
     overwrite: bool = option(False, "replace the index in the folder", group="output")
 
 

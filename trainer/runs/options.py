@@ -16,16 +16,18 @@ def _location(value: Any) -> Any:
     return str(value)
 
 
-def _local_folder(value: Any) -> Any:
-    if str(value).startswith("s3:"):
-        raise ValueError("expected a local folder; upload it then")
-    return value
-
-
 Location = Annotated[str, BeforeValidator(_location)]
 """A path or URI."""
-LocalFolder = Annotated[Path, BeforeValidator(_local_folder)]
-"""A path that is not on S3."""
+
+
+def history_option(group: str) -> Any:
+    """Return the option to do without base datasets."""
+    return option(
+        False,
+        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
+        "new",
+        group=group,
+    )
 
 
 class ModelSource(Options):
@@ -37,9 +39,4 @@ class ModelSource(Options):
     data: Location | None = option(
         None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
     )
-    history_from_this_dataset_only: bool = option(
-        False,
-        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
-        "new",
-        group="model",
-    )
+    history_from_this_dataset_only: bool = history_option("model")

@@ -68,7 +68,7 @@ class Folder:
         self.uri = uri.rstrip("/") or "/"
         scheme, separator, rest = uri.partition("://")
         if not separator:
-            self._files: _Files = _LocalFiles(Path(self.uri))
+            self._files: _LocalFiles | S3Files = _LocalFiles(Path(self.uri))
         elif scheme == "file" and rest.startswith("/") and not {"?", "#"} & set(rest):
             self._files = _LocalFiles(Path(unquote(rest)))
         elif scheme == "s3":
@@ -232,40 +232,11 @@ def _raise_named(error: OSError, uri: str) -> NoReturn:
     raise type(error)(f"{uri}: {error}") from error
 
 
-class _Files(Protocol):
-    """A kind of storage. Paths are relative to its root; a prefix is empty or ends with a slash."""
-
-    def write(self, path: str, data: bytes) -> None: ...
-
-    def open_output(self, path: str) -> Any: ...
-
-    def read(self, path: str, max_bytes: int) -> bytes: ...
-
-    def read_version(self, path: str) -> Version: ...
-
-    def write_over(self, path: str, data: bytes, version: str | None) -> str: ...
-
-    def open_input(self, path: str) -> InputFile: ...
-
-    def open_random(self, path: str) -> RandomFile: ...
-
-    def names(self, prefix: str) -> list[str]: ...
-
-    def entries(self, prefix: str) -> dict[str, int | None]: ...
-
-    def check_bucket(self) -> None: ...
-
-    def files(self, prefix: str) -> dict[str, FoundFile]: ...
-
-    def remove(self, path: str, version: str | None = None) -> None: ...
-
-    def delete(self, prefix: str) -> None: ...
-
-    def interrupt(self) -> None: ...
-
-
 class _LocalFiles:
-    """Files on a file system. Completed writes survive a crash of the machine."""
+    """Files on a file system, with the methods of ``S3Files``. Completed writes survive a crash of the machine.
+
+    Paths are relative to the root; a prefix is empty or ends with a slash.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from crossfade.api.keywords import takes
+from crossfade.api.arguments import takes
 from crossfade.base.errors import OptionError
 from crossfade.base.options import Integer, Number, Options, Share, option
-from crossfade.cli.command import CommandParser
-from crossfade.cli.declared import add_options, read_options
+from crossfade.cli.command import CommandParser, add_options, read_options
 
 
 class Ranking(Options):
@@ -28,6 +28,8 @@ class Ranking(Options):
     overwrite: bool = option(False, "replace the file")
     everyone: bool = option(False, "recommend to all")
     file: str | None = option(None, "recommend to those in this file", value="FILE")
+    out: Path | None = option(None, "write to this file")
+    runs: tuple[Path, ...] = option((), "compare with these runs")
 
     one_of = (("everyone", "file"),)
 
@@ -68,6 +70,8 @@ def test_command_line_makes_the_same_options_as_python(words: str, expected: dic
         ({"overwrit": True}, ("overwrit",), "overwrit: is unknown; did you mean overwrite?"),
         ({"file": "ids.txt"}, ("file",), "file: was given, and so was everyone; expected one of everyone or file"),
         ({"everyone": False}, ("everyone",), "everyone: expected one of everyone or file"),
+        ({"out": "s3://music/x"}, ("out",), "out s3://music/x: expected a local path"),
+        ({"runs": ["a", "s3://music/x"]}, ("runs",), "runs s3://music/x: expected a local path"),
     ],
 )
 def test_invalid_options_are_errors_with_field_and_fix(

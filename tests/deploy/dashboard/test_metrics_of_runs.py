@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, SERVER, TRAINING
 from paced_training import metrics_address, paced
 from push_gateway import running_gateway
-from running_command import started, succeeded
+from running_command import messages, started, succeeded
 from scraping import ask, assert_valid_metrics, families, samples, scrape, targets, value
-from waiting import wait_until
 
 from crossfade.kvstore.store import VALUE_BYTES
 
@@ -97,15 +97,14 @@ def test_run_in_process_serves_metrics_and_leaves_final_values(job: Path, tmp_pa
 
 @pytest.mark.slow
 def test_run_without_a_metrics_port_leaves_final_values(job: Path, tmp_path: Path) -> None:
-    with started(
-        "train", job, "--run-dir", "run", "--set", "metrics.port=null", "--set", "train.epochs=1", cwd=tmp_path
-    ) as command:
-        assert "metrics: " not in succeeded(command.finish()).stderr
+    settings = ("--set", "metrics.port=null", "--set", "train.epochs=1")
+    result = succeeded(crossfade_here("train", job, "--run-dir", "run", *settings, cwd=tmp_path))
+    assert "metrics: " not in result.stderr
     assert value((tmp_path / "run" / "metrics.prom").read_text(), "crossfade_steps_total") > 0
 
 
 @pytest.mark.cluster
-def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped(job: Path, tmp_path: Path) -> None:
+def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_writes_its_log(job: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -144,8 +143,12 @@ def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped(job: 
             assert value(texts["coordinator"], "crossfade_role_up") == 5
             assert value(texts["agent"], "crossfade_running_roles") == 2
             assert value(texts["server-1"], "crossfade_updated_rows_total", table="track") > 0
-            succeeded(training.finish())
+            shown = succeeded(training.finish()).stderr
             succeeded(agent.finish())
+    assert "crossfade: epoch=1 step=" in shown
+    for role in ("server-0", "worker-0"):
+        logged = messages((run_dir / "logs" / f"{role}.log").read_text())
+        assert (logged[0], logged[-1]) == ("crossfade: phase name=starting", "crossfade: ended")
     text = (run_dir / "metrics.prom").read_text()
     assert_agrees(text, run_dir)
     assert_valid_metrics(text)
@@ -154,20 +157,3 @@ def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped(job: 
     ranked = [f"rank/{rank}/role/{role}" for rank in (0, 1) for role in ("server", "worker")]
     pushed = {path.removeprefix("/metrics/job/crossfade/").removesuffix("/run/planted") for path in gateway.put}
     assert pushed == {"role/coordinator", "role/scheduler", *ranked}
-
-
-@pytest.mark.cluster
-def test_killed_server_counts_as_a_restart_and_its_successor_is_discovered(job: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    with paced("train", job, "--servers", 1, "--workers", 1, run_dir=run_dir) as training:
-        address = metrics_address(training)
-        training.wait_for("checkpoint_saved")
-        before = targets(address)
-        training.command.roles()["server-0"].kill()
-        wait_until(lambda: value(scrape(address), "crossfade_restarts_total") == 1, "a restart")
-        wait_until(lambda: len(targets(address)) == 4, "all processes of the next generation")
-        after = targets(address)
-        assert after["server-0"] != before["server-0"]
-        assert ask(after["server-0"], "/healthz")[0] == 200
-        succeeded(training.finish())
-    assert value((run_dir / "metrics.prom").read_text(), "crossfade_restarts_total") == report(run_dir)["restarts"] == 1

@@ -33,7 +33,7 @@ from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
 from crossfade.trainer.training.restore import restore_train_state
 
-CASES, FIRST = fuzz_range(300)
+CASES, FIRST = fuzz_range(100)
 JSON_FILES = ("run.json", "report.json", "state.json", "restarts.json", "row_counts.json", "checkpoints/owner.json")
 
 

@@ -15,7 +15,7 @@ import pytest
 from aws_server import running_aws
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from object_store import BUCKET, FOREIGN_CREDENTIALS, READER, ObjectStore, running_object_store
+from object_store import BUCKET, FOREIGN_CREDENTIALS, READER, ObjectStore
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.doctor.findings import Check, Finding, run_check
@@ -28,19 +28,6 @@ from crossfade.deploy.doctor.storage_checks import (
 )
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 def only(check: Check, seconds: float = 60) -> Finding:

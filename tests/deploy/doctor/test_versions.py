@@ -66,7 +66,7 @@ def test_pandas_that_needs_a_later_numpy_is_named_by_doctor_and_import(
     assert "pandas 9.1.1 needs numpy 99.0.2 or later, but " in found.message
     assert "pip install 'pandas<3.1'" in found.message
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    use = "import crossfade; print(crossfade.api.frames.default_kind() if hasattr(crossfade, 'load') else '')"
+    use = "from crossfade.api.frames import default_kind; print(default_kind())"
     result = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, check=True)
     assert found.message in result.stderr
     assert result.stdout == "arrow\n"

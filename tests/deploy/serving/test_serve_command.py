@@ -93,10 +93,12 @@ def test_new_customers_get_recommendations_by_history(workspace: Path, server: R
 
 def test_similar_rows_vectors_and_search(workspace: Path, server: RunningServer) -> None:
     status, found = server.get("similar", id="Genre 2 Song 7", k=4)
-    printed = succeeded(crossfade_here("similar", "run", "5007", "-k", 4, cwd=workspace)).stdout
-    neighbors = [line.split(maxsplit=1)[1] for line in printed.splitlines()[1:]]
-    assert status == 200
-    assert [item["name"] for item in found["result"]["items"]] == neighbors
+    printed = succeeded(crossfade_here("similar", "run", "5007", "-k", 4, "--json", cwd=workspace)).stdout
+    [listed] = json.loads(printed)
+    assert (status, listed["track"], listed["name"]) == (200, 5007, "Genre 2 Song 7")
+    assert found["result"]["items"] == [
+        {"id": row["track"], "name": row["name"], "score": near(row["cosine"])} for row in listed["neighbors"]
+    ]
     assert server.post("similar", {"ids": [5007], "k": 4})[1]["results"] == [found["result"]]
     status, vectors = server.get("vector", id=["c010", "c011"], entity="customer")
     assert (status, vectors["score"], len(vectors["vectors"][1]["vector"])) == (200, "cosine", 8)
@@ -118,6 +120,7 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
     status, found = server.post("recommend", {"ids": ["c999", "c010"], "k": 2})
     assert (status, [len(result["items"]) for result in found["results"]]) == (200, [0, 2])
     assert found["results"][0]["error"] == "there is no customer with the ID or name 'c999'"
+    assert server.post("recommend", {"ids": ["c999"]})[0] == 200, "a batch of one ID"
     assert server.get("vector", id=1, entity="song") == (
         404,
         {"detail": "there is no entity 'song'; expected customer or track"},

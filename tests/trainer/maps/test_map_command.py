@@ -248,7 +248,6 @@ def test_invalid_options_are_rejected(workspace: Path) -> None:
 
     rejected("a map without items", "run", "--count", 0)
     rejected("a map of too few items", "run", "--where", "id < 5003", "--overwrite")
-    rejected("a map with --max-per", "run", "--max-per", "genre=2")
     rejected("a map without a folder", "run/checkpoints")
 
 

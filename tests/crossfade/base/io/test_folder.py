@@ -9,14 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from flaky_proxy import flaky_proxy
 from needs import LINUX
-from object_store import ObjectStore, running_object_store
+from object_store import ObjectStore
 
 from crossfade.base.errors import InputError
 from crossfade.base.io import writer_lock
@@ -24,20 +23,6 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import UnsuitableFileError
 from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """Point this process and its children at the server."""
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.slow)])
