@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from crossfade.base.packages import hidden
+from crossfade.base.packages import deferred, hidden
 
 IMPORT_ROLES = """
 import sys
 import crossfade.kvstore.jit
 from crossfade.kvstore.mxnet.imports import import_mxnet
 {mxnet}
-assert not [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn")]
+assert not [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn", "requests")]
 from scipy import stats
 assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
 """
@@ -34,6 +34,28 @@ def test_hidden_package_cannot_be_imported_in_the_block_only(monkeypatch: pytest
     import colorsys
 
     assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+def test_pyarrow_works_without_a_hidden_pandas() -> None:
+    code = """
+import sys
+from crossfade.base.packages import hidden
+with hidden("pandas"):
+    import pyarrow as pa
+    assert pa.chunked_array([[1, 2]]).to_numpy().tolist() == [1, 2]
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_deferred_package_is_loaded_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with deferred("colorsys"), deferred("json"):
+        import colorsys
+        import json
+    assert "colorsys" not in sys.modules
+    assert (colorsys.rgb_to_hsv(0, 0, 0), json.dumps(1)) == ((0, 0, 0), "1")
+    assert "colorsys" in sys.modules
 
 
 def test_package_is_no_longer_hidden_after_an_error() -> None:
