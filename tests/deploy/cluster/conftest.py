@@ -22,13 +22,19 @@ def alone() -> Cluster:
 
 
 @pytest.fixture
-def pair() -> tuple[Cluster, Host]:
-    """Return a cluster of two hosts, whose generation 1 has trained a step, and the second host."""
+def cluster() -> Cluster:
+    """Return a cluster of two hosts, whose generation 1 has trained a step."""
     cluster = Cluster(hosts=2)
-    other = cluster.join("10.0.0.2")
+    cluster.join("10.0.0.2")
     cluster.start()
     cluster.local.report_events(step(1))
-    return cluster, other
+    return cluster
+
+
+@pytest.fixture
+def other(cluster: Cluster) -> Host:
+    """Return the second host of the cluster."""
+    return cluster.hosts[1]
 
 
 @pytest.fixture(scope="session")
