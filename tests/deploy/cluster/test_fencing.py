@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_runs import ON_SERVERS, assert_last_is_complete, assert_undisturbed, train
+from fault_runs import ON_ONE_SERVER, assert_last_is_complete, assert_undisturbed, train
 from running_command import succeeded
 from waiting import wait_until
 
@@ -22,9 +22,9 @@ def has_ended(process: psutil.Process) -> bool:
 def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path, undisturbed: Path) -> None:
     run_dir = workspace / "frozen"
     with ExitStack() as stack:
-        frozen = stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT))
+        frozen = stack.enter_context(train(run_dir, *ON_ONE_SERVER, *TIMEOUT))
         frozen.wait_for("checkpoint_saved")
-        standbys = [stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT, "--standby")) for _ in range(2)]
+        standbys = [stack.enter_context(train(run_dir, *ON_ONE_SERVER, *TIMEOUT, "--standby")) for _ in range(2)]
         for standby in standbys:
             assert standby.command.process.stderr is not None
             assert "a run is in progress; standing by" in standby.command.process.stderr.readline()
