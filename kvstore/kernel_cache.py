@@ -178,7 +178,8 @@ def _source(file: Path) -> _Source:
 
 def _parse(file: Path, stamp: list[Any]) -> _Source:
     tree = ast.parse(file.read_bytes())
-    imports, lines = list(_imported_modules(tree)), {}
+    imports = list(_imported_modules(tree))
+    lines: dict[str, list[int]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
