@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from fault_runs import CHECKPOINT, TRAIN
-from running_command import crossfade, succeeded
+from running_command import succeeded
 from scripted_agents import Cluster, Host, step
 
 
@@ -60,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "run" / "report.json").exists():
             write_fault_job(folder)
-            succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder))
+            succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
     return folder / "run"
 
 
