@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from running_command import has_ended
 from waiting import wait_until
 
 from crossfade import deploy
@@ -328,11 +329,7 @@ def test_processes_that_a_role_started_end_with_it(
     [started] = grandchildren()
     coordinator.set("wait")
     run_until(agent, lambda: coordinator.last.generation is None)
-
-    def has_ended() -> bool:
-        return not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
-
-    wait_until(has_ended, "the end of what the role had started")
+    wait_until(lambda: has_ended(started), "the end of what the role had started")
 
 
 @pytest.mark.parametrize("name", ["scheduler", "server-0", "worker-12"])

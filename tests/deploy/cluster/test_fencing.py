@@ -6,17 +6,13 @@ from pathlib import Path
 import psutil
 import pytest
 from fault_runs import ON_ONE_SERVER, assert_last_is_complete, assert_undisturbed, train
-from running_command import succeeded
+from running_command import has_ended, succeeded
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TAKEN_OVER = "another command, with --resume or --standby, has taken the run over"
 TIMEOUT = ("--set", "cluster.standby_timeout_seconds=3")
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path, undisturbed: Path) -> None:
