@@ -8,12 +8,15 @@ Checkouts with the same code share it, and a change that is taken back finds its
 The folder is ``NUMBA_CACHE_DIR`` or, by default, ``crossfade/kernels`` in ``XDG_CACHE_HOME`` or ``~/.cache``. Numba
 loads what it finds there as Python objects, so the default is not used if others could write to it. If neither can be
 used, numba's own places are: ``__pycache__`` beside the file, then numba's folder of the user.
+
+The hashes of files are kept there too, in ``sources.json``, until the files change.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -26,7 +29,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite  # type: ignore[import-untyped]
 import numba
@@ -80,7 +83,7 @@ class KernelCacheLocator(caching._CacheLocator):
 @cache
 def _folder(chosen: str, name: str) -> Path | None:
     """Return the folder ``name``, created, and mark it as used; None if it cannot be written."""
-    root = Path(chosen) if chosen else _user_folder()
+    root = _root(chosen)
     if root is None:
         return None
     folder = root / name
@@ -94,6 +97,11 @@ def _folder(chosen: str, name: str) -> Path | None:
     if is_new:
         _prune(root, name.rpartition("-")[0])
     return folder
+
+
+@cache
+def _root(chosen: str) -> Path | None:
+    return Path(chosen) if chosen else _user_folder()
 
 
 def _user_folder() -> Path | None:
@@ -141,68 +149,109 @@ def _key(file: Path) -> str:
     """Return a hash of what the kernels of a file are compiled from and by."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}".encode())
     for part in (file, *sorted(_imported_files(file, set()))):
-        digest.update(_content(part))
+        digest.update(bytes.fromhex(_source(part).content))
     return digest.hexdigest()
 
 
+class _Source(NamedTuple):
+    """What is known of a file. To parse the files of a worker takes a quarter of its start, so the results are kept."""
+
+    stamp: list[Any]
+    """When the file and this one were written, their sizes, and by which Python they were parsed."""
+    content: str
+    """A hash of its code: without comments, docstrings, and the places of statements."""
+    imports: list[str]
+    """The names of the modules that it imports at its top level, and names that may be modules."""
+    lines: dict[str, list[int]]
+    """The first lines of the functions of each name, decorators included."""
+
+
 @cache
-def _content(file: Path) -> bytes:
-    """Return a hash of a file's code: without comments, docstrings, and the places of statements."""
+def _source(file: Path) -> _Source:
+    known, written = _known_sources(), [path.stat() for path in (file, Path(__file__))]
+    stamp = [sys.version, *([status.st_mtime_ns, status.st_size] for status in written)]
+    if str(file) not in known or known[str(file)].stamp != stamp:
+        known[str(file)] = _parse(file, stamp)
+        _keep(known)
+    return known[str(file)]
+
+
+def _parse(file: Path, stamp: list[Any]) -> _Source:
     tree = ast.parse(file.read_bytes())
+    imports = list(_imported_modules(tree))
+    lines: dict[str, list[int]] = {}
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            lines.setdefault(node.name, []).append(first)
+        elif isinstance(node, ast.Lambda):
+            lines.setdefault("<lambda>", []).append(node.lineno)
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).digest()
+    content = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _Source(stamp, content, imports, {name: sorted(found) for name, found in lines.items()})
+
+
+@cache
+def _known_sources() -> dict[str, _Source]:
+    """Return what earlier processes have kept, by the paths of files."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or damaged
+        return {path: _Source(*kept) for path, kept in json.loads(_sources_file().read_bytes()).items()}
+    return {}
+
+
+def _sources_file() -> Path:
+    root = _root(config.CACHE_DIR)  # type: ignore[attr-defined]
+    if root is None:
+        raise FileNotFoundError
+    return root / "sources.json"
+
+
+def _keep(sources: dict[str, _Source]) -> None:
+    """Keep ``sources``, without files that are gone. Of processes that do so at once, the last one wins."""
+    with suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", dir=_sources_file().parent, delete=False) as written:
+            json.dump({path: source for path, source in sources.items() if Path(path).exists()}, written)
+        Path(written.name).replace(_sources_file())
 
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-@cache
-def _lines_of_functions(file: Path) -> dict[str, list[int]]:
-    """Return the first lines of the functions of each name, decorators included."""
-    lines: dict[str, list[int]] = {}
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.FunctionDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            lines.setdefault(node.name, []).append(first)
-        elif isinstance(node, ast.Lambda):
-            lines.setdefault("<lambda>", []).append(node.lineno)
-    return {name: sorted(found) for name, found in lines.items()}
+def _imported_modules(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _number_in_file(file: Path, function: FunctionType) -> int:
     """Return how many functions of the same name precede one; its line if it is not found, as in generated code."""
-    line, lines = function.__code__.co_firstlineno, _lines_of_functions(file).get(function.__name__, [])
+    line, lines = function.__code__.co_firstlineno, _source(file).lines.get(function.__name__, [])
     return lines.index(line) if line in lines else line
 
 
 def _imported_files(file: Path, seen: set[str]) -> Iterator[Path]:
     """Yield the files with kernels that a file imports, and those that they import; ``seen`` has known modules."""
-    for name in _imported_modules(file.read_text(encoding="utf-8")):
+    for name in _source(file).imports:
         imported = getattr(sys.modules.get(name), "__file__", None)
         if name in {*seen, __name__} or imported is None or not imported.endswith(".py"):
             continue
         if name.partition(".")[0] in {"numba", "llvmlite"}:
             continue
         seen.add(name)
-        if name == _OF_DECORATORS or _COMPILER.search(Path(imported).read_text(encoding="utf-8")):
+        if name == _OF_DECORATORS or _has_kernels(Path(imported)):
             yield Path(imported)
             yield from _imported_files(Path(imported), seen)
 
 
-def _imported_modules(source: str) -> Iterator[str]:
-    """Yield the names of the modules that a source imports at its top level, and names that may be modules."""
-    if not _COMPILER.search(source):
-        return
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@cache
+def _has_kernels(file: Path) -> bool:
+    return _COMPILER.search(file.read_text(encoding="utf-8")) is not None
 
 
 class _StampOfImports:

@@ -1,16 +1,19 @@
-"""Installed packages: hide those that an import would load without need, and detect a conflict of versions.
+"""Installed packages: hide or defer those that an import would load without need, and detect a conflict of versions.
 
-with hidden("scipy"):
-    import numba
+with hidden("scipy"), deferred("requests"):
+    import mxnet
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.abc import MetaPathFinder
+from types import ModuleType
 
 _BOUND = re.compile(r"numpy\s*\(?>=\s*([0-9]+(?:\.[0-9]+)*)")
 
@@ -20,16 +23,42 @@ def hidden(*names: str) -> Iterator[None]:
     """Let imports of the packages ``names`` fail in the block, as if they were not installed, unless they are loaded.
 
     Numba imports scipy to check its version, and MXNet imports scipy and scikit-learn for functions that are not used
-    here. That would take more than 40 MiB in each process of a job.
+    here. That would take more than 40 MiB in each process of a job. MXNet looks for onnx some 150 times.
     """
-    missing = [name for name in names if name not in sys.modules]
-    for name in missing:
-        sys.modules[name] = None  # type: ignore[assignment]
+    finder = _HidingFinder(names)
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        for name in missing:
-            del sys.modules[name]
+        sys.meta_path.remove(finder)
+
+
+class _HidingFinder(MetaPathFinder):
+    """Finds that some packages are missing. Compiled code takes a None in ``sys.modules`` for a module."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname in self._names:
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
+
+
+@contextmanager
+def deferred(name: str) -> Iterator[None]:
+    """Let imports of the package ``name`` in the block return a module that loads the package when it is used.
+
+    MXNet imports requests, which takes a fifth of its import, to download models.
+    """
+    if name in sys.modules:
+        yield
+        return
+    module = sys.modules[name] = ModuleType(name)
+    module.__dict__["__getattr__"] = lambda attribute: getattr(importlib.import_module(name), attribute)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def pandas_conflict() -> str | None:

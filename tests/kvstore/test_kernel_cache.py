@@ -118,3 +118,26 @@ def test_functions_of_one_name_are_told_apart(tmp_path: Path) -> None:
     code: dict[str, object] = {}
     exec(compile(file.read_text(), str(file), "exec"), code)
     assert [kernel_cache._number_in_file(file, code[name]) for name in ("first", "twin")] == [0, 1]  # type: ignore[arg-type]
+
+
+def test_file_is_parsed_by_one_process_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cache.config, "CACHE_DIR", str(tmp_path))
+    parsed, parse = [], kernel_cache._parse
+    monkeypatch.setattr(kernel_cache, "_parse", lambda *arguments: parsed.append(1) or parse(*arguments))
+    file = tmp_path / "kernel.py"
+
+    def key_in_a_new_process() -> str:
+        for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
+            known.cache_clear()
+        return kernel_cache._key(file)
+
+    keys = []
+    for text in ("def one(): return 1\n", "def one(): return 1  # as before\n", "def one(): return 2\n"):
+        file.write_text(text)
+        keys += [key_in_a_new_process(), key_in_a_new_process()]
+    assert keys[0] == keys[1] == keys[2] == keys[3] != keys[4] == keys[5]
+    assert len(parsed) == 3
+    (tmp_path / "sources.json").write_text('{"damaged')
+    assert key_in_a_new_process() == keys[5]
+    for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
+        known.cache_clear()

@@ -35,6 +35,7 @@ import psutil
 from chaos_layouts import LAYOUTS, ChaosTraining, Layout, Name, layout_of
 from cluster_data import train_rows, write_job, write_planted
 from ledger import check_ledger, ledger_variables
+from running_command import has_ended
 from small_disk import fill, make_room
 from waiting import wait_until
 
@@ -122,7 +123,7 @@ class Injector:
         if fault.kind == "freeze":
             self._kill_if_undetected(victim)
         names = self.training.role_names()
-        self._wait(lambda: is_gone(victim) and sorted(self.training.roles()) == names, "the next generation")
+        self._wait(lambda: has_ended(victim) and sorted(self.training.roles()) == names, "the next generation")
 
     def _slow(self, fault: Fault) -> None:
         victim = self._victim(fault.role)
@@ -135,7 +136,7 @@ class Injector:
     def _coordinator(self, _: Fault) -> None:
         roles = list(self.training.roles().values())
         self.training.command.process.kill()
-        wait_until(lambda: all(map(is_gone, roles)), "the end of the roles", seconds=RECOVERY_SECONDS)
+        wait_until(lambda: all(map(has_ended, roles)), "the end of the roles", seconds=RECOVERY_SECONDS)
         self._resume()
 
     def _resume(self) -> None:
@@ -208,13 +209,13 @@ class Injector:
         """Kill a worker, so that the fault occurs while the next generation joins."""
         first = self._victim("worker-0")
         first.kill()
-        self._wait(lambda: is_gone(first) and fault.role in self.training.roles(), "a start")
+        self._wait(lambda: has_ended(first) and fault.role in self.training.roles(), "a start")
         time.sleep(3 * fault.delay)
 
     def _kill_if_undetected(self, victim: psutil.Process) -> None:
         """Kill a frozen ``victim`` if the job continues without it, as it does without a scheduler."""
         deadline = time.monotonic() + 3 * STALL_SECONDS
-        while not is_gone(victim):
+        while not has_ended(victim):
             self.training.assert_running()
             if time.monotonic() > deadline:
                 victim.kill()
@@ -237,11 +238,6 @@ class Injector:
                 return False
 
         wait_until(holds, what, seconds=RUN_SECONDS if what.startswith("step") else RECOVERY_SECONDS)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Return whether a process has ended."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def embeddings_of(run_dir: Path) -> dict[str, bytes]:

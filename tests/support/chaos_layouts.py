@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from fault_runs import DISK_BYTES, FAST_S3_ERRORS, TOKEN
 from flaky_proxy import Proxy, flaky_proxy
 from net_hosts import Host, network
 from object_store import ObjectStore, running_object_store
@@ -26,9 +27,6 @@ from small_disk import mounted_disk
 
 Name = Literal["process", "host", "s3", "hosts"]
 LAYOUTS: tuple[Name, ...] = ("process", "host", "s3", "hosts")
-DISK_BYTES = 1 << 20
-FAST_S3_ERRORS = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
-TOKEN = "the-token-of-this-run"
 _PORT = 7070
 
 

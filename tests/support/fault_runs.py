@@ -10,8 +10,9 @@ from run_results import assert_same_bits, report_of
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
-ON_SERVERS = ("--servers", 2, "--workers", 1)
+ON_SERVERS, ON_ONE_SERVER = ("--servers", 2, "--workers", 1), ("--servers", 1, "--workers", 1)
 """One worker gives the bits of a run in process, whatever the number of servers."""
+ROLES_OF_ONE_SERVER = ["scheduler", "server-0", "worker-0"]
 STEPS = 150
 STEP_SECONDS = 0.2
 """Sleep in each step: long enough for a fault and what follows it."""
@@ -29,10 +30,11 @@ def train(
     job: Path | None = None,
     variables: Mapping[str, str] | None = None,
     within: Sequence[str] = (),
+    hook: str = "",
 ) -> AbstractContextManager[Training]:
     """Start a training of ``job``, by default the one beside ``run_dir``, whose steps are paced."""
-    job = job or run_dir.parent / "job.yaml"
-    return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within, step_seconds=STEP_SECONDS)
+    arguments = ("train", job or run_dir.parent / "job.yaml", *options)
+    return paced(*arguments, run_dir=run_dir, variables=variables, within=within, hook=hook, step_seconds=STEP_SECONDS)
 
 
 def checkpoint_option(checkpoints: object) -> tuple[str, str]:

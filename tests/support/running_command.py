@@ -46,6 +46,11 @@ class Mark:
                 process.kill()
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, also if nobody has waited for it."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 class RunningCommand:
     """A running ``crossfade`` command."""
 

@@ -80,17 +80,8 @@ class Host:
 
 
 def step(number: int) -> StepEvent:
-    return StepEvent(
-        epoch=1,
-        step=number,
-        steps=1000,
-        examples=number,
-        loss=1.0,
-        learning_rate=0.1,
-        local_examples=1,
-        rows={},
-        seconds={},
-    )
+    counts: dict[str, Any] = {"epoch": 1, "steps": 1000, "examples": number, "local_examples": 1}
+    return StepEvent(step=number, **counts, loss=1.0, learning_rate=0.1, rows={}, seconds={})
 
 
 def saved(number: int) -> CheckpointSaved:
@@ -158,6 +149,13 @@ class Cluster:
         """Let time pass without a heartbeat."""
         self.now += seconds
         self.coordinator.tick()
+
+    def back_off(self, seconds: float = 0.25) -> float:
+        """Let time pass, ``seconds`` at a time, until the next start may be searched for; return how long that took."""
+        begin = self.now
+        while self.state is State.BACKOFF:
+            self.wait_silently(seconds)
+        return self.now - begin
 
     def fail(self, failure: Failure = KILLED) -> None:
         """Let a role fail, and all hosts end theirs."""

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 
 POLL_SECONDS = 0.02
+_PAUSES = 4.0
+"""Times that a check takes until the next one: looking at all processes must not keep a core busy."""
 MAX_SECONDS = 180.0
 """Much longer than any condition takes on a loaded machine: the limit only ends a test that would never end."""
 
@@ -11,7 +13,10 @@ MAX_SECONDS = 180.0
 def wait_until(condition: Callable[[], object], what: str, seconds: float = MAX_SECONDS) -> None:
     """Return as soon as ``condition()`` is true; fail, naming ``what`` was waited for, after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
+    while True:
+        begin = time.monotonic()
+        if condition():
+            return
+        if (now := time.monotonic()) > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, _PAUSES * (now - begin)))

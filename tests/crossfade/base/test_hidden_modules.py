@@ -5,21 +5,26 @@ import sys
 
 import pytest
 
-from crossfade.base.packages import hidden
+from crossfade.base.packages import deferred, hidden
 
 IMPORT_ROLES = """
 import sys
 import crossfade.kvstore.jit
+from crossfade.base.packages import hidden
 from crossfade.kvstore.mxnet.imports import import_mxnet
 import_mxnet()
-assert not [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn")]
+with hidden("pandas"):
+    import pyarrow as pa
+    assert pa.chunked_array([[1, 2]]).to_numpy().tolist() == [1, 2]
+hidden = ("scipy", "sklearn", "requests", "pandas")
+assert not [name for name in sys.modules if name.partition(".")[0] in hidden]
 from scipy import stats
 assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
 """
 
 
 @pytest.mark.slow
-def test_processes_of_a_job_do_not_load_scipy() -> None:
+def test_processes_of_a_job_do_not_load_what_they_do_not_use() -> None:
     subprocess.run([sys.executable, "-c", IMPORT_ROLES], check=True, timeout=240)
 
 
@@ -34,6 +39,16 @@ def test_hidden_package_cannot_be_imported_in_the_block_only(monkeypatch: pytest
     import colorsys
 
     assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+def test_deferred_package_is_loaded_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with deferred("colorsys"), deferred("json"):
+        import colorsys
+        import json
+    assert "colorsys" not in sys.modules
+    assert (colorsys.rgb_to_hsv(0, 0, 0), json.dumps(1)) == ((0, 0, 0), "1")
+    assert "colorsys" in sys.modules
 
 
 def test_package_is_no_longer_hidden_after_an_error() -> None:

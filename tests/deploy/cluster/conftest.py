@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from fault_runs import CHECKPOINT, TRAIN
-from running_command import crossfade, succeeded
+from running_command import succeeded
 from scripted_agents import Cluster, Host, step
 
 
@@ -22,13 +23,19 @@ def alone() -> Cluster:
 
 
 @pytest.fixture
-def pair() -> tuple[Cluster, Host]:
-    """Return a cluster of two hosts, whose generation 1 has trained a step, and the second host."""
+def cluster() -> Cluster:
+    """Return a cluster of two hosts, whose generation 1 has trained a step."""
     cluster = Cluster(hosts=2)
-    other = cluster.join("10.0.0.2")
+    cluster.join("10.0.0.2")
     cluster.start()
     cluster.local.report_events(step(1))
-    return cluster, other
+    return cluster
+
+
+@pytest.fixture
+def other(cluster: Cluster) -> Host:
+    """Return the second host of the cluster."""
+    return cluster.hosts[1]
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "run" / "report.json").exists():
             write_fault_job(folder)
-            succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder))
+            succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
     return folder / "run"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from running_command import has_ended
 from waiting import wait_until
 
 from crossfade import deploy
@@ -117,7 +118,7 @@ def test_earlier_coordinator_that_wakes_up_is_ignored(agent: Agent, coordinator:
     run_until(agent, lambda: coordinator.last.generation == 2)
 
 
-def test_desired_roles_are_started(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+def test_desired_roles_are_started_once(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("worker-3",), checkpoint="folder/step-7")
     run_until(agent, lambda: coordinator.last.generation == 1)
     assert coordinator.last.roles == {"worker-3": "running"}
@@ -129,14 +130,7 @@ def test_desired_roles_are_started(agent: Agent, coordinator: ScriptedCoordinato
     coordinator.set("wait")
     run_until(agent, lambda: coordinator.last.generation is None)
     assert (coordinator.last.ended_generation, coordinator.last.roles, children()) == (2, {}, [])
-
-
-def test_ended_generation_is_not_started_again(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set(generation=3)
-    run_until(agent, lambda: coordinator.last.generation == 3)
-    coordinator.set("wait")
-    run_until(agent, lambda: coordinator.last.generation is None)
-    coordinator.set(generation=3)
+    coordinator.set(generation=2)  # which is not started again
     sent = len(coordinator.heartbeats)
     run_until(agent, lambda: len(coordinator.heartbeats) > sent + 2)
     assert children() == []
@@ -160,7 +154,8 @@ def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: Scripte
     coordinator.set(roles=("server-0", "server-1"))
     run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
     first, second = sorted(children(), key=lambda child: (child.create_time(), child.pid))
-    second.kill()
+    assert os.getpgid(second.pid) != os.getpgid(0)
+    os.killpg(second.pid, signal.SIGKILL)
     run_until(agent, lambda: coordinator.last.failure)
     assert coordinator.last.failure is not None
     assert coordinator.last.failure.message == "server-1 was killed by SIGKILL"
@@ -253,35 +248,24 @@ def test_role_that_cannot_start_is_a_failure(agent: Agent, coordinator: Scripted
     assert "could not be started: " in coordinator.last.failure.message
 
 
-def test_roles_do_not_get_the_token(
+def test_roles_get_numbers_for_gpus_and_neither_token_nor_secret_where_others_can_read(
     agent: Agent, coordinator: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
+    token, secret = "0123456789abcdef", "fedcba9876543210" * 4
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
     monkeypatch.setenv("CROSSFADE_OTHER", "kept")
-    coordinator.set(checkpoint="folder/step-7", roles=("worker-0",))
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    [child] = children()
-    assert child.environ()["CROSSFADE_OTHER"] == "kept"
-    assert "0123456789abcdef" not in {*child.environ().values(), *child.cmdline()}
-
-
-def test_workers_of_a_host_are_numbered_for_its_gpus(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set(roles=("server-0", "worker-1", "worker-5"), workers=6)
-    run_until(agent, lambda: len(coordinator.last.roles) == 3)
+    coordinator.set(
+        roles=("scheduler", "server-0", "worker-1", "worker-5"), workers=6, secret=secret, hosts=["127.0.0.2"]
+    )
+    run_until(agent, lambda: len(coordinator.last.roles) == 4)
     environments = [child.environ() for child in children()]
-    assert {found["CROSSFADE_ROLE"]: found.get("CROSSFADE_LOCAL_RANK") for found in environments} == {
-        "server-0": None,
-        "worker-1": "0",
-        "worker-5": "1",
-    }
-
-
-def test_roles_get_the_secret_by_no_way_that_others_can_read(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    secret = "0123456789abcdef" * 4
-    coordinator.set(roles=("scheduler", "server-0", "worker-0"), secret=secret, hosts=["127.0.0.2"])
-    run_until(agent, lambda: len(coordinator.last.roles) == 3)
-    for child in children():
-        assert secret not in " ".join([*child.cmdline(), *child.environ().values()])
+    for child, environment in zip(children(), environments, strict=True):
+        assert environment["CROSSFADE_OTHER"] == "kept"
+        readable = " ".join([*child.cmdline(), *environment.values()])
+        assert token not in readable
+        assert secret not in readable
+    ranks = {found["CROSSFADE_ROLE"]: found.get("CROSSFADE_LOCAL_RANK") for found in environments}
+    assert ranks == {"scheduler": None, "server-0": None, "worker-1": "0", "worker-5": "1"}
     run_until(agent, lambda: len(sockets_of(agent)) == 1)
     [path] = sockets_of(agent)
     assert path.stat().st_mode & 0o077 == 0
@@ -345,11 +329,7 @@ def test_processes_that_a_role_started_end_with_it(
     [started] = grandchildren()
     coordinator.set("wait")
     run_until(agent, lambda: coordinator.last.generation is None)
-
-    def has_ended() -> bool:
-        return not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
-
-    wait_until(has_ended, "the end of what the role had started")
+    wait_until(lambda: has_ended(started), "the end of what the role had started")
 
 
 @pytest.mark.parametrize("name", ["scheduler", "server-0", "worker-12"])
@@ -379,12 +359,3 @@ def test_decisions_use_no_wall_clock() -> None:
 
 def test_local_address_faces_the_coordinator() -> None:
     assert local_address(Address("127.0.0.1", 7070)) == "127.0.0.1"
-
-
-def test_signal_to_a_role_group_spares_the_agent(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set()
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    [child] = children()
-    assert os.getpgid(child.pid) != os.getpgid(0)
-    os.killpg(child.pid, signal.SIGTERM)
-    run_until(agent, lambda: coordinator.last.failure)

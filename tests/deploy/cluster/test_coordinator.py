@@ -111,16 +111,14 @@ def test_repeated_heartbeats_and_events_count_once(alone: Cluster) -> None:
     assert [event["step"] for event in alone.events("step")] == [4]
 
 
-def test_late_heartbeat_is_ignored(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_late_heartbeat_is_ignored(cluster: Cluster, other: Host) -> None:
     late = other.make_heartbeat(failure=KILLED)
     other.heartbeat()
     assert cluster.coordinator.handle_heartbeat(late).action == "run"
     assert cluster.state is State.RUNNING
 
 
-def test_reports_about_an_earlier_generation_are_ignored(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_reports_about_an_earlier_generation_are_ignored(cluster: Cluster, other: Host) -> None:
     cluster.fail()
     cluster.start()
     cluster.coordinator.take_events()
@@ -134,8 +132,7 @@ def test_reports_about_an_earlier_generation_are_ignored(pair: tuple[Cluster, Ho
     assert cluster.coordinator.status()["step"] == 0
 
 
-def test_lost_answer_is_sent_again(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_lost_answer_is_sent_again(cluster: Cluster, other: Host) -> None:
     cluster.local.heartbeat(failure=KILLED)
     for _ in range(3):
         assert cluster.coordinator.handle_heartbeat(other.make_heartbeat()).action == "wait"

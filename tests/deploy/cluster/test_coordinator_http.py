@@ -132,19 +132,6 @@ def test_other_requests_are_rejected(ask: Ask, method: str, path: str, length: s
     assert (answer[0], set(answer[1])) == (status, {"error"})
 
 
-def test_slow_client_is_disconnected_and_delays_no_other(
-    served: tuple[Cluster, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, address = served
-    for seconds, is_cut in ((600.0, False), (0.5, True)):
-        monkeypatch.setattr(coordinator_http._Handler, "timeout", seconds)
-        with socket.create_connection((address.host, address.port), timeout=60) as slow:
-            slow.sendall(b"POST /v1/heartbeat HTTP/1.0\r\nAuth")
-            assert ask("GET", "/v1/status")[0] == 200
-            if is_cut:
-                assert slow.recv(100) == b""
-
-
 def test_internal_error_is_logged_and_answered_and_the_agent_retries(
     served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

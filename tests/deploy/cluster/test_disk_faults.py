@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_here import crossfade_here
 from fault_runs import (
     DISK_BYTES,
     ON_SERVERS,
@@ -21,7 +22,7 @@ from fault_runs import (
 )
 from needs import root
 from run_results import report_of
-from running_command import crossfade, succeeded
+from running_command import succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
 
 from crossfade.trainer.runs.events import EpochEvent, EventLog
@@ -90,7 +91,7 @@ def test_run_without_embeddings_fails_if_its_last_checkpoint_does(workspace: Pat
     )
     assert not (training.run_dir / "report.json").exists()
     assert mount("-o", "remount,rw", disk).returncode == 0
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=workspace))
     assert_last_is_complete(disk / "checkpoints")
 
 
@@ -132,7 +133,7 @@ def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(
     )
     assert not (disk / "run" / ".embeddings.partial").exists()
     make_room(disk)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", disk / "run", *options, "--resume", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", disk / "run", *options, "--resume", cwd=workspace))
     assert_undisturbed(disk / "run", undisturbed)
 
 
@@ -180,12 +181,12 @@ def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touche
         "--set",
         "train.max_steps=20",
     )
-    succeeded(crossfade(*run, cwd=workspace))
+    succeeded(crossfade_here(*run, cwd=workspace))
     before = (workspace / "rejected" / "report.json").read_bytes()
     assert mount("-o", "remount,ro", disk).returncode == 0
     for how in ("--resume", "--overwrite"):
         elsewhere = checkpoint_option(disk / "others") if how == "--overwrite" else ()
-        result = crossfade(*run, *elsewhere, how, cwd=workspace)
+        result = crossfade_here(*run, *elsewhere, how, cwd=workspace)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {disk}/")

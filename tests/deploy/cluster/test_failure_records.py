@@ -19,8 +19,7 @@ NO_MEMORY = Failure(
 )
 
 
-def test_failure_has_the_role_its_host_its_error_and_what_was_lost(pair: tuple[Cluster, Host]) -> None:
-    cluster, _ = pair
+def test_failure_has_the_role_its_host_its_error_and_what_was_lost(cluster: Cluster, other: Host) -> None:
     cluster.local.report_events(PhaseEvent(name="training", step=0), step(1))
     cluster.wait_silently(3.0)
     cluster.local.report_events(saved(10))  # which took one second to write
@@ -80,8 +79,7 @@ def test_permanent_error_and_failure_during_a_stop_end_the_run(alone: Cluster) -
         assert [event["ends_run"] for event in cluster.events("failure")] == [True]
 
 
-def test_lost_host_is_the_cause(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_lost_host_is_the_cause(cluster: Cluster, other: Host) -> None:
     cluster.wait_silently(LEASE_SECONDS + 1)
     [event] = cluster.events("failure")
     cause = f"the agent on host {other.address} ({other.address}) sent no heartbeat for 15 s"

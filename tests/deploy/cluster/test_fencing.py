@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_runs import ON_SERVERS, assert_last_is_complete, assert_undisturbed, train
-from running_command import succeeded
+from fault_runs import ON_ONE_SERVER, assert_last_is_complete, assert_undisturbed, train
+from running_command import has_ended, succeeded
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -15,16 +15,12 @@ TAKEN_OVER = "another command, with --resume or --standby, has taken the run ove
 TIMEOUT = ("--set", "cluster.standby_timeout_seconds=3")
 
 
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path, undisturbed: Path) -> None:
     run_dir = workspace / "frozen"
     with ExitStack() as stack:
-        frozen = stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT))
+        frozen = stack.enter_context(train(run_dir, *ON_ONE_SERVER, *TIMEOUT))
         frozen.wait_for("checkpoint_saved")
-        standbys = [stack.enter_context(train(run_dir, *ON_SERVERS, *TIMEOUT, "--standby")) for _ in range(2)]
+        standbys = [stack.enter_context(train(run_dir, *ON_ONE_SERVER, *TIMEOUT, "--standby")) for _ in range(2)]
         for standby in standbys:
             assert standby.command.process.stderr is not None
             assert "a run is in progress; standing by" in standby.command.process.stderr.readline()

@@ -1,15 +1,13 @@
 """Hosts that accept one kind of role, as containers do: assignment, lost hosts and standbys."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos import embeddings_of
-from cluster_data import write_job, write_planted
-from object_store import free_ports
-from running_command import RunningCommand, crossfade, records, started, succeeded
+from fault_runs import ON_ONE_SERVER, TOKEN, assert_undisturbed, train
+from paced_training import pace
+from running_command import records, started, succeeded
 from scripted_agents import KILLED, Cluster, Host, step
 from waiting import wait_until
 
@@ -21,7 +19,6 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.sections import ClusterConfig
 
 HOST_TIMEOUT_SECONDS = 30.0
-TOKEN = "a-secret-of-this-test-alone"
 
 
 def per_role(servers: int, workers: int) -> ClusterConfig:
@@ -208,7 +205,7 @@ def test_without_host_timeout_a_lost_host_is_waited_for_indefinitely() -> None:
     roles = Roles(host_timeout_seconds=None)
     roles.run()
     roles.lose(roles.workers[0])
-    roles.cluster.wait(10_000)
+    roles.cluster.wait(1_000)
     assert roles.cluster.state is State.WAITING
 
 
@@ -226,71 +223,39 @@ def test_new_job_does_not_start_on_the_coordinators_host_alone(begun: bool, stat
 # ---- real processes, with loopback addresses as hosts
 
 
-class Hosts:
-    """A job of one server and one worker, with a host for each."""
-
-    def __init__(self, job: Path, cwd: Path, stack: ExitStack) -> None:
-        self._job, self._cwd, self._stack, self._port = job, cwd, stack, free_ports(1)[0]
-        self.run_dir = cwd / "run"
-        (cwd / "token").write_text(TOKEN)
-
-    def _start(self, *arguments: object) -> RunningCommand:
-        variables = {"CROSSFADE_TOKEN_FILE": str(self._cwd / "token")}
-        return self._stack.enter_context(started(*arguments, cwd=self._cwd, variables=variables))
-
-    def train(self) -> RunningCommand:
-        settings = ("one_role_per_host=true", "host_timeout_seconds=60", f"coordinator_address=127.0.0.1:{self._port}")
-        options = [part for setting in settings for part in ("--set", f"cluster.{setting}")]
-        return self._start(
-            *("train", self._job, "--run-dir", self.run_dir, "--servers", 1, "--workers", 1, "--standby"), *options
-        )
-
-    def agent(self, address: str, roles: str) -> RunningCommand:
-        join = ("agent", "--join", f"127.0.0.1:{self._port}", "--run-dir", self.run_dir)
-        return self._start(*join, "--advertise-address", address, "--roles", roles)
-
-
 @pytest.mark.cluster
-def test_standby_resumes_the_job_of_a_killed_coordinator(
-    tmp_path: Path,
-) -> None:
-    train = {"epochs": 1000, "max_steps": 300, "patience": None, "eval_every_epochs": 1000}
-    job = write_job(
-        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 50}
-    )
+def test_standby_resumes_the_job_of_a_killed_coordinator(workspace: Path, undisturbed: Path, free_port: int) -> None:
+    run_dir, coordinator = workspace / "standby", f"127.0.0.1:{free_port}"
+    (workspace / "token").write_text(TOKEN)
+    variables = {"CROSSFADE_TOKEN_FILE": str(workspace / "token")}
+    options = ("one_role_per_host=true", "host_timeout_seconds=60", f"coordinator_address={coordinator}")
+    command = (*ON_ONE_SERVER, "--standby", *(part for option in options for part in ("--set", f"cluster.{option}")))
     with ExitStack() as stack:
-        hosts = Hosts(job, tmp_path, stack)
-        first = hosts.train()
-        server, worker = hosts.agent("127.0.0.2", "server"), hosts.agent("127.0.0.3", "worker")
-        watcher = hosts.agent("127.0.0.4", "none")
-
-        def has_saved() -> bool:
-            assert first.process.poll() is None, first.finish()
-            return any(record["event"] == "checkpoint_saved" for record in records(hosts.run_dir))
-
-        wait_until((hosts.run_dir / "run.lock").exists, "the first coordinator's run")
-        standby = hosts.train()
-        wait_until(has_saved, "a checkpoint")
-        assert [sorted(host.roles()) for host in (first, standby, server, worker, watcher)] == [
+        first = stack.enter_context(train(run_dir, *command, variables=variables))
+        paced = pace(workspace, workspace / "standby.release", variables)
+        server, worker, watcher = (
+            stack.enter_context(started(*join, "--roles", roles, cwd=workspace, variables=paced))
+            for address, roles in (("127.0.0.2", "server"), ("127.0.0.3", "worker"), ("127.0.0.4", "none"))
+            for join in [("agent", "--join", coordinator, "--run-dir", run_dir, "--advertise-address", address)]
+        )
+        first.wait((run_dir / "run.lock").exists, "the first coordinator's run")
+        standby = stack.enter_context(train(run_dir, *command, variables=variables))
+        first.wait_for("checkpoint_saved")
+        assert [sorted(host.roles()) for host in (first.command, standby.command, server, worker, watcher)] == [
             *(["scheduler"], [], ["server-0"]),
             *(["worker-0"], []),
         ]
-        first.process.kill()
+        first.command.process.kill()
         stderr = succeeded(standby.finish()).stderr
-        assert f"{hosts.run_dir}: a run is in progress; standing by" in stderr
+        assert f"{run_dir}: a run is in progress; standing by" in stderr
         assert "resuming from" in stderr
         for agent in (server, worker, watcher):
             assert "the job is done" in succeeded(agent.finish()).stderr
-    assert json.loads((hosts.run_dir / "report.json").read_text())["steps"] == 300
-    # One worker gives the bits of a run in process.
-    succeeded(crossfade("train", job, "--run-dir", "undisturbed", cwd=tmp_path))
-    assert embeddings_of(hosts.run_dir) == embeddings_of(tmp_path / "undisturbed")
+    assert_undisturbed(run_dir, undisturbed)
 
 
 @pytest.mark.slow
-def test_standby_exits_with_the_outcome_of_the_run(tmp_path: Path) -> None:
-    train = {"epochs": 1_000_000, "patience": None, "eval_every_epochs": 1_000_000}
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
+def test_standby_exits_with_the_outcome_of_the_run(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:
         wait_until(lambda: records(tmp_path / "run"), "the run")
         standby = stack.enter_context(started("train", job, "--run-dir", "run", "--standby", cwd=tmp_path))

@@ -11,8 +11,7 @@ from crossfade.deploy.topology import Address
 from crossfade.trainer.runs.events import PhaseEvent, StoppedEvent
 
 
-def test_job_is_done_when_all_roles_are(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_job_is_done_when_all_roles_are(cluster: Cluster, other: Host) -> None:
     cluster.local.finish_roles()
     assert cluster.state is State.RUNNING
     desired = other.finish_roles()
@@ -23,8 +22,7 @@ def test_job_is_done_when_all_roles_are(pair: tuple[Cluster, Host]) -> None:
     assert cluster.coordinator.remote_hosts() == []
 
 
-def test_agent_without_final_answer_is_waited_for_until_its_lease_expires(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_agent_without_final_answer_is_waited_for_until_its_lease_expires(cluster: Cluster, other: Host) -> None:
     cluster.coordinator.handle_heartbeat(other.make_heartbeat(roles=dict.fromkeys(other.roles, "done")))
     cluster.local.finish_roles()
     assert cluster.state is State.DONE
@@ -52,8 +50,7 @@ def test_role_that_dies_once_all_results_are_written_leaves_the_job_done(alone: 
     assert alone.coordinator.restarts == []
 
 
-def test_role_that_dies_after_leaving_waits_for_the_results_of_the_other_workers(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_role_that_dies_after_leaving_waits_for_the_results_of_the_other_workers(cluster: Cluster, other: Host) -> None:
     cluster.local.leave("worker-0")
     cluster.local.heartbeat(failure=ABORTED)
     assert cluster.state is State.RUNNING
@@ -90,8 +87,7 @@ def test_servers_that_do_not_end_once_all_results_are_written_leave_the_job_done
     assert failure["cause"] == "the others are done, but scheduler, server-0, server-1 did not end in 30 s"
 
 
-def test_host_that_is_lost_once_all_results_are_written_leaves_the_job_done(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_host_that_is_lost_once_all_results_are_written_leaves_the_job_done(cluster: Cluster, other: Host) -> None:
     cluster.local.leave("worker-0")
     other.leave("worker-1")
     cluster.now += LEASE_SECONDS + 1
@@ -104,8 +100,7 @@ def test_host_that_is_lost_once_all_results_are_written_leaves_the_job_done(pair
     assert (failure["host"], failure["after_results"]) == ("host 10.0.0.2", True)
 
 
-def test_stop_within_the_grace_period_ends_with_a_checkpoint(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_stop_within_the_grace_period_ends_with_a_checkpoint(cluster: Cluster, other: Host) -> None:
     cluster.coordinator.stop()
     cluster.heartbeat_all()
     assert {host.desired.action for host in cluster.hosts} == {"stop"}
@@ -120,8 +115,7 @@ def test_stop_within_the_grace_period_ends_with_a_checkpoint(pair: tuple[Cluster
     assert cluster.coordinator.restarts == []
 
 
-def test_stop_beyond_the_grace_period_terminates_all_roles(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_stop_beyond_the_grace_period_terminates_all_roles(cluster: Cluster, other: Host) -> None:
     cluster.coordinator.stop()
     cluster.wait(GRACE)
     cluster.coordinator.stop()  # a second request does not extend the grace period

@@ -6,10 +6,7 @@ from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 
 
-def test_expired_lease_ends_the_generation_and_the_job_waits(
-    pair: tuple[Cluster, Host],
-) -> None:
-    cluster, other = pair
+def test_expired_lease_ends_the_generation_and_the_job_waits(cluster: Cluster, other: Host) -> None:
     cluster.hosts.remove(other)
     cluster.wait(LEASE_SECONDS)
     assert cluster.state is State.RUNNING
@@ -24,8 +21,7 @@ def test_expired_lease_ends_the_generation_and_the_job_waits(
     assert cluster.coordinator.restarts[0].cause == "the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s"
 
 
-def test_agent_rejoins_after_its_lease_expired(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_agent_rejoins_after_its_lease_expired(cluster: Cluster, other: Host) -> None:
     cluster.hosts.remove(other)
     cluster.wait(LEASE_SECONDS + 1)
     assert cluster.state is State.WAITING
@@ -36,8 +32,7 @@ def test_agent_rejoins_after_its_lease_expired(pair: tuple[Cluster, Host]) -> No
     assert [host.generation for host in cluster.hosts] == [2, 2]
 
 
-def test_silent_agent_does_not_delay_termination_beyond_its_lease(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_silent_agent_does_not_delay_termination_beyond_its_lease(cluster: Cluster, other: Host) -> None:
     cluster.hosts.remove(other)
     cluster.fail()
     cluster.wait(LEASE_SECONDS - 1)
@@ -51,10 +46,7 @@ def test_local_agent_has_no_lease(alone: Cluster) -> None:
     assert alone.state is State.RUNNING
 
 
-def test_new_agent_replaces_the_one_at_its_address(
-    pair: tuple[Cluster, Host],
-) -> None:
-    cluster, other = pair
+def test_new_agent_replaces_the_one_at_its_address(cluster: Cluster, other: Host) -> None:
     new = Host(cluster, other.address, "the new one")
     new.heartbeat()
     cluster.heartbeat_all()
@@ -70,10 +62,7 @@ def test_new_agent_replaces_the_one_at_its_address(
     assert "was replaced by a new agent" in cluster.coordinator.restarts[0].cause
 
 
-def test_leaving_agent_ends_the_generation_and_its_late_heartbeat_is_rejected(
-    pair: tuple[Cluster, Host],
-) -> None:
-    cluster, other = pair
+def test_leaving_agent_ends_the_generation_and_its_late_heartbeat_is_rejected(cluster: Cluster, other: Host) -> None:
     late = other.make_heartbeat()
     cluster.hosts.remove(other)
     cluster.coordinator.handle_heartbeat(
@@ -87,8 +76,7 @@ def test_leaving_agent_ends_the_generation_and_its_late_heartbeat_is_rejected(
     assert cluster.state is State.WAITING
 
 
-def test_agent_that_ended_its_roles_causes_a_restart(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_agent_that_ended_its_roles_causes_a_restart(cluster: Cluster, other: Host) -> None:
     other.generation, other.ended_generation, other.roles = None, 1, {}
     assert other.heartbeat().action == "wait"
     cluster.heartbeat_all()
@@ -97,8 +85,7 @@ def test_agent_that_ended_its_roles_causes_a_restart(pair: tuple[Cluster, Host])
     assert "ended its roles" in cluster.coordinator.restarts[0].cause
 
 
-def test_late_heartbeat_of_a_lost_agent_does_not_evict_its_replacement(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_late_heartbeat_of_a_lost_agent_does_not_evict_its_replacement(cluster: Cluster, other: Host) -> None:
     late = other.make_heartbeat()
     cluster.hosts.remove(other)
     cluster.wait(LEASE_SECONDS + 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
+from fault_runs import ON_ONE_SERVER
 from memory_cgroup import memory_cgroup
 from paced_training import paced
 from running_command import messages
-from supervised_runs import ON_ONE_SERVER
 
 pytestmark = pytest.mark.cluster
 

@@ -6,10 +6,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 from fault_runs import (
-    ON_SERVERS,
+    ON_ONE_SERVER,
     STEP_SECONDS,
     TOKEN,
     assert_last_is_complete,
@@ -20,12 +19,15 @@ from fault_runs import (
 from needs import root
 from net_hosts import network, unavailable
 from paced_training import pace
-from port_strangers import listening, reachable, scrape
+from port_strangers import listening, reachable
 from run_results import report_of
 from running_command import started, succeeded
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+STALL_SECONDS = 20
+"""More than the leases of 15 seconds, whose end is the cause where a link is cut."""
 
 
 def logged_since(run_dir: Path, length: int) -> str:
@@ -33,91 +35,14 @@ def logged_since(run_dir: Path, length: int) -> str:
     return (run_dir / "processes.jsonl").read_text(encoding="utf-8")[length:]
 
 
-def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Path) -> None:
+def test_cut_links_cost_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
+    """Short ones cost nothing; a restart follows if a server and a worker lose each other, or a host all others."""
     if reason := unavailable():
         pytest.skip(root(reason))
     run_dir = workspace / "hosts"
     token = {"CROSSFADE_TOKEN": TOKEN}
     variables = pace(workspace, workspace / "hosts.release", token, step_seconds=STEP_SECONDS)
-    with network(4) as (first, second, third, stranger):
-        listen = f"{first.address}:7070"
-        across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")
-        options = [part for setting in across for part in ("--set", setting)]
-        agent = {"cwd": workspace, "variables": variables}
-        join = ("agent", "--join", listen, "--run-dir", run_dir)
-        with (
-            train(run_dir, "--servers", 3, "--workers", 1, *options, variables=variables, within=first.within) as job,
-            started(*join, within=second.within, **agent) as steady,
-            started(*join, within=third.within, **agent) as lost,
-        ):
-            job.wait_for("checkpoint_saved")
-            assert sorted(job.command.roles()) == ["scheduler", "server-0", "worker-0"]
-            assert sorted([*steady.roles(), *lost.roles()]) == ["server-1", "server-2"]
-            roles = {**job.command.roles(), **steady.roles(), **lost.roles()}
-            ports = {name: listening(role.pid) for name, role in roles.items()}
-            assert all(len(found) == 2 for found in ports.values())  # for the others, and for metrics
-            everything = set.union(*ports.values())
-            assert reachable(everything, third.within) == everything
-            admitted = reachable(everything, stranger.within)
-            assert all(len(found & admitted) == 1 for found in ports.values())  # that for metrics
-            # A cut that is shorter than the leases costs no restart.
-            third.cut_link()
-            time.sleep(3)  # that is the fault
-            third.restore_link()
-            assert_training_continues(job)
-            before_cut = len(logged_since(run_dir, 0))
-            third.cut_link()
-            wait_until(lambda: lost.roles() == {}, "the end of the roles that are cut off")
-            assert job.command.roles(), "the other hosts restarted before the isolated roles had ended"
-            job.wait(lambda: job.command.roles() == {} == steady.roles(), "the end of the other roles")
-            job.wait(lambda: '"waiting"' in logged_since(run_dir, before_cut), "the job waiting for the host")
-            assert lost.process.poll() is None
-            third.restore_link()
-            job.wait(lost.roles, "the next generation")
-            result = succeeded(job.finish())
-            for other in (steady, lost):
-                assert "the job is done" in succeeded(other.finish()).stderr
-    [restart] = report_of(run_dir)["restart_causes"]
-    assert f"({third.address}) sent no heartbeat for 15 s" in restart["cause"]
-    assert "waiting for 1 more host to join" in result.stderr
-    assert_undisturbed(run_dir, undisturbed)
-    assert_last_is_complete(run_dir / "checkpoints")
-
-
-def test_requests_to_all_ports_of_a_job_on_one_host_change_nothing(workspace: Path, undisturbed: Path) -> None:
-    run_dir = workspace / "strays"
-    with train(run_dir, *ON_SERVERS) as job:
-        job.wait_for("step")
-        roles = job.command.roles()
-        sockets = {name: unix_sockets(role) for name, role in roles.items()}
-        assert all(len(paths) == 1 for paths in sockets.values())
-        job.wait(lambda: not any(path.exists() for paths in sockets.values() for path in paths), "removed sockets")
-        for role in roles.values():
-            [address] = listening(role.pid)
-            for _ in range(3):
-                assert scrape(address).startswith(b"HTTP/1.0 200 OK")
-        job.wait_for("checkpoint_saved")
-        succeeded(job.finish())
-    assert report_of(run_dir)["restarts"] == 0
-    assert_undisturbed(run_dir, undisturbed)
-
-
-def unix_sockets(role: psutil.Process) -> set[Path]:
-    """Return the paths of the Unix sockets on which a process listens."""
-    return {Path(connection.laddr) for connection in role.net_connections("unix") if connection.laddr}
-
-
-STALL_SECONDS = 15
-
-
-def test_partition_between_server_and_worker_costs_time_and_not_the_result(workspace: Path, undisturbed: Path) -> None:
-    """Both reach the coordinator all the time, but not each other: in one direction, or in both."""
-    if reason := unavailable():
-        pytest.skip(root(reason))
-    run_dir = workspace / "partition"
-    token = {"CROSSFADE_TOKEN": TOKEN}
-    variables = pace(workspace, workspace / "partition.release", token, step_seconds=STEP_SECONDS)
-    with network(3) as (first, second, third), ExitStack() as stack:
+    with network(4) as (first, second, third, stranger), ExitStack() as stack:
         listen = f"{first.address}:7070"
         settings = {
             "host": first.address,
@@ -126,12 +51,30 @@ def test_partition_between_server_and_worker_costs_time_and_not_the_result(works
             "stall_timeout_seconds": STALL_SECONDS,
         }
         options = [part for name, value in settings.items() for part in ("--set", f"cluster.{name}={value}")]
-        options += ["--servers", 1, "--workers", 1]
-        job = stack.enter_context(train(run_dir, *options, variables=variables, within=first.within))
-        for host, kind in ((second, "server"), (third, "worker")):
-            join = ("agent", "--join", listen, "--run-dir", run_dir, "--roles", kind)
+        job = stack.enter_context(train(run_dir, *ON_ONE_SERVER, *options, variables=variables, within=first.within))
+        steady, lost = (
             stack.enter_context(started(*join, cwd=workspace, variables=variables, within=host.within))
+            for host, kind in ((second, "server"), (third, "worker"))
+            for join in [("agent", "--join", listen, "--run-dir", run_dir, "--roles", kind)]
+        )
         job.wait_for("checkpoint_saved")
+        assert [sorted(host.roles()) for host in (job.command, steady, lost)] == [
+            ["scheduler"],
+            ["server-0"],
+            ["worker-0"],
+        ]
+        roles = {**job.command.roles(), **steady.roles(), **lost.roles()}
+        ports = {name: listening(role.pid) for name, role in roles.items()}
+        assert all(len(found) == 2 for found in ports.values())  # for the others, and for metrics
+        everything = set.union(*ports.values())
+        assert reachable(everything, third.within) == everything
+        admitted = reachable(everything, stranger.within)
+        assert all(len(found & admitted) == 1 for found in ports.values())  # that for metrics
+        # A cut that is shorter than the leases costs no restart, nor does a partition shorter than the stall timeout.
+        third.cut_link()
+        time.sleep(3)  # that is the fault
+        third.restore_link()
+        assert_training_continues(job)
         for directions in ([(third, second)], [(second, third), (third, second)]):
             for here, there in directions:
                 here.drop_from(there)
@@ -139,12 +82,27 @@ def test_partition_between_server_and_worker_costs_time_and_not_the_result(works
             for here, there in directions:
                 here.accept_from(there)
             assert_training_continues(job)
+        # Both reach the coordinator all the time, but not each other.
         second.drop_from(third)
         job.wait((run_dir / "restarts.json").exists, "a restart")
         second.accept_from(third)
-        succeeded(job.finish())
-    causes = {restart["cause"] for restart in report_of(run_dir)["restart_causes"]}
-    assert causes == {f"no sign of progress for {STALL_SECONDS} s"}
+        job.wait_for("checkpoint_saved")
+        before_cut = len(logged_since(run_dir, 0))
+        third.cut_link()
+        wait_until(lambda: lost.roles() == {}, "the end of the roles that are cut off")
+        assert job.command.roles(), "the other hosts restarted before the isolated roles had ended"
+        job.wait(lambda: job.command.roles() == {} == steady.roles(), "the end of the other roles")
+        job.wait(lambda: '"waiting"' in logged_since(run_dir, before_cut), "the job waiting for the host")
+        assert lost.process.poll() is None
+        third.restore_link()
+        job.wait(lost.roles, "the next generation")
+        result = succeeded(job.finish())
+        for other in (steady, lost):
+            assert "the job is done" in succeeded(other.finish()).stderr
+    stalled, cut = (restart["cause"] for restart in report_of(run_dir)["restart_causes"])
+    assert stalled == f"no sign of progress for {STALL_SECONDS} s"
+    assert f"({third.address}) sent no heartbeat for 15 s" in cut
+    assert "waiting for 1 more host to join" in result.stderr
     assert_undisturbed(run_dir, undisturbed)
     assert_last_is_complete(run_dir / "checkpoints")
 

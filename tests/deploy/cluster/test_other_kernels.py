@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from fault_runs import TOKEN
 from needs import X86
 from run_results import report_of
 from running_command import crossfade, messages, started, succeeded
-from supervised_runs import TOKEN
 
 pytestmark = [
     pytest.mark.cluster,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from fault_runs import ON_ONE_SERVER
 from running_command import Mark, messages
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -32,12 +33,17 @@ def plain_python(tmp_path: Path) -> Path:
     return python
 
 
-def test_distributed_run_in_a_plain_environment_ends_without_a_failure(plain_python: Path, tmp_path: Path) -> None:
+def test_distributed_run_in_a_plain_environment_and_a_folder_with_another_crossfade_ends_without_a_failure(
+    plain_python: Path, tmp_path: Path
+) -> None:
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
-    command = [plain_python, "-m", "crossfade", "train", "job.yaml", "--servers", "1", "--workers", "1"]
-    mark = Mark()
+    (tmp_path / "crossfade").mkdir()
+    (tmp_path / "crossfade" / "__init__.py").write_text("raise SystemExit('this is not the installed package')")
+    mark, limits = Mark(), ("--set", "cluster.max_restarts=0", "--set", "train.max_steps=3")
+    options = [*ON_ONE_SERVER, "--run-dir", "run", "--set", "cluster.host=localhost", *limits]
     result = subprocess.run(
-        [*command, "--run-dir", "run", "--set", "cluster.max_restarts=0"],
+        # With -P, this process imports nothing from the current folder, but those that it starts might.
+        [plain_python, "-P", "-m", "crossfade", "train", "job.yaml", *map(str, options)],
         cwd=tmp_path,
         env=mark.environment(),
         capture_output=True,

@@ -12,8 +12,7 @@ from crossfade.deploy.topology import Address
 from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
 
 
-def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(cluster: Cluster, other: Host) -> None:
     assert cluster.local.heartbeat(failure=KILLED).action == "wait"
     cluster.local.heartbeat()
     assert cluster.state is State.TERMINATING  # the other host still runs
@@ -53,8 +52,7 @@ def test_restart_reports_the_steps_that_are_taken_again(alone: Cluster) -> None:
     assert [(restart.lost_steps, restart.lost_seconds) for restart in alone.coordinator.restarts] == lost
 
 
-def test_heartbeat_sent_before_the_failure_does_not_clear_the_agent(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_heartbeat_sent_before_the_failure_does_not_clear_the_agent(cluster: Cluster, other: Host) -> None:
     crossing = other.make_heartbeat()
     cluster.local.heartbeat(failure=KILLED)
     cluster.local.heartbeat()
@@ -66,10 +64,7 @@ def test_restarts_back_off_until_the_limit(alone: Cluster) -> None:
     delays = []
     for _ in range(RESTARTS):
         alone.fail()
-        begin = alone.now
-        while alone.state is State.BACKOFF:
-            alone.wait_silently(0.25)
-        delays.append(alone.now - begin)
+        delays.append(alone.back_off())
         alone.start()
     assert delays == [0, 1, 2]
     alone.fail()
@@ -90,8 +85,7 @@ def test_backoff_is_limited_to_a_minute() -> None:
         cluster.start()
         cluster.fail()
         begin = cluster.now
-        while cluster.state is State.BACKOFF:
-            cluster.wait_silently(1)
+        cluster.back_off()
     assert cluster.now - begin == 60
 
 
@@ -107,8 +101,7 @@ def test_new_checkpoint_resets_the_failure_count(alone: Cluster) -> None:
 def test_checkpoint_at_the_starting_step_does_not_reset_the_count(alone: Cluster) -> None:
     for _ in range(RESTARTS):
         alone.fail()
-        while alone.state is State.BACKOFF:
-            alone.wait_silently(1)
+        alone.back_off()
         alone.start("folder/step-10", 10)
         alone.local.report_events(saved(10))
     alone.fail()
@@ -118,8 +111,7 @@ def test_checkpoint_at_the_starting_step_does_not_reset_the_count(alone: Cluster
 def test_unreported_checkpoint_counts_when_found(alone: Cluster) -> None:
     for found in range(1, 3 * RESTARTS):
         alone.fail()
-        while alone.state is State.BACKOFF:
-            alone.wait_silently(1)
+        alone.back_off()
         alone.start(f"folder/step-{found}", found)
     assert alone.state is State.RUNNING
 
@@ -136,9 +128,8 @@ def test_corrupt_checkpoint_is_rejected_from_then_on(alone: Cluster) -> None:
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
 def test_permanent_error_fails_the_job_at_once(
-    pair: tuple[Cluster, Host], exit_code: int, kind: type[Exception]
+    cluster: Cluster, other: Host, exit_code: int, kind: type[Exception]
 ) -> None:
-    cluster, other = pair
     other.heartbeat(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
     cluster.heartbeat_all()
     assert cluster.state is State.TERMINATING
@@ -156,10 +147,7 @@ def test_failed_start_is_retried_until_the_limit() -> None:
     delays = []
     for _ in range(RESTARTS):
         cluster.coordinator.start_failed(OSError("the store is away"))
-        begin = cluster.now
-        while cluster.state is State.BACKOFF:
-            cluster.wait_silently(0.25)
-        delays.append(cluster.now - begin)
+        delays.append(cluster.back_off())
     assert delays == [0, 1, 2]
     cluster.coordinator.start_failed(OSError("the store is away"))
     assert cluster.state is State.FAILED
@@ -247,10 +235,7 @@ def test_failures_from_the_network_delay_the_job_but_do_not_use_up_its_restarts(
     delays = []
     for _ in range(10 * RESTARTS):
         alone.fail(SCANNED)
-        begin = alone.now
-        while alone.state is State.BACKOFF:
-            alone.wait_silently(0.25)
-        delays.append(alone.now - begin)
+        delays.append(alone.back_off())
         alone.start()
     assert delays[:8] == [0, 1, 2, 4, 8, 16, 32, 60]
     assert set(delays[8:]) == {60}
@@ -269,8 +254,7 @@ def test_failures_from_the_network_end_a_job_that_makes_no_progress_for_hours(al
     begin = alone.now
     while alone.state is not State.FAILED:
         alone.fail(SCANNED)
-        while alone.state is State.BACKOFF:
-            alone.wait_silently(5)
+        alone.back_off(5)
         if alone.state is State.PREPARING:
             alone.start()
     assert RESTARTS * NETWORK_FAILURE_SECONDS <= alone.now - begin < (RESTARTS + 1) * NETWORK_FAILURE_SECONDS
@@ -285,8 +269,7 @@ def test_checkpoint_resets_the_delay_of_failures_from_the_network(alone: Cluster
         alone.local.report_events(saved(found + 1))
 
 
-def test_each_generation_has_a_secret_of_its_own_that_only_hosts_with_roles_get(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_each_generation_has_a_secret_of_its_own_that_only_hosts_with_roles_get(cluster: Cluster, other: Host) -> None:
     watcher = cluster.join("10.0.0.9", "none")
     first = cluster.local.desired.secret
     assert len(first) == 64
@@ -300,8 +283,7 @@ def test_each_generation_has_a_secret_of_its_own_that_only_hosts_with_roles_get(
     assert cluster.local.desired.secret not in {"", first}
 
 
-def test_roles_admit_the_addresses_from_which_agents_connect(pair: tuple[Cluster, Host]) -> None:
-    cluster, other = pair
+def test_roles_admit_the_addresses_from_which_agents_connect(cluster: Cluster, other: Host) -> None:
     cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
     cluster.fail()
     cluster.heartbeat_all()

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from command_here import crossfade_here
 from fault_runs import assert_last_is_complete, assert_undisturbed, checkpoint_option, train
-from running_command import crossfade, succeeded
+from running_command import succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -13,7 +14,7 @@ def test_locked_run_folder_is_rejected_with_every_option(workspace: Path) -> Non
     with train(workspace / "busy") as training:
         training.wait_for("checkpoint_saved")
         for how in ((), ("--resume",), ("--overwrite",)):
-            result = crossfade("train", "job.yaml", "--run-dir", "busy", *how, cwd=workspace)
+            result = crossfade_here("train", "job.yaml", "--run-dir", "busy", *how, cwd=workspace)
             assert result.returncode == 2
             assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         training.wait_for("checkpoint_saved")
@@ -22,11 +23,11 @@ def test_locked_run_folder_is_rejected_with_every_option(workspace: Path) -> Non
 
 def test_checkpoint_folder_of_a_running_run_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
     shared = checkpoint_option(tmp_path / "shared")
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
     with train(workspace / "first", *shared) as training:
         training.wait_for("checkpoint_saved")
         for how in ((), ("--overwrite",)):
-            result = crossfade("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=workspace)
+            result = crossfade_here("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=workspace)
             assert result.returncode == 2
             assert f"{tmp_path / 'shared'}: holds checkpoints of another run, of job 'planted'" in result.stderr
             assert (workspace / "other" / "report.json").exists(), "the earlier run was touched"

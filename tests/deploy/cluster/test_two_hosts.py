@@ -8,10 +8,10 @@ from typing import Any
 
 import psutil
 import pytest
-from paced_training import Training, pace, paced
+from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
+from paced_training import Training, pace
+from run_results import report_of
 from running_command import RunningCommand, messages, started, succeeded
-from supervised_runs import FOR_240_STEPS, ON_SERVERS, STEPS, TOKEN, read_report
-from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.cluster
 class TwoHosts:
     """A job on 127.0.0.1 and, by agents, on 127.0.0.2 and other addresses."""
 
-    def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
-        self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
-        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{port}", "--set", "cluster.hosts=2")
-        self._train = ("train", job, *ON_SERVERS, *listen)
+    def __init__(self, workspace: Path, port: int) -> None:
+        self.cwd, self.port, self.run_dir = workspace, port, workspace / "two-hosts"
+        self._variables = {"CROSSFADE_TOKEN": TOKEN}
 
-    def train(self, *options: object) -> AbstractContextManager[Training]:
+    def train(self) -> AbstractContextManager[Training]:
         """Start the command, with slow steps."""
-        return paced(*self._train, *options, run_dir=self.run_dir, variables={"CROSSFADE_TOKEN": TOKEN})
+        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{self.port}", "--set", "cluster.hosts=2")
+        return train(self.run_dir, *ON_SERVERS, *listen, variables=self._variables)
 
     def agent(self, address: str = "127.0.0.2") -> AbstractContextManager[RunningCommand]:
         join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
-        variables = pace(self.cwd, self.cwd / "run.release", {"CROSSFADE_TOKEN": TOKEN})
-        return started(*join, cwd=self.cwd, variables=variables)
+        release = self.cwd / f"{self.run_dir.name}.release"
+        return started(*join, cwd=self.cwd, variables=pace(self.cwd, release, self._variables))
 
     def status(self) -> dict[str, Any]:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
@@ -40,48 +40,39 @@ class TwoHosts:
             return status
 
 
-@pytest.fixture
-def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
-    return TwoHosts(job, tmp_path, free_port)
-
-
-def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*FOR_240_STEPS) as training, two_hosts.agent() as lost:
+def test_job_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
+    workspace: Path, undisturbed: Path, free_port: int
+) -> None:
+    two_hosts = TwoHosts(workspace, free_port)
+    with two_hosts.train() as training, two_hosts.agent() as lost:
         command = training.command
         training.wait_for("checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
-        assert sorted(lost.roles()) == ["server-1", "worker-1"]
+        assert sorted(lost.roles()) == ["server-1"]
         assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
         assert_token_is_not_leaked(two_hosts, command, lost)
         lost.process.kill()
         lost.process.wait()
-        with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], "roles on the new host")
+        with two_hosts.agent() as left:  # replaces it at once, without a wait for the lease
+            training.wait(left.roles, "roles on the new host")
+            training.wait_for("checkpoint_saved")
+            left.process.terminate()
+            result = left.finish()
+            assert result.returncode == 143
+            assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
+        training.wait(lambda: two_hosts.status()["state"] == "waiting", "the job waiting")
+        assert command.roles() == {}
+        with two_hosts.agent("127.0.0.3") as new:
+            training.wait(new.roles, "roles on the new host")
             result = succeeded(training.finish())
             agent = succeeded(new.finish())
         assert messages(agent.stderr)[-1] == "crossfade: the job is done"
         assert TOKEN not in result.stderr + result.stdout + agent.stderr
         assert command.mark.processes() + new.mark.processes() == []
-    report = read_report(two_hosts.run_dir)
-    assert (report["steps"], report["restarts"]) == (STEPS, 1)
-    assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
-
-
-def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*FOR_240_STEPS) as training, two_hosts.agent() as left:
-        command = training.command
-        training.wait_for("checkpoint_saved")
-        left.process.terminate()
-        result = left.finish()
-        assert result.returncode == 143
-        assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
-        wait_until(lambda: two_hosts.status()["state"] == "waiting", "the job waiting")
-        assert command.roles() == {}
-        with two_hosts.agent("127.0.0.3") as new:
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], "roles on the new host")
-            command.process.terminate()
-            assert command.finish().returncode == 143
-            assert new.finish().returncode == 143
+    replaced, has_left = (restart["cause"] for restart in report_of(two_hosts.run_dir)["restart_causes"])
+    assert "was replaced by a new agent at its address" in replaced
+    assert "has left" in has_left
+    assert_undisturbed(two_hosts.run_dir, undisturbed)
 
 
 def listening_addresses(processes: list[psutil.Process]) -> set[str]:

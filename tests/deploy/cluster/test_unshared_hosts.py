@@ -6,14 +6,11 @@ The containers of SageMaker (``test_sagemaker_hosts.py``) train on such hosts.
 from pathlib import Path
 
 import pytest
-from object_store import free_ports
-from running_command import crossfade
+from command_here import crossfade_here
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.runs.run_folder import RunFolder
-
-TOKEN = "a-token-that-all-hosts-have"
 
 
 def test_host_accepts_only_role_files_from_another(tmp_path: Path) -> None:
@@ -38,17 +35,11 @@ def test_hosts_without_shared_folder_must_share_s3() -> None:
     assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
 
 
-@pytest.mark.slow
-def test_agent_ends_after_the_coordinator_timeout(tmp_path: Path) -> None:
-    join = (
-        "agent",
-        "--join",
-        f"127.0.0.1:{free_ports(1)[0]}",
-        "--advertise-address",
-        "127.0.0.2",
-        "--run-dir",
-        tmp_path / "run",
-    )
-    result = crossfade(*join, "--coordinator-timeout", "0.5", cwd=tmp_path, variables={"CROSSFADE_TOKEN": TOKEN})
+def test_agent_ends_after_the_coordinator_timeout(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSFADE_TOKEN", "a-token-that-all-hosts-have")
+    join = ("agent", "--join", f"127.0.0.1:{free_port}", "--advertise-address", "127.0.0.2", "--run-dir", tmp_path)
+    result = crossfade_here(*join, "--coordinator-timeout", "0.5")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].endswith("has not answered for 0.5 s (--coordinator-timeout)")

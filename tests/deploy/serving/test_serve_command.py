@@ -264,7 +264,7 @@ def status_of(address: Address, route: str, headers: dict[str, str]) -> int:
 
 
 class Load:
-    """Sends requests without pause, by one connection, until it is stopped."""
+    """Sends request after request, by one connection, until it is stopped. Pauses leave the processors to the rest."""
 
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(url.split("/")[2])
@@ -274,7 +274,7 @@ class Load:
         self.failures: list[str] = []
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(0.02):
             try:
                 self._connection.request("GET", "/recommend?id=c010")
                 response = self._connection.getresponse()
