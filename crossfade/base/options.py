@@ -17,6 +17,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -109,7 +110,7 @@ class Options(BaseModel):
         singles = {
             name: (value,)
             for name, value in values.items()
-            if name in fields and isinstance(value, str | Path | int) and is_list(fields[name])
+            if name in fields and isinstance(value, str | Path | Integral) and is_list(fields[name])
         }
         return {**values, **singles}
 

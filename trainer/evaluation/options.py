@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, option
 from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
@@ -103,3 +104,10 @@ class EvaluateOptions(ModelSource):
         value="N",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _check_label_min_count(self) -> Self:
+        if self.label_min_count > 1 and self.labels is None:
+            problem, fix = "selects rows for label precision", f"add {option_named('labels')}, or leave it out"
+            raise OptionError("label_min_count", found=self.label_min_count, problem=problem, fix=fix)
+        return self

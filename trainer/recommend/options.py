@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -62,7 +63,8 @@ def _pair(value: Any) -> Any:
 
 
 def _id(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    # numpy's integers are Integral, and not int.
+    return str(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 Id = Annotated[str, BeforeValidator(_id)]

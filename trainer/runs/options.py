@@ -43,3 +43,9 @@ class ModelSource(Options):
         "new",
         group="model",
     )
+
+    @property
+    def data_changes(self) -> dict[str, Any]:
+        """What to replace in the section ``data`` of the model's job."""
+        changes = {"path": self.data, "history_from_this_dataset_only": self.history_from_this_dataset_only or None}
+        return {key: value for key, value in changes.items() if value is not None}
