@@ -94,7 +94,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     group_notes: ClassVar[Mapping[str, str]] = {}
-    """What is said below the heading of a group."""
+    """What is said below the heading of a group; ``notes_of`` adds those of base classes."""
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -132,6 +132,13 @@ class Options(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise option_error(cls, error, values) from None
+
+
+def notes_of(options: type[Options]) -> dict[str, str]:
+    """Return the notes of ``options`` by group: a class may replace those of its base classes."""
+    return {
+        group: note for kind in reversed(options.__mro__) for group, note in vars(kind).get("group_notes", {}).items()
+    }
 
 
 def shown(field: FieldInfo) -> Shown:

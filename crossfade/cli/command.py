@@ -20,19 +20,6 @@ from crossfade.cli.declared import Declared, add_options, read_options
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
-FILTER_NOTES = """\
-Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
-in train), each feature of the dataset, as a list of its values, and those of the --metadata file. The message for a
-function that is not accepted lists those that are:
-
-  --where "count >= 100"
-  --where "list_contains(tag, 'jazz')"
-  --where "genre = 'jazz' AND year > 1990" --metadata songs.csv
-
-A metadata file may have several lines for an ID; one of them must meet the condition. Files of --allow and --deny have
-one ID per line or, as Parquet, CSV or TSV, a column named as the entity.
-"""
-"""What the options that filter rows accept."""
 _VERY_SIMILAR = 0.8
 _LIST = ",…"
 """The end of the metavariable of an option whose value is a list with commas."""

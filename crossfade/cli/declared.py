@@ -9,18 +9,18 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from crossfade.base.options import Options, described, is_list, plain_type, shown
+from crossfade.base.options import Options, described, is_list, notes_of, plain_type, shown
 
 Declared = TypeVar("Declared", bound=Options)
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
     """Add an option to ``parser`` for each field of ``options``, in groups, in the order of the fields."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups, notes = dict[str, argparse._ArgumentGroup](), notes_of(options)
     for name, field in options.model_fields.items():
         title = shown(field).group
         if title not in groups:
-            groups[title] = parser.add_argument_group(title, options.group_notes.get(title))
+            groups[title] = parser.add_argument_group(title, notes.get(title))
         _add(groups[title], name, options)
 
 

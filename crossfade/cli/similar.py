@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, add_command
+from crossfade.cli.command import add_command
 from crossfade.terminal import print_line
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -27,17 +27,12 @@ _EXAMPLES = (
     ),
     ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search an index that 'crossfade index' built."),
 )
-_NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
-used if it has written any, otherwise its newest complete checkpoint.
-
+_NOTES = """\
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
 accents; or by a part of its ID, such as the title, if that joins several columns. If several rows have the name or
 part, they are listed, and the first is used. Similarity is the cosine of embeddings.
 Items and customers without an interaction of positive weight in train are left out, unless they have features: their
-vectors are random. With --index, some of the nearest rows may be missing.
-
-{FILTER_NOTES}"""
+vectors are random. With --index, some of the nearest rows may be missing."""
 
 
 class SimilarCommand(ListFiles, SimilarOptions, ModelSource):

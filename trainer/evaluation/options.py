@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge
 from pydantic import BeforeValidator, model_validator
@@ -49,6 +50,8 @@ Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
 
 class EvaluateOptions(ModelSource):
     """Which run to evaluate, and how."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {"model": "RUN is a local run folder with embeddings."}
 
     source: Location = option(
         ..., "evaluate the embeddings in this run folder", group="rankings", value="RUN", positional=True

@@ -19,11 +19,10 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
-from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import read_labels
 from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
-from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver
+from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate_embeddings
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 

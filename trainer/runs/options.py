@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
@@ -30,6 +31,11 @@ LocalFolder = Annotated[Path, BeforeValidator(_local_folder)]
 
 class ModelSource(Options):
     """Where a trained model and its dataset are."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "model": "FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The\n"
+        "embeddings of a run are used if it has written any, otherwise its newest complete checkpoint."
+    }
 
     source: Location = option(
         ..., "read this run folder, folder of checkpoints, or checkpoint", group="model", value="FROM", positional=True
