@@ -93,8 +93,7 @@ def test_values_of_queries_are_those_of_a_plain_implementation() -> None:
         assert values["ndcg@10"][query] == pytest.approx(sum(gains) / ideal)
 
 
-@pytest.mark.parametrize("size", [2, 3, 7, 11])
-@pytest.mark.parametrize("zeros", [0, 4])
+@pytest.mark.parametrize(("size", "zeros"), [(2, 4), (3, 0), (7, 4), (11, 0)])
 def test_p_of_few_differences_counts_all_permutations(size: int, zeros: int) -> None:
     difference_N = np.random.default_rng(size).normal(0.4, 0.5, size)
     signs = np.array(list(itertools.product([-1, 1], repeat=size)))
@@ -108,7 +107,7 @@ def test_p_of_no_and_of_one_difference_is_1() -> None:
     assert permutation_test(np.zeros(5)) == permutation_test(np.array([0.0, 0.3])) == 1.0
 
 
-@pytest.mark.parametrize(("size", "effect"), [(400, 0.0), (400, 2.0), (400, 3.0), (3 * MAX_UNITS, 2.0)])
+@pytest.mark.parametrize(("size", "effect"), [(400, 0.0), (400, 3.0), (3 * MAX_UNITS, 2.0)])
 def test_p_and_interval_of_many_differences_are_close_to_those_of_the_t_test(size: int, effect: float) -> None:
     difference_N = np.random.default_rng(8).choice([-0.5, -0.1, 0.2, 0.4], size)
     error = difference_N.std(ddof=1) / np.sqrt(size)
