@@ -14,6 +14,8 @@ from running_command import succeeded
 
 from crossfade.trainer.recommend.faiss_lists import VectorLists
 
+pytestmark = pytest.mark.slow
+
 FILES = ["card.json", "index.faiss", "rows.parquet"]
 
 

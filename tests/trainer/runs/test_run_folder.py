@@ -222,6 +222,7 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
     assert second.lock.wait_for_end(lambda: None) is None
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_a_run_to_resume(run: RunFolder, holder: psutil.Popen) -> None:
     standby = RunFolder(run.path)
     assert standby.lock.wait_for_end(holder.kill) is None
