@@ -17,6 +17,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -98,7 +99,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     group_notes: ClassVar[Mapping[str, str]] = {}
-    """What is said below the heading of a group."""
+    """What is said below the heading of a group; ``notes_of`` adds those of base classes."""
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -117,7 +118,7 @@ class Options(BaseModel):
         found = dict(values)
         for name, field in cls.model_fields.items():
             value = values.get(name)
-            if isinstance(value, str | Path | int) and is_list(field):
+            if isinstance(value, str | Path | Integral) and is_list(field):
                 found[name] = value = (value,)
             if _element(field) is Path:
                 for each in value if is_list(field) and isinstance(value, Iterable) else (value,):
@@ -143,6 +144,13 @@ class Options(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise option_error(cls, error, values) from None
+
+
+def notes_of(options: type[Options]) -> dict[str, str]:
+    """Return the notes of ``options`` by group: a class may replace those of its base classes."""
+    return {
+        group: note for kind in reversed(options.__mro__) for group, note in vars(kind).get("group_notes", {}).items()
+    }
 
 
 def shown(field: FieldInfo) -> Shown:

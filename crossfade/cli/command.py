@@ -15,25 +15,12 @@ from itertools import zip_longest
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from crossfade.base.errors import escape_unprintable
-from crossfade.base.options import Options, described, is_list, plain_type, shown
+from crossfade.base.options import Options, described, is_list, notes_of, plain_type, shown
 
 Declared = TypeVar("Declared", bound=Options)
 Suggest = Callable[[str, str], str]
 """Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
 
-FILTER_NOTES = """\
-Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
-in train), each feature of the dataset, as a list of its values, and those of the --metadata file. The message for a
-function that is not accepted lists those that are:
-
-  --where "count >= 100"
-  --where "list_contains(tag, 'jazz')"
-  --where "genre = 'jazz' AND year > 1990" --metadata songs.csv
-
-A metadata file may have several lines for an ID; one of them must meet the condition. Files of --allow and --deny have
-one ID per line or, as Parquet, CSV or TSV, a column named as the entity.
-"""
-"""What the options that filter rows accept."""
 _VERY_SIMILAR = 0.8
 _LIST = ",…"
 """The end of the metavariable of an option whose value is a list with commas."""
@@ -125,11 +112,11 @@ def _is_option(word: str, name: str) -> bool:
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
     """Add an option to ``parser`` for each field of ``options``, in groups, in the order of the fields."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups, notes = dict[str, argparse._ArgumentGroup](), notes_of(options)
     for name, field in options.model_fields.items():
         title = shown(field).group
         if title not in groups:
-            groups[title] = parser.add_argument_group(title, options.group_notes.get(title))
+            groups[title] = parser.add_argument_group(title, notes.get(title))
         _add(groups[title], name, options)
 
 

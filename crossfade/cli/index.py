@@ -28,9 +28,8 @@ _EXAMPLES = (
     ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search it for similar tracks."),
 )
 _NOTES = """\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
-used if it has written any, otherwise its newest complete checkpoint. Rows without an ID, and queries and items without
-an interaction of positive weight in train (unless they have features), are left out.
+Rows without an ID, and queries and items without an interaction of positive weight in train (unless they have
+features), are left out.
 
 FOLDER gets index.faiss, an inverted file of FAISS; rows.parquet with row, id and name of the indexed rows; and
 card.json with the model, the metric, the parameters, recall@10 and recall@100 against exact search, and queries per

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.text import counted
-from crossfade.cli.command import FILTER_NOTES, as_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.maps.options import MapOptions
 
@@ -22,16 +22,12 @@ _EXAMPLES = (
         "Map more, colored by a column of a file.",
     ),
 )
-_NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3.
-
+_NOTES = """\
 The map is a t-SNE projection (openTSNE): items whose embeddings are near each other are near each other. OUT gets
 map.png, map.html, one page without external files (hover, zoom, search, a legend that switches labels), and map.parquet
 with the ID, name, place, and label of each item. Labels are the values of COLUMN that most form regions: common, and
 shared by neighbors. Of several, such as tags, an item gets the rarest. How often neighbors share a label is printed: on
-the map, in the embedding, and by chance.
-
-{FILTER_NOTES}"""
+the map, in the embedding, and by chance."""
 
 
 @as_command(

@@ -7,21 +7,20 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
 from crossfade.base.errors import OptionError, escape_unprintable, option_named
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import FILTER_NOTES, as_command
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import RecommendToOptions
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.bulk import Recommended
     from crossfade.trainer.recommend.model import Model
-    from crossfade.trainer.recommend.row_names import RowLabel
 
 _SHOWN_VALUES = 3
 _logger = logging.getLogger(__name__)
@@ -49,14 +48,9 @@ _EXAMPLES = (
         "Recommend in a context, to a model that has it.",
     ),
 )
-_NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
-used if it has written any, otherwise its newest complete checkpoint. IDs and interactions come from the dataset of the
-run's job, or --data if it has moved.
-
-Items that a customer has in the dataset, whatever the weight, are left out; --exclude names other splits, or none, to
-recommend them again. Items and customers without an interaction of positive weight in train have no trained vector
-(unless they have features) and are left out too.
+_NOTES = """\
+Items and customers without an interaction of positive weight in train have no trained vector (unless they have
+features) and are left out.
 
 The score is the model's: cosine, dot product, or minus the squared distance. --popularity-damping A subtracts
 A * T * log(1 + count), with T the model's temperature; 0 is the model's own ranking, and 1, for a softmax model, ranks
@@ -67,14 +61,10 @@ explains it, with the items' vectors as they are, in milliseconds; or, in a mode
 mean. A --history-file has a column of items and, if there are any, of customers and weights, named as the entities and
 'weight'. Items are in order of time, the newest last.
 
-With --index, an index of 'crossfade index' is searched: some of the best items may be missing, and the score is the
-model's. Filters and exclusions hold as without it.
+With --index, an index of 'crossfade index' is searched: some of the best items may be missing.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities), as Parquet, CSV, or JSON lines by the end of its name. It is resumable: an
-interrupted command continues when it is repeated.
-
-{FILTER_NOTES}"""
+the names of the dataset's entities). An interrupted command continues when it is repeated."""
 
 
 class RecommendCommand(RecommendToOptions):
@@ -161,8 +151,8 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
         if options.json_:
             more = {row: {str(column): values} for row, values in of_row.items()}
-            scored = [row_json(model.item, labels[row]) | more.get(row, {}) | {"score": score} for row, score in ranked]
-            history = [row_json(model.item, labels[row]) | more.get(row, {}) for row in favorite_N.tolist()]
+            scored = [labels[row].as_record(model.item) | more.get(row, {}) | {"score": score} for row, score in ranked]
+            history = [labels[row].as_record(model.item) | more.get(row, {}) for row in favorite_N.tolist()]
             results.append({model.query: label.id or None, "recommendations": scored, "history": history})
         else:
             scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
@@ -177,11 +167,6 @@ def _beside(values: Sequence[str] | None) -> str:
     if not values:
         return ""
     return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
-
-
-def row_json(entity: str, label: RowLabel) -> dict[str, Any]:
-    """Return ID and name of a row of ``entity``, for JSON."""
-    return {entity: label.id, **({"name": label.name} if label.name is not None else {})}
 
 
 def _print_lists(title: str, item: str, lines: list[str], known: list[str]) -> None:

@@ -7,8 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, as_command
-from crossfade.cli.recommend import row_json
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_json, print_line
 from crossfade.trainer.recommend.options import SequenceOptions
 
@@ -28,9 +27,8 @@ _EXAMPLES = (
         "Measure how smooth the paths between 200 random pairs are.",
     ),
 )
-_NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. A row is named by its ID
-or, if the dataset was prepared with --names, by its name in upper or lower case.
+_NOTES = """\
+A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case.
 
 The path begins at A and ends at B, whatever the filters; the rows between them meet the filters. Rows are ordered by
 progress, the angle from A in the plane of A and B: 0 at A and 1 at B. No row is repeated. Of all such sequences of rows
@@ -39,9 +37,7 @@ Where few rows lie between A and B, those that lie least beyond them are used to
 B count, a path is a good one, but not always the best.
 
 Rows that few listened to have less certain vectors: --where "count >= 20" leaves them out. Where no row lies between
-the two ends, every path has a jump, which the cosines show.
-
-{FILTER_NOTES}"""
+the two ends, every path has a jump, which the cosines show."""
 _METHODS = {
     "path": "this path",
     "interpolation": "nearest to points at equal distances",
@@ -88,7 +84,7 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
     cosines = [None, *path.cosine_K.tolist()]
     if options.json_:
         rows = [
-            {**row_json(entity, label), "cosine": cosine, "progress": progress}
+            label.as_record(entity) | {"cosine": cosine, "progress": progress}
             for label, cosine, progress in zip(found, cosines, path.progress_K.tolist(), strict=True)
         ]
         print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})
@@ -104,7 +100,7 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
 
 def _measure(finder: PathFinder, options: SequenceCommand) -> None:
     from crossfade.display import progress_bars
-    from crossfade.trainer.recommend.path_smoothness import measure_paths
+    from crossfade.trainer.recommend.sequence import measure_paths
 
     with progress_bars() as bars:
         measured = measure_paths(finder, bars)

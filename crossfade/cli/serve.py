@@ -18,10 +18,8 @@ _EXAMPLES = (
     ("crossfade serve", "Serve the model in /opt/ml/model, as a SageMaker endpoint starts it."),
 )
 _NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
-used if it has written any, otherwise its newest complete checkpoint. The model, its IDs and the items that customers
-know are first copied to the working folder; requests need nothing else. From 50,000 items on, an index is built, which
-takes about a minute for a million.
+The model, its IDs and the items that customers know are first copied to the working folder; requests need nothing
+else. From 50,000 items on, an index is built, which takes about a minute for a million.
 
 Every --refresh seconds FROM is checked for newer embeddings or a newer checkpoint, which replaces the model while
 requests are being answered. A model that cannot be read is reported, and the last one is served on.

@@ -7,8 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
-from crossfade.cli.command import FILTER_NOTES, as_command
-from crossfade.cli.recommend import row_json
+from crossfade.cli.command import as_command
 from crossfade.terminal import print_json, print_lines
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -27,17 +26,12 @@ _EXAMPLES = (
     ),
     ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search an index that 'crossfade index' built."),
 )
-_NOTES = f"""\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
-used if it has written any, otherwise its newest complete checkpoint.
-
+_NOTES = """\
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
 accents; or by a part of its ID, such as the title, if that joins several columns. If several rows have the name or
 part, they are listed, and the first is used. Similarity is the cosine of embeddings.
 Items and customers without an interaction of positive weight in train are left out, unless they have features: their
-vectors are random. With --index, some of the nearest rows may be missing.
-
-{FILTER_NOTES}"""
+vectors are random. With --index, some of the nearest rows may be missing."""
 
 
 class SimilarCommand(ListFiles, SimilarOptions, ModelSource):
@@ -82,8 +76,8 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
     for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK.tolist(), strict=True):
         found = [(other, cosine) for other, cosine in zip(other_K, cosine_K, strict=True) if other >= 0]
         if options.json_:
-            neighbors = [{**row_json(entity, labels[other]), "cosine": cosine} for other, cosine in found]
-            results.append({**row_json(entity, labels[row]), "neighbors": neighbors})
+            neighbors = [labels[other].as_record(entity) | {"cosine": cosine} for other, cosine in found]
+            results.append(labels[row].as_record(entity) | {"neighbors": neighbors})
         else:
             print_lines([texts[row], *(f"  {cosine:6.3f}  {texts[other]}" for other, cosine in found)])
     if options.json_:

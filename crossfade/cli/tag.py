@@ -31,8 +31,6 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3.
-
 For each label, a logistic regression is fitted to the embeddings, which stay as they are. Of the rows with a label,
 60 % are fitted and 20 % choose the regularization; the last 20 % are tested after a fit to both others. The table has
 ROC-AUC and PR-AUC (average precision), averaged over labels, PR-AUC of all pairs in one ranking (micro), and the

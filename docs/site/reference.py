@@ -3,7 +3,10 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 
@@ -14,9 +17,10 @@ from crossfade.cli.main import COMMANDS, load_command, make_parser
 from crossfade.deploy.serving import schemas
 from crossfade.trainer.config.json_schema import explain_fields
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.runs.events import EVENT_TYPES
 
-JOB_MARK = "## Job\n"
-"""Where docs/configuration.md begins to be generated."""
+JOB_MARK, EVENTS_MARK = "## Job\n", "## Reference\n\n"
+"""Where docs/configuration.md and docs/events.md begin to be generated."""
 _COLUMNS = "100"
 
 
@@ -124,3 +128,34 @@ def _job_keys() -> Iterator[str]:
             cells = (f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning)
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
         yield ""
+
+
+def events_markdown() -> str:
+    """Describe every event and its fields in Markdown: the generated part of the page."""
+    sections = []
+    for kind, event in EVENT_TYPES.items():
+        types = get_type_hints(event)
+        rows = [
+            f"| `{name}` | {_type_name(types[name])} | {field.description} |"
+            for name, field in event.model_fields.items()
+        ]
+        header = [f"### `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
+        sections.append("\n".join([*header, *rows]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _joined_by_bars(annotation: Any) -> Any:
+    """Return ``annotation`` with ``|`` in place of ``Union``, which constraints turn it into."""
+    parts = [_joined_by_bars(part) for part in get_args(annotation)]
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, parts)
+    return annotation.__origin__[*parts] if parts and get_origin(annotation) is dict else annotation
+
+
+def _type_name(annotation: Any) -> str:
+    annotation = _joined_by_bars(annotation)
+    name = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+    optional = name.endswith(" | None")
+    # A vertical bar would end the cell of the table.
+    name = name.removesuffix(" | None").replace("int | float", "number")
+    return f"`{name}`, optional" if optional else f"`{name}`"

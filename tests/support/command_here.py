@@ -5,6 +5,8 @@ from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from error_table import documented
+
 from crossfade.cli.main import main
 
 
@@ -14,3 +16,11 @@ def crossfade_here(*arguments: object, cwd: Path | None = None) -> CompletedProc
     with chdir(cwd or "."), redirect_stdout(stdout), redirect_stderr(stderr):
         code = main(words)
     return CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+
+
+def rejected_here(cause: str, *arguments: object, cwd: Path | None = None) -> str:
+    """Run a command that ends with one line, the documented error of ``cause``; return its message."""
+    result = crossfade_here(*arguments, cwd=cwd)
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)

@@ -39,13 +39,7 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
-from crossfade.trainer.evaluation.segments import (
-    ActivitySegments,
-    ContextSegments,
-    QuerySegments,
-    Segments,
-    parse_segments,
-)
+from crossfade.trainer.evaluation.segments import ActivitySegments, ContextSegments, QuerySegments, parse_segments
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
@@ -76,8 +70,8 @@ def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, texts: Seque
         case str(entity):
             segments = ContextSegments.of(Vocabulary(data, manifest, entity), entity)
         case bounds:
-            ranges = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
-            segments = ActivitySegments(ranges, counts_R)
+            by_count = ActivitySegments
+            segments = by_count.from_bounds(bounds, counts_R) if bounds else by_count.from_terciles(counts_R)
     vacant_I = manifest.entities[manifest.item].vacant_rows
     self_information_I = np.log2(max(queries, 1) / np.maximum(owners_I, 1))
     depths = sorted(set(job.evaluate.k))

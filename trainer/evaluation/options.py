@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, option
 from crossfade.trainer.data.splits import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
@@ -48,6 +50,8 @@ Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
 
 class EvaluateOptions(ModelSource):
     """Which run to evaluate, and how."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {"model": "RUN is a local run folder with embeddings."}
 
     source: Location = option(
         ..., "evaluate the embeddings in this run folder", group="rankings", value="RUN", positional=True
@@ -103,3 +107,10 @@ class EvaluateOptions(ModelSource):
         value="N",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _check_label_min_count(self) -> Self:
+        if self.label_min_count > 1 and self.labels is None:
+            problem, fix = "selects rows for label precision", f"add {option_named('labels')}, or leave it out"
+            raise OptionError("label_min_count", found=self.label_min_count, problem=problem, fix=fix)
+        return self

@@ -1,6 +1,7 @@
 """Ranking metrics: every item is ranked for every query that has held-out items, never a sample of items.
 
     metrics = evaluate(source, model, held_out, job.evaluate, counts_N, store.all_reduce)
+    metrics = evaluate_embeddings(job, Path("runs/lastfm/embeddings"), "test")      # that a run has written
     metrics["ndcg@10"]
 
 With H the held-out items of a query and its ranking cut at k:
@@ -44,16 +45,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH
-from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
+from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.query_history import MomentHistories
-from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
     hit_metrics_per_query,
     mark_seen,
@@ -62,6 +68,8 @@ from crossfade.trainer.evaluation.metric_kernels import (
 )
 from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.towers import load_latest_histories
+from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
@@ -130,6 +138,34 @@ def evaluate(
         metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
     metrics |= warm_cold.metrics(all_reduce)
     return {**metrics, "queries": int(queries), "pairs": int(pairs), "pairs_dropped": int(dropped)}
+
+
+def evaluate_embeddings(
+    job: JobConfig,
+    embeddings: Path | Folder,
+    split: SplitName,
+    store: RowStore | None = None,
+    observers: Sequence[RankingObserver] = (),
+) -> EvalMetrics:
+    """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
+
+    ``observers`` get the rankings.
+
+    Raises:
+        InputError: the dataset or the embeddings cannot be read, or there is no such split.
+    """
+    data, manifest, model, job = load_inputs(job) if store else open_inputs(job)
+    if split not in manifest.splits:
+        raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
+    rank, workers = (store.rank, store.workers) if store else (0, 1)
+    latest = None
+    if model.history is not None and job.evaluate.by == "moment":
+        latest = load_latest_histories(job, data, manifest, model.history)
+    with closing(open_lineage(job, data, manifest)) as lineage:
+        held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest)
+        counts_N = lineage.counts(manifest.item)
+    all_reduce = store.all_reduce if store else np.asarray
+    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)
 
 
 def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:

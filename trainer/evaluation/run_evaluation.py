@@ -19,11 +19,10 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
-from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import read_labels
 from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
-from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver
+from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate_embeddings
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 
@@ -36,7 +35,7 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
             that are compared have different datasets.
     """
     folder, job = RunFolder(Path(options.source)), job_for(options)
-    other = _open_other(RunEmbeddings(job, folder.embeddings), options.compare) if options.compare is not None else None
+    other = _open_other(RunEmbeddings(job, folder.embeddings), options) if options.compare is not None else None
     labels = options.labels
     precision = evaluate_labels(job, folder.embeddings, labels, options.label_min_count) if labels else None
     observers: list[RankingObserver] = []
@@ -76,8 +75,7 @@ def job_for(options: EvaluateOptions) -> JobConfig:
     values = RunFolder(Path(options.source)).job().model_dump(mode="json")
     evaluation = {"task": options.task, "by": options.by, "exclude_splits": options.exclude}
     values["evaluate"].update({name: value for name, value in evaluation.items() if value is not None})
-    data = {"path": options.data, "history_from_this_dataset_only": options.history_from_this_dataset_only or None}
-    values["data"].update({name: value for name, value in data.items() if value is not None})
+    values["data"].update(options.data_changes)
     if options.k is not None:
         # A depth of more items than there are means all of them.
         manifest = read_manifest(Folder(values["data"]["path"]))
@@ -94,14 +92,16 @@ def job_for(options: EvaluateOptions) -> JobConfig:
     return check_job(values, "the command line")
 
 
-def _open_other(this: RunEmbeddings, run: str) -> RunEmbeddings:
-    """Return the run that ``this`` is compared with, to be evaluated by the same rules.
+def _open_other(this: RunEmbeddings, options: EvaluateOptions) -> RunEmbeddings:
+    """Return the run that ``options`` compare ``this`` with, to be evaluated by the same rules.
 
     Raises:
         InputError: it is not a run, or was trained on another dataset.
     """
-    folder = RunFolder(Path(run))
-    other = RunEmbeddings(folder.job().model_copy(update={"evaluate": this.job.evaluate}), folder.embeddings)
+    folder = RunFolder(Path(str(options.compare)))
+    job = folder.job()
+    data = job.data.model_copy(update=options.data_changes)
+    other = RunEmbeddings(job.model_copy(update={"data": data, "evaluate": this.job.evaluate}), folder.embeddings)
     check_same_dataset(this, other)
     return other
 

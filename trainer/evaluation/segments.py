@@ -1,9 +1,8 @@
 """Segments of queries: by their number of interactions of positive weight in train, or by the context of their events.
 
-    ranges = Segments.from_terciles(counts_R)           # new, casual, regular, heavy
-    ranges = Segments.from_bounds([10, 40])             # new, from 1, from 10, from 40
-    segments = ActivitySegments(ranges, counts_R)
-    segments = ContextSegments.of(vocabulary, "kind")   # kind=play, kind=like, no kind
+    segments = ActivitySegments.from_terciles(counts_R)             # new, casual, regular, heavy
+    segments = ActivitySegments.from_bounds([10, 40], counts_R)     # new, from 1, from 10, from 40
+    segments = ContextSegments.of(vocabulary, "kind")               # kind=play, kind=like, no kind
     segment_Q = segments.assign(chunk)
 
 Shapes: Q queries, R rows of the query entity, S segments, V values of a context entity.
@@ -63,17 +62,19 @@ def parse_segments(texts: Sequence[str], context: Sequence[str]) -> list[int] | 
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Consecutive ranges of counts: segment s has the counts from ``starts_S[s]`` to below ``starts_S[s + 1]``.
+class ActivitySegments:
+    """Divides queries by their interactions in train, ``counts_R``, into consecutive ranges; a ``QuerySegments``.
 
-    The first starts at 0, the last has no end.
+    Segment s has the counts from ``starts_S[s]`` to below ``starts_S[s + 1]``. The first starts at 0, the last has no
+    end.
     """
 
     names: tuple[str, ...]
     starts_S: IntArray
+    counts_R: IntArray
 
     @staticmethod
-    def from_terciles(counts_R: IntArray) -> Segments:
+    def from_terciles(counts_R: IntArray) -> ActivitySegments:
         """Divide the queries with interactions into thirds: a third has at most as many as the last ``casual`` query.
 
         Equal counts are in the same segment, so thirds may differ in size, and one without a query is left out.
@@ -86,10 +87,10 @@ class Segments:
                 if end > before:
                     starts.append(before + 1)
                     names.append(name)
-        return Segments(tuple(names), np.array(starts))
+        return ActivitySegments(tuple(names), np.array(starts), counts_R)
 
     @staticmethod
-    def from_bounds(bounds: Sequence[int]) -> Segments:
+    def from_bounds(bounds: Sequence[int], counts_R: IntArray) -> ActivitySegments:
         """Start a segment at 0, 1 and each of ``bounds``.
 
         Raises:
@@ -100,39 +101,17 @@ class Segments:
                 f"{_OPTION} {' '.join(map(str, bounds))}: expected rising numbers of interactions, each 2 or more"
             )
         names = [f"from {start:,}" for start in (1, *bounds)]
-        return Segments((NEW, *names), np.array([0, 1, *bounds]))
-
-    def find(self, counts_Q: IntArray) -> IntArray:
-        """Return the segment of each count."""
-        segment_Q: IntArray = np.searchsorted(self.starts_S, counts_Q, side="right") - 1
-        return segment_Q
-
-    def limits(self, segment: int) -> tuple[int, int | None]:
-        """Return the least and the largest count of a segment; None: there is no largest."""
-        is_last = segment + 1 == len(self.names)
-        return int(self.starts_S[segment]), None if is_last else int(self.starts_S[segment + 1]) - 1
-
-
-@dataclass(frozen=True)
-class ActivitySegments:
-    """Divides queries by their interactions in train, ``counts_R``, into ``ranges``; implements ``QuerySegments``."""
-
-    ranges: Segments
-    counts_R: IntArray
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the ranges."""
-        return self.ranges.names
+        return ActivitySegments((NEW, *names), np.array([0, 1, *bounds]), counts_R)
 
     def assign(self, chunk: HeldOut) -> IntArray:
         """Return the segment of each query, by its row, whatever its context."""
-        return self.ranges.find(self.counts_R[chunk.queries_Q])
+        segment_Q: IntArray = np.searchsorted(self.starts_S, self.counts_R[chunk.queries_Q], side="right") - 1
+        return segment_Q
 
     def describe(self, segment: int) -> Mapping[str, int | None]:
-        """Return the limits of the segment's counts."""
-        least, largest = self.ranges.limits(segment)
-        return {"min_interactions": least, "max_interactions": largest}
+        """Return the least and the largest count of the segment; None: there is no largest."""
+        largest = None if segment + 1 == len(self.names) else int(self.starts_S[segment + 1]) - 1
+        return {"min_interactions": int(self.starts_S[segment]), "max_interactions": largest}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -27,6 +27,8 @@ def _prefix(value: Any) -> Any:
 
 class ExportOptions(ModelSource):
     """Which vectors to export, in which format, and to where."""
+
+    group_notes: ClassVar = {"model": ""}  # the formats differ in what they export
 
     entity: tuple[str, ...] = option((), "export these tables (default: all)", group="model", value="NAME")
     to: FormatName = _output("parquet", "write this format, as described below")

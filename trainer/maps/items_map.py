@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
 from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
 from crossfade.trainer.maps.options import MapOptions
-from crossfade.trainer.maps.projection import project
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
@@ -30,6 +30,9 @@ from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NEIGHBORS = 10
 _MIN_ITEMS = 10
+_PERPLEXITY = 30
+_EXAGGERATED_STEPS, _STEPS = 250, 500
+_STEPS_PER_REPORT = 25
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
     vectors_ND = unit_rows(vectors_ND) if model.score.normalized else vectors_ND
     neighbor_NK = _neighbors(vectors_ND)
     labels = _labels(model, options, color, rows_N, neighbor_NK) if color is not None else None
-    place_N2 = project(vectors_ND, options.seed, reporter)
+    place_N2 = _project(vectors_ND, options.seed, reporter)
     agreement = measure_agreement(labels, place_N2, neighbor_NK) if labels is not None else None
     found = RowNames(model.vocabulary(item), item).labels(rows_N)
     chosen = [found[int(row)] for row in rows_N]
@@ -110,3 +113,36 @@ def _neighbors(vectors_ND: FloatArray) -> IntArray:
         unit_ND, Score.of("cosine", 1.0), count, lambda rows_E: unit_ND[rows_E], itself, min(NEIGHBORS, count - 1)
     )
     return neighbor_NK.astype(np.int32)
+
+
+def _project(vectors_ND: FloatArray, seed: int, reporter: ProgressReporter) -> FloatArray:
+    """Return the places of ``vectors_ND`` on a map, float32 (N, 2), with mean 0, by t-SNE.
+
+    The method is that of van der Maaten and Hinton (JMLR 2008), as openTSNE computes it.
+
+    Raises:
+        MissingExtraError: openTSNE is not installed.
+    """
+    try:
+        from openTSNE import TSNE
+    except ImportError as error:
+        raise MissingExtraError("openTSNE", "map", "crossfade map") from error
+
+    reporter.phase("t-SNE", _EXAGGERATED_STEPS + _STEPS, "step")
+
+    def report(_step: int, _divergence: float, _place_N2: FloatArray) -> None:
+        reporter.advance(_STEPS_PER_REPORT)
+
+    tsne = TSNE(
+        perplexity=min(_PERPLEXITY, max(1, (len(vectors_ND) - 1) // 3)),
+        early_exaggeration_iter=_EXAGGERATED_STEPS,
+        n_iter=_STEPS,
+        initialization="pca",
+        n_jobs=get_num_threads(),
+        random_state=seed,
+        callbacks=report,
+        callbacks_every_iters=_STEPS_PER_REPORT,
+    )
+    place_N2: FloatArray = np.asarray(tsne.fit(vectors_ND.astype(np.float64)), np.float32)
+    place_N2 -= place_N2.mean(axis=0)
+    return place_N2

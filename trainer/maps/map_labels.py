@@ -85,9 +85,8 @@ def choose_labels(groups: GroupLists, rows_N: IntArray, neighbor_NK: IntArray, c
 
 def _members(groups: GroupLists, rows_N: IntArray) -> dict[str, BoolArray]:
     """Return which items are in each of the largest groups, bool (N,), of those that are not small."""
-    lists = [groups.values_N[groups.starts_R1[row] : groups.starts_R1[row + 1]] for row in rows_N]
-    item_P = np.repeat(np.arange(len(rows_N)), [len(values) for values in lists])
-    value_P = np.concatenate([np.empty(0, np.int64), *lists])
+    groups = groups.take(rows_N)
+    item_P, value_P = np.repeat(np.arange(len(rows_N)), np.diff(groups.starts_R1)), groups.values_N
     counts_L = np.bincount(value_P, minlength=len(groups.names))
     members = {}
     for value in np.argsort(-counts_L, kind="stable")[:_MAX_GROUPS]:

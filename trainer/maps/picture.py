@@ -1,19 +1,24 @@
-"""Draw a map as a PNG.
+"""Draw a map as a PNG, in fonts of this machine for names in any script, such as Japanese or Korean, and emoji.
 
 note = write_picture(items_map, Path("maps/map.png"))       # what could not be drawn
+
+Matplotlib brings DejaVu Sans, which has Latin, Greek, Cyrillic, and more. Other fonts are searched for only if a text
+needs them. Fonts of bitmaps, such as Noto Color Emoji, cannot be drawn by matplotlib.
 
 Shapes: N items, M drawn ones.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossfade.base.errors import MissingExtraError, escape_unprintable
-from crossfade.trainer.maps.fonts import PACKAGES, Fonts, choose_fonts, plain
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import PALETTE, place_names
 
@@ -28,6 +33,11 @@ _MIN_DISTANCE = 0.045
 """Least distance between two items whose names are drawn, as a fraction of the map's size."""
 _BESIDE = ((6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"))
 """Where a name may be beside its dot: how many points away, and how it is aligned there."""
+_FONT_PACKAGES = "fonts-noto-cjk fonts-symbola"
+"""Debian's packages of fonts for Chinese, Japanese, and Korean, and for symbols and emoji."""
+_DEFAULT_FONT = "DejaVu Sans"
+_INVISIBLE = dict.fromkeys([0x200B, 0x200D, 0x2060, 0xFE0E, 0xFE0F])
+"""Joiners and selectors of variants, which matplotlib would draw as missing characters."""
 
 
 def write_picture(items_map: ItemsMap, path: Path) -> str | None:
@@ -55,12 +65,13 @@ def write_picture(items_map: ItemsMap, path: Path) -> str | None:
         return None
     return (
         f"map.png: no font of this machine has all characters of {lacking} name{'s' * (lacking != 1)}, such as "
-        f"{''.join(sorted(fonts.missing))[:5]}; on Debian: apt-get install {PACKAGES}"
+        f"{''.join(sorted(fonts.missing))[:5]}; on Debian: apt-get install {_FONT_PACKAGES}"
     )
 
 
 def _text(name: str) -> str:
-    return escape_unprintable(plain(name))
+    """Return ``name`` as it is drawn, without invisible characters."""
+    return escape_unprintable(name.translate(_INVISIBLE))
 
 
 class _Picture:
@@ -157,3 +168,53 @@ class _Picture:
                 return True
             written.remove()
         return False
+
+
+@dataclass(frozen=True)
+class Fonts:
+    """Families of fonts in their order, and the characters that none of them has."""
+
+    families: tuple[str, ...]
+    missing: frozenset[str]
+
+    def can_draw(self, text: str) -> bool:
+        """Return whether all characters of ``text`` have a shape."""
+        return self.missing.isdisjoint(text)
+
+    def drawable(self, text: str) -> str:
+        """Return ``text`` with a question mark for each character without a shape."""
+        return "".join("?" if letter in self.missing else letter for letter in text)
+
+
+def choose_fonts(texts: Iterable[str]) -> Fonts:
+    """Return the default font and, while characters of ``texts`` are missing, those of this machine that have most."""
+    from matplotlib import font_manager
+
+    # It warns of families without a bold font; the plain one is drawn.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    wanted = {ord(letter) for text in texts for letter in text}
+    missing = wanted - _characters(font_manager.findfont(_DEFAULT_FONT))[1]
+    families, candidates = [_DEFAULT_FONT], {}
+    if missing:
+        # Not matplotlib's list, which it keeps: fonts that have been installed since are not on it.
+        candidates = {path: _characters(path) for path in sorted(font_manager.findSystemFonts())}
+    while missing:
+        best = max(candidates, key=lambda path: len(candidates[path][1] & missing), default=None)
+        if best is None or not candidates[best][1] & missing:
+            break
+        family, characters = candidates.pop(best)
+        font_manager.fontManager.addfont(best)
+        families.append(family)
+        missing -= characters
+    return Fonts(tuple(families), frozenset(map(chr, missing)))
+
+
+def _characters(path: str) -> tuple[str, set[int]]:
+    """Return the family of a font and the characters it has; none if matplotlib cannot draw it."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        font: Any = FT2Font(path)
+    except (OSError, RuntimeError):  # no font, or one of bitmaps
+        return "", set()
+    return (font.family_name, set(font.get_charmap())) if font.scalable else ("", set())

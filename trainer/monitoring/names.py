@@ -90,219 +90,140 @@ GROUPS = {
 }
 """The processes that expose the metrics of a group."""
 
-BUILD_INFO = Metric("crossfade_build_info", "gauge", "process", "1", "Always 1.", ("version", "python"))
-MEMORY_LIMIT = Metric(
-    "crossfade_memory_limit_bytes",
-    "gauge",
-    "process",
-    "bytes",
-    "Memory of the machine, or the container's limit if that is less.",
+
+def _metric(
+    group: str, name: str, description: str, *labels: str, unit: str | None = None, kind: Kind | None = None
+) -> Metric:
+    """Return a metric; its kind and its unit follow from the end of its name, unless they are given."""
+    stem = name.removesuffix("_total")
+    kind = kind or ("gauge" if stem == name else "counter")
+    return Metric(f"{PREFIX}_{name}", kind, group, unit or stem.rpartition("_")[2], description, labels)
+
+
+BUILD_INFO = _metric("process", "build_info", "Always 1.", "version", "python", unit="1")
+MEMORY_LIMIT = _metric(
+    "process", "memory_limit_bytes", "Memory of the machine, or the container's limit if that is less."
 )
-MEMORY_AVAILABLE = Metric(
-    "crossfade_memory_available_bytes",
-    "gauge",
-    "process",
-    "bytes",
-    "Part of that memory which processes can still allocate.",
+MEMORY_AVAILABLE = _metric(
+    "process", "memory_available_bytes", "Part of that memory which processes can still allocate."
 )
-PROCESS = tuple(
-    Metric(f"{PREFIX}_process_{name}", kind, "process", unit, description)  # type: ignore[arg-type]
-    for name, kind, unit, description in (
-        ("virtual_memory_bytes", "gauge", "bytes", "Virtual memory size in bytes."),
-        ("resident_memory_bytes", "gauge", "bytes", "Resident memory size in bytes."),
-        ("start_time_seconds", "gauge", "seconds", "Start time of the process since unix epoch in seconds."),
-        ("cpu_seconds_total", "counter", "seconds", "Total user and system CPU time spent in seconds."),
-        ("open_fds", "gauge", "files", "Number of open file descriptors."),
-        ("max_fds", "gauge", "files", "Maximum number of open file descriptors."),
-    )
+PROCESS = (
+    _metric("process", "process_virtual_memory_bytes", "Virtual memory size in bytes."),
+    _metric("process", "process_resident_memory_bytes", "Resident memory size in bytes."),
+    _metric("process", "process_start_time_seconds", "Start time of the process since unix epoch in seconds."),
+    _metric("process", "process_cpu_seconds_total", "Total user and system CPU time spent in seconds."),
+    _metric("process", "process_open_fds", "Number of open file descriptors.", unit="files"),
+    _metric("process", "process_max_fds", "Maximum number of open file descriptors.", unit="files"),
 )
 """The metrics of ``prometheus_client.ProcessCollector``."""
 
-EXAMPLES = Metric(
-    "crossfade_examples_total", "counter", "training", "examples", "Examples that this process has trained on."
+EXAMPLES = _metric("training", "examples_total", "Examples that this process has trained on.")
+STEPS = _metric("training", "steps_total", "Steps that this process has taken.")
+STEP = _metric("training", "step", "Newest step of the run.", unit="steps")
+PLANNED_STEPS = _metric("training", "planned_steps", "Steps that the run takes unless it stops early.")
+EPOCH = _metric("training", "epoch", "Current epoch, from 1.", unit="epochs")
+PROGRESS = _metric("training", "progress_ratio", "Fraction of the planned steps taken; 1 once the run is done.")
+LOSS = _metric(
+    "training", "loss", "Mean loss of the last step over this process's examples; NaN: training diverged.", unit="1"
 )
-STEPS = Metric("crossfade_steps_total", "counter", "training", "steps", "Steps that this process has taken.")
-STEP = Metric("crossfade_step", "gauge", "training", "steps", "Newest step of the run.")
-PLANNED_STEPS = Metric(
-    "crossfade_planned_steps", "gauge", "training", "steps", "Steps that the run takes unless it stops early."
-)
-EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Current epoch, from 1.")
-PROGRESS = Metric(
-    "crossfade_progress_ratio",
-    "gauge",
+EPOCH_LOSS = _metric("training", "epoch_loss", "Mean loss of the last epoch over all examples.", unit="1")
+LEARNING_RATE = _metric("training", "learning_rate", "Learning rate of the last step.", unit="1")
+EVAL_METRIC = _metric(
     "training",
-    "ratio",
-    "Fraction of the planned steps taken; 1 once the run is done.",
-)
-LOSS = Metric(
-    "crossfade_loss",
-    "gauge",
-    "training",
-    "1",
-    "Mean loss of the last step over this process's examples; NaN: training diverged.",
-)
-EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of the last epoch over all examples.")
-LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of the last step.")
-EVAL_METRIC = Metric(
-    "crossfade_eval_metric",
-    "gauge",
-    "training",
-    "1",
+    "eval_metric",
     "Result of the last evaluation on a split, such as recall@10 or ndcg@10.",
-    ("split", "metric"),
+    "split",
+    "metric",
+    unit="1",
 )
-PHASE_DURATION = Metric(
-    "crossfade_phase_duration_seconds",
-    "histogram",
+PHASE_DURATION = _metric(
     "training",
-    "seconds",
+    "phase_duration_seconds",
     "Seconds of training by phase; in data it waits for interactions, in sample for negatives and active rows.",
-    ("phase",),
+    "phase",
+    kind="histogram",
 )
-ACTIVE_ROWS = Metric(
-    "crossfade_active_rows_total",
-    "counter",
+ACTIVE_ROWS = _metric("training", "active_rows_total", "Rows that this process's steps have read and updated.", "table")
+PULLED_BYTES = _metric("training", "pulled_bytes_total", "Row IDs and values pulled.", "table")
+PUSHED_BYTES = _metric("training", "pushed_bytes_total", "Row IDs and gradients pushed.", "table")
+DENSE_EQUIVALENT_BYTES = _metric(
+    "training", "dense_equivalent_pushed_bytes_total", "Bytes that dense gradients would have pushed.", "table"
+)
+PREFETCHED_BATCHES = _metric("training", "prefetched_batches", "Batches that are prefetched and wait for training.")
+LAST_STEP = _metric("training", "last_step_timestamp_seconds", "Unix time of the last step.")
+LAST_PROGRESS = _metric(
     "training",
-    "rows",
-    "Rows that this process's steps have read and updated.",
-    ("table",),
-)
-PULLED_BYTES = Metric(
-    "crossfade_pulled_bytes_total", "counter", "training", "bytes", "Row IDs and values pulled.", ("table",)
-)
-PUSHED_BYTES = Metric(
-    "crossfade_pushed_bytes_total", "counter", "training", "bytes", "Row IDs and gradients pushed.", ("table",)
-)
-DENSE_EQUIVALENT_BYTES = Metric(
-    "crossfade_dense_equivalent_pushed_bytes_total",
-    "counter",
-    "training",
-    "bytes",
-    "Bytes that dense gradients would have pushed.",
-    ("table",),
-)
-PREFETCHED_BATCHES = Metric(
-    "crossfade_prefetched_batches",
-    "gauge",
-    "training",
-    "batches",
-    "Batches that are prefetched and wait for training.",
-)
-LAST_STEP = Metric(
-    "crossfade_last_step_timestamp_seconds", "gauge", "training", "seconds", "Unix time of the last step."
-)
-LAST_PROGRESS = Metric(
-    "crossfade_last_progress_timestamp_seconds",
-    "gauge",
-    "training",
-    "seconds",
+    "last_progress_timestamp_seconds",
     "Unix time when a step, an evaluation, a checkpoint or another phase last began or ended.",
 )
 
-CHECKPOINTS = Metric(
-    "crossfade_checkpoints_total", "counter", "first", "checkpoints", "Checkpoints by result.", ("result",)
-)
-CHECKPOINT_WRITE_SECONDS = Metric(
-    "crossfade_checkpoint_write_seconds_total", "counter", "first", "seconds", "Seconds spent writing checkpoints."
-)
-CHECKPOINT_PAUSE = Metric(
-    "crossfade_checkpoint_pause_seconds_total",
-    "counter",
+CHECKPOINTS = _metric("first", "checkpoints_total", "Checkpoints by result.", "result")
+CHECKPOINT_WRITE_SECONDS = _metric("first", "checkpoint_write_seconds_total", "Seconds spent writing checkpoints.")
+CHECKPOINT_PAUSE = _metric("first", "checkpoint_pause_seconds_total", "Seconds that training paused for checkpoints.")
+CHECKPOINT_BYTES = _metric("first", "checkpoint_written_bytes_total", "Bytes of checkpoints written.")
+LAST_CHECKPOINT_BYTES = _metric("first", "last_checkpoint_bytes", "Bytes of the last complete checkpoint.")
+LAST_CHECKPOINT = _metric(
     "first",
-    "seconds",
-    "Seconds that training paused for checkpoints.",
-)
-CHECKPOINT_BYTES = Metric(
-    "crossfade_checkpoint_written_bytes_total", "counter", "first", "bytes", "Bytes of checkpoints written."
-)
-LAST_CHECKPOINT_BYTES = Metric(
-    "crossfade_last_checkpoint_bytes", "gauge", "first", "bytes", "Bytes of the last complete checkpoint."
-)
-LAST_CHECKPOINT = Metric(
-    "crossfade_last_checkpoint_timestamp_seconds",
-    "gauge",
-    "first",
-    "seconds",
+    "last_checkpoint_timestamp_seconds",
     "Unix time when the last checkpoint became complete; before the first, when training began. "
     "time() minus this is its age.",
 )
-CHECKPOINT_INTERVAL = Metric(
-    "crossfade_checkpoint_interval_seconds",
-    "gauge",
-    "first",
-    "seconds",
-    "checkpoint.interval_seconds of the job; absent without it.",
+CHECKPOINT_INTERVAL = _metric(
+    "first", "checkpoint_interval_seconds", "checkpoint.interval_seconds of the job; absent without it."
 )
 
-GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Used memory of the GPUs.")
-GPU_LIMIT = Metric("crossfade_gpu_memory_limit_bytes", "gauge", "gpu", "bytes", "Memory of the GPUs.")
+GPU_USED = _metric("gpu", "gpu_memory_used_bytes", "Used memory of the GPUs.")
+GPU_LIMIT = _metric("gpu", "gpu_memory_limit_bytes", "Memory of the GPUs.")
 
-UPDATED_ROWS = Metric(
-    "crossfade_updated_rows_total",
-    "counter",
+UPDATED_ROWS = _metric("rows", "updated_rows_total", "Updates of rows in this process's table shards.", "table")
+UPDATE_SECONDS = _metric(
     "rows",
-    "rows",
-    "Updates of rows in this process's table shards.",
-    ("table",),
-)
-UPDATE_SECONDS = Metric(
-    "crossfade_update_seconds_total",
-    "counter",
-    "rows",
-    "seconds",
+    "update_seconds_total",
     "Seconds spent on these updates, with gradients where rows are updated in place.",
-    ("table",),
+    "table",
 )
-TABLE_SHARD_BYTES = Metric(
-    "crossfade_table_shard_bytes",
-    "gauge",
+TABLE_SHARD_BYTES = _metric(
     "rows",
-    "bytes",
+    "table_shard_bytes",
     "Bytes of the table shards of this process: weights, and each array of optimizer state.",
-    ("table", "array"),
+    "table",
+    "array",
 )
 
-REJECTED_COMMANDS = Metric(
-    "crossfade_rejected_commands_total",
-    "counter",
+REJECTED_COMMANDS = _metric(
     "server",
-    "commands",
+    "rejected_commands_total",
     "Commands that were ignored, since no worker of the job has sent them; reason: size, mac or replay.",
-    ("reason",),
+    "reason",
 )
 
-RESTARTS = Metric("crossfade_restarts_total", "counter", "job", "restarts", "Restarts of the job.")
-GENERATION = Metric(
-    "crossfade_generation", "gauge", "job", "generations", "Generation of the job's roles, from 1; 0 before the first."
+RESTARTS = _metric("job", "restarts_total", "Restarts of the job.")
+GENERATION = _metric(
+    "job", "generation", "Generation of the job's roles, from 1; 0 before the first.", unit="generations"
 )
-JOB_STATE = Metric(
-    "crossfade_job_state", "gauge", "job", "1", "1 for the current state of the job, 0 for the others.", ("state",)
-)
-ROLE_UP = Metric(
-    "crossfade_role_up",
-    "gauge",
+JOB_STATE = _metric("job", "job_state", "1 for the current state of the job, 0 for the others.", "state", unit="1")
+ROLE_UP = _metric(
     "job",
-    "1",
+    "role_up",
     "1 for each role of the job that an agent reports as running or done, 0 for one that is missing.",
-    ("process",),
+    "process",
+    unit="1",
 )
-ROLE_SLOWDOWN = Metric(
-    "crossfade_role_slowdown_ratio",
-    "gauge",
+ROLE_SLOWDOWN = _metric(
     "job",
-    "ratio",
+    "role_slowdown_ratio",
     "Seconds that a server or worker took for its own work in the last minute, as a multiple of the median of the "
     "others of its kind for the same work; 1 if the difference is less than a tenth of the time.",
-    ("process",),
+    "process",
 )
-HOST_EXCLUDED = Metric(
-    "crossfade_host_excluded",
-    "gauge",
+HOST_EXCLUDED = _metric(
     "job",
-    "1",
+    "host_excluded",
     "1 for a host that gets no more roles, since it was slow or its roles failed repeatedly; 0 for the others.",
-    ("host", "address"),
+    "host",
+    "address",
+    unit="1",
 )
-RUNNING_ROLES = Metric("crossfade_running_roles", "gauge", "host", "roles", "Roles that run on this agent's host.")
+RUNNING_ROLES = _metric("host", "running_roles", "Roles that run on this agent's host.")
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS

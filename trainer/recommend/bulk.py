@@ -42,7 +42,7 @@ from crossfade.trainer.recommend.history import DividedHistories, Histories, div
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
 from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOptions
 from crossfade.trainer.recommend.row_names import RowLabel
-from crossfade.trainer.recommend.table_files import write_tables
+from crossfade.trainer.recommend.table_files import write_output, write_tables
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -86,7 +86,8 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         ids, histories = _new_histories(model, options, log)
         rankings = model.recommend_to_histories(histories, options, reporter)
         if options.out is not None:
-            return Recommended(len(ids), write_recommendations(model, pa.array(ids), rankings, options.out))
+            tables = [recommendation_table(model, pa.array(ids), rankings)]
+            return Recommended(len(ids), write_output(options.out, tables))
         return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
     rows_Q = _find_queries(model, options, log)
     if options.out is not None:
@@ -187,19 +188,6 @@ def _read_part(path: Path) -> pa.Table:
         raise InputError(
             f"{path}: is damaged: {' '.join(str(error).split()).rstrip('.')}; delete it, and repeat the command"
         ) from error
-
-
-def write_recommendations(model: Model, ids: pa.Array, rankings: Rankings, out: Path) -> int:
-    """Write recommendations to queries with ``ids`` to ``out``, in the same form; return the number of its rows.
-
-    Raises:
-        InputError: ``out`` cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return write_tables(out, [recommendation_table(model, ids, rankings)])
-    except OSError as error:
-        raise write_error(option_named("out", out), error, out) from error
 
 
 def part_queries(model: Model, count: int) -> int:

@@ -169,15 +169,8 @@ class RowSubset:
 
     def candidates(self, candidates: Candidates) -> Candidates:
         """Return ``candidates`` of the table by place."""
-        groups = candidates.groups
-        if groups is None:
-            return Candidates(candidates.kept_R[self._rows_P])
-        starts_P, stops_P = groups.starts_R1[self._rows_P], groups.starts_R1[self._rows_P + 1]
-        values = [groups.values_N[start:stop] for start, stop in zip(starts_P, stops_P, strict=True)]
-        starts_P1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stops_P - starts_P)])
-        values_N = np.concatenate([np.empty(0, np.int64), *values])
-        of_places = GroupLists(starts_P1, values_N, groups.names)
-        return Candidates(candidates.kept_R[self._rows_P], of_places, candidates.max_per_group)
+        groups = None if candidates.groups is None else candidates.groups.take(self._rows_P)
+        return replace(candidates, kept_R=candidates.kept_R[self._rows_P], groups=groups)
 
     def places(self, lists: ItemLists) -> ItemLists:
         """Return ``lists`` of rows as lists of places, without the rows outside the subset."""

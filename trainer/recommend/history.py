@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray, list_places
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
@@ -100,12 +100,8 @@ class StoredHistories:
 
     def load(self, queries_S: IntArray) -> Histories:
         """Return the histories of ``queries_S``, int64, in this order."""
-        pieces = [slice(*self._starts_Q1[query : query + 2]) for query in queries_S]
-        counts = [piece.stop - piece.start for piece in pieces]
-        starts_S1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        items_N = np.concatenate([np.empty(0, np.int64), *(self._items_N[piece] for piece in pieces)])
-        weights_N = np.concatenate([np.empty(0, np.float32), *(self._weights_N[piece] for piece in pieces)])
-        return Histories(ItemLists(starts_S1, items_N), weights_N)
+        starts_S1, places_N = list_places(self._starts_Q1, queries_S)
+        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), self._weights_N[places_N])
 
 
 def load_histories(

@@ -136,17 +136,11 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
     named = option_named("index", folder)
     again = f"build one with {command('index', _location(model), entity=entity, metric=metric)}"
     if card.entity != entity:
-        raise InputError(
-            f"{option_named('index', folder)}: has the vectors of '{card.entity}', not of '{entity}'; {again}"
-        )
+        raise InputError(f"{named}: has the vectors of '{card.entity}', not of '{entity}'; {again}")
     if card.metric != metric:
-        raise InputError(
-            f"{option_named('index', folder)}: searches by {card.metric}, but the ranking is by {metric}; {again}"
-        )
+        raise InputError(f"{named}: searches by {card.metric}, but the ranking is by {metric}; {again}")
     if card.model.data_fingerprint != data_fingerprint(model.data):
-        raise InputError(
-            f"{option_named('index', folder)}: was built with another dataset than {model.data.uri}; {again}"
-        )
+        raise InputError(f"{named}: was built with another dataset than {model.data.uri}; {again}")
     indexed_R = indexed_rows(model, entity)
     rows_N = np.flatnonzero(indexed_R)
     if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:

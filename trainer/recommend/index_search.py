@@ -115,7 +115,7 @@ class IndexRanker(Ranker):
                 while len(queries_Q):
                     best = self._index.lists.search(query_QD[queries_Q], int(depth), probes, self._kept_R)
                     complete_Q = best[0][:, -1] >= 0
-                    best = without_excluded(*best, _lists_of(excluded, queries_Q), count, len(self._index.indexed_R))
+                    best = without_excluded(*best, excluded.take(queries_Q), count, len(self._index.indexed_R))
                     rows_QK[queries_Q], scores_QK[queries_Q] = best
                     complete_Q |= (best[0][:, -1] >= 0) | (probes >= self._index.lists.lists)
                     queries_Q, probes = queries_Q[~complete_Q], probes * _PROBE_FACTOR
@@ -131,14 +131,6 @@ def _rounded_up(count_Q: IntArray) -> IntArray:
     """Round counts up to three binary digits: to few different ones, each at most a quarter more."""
     step_Q: IntArray = 2 ** np.maximum(np.frexp(count_Q)[1].astype(np.int64) - 3, 0)
     return -(-count_Q // step_Q) * step_Q
-
-
-def _lists_of(lists: ItemLists, queries_Q: IntArray) -> ItemLists:
-    """Return the lists of ``queries_Q``, at a cost that does not depend on the others."""
-    counts_Q = lists.starts_Q1[queries_Q + 1] - lists.starts_Q1[queries_Q]
-    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q)])
-    places_N = np.arange(starts_Q1[-1]) + np.repeat(lists.starts_Q1[queries_Q] - starts_Q1[:-1], counts_Q)
-    return ItemLists(starts_Q1, lists.items_N[places_N])
 
 
 def without_excluded(

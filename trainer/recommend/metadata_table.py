@@ -29,7 +29,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray, IntArray, list_places
 from crossfade.base.errors import InputError, format_names, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
@@ -62,6 +62,11 @@ class GroupLists:
     starts_R1: IntArray
     values_N: IntArray
     names: tuple[str, ...]
+
+    def take(self, rows_P: IntArray) -> GroupLists:
+        """Return the groups of ``rows_P``, int64, in this order."""
+        starts_P1, places_N = list_places(self.starts_R1, rows_P)
+        return GroupLists(starts_P1, self.values_N[places_N], self.names)
 
 
 @contextmanager

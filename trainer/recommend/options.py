@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
@@ -62,7 +63,8 @@ def _pair(value: Any) -> Any:
 
 
 def _id(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    # numpy's integers are Integral, and not int.
+    return str(value) if not isinstance(value, bool) and isinstance(value, Integral) else value
 
 
 Id = Annotated[str, BeforeValidator(_id)]
@@ -123,6 +125,15 @@ class FilterOptions(MetadataOptions):
 
 class ListFiles(FilterOptions):
     """Filters of the command line, whose lists of IDs are in files (``candidates.py``: ``read_lists``)."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "filters": "CONDITION is an SQL expression of DuckDB, such as count >= 100, list_contains(tag, 'jazz'), or\n"
+        "genre = 'jazz' AND year > 1990. Its columns are id, name and count (interactions of positive\n"
+        "weight in train), each feature of the dataset, as a list of its values, and those of the\n"
+        "metadata file. The message for a function that is not accepted lists those that are. A metadata\n"
+        "file may have several lines for an ID; one of them must meet the condition. Lists of IDs have\n"
+        "one per line or, as Parquet, CSV or TSV, a column named as the entity."
+    }
 
     allow: tuple[Id, ...] = option((), "keep only the IDs in these files", group="filters", value="FILE")
     deny: tuple[Id, ...] = option((), "leave out the IDs in these files", group="filters", value="FILE")

@@ -61,6 +61,10 @@ class RowLabel(NamedTuple):
         """Return the name or, without one, the ID, in one printable line."""
         return escape_unprintable(self.name or str(self.id))
 
+    def as_record(self, entity: str) -> dict[str, int | str | float | None]:
+        """Return the ID, by the name of the ``entity``, and the name if there is one, as JSON values."""
+        return {entity: self.id} if self.name is None else {entity: self.id, "name": self.name}
+
 
 def unknown(entity: str, text: str) -> str:
     """Return that there is no row of ``entity`` that ``text`` names."""

@@ -8,7 +8,14 @@ Of all sequences of rows near the arc from start to end with increasing progress
 path has the least sum of the fourth powers of the angles between consecutive rows (``path_search.py``). A path has any
 length that is asked for, unlike a shortest path in a graph of neighbors.
 
-Shapes: K places of a path, I rows near the arc, Q points or queries, N elements of anything else, D columns.
+``measure_paths`` compares how smooth paths are, over random pairs of rows, with other ways from one to the other:
+
+- path: what ``PathFinder`` finds
+- interpolation: at each point of the arc at equal distances, the nearest row that is not used yet
+- walk: from each row to the nearest that is not used yet, then a jump to the end
+- random: random rows
+
+Shapes: K places of a path, I rows near the arc, Q points, queries, or pairs, N elements of anything else, D columns.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, option_named
+from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
@@ -194,10 +202,9 @@ class PathFinder:
     def _limits(self, row_I: IntArray) -> GroupLimits | None:
         if self._groups is None:
             return None
-        starts_R1, values_N = self._groups.starts_R1, self._groups.values_N
-        groups = [values_N[starts_R1[row] : starts_R1[row + 1]] for row in row_I]
-        place_N = np.repeat(np.arange(len(row_I)), [len(values) for values in groups])
-        return GroupLimits(place_N, np.concatenate(groups), len(row_I), self._max_per_group)
+        groups = self._groups.take(row_I)
+        place_N = np.repeat(np.arange(len(row_I)), np.diff(groups.starts_R1))
+        return GroupLimits(place_N, groups.values_N, len(row_I), self._max_per_group)
 
     def _label(self, row: int) -> str:
         return str(self.names.labels(np.array([row]))[row])
@@ -209,3 +216,58 @@ class NearRows:
 
     row_I: IntArray
     unit_ID: FloatArray
+
+
+Smoothness = dict[str, float]
+"""Means over pairs: of mean and minimum cosine, and of the deviation of progress from equal steps."""
+
+
+def measure_paths(finder: PathFinder, reporter: ProgressReporter) -> dict[str, Smoothness]:
+    """Measure the smoothness of sequences between as many random pairs of candidates as the options of ``finder`` say.
+
+    Raises:
+        InputError: there are fewer candidates than rows of a sequence, or too few between the two of a pair.
+    """
+    candidate_I, length, pairs = finder.candidate_I, finder.options.length, finder.options.measure or 0
+    if len(candidate_I) < length:
+        least = option_named("length", length)
+        raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least {least}: relax them")
+    random = np.random.default_rng(finder.options.seed)
+    random_QK = np.array([random.choice(candidate_I, length, replace=False) for _ in range(pairs)])
+    methods = {"path": [], "interpolation": [], "walk": _walks(finder, random_QK), "random": list(random_QK)}
+    reporter.phase("measure paths", pairs, "pair")
+    for start, *_, end in random_QK.tolist():
+        methods["path"].append(finder.find(start, end).row_K)
+        methods["interpolation"].append(_interpolate(finder, start, end))
+        reporter.advance(1)
+    return {name: _smoothness(finder, paths) for name, paths in methods.items()}
+
+
+def _smoothness(finder: PathFinder, paths: list[IntArray]) -> Smoothness:
+    described = [finder.describe(row_K) for row_K in paths]
+    return {
+        "mean_cosine": float(np.mean([path.cosine_K.mean() for path in described])),
+        "min_cosine": float(np.mean([path.cosine_K.min() for path in described])),
+        "deviation": float(np.mean([path.deviation for path in described])),
+    }
+
+
+def _interpolate(finder: PathFinder, start: int, end: int) -> IntArray:
+    near, length = finder.near(start, end), finder.options.length
+    similarity_KI = finder.arc(start, end).points(length) @ near.unit_ID.T
+    similarity_KI[:, [0, -1]] = -np.inf
+    path = [start]
+    for k in range(1, length - 1):
+        place = int(similarity_KI[k].argmax())
+        similarity_KI[:, place] = -np.inf
+        path.append(int(near.row_I[place]))
+    return np.array([*path, end])
+
+
+def _walks(finder: PathFinder, random_QK: IntArray) -> list[IntArray]:
+    path_QK = random_QK.copy()
+    for k in range(1, path_QK.shape[1] - 1):
+        used_QK = np.sort(np.hstack([path_QK[:, :k], path_QK[:, -1:]]), axis=1)
+        excluded = ItemLists(np.arange(len(used_QK) + 1) * (k + 1), used_QK.ravel())
+        path_QK[:, k] = finder.nearest(path_QK[:, k - 1], excluded)
+    return list(path_QK)

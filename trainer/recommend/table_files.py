@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from crossfade.base.errors import OptionError, option_named
+from crossfade.base.io.disk_errors import write_error
 from crossfade.base.io.output import staged_file
 
 Write = Callable[[pa.Table], Any]
@@ -39,6 +40,19 @@ def check_output(out: Path | None, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         fix = f"choose another, or replace it with {option_named('overwrite')}"
         raise OptionError("out", found=out, problem="already exists", fix=fix)
+
+
+def write_output(out: Path, tables: Iterable[pa.Table]) -> int:
+    """Write ``tables`` to the user's file ``out``, as ``write_tables``; its folder is created.
+
+    Raises:
+        CrossfadeError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return write_tables(out, tables)
+    except OSError as error:
+        raise write_error(option_named("out", out), error, out) from error
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:

@@ -26,7 +26,6 @@ import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, option_named
-from crossfade.base.io.disk_errors import write_error
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.label_precision import count_pairs
 from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, read_labels
@@ -43,7 +42,7 @@ from crossfade.trainer.recommend.linear_probe import (
     sigmoid,
 )
 from crossfade.trainer.recommend.options import TagOptions
-from crossfade.trainer.recommend.table_files import write_tables
+from crossfade.trainer.recommend.table_files import write_output
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_LABELS = 500
@@ -115,11 +114,7 @@ def tag(model: TrainedModel, options: TagOptions, reporter: ProgressReporter, ex
     quality, rows_N, written, predicted = tagger.measure(), tagger.unlabeled_N, None, list[dict[str, Any]]()
     strength, out = quality.strength["embeddings"], options.out
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            written = write_tables(out, tagger.tables(strength, rows_N))
-        except OSError as error:
-            raise write_error(option_named("out", out), error, out) from error
+        written = write_output(out, tagger.tables(strength, rows_N))
     elif examples:
         frequent_N = np.argsort(-tagger.count_R[rows_N], kind="stable")[:examples]
         tables = tagger.tables(strength, np.sort(rows_N[frequent_N]))

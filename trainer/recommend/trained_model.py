@@ -229,10 +229,7 @@ class OpenModel(Generic[Made]):
         return model
 
     def _change(self, job: JobConfig) -> JobConfig:
-        changes: dict[str, object] = {} if self._source.data is None else {"path": self._source.data}
-        if self._source.history_from_this_dataset_only:
-            changes["history_from_this_dataset_only"] = True
-        return job.model_copy(update={"data": job.data.model_copy(update=changes)})
+        return job.model_copy(update={"data": job.data.model_copy(update=self._source.data_changes)})
 
 
 def with_trained_model(

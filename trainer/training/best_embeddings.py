@@ -21,9 +21,8 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_embeddings
 from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.embeddings.staged import StagedEmbeddings
-from crossfade.trainer.evaluation.from_files import evaluate_embeddings
 from crossfade.trainer.evaluation.held_out import HeldOut
-from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
+from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate, evaluate_embeddings
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import TowerVectors
 from crossfade.trainer.runs.run_folder import RunFolder

@@ -5,7 +5,7 @@
     loss, rows = composition.step.take(batch, lr_factor, state)
 
 The engine follows from ``train.engine`` and ``train.device``. Without servers, tables are in the memory that
-``train.tables`` names. The step is the fastest one whose needs the three fulfil (``steps.py``).
+``train.tables`` names. The step is the fastest one whose needs the three fulfil.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from crossfade.kvstore.torch.store import DeviceStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.engines.engine import Engine, EngineChoice, choose_engine, local_rank
 from crossfade.trainer.model.engines.torch import TorchEngine, torch_device
+from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import Towers
-from crossfade.trainer.training.steps import DeviceStep, InPlaceStep, PullPushStep, Step, StepParts
+from crossfade.trainer.training.steps import DeviceStep, InPlaceStep, PullPushStep, Step
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,24 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
     rank, workers = (servers.rank, servers.workers) if servers is not None else (0, 1)
     choice = choose_engine(job.train, local_rank(rank), workers)
     engine = choice.build(job, model)
-    parts = StepParts(job, model, engine, towers)
+    # Rows of tables are the vectors that are compared: neither features, sums, nor dense layers are computed.
+    vectors_are_rows = not (model.towers or model.query_sum or towers.dense.entities)
     notes = choice.notes
     if choice.engine != "cpu":
         notes += (f"gradients are computed by engine {choice.engine} on {', '.join(choice.devices)}",)
     if servers is not None:
-        return Composition(servers, engine, PullPushStep.of(servers, parts), notes)
+        return Composition(servers, engine, PullPushStep(servers, engine, towers, model.frozen), notes)
     if not _keeps_tables_on_device(job, choice):
         local = LocalStore()
-        in_place = InPlaceStep.suits(parts)
-        step: Step = InPlaceStep.of(local, parts) if in_place else PullPushStep.of(local, parts)
+        step: Step = PullPushStep(local, engine, towers, model.frozen)
+        is_plain = vectors_are_rows and not (model.score.normalized or model.frozen)
+        if is_plain and engine.name == "cpu" and job.negatives.kind == "per_example":
+            step = InPlaceStep(local, model, LossSpec.of(job), job.negatives.num_hard)
         return Composition(local, engine, step, notes, local.stats)
     memory = job.train.device_memory_gib
     device = DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))
-    step = PullPushStep.of(device, parts)
-    if DeviceStep.suits(parts):
+    step = PullPushStep(device, engine, towers, model.frozen)
+    if vectors_are_rows:
         assert isinstance(engine, TorchEngine)
         step = DeviceStep(device, engine, model, model.frozen)
     return Composition(device, engine, step, notes, device.stats, device.describe)

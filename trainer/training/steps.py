@@ -5,14 +5,12 @@
 
 ``PullPushStep`` is the general one, on any store. ``InPlaceStep`` does the same in two passes over tables in this
 process, without copies of rows and arrays of gradients, to the same bits. ``DeviceStep`` takes steps on tables in the
-memory of a device, which nothing leaves but the loss. ``suits`` says what the latter two need besides their store;
-``composition.py`` chooses.
+memory of a device, which nothing leaves but the loss. ``composition.py`` chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from crossfade.base.arrays import IntArray
@@ -20,7 +18,6 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.store import RowGradient, RowStore
 from crossfade.kvstore.torch.device import describe_exhausted_memory, to_device
 from crossfade.kvstore.torch.store import DeviceStore
-from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.engines.torch import TorchEngine
@@ -43,32 +40,12 @@ class Step(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class StepParts:
-    """What a step is made of besides its store."""
-
-    job: JobConfig
-    model: ModelSpec
-    engine: Engine
-    towers: Towers
-
-    @property
-    def vectors_are_rows(self) -> bool:
-        """Whether the vectors that are compared are rows of tables: neither features, sums, nor dense layers."""
-        return not (self.model.towers or self.model.query_sum or self.towers.dense.entities)
-
-
 class PullPushStep:
     """Pulls active rows, computes their gradients with an engine, and pushes them."""
 
     def __init__(self, store: RowStore, engine: Engine, towers: Towers, frozen: Collection[str] = ()) -> None:
         """Connect the parts. Tables in ``frozen`` are not pushed, so neither their rows nor their state change."""
         self._store, self._engine, self._towers, self._frozen = store, engine, towers, frozen
-
-    @staticmethod
-    def of(store: RowStore, parts: StepParts) -> PullPushStep:
-        """Connect ``parts`` to ``store``, which may be any."""
-        return PullPushStep(store, parts.engine, parts.towers, parts.model.frozen)
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
@@ -97,17 +74,6 @@ class InPlaceStep:
         self._store, self._model = store, model
         self._gradients = PerExampleGradients(loss, model.score, num_hard=num_hard, items=model.item.rows)
 
-    @staticmethod
-    def suits(parts: StepParts) -> bool:
-        """Return whether kernels can update the rows: engine cpu, negatives per example, and unchanged vectors."""
-        is_plain = parts.vectors_are_rows and not (parts.model.score.normalized or parts.model.frozen)
-        return parts.engine.name == "cpu" and parts.job.negatives.kind == "per_example" and is_plain
-
-    @staticmethod
-    def of(store: LocalStore, parts: StepParts) -> InPlaceStep:
-        """Connect ``parts`` to ``store``."""
-        return InPlaceStep(store, parts.model, LossSpec.of(parts.job), parts.job.negatives.num_hard)
-
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
         loss = 0.0
@@ -125,11 +91,6 @@ class DeviceStep:
     def __init__(self, store: DeviceStore, engine: TorchEngine, model: ModelSpec, frozen: Collection[str] = ()) -> None:
         """Connect the parts. Tables in ``frozen`` are not updated."""
         self._store, self._engine, self._model, self._frozen = store, engine, model, frozen
-
-    @staticmethod
-    def suits(parts: StepParts) -> bool:
-        """Return whether nothing but rows is needed: layers and sums are computed on the host."""
-        return parts.vectors_are_rows
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""

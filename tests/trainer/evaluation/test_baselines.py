@@ -11,8 +11,7 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, write_split, write_vocabulary
 from cluster_data import CUSTOMERS, planted_splits, write_data, write_job
 from cluster_data import write_vocabulary as write_planted_vocabulary
-from command_here import crossfade_here
-from error_table import documented
+from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
@@ -276,6 +275,4 @@ def test_run_below_a_baseline_is_named(workspace: Path) -> None:
 
 def test_exclusion_conflicts_with_the_task_repeat(workspace: Path) -> None:
     arguments = ("evaluate", "run", "--task", "repeat", "--exclude", "train")
-    result = crossfade_here(*arguments, cwd=workspace)
-    assert (result.returncode, result.stdout) == (2, "")
-    documented("an excluded split with the task repeat", result.stderr.strip().removeprefix("crossfade: error: "))
+    rejected_here("an excluded split with the task repeat", *arguments, cwd=workspace)

@@ -31,7 +31,6 @@ from crossfade.trainer.evaluation.segments import (
     MAX_CONTEXT_SEGMENTS,
     ActivitySegments,
     ContextSegments,
-    Segments,
     parse_segments,
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
@@ -111,7 +110,7 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
         monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
-    source, segments = Vectors(), ActivitySegments(Segments.from_bounds([4, 7]), COUNTS_R)
+    source, segments = Vectors(), ActivitySegments.from_bounds([4, 7], COUNTS_R)
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
     observer = SegmentMetrics(source, model, segments, BITS_I, DEPTHS, np.array(VACANT))
     item_I = np.delete(np.arange(ITEMS), VACANT)
@@ -144,7 +143,7 @@ def test_diversity_of_a_single_item_is_undefined() -> None:
     source, rankings = Vectors(), plain_rankings(Vectors())
     assert plain_values(source, rankings, [0])["diversity@10"] is None
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    segments = ActivitySegments(Segments.from_bounds([4]), COUNTS_R)
+    segments = ActivitySegments.from_bounds([4], COUNTS_R)
     observer = SegmentMetrics(source, model, segments, BITS_I, [10], np.array(VACANT))
     one = HeldOut(np.array([0]), lists_of(TRUTH[:1]), lists_of(EXCLUDED[:1]))
     observer.observe(one, np.array([rankings[0] + [-1] * 9]))
@@ -167,18 +166,20 @@ def test_gini_index_is_0_for_equal_exposure_and_1_for_a_single_item() -> None:
 
 
 def test_terciles_are_thirds_and_equal_counts_stay_together() -> None:
-    segments = Segments.from_terciles(np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
+    of_counts = ActivitySegments.from_terciles
+    segments = of_counts(np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
     assert segments.names == ("new", "casual", "regular", "heavy")
-    assert segments.find(np.array([0, 1, 3, 4, 6, 7, 9, 1000])).tolist() == [0, 1, 1, 2, 2, 3, 3, 3]
-    tied = Segments.from_terciles(np.array([1, 1, 1, 1, 1, 2, 9, 9]))  # two thirds end at 1 and at 2
-    assert [(name, *tied.limits(segment)) for segment, name in enumerate(tied.names)] == [
+    nothing = lists_of([[]] * 11)
+    assert segments.assign(HeldOut(np.arange(11), nothing, nothing)).tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0]
+    tied = of_counts(np.array([1, 1, 1, 1, 1, 2, 9, 9]))  # two thirds end at 1 and at 2
+    assert [(name, *tied.describe(segment).values()) for segment, name in enumerate(tied.names)] == [
         ("new", 0, 0),
         ("casual", 1, 1),
         ("regular", 2, 2),
         ("heavy", 3, None),
     ]
-    assert Segments.from_terciles(np.array([4, 4, 4])).names == ("new", "casual")
-    assert Segments.from_terciles(np.array([0, 0])).names == ("new",)
+    assert of_counts(np.array([4, 4, 4])).names == ("new", "casual")
+    assert of_counts(np.array([0, 0])).names == ("new",)
 
 
 def vocabulary_of(folder: Path, entity: str, ids: list[str] | list[int], counts: list[int]) -> Vocabulary:
@@ -321,7 +322,7 @@ def test_command_divides_customers_at_given_numbers(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("bounds", [[12, 5], [5, 5], [1, 5], [-2]])
-def test_bounds_that_do_not_rise_are_rejected(workspace: Path, bounds: list[int]) -> None:
-    result = crossfade_here("evaluate", "run", "--segments", *bounds, cwd=workspace)
-    [line] = result.stderr.splitlines()
-    documented("bounds of segments that do not rise", line.removeprefix("crossfade: error: "), result.returncode)
+def test_bounds_that_do_not_rise_are_rejected(bounds: list[int]) -> None:
+    with pytest.raises(InputError) as caught:
+        ActivitySegments.from_bounds(bounds, COUNTS_R)
+    documented("bounds of segments that do not rise", str(caught.value))

@@ -182,21 +182,25 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
 
 
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-@pytest.mark.parametrize("score", get_args(ScoreKind))
-@pytest.mark.parametrize("blocks", ["one block", "small blocks"])
+@pytest.mark.parametrize(
+    ("source", "score", "has_small_blocks"),
+    [
+        *(("ties", score, True) for score in get_args(ScoreKind)),
+        *(("no ties", score, False) for score in get_args(ScoreKind)),
+    ],
+)
 def test_rankings_match_sorting_all_scores(
-    source: Vectors, score: ScoreKind, blocks: str, monkeypatch: pytest.MonkeyPatch
+    source: str, score: ScoreKind, has_small_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if blocks == "small blocks":
+    if has_small_blocks:
         small_blocks(monkeypatch)
     excluded = by_query("train")
     queries_Q = np.arange(QUERIES)
     lists = lists_of([sorted(excluded.get(query, ())) for query in range(QUERIES)])
-    items_QK, scores_QK = rank_items(source, source.model(score), queries_Q, lists, depth=12)
+    items_QK, scores_QK = rank_items(SOURCES[source], SOURCES[source].model(score), queries_Q, lists, depth=12)
     assert (items_QK.dtype, items_QK.shape, scores_QK.dtype) == (np.int64, (QUERIES, 12), np.float32)
     for query in range(QUERIES):
-        ranking = plain_ranking(source, score, query, excluded.get(query, set()))[:12]
+        ranking = plain_ranking(SOURCES[source], score, query, excluded.get(query, set()))[:12]
         assert items_QK[query].tolist() == ranking + [-1] * (12 - len(ranking))
         assert (scores_QK[query, len(ranking) :] == -np.inf).all()
         assert (np.diff(scores_QK[query, : len(ranking)]) <= 0).all()
@@ -210,17 +214,16 @@ def test_scores_of_vectors_with_ties_have_ties() -> None:
         assert len(scores) < ITEMS / 2
 
 
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-@pytest.mark.parametrize("score", get_args(ScoreKind))
 @pytest.mark.parametrize(
-    ("split", "exclude", "excluded_splits"),
+    ("split", "exclude", "excluded_splits", "score"),
     [
-        ("test", ["train", "valid"], ["train", "valid"]),
-        ("valid", ["train", "valid"], ["train"]),  # never those of the split that is evaluated
-        ("test", ["train"], ["train"]),
-        ("test", [], []),
+        *(("test", ["train", "valid"], ["train", "valid"], score) for score in get_args(ScoreKind)),
+        ("valid", ["train", "valid"], ["train"], "dot"),  # never those of the split that is evaluated
+        ("test", ["train"], ["train"], "cosine"),
+        ("test", [], [], "euclidean"),
     ],
 )
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_metrics_match_formulas(
     data: Path,
     source: Vectors,
@@ -243,8 +246,7 @@ def test_metrics_match_formulas(
     assert metrics == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 40])
-@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize(("workers", "cold"), [(2, True), (3, False), (40, True)])
 def test_metrics_do_not_depend_on_number_of_workers(
     data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,10 @@ def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, Fl
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-@pytest.mark.parametrize("tiles", TILES, ids=str)
-@pytest.mark.parametrize("depth", [1, 5, 100])
-@pytest.mark.parametrize("kind", ["dot", "euclidean"])
+@pytest.mark.parametrize(
+    ("tiles", "depth", "kind"),
+    [(tiles, (1, 5, 100)[n % 3], ("dot", "euclidean")[n % 2]) for n, tiles in enumerate(TILES * 2)],
+)
 def test_ranking_with_ties_is_that_of_a_stable_sort(
     tiles: tuple[int, int, int], depth: int, kind: ScoreKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import itertools
 import re
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, browsing, visiting
 from cluster_data import GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here
-from error_table import documented
+from command_here import crossfade_here, rejected_here
 from playwright.sync_api import Browser
 from running_command import succeeded
 
@@ -69,16 +69,6 @@ def test_picture_is_a_png_of_the_stated_size(workspace: Path, drawn: str) -> Non
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", content[16:24]) == (1650, 1650)
     assert not list((workspace / "run" / "map").glob(".*"))
-
-
-@pytest.mark.slow
-def test_same_seed_draws_the_same_table(workspace: Path, drawn: str) -> None:
-    command = ("map", "run/checkpoints", "--metadata", "songs.csv", "--color", "genre", "--out", "again")
-    succeeded(crossfade_here(*command, cwd=workspace))
-    first, again = (pq.read_table(workspace / folder / "map.parquet") for folder in ("run/map", "again"))
-    assert first.drop_columns(["x", "y"]).equals(again.drop_columns(["x", "y"]))
-    for axis in ("x", "y"):
-        assert first.column(axis).to_pylist() == pytest.approx(again.column(axis).to_pylist(), abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -241,34 +231,30 @@ def test_any_name_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_invalid_options_are_rejected(workspace: Path) -> None:
-    def rejected(cause: str, *arguments: object) -> None:
-        result = crossfade_here("map", *arguments, cwd=workspace)
-        [line] = result.stderr.splitlines()
-        documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
-
-    rejected("a map without items", "run", "--count", 0)
-    rejected("a map of too few items", "run", "--where", "id < 5003", "--overwrite")
-    rejected("a map without a folder", "run/checkpoints")
+    rejected = partial(rejected_here, cwd=workspace)
+    rejected("a map without items", "map", "run", "--count", 0)
+    rejected("a map of too few items", "map", "run", "--where", "id < 5003", "--overwrite")
+    rejected("a map without a folder", "map", "run/checkpoints")
 
 
 @pytest.mark.slow
-def test_only_a_map_is_replaced(workspace: Path, drawn: str, tmp_path: Path) -> None:
-    def rejected(cause: str, *arguments: object) -> None:
-        result = crossfade_here("map", "run", *arguments, cwd=workspace)
-        [line] = result.stderr.splitlines()
-        documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
-
+def test_only_a_map_is_replaced_and_one_seed_draws_one_map(workspace: Path, drawn: str, tmp_path: Path) -> None:
+    rejected, again = partial(rejected_here, cwd=workspace), tmp_path / "again"
     assert "map of" in drawn
-    rejected("an existing folder of a map")
+    rejected("an existing folder of a map", "map", "run")
     (tmp_path / "map.png").write_bytes(b"of somebody else")
     (tmp_path / "notes.txt").touch()
-    rejected("an existing folder of a map", "--out", tmp_path)
-    rejected("a folder with more than a map", "--out", tmp_path, "--overwrite")
+    rejected("an existing folder of a map", "map", "run", "--out", tmp_path)
+    rejected("a folder with more than a map", "map", "run", "--out", tmp_path, "--overwrite")
     assert (tmp_path / "map.png").read_bytes() == b"of somebody else"
-    rejected("a file in place of a map", "--out", tmp_path / "notes.txt", "--overwrite")
-    again = tmp_path / "again"
+    rejected("a file in place of a map", "map", "run", "--out", tmp_path / "notes.txt", "--overwrite")
     again.mkdir()
     (again / "map.png").write_bytes(b"of a command that was killed")
-    for options in ((), ("--overwrite",)):
-        succeeded(crossfade_here("map", "run", "--count", 20, "--out", again, *options, cwd=workspace))
+    tables = []
+    for command in (("map", "run"), ("map", "run/checkpoints", "--overwrite")):
+        succeeded(crossfade_here(*command, "--count", 20, "--out", again, cwd=workspace))
         assert sorted(path.name for path in again.iterdir()) == ["map.html", "map.parquet", "map.png"]
+        tables.append(pq.read_table(again / "map.parquet"))
+    assert tables[0].drop_columns(["x", "y"]).equals(tables[1].drop_columns(["x", "y"]))
+    for axis in ("x", "y"):
+        assert tables[0].column(axis).to_pylist() == pytest.approx(tables[1].column(axis).to_pylist(), abs=1e-3)

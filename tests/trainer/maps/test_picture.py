@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crossfade.trainer.maps.fonts import choose_fonts
 from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import Labels
-from crossfade.trainer.maps.picture import _Picture, write_picture
+from crossfade.trainer.maps.picture import _Picture, choose_fonts, write_picture
 
 NAMES = ("$\\z$", "\x1b[2J\x07\t\r", "A$AP", "$x_{$")
 """Formulas that matplotlib cannot parse, and controls of a terminal, which it would print with a warning."""

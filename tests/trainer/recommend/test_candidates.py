@@ -18,7 +18,7 @@ from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.candidates import Candidates, read_lists, select_candidates
-from crossfade.trainer.recommend.options import ListFiles
+from crossfade.trainer.recommend.options import FilterOptions, ListFiles
 from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -134,6 +134,12 @@ def test_allowed_and_denied_ids(data: Path) -> None:
     assert kept(data, allow=allow) == [1, 3, 4]
     assert kept(data, deny=deny) == [0, 1, 2, 4]
     assert kept(data, allow=allow, deny=deny, where="count > 1") == [1]
+
+
+@pytest.mark.parametrize("ids", [np.array([7, 8]), [np.int32(7), 8], np.array(["7", "8"]), ["7", np.str_("8")]])
+def test_ids_may_be_numbers_and_texts_of_numpy(ids: object) -> None:
+    assert FilterOptions.of(allow=ids).allow == FilterOptions.of(deny=ids).deny == ("7", "8")
+    assert FilterOptions.of(allow=np.int64(7)).allow == ("7",)
 
 
 def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:

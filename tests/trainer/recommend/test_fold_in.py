@@ -9,7 +9,6 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.recommend import fold_in
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.history import Histories
@@ -21,17 +20,18 @@ from crossfade.trainer.runs.options import ModelSource
 pytestmark = pytest.mark.slow
 
 
-def run_of(folder: Path, score: ScoreKind) -> Path:
-    """Train on planted data with the given score."""
+@pytest.fixture(scope="module", params=["cosine", "dot", "euclidean"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data with each score."""
+    score, folder = request.param, tmp_path_factory.mktemp(request.param)
     model = {"dim": 8, "score": score, "temperature": 0.2 if score == "cosine" else 1.0, "init_std": 0.3}
     write_job(folder / "job.yaml", write_planted(folder / "data", held_out=False), model=model, train={"epochs": 20})
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["cosine", "dot", "euclidean"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_of(tmp_path_factory.mktemp(request.param), request.param)
+def of_score(score: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("run", [score], indirect=True)
 
 
 def vectors_of(model: TrainedModel) -> tuple[FloatArray, FloatArray]:
@@ -85,6 +85,7 @@ def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path
     with_trained_model(ModelSource(source=str(run)), print, check)
 
 
+@of_score("cosine")
 def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(model: TrainedModel) -> None:
         histories = histories_of(model)
@@ -98,6 +99,7 @@ def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pyte
     with_trained_model(ModelSource(source=str(run)), print, check)
 
 
+@of_score("cosine")
 def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None:
     def check(model: TrainedModel) -> None:
         query_QD, _ = vectors_of(model)
@@ -109,6 +111,7 @@ def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None
     with_trained_model(ModelSource(source=str(run)), print, check)
 
 
+@of_score("euclidean")
 def test_vector_does_not_depend_on_other_histories(run: Path) -> None:
     def check(model: TrainedModel) -> None:
         fold_in, histories = FoldIn(model), histories_of(model)

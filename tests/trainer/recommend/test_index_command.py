@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here
-from error_table import documented
+from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 
 from crossfade.trainer.recommend.faiss_lists import VectorLists
+
+pytestmark = pytest.mark.slow
 
 FILES = ["card.json", "index.faiss", "rows.parquet"]
 
@@ -53,13 +54,6 @@ def output(*arguments: object, cwd: Path) -> str:
 def tracks(*arguments: object, cwd: Path) -> list[list[int]]:
     results = json.loads(output("recommend", *arguments, "--json", cwd=cwd))
     return [[item["track"] for item in found["recommendations"]] for found in results]
-
-
-def rejected(cause: str, *arguments: object, cwd: Path) -> str:
-    result = crossfade_here(*arguments, cwd=cwd)
-    assert result.stdout == ""
-    [line] = result.stderr.splitlines()
-    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
 
 
 def test_folder_has_card_and_rows(workspace: Path) -> None:
@@ -165,7 +159,7 @@ def test_corrupt_checkpoint_is_skipped(run: Path, workspace: Path, tmp_path: Pat
     result = crossfade_here("index", run / "checkpoints", "--out", tmp_path / "index", cwd=workspace)
     assert f"skipped a checkpoint: {file}" in succeeded(result).stderr
     assert card_of(tmp_path / "index")["model"]["uri"] == str(older)
-    rejected("an index of other vectors", "similar", run, "5007", "--index", tmp_path / "index", cwd=workspace)
+    rejected_here("an index of other vectors", "similar", run, "5007", "--index", tmp_path / "index", cwd=workspace)
 
 
 def test_forgotten_customer_is_not_indexed(workspace: Path, run: Path, tmp_path: Path) -> None:
@@ -175,7 +169,7 @@ def test_forgotten_customer_is_not_indexed(workspace: Path, run: Path, tmp_path:
     (tmp_path / "ids.txt").write_text("c010\n")
     output("forget", data, "--ids", tmp_path / "ids.txt", cwd=workspace)
     search = ("similar", run, "c003", "--data", data, "--entity", "customer", "--index", tmp_path / "index")
-    rejected("an index of another dataset", *search, cwd=workspace)
+    rejected_here("an index of another dataset", *search, cwd=workspace)
     output(*command, "--overwrite", cwd=workspace)
     ids = pq.read_table(tmp_path / "index" / "rows.parquet").column("id").to_pylist()
     assert ids == [f"c{row:03d}" for row in range(CUSTOMERS) if row != 10]
@@ -206,43 +200,43 @@ def test_failed_build_keeps_the_previous_index(
 
 def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("index", "run", "--out")
-    rejected("a recall above 1", *command, tmp_path / "new", "--recall", 2, cwd=workspace)
-    rejected("an index on S3", *command, "s3://music/index", cwd=workspace)
-    rejected("an existing index", *command, "all", cwd=workspace)
+    rejected_here("a recall above 1", *command, tmp_path / "new", "--recall", 2, cwd=workspace)
+    rejected_here("an index on S3", *command, "s3://music/index", cwd=workspace)
+    rejected_here("an existing index", *command, "all", cwd=workspace)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    rejected("--overwrite of another folder", *command, tmp_path / "other", "--overwrite", cwd=workspace)
+    rejected_here("--overwrite of another folder", *command, tmp_path / "other", "--overwrite", cwd=workspace)
     assert (tmp_path / "other" / "notes.txt").exists()
     customer = ("recommend", "run", "--customer", "c010", "--index", "all")
-    rejected("popularity damping by an index", *customer, "--popularity-damping", 0.5, cwd=workspace)
+    rejected_here("popularity damping by an index", *customer, "--popularity-damping", 0.5, cwd=workspace)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    rejected("an index without FAISS", *command, tmp_path / "new", cwd=workspace)
+    rejected_here("an index without FAISS", *command, tmp_path / "new", cwd=workspace)
     assert not (tmp_path / "new").exists()
 
 
 def test_index_that_does_not_fit_is_rejected(workspace: Path, run: Path, tmp_path: Path) -> None:
     similar = ("similar", "run", "5007", "--index")
-    rejected("a folder without an index", *similar, "data", cwd=workspace)
+    rejected_here("a folder without an index", *similar, "data", cwd=workspace)
     output("index", "run", "--out", tmp_path / "dot", "--metric", "dot", cwd=workspace)
-    rejected("an index of another metric", *similar, tmp_path / "dot", cwd=workspace)
-    rejected(
+    rejected_here("an index of another metric", *similar, tmp_path / "dot", cwd=workspace)
+    rejected_here(
         "an index of another entity", "similar", "run", "c010", "--entity", "customer", "--index", "all", cwd=workspace
     )
     older, _ = sorted((run / "checkpoints").glob("step-*"))
-    rejected("an index of other vectors", "similar", older, "5007", "--index", "all", cwd=workspace)
+    rejected_here("an index of other vectors", "similar", older, "5007", "--index", "all", cwd=workspace)
     broken = Path(shutil.copytree(workspace / "all", tmp_path / "broken"))
     for name in ("index.faiss", "rows.parquet"):
         content = (broken / name).read_bytes()
         (broken / name).write_bytes(content[:-1])
-        rejected("an incomplete index", *similar, broken, cwd=workspace)
+        rejected_here("an incomplete index", *similar, broken, cwd=workspace)
         for place in (0, len(content) // 2, len(content) - 1):
             damaged = bytearray(content)
             damaged[place] ^= 1
             (broken / name).write_bytes(damaged)
-            rejected("a damaged index", *similar, broken, cwd=workspace)
+            rejected_here("a damaged index", *similar, broken, cwd=workspace)
         (broken / name).unlink()
-        rejected("an index without one of its files", *similar, broken, cwd=workspace)
+        rejected_here("an index without one of its files", *similar, broken, cwd=workspace)
         (broken / name).write_bytes(content)
     succeeded(crossfade_here(*similar, broken, cwd=workspace))
     (broken / "card.json").write_text(json.dumps(card_of(broken) | {"version": 1}))
-    rejected("the card of another version", *similar, broken, cwd=workspace)
+    rejected_here("the card of another version", *similar, broken, cwd=workspace)

@@ -16,6 +16,8 @@ from crossfade.trainer.recommend.linear_probe import (
     sigmoid,
 )
 
+pytestmark = pytest.mark.slow  # scikit-learn is imported
+
 
 class CountingReporter(NullReporter):
     """Counts the units of progress."""

@@ -17,7 +17,11 @@ from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained
 from crossfade.trainer.runs.options import ModelSource
 
 Vectors = dict[str, FloatArray]
-SOURCES = ("run", "checkpoints")
+CASES: tuple[tuple[Fault, str], ...] = (
+    *(("reset", "run"), ("throttle", "checkpoints"), ("fail", "run"), ("expire", "checkpoints")),
+    # What each format detects.
+    *(("cut", "run"), ("cut", "checkpoints"), ("flip", "run"), ("flip", "checkpoints")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,7 @@ def read(store: ObjectStore, source: str) -> Vectors:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("fault", ["reset", "throttle", "fail", "cut", "flip", "expire"])
+@pytest.mark.parametrize(("fault", "source"), CASES)
 def test_broken_answers_change_no_vector(
     store: ObjectStore, run: WrittenRun, proxy: Proxy, source: str, fault: Fault
 ) -> None:

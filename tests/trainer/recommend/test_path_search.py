@@ -39,6 +39,7 @@ def test_path_longer_than_the_rows_is_none() -> None:
     assert search(rows(8, 1), 9, None) is None
 
 
+@pytest.mark.slow
 def test_paths_keep_limits_per_group_and_are_near_the_best() -> None:
     ratios, missed = [], 0
     for seed in range(40):

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here
-from error_table import documented
+from command_here import crossfade_here, rejected_here
 from exporting import vectors
 from running_command import succeeded
 
@@ -43,13 +42,6 @@ def sequence(source: object, *arguments: object, cwd: Path) -> dict[str, Any]:
 
 def tracks(found: dict[str, Any]) -> list[int]:
     return [row["track"] for row in found["path"]]
-
-
-def rejected(cause: str, *arguments: object, cwd: Path) -> str:
-    result = crossfade_here("sequence", *arguments, cwd=cwd)
-    assert result.stdout == ""
-    [line] = result.stderr.splitlines()
-    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
 
 
 def test_path_leads_from_one_genre_to_the_other_without_repeats(workspace: Path) -> None:
@@ -113,7 +105,7 @@ def test_rows_between_the_ends_meet_the_filters(workspace: Path) -> None:
     path = tracks(sequence("run", A, B, *limits, 10, cwd=workspace))
     assert (path[0], path[-1], len(set(path))) == (A, B, 10)
     assert Counter((track - 5000) % GENRES for track in path) == dict.fromkeys(range(GENRES), 2)
-    rejected("too few rows for a sequence", "run", A, B, *limits, 11, cwd=workspace)
+    rejected_here("too few rows for a sequence", "sequence", "run", A, B, *limits, 11, cwd=workspace)
 
 
 def test_ends_of_one_group_leave_no_room_for_others_of_it(workspace: Path) -> None:
@@ -146,13 +138,13 @@ def test_progress_is_the_angle_in_the_plane_of_the_ends() -> None:
 
 
 def test_invalid_input_is_rejected(workspace: Path) -> None:
-    rejected("a sequence of two rows", "run", A, B, "--length", 2, cwd=workspace)
-    rejected("a sequence without two ends", "run", A, cwd=workspace)
-    rejected("--measure with the ends of a sequence", "run", A, B, "--measure", 5, cwd=workspace)
-    rejected("--measure without pairs", "run", "--measure", 0, cwd=workspace)
-    rejected("a negative seed of a sequence", "run", "--measure", 1, "--seed", -1, cwd=workspace)
-    rejected("a sequence from a row to itself", "run", A, A, cwd=workspace)
-    rejected("an end of a sequence without a trained vector", "run", A, 5000 + TRACKS, cwd=workspace)
+    rejected_here("a sequence of two rows", "sequence", "run", A, B, "--length", 2, cwd=workspace)
+    rejected_here("a sequence without two ends", "sequence", "run", A, cwd=workspace)
+    rejected_here("--measure with the ends of a sequence", "sequence", "run", A, B, "--measure", 5, cwd=workspace)
+    rejected_here("--measure without pairs", "sequence", "run", "--measure", 0, cwd=workspace)
+    rejected_here("a negative seed of a sequence", "sequence", "run", "--measure", 1, "--seed", -1, cwd=workspace)
+    rejected_here("a sequence from a row to itself", "sequence", "run", A, A, cwd=workspace)
+    rejected_here("an end of a sequence without a trained vector", "sequence", "run", A, 5000 + TRACKS, cwd=workspace)
     few = ("--where", "id BETWEEN 5010 AND 5014")
-    rejected("too few rows for a sequence", "run", A, B, *few, cwd=workspace)
-    rejected("too few rows to measure sequences", "run", "--measure", 5, *few, cwd=workspace)
+    rejected_here("too few rows for a sequence", "sequence", "run", A, B, *few, cwd=workspace)
+    rejected_here("too few rows to measure sequences", "sequence", "run", "--measure", 5, *few, cwd=workspace)

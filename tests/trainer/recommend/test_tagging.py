@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_groups, write_vocabulary
 from cluster_data import GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here
+from command_here import crossfade_here, rejected_here
 from error_table import documented
 from running_command import succeeded
 from small_disk import MountError, fill, mounted_disk
@@ -61,15 +61,12 @@ def measure(folder: Path, file: str = "genres.csv", *options: object) -> dict[st
     return result
 
 
-def rejected(cause: str, *arguments: object, cwd: Path) -> str:
-    result = crossfade_here("tag", *arguments, cwd=cwd)
-    assert result.stdout == ""
-    [line] = result.stderr.splitlines()
-    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+@pytest.fixture(scope="module")
+def found(workspace: Path) -> dict[str, Any]:
+    return measure(workspace)
 
 
-def test_planted_genres_are_recovered(workspace: Path) -> None:
-    found = measure(workspace)
+def test_planted_genres_are_recovered(found: dict[str, Any]) -> None:
     assert sum(found["rows"]) == TRACKS - len(UNLABELED)
     assert found["rows"] == [102, 34, 35]
     assert found["labels"] == GENRES + 1
@@ -89,24 +86,28 @@ def test_shuffled_genres_are_not_recovered(workspace: Path) -> None:
     write_labels(
         workspace / "shuffled.csv", {track: genre_labels(other) for track, other in zip(tracks, others, strict=True)}
     )
-    metrics = [measure(workspace, "shuffled.csv", "--seed", seed)["metrics"] for seed in range(3)]
+    metrics = measure(workspace, "shuffled.csv")["metrics"]
     for method in ("embeddings", "counts", "counts_svd"):
-        assert abs(np.mean([found[method]["roc_auc"] for found in metrics]) - 0.5) < 0.12
+        assert metrics[method]["roc_auc"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_seed_decides_the_division_of_rows(workspace: Path) -> None:
-    first = measure(workspace, "genres.csv", "--seed", 3)
-    assert measure(workspace, "genres.csv", "--seed", 3) == first
-    assert measure(workspace, "genres.csv", "--seed", 4) != first
+def test_seed_decides_the_division_of_rows(workspace: Path, found: dict[str, Any]) -> None:
+    assert measure(workspace, "genres.csv", "--seed", 1) == found
+    assert measure(workspace, "genres.csv", "--seed", 4) != found
 
 
 def test_rare_labels_and_rare_rows_are_left_out(workspace: Path) -> None:
-    assert measure(workspace, "genres.csv", "--min-items", RARE)["labels"] == GENRES + 2
     counts_N = pq.read_table(workspace / "data/vocabulary/track").column("count").to_numpy()
     least = int(np.median(counts_N))
-    labeled_N = ~np.isin(np.arange(TRACKS + 1), [*UNLABELED, TRACKS])
-    found = measure(workspace, "genres.csv", "--min-items", 10, "--min-count", least)
-    assert sum(found["rows"]) == np.count_nonzero(labeled_N & (counts_N >= least)) < TRACKS - len(UNLABELED)
+    lines = (workspace / "genres.csv").read_text().splitlines()[1:]
+    pairs = [(int(track) - 5000, label) for track, label in (line.split(",") for line in lines)]
+    frequent = [(track, label) for track, label in pairs if counts_N[track] >= least]
+    items = Counter(label for _, label in frequent)
+    fewest = min(items[f"genre {genre}"] for genre in range(GENRES))
+    found = measure(workspace, "genres.csv", "--min-items", fewest, "--min-count", least)
+    assert items["rare"] < fewest
+    assert found["labels"] == GENRES + 1
+    assert sum(found["rows"]) == len({track for track, _ in frequent}) < TRACKS - len(UNLABELED)
 
 
 def test_tags_on_a_full_disk_name_it(workspace: Path, tmp_path: Path) -> None:
@@ -208,17 +209,16 @@ def test_vectors_of_dot_products_are_scaled(tmp_path: Path) -> None:
 
 def test_invalid_input_is_rejected(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = ("run", "--labels", "track=genres.csv:track:label")
-    rejected("labels of fewer than ten rows", *labels, "--min-items", 9, cwd=workspace)
-    rejected("a negative number of interactions of tagged rows", *labels, "--min-count", -1, cwd=workspace)
-    rejected("a threshold that is no probability", *labels, "--threshold", "nan", cwd=workspace)
-    rejected("no label that is frequent enough", *labels, "--min-items", 100, cwd=workspace)
+    rejected_here("labels of fewer than ten rows", "tag", *labels, "--min-items", 9, cwd=workspace)
+    rejected_here("a negative number of interactions of tagged rows", "tag", *labels, "--min-count", -1, cwd=workspace)
+    rejected_here("a threshold that is no probability", "tag", *labels, "--threshold", "nan", cwd=workspace)
+    rejected_here("no label that is frequent enough", "tag", *labels, "--min-items", 100, cwd=workspace)
     write_labels(tmp_path / "same.csv", {track: ["music"] for track in range(TRACKS)})
     same = ("run", "--labels", f"track={tmp_path}/same.csv:track:label")
-    rejected("a label that all rows have", *same, cwd=workspace)
+    rejected_here("a label that all rows have", "tag", *same, cwd=workspace)
     (tmp_path / "tags.parquet").touch()
     inside_a_file = tmp_path / "tags.parquet" / "tags.parquet"
-    rejected(
-        "a folder that tags cannot be written to", *labels, "--min-items", 20, "--out", inside_a_file, cwd=workspace
-    )
+    command = ("tag", *labels, "--min-items", 20, "--out", inside_a_file)
+    rejected_here("a folder that tags cannot be written to", *command, cwd=workspace)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    rejected("tags without scikit-learn", *labels, cwd=workspace)
+    rejected_here("tags without scikit-learn", "tag", *labels, cwd=workspace)

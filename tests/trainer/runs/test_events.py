@@ -1,13 +1,17 @@
-"""Events as typed objects, as JSON, and as documented."""
+"""Events as typed objects, as JSON, and as documented.
 
+``python tests/trainer/runs/test_events.py --write`` writes the generated part of docs/events.md again.
+"""
+
+import argparse
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossfade.trainer.runs.event_docs import events_markdown
 from crossfade.trainer.runs.events import (
     EVENT_TYPES,
     CheckpointFailed,
@@ -24,7 +28,10 @@ from crossfade.trainer.runs.events import (
     to_record,
 )
 
-DOCS = Path(__file__).parents[3] / "docs" / "events.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = DOCS / "events.md"
+_reference = runpy.run_path(str(DOCS / "site" / "reference.py"))
+MARK, events_markdown = _reference["EVENTS_MARK"], _reference["events_markdown"]
 STEP = StepEvent(
     epoch=1,
     step=2,
@@ -107,4 +114,11 @@ def test_kinds_are_distinct_and_fields_documented() -> None:
 
 
 def test_docs_are_those_of_the_code() -> None:
-    assert DOCS.read_text(encoding="utf-8").partition("## Reference\n\n")[2] == events_markdown()
+    assert PAGE.read_text(encoding="utf-8").partition(MARK)[2] == events_markdown()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", required=True, help="write the generated part of the page")
+    parser.parse_args()
+    PAGE.write_text(PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK + events_markdown(), encoding="utf-8")

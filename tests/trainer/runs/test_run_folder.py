@@ -157,8 +157,12 @@ def test_empty_or_truncated_file_is_named_before_training(
     with pytest.raises(InputError, match=rf"^{run.path}/{name}") as caught:
         run.check_readable()
     assert "\n" not in str(caught.value)
-    if (name, content) == ("restarts.json", '["x"'):
-        documented("a truncated file of a run folder", str(caught.value))
+    cause = {
+        ("restarts.json", '["x"'): "a truncated file of a run folder",
+        (RUN_FILE, ""): "an empty file of a run folder",
+    }
+    if (name, content) in cause:
+        documented(cause[name, content], str(caught.value))
 
 
 def test_truncated_report_is_named(run: RunFolder, job: JobConfig) -> None:
@@ -218,6 +222,7 @@ def test_frozen_process_loses_its_run_to_one_of_two_standbys(
     assert second.lock.wait_for_end(lambda: None) is None
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_a_run_to_resume(run: RunFolder, holder: psutil.Popen) -> None:
     standby = RunFolder(run.path)
     assert standby.lock.wait_for_end(holder.kill) is None

@@ -12,6 +12,8 @@ from waiting import wait_until
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.serving.bounded_process import BoundedProcess, LimitError, TimeLimitError
 
+pytestmark = pytest.mark.slow  # the server of forks imports pandas
+
 
 class Answering:
     """Answers questions of every kind."""

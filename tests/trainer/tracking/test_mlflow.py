@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
@@ -12,6 +11,7 @@ from command_here import crossfade_here
 from mlflow_server import MlflowServer
 from object_store import free_ports
 from paced_training import paced
+from run_results import report_of
 from running_command import messages, records, succeeded
 
 from crossfade.trainer.tracking import background
@@ -32,11 +32,6 @@ def job(tmp_path: Path, server: MlflowServer, request: pytest.FixtureRequest) ->
     """Write a job whose experiment has the name of the test."""
     tracking = {"mlflow": server.uri, "experiment": request.node.name}
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), tracking=tracking)
-
-
-def report_of(run: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run / "report.json").read_text())
-    return report
 
 
 def test_finished_run_has_parameters_metrics_and_artifacts(

@@ -1,4 +1,4 @@
-"""Event files of TensorBoard, read back with TensorBoard's own reader."""
+"""Event files of TensorBoard, read back with TensorBoard's own reader; test_invariants.py has a run on servers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from running_command import crossfade, records, succeeded
+from running_command import records, succeeded
 from waiting import wait_until
 
 from crossfade.trainer.config.loading import load_job
@@ -101,17 +101,3 @@ def test_records_wait_until_the_folder_can_be_written(job: Path, tmp_path: Path)
         f"tracking.tensorboard: {board}: cannot be written: File exists; training goes on, and it is tried again"
     ]
     assert scalars(board, "train/epoch") == [(10, 1.0), (20, 2.0), (30, 3.0)]
-
-
-@pytest.mark.cluster
-def test_run_on_servers_is_recorded_once(job: Path, tmp_path: Path) -> None:
-    servers = ("--servers", 1, "--workers", 2)
-    succeeded(crossfade("train", job, "--run-dir", "run", *servers, cwd=tmp_path))
-    folder = tmp_path / "run" / "tensorboard"
-    assert len(list(folder.iterdir())) == 1
-    epochs = [event for event in records(tmp_path / "run") if event["event"] == "epoch"]
-    assert scalars(folder, "valid/ndcg_at_10") == [
-        (event["step"], pytest.approx(event["valid"]["ndcg@10"])) for event in epochs
-    ]
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert scalars(folder, "report/steps") == [(report["steps"], report["steps"])]

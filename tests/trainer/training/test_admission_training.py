@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import write_job
-from command_here import crossfade_here
-from error_table import documented
+from command_here import crossfade_here, rejected_here
 from preparing import vocabulary_tuples as rows_of
 from run_results import checkpoint_arrays
 from running_command import succeeded
@@ -125,11 +124,8 @@ def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(workspace: Pa
 
 def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}")
-    result = crossfade_here("train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
-    assert result.returncode == 2
-    documented(
-        "a warm start from a checkpoint outside the lineage", result.stderr.strip().removeprefix("crossfade: error: ")
-    )
+    cause = "a warm start from a checkpoint outside the lineage"
+    rejected_here(cause, "train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
 
 
 def test_vacant_rows_are_neither_evaluated_nor_found(workspace: Path) -> None:

@@ -1,6 +1,6 @@
 """When checkpoints are due, on a clock that the test sets, and what becomes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ INTERVAL_SECONDS = 10.0
 class Training:
     """Steps on a local store with checkpoints; ``now``, ``requested`` and ``stop`` are set by the test."""
 
-    def __init__(self, folder: Path, opened: ExitStack, **section: Any) -> None:
+    def __init__(self, folder: Path, data: Path, opened: ExitStack, begin_at: float = 0.0, **section: Any) -> None:
         section = {"interval_seconds": None, "interval_steps": None, **section}
-        job = load_job(write_job(folder / "job.yaml", write_planted(folder / "data"), checkpoint=section))
+        job = load_job(write_job(folder / "job.yaml", data, checkpoint=section))
         inputs = open_inputs(job)
         job, model = inputs.job, inputs.model
         self.now, self.requested, self.stop = 0.0, 0, False
@@ -55,6 +55,8 @@ class Training:
         )
         self.checkpoints = opened.enter_context(manager)
         self.store.create(model.tables, self.metadata.optimizer, job.train.seed)
+        self.now = begin_at
+        self.checkpoints.begin(self.state)
 
     def step(self, seconds: float = 1.0) -> bool:
         """Take a step; return whether the workers stop."""
@@ -71,33 +73,38 @@ class Training:
         return [event.step for event in self.events if isinstance(event, CheckpointSaved)]
 
 
+Start = Callable[..., Training]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("schedule") / "data")
+
+
 @pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+def start(tmp_path: Path, data: Path) -> Iterator[Start]:
+    """Return a function that starts a training with a section ``checkpoint`` of the job."""
+    with ExitStack() as opened:
+        yield lambda **section: Training(tmp_path, data, opened, **section)
 
 
-def test_interval_of_first_checkpoint_excludes_table_creation(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened, interval_seconds=INTERVAL_SECONDS)
-    training.now = 100.0  # creating the tables took long
-    training.checkpoints.begin(training.state)
+def test_interval_of_first_checkpoint_excludes_table_creation(start: Start) -> None:
+    training = start(begin_at=100.0, interval_seconds=INTERVAL_SECONDS)  # creating the tables took long
     for seconds in (1.0, INTERVAL_SECONDS - 2.0, 2.0):
         assert not training.step(seconds)
     assert training.saved() == [3]
 
 
-def test_checkpoint_is_written_at_every_multiple_of_interval_steps(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened, interval_steps=3, keep_latest=9)
-    training.checkpoints.begin(training.state)
+def test_checkpoint_is_written_at_every_multiple_of_interval_steps(start: Start) -> None:
+    training = start(interval_steps=3, keep_latest=9)
     for _ in range(7):
         training.step(seconds=0.01)  # a second has many steps, but synchronization does not pass a checkpoint
         training.checkpoints._writer.wait()
     assert training.saved() == [3, 6]
 
 
-def test_request_starts_one_checkpoint(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened)
-    training.checkpoints.begin(training.state)
+def test_request_starts_one_checkpoint(start: Start) -> None:
+    training = start()
     training.step()
     training.requested += 1
     for _ in range(3):
@@ -105,9 +112,8 @@ def test_request_starts_one_checkpoint(tmp_path: Path, opened: ExitStack) -> Non
     assert training.saved() == [2]
 
 
-def test_stop_request_writes_a_checkpoint_and_stops(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened)
-    training.checkpoints.begin(training.state)
+def test_stop_request_writes_a_checkpoint_and_stops(start: Start) -> None:
+    training = start()
     assert not training.step()
     training.stop = True
     assert training.step()
@@ -117,17 +123,15 @@ def test_stop_request_writes_a_checkpoint_and_stops(tmp_path: Path, opened: Exit
     assert (restored.step, restored.checkpoints.written) == (2, 0)
 
 
-def test_totals_are_emitted_about_once_a_second(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened, interval_steps=1)
-    training.checkpoints.begin(training.state)
+def test_totals_are_emitted_about_once_a_second(start: Start) -> None:
+    training = start(interval_steps=1)
     for _ in range(6):
         training.step(seconds=0.5)
     assert [event.step for event in training.events if isinstance(event, TotalsEvent)] == [1, 3, 5]
 
 
-def test_last_checkpoint_is_not_written_twice(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened, interval_steps=2)
-    training.checkpoints.begin(training.state)
+def test_last_checkpoint_is_not_written_twice(start: Start) -> None:
+    training = start(interval_steps=2)
     training.step()
     training.step()
     training.checkpoints.save_last(training.state)
@@ -137,13 +141,12 @@ def test_last_checkpoint_is_not_written_twice(tmp_path: Path, opened: ExitStack)
 
 
 def test_checkpoint_that_cannot_be_committed_is_reported_and_training_continues(
-    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise CheckpointError("disk full")
 
-    training = Training(tmp_path, opened, interval_steps=1)
-    training.checkpoints.begin(training.state)
+    training = start(interval_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr("crossfade.trainer.training.checkpointing.commit", fail)
         assert not training.step()
@@ -156,22 +159,20 @@ def test_checkpoint_that_cannot_be_committed_is_reported_and_training_continues(
 
 
 def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
-    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise CheckpointError("permission denied")
 
     monkeypatch.setattr("crossfade.trainer.training.checkpointing.prune", fail)
-    training = Training(tmp_path, opened, interval_steps=1)
-    training.checkpoints.begin(training.state)
+    training = start(interval_steps=1)
     training.step()
     assert training.saved() == [1]
     assert CheckpointPruneFailed(message="permission denied") in training.events
 
 
-def test_run_that_resumes_keeps_later_checkpoints_and_overwrites_its_own(tmp_path: Path, opened: ExitStack) -> None:
-    training = Training(tmp_path, opened, interval_steps=1, keep_latest=9)
-    training.checkpoints.begin(training.state)
+def test_run_that_resumes_keeps_later_checkpoints_and_overwrites_its_own(start: Start) -> None:
+    training = start(interval_steps=1, keep_latest=9)
     for _ in range(4):
         training.step()
         training.checkpoints._writer.wait()

@@ -1,4 +1,7 @@
-"""Cold start: tracks without plays are ranked by their features, in process, on servers, and after a resume."""
+"""Cold start: tracks without plays are ranked by their features.
+
+``test_all_towers.py`` resumes, plans, and trains on servers.
+"""
 
 import json
 from pathlib import Path
@@ -8,13 +11,10 @@ import numpy as np
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from finished_runs import quality, same_bits, vectors
-from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.features import load_feature
@@ -155,12 +155,6 @@ def test_vector_of_new_track_is_the_sum_of_its_features(workspace: Path, feature
         np.testing.assert_allclose(written["track"][row], np.sum(parts, axis=0), atol=1e-6)
 
 
-def test_resumed_run_with_features_gives_the_same_bits(workspace: Path, featured: Path) -> None:
-    train(workspace, "resumed", "--set", "train.max_steps=33")
-    train(workspace, "resumed", "--resume")
-    assert same_bits(workspace / "resumed" / "embeddings", featured / "embeddings")
-
-
 def test_export_gives_the_embeddings_that_training_wrote(workspace: Path, featured: Path, capsys: Any) -> None:
     out = workspace / "exported"
     assert main(["export", str(featured), "--out", str(out)]) == 0
@@ -184,35 +178,3 @@ def test_steps_move_their_active_rows_only(workspace: Path, featured: Path) -> N
         assert moved["style"] <= STYLES
         # A cold track has no active row of its own.
         assert moved["track"] < TRACKS - len(COLD)
-
-
-def test_plan_counts_memory_and_traffic_of_features(workspace: Path, featured: Path) -> None:
-    job = load_job(workspace / "job.yaml")
-    plan = plan_capacity(read_inputs(job).with_counts())
-    assert [table.name for table in plan.tables] == ["customer", "track", "genre", "style"]
-    (process,) = plan.processes
-    held = {part.what: part.bytes for part in process.parts}
-    pairs = {
-        name: read_manifest(Folder(workspace / "data")).features["track"][name].pairs for name in ("genre", "style")
-    }
-    assert {name: held[f"{name} of each track"] for name in pairs} == {
-        name: 4 * (TRACKS + 1) + 4 * count for name, count in pairs.items()
-    }
-    steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
-    moved = [step["rows"] for step in steps if step["event"] == "step"]
-    assert plan.traffic is not None
-    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
-    for name in ("customer", "genre", "style"):
-        assert expected[name] == pytest.approx(np.mean([rows[name] for rows in moved]), rel=0.1), name
-
-
-@pytest.mark.cluster
-def test_two_workers_on_servers_equal_one_process(workspace: Path, featured: Path) -> None:
-    words = ("train", workspace / "job.yaml", "--run-dir", workspace / "servers", "--servers", 2, "--workers", 2)
-    succeeded(crossfade(*words, cwd=workspace))
-    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(featured / "embeddings")
-    assert found.keys() == expected.keys()
-    for name, vectors_ND in expected.items():
-        # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
-        np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
-    assert quality(workspace / "servers") == pytest.approx(quality(featured), abs=0.02)

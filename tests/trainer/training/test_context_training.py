@@ -1,25 +1,22 @@
-"""Training with context, planted plays whose genre goes with the device: in process, on servers, in all commands."""
+"""Training with context, planted plays whose genre goes with the device, in all commands.
+
+``test_all_towers.py`` resumes, exports, plans, and trains on servers.
+"""
 
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
-from command_here import crossfade_here
-from error_table import documented
-from finished_runs import quality, same_bits, vectors
+from command_here import crossfade_here, rejected_here
+from finished_runs import quality, vectors
 from preparing import vocabulary_tuples, write_parquet
-from running_command import crossfade, succeeded
+from running_command import succeeded
 
-from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.recommend.fold_in import FoldIn
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions
@@ -94,18 +91,6 @@ def test_context_ranks_far_better_on_the_same_queries(workspace: Path, in_contex
     results = json.loads(compared.stdout)
     assert results["test"] == pytest.approx(found)
     assert results["comparison"]["metrics"]["ndcg@10"]["p_holm"] < 0.01
-
-
-def test_resumed_run_gives_the_same_bits(workspace: Path, in_context: Path) -> None:
-    train(workspace, "resumed", "--set", "train.max_steps=33")
-    train(workspace, "resumed", "--resume")
-    assert same_bits(workspace / "resumed" / "embeddings", in_context / "embeddings")
-
-
-def test_export_has_the_vectors_of_context(workspace: Path, in_context: Path) -> None:
-    succeeded(crossfade_here("export", in_context, "--out", workspace / "exported"))
-    assert same_bits(workspace / "exported", in_context / "embeddings")
-    assert EmbeddingFiles(workspace / "exported").entities == TABLES
 
 
 def test_recommendations_are_for_the_given_context(workspace: Path, in_context: Path) -> None:
@@ -204,9 +189,7 @@ def test_file_of_recommendations_is_for_the_given_context(workspace: Path, in_co
     ],
 )
 def test_context_that_cannot_be_recommended_for_is_rejected(in_context: Path, cause: str, options: list[str]) -> None:
-    done = crossfade_here("recommend", in_context, *options)
-    assert done.returncode == 2
-    documented(cause, done.stderr.strip().splitlines()[-1].removeprefix("crossfade: error: "))
+    rejected_here(cause, "recommend", in_context, *options)
 
 
 def test_negatives_per_example_and_in_batch_learn_context(workspace: Path) -> None:
@@ -215,26 +198,3 @@ def test_negatives_per_example_and_in_batch_learn_context(workspace: Path) -> No
         run = train(workspace, kind, *options, "--set", "train.epochs=6")
         alone = train(workspace, f"{kind}-alone", *options, "--set", "model.query_features=[customer]")
         assert quality(run)["ndcg@10"] > 1.1 * quality(alone)["ndcg@10"], kind
-
-
-def test_plan_counts_tables_and_traffic_of_context(workspace: Path, in_context: Path) -> None:
-    plan = plan_capacity(read_inputs(load_job(workspace / "job.yaml")).with_counts())
-    assert [table.name for table in plan.tables] == ["customer", "device", "hour", "track"]
-    steps = [json.loads(line) for line in (in_context / "events.jsonl").read_text().splitlines()]
-    moved: list[dict[str, Any]] = [step["rows"] for step in steps if step["event"] == "step"]
-    assert plan.traffic is not None
-    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
-    for name in ("customer", "device", "hour"):
-        assert expected[name] == pytest.approx(np.mean([rows[name] for rows in moved]), rel=0.1), name
-
-
-@pytest.mark.cluster
-def test_two_workers_on_servers_equal_one_process(workspace: Path, in_context: Path) -> None:
-    words = ("train", workspace / "job.yaml", "--run-dir", workspace / "servers", "--servers", 2, "--workers", 2)
-    succeeded(crossfade(*words, cwd=workspace))
-    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(in_context / "embeddings")
-    assert found.keys() == expected.keys()
-    for name, vectors_ND in expected.items():
-        # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
-        np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
-    assert quality(workspace / "servers") == pytest.approx(quality(in_context), abs=0.02)

@@ -1,4 +1,7 @@
-"""Training with histories, planted plays whose genre lasts for a while: in process, on servers, in all commands."""
+"""Training with histories, planted plays whose genre lasts for a while, in all commands.
+
+``test_all_towers.py`` resumes, plans, and trains on servers.
+"""
 
 import json
 from pathlib import Path
@@ -11,13 +14,10 @@ from cluster_data import write_job
 from command_here import crossfade_here
 from finished_runs import quality, same_bits, vectors
 from preparing import vocabulary_tuples, write_parquet
-from running_command import crossfade, succeeded
+from running_command import succeeded
 
 from crossfade import load
 from crossfade.base.arrays import IntArray
-from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow
 
@@ -85,20 +85,9 @@ def test_history_ranks_far_better_on_the_same_queries(workspace: Path, by_histor
     assert by_query["baselines"] != compared["baselines"]
 
 
-def test_resumed_run_gives_the_same_bits(workspace: Path, by_history: Path) -> None:
-    train(workspace, "resumed", "--set", "train.max_steps=33")
-    train(workspace, "resumed", "--resume")
-    assert same_bits(workspace / "resumed" / "embeddings", by_history / "embeddings")
-
-
-@pytest.mark.parametrize("table", ["shared", "own"])
-def test_export_has_the_vectors_with_histories(workspace: Path, by_history: Path, table: str) -> None:
-    run = by_history
-    if table == "own":
-        run = train(workspace, "own", "--set", "model.history.table=own", "--set", "evaluate.by=query")
-        assert quality(run)["ndcg@10"] > 0
-    succeeded(crossfade_here("export", run, "--out", workspace / f"exported-{table}"))
-    assert same_bits(workspace / f"exported-{table}", run / "embeddings")
+def test_export_has_the_vectors_with_histories(workspace: Path, by_history: Path) -> None:
+    succeeded(crossfade_here("export", by_history, "--out", workspace / "exported"))
+    assert same_bits(workspace / "exported", by_history / "embeddings")
 
 
 def rows_of_tracks(workspace: Path) -> dict[Any, int]:
@@ -130,37 +119,7 @@ def test_new_customer_has_the_mean_of_the_last_plays(workspace: Path, tmp_path: 
     assert sum(track % GENRES == 3 for track in expected) >= 7
     from_python = load(run).recommend(history=[str(play) for play in plays], k=8)
     assert list(from_python["track"]) == expected
-    pq.write_table(_table(plays), tmp_path / "plays.parquet")
+    write_parquet(tmp_path / "plays.parquet", customer=["new"] * len(plays), track=plays)
     out = tmp_path / "recs.parquet"
     succeeded(crossfade_here("recommend", run, "--history-file", tmp_path / "plays.parquet", "-k", 8, "--out", out))
     assert [row["track"] for row in pq.read_table(out).to_pylist()] == expected
-
-
-def _table(plays: list[int]) -> Any:
-    import pyarrow as pa
-
-    return pa.table({"customer": ["new"] * len(plays), "track": plays})
-
-
-def test_plan_counts_rows_that_histories_use(workspace: Path, by_history: Path) -> None:
-    plan = plan_capacity(read_inputs(load_job(workspace / "job.yaml")).with_counts())
-    steps = [json.loads(line) for line in (by_history / "events.jsonl").read_text().splitlines()]
-    moved: list[dict[str, Any]] = [step["rows"] for step in steps if step["event"] == "step"]
-    assert plan.traffic is not None
-    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
-    for name in ("customer", "track"):
-        assert expected[name] == pytest.approx(np.mean([rows[name] for rows in moved]), rel=0.1), name
-    items = [item for process in plan.processes for item in process.parts if "latest history" in item.what]
-    assert sum(item.bytes for item in items) > 0
-
-
-@pytest.mark.cluster
-def test_two_workers_on_servers_equal_one_process(workspace: Path, by_history: Path) -> None:
-    words = ("train", workspace / "job.yaml", "--run-dir", workspace / "servers", "--servers", 2, "--workers", 2)
-    succeeded(crossfade(*words, cwd=workspace))
-    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(by_history / "embeddings")
-    assert found.keys() == expected.keys()
-    for name, vectors_ND in expected.items():
-        # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
-        np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
-    assert quality(workspace / "servers") == pytest.approx(quality(by_history), abs=0.02)

@@ -29,77 +29,11 @@ pytestmark = pytest.mark.numbers
 RECORDED = Path(__file__).with_name("recorded_results.json")
 
 
-# Every name of the product, once: renaming a key changes this table, but neither the jobs nor the recording.
-NAME = "name"
-LOSS = "loss"
-MARGIN = "margin"
-DATA_PATH = "data.path"
-PARTITIONS = "data.partitions"
-SHUFFLE_BLOCK_ROWS = "data.shuffle_block_rows"
-SINCE = "data.since"
-UNTIL = "data.until"
-DIM = "model.dim"
-SCORE = "model.score"
-TEMPERATURE = "model.temperature"
-INIT_STD = "model.init_std"
-QUERY_FEATURES = "model.query_features"
-ITEM_FEATURES = "model.item_features"
-COMBINE = "model.combine"
-ID_DROPOUT = "model.id_dropout"
-DENSE_QUERY = "model.dense.query"
-DENSE_ITEM = "model.dense.item"
-DENSE_ACTIVATION = "model.dense.activation"
-DENSE_LAYER_NORM = "model.dense.layer_norm"
-DENSE_RESIDUAL = "model.dense.residual"
-DENSE_LEARNING_RATE = "model.dense.learning_rate"
-NEGATIVES = "negatives.kind"
-NEGATIVE_COUNT = "negatives.count"
-NEGATIVE_SAMPLING = "negatives.sampling"
-NEGATIVE_POWER = "negatives.power"
-LOGQ_CORRECTION = "negatives.logq_correction"
-NUM_HARD = "negatives.num_hard"
-NEGATIVE_WEIGHT = "negatives.weight"
-OPTIMIZER = "optimizer.kind"
-LEARNING_RATE = "optimizer.learning_rate"
-WEIGHT_DECAY = "optimizer.weight_decay"
-EPSILON = "optimizer.epsilon"
-BETA1 = "optimizer.beta1"
-BETA2 = "optimizer.beta2"
-MAX_NORM = "optimizer.max_norm"
-LR_SCHEDULE = "optimizer.schedule"
-WARMUP_STEPS = "optimizer.warmup_steps"
-MIN_LR_FACTOR = "optimizer.min_lr_factor"
-BATCH_SIZE = "train.batch_size"
-EPOCHS = "train.epochs"
-MAX_STEPS = "train.max_steps"
-SEED = "train.seed"
-ENGINE = "train.engine"
-QUERY_POWER = "train.query_frequency_power"
-ITEM_POWER = "train.item_frequency_power"
-SAVE_EMBEDDINGS = "train.save_embeddings"
-CHECKPOINT_PATH = "checkpoint.path"
-CHECKPOINT_SECONDS = "checkpoint.interval_seconds"
-WARM_START_FROM = "checkpoint.warm_start_from"
-CUTOFFS = "evaluate.k"
-EXCLUDE_SPLITS = "evaluate.exclude_splits"
-BEST_METRIC = "evaluate.best_metric"
-SERVERS = "cluster.servers"
-WORKERS = "cluster.workers"
-METRICS_PORT = "metrics.port"
-
-AUTO, SHARED, PER_EXAMPLE, IN_BATCH, MIXED, ALL = "auto", "shared", "per_example", "in_batch", "mixed", "all"
-BEST = "ndcg@10"
-METRICS = {
-    "recall": "recall@10",
-    "ndcg": BEST,
-    "map": "map@10",
-    "mrr": "mrr@10",
-    "hit_rate": "hit_rate@10",
-    "coverage": "coverage@10",
-    "popularity": "popularity@10",
-    "queries": "queries",
-}
-COUNTS = {name: name for name in ("steps", "examples", "best_epoch", "parameters", "rows_pulled", "rows_pushed")}
+METRICS = [
+    *(f"{name}@10" for name in ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")),
+    "queries",
+]
+COUNTS = ("steps", "examples", "best_epoch", "parameters", "rows_pulled", "rows_pushed")
 PREPARE_SYNTHETIC = (
     *("synthesize", "--queries", 300, "--items", 200, "--interactions", 6000),
     *("--genres", 10, "--seed", 1),
@@ -108,107 +42,150 @@ PREPARE_EVENTS = (
     *("prepare", "--query", "customer=user", "--item", "track=song", "--weight", "liking", "--timestamp", "at"),
     *("--hold-out", "random:0.1", "--seed", 2),
 )
-EVENTS_OPTION, FEATURES_OPTION, OUT_OPTION, RUN_OPTION = "--events", "--features", "--out", "--run-dir"
-VECTOR_COLUMN = "vector"
 
 Values = Mapping[str, Any]
 
 BASE: Values = {
-    NAME: "recorded",
-    PARTITIONS: 4,
-    SHUFFLE_BLOCK_ROWS: 300,
-    DIM: 12,
-    TEMPERATURE: 0.2,
-    INIT_STD: 0.1,
-    NEGATIVE_COUNT: 40,
-    LEARNING_RATE: 0.05,
-    BATCH_SIZE: 500,
-    EPOCHS: 3,
-    SEED: 7,
-    CUTOFFS: [10],
-    BEST_METRIC: BEST,
-    SAVE_EMBEDDINGS: "best",
-    CHECKPOINT_SECONDS: None,
-    METRICS_PORT: None,
+    "name": "recorded",
+    "data.partitions": 4,
+    "data.shuffle_block_rows": 300,
+    "model.dim": 12,
+    "model.temperature": 0.2,
+    "model.init_std": 0.1,
+    "negatives.count": 40,
+    "optimizer.learning_rate": 0.05,
+    "train.batch_size": 500,
+    "train.epochs": 3,
+    "train.seed": 7,
+    "evaluate.k": [10],
+    "evaluate.best_metric": "ndcg@10",
+    "train.save_embeddings": "best",
+    "checkpoint.interval_seconds": None,
+    "metrics.port": None,
 }
-ADAM: Values = {OPTIMIZER: "adam", BETA1: 0.8, BETA2: 0.99}
-ADAGRAD: Values = {OPTIMIZER: "adagrad", LEARNING_RATE: 0.1, LR_SCHEDULE: "constant"}
-ROWWISE: Values = {OPTIMIZER: "rowwise_adagrad", LEARNING_RATE: 0.1, EPSILON: 1e-6, WEIGHT_DECAY: 1e-3}
-SGD: Values = {OPTIMIZER: "sgd", LEARNING_RATE: 2.0, LR_SCHEDULE: "linear", WARMUP_STEPS: 4, MIN_LR_FACTOR: 0.1}
-EUCLIDEAN: Values = {SCORE: "euclidean", MAX_NORM: 1.0, TEMPERATURE: 1.0}
-DOT: Values = {SCORE: "dot", TEMPERATURE: 1.0}
-POPULAR: Values = {NEGATIVE_SAMPLING: "popularity", NEGATIVE_POWER: 0.5}
-IN_BATCH_LOGQ: Values = {LOSS: "softmax", NEGATIVES: IN_BATCH, LOGQ_CORRECTION: True}
+ADAM: Values = {"optimizer.kind": "adam", "optimizer.beta1": 0.8, "optimizer.beta2": 0.99}
+ADAGRAD: Values = {"optimizer.kind": "adagrad", "optimizer.learning_rate": 0.1, "optimizer.schedule": "constant"}
+ROWWISE: Values = {
+    "optimizer.kind": "rowwise_adagrad",
+    "optimizer.learning_rate": 0.1,
+    "optimizer.epsilon": 1e-6,
+    "optimizer.weight_decay": 1e-3,
+}
+SGD: Values = {
+    "optimizer.kind": "sgd",
+    "optimizer.learning_rate": 2.0,
+    "optimizer.schedule": "linear",
+    "optimizer.warmup_steps": 4,
+    "optimizer.min_lr_factor": 0.1,
+}
+EUCLIDEAN: Values = {"model.score": "euclidean", "optimizer.max_norm": 1.0, "model.temperature": 1.0}
+DOT: Values = {"model.score": "dot", "model.temperature": 1.0}
+POPULAR: Values = {"negatives.sampling": "popularity", "negatives.power": 0.5}
+IN_BATCH_LOGQ: Values = {"loss": "softmax", "negatives.kind": "in_batch", "negatives.logq_correction": True}
 EVENTS = "events"
 """Prefix of jobs that train on weighted events, some below 0; the others train on synthetic interactions."""
 
 IN_PROCESS: dict[str, Values] = {
     "defaults": {},
-    "bpr": {LOSS: "bpr", **ADAM},
-    "bpr per example popular": {LOSS: "bpr", NEGATIVES: PER_EXAMPLE, NEGATIVE_COUNT: 6, **DOT, **ADAGRAD, **POPULAR},
-    "bpr mixed": {LOSS: "bpr", NEGATIVES: MIXED, **SGD, QUERY_POWER: 0.0, ITEM_POWER: 0.0},
-    "logistic": {LOSS: "logistic", NEGATIVES: SHARED, **DOT, **ADAGRAD, ITEM_POWER: -0.3},
-    "logistic per example": {LOSS: "logistic", NEGATIVES: PER_EXAMPLE, NEGATIVE_COUNT: 5, **ROWWISE},
-    "softmax auto": {LOSS: "softmax", NEGATIVES: AUTO, **EUCLIDEAN, QUERY_POWER: -1.0},
-    "softmax all dot": {LOSS: "softmax", NEGATIVES: ALL, **DOT, **ADAM},
-    "softmax in batch": {**IN_BATCH_LOGQ, **ROWWISE},
-    "softmax mixed": {LOSS: "softmax", NEGATIVES: MIXED, LOGQ_CORRECTION: True, **SGD, **POPULAR},
-    "softmax per example": {
-        LOSS: "softmax",
-        NEGATIVES: PER_EXAMPLE,
-        LOGQ_CORRECTION: True,
-        NEGATIVE_COUNT: 8,
+    "bpr": {"loss": "bpr", **ADAM},
+    "bpr per example popular": {
+        "loss": "bpr",
+        "negatives.kind": "per_example",
+        "negatives.count": 6,
+        **DOT,
         **ADAGRAD,
         **POPULAR,
     },
-    "softmax shared hardest": {LOSS: "softmax", NEGATIVES: SHARED, NUM_HARD: 5, **ADAM},
-    "hinge": {LOSS: "hinge", NEGATIVES: SHARED, MARGIN: 0.3, **ROWWISE},
+    "bpr mixed": {
+        "loss": "bpr",
+        "negatives.kind": "mixed",
+        **SGD,
+        "train.query_frequency_power": 0.0,
+        "train.item_frequency_power": 0.0,
+    },
+    "logistic": {"loss": "logistic", "negatives.kind": "shared", **DOT, **ADAGRAD, "train.item_frequency_power": -0.3},
+    "logistic per example": {"loss": "logistic", "negatives.kind": "per_example", "negatives.count": 5, **ROWWISE},
+    "softmax auto": {"loss": "softmax", "negatives.kind": "auto", **EUCLIDEAN, "train.query_frequency_power": -1.0},
+    "softmax all dot": {"loss": "softmax", "negatives.kind": "all", **DOT, **ADAM},
+    "softmax in batch": {**IN_BATCH_LOGQ, **ROWWISE},
+    "softmax mixed": {
+        "loss": "softmax",
+        "negatives.kind": "mixed",
+        "negatives.logq_correction": True,
+        **SGD,
+        **POPULAR,
+    },
+    "softmax per example": {
+        "loss": "softmax",
+        "negatives.kind": "per_example",
+        "negatives.logq_correction": True,
+        "negatives.count": 8,
+        **ADAGRAD,
+        **POPULAR,
+    },
+    "softmax shared hardest": {"loss": "softmax", "negatives.kind": "shared", "negatives.num_hard": 5, **ADAM},
+    "hinge": {"loss": "hinge", "negatives.kind": "shared", "margin": 0.3, **ROWWISE},
     "hinge per example hardest": {
-        LOSS: "hinge",
-        NEGATIVES: PER_EXAMPLE,
-        NEGATIVE_COUNT: 6,
-        NUM_HARD: 2,
+        "loss": "hinge",
+        "negatives.kind": "per_example",
+        "negatives.count": 6,
+        "negatives.num_hard": 2,
         **EUCLIDEAN,
         **ADAGRAD,
     },
-    "hinge all": {LOSS: "hinge", NEGATIVES: ALL, **ADAM},
-    "warp": {LOSS: "warp", NEGATIVES: SHARED, MARGIN: 0.4, **EUCLIDEAN, **ROWWISE},
-    "warp in batch": {LOSS: "warp", NEGATIVES: IN_BATCH, **ADAM},
-    "ccl": {LOSS: "ccl", NEGATIVES: SHARED, MARGIN: 0.2, NEGATIVE_WEIGHT: 5.0, **ADAM},
+    "hinge all": {"loss": "hinge", "negatives.kind": "all", **ADAM},
+    "warp": {"loss": "warp", "negatives.kind": "shared", "margin": 0.4, **EUCLIDEAN, **ROWWISE},
+    "warp in batch": {"loss": "warp", "negatives.kind": "in_batch", **ADAM},
+    "ccl": {"loss": "ccl", "negatives.kind": "shared", "margin": 0.2, "negatives.weight": 5.0, **ADAM},
     "ccl per example": {
-        LOSS: "ccl",
-        NEGATIVES: PER_EXAMPLE,
-        NEGATIVE_COUNT: 7,
+        "loss": "ccl",
+        "negatives.kind": "per_example",
+        "negatives.count": 7,
         **SGD,
-        LEARNING_RATE: 0.5,
-        ITEM_POWER: 0.2,
+        "optimizer.learning_rate": 0.5,
+        "train.item_frequency_power": 0.2,
     },
-    "features": {ITEM_FEATURES: ["track", "genre"], COMBINE: "mean", ID_DROPOUT: 0.3},
-    "dense": {DENSE_QUERY: [20, 12], DENSE_ITEM: [12], DENSE_LEARNING_RATE: 0.02},
+    "features": {"model.item_features": ["track", "genre"], "model.combine": "mean", "model.id_dropout": 0.3},
+    "dense": {"model.dense.query": [20, 12], "model.dense.item": [12], "model.dense.learning_rate": 0.02},
     "dense tanh": {
-        DENSE_ITEM: [10, 12],
-        DENSE_ACTIVATION: "tanh",
-        DENSE_LAYER_NORM: False,
-        DENSE_RESIDUAL: False,
-        ITEM_FEATURES: ["track", "genre"],
+        "model.dense.item": [10, 12],
+        "model.dense.activation": "tanh",
+        "model.dense.layer_norm": False,
+        "model.dense.residual": False,
+        "model.item_features": ["track", "genre"],
         **IN_BATCH_LOGQ,
     },
-    "time range": {SINCE: "2020-02-01", UNTIL: "2020-11-01", EXCLUDE_SPLITS: ["train"], MAX_STEPS: 14},
-    "warm start": {LOSS: "bpr", EPOCHS: 2},
-    "events bpr": {LOSS: "bpr", **ADAM},
-    "events logistic": {LOSS: "logistic", NEGATIVES: PER_EXAMPLE, NEGATIVE_COUNT: 5, **DOT, **ADAGRAD},
-    "events softmax": {LOSS: "softmax", QUERY_FEATURES: ["customer", "country"]},
+    "time range": {
+        "data.since": "2020-02-01",
+        "data.until": "2020-11-01",
+        "evaluate.exclude_splits": ["train"],
+        "train.max_steps": 14,
+    },
+    "warm start": {"loss": "bpr", "train.epochs": 2},
+    "events bpr": {"loss": "bpr", **ADAM},
+    "events logistic": {"loss": "logistic", "negatives.kind": "per_example", "negatives.count": 5, **DOT, **ADAGRAD},
+    "events softmax": {"loss": "softmax", "model.query_features": ["customer", "country"]},
     "events softmax in batch": {**IN_BATCH_LOGQ, **ADAM},
-    "events hinge": {LOSS: "hinge", **ROWWISE},
-    "events warp": {LOSS: "warp", NEGATIVES: PER_EXAMPLE, NEGATIVE_COUNT: 5, **ADAGRAD},
-    "events ccl": {LOSS: "ccl", **ADAM},
-    "events features without id": {ITEM_FEATURES: ["mood", "tempo"], LOSS: "bpr", NEGATIVES: SHARED, **ADAGRAD},
+    "events hinge": {"loss": "hinge", **ROWWISE},
+    "events warp": {"loss": "warp", "negatives.kind": "per_example", "negatives.count": 5, **ADAGRAD},
+    "events ccl": {"loss": "ccl", **ADAM},
+    "events features without id": {
+        "model.item_features": ["mood", "tempo"],
+        "loss": "bpr",
+        "negatives.kind": "shared",
+        **ADAGRAD,
+    },
 }
 WARM_START, WARM_START_SOURCE = "warm start", "bpr"
+# One worker on servers gives the bits of one process, and test_invariants.py has the engine of MXNet.
 ON_SERVERS: dict[str, Values] = {
-    "servers defaults": {SERVERS: 1, WORKERS: 1},
-    "servers bpr mixed": {SERVERS: 2, WORKERS: 2, LOSS: "bpr", NEGATIVES: MIXED, **ROWWISE},
-    "servers mxnet softmax in batch": {SERVERS: 2, WORKERS: 2, ENGINE: "mxnet", **IN_BATCH_LOGQ, **ADAM},
+    "servers bpr mixed": {
+        "cluster.servers": 2,
+        "cluster.workers": 2,
+        "loss": "bpr",
+        "negatives.kind": "mixed",
+        **ROWWISE,
+    }
 }
 
 
@@ -263,13 +240,13 @@ class Runs:
     def _run(self, name: str) -> dict[str, Any]:
         folder = self._folder / name.replace(" ", "-")
         folder.mkdir()
-        values = {**BASE, DATA_PATH: str(self._data(name)), CHECKPOINT_PATH: str(folder / "checkpoints")}
+        values = {**BASE, "data.path": str(self._data(name)), "checkpoint.path": str(folder / "checkpoints")}
         values |= IN_PROCESS.get(name) or ON_SERVERS.get(name) or {}
         if name == WARM_START:
             self.result(WARM_START_SOURCE)
-            values[WARM_START_FROM] = str(self._folder / WARM_START_SOURCE / "checkpoints")
+            values["checkpoint.warm_start_from"] = str(self._folder / WARM_START_SOURCE / "checkpoints")
         (folder / "job.yaml").write_text(job_text(values))
-        words = ("train", folder / "job.yaml", RUN_OPTION, folder / "run", "--progress", "lines")
+        words = ("train", folder / "job.yaml", "--run-dir", folder / "run", "--progress", "lines")
         if name in ON_SERVERS:
             succeeded(crossfade(*words, cwd=folder))
         else:
@@ -282,11 +259,11 @@ class Runs:
         if not data.exists():
             if has_events:
                 events, customers, songs = write_events(self._folder)
-                more = (EVENTS_OPTION, events, FEATURES_OPTION, f"customer={customers}:user:country")
-                more += (FEATURES_OPTION, f"track={songs}:song:mood,tempo")
-                succeeded(crossfade_here(*PREPARE_EVENTS, *more, OUT_OPTION, data))
+                more = ("--events", events, "--features", f"customer={customers}:user:country")
+                more += ("--features", f"track={songs}:song:mood,tempo")
+                succeeded(crossfade_here(*PREPARE_EVENTS, *more, "--out", data))
             else:
-                succeeded(crossfade_here(*PREPARE_SYNTHETIC, OUT_OPTION, data))
+                succeeded(crossfade_here(*PREPARE_SYNTHETIC, "--out", data))
         return data
 
 
@@ -298,15 +275,15 @@ def read_result(run: Path) -> dict[str, Any]:
     return {
         "tables": {folder.name: figures_of(folder) for folder in sorted((run / "embeddings").glob("*/"))},
         "loss": [event["loss"] for event in epochs],
-        "valid": [[event["valid"][name] for name in METRICS.values()] for event in epochs],
-        "test": [report["metrics"]["test"][name] for name in METRICS.values()],
-        **{name: report[key] for name, key in COUNTS.items()},
+        "valid": [[event["valid"][name] for name in METRICS] for event in epochs],
+        "test": [report["metrics"]["test"][name] for name in METRICS],
+        **{name: report[name] for name in COUNTS},
     }
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
     """Compute the checksum of the vectors in ``folder``, in row order, and figures that change little with rounding."""
-    columns = [pq.read_table(path)[VECTOR_COLUMN].combine_chunks() for path in sorted(folder.glob("*.parquet"))]
+    columns = [pq.read_table(path)["vector"].combine_chunks() for path in sorted(folder.glob("*.parquet"))]
     values_N = np.concatenate([column.flatten().to_numpy() for column in columns])
     assert values_N.dtype == np.float32
     rows = sum(map(len, columns))
@@ -343,13 +320,10 @@ def assert_close(found: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
 
 
 def assert_recorded(name: str, found: Mapping[str, Any]) -> None:
-    """Fail if the result of the job ``name`` is not the recorded one; with the same kernels, bit for bit.
-
-    MXNet has kernels of its own.
-    """
+    """Fail if the result of the job ``name`` is not the recorded one; with the same kernels, bit for bit."""
     recording = json.loads(RECORDED.read_text())
     assert_close(found, recording["jobs"][name])
-    if recording["rounding"] == rounding() and ON_SERVERS.get(name, {}).get(ENGINE) != "mxnet":
+    if recording["rounding"] == rounding():
         assert found == recording["jobs"][name]
 
 

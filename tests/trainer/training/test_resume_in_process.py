@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
-from crossfade.base.errors import CheckpointError
-from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.checkpoint.format import CheckpointManifest
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 from crossfade.trainer.runs.events import Event, StepEvent
@@ -103,13 +100,12 @@ def assert_resumes_exactly(runs: Runs, stop_at: int, best_epoch: int, embeddings
             np.testing.assert_array_equal(runs.vectors("stopped")[entity], expected)
 
 
-@pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
+@pytest.mark.parametrize("epochs", [1, EPOCHS])
 def test_run_stopped_before_an_evaluation_resumes_exactly(data: Path, tmp_path: Path, epochs: int) -> None:
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
 
 
-@pytest.mark.parametrize("embeddings", ["best", "none"])
-@pytest.mark.parametrize("epochs", [7, 8])
+@pytest.mark.parametrize(("epochs", "embeddings"), [(7, "none"), (8, "best")])
 def test_run_stopped_after_an_evaluation_without_a_new_best_resumes_exactly(
     data: Path, tmp_path: Path, epochs: int, embeddings: str
 ) -> None:
@@ -126,34 +122,15 @@ def test_run_stopped_in_the_middle_of_the_last_epoch_resumes_exactly(data: Path,
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, max_steps=steps), steps, 4)
 
 
-@pytest.mark.parametrize("damage", ["manifest.json", "part-00000-of-00001.json"])
+@pytest.mark.parametrize("damage", ["manifest.json", "part-00000-of-00001.json", "track/weights.00000-of-00001.npy"])
 def test_corrupt_checkpoint_is_skipped_and_stays(data: Path, tmp_path: Path, damage: str) -> None:
     runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS)
-    runs.run("run", 4 * EPOCH_STEPS)
-    *_, before, newest = runs.checkpoints("run")
-    corrupt = (newest / damage).read_bytes().replace(b"1", b"2")
-    (newest / damage).write_bytes(corrupt)
+    runs.run("run", 2 * EPOCH_STEPS)
+    before, newest = runs.checkpoints("run")
+    content = bytearray((newest / damage).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / damage).write_bytes(content)
     stopped = runs.run("run", 1, resume=True, skipped=[newest.name])
     assert isinstance(stopped, StopResult)
     assert before.name < f"step-{stopped.step:09d}" < newest.name
-    assert (newest / damage).read_bytes() == corrupt
-
-
-def test_failed_commit_leaves_the_checkpoint_before_and_no_files(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, epochs=2, keep=1)
-    runs.run("run", EPOCH_STEPS)
-    [before] = runs.checkpoints("run")
-    commits = []
-
-    def fail(_checkpoints: str, manifest: CheckpointManifest, _files: dict[str, bytes]) -> None:
-        commits.append(manifest.step)
-        raise CheckpointError("no room for a manifest")
-
-    monkeypatch.setattr("crossfade.trainer.training.checkpointing.commit", fail)
-    report = runs.run("run", resume=True)
-    assert isinstance(report, dict)
-    assert report["checkpoints"]["failed"] == len(commits) >= 1
-    assert runs.checkpoints("run") == [before]
-    assert open_checkpoint(str(before)).manifest.step == EPOCH_STEPS
+    assert (newest / damage).read_bytes() == content

@@ -1,16 +1,18 @@
-"""A disturbed distributed training with data and checkpoints on S3 gives the bits of one on local files."""
+"""A distributed training with data on S3, throttled and then away, gives the bits of one on local files.
+
+``tests/deploy/cluster/test_s3_faults.py`` has checkpoints on S3.
+"""
 
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from flaky_proxy import flaky_proxy
 from object_store import running_object_store
 from paced_training import paced
 from run_results import assert_same_bits, report_of
-from running_command import crossfade, succeeded
-
-from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
+from running_command import succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -33,33 +35,8 @@ def local(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Train on local files, in process."""
     folder = tmp_path_factory.mktemp("local")
     write_job(folder / "local.yaml", data, **SECTIONS)
-    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", cwd=folder))
+    succeeded(crossfade_here("train", "local.yaml", "--run-dir", "local", cwd=folder))
     return folder / "local"
-
-
-def test_run_on_s3_survives_a_kill_bit_for_bit(
-    tmp_path: Path, data: Path, local: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "store").mkdir()
-    with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
-        variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint}
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **SECTIONS)
-        proxy.inject_every("throttle", 11)
-
-        command = ("train", "s3.yaml", *ON_SERVERS)
-        killed = s3.uri("killed/checkpoints")
-        with paced(*command, "--set", f"checkpoint.path={killed}", run_dir=tmp_path / "killed") as training:
-            training.wait_for("checkpoint_saved")
-            training.command.roles()["server-1"].kill()
-            succeeded(training.finish())
-        assert report_of(tmp_path / "killed")["restarts"] == 1
-        assert_same_bits(tmp_path / "killed", local)
-        checkpoint, skipped = latest_checkpoint(killed)
-        assert checkpoint is not None
-        assert skipped == []
-        assert checkpoint.manifest.step == report_of(local)["steps"]
 
 
 def test_s3_outage_causes_a_restart(tmp_path: Path, data: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +47,7 @@ def test_s3_outage_causes_a_restart(tmp_path: Path, data: Path, local: Path, mon
             monkeypatch.setenv(name, value)
         uri = s3.upload(data, "interactions")
         write_job(tmp_path / "s3.yaml", uri, **SECTIONS)
+        proxy.inject_every("throttle", 11)
         with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
             training.wait_for("checkpoint_saved")
             before = training.command.roles()["worker-0"]
