@@ -22,7 +22,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import OptionError
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count, fetch_one
 from crossfade.trainer.prepare.events import SIDES
 
 _BATCH_ROWS = 1 << 20
@@ -66,10 +66,9 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     assert isinstance(events, int)
     # Exact sums are the same in any order; others are added in the order of the events, to be deterministic.
     order = "" if is_fraction and magnitude < _EXACT_BELOW else " ORDER BY seq"
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
-        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item",
+        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item"
     )
     largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:
@@ -79,14 +78,13 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
             problem=f"the weights of a pair sum to {largest:g}, which is too large for a 32-bit float",
             fix="scale them down",
         )
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE {target} AS SELECT query, item, weight::FLOAT AS weight, timestamp, split, seq FROM summed "
-        "WHERE weight::FLOAT <> 0",
+        "WHERE weight::FLOAT <> 0"
     )
-    pairs = fetch_count(connection, "SELECT count(*) FROM summed")
-    execute(connection, "DROP TABLE summed")
-    return SumReport(merged=events - pairs, cancelled=pairs - fetch_count(connection, f"SELECT count(*) FROM {target}"))
+    pairs = count_rows(connection, "summed")
+    connection.execute("DROP TABLE summed")
+    return SumReport(merged=events - pairs, cancelled=pairs - count_rows(connection, target))
 
 
 def filter_k_core(
@@ -106,7 +104,7 @@ def filter_k_core(
     Raises:
         InputError: no interaction of positive weight is left.
     """
-    ids = {side: fetch_count(connection, f"SELECT count(*) FROM ids_{side}") for side in SIDES}
+    ids = {side: count_rows(connection, f"ids_{side}") for side in SIDES}
     before = {side: _count_present(connection, source, side) for side in SIDES}
     alive = {side: np.ones(ids[side], dtype=np.bool_) for side in SIDES}
     progress.phase("min-count", None, "round")
@@ -125,15 +123,13 @@ def filter_k_core(
         required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
         raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
     for side in SIDES:
-        connection.register("alive", pa.table({"number": np.flatnonzero(alive[side])}))
-        execute(connection, f"CREATE TABLE alive_{side} AS SELECT number FROM alive")
-        connection.unregister("alive")
-    execute(
-        connection,
+        numbers = pa.table({"number": np.flatnonzero(alive[side])})
+        execute_on(connection, numbers, f"CREATE TABLE alive_{side} AS SELECT number FROM part")
+    connection.execute(
         f"CREATE TABLE {target} AS SELECT e.* FROM {source} e "
-        "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)",
+        "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)"
     )
-    events = [fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target)]
+    events = [count_rows(connection, table) for table in (source, target)]
     removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
     return KCoreReport(interactions=events[0] - events[1], ids=removed, rounds=rounds)
 

@@ -30,10 +30,11 @@ from crossfade.trainer.data.manifest import PENDING, TIMESTAMP, VOCABULARY, WEIG
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import pending_schema
-from crossfade.trainer.prepare.database import execute, working_database
+from crossfade.trainer.prepare.database import execute, execute_on, working_database
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
 PART_ROWS = 1 << 20
@@ -103,6 +104,28 @@ class Problems:
             self.add(template.format(first + index, value_N[index]) + _others(bad))
         return bad
 
+    def check_rows(
+        self,
+        row_N: IntArray,
+        entity: Entity,
+        place: str,
+        endings: tuple[str, str],
+        first: int,
+        *,
+        may_be_none: bool = False,
+    ) -> BoolArray:
+        """Check that rows are those of ``entity``, or ``NO_ROW`` if they ``may_be_none``, and none is vacant.
+
+        Problems begin with the template ``place``, and end with ``endings``: of rows outside, and of vacant ones.
+        Returns which rows are within the entity's: bool (N,).
+        """
+        exists_N: BoolArray = (row_N >= 0) & (row_N < entity.rows)
+        outside, vacant = endings
+        template = f"{place}, {outside} has rows 0 to {entity.rows - 1}"
+        self.add_values(~exists_N & ~((row_N == NO_ROW) & may_be_none), row_N, template, first)
+        self.add_values(np.isin(row_N, np.array(entity.vacant_rows, np.int64)), row_N, f"{place}, {vacant}", first)
+        return exists_N
+
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
     """Return the type as which columns of ``data_type`` are read: large strings are read as strings."""
@@ -134,7 +157,6 @@ class SplitCheck:
             if name in (manifest.query, manifest.item, *manifest.context)
         }
         self.train_is_valid = False
-        self._vacant = {name: np.array(entity.vacant_rows, np.int64) for name, entity in manifest.entities.items()}
         self._columns = {manifest.query: pa.int64(), manifest.item: pa.int64(), WEIGHT: pa.float32()}
         if manifest.has_timestamp:
             self._columns[TIMESTAMP] = pa.int64()
@@ -183,22 +205,19 @@ class SplitCheck:
         self._problems.add_values(~np.isfinite(weight_N), weight_N, template, first)
         for name in self.counts:
             row_N = table.column(name).to_numpy()
-            in_vocabulary_N = self._check_rows(name, row_N, where, first)
+            place = f"{where}, row {{}}: column '{name}' is {{}}"
+            in_vocabulary_N = self._problems.check_rows(
+                row_N,
+                self._manifest.entities[name],
+                place,
+                ("but the vocabulary", "a vacant row; delete its interactions"),
+                first,
+                may_be_none=name in self._manifest.context,
+            )
             if split == "train":
                 np.add.at(self.counts[name], row_N[in_vocabulary_N & (weight_N > 0)], 1)
         if split == "train":
             self._count_sorted(table.column(self._manifest.query).to_numpy())
-
-    def _check_rows(self, name: str, row_N: IntArray, where: str, first: int) -> BoolArray:
-        """Check that rows are in the vocabulary and not vacant; return which are in it: bool (N,)."""
-        rows = self._manifest.entities[name].rows
-        in_vocabulary_N: BoolArray = (row_N >= 0) & (row_N < rows)
-        template = f"{where}, row {{}}: column '{name}' is {{}}, but the vocabulary has rows 0 to {rows - 1}"
-        is_none_N = (row_N == NO_ROW) & (name in self._manifest.context)
-        self._problems.add_values(~in_vocabulary_N & ~is_none_N, row_N, template, first)
-        template = f"{where}, row {{}}: column '{name}' is {{}}, a vacant row; delete its interactions"
-        self._problems.add_values(np.isin(row_N, self._vacant[name]), row_N, template, first)
-        return in_vocabulary_N
 
     def _count_sorted(self, row_N: IntArray) -> None:
         if len(row_N) and row_N[0] != row_N[-1]:
@@ -265,17 +284,10 @@ class FeatureCheck:
             np.add.at(self._count_V, value_N[exists_N], self._count_R[row_N[exists_N]])
 
     def _check_rows(self, column: str, row_N: IntArray, where: str, first: int) -> BoolArray:
-        """Check that rows exist and are not vacant; return which exist: bool (N,)."""
         name, entity = self._entities[column]
-        exists_N: BoolArray = (row_N >= 0) & (row_N < entity.rows)
-        template = f"{where}, row {{}}: column '{column}' is {{}}, but {name} has rows 0 to {entity.rows - 1}"
-        self._problems.add_values(~exists_N, row_N, template, first)
-        template = f"{where}, row {{}}: column '{column}' is {{}}, a vacant row of {name}; delete its pairs"
-        self._problems.add_values(np.isin(row_N, np.array(entity.vacant_rows, np.int64)), row_N, template, first)
-        return exists_N
-
-
-_NEVER_NULL = ("row", "count", "warm", "lineage_index")
+        place = f"{where}, row {{}}: column '{column}' is {{}}"
+        endings = f"but {name}", f"a vacant row of {name}; delete its pairs"
+        return self._problems.check_rows(row_N, entity, place, endings, first)
 
 
 class VocabularyCheck:
@@ -300,7 +312,10 @@ class VocabularyCheck:
         self._problems = problems
         self._count_R = count_R
         self._vacant_rows = np.array(self._entity.vacant_rows, np.int64)
-        self._columns = _expected_columns(self._entity)
+        entity = self._entity
+        schema = vocabulary_schema(entity.id_type, entity.has_names, True, entity.has_warm, entity.has_last_seen)
+        self._columns = {field.name: field.type for field in schema}
+        self._never_null = [field.name for field in schema if not field.nullable]
         self._lineage_length = len(manifest.lineage)
         self._next_row = 0
 
@@ -310,11 +325,11 @@ class VocabularyCheck:
         folder.mkdir(exist_ok=True)
         progress.phase(f"check {self._name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
-            execute(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
+            connection.execute(f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
             for file in self._entity.files:
                 with self._problems.collect_errors():
                     for table in self._checked_parts(file):
-                        _insert(connection, table, "INSERT INTO ids SELECT row, id FROM part")
+                        execute_on(connection, table, "INSERT INTO ids SELECT row, id FROM part")
                         progress.advance(table.num_rows)
             self._check_pending(connection)
             repeated = execute(
@@ -329,11 +344,11 @@ class VocabularyCheck:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
         if not self._entity.pending:
             return
-        execute(connection, f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
+        connection.execute(f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
         for file in self._entity.pending:
             with self._problems.collect_errors():
                 for table in self._checked_pending_parts(file):
-                    _insert(connection, table, "INSERT INTO pending SELECT id FROM part")
+                    execute_on(connection, table, "INSERT INTO pending SELECT id FROM part")
         for problem, ids in (
             ("is pending, but has a row", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
             ("is pending twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
@@ -344,8 +359,6 @@ class VocabularyCheck:
     def _checked_pending_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of pending IDs after checking them."""
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
-        if self._problems.check_columns(self._files, file, columns):
-            return
         for table, where, first in self._problems.iter_parts(self._files, file, columns):
             if not self._count_nulls(table, ("id", "count"), where, first):
                 count_N = table.column("count").to_numpy()
@@ -362,7 +375,7 @@ class VocabularyCheck:
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """Check rows of a row group, which begin at its row ``first``: they must be the next rows of the vocabulary."""
-        if self._count_nulls(table, [name for name in self._columns if name in _NEVER_NULL], where, first):
+        if self._count_nulls(table, self._never_null, where, first):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
         expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"
@@ -401,21 +414,3 @@ class VocabularyCheck:
 
     def _count_nulls(self, table: pa.Table, columns: Iterable[str], where: str, first: int) -> int:
         return sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns)
-
-
-def _expected_columns(entity: Entity) -> dict[str, pa.DataType]:
-    columns = {"row": pa.int64(), "id": pa.int64() if entity.id_type == "int64" else pa.string(), "count": pa.int64()}
-    if entity.has_names:
-        columns["name"] = pa.string()
-    if entity.has_warm:
-        columns["warm"] = pa.bool_()
-    if entity.has_last_seen:
-        columns |= {"last_seen": pa.int64(), "lineage_index": pa.int64()}
-    return columns
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, table: pa.Table, statement: str) -> None:
-    """Execute ``statement``, which selects from ``part``, with ``table`` as that."""
-    connection.register("part", table)
-    execute(connection, statement)
-    connection.unregister("part")

@@ -20,17 +20,19 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, option_named
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
@@ -44,6 +46,7 @@ from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     WEIGHT,
+    Content,
     DataFile,
     DatasetManifest,
     Feature,
@@ -57,15 +60,6 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
-from crossfade.trainer.prepare.row_removal import (
-    ValueUses,
-    drop_ids,
-    drop_rows,
-    is_in,
-    reduce_counts,
-    replace_files,
-    select_ids,
-)
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.summary import COUNTED
 
@@ -73,6 +67,81 @@ _TAG = re.compile(r"-[0-9a-f]{12}$")
 _NO_ROWS = np.empty(0, np.int64)
 
 Change = Callable[[pa.Table], pa.Table]
+Column = TypeVar("Column", Feature, Content)
+_NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
+"""Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
+
+
+class ValueUses:
+    """Counts the uses of each value that are dropped, and those that are left.
+
+    Values that nothing else uses become vacant too, since they could identify who had them.
+    """
+
+    def __init__(self, values: int) -> None:
+        self._dropped_V, self._left_V = (np.zeros(values, np.int64) for _ in range(2))
+
+    def add(self, value_N: IntArray, is_dropped_N: BoolArray) -> None:
+        """Count the uses ``value_N``; below 0 there is no value."""
+        np.add.at(self._dropped_V, value_N[is_dropped_N & (value_N >= 0)], 1)
+        np.add.at(self._left_V, value_N[~is_dropped_N & (value_N >= 0)], 1)
+
+    def vacant(self) -> IntArray:
+        """Return the values of which all uses are dropped, sorted."""
+        return np.flatnonzero((self._dropped_V > 0) & (self._left_V == 0))
+
+
+def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
+    """Return ``table`` without the rows whose ``column`` is in ``rows_R``."""
+    return table.filter(pa.array(np.isin(table.column(column).to_numpy(), rows_R, invert=True)))
+
+
+def select_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose ID is in ``ids``."""
+    return table.filter(pc.is_in(table.column("id"), value_set=ids))
+
+
+def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose ID is not in ``ids``."""
+    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
+
+
+def reduce_counts(table: pa.Table, lost: tuple[IntArray, IntArray], vacant_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary with lower counts, and the rows ``vacant_R`` emptied.
+
+    ``lost`` are the rows whose counts are lower, sorted, and by how much.
+    """
+    index, first = table.schema.get_field_index("count"), table.column("row")[0].as_py()
+    lost_N, lost_counts_N = lost
+    begin, end = np.searchsorted(lost_N, [first, first + table.num_rows])
+    count_N = table.column(index).to_numpy().copy()
+    count_N[lost_N[begin:end] - first] -= lost_counts_N[begin:end]
+    count_N = np.maximum(count_N, 0)
+    table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
+    return _empty_rows(table, vacant_R) if len(vacant_R) else table
+
+
+def replace_files(
+    owners: Mapping[str, Mapping[str, Column]], replace: Callable[[list[DataFile]], list[DataFile]]
+) -> dict[str, dict[str, Column]]:
+    """Return the features or the content of entities, by name, with the files that ``replace`` returns for theirs."""
+    return {
+        owner: {name: column.model_copy(update={"files": replace(column.files)}) for name, column in columns.items()}
+        for owner, columns in owners.items()
+    }
+
+
+def _empty_rows(table: pa.Table, rows_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary in which ``rows_R`` have lost everything but their row number."""
+    is_vacant = pa.array(np.isin(table.column("row").to_numpy(), rows_R))
+    for index, column in enumerate(table.schema):
+        if column.name == "row":
+            continue
+        empty = pa.scalar(_NEVER_NULL.get(column.name), column.type)
+        values = pc.if_else(is_vacant, empty, table.column(index))
+        nullable = column.name not in _NEVER_NULL
+        table = table.set_column(index, pa.field(column.name, column.type, nullable=nullable), values)
+    return table
 
 
 @dataclass(frozen=True)
@@ -248,7 +317,7 @@ class PlannedDeletion:
         for file in described.files:
             in_file = 0
             for table in self._read(file, [self._entity, self._other, *self._context_uses, WEIGHT]):
-                is_dropped_N = is_in(table.column(self._entity).to_numpy(), rows_R)
+                is_dropped_N = np.isin(table.column(self._entity).to_numpy(), rows_R)
                 in_file += int(is_dropped_N.sum())
                 if split == "train" and is_dropped_N.any():
                     is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
@@ -269,7 +338,7 @@ class PlannedDeletion:
         uses = ValueUses(self._manifest.entities[name].rows)
         self._progress.phase(f"scan {name}", feature.pairs, "row")
         for file, row_N, value_N in iter_pairs(self._folder, self._manifest, owner, name):
-            is_dropped_N = is_in(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
+            is_dropped_N = np.isin(row_N, rows_R)
             np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
             uses.add(value_N, is_dropped_N)
             if is_dropped_N.any() and file.path not in self._plan.names:
@@ -280,7 +349,7 @@ class PlannedDeletion:
     def _plan_content(self, rows_R: IntArray) -> None:
         for name in self._manifest.content_of(self._entity):
             for file, row_N, _ in iter_content(self._folder, self._manifest, self._entity, name):
-                if is_in(row_N, rows_R).any() and file.path not in self._plan.names:
+                if np.isin(row_N, rows_R).any() and file.path not in self._plan.names:
                     self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
 
     def _plan_vocabularies(self) -> None:

@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
-    execute,
     fetch_count,
     fetch_one,
     full_disk_errors,
@@ -53,7 +53,7 @@ from crossfade.trainer.prepare.input_files import (
 )
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.source_columns import PLUS
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, staged_output
+from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
@@ -75,7 +75,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     Raises:
         InputError: a file is missing, is given twice, or would be replaced by the output.
     """
-    events = {split: _find_events(options, split) for split in SPLITS}
+    events = {split: _find_events(options, split) for split in ALL_SPLITS}
     names = {entity: find_files("names", [names.path], None, entity)[0] for entity, names in options.names.items()}
     features = [find_files("features", [file.path], None, file.entity) for file in options.features]
     content = [find_files("content", [file.path], None, file.entity) for file in options.content]
@@ -261,7 +261,7 @@ class _Preparation:
             query=options.query.name,
             item=options.item.name,
             entities=entities,
-            splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
+            splits={split: self._write_split(split, rows[split], events) for split in ALL_SPLITS if rows[split]},
             features=features,
             content=content,
             context=[plan.name for plan in self._context],
@@ -308,7 +308,7 @@ class _Preparation:
         self._progress.phase("sum duplicates", None, "row")
         report = sum_duplicates(self._connection, table, "distinct_events")
         self._facts |= {"merged_duplicates": report.merged, "cancelled_pairs": report.cancelled}
-        execute(self._connection, f"DROP TABLE {table}")
+        self._connection.execute(f"DROP TABLE {table}")
         return "distinct_events"
 
     def _plan_admission(self, table: str, sides: Mapping[str, Side], events: EventTable) -> dict[Side, IdPolicy]:
@@ -330,7 +330,7 @@ class _Preparation:
         self._facts["dropped_pending"] = filter_admitted(
             self._connection, list(policies.values()), self._base, table, "admitted_events"
         )
-        execute(self._connection, f"DROP TABLE {table}")
+        self._connection.execute(f"DROP TABLE {table}")
         return "admitted_events"
 
     def _filter_rare(self, table: str) -> str:
@@ -342,7 +342,7 @@ class _Preparation:
         report = filter_k_core(self._connection, minimums, entities, table, "core_events", self._progress)
         self._facts["dropped_rare"] = report.interactions
         self._facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
-        execute(self._connection, f"DROP TABLE {table}")
+        self._connection.execute(f"DROP TABLE {table}")
         return "core_events"
 
     def _hold_out(self, table: str, events: EventTable) -> None:
@@ -363,17 +363,17 @@ class _Preparation:
                 target=target,
             )
             kept += 0 if hold_out.by_default else kept_for_it
-            execute(self._connection, f"DROP TABLE {table}")
+            self._connection.execute(f"DROP TABLE {table}")
             table = target
             self._progress.advance(1)
         self._facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
-        execute(self._connection, f"CREATE VIEW interactions AS SELECT * FROM {table}")
+        self._connection.execute(f"CREATE VIEW interactions AS SELECT * FROM {table}")
         self._facts["kept_for_train"] = kept
 
     def _count_splits(self) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
         rows = {}
-        for code, split in enumerate(SPLITS):
+        for code, split in enumerate(ALL_SPLITS):
             found, positives = fetch_one(
                 self._connection,
                 "SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = ?",
@@ -439,15 +439,10 @@ class _Preparation:
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
             f"e.weight{timestamp}{context} FROM interactions e "
             "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {SPLITS.index(split)} ORDER BY {shuffle}"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {shuffle}"
         )
         self._progress.phase(f"write {split}", rows, "row")
-        group_rows = row_group_rows(rows)
-        with PartWriter(self._staged, split, schema, group_rows) as writer:
-            for batch in shuffled.to_arrow_reader(group_rows):
-                writer.write(batch)
-                self._progress.advance(batch.num_rows)
-            written = Split(files=writer.close())
+        written = Split(files=write_relation(self._staged, split, schema, shuffled, rows, self._progress))
         if written.rows != rows:
             raise CrossfadeError(
                 f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
@@ -493,7 +488,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
     }
     return {
         "command": "prepare",
-        **{split: list(getattr(options, split)) for split in SPLITS},
+        **{split: list(getattr(options, split)) for split in ALL_SPLITS},
         **texts,
         **{name: values for name, values in lists.items() if values},
         "duplicates": options.duplicates,

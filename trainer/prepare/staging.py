@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,7 +41,6 @@ from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     PENDING,
-    SPLITS,
     VOCABULARY,
     DataFile,
     DatasetManifest,
@@ -48,11 +48,13 @@ from crossfade.trainer.data.manifest import (
     restore_dataset,
 )
 from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *SPLITS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *ALL_SPLITS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(SPLITS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(ALL_SPLITS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
@@ -401,3 +403,20 @@ class PartWriter:
         if writer is not None:
             writer.close()
             self._file.close()
+
+
+def write_relation(
+    staged: Staged,
+    folder: str,
+    schema: pa.Schema,
+    relation: duckdb.DuckDBPyRelation,
+    rows: int,
+    progress: ProgressReporter | None = None,
+) -> list[DataFile]:
+    """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
+    group_rows, progress = row_group_rows(rows), progress or NullReporter()
+    with PartWriter(staged, folder, schema, group_rows) as writer:
+        for batch in relation.to_arrow_reader(group_rows):
+            writer.write(batch)
+            progress.advance(batch.num_rows)
+        return writer.close()

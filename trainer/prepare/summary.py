@@ -14,7 +14,8 @@ import duckdb
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
@@ -68,7 +69,7 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
-    width = max(map(len, [*manifest.entities, *SPLITS]))
+    width = max(map(len, [*manifest.entities, *ALL_SPLITS]))
     synthetic = " (synthetic listening)" if is_synthetic(manifest) else ""
     lines = [f"{folder.uri}: {manifest.query} x {manifest.item}{synthetic}"]
     for name, entity in manifest.entities.items():

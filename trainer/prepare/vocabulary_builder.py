@@ -1,4 +1,3 @@
-# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
@@ -19,7 +18,7 @@ from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.content_columns import read_content, write_content
-from crossfade.trainer.prepare.database import fetch_count
+from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
@@ -115,7 +114,7 @@ class VocabularyBuilder:
         if in_catalog:
             files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
             further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
-            self.facts[f"{entity}_cataloged"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
+            self.facts[f"{entity}_cataloged"] = count_rows(self._connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
         self.facts |= popularity(self._connection, side, entity)
