@@ -134,18 +134,6 @@ def test_seed_changes_order_but_not_events(tmp_path: Path) -> None:
     assert sorted(a) == sorted(b)
 
 
-def test_row_groups_mix_customers(tmp_path: Path) -> None:
-    train = write_parquet(
-        tmp_path / "e.parquet", customer=[n // 1000 for n in range(8000)], item=[n % 1000 for n in range(8000)]
-    )
-    prepare_files(tmp_path / "out", train, order="random")
-    file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
-    for group in range(7):
-        shares = Counter(file.read_row_group(group)["customer"].to_pylist())
-        assert len(shares) == 8
-        assert max(shares.values()) < 220  # 128 expected, with a deviation of 11
-
-
 def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -> None:
     # Events sorted by customer, some with many events: the worst case for shuffling.
     counts = [2000 // (n + 1) + 1 for n in range(400)]
