@@ -6,7 +6,7 @@
 
 Both work on integers only; ``filter_k_core`` keeps one counter per ID in memory, and reads the events once per round.
 
-Shapes: N events of a batch, I IDs of a side.
+Shapes: N events of a batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import OptionError
-from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count, fetch_one
 from crossfade.trainer.prepare.events import SIDES
@@ -41,11 +40,10 @@ class SumReport:
 
 @dataclass(frozen=True)
 class KCoreReport:
-    """The numbers of interactions and of IDs (by side) that were left out, and of rounds of counting."""
+    """The numbers of interactions and of IDs (by side) that were left out."""
 
     interactions: int
     ids: dict[str, int]
-    rounds: int
 
 
 def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: str) -> SumReport:
@@ -108,7 +106,7 @@ def filter_k_core(
     before = {side: _count_present(connection, source, side) for side in SIDES}
     alive = {side: np.ones(ids[side], dtype=np.bool_) for side in SIDES}
     progress.phase("min-count", None, "round")
-    rounds, changed, positives = 0, True, 0
+    changed, positives = True, 0
     while changed:
         counts = _count_alive(connection, source, alive)
         positives = int(counts["query"].sum())
@@ -117,7 +115,6 @@ def filter_k_core(
             rare = alive[side] & (counts[side] < minimum)
             alive[side] &= ~rare
             changed = changed or bool(rare.any())
-        rounds += 1
         progress.advance(1)
     if not positives:
         required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
@@ -131,7 +128,7 @@ def filter_k_core(
     )
     events = [count_rows(connection, table) for table in (source, target)]
     removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
-    return KCoreReport(interactions=events[0] - events[1], ids=removed, rounds=rounds)
+    return KCoreReport(interactions=events[0] - events[1], ids=removed)
 
 
 def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str) -> int:
@@ -143,19 +140,8 @@ def _count_alive(
 ) -> dict[str, IntArray]:
     counts = {side: np.zeros(len(alive[side]), dtype=np.int64) for side in SIDES}
     for batch in connection.sql(f"SELECT query, item FROM {source} WHERE weight > 0").to_arrow_reader(_BATCH_ROWS):
-        _count_batch(
-            *(batch.column(side).to_numpy() for side in SIDES),
-            *(alive[side] for side in SIDES),
-            *(counts[side] for side in SIDES),
-        )
+        number_N = {side: batch.column(side).to_numpy() for side in SIDES}
+        are_alive_N = alive["query"][number_N["query"]] & alive["item"][number_N["item"]]
+        for side in SIDES:
+            np.add.at(counts[side], number_N[side][are_alive_N], 1)
     return counts
-
-
-@njit(cache=True)
-def _count_batch(query_N, item_N, query_alive_I, item_alive_I, query_count_I, item_count_I):  # type: ignore[no-untyped-def]
-    """Add the interactions whose two IDs are both alive to the counts."""
-    for n in range(query_N.shape[0]):
-        query, item = query_N[n], item_N[n]
-        if query_alive_I[query] and item_alive_I[item]:
-            query_count_I[query] += 1
-            item_count_I[item] += 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -227,47 +228,45 @@ class SplitCheck:
                 self._groups_mixed += 1
 
 
+@dataclass
 class FeatureCheck:
     """Checks the feature ``name`` of ``entity``.
 
     ``count_R`` are the interactions of positive weight in train per row of ``entity``, None if unknown.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        manifest: DatasetManifest,
-        problems: Problems,
-        entity: str,
-        name: str,
-        work: Path,
-        count_R: IntArray | None,
-    ) -> None:
-        self._files = ParquetFiles(folder)
-        self._problems = problems
-        self._name = name
-        self._feature = manifest.features[entity][name]
-        self._entities = {ROW: (entity, manifest.entities[entity]), VALUE: (name, manifest.entities[name])}
-        self._count_R = count_R
+    folder: Folder
+    manifest: DatasetManifest
+    problems: Problems
+    entity: str
+    name: str
+    work: Path
+    count_R: IntArray | None
+
+    def __post_init__(self) -> None:
+        entities = self.manifest.entities
+        self._files = ParquetFiles(self.folder)
+        self._feature = self.manifest.features[self.entity][self.name]
+        self._entities = {ROW: (self.entity, entities[self.entity]), VALUE: (self.name, entities[self.name])}
         self._count_V: IntArray = np.memmap(
-            work / f"{name}.counts", mode="w+", dtype=np.int64, shape=(manifest.entities[name].rows,)
+            self.work / f"{self.name}.counts", mode="w+", dtype=np.int64, shape=(entities[self.name].rows,)
         )
         self._last_pair = (-1, -1)
 
     def run(self, progress: ProgressReporter) -> dict[str, IntArray]:
         """Read and check all pairs; return the interactions of each value by the feature's name, if they are known."""
-        before = self._problems.count
-        progress.phase(f"check {self._name}", self._feature.pairs, "row")
+        before = self.problems.count
+        progress.phase(f"check {self.name}", self._feature.pairs, "row")
         for file in self._feature.files:
-            with self._problems.collect_errors():
+            with self.problems.collect_errors():
                 self._check_file(file, progress)
-        is_known = self._count_R is not None and self._problems.count == before
-        return {self._name: self._count_V} if is_known else {}
+        is_known = self.count_R is not None and self.problems.count == before
+        return {self.name: self._count_V} if is_known else {}
 
     def _check_file(self, file: DataFile, progress: ProgressReporter) -> None:
         columns = dict.fromkeys((ROW, VALUE), pa.int64())
-        for table, where, first in self._problems.iter_parts(self._files, file, columns):
-            if not sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, columns):
+            if not sum(self.problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
                 self._check_pairs(table.column(ROW).to_numpy(), table.column(VALUE).to_numpy(), where, first)
             progress.advance(table.num_rows)
 
@@ -278,56 +277,50 @@ class FeatureCheck:
         is_unsorted_N = (row_N < previous_row_N) | ((row_N == previous_row_N) & (value_N <= previous_value_N))
         expected = "expected pairs sorted by 'row', then by 'value', each once"
         template = f"{where}, row {{}}: column '{ROW}' is {{}}; {expected}"
-        self._problems.add_values(is_unsorted_N, row_N, template, first)
+        self.problems.add_values(is_unsorted_N, row_N, template, first)
         self._last_pair = int(row_N[-1]), int(value_N[-1])
-        if self._count_R is not None:
-            np.add.at(self._count_V, value_N[exists_N], self._count_R[row_N[exists_N]])
+        if self.count_R is not None:
+            np.add.at(self._count_V, value_N[exists_N], self.count_R[row_N[exists_N]])
 
     def _check_rows(self, column: str, row_N: IntArray, where: str, first: int) -> BoolArray:
         name, entity = self._entities[column]
         place = f"{where}, row {{}}: column '{column}' is {{}}"
         endings = f"but {name}", f"a vacant row of {name}; delete its pairs"
-        return self._problems.check_rows(row_N, entity, place, endings, first)
+        return self.problems.check_rows(row_N, entity, place, endings, first)
 
 
+@dataclass
 class VocabularyCheck:
     """Checks the vocabulary of the entity ``name``.
 
     ``count_R`` are the counts that it should have, None if they are unknown.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        manifest: DatasetManifest,
-        problems: Problems,
-        name: str,
-        count_R: IntArray | None,
-    ) -> None:
-        self._where = f"{folder.uri}/{VOCABULARY}/{name}"
-        self._pending_where = f"{folder.uri}/{PENDING}/{name}"
-        self._files = ParquetFiles(folder)
-        self._name = name
-        self._entity: Entity = manifest.entities[name]
-        self._problems = problems
-        self._count_R = count_R
-        self._vacant_rows = np.array(self._entity.vacant_rows, np.int64)
-        entity = self._entity
+    folder: Folder
+    manifest: DatasetManifest
+    problems: Problems
+    name: str
+    count_R: IntArray | None
+
+    def __post_init__(self) -> None:
+        entity = self._entity = self.manifest.entities[self.name]
+        self._where = f"{self.folder.uri}/{VOCABULARY}/{self.name}"
+        self._files = ParquetFiles(self.folder)
+        self._vacant_rows = np.array(entity.vacant_rows, np.int64)
         schema = vocabulary_schema(entity.id_type, entity.has_names, True, entity.has_warm, entity.has_last_seen)
         self._columns = {field.name: field.type for field in schema}
         self._never_null = [field.name for field in schema if not field.nullable]
-        self._lineage_length = len(manifest.lineage)
         self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: ProgressReporter) -> None:
         """Read and check all files, with a database in ``work`` to find IDs that occur twice."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
-        progress.phase(f"check {self._name}", self._entity.rows, "row")
+        progress.phase(f"check {self.name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
             connection.execute(f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
             for file in self._entity.files:
-                with self._problems.collect_errors():
+                with self.problems.collect_errors():
                     for table in self._checked_parts(file):
                         execute_on(connection, table, "INSERT INTO ids SELECT row, id FROM part")
                         progress.advance(table.num_rows)
@@ -338,7 +331,7 @@ class VocabularyCheck:
                 f"ORDER BY 2 LIMIT {MAX_LISTED + 1}",
             )
         for text, first, last, times in repeated:
-            self._problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
+            self.problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
@@ -346,7 +339,7 @@ class VocabularyCheck:
             return
         connection.execute(f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
         for file in self._entity.pending:
-            with self._problems.collect_errors():
+            with self.problems.collect_errors():
                 for table in self._checked_pending_parts(file):
                     execute_on(connection, table, "INSERT INTO pending SELECT id FROM part")
         for problem, ids in (
@@ -354,21 +347,21 @@ class VocabularyCheck:
             ("is pending twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
         ):
             for (text,) in execute(connection, f"{ids} ORDER BY id LIMIT {MAX_LISTED + 1}"):
-                self._problems.add(f"{self._pending_where}: the id '{text}' {problem}")
+                self.problems.add(f"{self.folder.uri}/{PENDING}/{self.name}: the id '{text}' {problem}")
 
     def _checked_pending_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of pending IDs after checking them."""
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
-        for table, where, first in self._problems.iter_parts(self._files, file, columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, columns):
             if not self._count_nulls(table, ("id", "count"), where, first):
                 count_N = table.column("count").to_numpy()
                 template = f"{where}, row {{}}: the count is {{}}; expected at least 1"
-                self._problems.add_values(count_N < 1, count_N, template, first)
+                self.problems.add_values(count_N < 1, count_N, template, first)
             yield table
 
     def _checked_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of the vocabulary after checking them."""
-        for table, where, first in self._problems.iter_parts(self._files, file, self._columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, self._columns):
             self._check_part(table, where, first)
             self._next_row += table.num_rows
             yield table
@@ -381,36 +374,36 @@ class VocabularyCheck:
         expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"
         expected_N = np.arange(self._next_row, self._next_row + len(row_N))
         template = f"{where}, row {{}}: column 'row' is {{}}; {expected}"
-        if self._problems.add_values(row_N != expected_N, row_N, template, first):
+        if self.problems.add_values(row_N != expected_N, row_N, template, first):
             return
         self._check_ids(table, row_N, where, first)
         if self._entity.has_last_seen:
             index_N = table.column("lineage_index").to_numpy()
-            is_wrong_N = (index_N < 0) | (index_N > self._lineage_length)
-            template = f"{where}, row {{}}: column 'lineage_index' is {{}}; expected 0 to {self._lineage_length}"
-            self._problems.add_values(is_wrong_N, index_N, template, first)
+            is_wrong_N = (index_N < 0) | (index_N > len(self.manifest.lineage))
+            template = f"{where}, row {{}}: column 'lineage_index' is {{}}; expected 0 to {len(self.manifest.lineage)}"
+            self.problems.add_values(is_wrong_N, index_N, template, first)
         self._check_counts(row_N, count_N, where, first)
 
     def _check_ids(self, table: pa.Table, row_N: IntArray, where: str, first: int) -> None:
         """Check that exactly the vacant rows have no ID, and that none is empty."""
         ids = table.column("id")
         is_vacant_N, is_null_N = np.isin(row_N, self._vacant_rows), pc.is_null(ids).to_numpy()
-        self._problems.add_values(is_null_N & ~is_vacant_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)
+        self.problems.add_values(is_null_N & ~is_vacant_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)
         template = f"{where}, row {{}}: row {{}} is vacant, but has an id"
-        self._problems.add_values(~is_null_N & is_vacant_N, row_N, template, first)
+        self.problems.add_values(~is_null_N & is_vacant_N, row_N, template, first)
         if self._entity.id_type == "string":
             is_empty_N = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
-            self._problems.add_values(is_empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
+            self.problems.add_values(is_empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
 
     def _check_counts(self, row_N: IntArray, count_N: IntArray, where: str, first: int) -> None:
-        if self._count_R is None or not len(row_N) or row_N[-1] >= len(self._count_R):
+        if self.count_R is None or not len(row_N) or row_N[-1] >= len(self.count_R):
             return
-        expected_N = np.asarray(self._count_R[row_N[0] : row_N[-1] + 1])
+        expected_N = np.asarray(self.count_R[row_N[0] : row_N[-1] + 1])
         is_wrong_N = count_N != expected_N
         if is_wrong_N.any():
             actual = expected_N[int(np.argmax(is_wrong_N))]
             template = f"{where}, row {{}}: the count is {{}}, but train has {actual:,} interactions of positive weight"
-            self._problems.add_values(is_wrong_N, count_N, template, first)
+            self.problems.add_values(is_wrong_N, count_N, template, first)
 
     def _count_nulls(self, table: pa.Table, columns: Iterable[str], where: str, first: int) -> int:
-        return sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns)
+        return sum(self.problems.check_no_nulls(table.column(name), name, where, first) for name in columns)

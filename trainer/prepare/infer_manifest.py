@@ -42,7 +42,7 @@ _LAYOUT = (
     "expected SPLIT/*.parquet (train, and optionally valid and test), vocabulary/ENTITY/*.parquet and, if there are "
     "features, features/ENTITY/FEATURE/*.parquet"
 )
-_DEPTHS = {**dict.fromkeys(ALL_SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
+_DEPTHS: dict[str, int] = {**dict.fromkeys(ALL_SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
 """Depth of the folders of each kind of files."""
 
 

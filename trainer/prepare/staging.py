@@ -19,6 +19,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -59,10 +60,11 @@ _OUR_OBJECTS = re.compile(
 )
 
 
+@dataclass
 class Staged:
     """A dataset that is being written.
 
-    Args:
+    Attributes:
         out: Where it is published.
         overwrite: Whether it may replace a dataset there.
         folder: Where its files are written.
@@ -71,20 +73,19 @@ class Staged:
         tag: A suffix of the file names that makes them unique; empty on file systems.
     """
 
-    def __init__(
-        self, out: Folder, overwrite: bool, folder: Folder, work: Path, lock: WriterLock | None, tag: str = ""
-    ) -> None:
-        self.out = out
-        self.folder = folder
-        self.work = work
-        self._overwrite = overwrite
-        self._lock = lock
-        self._tag = tag
-        self._replaced = out.version(FILE_NAME) if tag else None
+    out: Folder
+    overwrite: bool
+    folder: Folder
+    work: Path
+    lock: WriterLock | None
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        self._replaced = self.out.version(FILE_NAME) if self.tag else None
 
     def file_name(self, stem: str) -> str:
         """Return the name of the Parquet file ``stem``."""
-        return f"{stem}{self._tag}.parquet"
+        return f"{stem}{self.tag}.parquet"
 
     def publish(self, manifest: DatasetManifest | None) -> None:
         """Publish the files that were written, replacing a dataset that may be overwritten.
@@ -98,10 +99,10 @@ class Staged:
         """
         if manifest is not None and not self.out.on_s3:
             manifest.write(self.folder)
-        check_free(self.out, self._overwrite, self._tag)
+        check_free(self.out, self.overwrite, self.tag)
         try:
-            if self._lock is not None:
-                self._lock.check()
+            if self.lock is not None:
+                self.lock.check()
             if not self.out.on_s3:
                 replace_folder(_path(self.out), _path(self.folder))
             elif manifest is not None:
@@ -114,7 +115,7 @@ class Staged:
 
     def _replace_on_s3(self, manifest: DatasetManifest) -> None:
         # Listed before the manifest is written: a process that writes here later loses nothing.
-        others = [name for name in self.folder.sizes() if name not in (FILE_NAME, LOCK_NAME) and self._tag not in name]
+        others = [name for name in self.folder.sizes() if name not in (FILE_NAME, LOCK_NAME) and self.tag not in name]
         manifest.write_over(self.folder, self._replaced)
         try:
             for name in others:
@@ -122,7 +123,7 @@ class Staged:
         except OSError as error:
             raise CrossfadeError(
                 f"{self.out.uri}: the new dataset is complete, but files of the old one could not be deleted: {error}; "
-                f"nothing reads them: delete the files without '{self._tag}' in their names"
+                f"nothing reads them: delete the files without '{self.tag}' in their names"
             ) from error
 
 

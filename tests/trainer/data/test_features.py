@@ -90,7 +90,6 @@ def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
         starts, rows = lists.gather(np.array([row]))
         assert starts.tolist() == [0, len(rows)]
-        assert lists.has_values(np.array([row])).tolist() == [len(rows) > 0]
         if len(rows):
             values_by_id[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
     return values_by_id

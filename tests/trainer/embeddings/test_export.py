@@ -334,13 +334,12 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
         for name, value in server.variables.items():
             environment.setenv(name, value)
         remote = fs.S3FileSystem(region="us-east-1", scheme="http", endpoint_override=server.endpoint[len("http://") :])
-        for folder in ("plays/checkpoints", "run/checkpoints"):
-            destination = server.uri(folder).removeprefix("s3://")
-            fs.copy_files(str(written / "checkpoints"), destination, fs.LocalFileSystem(), remote)
+        destination = server.uri("run/checkpoints").removeprefix("s3://")
+        fs.copy_files(str(written / "checkpoints"), destination, fs.LocalFileSystem(), remote)
         with remote.open_output_stream(server.uri("run/job.yaml").removeprefix("s3://")) as file:
             file.write(b"name: planted")
-        away = make_run(tmp_path / "away", written, checkpoint={"path": server.uri("plays/checkpoints")})
-        sources = ((server.uri("plays/checkpoints/step-000000100"), 100), (server.uri("run"), 300), (away, 300))
+        away = make_run(tmp_path / "away", written, checkpoint={"path": server.uri("run/checkpoints/")})
+        sources = ((server.uri("run/checkpoints/step-000000100"), 100), (server.uri("run"), 300), (away, 300))
         for number, (source, expected) in enumerate(sources):
             assert lines.export(source, tmp_path / f"out-{number}").step == expected
             assert_is_step(tmp_path / f"out-{number}", expected)

@@ -105,7 +105,7 @@ def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -
     assert re.search(r"recall +0\.\d+", succeeded(crossfade_here("evaluate", "run", cwd=tmp_path)).stdout)
 
 
-LARGE = 400_000
+LARGE = 250_000
 PEAK = """
 import sys
 from pathlib import Path
@@ -118,7 +118,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a checkpoint with a table of 102 MB, and one of a single row group."""
+    """Write a checkpoint with a table of 64 MB, and one of a single row group."""
     folder = tmp_path_factory.mktemp("large")
     write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
     tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
