@@ -12,7 +12,8 @@ import pytest
 from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore, running_object_store
-from preparing import forget_dataset, vocabulary_tuples
+from preparing import Row, forget_dataset, vocabulary_tuples
+from preparing import interactions as interactions_of
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.folder import Folder
@@ -28,7 +29,6 @@ from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
-Row = tuple[Any, ...]
 FORGOTTEN = ["customer-0007", "customer-0042", "customer-0199"]
 PLAIN = {"compression": "none", "use_dictionary": False}
 CUSTOMERS, ITEMS, EVENTS = 200, 40, 9000
@@ -106,18 +106,8 @@ def table_of(folder: Folder, path: str) -> pa.Table:
 
 
 def interactions(folder: Folder) -> dict[str, list[Row]]:
-    """Return the interactions of each split with ids instead of rows, in the order of the files."""
-    manifest = read_manifest(folder)
-    ids = {entity: [row[1] for row in vocabulary_tuples(folder, entity)] for entity in manifest.entities}
-    found: dict[str, list[Row]] = {}
-    for split, described in manifest.splits.items():
-        found[split] = []
-        for file in described.files:
-            table = table_of(folder, file.path)
-            assert sum(file.row_groups) == table.num_rows
-            for query, item, *rest in (row.values() for row in table.to_pylist()):
-                found[split].append((ids[manifest.query][query], ids[manifest.item][item], *rest))
-    return found
+    """Return the interactions of each split."""
+    return {split: interactions_of(folder, split) for split in read_manifest(folder).splits}
 
 
 def all_bytes(folder: Folder) -> bytes:
