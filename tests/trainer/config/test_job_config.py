@@ -187,11 +187,6 @@ def test_messages_about_unreadable_job_files_are_the_documented_ones(tmp_path: P
         documented(cause, str(caught.value), caught.value.exit_code)
 
 
-@pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
-def test_name_that_is_not_a_folder_name_is_rejected(job_path: Path, name: str) -> None:
-    assert error_of(job_path, f"name: '{name}'\ndata: {{path: x}}\n").startswith("name: ")
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -47,16 +47,6 @@ def test_read_all_keeps_the_order_of_the_manifest(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
 
 
-def test_reader_reads_many_files_repeatedly(tmp_path: Path) -> None:
-    files = numbered_interactions([[1]] * 70, QUERIES, ITEMS)
-    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    reader = InteractionReader(Folder(tmp_path), manifest)
-    for _ in range(2):
-        rows = [numbers(part)[0] for part in reader.read_all(manifest.splits["train"])]
-        assert rows == list(range(70))
-    reader.close()
-
-
 def test_weights_of_either_sign_are_read_unchanged(tmp_path: Path) -> None:
     weights = [-1.0, 0.0, 2.5, np.finfo(np.float32).min]
     files = [[make_interactions(range(4), range(4), weights)]]

@@ -24,7 +24,6 @@ from crossfade.base.errors import CheckpointError, InputError
 from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.embeddings import files as embeddings
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.model_card import ExportedTable
 from crossfade.trainer.formats.export import ExportResult, export
@@ -113,21 +112,6 @@ def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_
     assert tracks.column("id").to_pylist() == [5000 + row for row in range(TRACKS)]
     assert tracks.column("name").to_pylist()[-1] == f"Genre {(TRACKS - 1) % 5} Song {TRACKS - 1}"
     assert lines == [f"exporting {step}: checkpoint of step 200 of job 'planted'"]
-
-
-def test_table_of_several_files_is_exported_completely(
-    written: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embeddings, "FILE_ROWS", 128)
-    monkeypatch.setattr(embeddings, "GROUP_ROWS", 50)
-    lines.export(step_folder(written / "checkpoints", 100), tmp_path / "out")
-    assert len(list((tmp_path / "out" / "customer").iterdir())) == 3
-    assert_is_step(tmp_path / "out", 100)
-
-
-def test_newest_checkpoint_of_folder_is_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
-    assert lines.export(written / "checkpoints", tmp_path / "out").step == 300
-    assert_is_step(tmp_path / "out", 300)
 
 
 def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(

@@ -61,16 +61,6 @@ def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
     assert not any(field.nullable for field in timed)
 
 
-def test_manifest_row_groups_match_parquet_footers(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(5000))
-    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
-    (file,) = manifest.splits["train"].files
-    footer = pq.read_metadata(tmp_path / "out" / file.path)
-    assert file.row_groups == [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-    assert file.row_groups == [1024, 1024, 1024, 1024, 904]
-    assert file.bytes == (tmp_path / "out" / file.path).stat().st_size
-
-
 @pytest.mark.parametrize(("rows", "expected"), [(1, 1024), (65_536, 1024), (65_537, 1025), (10**10, 131_072)])
 def test_row_group_rows_grow_with_data_within_bounds(rows: int, expected: int) -> None:
     assert row_group_rows(rows) == expected
