@@ -73,13 +73,16 @@ def vocabulary_tuples(data: Path | Folder, entity: str) -> list[Row]:
     return [tuple(row.values()) for row in reader.read(0, reader.rows, columns).to_pylist()]
 
 
-def interactions(out: Path, split: str) -> list[Row]:
+def interactions(out: Path | Folder, split: str) -> list[Row]:
     """Return the interactions of a split with IDs instead of rows, in the order of the files."""
-    manifest = read_manifest(Folder(out))
-    ids = {entity: [row["id"] for row in vocabulary(out, entity)] for entity in manifest.entities}
+    folder = Folder(out) if isinstance(out, Path) else out
+    manifest = read_manifest(folder)
+    ids = {entity: [row[1] for row in vocabulary_tuples(folder, entity)] for entity in manifest.entities}
     rows = []
     for file in manifest.splits[split].files:
-        for row in pq.read_table(out / file.path).to_pylist():
+        with folder.open_random(file.path) as source:
+            table = pq.read_table(source)
+        for row in table.to_pylist():
             query, item, *rest = row.values()
             rows.append((ids[manifest.query][query], ids[manifest.item][item], *rest))
     return rows

@@ -277,26 +277,18 @@ class JobConfig(Section):
         return self.cluster.workers > 1 and self.model.has_dense_layers
 
     @model_validator(mode="after")
-    def _check_shared_storage(self) -> JobConfig:
+    def _check_cluster(self) -> JobConfig:
         on_s3 = (self.checkpoint.path or "").startswith("s3://")
         if self.no_shared_run_dir and self.cluster.host_count > 1 and not on_s3:
             raise ValueError(
                 "cluster.shared_run_dir is false, so the hosts need other shared storage: set checkpoint.path to a URI "
                 "such as s3://BUCKET/PREFIX"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_table_memory(self) -> JobConfig:
         if self.train.tables == "device" and self.cluster.servers:
             raise ValueError(
                 f"train.tables is 'device', but cluster.servers is {self.cluster.servers}, which hold the tables: set "
                 "one of them to auto or 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_partitions(self) -> JobConfig:
         if self.cluster.workers > self.data.partitions:
             raise ValueError(
                 f"{self.cluster.workers} workers need at least as many partitions: raise data.partitions, now "

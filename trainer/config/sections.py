@@ -395,13 +395,9 @@ class ClusterConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_servers(self) -> ClusterConfig:
+    def _check_sizes(self) -> ClusterConfig:
         if self.workers > 1 and self.servers == 0:
             raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers")
-        return self
-
-    @model_validator(mode="after")
-    def _check_hosts(self) -> ClusterConfig:
         if self.one_role_per_host and self.hosts > 1:
             raise ValueError(
                 f"hosts is {self.hosts}, but one_role_per_host determines the number of hosts: set only one of them"

@@ -86,11 +86,6 @@ class JaggedFeature:
         values_N: IntArray = _gather(self.starts_R1, self.values_N, rows_A, starts_A1)
         return starts_A1, values_N
 
-    def has_values(self, rows_A: IntArray) -> BoolArray:
-        """Return which of ``rows_A`` have a value, bool (A,)."""
-        filled_A: BoolArray = self.starts_R1[rows_A + 1] > self.starts_R1[rows_A]
-        return filled_A
-
 
 @njit(cache=True, nogil=True)
 def _gather(starts_R1, values_N, rows_A, starts_A1):  # type: ignore[no-untyped-def]

@@ -266,20 +266,22 @@ class _BlockReader:
         return interactions
 
 
+@dataclass(eq=False)
 class _BlockFetch:
     """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    def __init__(self, reader: _BlockReader, block: ShuffleBlock, seed: int, group_rows: int | None) -> None:
-        self._reader = reader
-        self._block = block
-        self._seed = seed
-        self._group_rows = group_rows
-        self._parts: list[Interactions | None] = [None] * len(block.groups)
-        self._left = len(block.groups)
+    reader: _BlockReader
+    block: ShuffleBlock
+    seed: int
+    group_rows: int | None
+
+    def __post_init__(self) -> None:
+        self._parts: list[Interactions | None] = [None] * len(self.block.groups)
+        self._left = len(self.block.groups)
         self._lock = threading.Lock()
         self._done: Future[Interactions] = Future()
-        for place in range(len(block.groups)):
-            reader.submit(self._read, place)
+        for place in range(len(self.block.groups)):
+            self.reader.submit(self._read, place)
 
     def wait(self) -> Interactions:
         """Return the shuffled rows; raise the error of whichever thread failed."""
@@ -288,7 +290,7 @@ class _BlockFetch:
     def _read(self, place: int) -> None:
         try:
             if not self._done.done():
-                self._parts[place] = self._reader.read(self._block.groups[place])
+                self._parts[place] = self.reader.read(self.block.groups[place])
                 with self._lock:
                     self._left -= 1
                     last = self._left == 0
@@ -300,13 +302,13 @@ class _BlockFetch:
                     self._done.set_exception(error)
 
     def _shuffled(self) -> Interactions:
-        block = self._block
+        block = self.block
         parts, self._parts = [part for part in self._parts if part is not None], []
         joined = concatenate(parts)
         order = group_order(
             joined.query_N,
-            group_rows=self._group_rows,
-            seed=self._seed,
+            group_rows=self.group_rows,
+            seed=self.seed,
             stream=_SHUFFLE_STREAM,
             epoch=block.epoch,
             position=block.position,
@@ -329,29 +331,23 @@ def _take(query_N, item_N, weight_N, order_M):  # type: ignore[no-untyped-def]
     return query_M, item_M, weight_M
 
 
+@dataclass(eq=False)
 class _PartitionStream:
     """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
-    def __init__(
-        self,
-        reader: _BlockReader,
-        blocks: Iterator[ShuffleBlock],
-        seed: int,
-        group_rows: int | None,
-        wait_timer: Stopwatch,
-    ) -> None:
-        self._reader = reader
-        self._blocks = blocks
-        self._seed = seed
-        self._group_rows = group_rows
-        self._wait_timer = wait_timer
-        self._current = concatenate([])
-        self._consumed = 0
+    reader: _BlockReader
+    blocks: Iterator[ShuffleBlock]
+    seed: int
+    group_rows: int | None
+    wait_timer: Stopwatch
+
+    def __post_init__(self) -> None:
+        self._current, self._consumed = concatenate([]), 0
         self._next = self._fetch_next()
 
     def _fetch_next(self) -> _BlockFetch | None:
-        block = next(self._blocks, None)
-        return None if block is None else _BlockFetch(self._reader, block, self._seed, self._group_rows)
+        block = next(self.blocks, None)
+        return None if block is None else _BlockFetch(self.reader, block, self.seed, self.group_rows)
 
     def take(self, count: int) -> list[Interactions]:
         """Return the next ``count`` rows, in one piece per shuffle block."""
@@ -368,7 +364,7 @@ class _PartitionStream:
 
     def _advance(self) -> None:
         assert self._next is not None
-        with self._wait_timer.running():
+        with self.wait_timer.running():
             self._current, self._consumed = self._next.wait(), 0
         self._next = self._fetch_next()
 

@@ -14,7 +14,7 @@ Shapes: N rows of a block, D columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -79,25 +79,17 @@ class Block:
         yield from zip(ids, names, texts, strict=True)
 
 
+@dataclass
 class ExportedModel:
-    """A trained model during its export."""
+    """A trained model during the export of ``tables``; ``names`` has what they are called in databases."""
 
-    def __init__(
-        self,
-        model: TrainedModel,
-        tables: Sequence[TableSpec],
-        names: dict[str, str],
-        date: datetime,
-        reporter: ProgressReporter,
-    ) -> None:
-        """Export ``tables`` of ``model``; ``names`` has what they are called in databases."""
-        self.model = model
-        self.tables = tables
-        self.names = names
-        self.date = date
-        self.reporter = reporter
-        self.example_ids: dict[str, Any] = {}
-        self._untrained: dict[str, int] = {}
+    model: TrainedModel
+    tables: Sequence[TableSpec]
+    names: dict[str, str]
+    date: datetime
+    reporter: ProgressReporter
+    example_ids: dict[str, Any] = field(default_factory=dict)
+    _untrained: dict[str, int] = field(default_factory=dict)
 
     def blocks(self, table: TableSpec) -> Iterator[Block]:
         """Yield the rows of ``table``.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 from types import TracebackType
@@ -221,27 +222,26 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
+@dataclass
 class _BatchFiles:
-    """Numbered files of a limited size, each of which is the body of one request."""
+    """Numbered files of a limited size, each of which is the body of one request.
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        max_bytes: int,
-        opening: bytes = b"",
-        separator: bytes = b"",
-        closing: bytes = b"",
-    ) -> None:
-        """Write to ``folder``; ``name`` is the format of a file's name, with the number of the file."""
-        self._folder, self._name, self._max_bytes = folder, name, max_bytes
-        self._opening, self._separator, self._closing = opening, separator, closing
-        self._file: BinaryIO | None = None
-        self._number = self._bytes = 0
+    ``name`` is the format of a file's name, with the number of the file.
+    """
+
+    folder: Path
+    name: str
+    max_bytes: int
+    opening: bytes = b""
+    separator: bytes = b""
+    closing: bytes = b""
+    _file: BinaryIO | None = None
+    _number: int = 0
+    _bytes: int = 0
 
     def __enter__(self) -> _BatchFiles:
         """Create the folder, and return self."""
-        self._folder.mkdir()
+        self.folder.mkdir()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -251,19 +251,19 @@ class _BatchFiles:
 
     def add(self, record: bytes) -> None:
         """Append ``record``, to a new file if the current one would exceed the limit."""
-        added = len(self._separator) + len(record) + len(self._closing)
-        if self._file is not None and self._bytes + added > self._max_bytes:
+        added = len(self.separator) + len(record) + len(self.closing)
+        if self._file is not None and self._bytes + added > self.max_bytes:
             self._close(self._file)
         if self._file is None:
-            self._file = (self._folder / self._name.format(self._number)).open("wb")
-            self._file.write(self._opening + record)
-            self._bytes = len(self._opening) + len(record)
+            self._file = (self.folder / self.name.format(self._number)).open("wb")
+            self._file.write(self.opening + record)
+            self._bytes = len(self.opening) + len(record)
         else:
-            self._file.write(self._separator + record)
-            self._bytes += len(self._separator) + len(record)
+            self._file.write(self.separator + record)
+            self._bytes += len(self.separator) + len(record)
 
     def _close(self, file: BinaryIO) -> None:
-        file.write(self._closing)
+        file.write(self.closing)
         file.close()
         self._file = None
         self._number += 1

@@ -26,12 +26,12 @@ from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.data.vocabulary import plain_strings
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.option_values import MaxAge
 from crossfade.trainer.prepare.options import Side
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
 COLUMNS = ("id", "count", "last_seen")
@@ -102,22 +102,20 @@ def count_sightings(
         InputError: a file of the base dataset is missing or corrupt.
     """
     side = policy.side
-    execute(connection, f"CREATE TABLE pending_{side} (id {SQL_TYPES[policy.id_type]}, count BIGINT, last_seen BIGINT)")
+    connection.execute(f"CREATE TABLE pending_{side} (id {SQL_TYPES[policy.id_type]}, count BIGINT, last_seen BIGINT)")
     if base is not None:
         files = ParquetFiles(base.folder)
         for file in base.manifest.entities[policy.entity].pending:
             for index in range(len(file.row_groups)):
-                connection.register("part", plain_strings(files.read(file, index, COLUMNS)))
-                execute(connection, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM part")
-                connection.unregister("part")
+                part = plain_strings(files.read(file, index, COLUMNS))
+                execute_on(connection, part, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM part")
     is_later = "(p.last_seen IS NULL OR timestamp IS NULL OR timestamp > p.last_seen)"
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE seen_{side} AS SELECT number, i.id, "
         f"count(*) FILTER (weight > 0 AND {is_later}) + coalesce(any_value(p.count), 0) AS count, "
         "greatest(max(timestamp), any_value(p.last_seen)) AS last_seen "
         f"FROM {source} e JOIN ids_{side} i ON i.number = e.{side} LEFT JOIN pending_{side} p ON p.id = i.id "
-        "GROUP BY number, i.id",
+        "GROUP BY number, i.id"
     )
 
 
@@ -143,12 +141,12 @@ def filter_admitted(
         admitted = f"SELECT number FROM seen_{policy.side} WHERE count >= {policy.admit}{in_base}"
         conditions.append(f"{policy.side} IN ({admitted})")
         options.append(f"{policy.entity}={policy.admit}")
-    execute(connection, f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
-    if not fetch_count(connection, f"SELECT count(*) FROM {target} WHERE weight > 0"):
+    connection.execute(f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
+    if not count_rows(connection, f"{target} WHERE weight > 0"):
         raise OptionError(
             "admit", found=",".join(options), problem="leaves no interaction", fix="lower it, or give more events"
         )
-    before, after = (fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target))
+    before, after = (count_rows(connection, table) for table in (source, target))
     return before - after
 
 
@@ -156,19 +154,15 @@ def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, stage
     """Write the pending IDs, sorted: those without a row in ``vocabulary_SIDE``, except expired ones."""
     side, columns = policy.side, ", ".join(COLUMNS)
     unexpired = "" if policy.expire_before is None else f" AND coalesce(last_seen >= {policy.expire_before}, true)"
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE still_pending_{side} AS SELECT {columns} FROM ("
         f"SELECT {columns} FROM seen_{side} UNION ALL "
         f"SELECT {columns} FROM pending_{side} ANTI JOIN seen_{side} USING (id)"
-        f") ANTI JOIN vocabulary_{side} USING (id) WHERE count > 0{unexpired}",
+        f") ANTI JOIN vocabulary_{side} USING (id) WHERE count > 0{unexpired}"
     )
-    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM still_pending_{side}"))
+    rows = count_rows(connection, f"still_pending_{side}")
     pending = connection.sql(f"SELECT {columns} FROM still_pending_{side} ORDER BY id")
-    with PartWriter(staged, f"{PENDING}/{policy.entity}", pending_schema(policy.id_type), group_rows) as writer:
-        for batch in pending.to_arrow_reader(group_rows):
-            writer.write(batch)
-        return writer.close()
+    return write_relation(staged, f"{PENDING}/{policy.entity}", pending_schema(policy.id_type), pending, rows)
 
 
 def pending_schema(id_type: IdType) -> pa.Schema:

@@ -6,7 +6,7 @@
 
 Both work on integers only; ``filter_k_core`` keeps one counter per ID in memory, and reads the events once per round.
 
-Shapes: N events of a batch, I IDs of a side.
+Shapes: N events of a batch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import OptionError
-from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count, fetch_one
 from crossfade.trainer.prepare.events import SIDES
 
 _BATCH_ROWS = 1 << 20
@@ -41,11 +40,10 @@ class SumReport:
 
 @dataclass(frozen=True)
 class KCoreReport:
-    """The numbers of interactions and of IDs (by side) that were left out, and of rounds of counting."""
+    """The numbers of interactions and of IDs (by side) that were left out."""
 
     interactions: int
     ids: dict[str, int]
-    rounds: int
 
 
 def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: str) -> SumReport:
@@ -66,10 +64,9 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     assert isinstance(events, int)
     # Exact sums are the same in any order; others are added in the order of the events, to be deterministic.
     order = "" if is_fraction and magnitude < _EXACT_BELOW else " ORDER BY seq"
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
-        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item",
+        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item"
     )
     largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:
@@ -79,14 +76,13 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
             problem=f"the weights of a pair sum to {largest:g}, which is too large for a 32-bit float",
             fix="scale them down",
         )
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE {target} AS SELECT query, item, weight::FLOAT AS weight, timestamp, split, seq FROM summed "
-        "WHERE weight::FLOAT <> 0",
+        "WHERE weight::FLOAT <> 0"
     )
-    pairs = fetch_count(connection, "SELECT count(*) FROM summed")
-    execute(connection, "DROP TABLE summed")
-    return SumReport(merged=events - pairs, cancelled=pairs - fetch_count(connection, f"SELECT count(*) FROM {target}"))
+    pairs = count_rows(connection, "summed")
+    connection.execute("DROP TABLE summed")
+    return SumReport(merged=events - pairs, cancelled=pairs - count_rows(connection, target))
 
 
 def filter_k_core(
@@ -106,11 +102,11 @@ def filter_k_core(
     Raises:
         InputError: no interaction of positive weight is left.
     """
-    ids = {side: fetch_count(connection, f"SELECT count(*) FROM ids_{side}") for side in SIDES}
+    ids = {side: count_rows(connection, f"ids_{side}") for side in SIDES}
     before = {side: _count_present(connection, source, side) for side in SIDES}
     alive = {side: np.ones(ids[side], dtype=np.bool_) for side in SIDES}
     progress.phase("min-count", None, "round")
-    rounds, changed, positives = 0, True, 0
+    changed, positives = True, 0
     while changed:
         counts = _count_alive(connection, source, alive)
         positives = int(counts["query"].sum())
@@ -119,23 +115,20 @@ def filter_k_core(
             rare = alive[side] & (counts[side] < minimum)
             alive[side] &= ~rare
             changed = changed or bool(rare.any())
-        rounds += 1
         progress.advance(1)
     if not positives:
         required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
         raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
     for side in SIDES:
-        connection.register("alive", pa.table({"number": np.flatnonzero(alive[side])}))
-        execute(connection, f"CREATE TABLE alive_{side} AS SELECT number FROM alive")
-        connection.unregister("alive")
-    execute(
-        connection,
+        numbers = pa.table({"number": np.flatnonzero(alive[side])})
+        execute_on(connection, numbers, f"CREATE TABLE alive_{side} AS SELECT number FROM part")
+    connection.execute(
         f"CREATE TABLE {target} AS SELECT e.* FROM {source} e "
-        "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)",
+        "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)"
     )
-    events = [fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target)]
+    events = [count_rows(connection, table) for table in (source, target)]
     removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
-    return KCoreReport(interactions=events[0] - events[1], ids=removed, rounds=rounds)
+    return KCoreReport(interactions=events[0] - events[1], ids=removed)
 
 
 def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str) -> int:
@@ -147,19 +140,8 @@ def _count_alive(
 ) -> dict[str, IntArray]:
     counts = {side: np.zeros(len(alive[side]), dtype=np.int64) for side in SIDES}
     for batch in connection.sql(f"SELECT query, item FROM {source} WHERE weight > 0").to_arrow_reader(_BATCH_ROWS):
-        _count_batch(
-            *(batch.column(side).to_numpy() for side in SIDES),
-            *(alive[side] for side in SIDES),
-            *(counts[side] for side in SIDES),
-        )
+        number_N = {side: batch.column(side).to_numpy() for side in SIDES}
+        are_alive_N = alive["query"][number_N["query"]] & alive["item"][number_N["item"]]
+        for side in SIDES:
+            np.add.at(counts[side], number_N[side][are_alive_N], 1)
     return counts
-
-
-@njit(cache=True)
-def _count_batch(query_N, item_N, query_alive_I, item_alive_I, query_count_I, item_count_I):  # type: ignore[no-untyped-def]
-    """Add the interactions whose two IDs are both alive to the counts."""
-    for n in range(query_N.shape[0]):
-        query, item = query_N[n], item_N[n]
-        if query_alive_I[query] and item_alive_I[item]:
-            query_count_I[query] += 1
-            item_count_I[item] += 1

@@ -26,7 +26,7 @@ from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.features import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.feature_columns import ColumnPlan
 from crossfade.trainer.prepare.fetch import fetch_files
@@ -51,13 +51,13 @@ def read_content(
     for plan in with_files:
         assert plan.source is not None
         column = plan.source.columns[plan.name]
-        execute(connection, "CREATE TABLE all_content (id VARCHAR, value FLOAT[])")
+        connection.execute("CREATE TABLE all_content (id VARCHAR, value FLOAT[])")
         with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
             for source, file in zip(plan.files, local_files, strict=True):
                 _append(connection, plan.source.id_column, column, file)
                 progress.advance(source.bytes)
-        execute(connection, f"CREATE TABLE {plan.given_table} AS SELECT DISTINCT id, value FROM all_content")
-        execute(connection, "DROP TABLE all_content")
+        connection.execute(f"CREATE TABLE {plan.given_table} AS SELECT DISTINCT id, value FROM all_content")
+        connection.execute("DROP TABLE all_content")
         _check_given(connection, plan, column)
 
 
@@ -76,10 +76,9 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
         missing = f"value IN ('', '[]') OR {missing}"
         numbers = f"CASE WHEN value LIKE '[%' THEN TRY_CAST(value AS FLOAT[]) ELSE {numbers} END"
     with read_errors(file):
-        execute(
-            connection,
+        connection.execute(
             f"CREATE TABLE piece AS SELECT position, CAST(id AS VARCHAR) AS id, {numbers} AS value FROM raw "
-            f"WHERE id IS NOT NULL AND CAST(id AS VARCHAR) <> '' AND NOT coalesce({missing}, value IS NULL)",
+            f"WHERE id IS NOT NULL AND CAST(id AS VARCHAR) <> '' AND NOT coalesce({missing}, value IS NULL)"
         )
     bad = "value IS NULL OR list_count(value) < len(value) OR NOT list_bool_and([isfinite(x) FOR x IN value])"
     found = connection.execute(
@@ -92,8 +91,8 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
             f"{file}, row {found[0]}: column '{column}' has '{found[1]}'; expected a number, or a list of numbers, all "
             "finite"
         )
-    execute(connection, "INSERT INTO all_content SELECT id, value FROM piece")
-    execute(connection, "DROP TABLE piece")
+    connection.execute("INSERT INTO all_content SELECT id, value FROM piece")
+    connection.execute("DROP TABLE piece")
 
 
 def _check_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, column: str) -> None:
@@ -146,17 +145,17 @@ def write_content(
     Raises:
         InputError: the files have a value for none of the IDs, or values of another length than in the base dataset.
     """
-    execute(connection, "CREATE TABLE rows_of_content (row BIGINT, value FLOAT[])")
+    connection.execute("CREATE TABLE rows_of_content (row BIGINT, value FLOAT[])")
     ignored = 0
     if plan.source is not None:
         joined = f"{plan.given_table} g JOIN vocabulary_{plan.side} v ON CAST(v.id AS VARCHAR) = g.id"
-        execute(connection, f"INSERT INTO rows_of_content SELECT v.row, g.value FROM {joined}")
-        filled = fetch_count(connection, "SELECT count(*) FROM rows_of_content")
-        given = fetch_count(connection, f"SELECT count(*) FROM {plan.given_table}")
+        connection.execute(f"INSERT INTO rows_of_content SELECT v.row, g.value FROM {joined}")
+        filled = count_rows(connection, "rows_of_content")
+        given = count_rows(connection, plan.given_table)
         if not filled:
             raise plan.unmatched(given)
         ignored = given - filled
-        execute(connection, f"DROP TABLE {plan.given_table}")
+        connection.execute(f"DROP TABLE {plan.given_table}")
     old = base.manifest.content_of(plan.entity).get(plan.name) if base else None
     if base is not None and old is not None:
         width = fetch_one(connection, "SELECT max(len(value)) FROM rows_of_content")[0]
@@ -173,19 +172,17 @@ def write_content(
 
 def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the values of the base dataset, except of rows that have new values or belong to another ID now."""
-    execute(connection, "CREATE TABLE base_content (row BIGINT, value FLOAT[])")
+    connection.execute("CREATE TABLE base_content (row BIGINT, value FLOAT[])")
     for _, row_N, value_ND in iter_content(base.folder, base.manifest, plan.entity, plan.name):
         lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), value_ND.shape[1])
-        connection.register("part", pa.table({"row": row_N, "value": lists}))
-        execute(connection, "INSERT INTO base_content SELECT row, value FROM part")
-        connection.unregister("part")
-    execute(
-        connection,
+        part = pa.table({"row": row_N, "value": lists})
+        execute_on(connection, part, "INSERT INTO base_content SELECT row, value FROM part")
+    connection.execute(
         f"INSERT INTO rows_of_content SELECT b.row, b.value FROM base_content b JOIN base_{plan.side} old USING (row) "
         f"JOIN vocabulary_{plan.side} v ON v.row = b.row AND v.id = old.id "
-        "WHERE b.row NOT IN (SELECT row FROM rows_of_content)",
+        "WHERE b.row NOT IN (SELECT row FROM rows_of_content)"
     )
-    execute(connection, "DROP TABLE base_content")
+    connection.execute("DROP TABLE base_content")
 
 
 def _write(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, old: Content | None, staged: Staged) -> Content:
@@ -202,7 +199,7 @@ def _write(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, old: Content
             lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field("value").type)
             writer.write(pa.RecordBatch.from_arrays([batch.column(0), lists], schema=schema))
         files = writer.close()
-    execute(connection, "DROP TABLE rows_of_content")
+    connection.execute("DROP TABLE rows_of_content")
     mean, std = (old.mean, old.std) if old is not None else moments.scaling(width)
     return Content(width=width, mean=mean, std=std, files=files)
 

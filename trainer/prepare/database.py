@@ -1,8 +1,9 @@
+# ruff: noqa: S608  (relations are of this program)
 """The DuckDB working database of a preparation: on disk, with bounded memory, and errors in one readable line.
 
 with working_database(folder, memory_bytes=4 << 30, threads=None) as connection:
-    execute(connection, "CREATE TABLE t AS SELECT 1 AS x")
-    fetch_count(connection, "SELECT count(*) FROM t")
+    connection.execute("CREATE TABLE t AS SELECT 1 AS x")
+    count_rows(connection, "t")
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import FrameType
 
 import duckdb
 import psutil
+import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, escape_unprintable, option_named
 from crossfade.base.io.disk_errors import disk_of, is_full_disk
@@ -112,7 +114,7 @@ def exact_path(path: Path) -> str:
 def execute(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()
 ) -> list[tuple[object, ...]]:
-    """Execute a statement and return all its rows, of which there must be few."""
+    """Return all rows of a query, of which there must be few."""
     return [tuple(row) for row in connection.execute(sql, list(parameters)).fetchall()]
 
 
@@ -127,6 +129,18 @@ def fetch_count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Seq
     value = fetch_one(connection, sql, parameters)[0]
     assert isinstance(value, int)
     return value
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
+    """Return the number of rows of ``relation``, which is what follows FROM in a query."""
+    return fetch_count(connection, f"SELECT count(*) FROM {relation}")
+
+
+def execute_on(connection: duckdb.DuckDBPyConnection, part: pa.Table, sql: str) -> None:
+    """Execute a statement that selects from ``part``, which is this table."""
+    connection.register("part", part)
+    connection.execute(sql)
+    connection.unregister("part")
 
 
 def default_memory_bytes() -> int:
@@ -150,18 +164,20 @@ def working_database(
     with _translate_errors(folder, disk_advice):
         connection = duckdb.connect(str(folder / "events.duckdb"))
         try:
-            execute(connection, "SET autoinstall_known_extensions = false")
-            execute(connection, "SET autoload_known_extensions = false")
-            execute(connection, "SET python_enable_replacements = false")
-            execute(connection, "SET TimeZone = 'UTC'")
-            execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # the database is not opened again
+            connection.execute("SET autoinstall_known_extensions = false")
+            connection.execute("SET autoload_known_extensions = false")
+            connection.execute("SET python_enable_replacements = false")
+            connection.execute("SET TimeZone = 'UTC'")
+            # The database is not opened again, so that a crash of the machine may leave it in any state.
+            connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+            connection.execute("SET fsync_mode = 'NONE'")
             # In a notebook without ipywidgets, the bar is off, and DuckDB rejects even to turn it off.
             if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
-                execute(connection, "SET enable_progress_bar = false")
-            execute(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
-            execute(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
+                connection.execute("SET enable_progress_bar = false")
+            connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}")
+            connection.execute(f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
             if threads is not None:
-                execute(connection, f"SET threads = {threads:d}")
+                connection.execute(f"SET threads = {threads:d}")
             yield connection
         finally:
             connection.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -30,10 +31,11 @@ from crossfade.trainer.data.manifest import PENDING, TIMESTAMP, VOCABULARY, WEIG
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import pending_schema
-from crossfade.trainer.prepare.database import execute, working_database
+from crossfade.trainer.prepare.database import execute, execute_on, working_database
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
 PART_ROWS = 1 << 20
@@ -103,6 +105,28 @@ class Problems:
             self.add(template.format(first + index, value_N[index]) + _others(bad))
         return bad
 
+    def check_rows(
+        self,
+        row_N: IntArray,
+        entity: Entity,
+        place: str,
+        endings: tuple[str, str],
+        first: int,
+        *,
+        may_be_none: bool = False,
+    ) -> BoolArray:
+        """Check that rows are those of ``entity``, or ``NO_ROW`` if they ``may_be_none``, and none is vacant.
+
+        Problems begin with the template ``place``, and end with ``endings``: of rows outside, and of vacant ones.
+        Returns which rows are within the entity's: bool (N,).
+        """
+        exists_N: BoolArray = (row_N >= 0) & (row_N < entity.rows)
+        outside, vacant = endings
+        template = f"{place}, {outside} has rows 0 to {entity.rows - 1}"
+        self.add_values(~exists_N & ~((row_N == NO_ROW) & may_be_none), row_N, template, first)
+        self.add_values(np.isin(row_N, np.array(entity.vacant_rows, np.int64)), row_N, f"{place}, {vacant}", first)
+        return exists_N
+
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
     """Return the type as which columns of ``data_type`` are read: large strings are read as strings."""
@@ -134,7 +158,6 @@ class SplitCheck:
             if name in (manifest.query, manifest.item, *manifest.context)
         }
         self.train_is_valid = False
-        self._vacant = {name: np.array(entity.vacant_rows, np.int64) for name, entity in manifest.entities.items()}
         self._columns = {manifest.query: pa.int64(), manifest.item: pa.int64(), WEIGHT: pa.float32()}
         if manifest.has_timestamp:
             self._columns[TIMESTAMP] = pa.int64()
@@ -183,22 +206,19 @@ class SplitCheck:
         self._problems.add_values(~np.isfinite(weight_N), weight_N, template, first)
         for name in self.counts:
             row_N = table.column(name).to_numpy()
-            in_vocabulary_N = self._check_rows(name, row_N, where, first)
+            place = f"{where}, row {{}}: column '{name}' is {{}}"
+            in_vocabulary_N = self._problems.check_rows(
+                row_N,
+                self._manifest.entities[name],
+                place,
+                ("but the vocabulary", "a vacant row; delete its interactions"),
+                first,
+                may_be_none=name in self._manifest.context,
+            )
             if split == "train":
                 np.add.at(self.counts[name], row_N[in_vocabulary_N & (weight_N > 0)], 1)
         if split == "train":
             self._count_sorted(table.column(self._manifest.query).to_numpy())
-
-    def _check_rows(self, name: str, row_N: IntArray, where: str, first: int) -> BoolArray:
-        """Check that rows are in the vocabulary and not vacant; return which are in it: bool (N,)."""
-        rows = self._manifest.entities[name].rows
-        in_vocabulary_N: BoolArray = (row_N >= 0) & (row_N < rows)
-        template = f"{where}, row {{}}: column '{name}' is {{}}, but the vocabulary has rows 0 to {rows - 1}"
-        is_none_N = (row_N == NO_ROW) & (name in self._manifest.context)
-        self._problems.add_values(~in_vocabulary_N & ~is_none_N, row_N, template, first)
-        template = f"{where}, row {{}}: column '{name}' is {{}}, a vacant row; delete its interactions"
-        self._problems.add_values(np.isin(row_N, self._vacant[name]), row_N, template, first)
-        return in_vocabulary_N
 
     def _count_sorted(self, row_N: IntArray) -> None:
         if len(row_N) and row_N[0] != row_N[-1]:
@@ -208,47 +228,45 @@ class SplitCheck:
                 self._groups_mixed += 1
 
 
+@dataclass
 class FeatureCheck:
     """Checks the feature ``name`` of ``entity``.
 
     ``count_R`` are the interactions of positive weight in train per row of ``entity``, None if unknown.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        manifest: DatasetManifest,
-        problems: Problems,
-        entity: str,
-        name: str,
-        work: Path,
-        count_R: IntArray | None,
-    ) -> None:
-        self._files = ParquetFiles(folder)
-        self._problems = problems
-        self._name = name
-        self._feature = manifest.features[entity][name]
-        self._entities = {ROW: (entity, manifest.entities[entity]), VALUE: (name, manifest.entities[name])}
-        self._count_R = count_R
+    folder: Folder
+    manifest: DatasetManifest
+    problems: Problems
+    entity: str
+    name: str
+    work: Path
+    count_R: IntArray | None
+
+    def __post_init__(self) -> None:
+        entities = self.manifest.entities
+        self._files = ParquetFiles(self.folder)
+        self._feature = self.manifest.features[self.entity][self.name]
+        self._entities = {ROW: (self.entity, entities[self.entity]), VALUE: (self.name, entities[self.name])}
         self._count_V: IntArray = np.memmap(
-            work / f"{name}.counts", mode="w+", dtype=np.int64, shape=(manifest.entities[name].rows,)
+            self.work / f"{self.name}.counts", mode="w+", dtype=np.int64, shape=(entities[self.name].rows,)
         )
         self._last_pair = (-1, -1)
 
     def run(self, progress: ProgressReporter) -> dict[str, IntArray]:
         """Read and check all pairs; return the interactions of each value by the feature's name, if they are known."""
-        before = self._problems.count
-        progress.phase(f"check {self._name}", self._feature.pairs, "row")
+        before = self.problems.count
+        progress.phase(f"check {self.name}", self._feature.pairs, "row")
         for file in self._feature.files:
-            with self._problems.collect_errors():
+            with self.problems.collect_errors():
                 self._check_file(file, progress)
-        is_known = self._count_R is not None and self._problems.count == before
-        return {self._name: self._count_V} if is_known else {}
+        is_known = self.count_R is not None and self.problems.count == before
+        return {self.name: self._count_V} if is_known else {}
 
     def _check_file(self, file: DataFile, progress: ProgressReporter) -> None:
         columns = dict.fromkeys((ROW, VALUE), pa.int64())
-        for table, where, first in self._problems.iter_parts(self._files, file, columns):
-            if not sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, columns):
+            if not sum(self.problems.check_no_nulls(table.column(name), name, where, first) for name in columns):
                 self._check_pairs(table.column(ROW).to_numpy(), table.column(VALUE).to_numpy(), where, first)
             progress.advance(table.num_rows)
 
@@ -259,62 +277,52 @@ class FeatureCheck:
         is_unsorted_N = (row_N < previous_row_N) | ((row_N == previous_row_N) & (value_N <= previous_value_N))
         expected = "expected pairs sorted by 'row', then by 'value', each once"
         template = f"{where}, row {{}}: column '{ROW}' is {{}}; {expected}"
-        self._problems.add_values(is_unsorted_N, row_N, template, first)
+        self.problems.add_values(is_unsorted_N, row_N, template, first)
         self._last_pair = int(row_N[-1]), int(value_N[-1])
-        if self._count_R is not None:
-            np.add.at(self._count_V, value_N[exists_N], self._count_R[row_N[exists_N]])
+        if self.count_R is not None:
+            np.add.at(self._count_V, value_N[exists_N], self.count_R[row_N[exists_N]])
 
     def _check_rows(self, column: str, row_N: IntArray, where: str, first: int) -> BoolArray:
-        """Check that rows exist and are not vacant; return which exist: bool (N,)."""
         name, entity = self._entities[column]
-        exists_N: BoolArray = (row_N >= 0) & (row_N < entity.rows)
-        template = f"{where}, row {{}}: column '{column}' is {{}}, but {name} has rows 0 to {entity.rows - 1}"
-        self._problems.add_values(~exists_N, row_N, template, first)
-        template = f"{where}, row {{}}: column '{column}' is {{}}, a vacant row of {name}; delete its pairs"
-        self._problems.add_values(np.isin(row_N, np.array(entity.vacant_rows, np.int64)), row_N, template, first)
-        return exists_N
+        place = f"{where}, row {{}}: column '{column}' is {{}}"
+        endings = f"but {name}", f"a vacant row of {name}; delete its pairs"
+        return self.problems.check_rows(row_N, entity, place, endings, first)
 
 
-_NEVER_NULL = ("row", "count", "warm", "lineage_index")
-
-
+@dataclass
 class VocabularyCheck:
     """Checks the vocabulary of the entity ``name``.
 
     ``count_R`` are the counts that it should have, None if they are unknown.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        manifest: DatasetManifest,
-        problems: Problems,
-        name: str,
-        count_R: IntArray | None,
-    ) -> None:
-        self._where = f"{folder.uri}/{VOCABULARY}/{name}"
-        self._pending_where = f"{folder.uri}/{PENDING}/{name}"
-        self._files = ParquetFiles(folder)
-        self._name = name
-        self._entity: Entity = manifest.entities[name]
-        self._problems = problems
-        self._count_R = count_R
-        self._vacant_rows = np.array(self._entity.vacant_rows, np.int64)
-        self._columns = _expected_columns(self._entity)
-        self._lineage_length = len(manifest.lineage)
+    folder: Folder
+    manifest: DatasetManifest
+    problems: Problems
+    name: str
+    count_R: IntArray | None
+
+    def __post_init__(self) -> None:
+        entity = self._entity = self.manifest.entities[self.name]
+        self._where = f"{self.folder.uri}/{VOCABULARY}/{self.name}"
+        self._files = ParquetFiles(self.folder)
+        self._vacant_rows = np.array(entity.vacant_rows, np.int64)
+        schema = vocabulary_schema(entity.id_type, entity.has_names, True, entity.has_warm, entity.has_last_seen)
+        self._columns = {field.name: field.type for field in schema}
+        self._never_null = [field.name for field in schema if not field.nullable]
         self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: ProgressReporter) -> None:
         """Read and check all files, with a database in ``work`` to find IDs that occur twice."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
-        progress.phase(f"check {self._name}", self._entity.rows, "row")
+        progress.phase(f"check {self.name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
-            execute(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
+            connection.execute(f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
             for file in self._entity.files:
-                with self._problems.collect_errors():
+                with self.problems.collect_errors():
                     for table in self._checked_parts(file):
-                        _insert(connection, table, "INSERT INTO ids SELECT row, id FROM part")
+                        execute_on(connection, table, "INSERT INTO ids SELECT row, id FROM part")
                         progress.advance(table.num_rows)
             self._check_pending(connection)
             repeated = execute(
@@ -323,99 +331,79 @@ class VocabularyCheck:
                 f"ORDER BY 2 LIMIT {MAX_LISTED + 1}",
             )
         for text, first, last, times in repeated:
-            self._problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
+            self.problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
         if not self._entity.pending:
             return
-        execute(connection, f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
+        connection.execute(f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
         for file in self._entity.pending:
-            with self._problems.collect_errors():
+            with self.problems.collect_errors():
                 for table in self._checked_pending_parts(file):
-                    _insert(connection, table, "INSERT INTO pending SELECT id FROM part")
+                    execute_on(connection, table, "INSERT INTO pending SELECT id FROM part")
         for problem, ids in (
             ("is pending, but has a row", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
             ("is pending twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
         ):
             for (text,) in execute(connection, f"{ids} ORDER BY id LIMIT {MAX_LISTED + 1}"):
-                self._problems.add(f"{self._pending_where}: the id '{text}' {problem}")
+                self.problems.add(f"{self.folder.uri}/{PENDING}/{self.name}: the id '{text}' {problem}")
 
     def _checked_pending_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of pending IDs after checking them."""
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
-        if self._problems.check_columns(self._files, file, columns):
-            return
-        for table, where, first in self._problems.iter_parts(self._files, file, columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, columns):
             if not self._count_nulls(table, ("id", "count"), where, first):
                 count_N = table.column("count").to_numpy()
                 template = f"{where}, row {{}}: the count is {{}}; expected at least 1"
-                self._problems.add_values(count_N < 1, count_N, template, first)
+                self.problems.add_values(count_N < 1, count_N, template, first)
             yield table
 
     def _checked_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of the vocabulary after checking them."""
-        for table, where, first in self._problems.iter_parts(self._files, file, self._columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, self._columns):
             self._check_part(table, where, first)
             self._next_row += table.num_rows
             yield table
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """Check rows of a row group, which begin at its row ``first``: they must be the next rows of the vocabulary."""
-        if self._count_nulls(table, [name for name in self._columns if name in _NEVER_NULL], where, first):
+        if self._count_nulls(table, self._never_null, where, first):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
         expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"
         expected_N = np.arange(self._next_row, self._next_row + len(row_N))
         template = f"{where}, row {{}}: column 'row' is {{}}; {expected}"
-        if self._problems.add_values(row_N != expected_N, row_N, template, first):
+        if self.problems.add_values(row_N != expected_N, row_N, template, first):
             return
         self._check_ids(table, row_N, where, first)
         if self._entity.has_last_seen:
             index_N = table.column("lineage_index").to_numpy()
-            is_wrong_N = (index_N < 0) | (index_N > self._lineage_length)
-            template = f"{where}, row {{}}: column 'lineage_index' is {{}}; expected 0 to {self._lineage_length}"
-            self._problems.add_values(is_wrong_N, index_N, template, first)
+            is_wrong_N = (index_N < 0) | (index_N > len(self.manifest.lineage))
+            template = f"{where}, row {{}}: column 'lineage_index' is {{}}; expected 0 to {len(self.manifest.lineage)}"
+            self.problems.add_values(is_wrong_N, index_N, template, first)
         self._check_counts(row_N, count_N, where, first)
 
     def _check_ids(self, table: pa.Table, row_N: IntArray, where: str, first: int) -> None:
         """Check that exactly the vacant rows have no ID, and that none is empty."""
         ids = table.column("id")
         is_vacant_N, is_null_N = np.isin(row_N, self._vacant_rows), pc.is_null(ids).to_numpy()
-        self._problems.add_values(is_null_N & ~is_vacant_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)
+        self.problems.add_values(is_null_N & ~is_vacant_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)
         template = f"{where}, row {{}}: row {{}} is vacant, but has an id"
-        self._problems.add_values(~is_null_N & is_vacant_N, row_N, template, first)
+        self.problems.add_values(~is_null_N & is_vacant_N, row_N, template, first)
         if self._entity.id_type == "string":
             is_empty_N = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
-            self._problems.add_values(is_empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
+            self.problems.add_values(is_empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
 
     def _check_counts(self, row_N: IntArray, count_N: IntArray, where: str, first: int) -> None:
-        if self._count_R is None or not len(row_N) or row_N[-1] >= len(self._count_R):
+        if self.count_R is None or not len(row_N) or row_N[-1] >= len(self.count_R):
             return
-        expected_N = np.asarray(self._count_R[row_N[0] : row_N[-1] + 1])
+        expected_N = np.asarray(self.count_R[row_N[0] : row_N[-1] + 1])
         is_wrong_N = count_N != expected_N
         if is_wrong_N.any():
             actual = expected_N[int(np.argmax(is_wrong_N))]
             template = f"{where}, row {{}}: the count is {{}}, but train has {actual:,} interactions of positive weight"
-            self._problems.add_values(is_wrong_N, count_N, template, first)
+            self.problems.add_values(is_wrong_N, count_N, template, first)
 
     def _count_nulls(self, table: pa.Table, columns: Iterable[str], where: str, first: int) -> int:
-        return sum(self._problems.check_no_nulls(table.column(name), name, where, first) for name in columns)
-
-
-def _expected_columns(entity: Entity) -> dict[str, pa.DataType]:
-    columns = {"row": pa.int64(), "id": pa.int64() if entity.id_type == "int64" else pa.string(), "count": pa.int64()}
-    if entity.has_names:
-        columns["name"] = pa.string()
-    if entity.has_warm:
-        columns["warm"] = pa.bool_()
-    if entity.has_last_seen:
-        columns |= {"last_seen": pa.int64(), "lineage_index": pa.int64()}
-    return columns
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, table: pa.Table, statement: str) -> None:
-    """Execute ``statement``, which selects from ``part``, with ``table`` as that."""
-    connection.register("part", table)
-    execute(connection, statement)
-    connection.unregister("part")
+        return sum(self.problems.check_no_nulls(table.column(name), name, where, first) for name in columns)

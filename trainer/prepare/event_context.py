@@ -24,7 +24,7 @@ import duckdb
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.data.time_values import exceed_seconds_range
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one, identifier
+from crossfade.trainer.prepare.database import count_rows, fetch_one, identifier
 from crossfade.trainer.prepare.events import EventTable, IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
@@ -78,13 +78,12 @@ def create_context_values(
         types[plan.name] = derived if plan.is_derived else events.id_types[plan.key]
         value = _DERIVED.get(plan.source, f"c.{plan.key}")
         values += f", CAST({value} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE event_values AS SELECT seq, split, weight{values} FROM interactions "
-        "JOIN ids_item i ON i.number = item LEFT JOIN event_context c USING (seq)",
+        "JOIN ids_item i ON i.number = item LEFT JOIN event_context c USING (seq)"
     )
     for plan in plans:
-        if not fetch_count(connection, f"SELECT count(*) FROM ({counted_context_sql(plan.key)})"):
+        if not count_rows(connection, f"({counted_context_sql(plan.key)})"):
             raise plan.error("no event of train has a value", "name another column, or leave the context out")
     return types
 

@@ -19,10 +19,10 @@ from typing import Literal
 import duckdb
 
 from crossfade.base.errors import InputError, option_named
-from crossfade.trainer.data.manifest import SPLITS
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, fetch_one
 from crossfade.trainer.prepare.event_values import (
     INTEGER_TEXT,
     Check,
@@ -74,18 +74,16 @@ class IdEncoder:
         self._buffered = 0
         self._rows = 0
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
-            execute(connection, f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
-        execute(
-            connection,
+        connection.execute(
             f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
-            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})",
+            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})"
         )
-        execute(connection, f"CREATE TABLE event_context (seq BIGINT{texts})")
-        execute(
-            connection,
+        connection.execute(f"CREATE TABLE event_context (seq BIGINT{texts})")
+        connection.execute(
             "CREATE TABLE events "
-            "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)",
+            "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)"
         )
 
     def add(self, events: str, rows: int) -> None:
@@ -93,10 +91,9 @@ class IdEncoder:
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
         """
-        execute(
-            self._connection,
+        self._connection.execute(
             "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
-            f"position + {self._rows}{self._context} FROM {events}",
+            f"position + {self._rows}{self._context} FROM {events}"
         )
         self._rows += rows
         self._buffered += rows
@@ -106,32 +103,29 @@ class IdEncoder:
     def finish(self) -> None:
         """Encode the events that are still buffered, and rank the IDs."""
         self._encode()
-        execute(self._connection, "DROP TABLE buffered")
+        self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
-            execute(
-                self._connection,
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}",
+            self._connection.execute(
+                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}"
             )
-            execute(self._connection, f"DROP TABLE ids_{side}")
-            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{side}")
+            self._connection.execute(f"DROP TABLE ids_{side}")
+            self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
     def _encode(self) -> None:
         for side in SIDES:
-            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{side}")
-            execute(
-                self._connection,
+            known = count_rows(self._connection, f"ids_{side}")
+            self._connection.execute(
                 f"INSERT INTO ids_{side} SELECT {known} + row_number() OVER () - 1, id "
                 f"FROM (SELECT DISTINCT {side}_id AS id FROM buffered) new "
-                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)",
+                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)"
             )
-        execute(
-            self._connection,
+        self._connection.execute(
             "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
-            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
+            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id"
         )
         if self._context:
-            execute(self._connection, f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
-        execute(self._connection, "TRUNCATE buffered")
+            self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
+        self._connection.execute("TRUNCATE buffered")
         self._buffered = 0
 
 
@@ -193,7 +187,7 @@ def read_events(
     """
     check_formats(connection, options.timestamp_format)
     reader = _Reader(connection, options, string_id_sides, faults)
-    order = [(code, file) for code, split in enumerate(SPLITS) for file in files.get(split, ())]
+    order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     progress.phase("read events", sum(file.bytes for _, file in order), "B")
     with fetch_files([file for _, file in order], work, possible_columns(reader.columns)) as local_files:
         for (code, source), file in zip(order, local_files, strict=True):
@@ -253,9 +247,9 @@ class _Reader:
         self._stats.files += 1
         bad_lines = self._faults.count(missing=False) - faults_before
         self._stats.rows += bad_lines
-        self.records += bad_lines + fetch_count(self._connection, f"SELECT count(*) FROM {counted_records(file)}")
+        self.records += bad_lines + count_rows(self._connection, counted_records(file))
         with read_errors(file):
-            if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
+            if not count_rows(self._connection, "(SELECT 1 FROM raw LIMIT 1)"):
                 self._stats.empty_files += 1
                 return
             typed = {*_TYPED_ROLES, *self._context}

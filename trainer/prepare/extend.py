@@ -24,7 +24,7 @@ from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import BaseReference, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.events import SIDES, IdType
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions, name_in_use
@@ -166,19 +166,16 @@ def load_base(
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, warm BOOL, "
-        "last_seen BIGINT, lineage_index BIGINT)",
+        "last_seen BIGINT, lineage_index BIGINT)"
     )
     progress.phase(f"base {name}", entity.rows, "row")
     optional = (["warm"] if entity.has_warm else []) + (["last_seen", "lineage_index"] if entity.has_last_seen else [])
     values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
     values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
     for table in vocabulary.iter_tables([*vocabulary.columns, "count", *optional]):
-        connection.register("part", table)
-        execute(connection, f"INSERT INTO base_{key} SELECT {values} FROM part")
-        connection.unregister("part")
+        execute_on(connection, table, f"INSERT INTO base_{key} SELECT {values} FROM part")
         progress.advance(table.num_rows)
     ids, distinct, nulls = fetch_one(
         connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{key}"
@@ -199,37 +196,32 @@ def extend_vocabulary(
     the new train split, which may be 0; those without an event have no number. New IDs follow by count descending,
     then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
     """
-    execute(connection, f"CREATE TABLE counted AS {counted}")
-    seen = fetch_count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{key} USING (id)")
+    connection.execute(f"CREATE TABLE counted AS {counted}")
+    seen = count_rows(connection, f"counted SEMI JOIN base_{key} USING (id)")
     _make_base_rows(connection, key, policy)
     may_reuse = "id IS NULL" if policy is not None and policy.expire_before is not None else "false"
-    execute(
-        connection,
+    connection.execute(
         "CREATE TABLE vacant AS SELECT row, row_number() OVER (ORDER BY row) AS position FROM base_rows "
-        f"WHERE {may_reuse}",
+        f"WHERE {may_reuse}"
     )
     last_seen, join = last_seen_sql(key, policy)
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE new_ids AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
         "row_number() OVER (ORDER BY counted.count DESC, id_rank) AS position "
-        f"FROM counted{join} ANTI JOIN base_{key} USING (id)",
+        f"FROM counted{join} ANTI JOIN base_{key} USING (id)"
     )
-    rows, vacant, new = (
-        fetch_count(connection, f"SELECT count(*) FROM {table}") for table in ("base_rows", "vacant", "new_ids")
-    )
-    execute(
-        connection,
+    rows, vacant, new = (count_rows(connection, table) for table in ("base_rows", "vacant", "new_ids"))
+    connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
         "SELECT row, number, id, count, warm, last_seen, lineage_index FROM base_rows "
         f"WHERE row NOT IN (SELECT row FROM vacant WHERE position <= {new}) UNION ALL "
         f"SELECT coalesce(vacant.row, {rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
-        f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)",
+        f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)"
     )
-    kept = fetch_count(connection, "SELECT count(*) FROM base_rows WHERE id IS NOT NULL")
-    before = fetch_count(connection, f"SELECT count(*) FROM base_{key} WHERE id IS NOT NULL")
+    kept = count_rows(connection, "base_rows WHERE id IS NOT NULL")
+    before = count_rows(connection, f"base_{key} WHERE id IS NOT NULL")
     for table in ("counted", "base_rows", "vacant", "new_ids"):
-        execute(connection, f"DROP TABLE {table}")
+        connection.execute(f"DROP TABLE {table}")
     return ExtensionReport(kept=kept, unseen=kept - seen, new=new, expired=before - kept, reused=min(vacant, new))
 
 
@@ -244,13 +236,12 @@ def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, p
         join = f" LEFT JOIN seen_{key} s ON s.id = b.id"
     if policy is not None and policy.expire_before is not None:
         is_kept = f"c.id IS NOT NULL OR {last_seen} >= {policy.expire_before}"
-    execute(
-        connection,
+    connection.execute(
         "CREATE TABLE base_rows AS SELECT row, number, CASE WHEN is_kept THEN id END AS id, count, "
         "warm AND is_kept AS warm, CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
         "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.warm OR coalesce(c.count > 0, false) AS warm, "
         f"{last_seen} AS last_seen, b.lineage_index, b.id IS NOT NULL AND ({is_kept}) AS is_kept "
-        f"FROM base_{key} b LEFT JOIN counted c ON c.id = b.id{join})",
+        f"FROM base_{key} b LEFT JOIN counted c ON c.id = b.id{join})"
     )
 
 
@@ -261,6 +252,6 @@ def carry_names(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, *, jo
     """
     base_names = f"SELECT id, name FROM base_{key} WHERE id IS NOT NULL AND name IS NOT NULL"
     if joined:
-        execute(connection, f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
+        connection.execute(f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
     else:
-        execute(connection, f"CREATE TABLE names_{key} AS {base_names}")
+        connection.execute(f"CREATE TABLE names_{key} AS {base_names}")

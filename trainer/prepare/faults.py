@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import IO
@@ -149,10 +149,11 @@ class EventFaultsError(InputError):
         self.count, self.details, self.choice = count, details, choice
 
 
+@dataclass
 class Faults:
     """The faults of all files, by problem.
 
-    Args:
+    Attributes:
         skip_bad: whether bad lines are left out; else they are an error.
         drop_missing: whether rows with a missing value are left out.
         quarantine: receives the bad lines that are left out.
@@ -160,25 +161,16 @@ class Faults:
         first_row: the number of the first row of files without lines.
     """
 
-    def __init__(
-        self,
-        skip_bad: bool = False,
-        drop_missing: bool = False,
-        quarantine: Quarantine | None = None,
-        max_bad: float = MAX_BAD,
-        first_row: int = 1,
-    ) -> None:
-        self.quarantine = quarantine
-        self.first_row = first_row
-        self._skip_bad = skip_bad
-        self._drop_missing = drop_missing
-        self._max_bad = max_bad
-        self._problems: dict[str, _Problem] = {}
+    skip_bad: bool = False
+    drop_missing: bool = False
+    quarantine: Quarantine | None = None
+    max_bad: float = MAX_BAD
+    first_row: int = 1
+    _problems: dict[str, _Problem] = field(default_factory=dict)
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        quarantine = self.quarantine if keep_lines else None
-        return Faults(self._skip_bad, self._drop_missing, quarantine, self._max_bad, self.first_row)
+        return replace(self, quarantine=self.quarantine if keep_lines else None, _problems={})
 
     def add(
         self,
@@ -251,7 +243,7 @@ class Faults:
     def _check_share(self, rows: int) -> None:
         """Reject the files if more than the allowed share of ``rows``, those at fault included, would be left out."""
         left_out = sum(problem.count for problem in self._problems.values())
-        if left_out <= self._max_bad * rows:
+        if left_out <= self.max_bad * rows:
             return
         found = sorted(self._problems.items(), key=lambda entry: -entry[1].count)
         listed = [_format(text, problem, values=True) for text, problem in found[:_MAX_SHOWN_PROBLEMS]]
@@ -259,12 +251,12 @@ class Faults:
             listed.append("others")
         raise InputError(
             f"{left_out:,} of {rows:,} rows would be left out ({left_out / rows:.1%}), more than the "
-            f"{100 * self._max_bad:.4g}% of {option_named('max_bad')}: {'; '.join(listed)}; check the columns and the "
+            f"{100 * self.max_bad:.4g}% of {option_named('max_bad')}: {'; '.join(listed)}; check the columns and the "
             f"format, or allow this with {option_named('max_bad', f'{math.ceil(100 * left_out / rows)}%')}"
         )
 
     def _rejects(self, problem: _Problem) -> bool:
-        return problem.fatal or not (self._drop_missing if problem.missing else self._skip_bad)
+        return problem.fatal or not (self.drop_missing if problem.missing else self.skip_bad)
 
 
 def _format(text: str, problem: _Problem, values: bool) -> str:

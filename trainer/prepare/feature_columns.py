@@ -24,7 +24,7 @@ from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.database import execute, fetch_count
+from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
@@ -33,7 +33,7 @@ from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import IdChoice, Side
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 _AFTER_EVENTS = 2**60
@@ -139,7 +139,7 @@ def read_features(
         column = plan.source.columns[plan.name]
         in_base = base.manifest.entities.get(plan.name) if base else None
         as_text = id_type == "string" or (in_base is not None and in_base.id_type == "string")
-        execute(connection, f"CREATE TABLE text_{plan.key} (id VARCHAR, value VARCHAR)")
+        connection.execute(f"CREATE TABLE text_{plan.key} (id VARCHAR, value VARCHAR)")
         found: dict[str, RawFile] = {}
         with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
             for source, file in zip(plan.files, local_files, strict=True):
@@ -147,8 +147,8 @@ def read_features(
                 progress.advance(source.bytes)
         types[plan.name] = _merge_types(plan.name, column, found)
         value = f"CAST(value AS {SQL_TYPES[types[plan.name]]}) AS value"
-        execute(connection, f"CREATE TABLE given_{plan.key} AS SELECT DISTINCT id, {value} FROM text_{plan.key}")
-        execute(connection, f"DROP TABLE text_{plan.key}")
+        connection.execute(f"CREATE TABLE given_{plan.key} AS SELECT DISTINCT id, {value} FROM text_{plan.key}")
+        connection.execute(f"DROP TABLE text_{plan.key}")
     return types
 
 
@@ -162,9 +162,8 @@ def _append(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, file: RawFi
     with read_errors(file):
         found = _value_type(connection, file, column, kinds["value"], as_text)
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))
-        execute(
-            connection,
-            f"INSERT INTO text_{plan.key} SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw WHERE {filled}",
+        connection.execute(
+            f"INSERT INTO text_{plan.key} SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw WHERE {filled}"
         )
     close_raw(connection)
     return found
@@ -206,21 +205,20 @@ def join_feature(
         InputError: the files have a value for none of the IDs.
     """
     key, side = plan.key, plan.side
-    execute(connection, f"CREATE TABLE pairs_{key} (row BIGINT, id {SQL_TYPES[id_type]})")
+    connection.execute(f"CREATE TABLE pairs_{key} (row BIGINT, id {SQL_TYPES[id_type]})")
     ignored = 0
     if plan.source is not None:
         # Compared as text, like names: text files have no types, and an int64 has only one decimal representation.
-        execute(
-            connection,
+        connection.execute(
             f"INSERT INTO pairs_{key} SELECT v.row, g.value FROM given_{key} g "
-            f"JOIN vocabulary_{side} v ON CAST(v.id AS VARCHAR) = g.id",
+            f"JOIN vocabulary_{side} v ON CAST(v.id AS VARCHAR) = g.id"
         )
         given = fetch_count(connection, f"SELECT count(DISTINCT id) FROM given_{key}")
         joined = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}")
         ignored = given - joined
         if not joined:
             raise plan.unmatched(given)
-        execute(connection, f"DROP TABLE given_{key}")
+        connection.execute(f"DROP TABLE given_{key}")
     if base is not None and plan.name in base.manifest.features_of(plan.entity):
         _carry(connection, base, plan)
     return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}"), ignored)
@@ -229,18 +227,16 @@ def join_feature(
 def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: ColumnPlan) -> None:
     """Add the pairs of the base dataset, except of rows that have new values or belong to another ID now."""
     key, side = plan.key, plan.side
-    execute(connection, "CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
+    connection.execute("CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
     for _, row_N, value_N in iter_pairs(base.folder, base.manifest, plan.entity, plan.name):
-        connection.register("part", pa.table([row_N, value_N], schema=SCHEMA))
-        execute(connection, f"INSERT INTO base_pairs SELECT {ROW}, {VALUE} FROM part")
-        connection.unregister("part")
-    execute(
-        connection,
+        part = pa.table([row_N, value_N], schema=SCHEMA)
+        execute_on(connection, part, f"INSERT INTO base_pairs SELECT {ROW}, {VALUE} FROM part")
+    connection.execute(
         f"INSERT INTO pairs_{key} SELECT p.row, b.id FROM base_pairs p JOIN base_{key} b ON b.row = p.value "
         f"JOIN base_{side} old ON old.row = p.row JOIN vocabulary_{side} v ON v.row = p.row AND v.id = old.id "
-        f"WHERE b.id IS NOT NULL AND p.row NOT IN (SELECT row FROM pairs_{key})",
+        f"WHERE b.id IS NOT NULL AND p.row NOT IN (SELECT row FROM pairs_{key})"
     )
-    execute(connection, "DROP TABLE base_pairs")
+    connection.execute("DROP TABLE base_pairs")
 
 
 def counted_values_sql(plan: ColumnPlan) -> str:
@@ -270,11 +266,8 @@ def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) ->
 def write_feature(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, staged: Staged) -> Feature:
     """Write ``pairs_KEY`` as pairs of a row of the entity and a row of ``vocabulary_KEY``."""
     key = plan.key
-    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{key}"))
+    rows = count_rows(connection, f"pairs_{key}")
     pairs = connection.sql(
         f"SELECT p.row AS row, v.row AS value FROM pairs_{key} p JOIN vocabulary_{key} v ON v.id = p.id ORDER BY 1, 2"
     )
-    with PartWriter(staged, f"{FEATURES}/{plan.entity}/{plan.name}", SCHEMA, group_rows) as writer:
-        for batch in pairs.to_arrow_reader(group_rows):
-            writer.write(batch)
-        return Feature(files=writer.close())
+    return Feature(files=write_relation(staged, f"{FEATURES}/{plan.entity}/{plan.name}", SCHEMA, pairs, rows))

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,17 +91,17 @@ def _cannot_write(work: Path, file: Source, error: OSError) -> CrossfadeError:
     )
 
 
+@dataclass
 class _Fetcher:
     """Fetches remote files to the folder ``work``, of Parquet files only the ``columns``, until ``stop`` is set."""
 
-    def __init__(self, work: Path, columns: Collection[str] | None, stop: threading.Event) -> None:
-        self._work = work
-        self._columns = columns
-        self._stop = stop
+    work: Path
+    columns: Collection[str] | None
+    stop: threading.Event
 
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
         """Fetch ``file``; ``number`` makes its local name unique."""
-        target = self._work / f"fetched-{number}"
+        target = self.work / f"fetched-{number}"
         with translate_storage_errors(str(file)):
             source = file.bucket.open_random(file.key)
         with closing(source):
@@ -112,28 +113,27 @@ class _Fetcher:
             try:
                 self._copy(file, source, target)
             except OSError as error:
-                raise _cannot_write(self._work, file, error) from error
+                raise _cannot_write(self.work, file, error) from error
         return RawFile(target, file.format, origin=str(file))
 
     def _copy(self, file: RemoteFile, source: RandomFile, target: Path) -> None:
         with target.open("wb") as local:
             os.truncate(local.fileno(), file.bytes)
-            copier = _RangeCopier(str(file), source, local, self._stop)
+            copier = _RangeCopier(str(file), source, local, self.stop)
             if file.format == "parquet":
-                _copy_parquet(copier, target, self._columns)
+                _copy_parquet(copier, target, self.columns)
             else:
                 copier.copy(0, file.bytes)
 
 
+@dataclass
 class _RangeCopier:
     """Copies byte ranges of ``source`` to the same offsets of the file ``local``."""
 
-    def __init__(self, name: str, source: RandomFile, local: BinaryIO, stop: threading.Event) -> None:
-        self.bytes = source.size()
-        self._name = name
-        self._source = source
-        self._local = local
-        self._stop = stop
+    name: str
+    source: RandomFile
+    local: BinaryIO
+    stop: threading.Event
 
     def copy(self, start: int, end: int) -> None:
         """Copy the bytes from ``start`` to before ``end``.
@@ -143,27 +143,28 @@ class _RangeCopier:
             StorageUnavailableError: storage does not answer.
             OSError: they cannot be written.
         """
-        self._local.seek(start)
+        self.local.seek(start)
         while start < end:
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise InterruptedError("the preparation has ended")
             length = min(_CHUNK_BYTES, end - start)
-            with translate_storage_errors(self._name):
-                data = self._source.read_at(start, length)
-            self._local.write(data)
+            with translate_storage_errors(self.name):
+                data = self.source.read_at(start, length)
+            self.local.write(data)
             start += length
-        self._local.flush()
+        self.local.flush()
 
 
 def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str] | None) -> None:
     """Copy what reading ``columns`` needs. Of invalid files, copy enough for the reader to report them."""
-    copier.copy(0, min(len(_MAGIC), copier.bytes))
-    tail = max(0, copier.bytes - _TAIL_BYTES)
-    copier.copy(tail, copier.bytes)
+    size = copier.source.size()
+    copier.copy(0, min(len(_MAGIC), size))
+    tail = max(0, size - _TAIL_BYTES)
+    copier.copy(tail, size)
     with target.open("rb") as local:
-        local.seek(max(0, copier.bytes - 8))
+        local.seek(max(0, size - 8))
         length, magic = int.from_bytes(local.read(4), "little"), local.read(4)
-    footer = copier.bytes - 8 - length
+    footer = size - 8 - length
     if magic != _MAGIC or footer < 0:
         return
     copier.copy(min(footer, tail), tail)
@@ -172,7 +173,7 @@ def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str] |
     except (pa.ArrowException, OSError):
         return
     for start, end in ranges:
-        copier.copy(start, min(end, copier.bytes))
+        copier.copy(start, min(end, size))
 
 
 def _column_ranges(footer: pq.FileMetaData, columns: Collection[str] | None) -> list[tuple[int, int]]:

@@ -20,17 +20,19 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, option_named
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
@@ -44,6 +46,7 @@ from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     WEIGHT,
+    Content,
     DataFile,
     DatasetManifest,
     Feature,
@@ -57,15 +60,6 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
-from crossfade.trainer.prepare.row_removal import (
-    ValueUses,
-    drop_ids,
-    drop_rows,
-    is_in,
-    reduce_counts,
-    replace_files,
-    select_ids,
-)
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.summary import COUNTED
 
@@ -73,6 +67,81 @@ _TAG = re.compile(r"-[0-9a-f]{12}$")
 _NO_ROWS = np.empty(0, np.int64)
 
 Change = Callable[[pa.Table], pa.Table]
+Column = TypeVar("Column", Feature, Content)
+_NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
+"""Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
+
+
+class ValueUses:
+    """Counts the uses of each value that are dropped, and those that are left.
+
+    Values that nothing else uses become vacant too, since they could identify who had them.
+    """
+
+    def __init__(self, values: int) -> None:
+        self._dropped_V, self._left_V = (np.zeros(values, np.int64) for _ in range(2))
+
+    def add(self, value_N: IntArray, is_dropped_N: BoolArray) -> None:
+        """Count the uses ``value_N``; below 0 there is no value."""
+        np.add.at(self._dropped_V, value_N[is_dropped_N & (value_N >= 0)], 1)
+        np.add.at(self._left_V, value_N[~is_dropped_N & (value_N >= 0)], 1)
+
+    def vacant(self) -> IntArray:
+        """Return the values of which all uses are dropped, sorted."""
+        return np.flatnonzero((self._dropped_V > 0) & (self._left_V == 0))
+
+
+def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
+    """Return ``table`` without the rows whose ``column`` is in ``rows_R``."""
+    return table.filter(pa.array(np.isin(table.column(column).to_numpy(), rows_R, invert=True)))
+
+
+def select_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose ID is in ``ids``."""
+    return table.filter(pc.is_in(table.column("id"), value_set=ids))
+
+
+def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose ID is not in ``ids``."""
+    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
+
+
+def reduce_counts(table: pa.Table, lost: tuple[IntArray, IntArray], vacant_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary with lower counts, and the rows ``vacant_R`` emptied.
+
+    ``lost`` are the rows whose counts are lower, sorted, and by how much.
+    """
+    index, first = table.schema.get_field_index("count"), table.column("row")[0].as_py()
+    lost_N, lost_counts_N = lost
+    begin, end = np.searchsorted(lost_N, [first, first + table.num_rows])
+    count_N = table.column(index).to_numpy().copy()
+    count_N[lost_N[begin:end] - first] -= lost_counts_N[begin:end]
+    count_N = np.maximum(count_N, 0)
+    table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
+    return _empty_rows(table, vacant_R) if len(vacant_R) else table
+
+
+def replace_files(
+    owners: Mapping[str, Mapping[str, Column]], replace: Callable[[list[DataFile]], list[DataFile]]
+) -> dict[str, dict[str, Column]]:
+    """Return the features or the content of entities, by name, with the files that ``replace`` returns for theirs."""
+    return {
+        owner: {name: column.model_copy(update={"files": replace(column.files)}) for name, column in columns.items()}
+        for owner, columns in owners.items()
+    }
+
+
+def _empty_rows(table: pa.Table, rows_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary in which ``rows_R`` have lost everything but their row number."""
+    is_vacant = pa.array(np.isin(table.column("row").to_numpy(), rows_R))
+    for index, column in enumerate(table.schema):
+        if column.name == "row":
+            continue
+        empty = pa.scalar(_NEVER_NULL.get(column.name), column.type)
+        values = pc.if_else(is_vacant, empty, table.column(index))
+        nullable = column.name not in _NEVER_NULL
+        table = table.set_column(index, pa.field(column.name, column.type, nullable=nullable), values)
+    return table
 
 
 @dataclass(frozen=True)
@@ -153,26 +222,21 @@ class _RewritePlan:
         self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
 
 
+@dataclass
 class PlannedDeletion:
     """One deletion: plan which files change, write them, replace the manifest."""
 
-    def __init__(
-        self,
-        folder: Folder,
-        manifest: DatasetManifest,
-        entity: str,
-        progress: ProgressReporter,
-        lock: WriterLock,
-        version: str | None,
-    ) -> None:
-        self._folder = folder
-        self._files = ParquetFiles(folder)
-        self._manifest = manifest
-        self._entity = entity
-        self._other = manifest.item if entity == manifest.query else manifest.query
-        self._progress = progress
-        self._lock = lock
-        self._version = version
+    folder: Folder
+    manifest: DatasetManifest
+    entity: str
+    progress: ProgressReporter
+    lock: WriterLock
+    version: str | None
+
+    def __post_init__(self) -> None:
+        manifest = self.manifest
+        self._files = ParquetFiles(self.folder)
+        self._other = manifest.item if self.entity == manifest.query else manifest.query
         self._plan = _RewritePlan()
         # By entity: how much the count of each row drops.
         self._lost: dict[str, IntArray] = {
@@ -186,13 +250,13 @@ class PlannedDeletion:
         """Find what to delete of ``ids``; return self."""
         rows_R = self._find_rows(ids)
         pending = self._plan_pending(ids)
-        dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
+        dropped: dict[str, int] = dict.fromkeys(self.manifest.splits, 0)
         if len(rows_R):
-            self._vacant[self._entity] = rows_R
-            for split, described in self._manifest.splits.items():
+            self._vacant[self.entity] = rows_R
+            for split, described in self.manifest.splits.items():
                 dropped[split] = self._plan_split(split, described, rows_R)
             self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
-            for owner, features in self._manifest.features.items():
+            for owner, features in self.manifest.features.items():
                 for name, feature in features.items():
                     self._plan_feature(owner, name, feature)
             self._plan_content(rows_R)
@@ -200,9 +264,9 @@ class PlannedDeletion:
         self._lost.clear()
         self._check_links()
         self._report = ForgetReport(
-            folder=self._folder,
-            manifest=self._manifest,
-            entity=self._entity,
+            folder=self.folder,
+            manifest=self.manifest,
+            entity=self.entity,
             requested=len(ids),
             found=len(rows_R),
             pending=pending,
@@ -214,24 +278,24 @@ class PlannedDeletion:
 
     def apply(self) -> ForgetReport:
         """Delete it, and return the report. Raises as ``forget`` does."""
-        with explaining_failures(self._folder):
+        with explaining_failures(self.folder):
             return replace(self._report, manifest=self._apply()) if self._plan.changes else self._report
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
         """Return the rows of ``ids``, sorted."""
-        entity = self._manifest.entities[self._entity]
+        entity = self.manifest.entities[self.entity]
         targets = typed_ids(ids, entity.id_type)
         found = [_NO_ROWS]
-        self._progress.phase(f"find {self._entity}", entity.rows, "row")
+        self.progress.phase(f"find {self.entity}", entity.rows, "row")
         for file in entity.files:
             for table in self._read(file, ["row", "id"]):
                 found.append(select_ids(table, targets).column("row").to_numpy())
-                self._progress.advance(table.num_rows)
+                self.progress.advance(table.num_rows)
         return np.sort(np.concatenate(found))
 
     def _plan_pending(self, ids: pa.StringArray) -> int:
         """Plan the changes of files of pending IDs; return how many of ``ids`` are pending."""
-        entity = self._manifest.entities[self._entity]
+        entity = self.manifest.entities[self.entity]
         targets = typed_ids(ids, entity.id_type)
         pending = 0
         for file in entity.pending:
@@ -244,47 +308,47 @@ class PlannedDeletion:
     def _plan_split(self, split: str, described: Split, rows_R: IntArray) -> int:
         """Plan the changes of files with interactions of ``rows_R``; return the number of these interactions."""
         dropped = 0
-        self._progress.phase(f"scan {split}", described.rows, "row")
+        self.progress.phase(f"scan {split}", described.rows, "row")
         for file in described.files:
             in_file = 0
-            for table in self._read(file, [self._entity, self._other, *self._context_uses, WEIGHT]):
-                is_dropped_N = is_in(table.column(self._entity).to_numpy(), rows_R)
+            for table in self._read(file, [self.entity, self._other, *self._context_uses, WEIGHT]):
+                is_dropped_N = np.isin(table.column(self.entity).to_numpy(), rows_R)
                 in_file += int(is_dropped_N.sum())
                 if split == "train" and is_dropped_N.any():
                     is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                    for name in (self._entity, self._other, *self._context_uses):
+                    for name in (self.entity, self._other, *self._context_uses):
                         row_N = table.column(name).to_numpy()
                         np.add.at(self._lost[name], row_N[is_counted_N & (row_N >= 0)], 1)
                 for name, uses in self._context_uses.items():
                     uses.add(table.column(name).to_numpy(), is_dropped_N)
-                self._progress.advance(table.num_rows)
+                self.progress.advance(table.num_rows)
             if in_file:
-                self._plan.add(file, partial(drop_rows, column=self._entity, rows_R=rows_R))
+                self._plan.add(file, partial(drop_rows, column=self.entity, rows_R=rows_R))
             dropped += in_file
         return dropped
 
     def _plan_feature(self, owner: str, name: str, feature: Feature) -> None:
         """Plan the changes of files with pairs of vacant rows, and find the values that no other row has."""
         rows_R = self._vacant.get(owner, _NO_ROWS)
-        uses = ValueUses(self._manifest.entities[name].rows)
-        self._progress.phase(f"scan {name}", feature.pairs, "row")
-        for file, row_N, value_N in iter_pairs(self._folder, self._manifest, owner, name):
-            is_dropped_N = is_in(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
+        uses = ValueUses(self.manifest.entities[name].rows)
+        self.progress.phase(f"scan {name}", feature.pairs, "row")
+        for file, row_N, value_N in iter_pairs(self.folder, self.manifest, owner, name):
+            is_dropped_N = np.isin(row_N, rows_R)
             np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
             uses.add(value_N, is_dropped_N)
             if is_dropped_N.any() and file.path not in self._plan.names:
                 self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
-            self._progress.advance(len(row_N))
+            self.progress.advance(len(row_N))
         self._vacant[name] = uses.vacant()
 
     def _plan_content(self, rows_R: IntArray) -> None:
-        for name in self._manifest.content_of(self._entity):
-            for file, row_N, _ in iter_content(self._folder, self._manifest, self._entity, name):
-                if is_in(row_N, rows_R).any() and file.path not in self._plan.names:
+        for name in self.manifest.content_of(self.entity):
+            for file, row_N, _ in iter_content(self.folder, self.manifest, self.entity, name):
+                if np.isin(row_N, rows_R).any() and file.path not in self._plan.names:
                     self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
 
     def _plan_vocabularies(self) -> None:
-        for name, entity in self._manifest.entities.items():
+        for name, entity in self.manifest.entities.items():
             vacant_R, lost_V = self._vacant.get(name, _NO_ROWS), self._lost[name]
             changed_N = np.union1d(vacant_R, np.flatnonzero(lost_V))
             lost = np.flatnonzero(lost_V), lost_V[lost_V > 0]
@@ -296,7 +360,7 @@ class PlannedDeletion:
 
     def _check_links(self) -> None:
         """Reject files that links lead to: deleting the link would leave the data at its target."""
-        if (root := self._folder.path) is None:
+        if (root := self.folder.path) is None:
             return
         for name in self._plan.names:
             if (found := (root / name).resolve()) != root.resolve() / name:
@@ -307,26 +371,26 @@ class PlannedDeletion:
 
     def _apply(self) -> DatasetManifest:
         """Write the new files, then the manifest, then delete the old files."""
-        write_journal(self._folder, [*self._plan.names, *self._plan.names.values()])
+        write_journal(self.folder, [*self._plan.names, *self._plan.names.values()])
         try:
-            self._progress.phase("rewrite", len(self._plan.changes), "file")
+            self.progress.phase("rewrite", len(self._plan.changes), "file")
             replacements = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
             manifest = self._new_manifest(replacements)
-            self._lock.check()
-            manifest.write_over(self._folder, self._version)
+            self.lock.check()
+            manifest.write_over(self.folder, self.version)
         except BaseException as error:
             if self._is_overtaken(error):
                 self._give_up(error)
             with suppress(OSError, InputError):  # the next call deletes them
-                delete_leftovers(self._folder, read_manifest(self._folder))
+                delete_leftovers(self.folder, read_manifest(self.folder))
             raise
-        delete_leftovers(self._folder, manifest)
+        delete_leftovers(self.folder, manifest)
         return manifest
 
     def _is_overtaken(self, error: BaseException) -> bool:
         """Return whether another process has written the dataset, which may be the cause of ``error``."""
         try:
-            self._lock.check()
+            self.lock.check()
         except ChangedError:
             return True
         except OSError:
@@ -337,10 +401,10 @@ class PlannedDeletion:
         """Delete the new files and no others: the journal may be that of the other process."""
         with suppress(OSError):
             for name in self._plan.names.values():
-                self._folder.remove(name)
+                self.folder.remove(name)
         if isinstance(error, Exception):
             raise CrossfadeError(
-                f"{self._folder.uri}: another process has written it since this command began, so nothing was deleted; "
+                f"{self.folder.uri}: another process has written it since this command began, so nothing was deleted; "
                 f"run the command again ({error})"
             ) from error
         raise error
@@ -356,19 +420,19 @@ class PlannedDeletion:
                 if changed.num_rows == 0:
                     continue
                 if writer is None:
-                    out = opened.enter_context(self._folder.open_output(target))
+                    out = opened.enter_context(self.folder.open_output(target))
                     options = write_options(changed.schema)
                     writer = opened.enter_context(pq.ParquetWriter(out, changed.schema, **options))
                 writer.write_table(changed, row_group_size=GROUP_ROWS_MAX)
-        self._progress.advance(1)
-        return None if writer is None else file_entry(self._folder, target)
+        self.progress.advance(1)
+        return None if writer is None else file_entry(self.folder, target)
 
     def _new_manifest(self, replacements: dict[str, DataFile | None]) -> DatasetManifest:
         def replaced(files: list[DataFile]) -> list[DataFile]:
             return [left for file in files if (left := replacements.get(file.path, file))]
 
         entities = {}
-        for name, entity in self._manifest.entities.items():
+        for name, entity in self.manifest.entities.items():
             vacant = np.union1d(np.array(entity.vacant_rows, np.int64), self._vacant.get(name, []))
             entities[name] = entity.model_copy(
                 update={
@@ -379,15 +443,15 @@ class PlannedDeletion:
             )
         changes = {
             "entities": entities,
-            "splits": {split: Split(files=replaced(old.files)) for split, old in self._manifest.splits.items()},
-            "features": replace_files(self._manifest.features, replaced),
-            "content": replace_files(self._manifest.content, replaced),
+            "splits": {split: Split(files=replaced(old.files)) for split, old in self.manifest.splits.items()},
+            "features": replace_files(self.manifest.features, replaced),
+            "content": replace_files(self.manifest.content, replaced),
             # Checkpoints trained on the old data identify them by the old manifest.
-            "lineage": [*self._manifest.lineage, data_fingerprint(self._folder)],
+            "lineage": [*self.manifest.lineage, data_fingerprint(self.folder)],
             # Statistics of all interactions are no longer true.
-            "source": {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)},
+            "source": {name: fact for name, fact in self.manifest.source.items() if not name.endswith(COUNTED)},
         }
-        return self._manifest.model_copy(update=changes)
+        return self.manifest.model_copy(update=changes)
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
         """Yield the row groups of ``file`` that have rows."""

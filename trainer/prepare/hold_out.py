@@ -28,9 +28,9 @@ from typing import Literal
 import duckdb
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.trainer.data.manifest import SPLITS
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, check_seconds
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
 Kind = Literal["last", "random", "after"]
@@ -157,13 +157,12 @@ def apply_hold_out(
     if hold_out.by_default:
         rows = fetch_count(connection, f"SELECT count(*) FILTER (split = 0) FROM {source}")
         hold_out = replace(hold_out, fraction=min(hold_out.fraction, DEFAULT_PAIRS / max(rows, 1)))
-    code = SPLITS.index(split)
-    execute(
-        connection,
+    code = ALL_SPLITS.index(split)
+    connection.execute(
         f"CREATE TABLE {target} AS "
         f"SELECT {_PAYLOAD}, CASE WHEN selected AND NOT spared THEN {code} ELSE 0 END::UTINYINT AS split, "
         f"selected AND spared AS kept FROM ({_candidates_sql(hold_out, split, seed, source)}) "
-        f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0",
+        f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0"
     )
     taken = fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code])
     if not taken and not hold_out.by_default:

@@ -22,7 +22,6 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import (
     FEATURES,
-    SPLITS,
     TIMESTAMP,
     VOCABULARY,
     WEIGHT,
@@ -35,6 +34,7 @@ from crossfade.trainer.data.manifest import (
 )
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 
 _THREADS = 8
 _NAMED = f"{option_named('query')} and {option_named('item')}"
@@ -42,7 +42,7 @@ _LAYOUT = (
     "expected SPLIT/*.parquet (train, and optionally valid and test), vocabulary/ENTITY/*.parquet and, if there are "
     "features, features/ENTITY/FEATURE/*.parquet"
 )
-_DEPTHS = {**dict.fromkeys(SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
+_DEPTHS: dict[str, int] = {**dict.fromkeys(ALL_SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
 """Depth of the folders of each kind of files."""
 
 
@@ -86,7 +86,7 @@ def infer_manifest(folder: Folder, query: str | None, item: str | None, progress
         entities={name: _entity(folder, name, found.get(f"{VOCABULARY}/{name}")) for name in names},
         features=features,
         context=context,
-        splits={split: Split(files=found[split].files) for split in SPLITS if split in found},
+        splits={split: Split(files=found[split].files) for split in ALL_SPLITS if split in found},
         has_timestamp=TIMESTAMP in columns,
         source={"command": "validate"},
     )

@@ -65,13 +65,15 @@ class MaxAge:
     in_seconds: bool
 
     @staticmethod
-    def parse(text: str) -> MaxAge:
+    def parse(text: object) -> MaxAge:
         """Parse ``90d``, ``36h`` or an integer in the unit of the timestamps.
 
         Raises:
             ValueError: the text has none of these forms.
         """
-        found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text)
+        if isinstance(text, MaxAge):
+            return text
+        found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text := str(text))
         if not found or int(found[1]) < 1:
             raise ValueError(text)
         return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
@@ -86,13 +88,15 @@ class NamesFile:
     name_column: str
 
     @staticmethod
-    def parse(text: str) -> NamesFile:
+    def parse(text: object) -> NamesFile:
         """Parse ``FILE:ID_COLUMN:NAME_COLUMN``.
 
         Raises:
             ValueError: the text has another form.
         """
-        parts = text.rsplit(":", 2)
+        if isinstance(text, NamesFile):
+            return text
+        parts = str(text).rsplit(":", 2)
         if len(parts) != 3 or not all(parts):
             raise ValueError(text)
         return NamesFile(*parts)
@@ -210,14 +214,6 @@ def _weight(value: object) -> float:
     return weight
 
 
-def _names_file(value: object) -> NamesFile:
-    return value if isinstance(value, NamesFile) else NamesFile.parse(str(value))
-
-
-def _max_age(value: object) -> MaxAge:
-    return value if isinstance(value, MaxAge) else MaxAge.parse(str(value))
-
-
 def _of_all(value: object) -> object:
     """Return ``SPAN``, which is of both entities, as an entry without the name of an entity."""
     return {ALL: value} if isinstance(value, str) and "=" not in value else value
@@ -262,13 +258,17 @@ Context = Annotated[
 ]
 Spans = Annotated[
     Mapping[str, MaxAge],
-    _by_name(_max_age, "days or hours, as in 90d or 36h, or an integer from 1, or ENTITY=SPAN for each entity once"),
+    _by_name(
+        MaxAge.parse, "days or hours, as in 90d or 36h, or an integer from 1, or ENTITY=SPAN for each entity once"
+    ),
     BeforeValidator(_of_all),
 ]
 Names = Annotated[
     Mapping[str, NamesFile],
     _by_name(
-        _names_file, "ENTITY=FILE:ID_COLUMN:NAME_COLUMN, each entity once, as in track=songs.csv:id:title", commas=False
+        NamesFile.parse,
+        "ENTITY=FILE:ID_COLUMN:NAME_COLUMN, each entity once, as in track=songs.csv:id:title",
+        commas=False,
     ),
 ]
 Features = tuple[Annotated[FeatureFile, BeforeValidator(FeatureFile.parse)], ...]

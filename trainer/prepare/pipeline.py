@@ -14,7 +14,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
-    execute,
     fetch_count,
     fetch_one,
     full_disk_errors,
@@ -53,7 +53,7 @@ from crossfade.trainer.prepare.input_files import (
 )
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.source_columns import PLUS
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, staged_output
+from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
@@ -75,7 +75,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     Raises:
         InputError: a file is missing, is given twice, or would be replaced by the output.
     """
-    events = {split: _find_events(options, split) for split in SPLITS}
+    events: dict[str, list[Source]] = {split: _find_events(options, split) for split in ALL_SPLITS}
     names = {entity: find_files("names", [names.path], None, entity)[0] for entity, names in options.names.items()}
     features = [find_files("features", [file.path], None, file.entity) for file in options.features]
     content = [find_files("content", [file.path], None, file.entity) for file in options.content]
@@ -208,40 +208,30 @@ def prepare(
     return manifest
 
 
+@dataclass
 class _Preparation:
     """The steps of one preparation, on one database."""
 
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        options: PrepareOptions,
-        inputs: Inputs,
-        base: BaseDataset | None,
-        staged: Staged,
-        faults: Faults,
-        progress: ProgressReporter,
-    ) -> None:
-        self._connection = connection
-        self._options = options
-        self._inputs = inputs
-        self._base = base
-        self._staged = staged
-        self._faults = faults
-        self._progress = progress
-        self._context = options.context_plans()
-        self._facts: Facts = {}
+    connection: duckdb.DuckDBPyConnection
+    options: PrepareOptions
+    inputs: Inputs
+    base: BaseDataset | None
+    staged: Staged
+    faults: Faults
+    progress: ProgressReporter
+    facts: Facts = field(default_factory=dict)
 
     def run(self) -> DatasetManifest:
         """Write all files except the manifest, which is returned."""
-        options, sides = self._options, self._options.sides()
+        options, sides = self.options, self.options.sides()
         events = self._read_events()
         vocabularies = VocabularyBuilder(
-            self._connection,
-            self._staged,
-            self._progress,
-            self._base,
+            self.connection,
+            self.staged,
+            self.progress,
+            self.base,
             options.names,
-            self._inputs.names,
+            self.inputs.names,
             self._faults_of_names,
         )
         vocabularies.load_base(sides, events.id_types)
@@ -253,42 +243,42 @@ class _Preparation:
         rows = self._count_splits()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
         content = vocabularies.write_content()
-        if self._context:
-            types = create_context_values(self._connection, self._context, events)
-            entities |= vocabularies.build_context(self._context, types)
-        self._facts |= vocabularies.facts
+        if context := options.context_plans():
+            types = create_context_values(self.connection, context, events)
+            entities |= vocabularies.build_context(context, types)
+        self.facts |= vocabularies.facts
         return DatasetManifest(
             query=options.query.name,
             item=options.item.name,
             entities=entities,
-            splits={split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]},
+            splits={split: self._write_split(split, rows[split], events) for split in ALL_SPLITS if rows[split]},
             features=features,
             content=content,
-            context=[plan.name for plan in self._context],
-            lineage=self._base.lineage() if self._base else [],
-            base=self._base.reference(self._staged.out) if self._base else None,
+            context=[plan.name for plan in context],
+            lineage=self.base.lineage() if self.base else [],
+            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
             source={
                 **_describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
-                **self._facts,
+                **self.facts,
             },
         )
 
     def _read_events(self) -> EventTable:
-        options = self._options
+        options = self.options
         events = read_events(
-            self._connection,
-            self._inputs.events,
-            self._staged.work,
+            self.connection,
+            self.inputs.events,
+            self.staged.work,
             options,
-            self._base.string_id_sides() if self._base else (),
-            self._faults,
-            self._progress,
+            self.base.string_id_sides() if self.base else (),
+            self.faults,
+            self.progress,
         )
-        self._facts |= _describe_stats(events.stats, self._faults)
-        if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
+        self.facts |= _describe_stats(events.stats, self.faults)
+        if not fetch_count(self.connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise OptionError(
                 "train",
                 problem="the files hold no interaction with a weight above 0",
@@ -298,84 +288,84 @@ class _Preparation:
 
     def _faults_of_names(self, file: Source) -> Faults:
         """Return what receives the bad lines of a ``file`` of names, which has its own if it is no file of events."""
-        events = {str(source) for files in self._inputs.events.values() for source in files}
-        return self._faults.emptied(keep_lines=str(file) not in events)
+        events = {str(source) for files in self.inputs.events.values() for source in files}
+        return self.faults.emptied(keep_lines=str(file) not in events)
 
     def _sum_duplicates(self, table: str) -> str:
         """Sum duplicates if requested; return the table to continue with. (So do the other filters.)"""
-        if self._options.duplicates != "sum":
+        if self.options.duplicates != "sum":
             return table
-        self._progress.phase("sum duplicates", None, "row")
-        report = sum_duplicates(self._connection, table, "distinct_events")
-        self._facts |= {"merged_duplicates": report.merged, "cancelled_pairs": report.cancelled}
-        execute(self._connection, f"DROP TABLE {table}")
+        self.progress.phase("sum duplicates", None, "row")
+        report = sum_duplicates(self.connection, table, "distinct_events")
+        self.facts |= {"merged_duplicates": report.merged, "cancelled_pairs": report.cancelled}
+        self.connection.execute(f"DROP TABLE {table}")
         return "distinct_events"
 
     def _plan_admission(self, table: str, sides: Mapping[str, Side], events: EventTable) -> dict[Side, IdPolicy]:
         """Plan which IDs are admitted and which expire, and count their events in ``table``."""
-        options = self._options
+        options = self.options
         policies = plan_id_policies(
-            self._connection, table, sides, events.id_types, options.admit, options.max_ages(), self._base
+            self.connection, table, sides, events.id_types, options.admit, options.max_ages(), self.base
         )
         if policies:
-            self._progress.phase("admission", len(policies), "side")
+            self.progress.phase("admission", len(policies), "side")
         for policy in policies.values():
-            count_sightings(self._connection, policy, table, self._base)
-            self._progress.advance(1)
+            count_sightings(self.connection, policy, table, self.base)
+            self.progress.advance(1)
         return policies
 
     def _filter_admitted(self, table: str, policies: Mapping[Side, IdPolicy]) -> str:
-        if not self._options.admit:
+        if not self.options.admit:
             return table
-        self._facts["dropped_pending"] = filter_admitted(
-            self._connection, list(policies.values()), self._base, table, "admitted_events"
+        self.facts["dropped_pending"] = filter_admitted(
+            self.connection, list(policies.values()), self.base, table, "admitted_events"
         )
-        execute(self._connection, f"DROP TABLE {table}")
+        self.connection.execute(f"DROP TABLE {table}")
         return "admitted_events"
 
     def _filter_rare(self, table: str) -> str:
-        options = self._options
+        options = self.options
         if not options.min_count:
             return table
         entities = {"query": options.query.name, "item": options.item.name}
         minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
-        report = filter_k_core(self._connection, minimums, entities, table, "core_events", self._progress)
-        self._facts["dropped_rare"] = report.interactions
-        self._facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
-        execute(self._connection, f"DROP TABLE {table}")
+        report = filter_k_core(self.connection, minimums, entities, table, "core_events", self.progress)
+        self.facts["dropped_rare"] = report.interactions
+        self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
+        self.connection.execute(f"DROP TABLE {table}")
         return "core_events"
 
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Apply the hold-outs to ``table`` and create the view ``interactions`` of the result."""
-        plan = plan_hold_outs(self._options)
+        plan = plan_hold_outs(self.options)
         if plan:
-            self._progress.phase("hold out", len(plan), "split")
+            self.progress.phase("hold out", len(plan), "split")
         kept = 0
         for split, hold_out in plan.items():
             target = f"held_out_{split}"
             kept_for_it = apply_hold_out(
-                self._connection,
+                self.connection,
                 hold_out,
                 split,
-                seed=self._options.seed,
+                seed=self.options.seed,
                 timestamps=events.timestamps,
                 source=table,
                 target=target,
             )
             kept += 0 if hold_out.by_default else kept_for_it
-            execute(self._connection, f"DROP TABLE {table}")
+            self.connection.execute(f"DROP TABLE {table}")
             table = target
-            self._progress.advance(1)
-        self._facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
-        execute(self._connection, f"CREATE VIEW interactions AS SELECT * FROM {table}")
-        self._facts["kept_for_train"] = kept
+            self.progress.advance(1)
+        self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
+        self.connection.execute(f"CREATE VIEW interactions AS SELECT * FROM {table}")
+        self.facts["kept_for_train"] = kept
 
     def _count_splits(self) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
-        rows = {}
-        for code, split in enumerate(SPLITS):
+        rows: dict[str, int] = {}
+        for code, split in enumerate(ALL_SPLITS):
             found, positives = fetch_one(
-                self._connection,
+                self.connection,
                 "SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = ?",
                 [code],
             )
@@ -386,32 +376,32 @@ class _Preparation:
                     f"{split}: has {found} interactions, so that a metric on it is mostly chance; hold out at least "
                     f"{_FEW_HELD_OUT}"
                 )
-            if (self._inputs.events[split] or split == "train") and not positives:
+            if (self.inputs.events[split] or split == "train") and not positives:
                 raise OptionError(
                     split,
                     problem="the files hold no interaction with a weight above 0",
                     fix=f"add one, or leave out {option_named(split)}",
                 )
         negative, first, last = fetch_one(
-            self._connection,
+            self.connection,
             "SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM interactions",
         )
         assert isinstance(negative, int)
-        self._facts["negative"] = negative
+        self.facts["negative"] = negative
         if isinstance(first, int) and isinstance(last, int):
-            self._facts |= {"first_timestamp": first, "last_timestamp": last}
+            self.facts |= {"first_timestamp": first, "last_timestamp": last}
         return rows
 
     def _write_vocabularies(
         self, vocabularies: VocabularyBuilder, events: EventTable, policies: Mapping[Side, IdPolicy]
     ) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """Write the vocabularies of the two sides and of their features, and the pairs of the features."""
-        options, sides = self._options, self._options.sides()
-        base = self._base.manifest if self._base else None
+        options, sides = self.options, self.options.sides()
+        base = self.base.manifest if self.base else None
         in_base = list(base.feature_owners().items()) if base else []
-        plans = plan_columns("feature", options.features, self._inputs.features, sides, in_base)
+        plans = plan_columns("feature", options.features, self.inputs.features, sides, in_base)
         in_base = [(name, entity) for entity, names in base.content.items() for name in names] if base else []
-        content = plan_columns("content", options.content, self._inputs.content, sides, in_base)
+        content = plan_columns("content", options.content, self.inputs.content, sides, in_base)
         vocabularies.read_features(plans, content, options.id_type)
         entities = {
             entity: vocabularies.build_side(
@@ -423,31 +413,26 @@ class _Preparation:
         return {**entities, **values}, features
 
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
-        options = self._options
+        options = self.options
         fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
         if events.timestamps is not None:
             fields.append((TIMESTAMP, pa.int64()))
-        fields += [(plan.name, pa.int64()) for plan in self._context]
-        context, joins = context_columns_sql(self._context)
+        fields += [(plan.name, pa.int64()) for plan in self.options.context_plans()]
+        context, joins = context_columns_sql(self.options.context_plans())
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
         shuffle = f"hash(hash({options.seed}::BIGINT, e.seq)), e.seq"
         if options.order == "grouped":
             shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
-        shuffled = self._connection.sql(
+        shuffled = self.connection.sql(
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
             f"e.weight{timestamp}{context} FROM interactions e "
             "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {SPLITS.index(split)} ORDER BY {shuffle}"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {shuffle}"
         )
-        self._progress.phase(f"write {split}", rows, "row")
-        group_rows = row_group_rows(rows)
-        with PartWriter(self._staged, split, schema, group_rows) as writer:
-            for batch in shuffled.to_arrow_reader(group_rows):
-                writer.write(batch)
-                self._progress.advance(batch.num_rows)
-            written = Split(files=writer.close())
+        self.progress.phase(f"write {split}", rows, "row")
+        written = Split(files=write_relation(self.staged, split, schema, shuffled, rows, self.progress))
         if written.rows != rows:
             raise CrossfadeError(
                 f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
@@ -493,7 +478,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
     }
     return {
         "command": "prepare",
-        **{split: list(getattr(options, split)) for split in SPLITS},
+        **{split: list(getattr(options, split)) for split in ALL_SPLITS},
         **texts,
         **{name: values for name, values in lists.items() if values},
         "duplicates": options.duplicates,

@@ -3,7 +3,7 @@
 
     kinds = open_columns(connection, file, {"query": "user_id", "item": "track_id"})
     with read_errors(file):
-        rows = fetch_count(connection, "SELECT count(*) FROM raw")
+        rows = count_rows(connection, "raw")
     close_raw(connection)
 
 ``raw`` has a column ``position`` (int64, counting the data rows of the file from 0, in the file's order) and one column
@@ -34,7 +34,7 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.database import (
     exact_path,
-    execute,
+    execute_on,
     fetch_count,
     fetch_one,
     first_line,
@@ -115,30 +115,26 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
         close_raw(connection)
         try:
             _load_adjacency(connection, file)
-        except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-            raise
         except duckdb.Error as error:
-            if is_full_disk(error):
-                raise
-            _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
+            if _is_of_file(error):
+                _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
             raise
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
             _report_lines(file, on_fault)
-            execute(connection, "DELETE FROM raw_lines WHERE bad")
-        execute(
-            connection,
+            connection.execute("DELETE FROM raw_lines WHERE bad")
+        connection.execute(
             "CREATE TABLE raw_rows AS "
-            "SELECT numbers[1]::BIGINT AS query, unnest(numbers[2:])::BIGINT AS item FROM raw_lines",
+            "SELECT numbers[1]::BIGINT AS query, unnest(numbers[2:])::BIGINT AS item FROM raw_lines"
         )
-        execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+        connection.execute("CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
         return fetch_count(connection, "SELECT count(*) FILTER (len(numbers) = 1) FROM raw_lines")
 
 
 def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
     """Drop ``raw`` and the tables that it reads."""
-    execute(connection, "DROP VIEW IF EXISTS raw")
-    execute(connection, "DROP TABLE IF EXISTS raw_rows")
-    execute(connection, "DROP TABLE IF EXISTS raw_lines")
+    connection.execute("DROP VIEW IF EXISTS raw")
+    connection.execute("DROP TABLE IF EXISTS raw_rows")
+    connection.execute("DROP TABLE IF EXISTS raw_lines")
 
 
 def counted_records(file: RawFile) -> str:
@@ -151,10 +147,8 @@ def read_errors(file: RawFile) -> Iterator[None]:
     """Translate errors while DuckDB reads ``file`` into an ``InputError`` of one line that names the file."""
     try:
         yield
-    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-        raise
     except duckdb.Error as error:
-        if is_full_disk(error):
+        if not _is_of_file(error):
             raise
         if file.format == "parquet":
             raise InputError(
@@ -166,6 +160,11 @@ def read_errors(file: RawFile) -> Iterator[None]:
         if is_full_disk(error):
             raise
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _is_of_file(error: duckdb.Error) -> bool:
+    """Return whether an error is about what DuckDB reads, rather than a signal, memory, or a full disk."""
+    return not isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException) and not is_full_disk(error)
 
 
 def column_names(file: RawFile) -> list[str]:
@@ -254,10 +253,7 @@ def _open_parquet(
             field, value = field.with_type(field.type.value_type), f"unnest({value})" if role in lists else value
         kinds[role] = _parquet_kind(file, field)
         selected += f", {value} AS {identifier(role)}"
-    execute(
-        connection,
-        f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} FROM {rows}",
-    )
+    connection.execute(f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} FROM {rows}")
     return kinds
 
 
@@ -298,12 +294,10 @@ def _open_text(
     indexes = sorted({names.index(column) for column in used})
     try:
         _load_text(connection, file, names, indexes)
-    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-        raise
     except duckdb.Error as error:
-        if is_full_disk(error):
+        if not _is_of_file(error):
             raise
-        execute(connection, "DROP TABLE IF EXISTS raw_rows")
+        connection.execute("DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
     texts = {role: [f"c{names.index(column)}" for column in role_parts] for role, role_parts in parts.items()}
     whole = whole_texts(connection, "raw_rows", sorted({text for role in integers for text in texts[role]}))
@@ -311,15 +305,14 @@ def _open_text(
         f"{joined_sql([integer_text_sql(text) if text in whole else text for text in of_role])} AS {identifier(role)}"
         for role, of_role in texts.items()
     )
-    execute(connection, f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
+    connection.execute(f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
     return dict.fromkeys(columns, "text")
 
 
 def _load_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> None:
     """Create ``raw_lines`` of the numbers of each line, and whether the line is ``bad``."""
     # DuckDB requires a delimiter: \x01 does not occur in such files, so all of a line is in the first column.
-    execute(
-        connection,
+    connection.execute(
         "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
         "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
         "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
@@ -354,14 +347,14 @@ def _load_text(
             f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
             f"delim = {literal(file.delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)})"
         )
-    execute(connection, f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
+    connection.execute(f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
 
 
 def _load_records(
     connection: duckdb.DuckDBPyConnection, file: RawFile, indexes: Sequence[int], on_fault: OnFault
 ) -> None:
     """Create ``raw_rows`` as ``_load_text`` does, but of the records that can be read, and hand the others on."""
-    execute(connection, f"CREATE TABLE raw_rows ({', '.join(f'c{index} VARCHAR' for index in indexes)})")
+    connection.execute(f"CREATE TABLE raw_rows ({', '.join(f'c{index} VARCHAR' for index in indexes)})")
     is_json = file.format == "jsonl"
 
     def readable(records: Iterable[Record]) -> Iterator[Sequence[str | None]]:
@@ -377,9 +370,8 @@ def _load_records(
             # DuckDB reads an empty field as null, but "" of JSON as text.
             texts = [[values[index] if is_json else values[index] or None for values in batch] for index in indexes]
             arrays = [pa.array(column, pa.string()) for column in texts]
-            connection.register("piece", pa.table(arrays, names=[f"c{index}" for index in indexes]))
-            execute(connection, "INSERT INTO raw_rows SELECT * FROM piece")
-            connection.unregister("piece")
+            part = pa.table(arrays, names=[f"c{index}" for index in indexes])
+            execute_on(connection, part, "INSERT INTO raw_rows SELECT * FROM part")
 
 
 def _compression(file: RawFile) -> str:

@@ -19,9 +19,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,7 +42,6 @@ from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     PENDING,
-    SPLITS,
     VOCABULARY,
     DataFile,
     DatasetManifest,
@@ -48,19 +49,22 @@ from crossfade.trainer.data.manifest import (
     restore_dataset,
 )
 from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *SPLITS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *ALL_SPLITS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(SPLITS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(ALL_SPLITS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
 
+@dataclass
 class Staged:
     """A dataset that is being written.
 
-    Args:
+    Attributes:
         out: Where it is published.
         overwrite: Whether it may replace a dataset there.
         folder: Where its files are written.
@@ -69,20 +73,19 @@ class Staged:
         tag: A suffix of the file names that makes them unique; empty on file systems.
     """
 
-    def __init__(
-        self, out: Folder, overwrite: bool, folder: Folder, work: Path, lock: WriterLock | None, tag: str = ""
-    ) -> None:
-        self.out = out
-        self.folder = folder
-        self.work = work
-        self._overwrite = overwrite
-        self._lock = lock
-        self._tag = tag
-        self._replaced = out.version(FILE_NAME) if tag else None
+    out: Folder
+    overwrite: bool
+    folder: Folder
+    work: Path
+    lock: WriterLock | None
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        self._replaced = self.out.version(FILE_NAME) if self.tag else None
 
     def file_name(self, stem: str) -> str:
         """Return the name of the Parquet file ``stem``."""
-        return f"{stem}{self._tag}.parquet"
+        return f"{stem}{self.tag}.parquet"
 
     def publish(self, manifest: DatasetManifest | None) -> None:
         """Publish the files that were written, replacing a dataset that may be overwritten.
@@ -96,10 +99,10 @@ class Staged:
         """
         if manifest is not None and not self.out.on_s3:
             manifest.write(self.folder)
-        check_free(self.out, self._overwrite, self._tag)
+        check_free(self.out, self.overwrite, self.tag)
         try:
-            if self._lock is not None:
-                self._lock.check()
+            if self.lock is not None:
+                self.lock.check()
             if not self.out.on_s3:
                 replace_folder(_path(self.out), _path(self.folder))
             elif manifest is not None:
@@ -112,7 +115,7 @@ class Staged:
 
     def _replace_on_s3(self, manifest: DatasetManifest) -> None:
         # Listed before the manifest is written: a process that writes here later loses nothing.
-        others = [name for name in self.folder.sizes() if name not in (FILE_NAME, LOCK_NAME) and self._tag not in name]
+        others = [name for name in self.folder.sizes() if name not in (FILE_NAME, LOCK_NAME) and self.tag not in name]
         manifest.write_over(self.folder, self._replaced)
         try:
             for name in others:
@@ -120,7 +123,7 @@ class Staged:
         except OSError as error:
             raise CrossfadeError(
                 f"{self.out.uri}: the new dataset is complete, but files of the old one could not be deleted: {error}; "
-                f"nothing reads them: delete the files without '{self._tag}' in their names"
+                f"nothing reads them: delete the files without '{self.tag}' in their names"
             ) from error
 
 
@@ -401,3 +404,20 @@ class PartWriter:
         if writer is not None:
             writer.close()
             self._file.close()
+
+
+def write_relation(
+    staged: Staged,
+    folder: str,
+    schema: pa.Schema,
+    relation: duckdb.DuckDBPyRelation,
+    rows: int,
+    progress: ProgressReporter | None = None,
+) -> list[DataFile]:
+    """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
+    group_rows, progress = row_group_rows(rows), progress or NullReporter()
+    with PartWriter(staged, folder, schema, group_rows) as writer:
+        for batch in relation.to_arrow_reader(group_rows):
+            writer.write(batch)
+            progress.advance(batch.num_rows)
+        return writer.close()

@@ -14,7 +14,8 @@ import duckdb
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import SPLITS, DatasetManifest
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
@@ -68,7 +69,7 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
-    width = max(map(len, [*manifest.entities, *SPLITS]))
+    width = max(map(len, [*manifest.entities, *ALL_SPLITS]))
     synthetic = " (synthetic listening)" if is_synthetic(manifest) else ""
     lines = [f"{folder.uri}: {manifest.query} x {manifest.item}{synthetic}"]
     for name, entity in manifest.entities.items():
@@ -118,12 +119,10 @@ def _feature(manifest: DatasetManifest, name: str) -> list[str]:
         return []
     pairs, rows = manifest.features[owner][name].pairs, manifest.entities[owner].rows
     line = f"a feature of {owner}: {counted(pairs, 'value')}"
-    filled, ignored = (manifest.source.get(f"{name}_{fact}") for fact in ("filled", "ids_ignored"))
+    filled = manifest.source.get(f"{name}_filled")
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
-    return [
-        line + (f"; {_count(manifest.source, f'{name}_ids_ignored', 'id')} without an event ignored" if ignored else "")
-    ]
+    return [line + _ignored(manifest.source, name)]
 
 
 def _content(manifest: DatasetManifest, name: str) -> list[str]:
@@ -131,23 +130,20 @@ def _content(manifest: DatasetManifest, name: str) -> list[str]:
     rows, lines = manifest.entities[name].rows, []
     for column, of in manifest.content_of(name).items():
         numbers = "a number" if of.width == 1 else f"{of.width:,} numbers"
-        ignored = manifest.source.get(f"{column}_ids_ignored")
-        after = (
-            f"; {_count(manifest.source, f'{column}_ids_ignored', 'id')} without an event ignored" if ignored else ""
-        )
+        after = _ignored(manifest.source, column)
         lines.append(f"content {column}: {numbers}, in {of.pairs:,} of {rows:,} rows{after}")
     return lines
 
 
+def _ignored(facts: Facts, name: str) -> str:
+    fact = f"{name}_ids_ignored"
+    return f"; {_count(facts, fact, 'id')} without an event ignored" if facts.get(fact) else ""
+
+
 def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
-    new = manifest.source.get(f"{name}_cataloged")
-    return (
-        []
-        if new is None
-        else [
-            f"{_count(manifest.source, f'{name}_cataloged', 'row')} in no event, only in files of features or content"
-        ]
-    )
+    if (fact := f"{name}_cataloged") not in manifest.source:
+        return []
+    return [f"{_count(manifest.source, fact, 'row')} in no event, only in files of features or content"]
 
 
 def _changes(manifest: DatasetManifest, name: str) -> list[str]:

@@ -24,7 +24,6 @@ from crossfade.trainer.data.features import SCHEMA, VALUE, content_group_rows, c
 from crossfade.trainer.data.manifest import (
     CONTENT,
     FEATURES,
-    SPLITS,
     TIMESTAMP,
     VOCABULARY,
     WEIGHT,
@@ -35,6 +34,7 @@ from crossfade.trainer.data.manifest import (
     Split,
 )
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.splits import ALL_SPLITS
 from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
 from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts
@@ -113,7 +113,7 @@ def write_synthetic(
             query=spec.query,
             item=spec.item,
             entities=entities,
-            splits={split: splits[split] for split in SPLITS if rows[split]},
+            splits={split: splits[split] for split in ALL_SPLITS if rows[split]},
             features=features,
             content={spec.item: {AUDIO: _write_audio(staged, spec, seed, progress)}} if spec.audio else {},
             has_timestamp=True,
@@ -124,7 +124,7 @@ def write_synthetic(
 
 
 def _check_splits(spec: SyntheticSpec, rows: Mapping[str, int]) -> None:
-    for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
+    for split, fraction in zip(ALL_SPLITS, (1, spec.valid, spec.test), strict=True):
         if fraction and not rows[split]:
             raise OptionError(
                 "interactions",
@@ -137,20 +137,20 @@ def _check_splits(spec: SyntheticSpec, rows: Mapping[str, int]) -> None:
 def _count(generator: Generator, work: Path, progress: ProgressReporter) -> tuple[dict[str, int], dict[str, Integers]]:
     """Count the interactions of each split, and those of each row in train; the latter in files in ``work``."""
     spec = generator.spec
-    rows_of_split = np.zeros(len(SPLITS), dtype=np.int64)
+    rows_of_split = np.zeros(len(ALL_SPLITS), dtype=np.int64)
     counts: dict[str, Integers] = {
         side: np.memmap(work / f"{side}.counts", mode="w+", dtype=np.int64, shape=(rows,))
         for side, rows in (("query", spec.queries), ("item", spec.items))
     }
     progress.phase("count", spec.interactions, "row")
     for chunk in generator.chunks():
-        rows_of_split += np.bincount(chunk.split_N, minlength=len(SPLITS))
+        rows_of_split += np.bincount(chunk.split_N, minlength=len(ALL_SPLITS))
         train_N = chunk.split_N == 0
         for side, row_N in (("query", chunk.query_N), ("item", chunk.item_N)):
             active, times = np.unique(row_N[train_N], return_counts=True)
             counts[side][active] += times
         progress.advance(len(chunk.query_N))
-    return dict(zip(SPLITS, rows_of_split.tolist(), strict=True)), counts
+    return dict(zip(ALL_SPLITS, rows_of_split.tolist(), strict=True)), counts
 
 
 def _write_vocabulary(
@@ -228,12 +228,12 @@ def _write_splits(
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(PartWriter(staged, split, schema, row_group_rows(rows[split])))
-            for split in SPLITS
+            for split in ALL_SPLITS
             if rows[split]
         }
         for chunk in generator.chunks():
             for split, writer in writers.items():
-                in_split_N = chunk.split_N == SPLITS.index(split)
+                in_split_N = chunk.split_N == ALL_SPLITS.index(split)
                 weight_N = np.ones(int(in_split_N.sum()), dtype=np.float32)
                 columns = (chunk.query_N[in_split_N], chunk.item_N[in_split_N], weight_N, chunk.timestamp_N[in_split_N])
                 writer.write(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema))

@@ -63,7 +63,7 @@ class Chunk:
     Attributes:
         query_N: The query rows, int64.
         item_N: The item rows, int64.
-        split_N: Indices into ``SPLITS``, uint8.
+        split_N: Indices into ``ALL_SPLITS``, uint8.
         timestamp_N: Seconds since 1970, int64.
         stray_N: Whether the item is of any genre instead of the query's own, bool.
     """

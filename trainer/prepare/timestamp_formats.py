@@ -46,7 +46,7 @@ def check_formats(connection: duckdb.DuckDBPyConnection, formats: Sequence[str])
         if text == ISO or text in UNITS:
             continue
         try:
-            execute(connection, f"SELECT try_strptime('', {literal(text)})")
+            connection.execute(f"SELECT try_strptime('', {literal(text)})")
         except duckdb.Error:
             is_format = False
         else:

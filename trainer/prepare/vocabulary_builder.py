@@ -1,4 +1,3 @@
-# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
@@ -12,6 +11,7 @@ builder.facts                                                       # for the ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import duckdb
 
@@ -19,7 +19,7 @@ from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.content_columns import read_content, write_content
-from crossfade.trainer.prepare.database import fetch_count
+from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
@@ -48,10 +48,11 @@ from crossfade.trainer.prepare.vocabulary_tables import (
 )
 
 
+@dataclass
 class VocabularyBuilder:
     """Builds and writes vocabularies; ``facts`` describe them.
 
-    Args:
+    Attributes:
         connection: The working database.
         staged: Where files are written.
         progress: Receives a phase for each vocabulary.
@@ -61,27 +62,17 @@ class VocabularyBuilder:
         faults: Returns what receives the bad lines of such a file.
     """
 
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        staged: Staged,
-        progress: ProgressReporter,
-        base: BaseDataset | None,
-        names: Mapping[str, NamesFile],
-        files: Mapping[str, Source],
-        faults: Callable[[Source], Faults],
-    ) -> None:
-        self._connection = connection
-        self._staged = staged
-        self._progress = progress
-        self._base = base
-        self._names = names
-        self._files = files
-        self._faults = faults
-        self._plans: Sequence[ColumnPlan] = ()
-        self._content: Sequence[ColumnPlan] = ()
-        self._value_types: dict[str, IdType] = {}
-        self.facts: Facts = {}
+    connection: duckdb.DuckDBPyConnection
+    staged: Staged
+    progress: ProgressReporter
+    base: BaseDataset | None
+    names: Mapping[str, NamesFile]
+    files: Mapping[str, Source]
+    faults: Callable[[Source], Faults]
+    facts: Facts = field(default_factory=dict)
+    _plans: Sequence[ColumnPlan] = ()
+    _content: Sequence[ColumnPlan] = ()
+    _value_types: dict[str, IdType] = field(default_factory=dict)
 
     def load_base(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType]) -> None:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
@@ -89,10 +80,10 @@ class VocabularyBuilder:
         Raises:
             InputError: its IDs have another type, or one of its files is missing or corrupt.
         """
-        if self._base is not None:
+        if self.base is not None:
             for entity, side in sides.items():
-                self._base.check_id_type(entity, id_types[side])
-                load_base(self._connection, self._base, side, entity, self._progress)
+                self.base.check_id_type(entity, id_types[side])
+                load_base(self.connection, self.base, side, entity, self.progress)
 
     def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
@@ -101,10 +92,8 @@ class VocabularyBuilder:
             InputError: one cannot be used.
         """
         self._plans, self._content = plans, content
-        read_content(self._connection, content, self._staged.work, self._progress)
-        self._value_types = read_features(
-            self._connection, plans, self._staged.work, id_type, self._base, self._progress
-        )
+        read_content(self.connection, content, self.staged.work, self.progress)
+        self._value_types = read_features(self.connection, plans, self.staged.work, id_type, self.base, self.progress)
 
     def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
         """Build and write the vocabulary of the IDs of ``interactions`` on one side, and its pending IDs.
@@ -115,15 +104,15 @@ class VocabularyBuilder:
         if in_catalog:
             files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
             further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
-            self.facts[f"{entity}_cataloged"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
+            self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
-        self.facts |= popularity(self._connection, side, entity)
+        self.facts |= popularity(self.connection, side, entity)
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
             return written
-        return written.model_copy(update={"pending": write_pending(self._connection, policy, self._staged)})
+        return written.model_copy(update={"pending": write_pending(self.connection, policy, self.staged)})
 
     def build_features(self) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """Build and write the features of the sides that ``build_side`` has written.
@@ -138,14 +127,14 @@ class VocabularyBuilder:
         features: dict[str, dict[str, Feature]] = {}
         for plan in self._plans:
             name = plan.name
-            if self._base is not None and name in self._base.manifest.entities:
-                id_type = types.setdefault(name, self._base.manifest.entities[name].id_type)
-                self._base.check_id_type(name, id_type)
-                load_base(self._connection, self._base, plan.key, name, self._progress)
-            report = join_feature(self._connection, plan, types[name], self._base)
+            if self.base is not None and name in self.base.manifest.entities:
+                id_type = types.setdefault(name, self.base.manifest.entities[name].id_type)
+                self.base.check_id_type(name, id_type)
+                load_base(self.connection, self.base, plan.key, name, self.progress)
+            report = join_feature(self.connection, plan, types[name], self.base)
             self._build(plan.key, name, counted_values_sql(plan))
             entities[name] = self._write(plan.key, name, types[name])
-            features.setdefault(plan.entity, {})[name] = write_feature(self._connection, plan, self._staged)
+            features.setdefault(plan.entity, {})[name] = write_feature(self.connection, plan, self.staged)
             self.facts[f"{name}_filled"] = report.filled_rows
             self.facts[f"{name}_ids_ignored"] = report.ignored_ids
         return entities, features
@@ -158,7 +147,7 @@ class VocabularyBuilder:
         """
         written: dict[str, dict[str, Content]] = {}
         for plan in self._content:
-            column, ignored = write_content(self._connection, plan, self._base, self._staged)
+            column, ignored = write_content(self.connection, plan, self.base, self.staged)
             written.setdefault(plan.entity, {})[plan.name] = column
             self.facts[f"{plan.name}_ids_ignored"] = ignored
         return written
@@ -171,21 +160,21 @@ class VocabularyBuilder:
         """
         entities: dict[str, Entity] = {}
         for plan in plans:
-            if self._base is not None and plan.name in self._base.manifest.entities:
-                self._base.check_id_type(plan.name, types[plan.name])
-                load_base(self._connection, self._base, plan.key, plan.name, self._progress)
+            if self.base is not None and plan.name in self.base.manifest.entities:
+                self.base.check_id_type(plan.name, types[plan.name])
+                load_base(self.connection, self.base, plan.key, plan.name, self.progress)
             self._build(plan.key, plan.name, counted_context_sql(plan.key))
             entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
         return entities
 
     def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
         """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""
-        self._progress.phase(f"vocabulary of {entity}", None, "row")
-        if self._base is None or entity not in self._base.manifest.entities:
-            self._progress.advance(build_vocabulary(self._connection, key, counted, policy))
+        self.progress.phase(f"vocabulary of {entity}", None, "row")
+        if self.base is None or entity not in self.base.manifest.entities:
+            self.progress.advance(build_vocabulary(self.connection, key, counted, policy))
             return
-        report = extend_vocabulary(self._connection, key, counted, policy)
-        self._progress.advance(report.kept + report.new)
+        report = extend_vocabulary(self.connection, key, counted, policy)
+        self.progress.advance(report.kept + report.new)
         self.facts[f"{entity}_kept"] = report.kept
         self.facts[f"{entity}_unseen"] = report.unseen
         self.facts[f"{entity}_new"] = report.new
@@ -195,23 +184,23 @@ class VocabularyBuilder:
 
     def _write(self, key: VocabularyKey, entity: str, id_type: IdType, has_last_seen: bool = False) -> Entity:
         """Write the table ``vocabulary_KEY`` with the names of its file and of the base dataset."""
-        has_names_file = entity in self._names
+        has_names_file = entity in self.names
         if has_names_file:
-            names = self._names[entity]
+            names = self.names[entity]
             columns = [names.id_column, names.name_column]
-            with fetch_files([self._files[entity]], self._staged.work, columns) as local_files:
-                faults = self._faults(self._files[entity])
-                report = join_names(self._connection, key, next(local_files), names, faults)
+            with fetch_files([self.files[entity]], self.staged.work, columns) as local_files:
+                faults = self.faults(self.files[entity])
+                report = join_names(self.connection, key, next(local_files), names, faults)
             self.facts[f"{entity}_names_ignored"] = report.ignored
             self.facts[f"{entity}_named"] = report.named
             self.facts |= {f"{entity}_names_bad_lines": report.bad_lines} if report.bad_lines else {}
-        base = self._base.manifest.entities.get(entity) if self._base else None
+        base = self.base.manifest.entities.get(entity) if self.base else None
         if base and base.has_names:
-            carry_names(self._connection, key, joined=has_names_file)
+            carry_names(self.connection, key, joined=has_names_file)
         return write_vocabulary(
-            self._connection,
+            self.connection,
             key,
-            staged=self._staged,
+            staged=self.staged,
             entity=entity,
             id_type=id_type,
             has_names=has_names_file or bool(base and base.has_names),

@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
-from crossfade.trainer.prepare.database import execute, fetch_count
+from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import Staged, write_relation
 
 VocabularyKey = str
 """The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""
@@ -90,13 +90,12 @@ def build_vocabulary(
     Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending, then by ID.
     """
     last_seen, join = last_seen_sql(key, policy)
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
         "SELECT row_number() OVER (ORDER BY counted.count DESC, id_rank) - 1 AS row, number, id, "
-        f"counted.count AS count, {last_seen} AS last_seen, 0 AS lineage_index FROM ({counted}) counted{join}",
+        f"counted.count AS count, {last_seen} AS last_seen, 0 AS lineage_index FROM ({counted}) counted{join}"
     )
-    return fetch_count(connection, f"SELECT count(*) FROM vocabulary_{key}")
+    return count_rows(connection, f"vocabulary_{key}")
 
 
 def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str]:
@@ -135,23 +134,21 @@ def join_names(
         InputError: the file cannot be read, or has a name for none of the IDs.
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
-    faults.check(fetch_count(connection, "SELECT count(*) FROM raw") + faults.count(missing=False))
+    faults.check(count_rows(connection, "raw") + faults.count(missing=False))
     with read_errors(file):
         # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
-        execute(
-            connection,
+        connection.execute(
             "CREATE TABLE given AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
-            "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1",
+            "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1"
         )
     close_raw(connection)
-    execute(
-        connection,
+    connection.execute(
         f"CREATE TABLE names_{key} AS SELECT v.id, g.name FROM vocabulary_{key} v JOIN given g "
-        "ON g.id = CAST(v.id AS VARCHAR)",
+        "ON g.id = CAST(v.id AS VARCHAR)"
     )
-    named = fetch_count(connection, f"SELECT count(*) FROM names_{key}")
-    given = fetch_count(connection, "SELECT count(*) FROM given")
-    execute(connection, "DROP TABLE given")
+    named = count_rows(connection, f"names_{key}")
+    given = count_rows(connection, "given")
+    connection.execute("DROP TABLE given")
     if not named:
         raise InputError(
             f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
@@ -176,23 +173,19 @@ def write_vocabulary(
     ``has_warm`` adds the column warm, ``has_last_seen`` the columns last_seen and lineage_index, ``has_names`` the
     names of the table ``names_KEY``.
     """
-    rows = fetch_count(connection, f"SELECT count(*) FROM vocabulary_{key}")
+    rows = count_rows(connection, f"vocabulary_{key}")
     vacant = connection.sql(f"SELECT row FROM vocabulary_{key} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
     schema = vocabulary_schema(id_type, has_names, len(vacant) > 0, has_warm, has_last_seen)
     source = f"vocabulary_{key} v" + (f" LEFT JOIN names_{key} n ON n.id = v.id" if has_names else "")
     expressions = {"id": "v.id AS id", "name": "n.name AS name"}
     columns = ", ".join(expressions.get(name, name) for name in schema.names)
-    group_rows = row_group_rows(rows)
-    with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
-        for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
-            writer.write(batch)
-        files = writer.close()
+    ordered = connection.sql(f"SELECT {columns} FROM {source} ORDER BY row")
     return Entity(
         rows=rows,
         id_type=id_type,
         has_names=has_names,
         has_warm=has_warm,
         has_last_seen=has_last_seen,
-        files=files,
+        files=write_relation(staged, f"{VOCABULARY}/{entity}", schema, ordered, rows),
         vacant_rows=vacant.tolist(),
     )

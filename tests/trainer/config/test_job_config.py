@@ -47,7 +47,6 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
     ("text", "expected"),
     [
         (SMALL + "optimiser: {kind: adam}\n", "unknown key 'optimiser'; did you mean 'optimizer'?"),
-        (SMALL + "train: {batchsize: 8}\n", "unknown key 'train.batchsize'; did you mean 'batch_size'?"),
         (
             SMALL + "optimizer: {learnin_rate: 1}\n",
             "unknown key 'optimizer.learnin_rate'; did you mean 'learning_rate'?",
@@ -60,7 +59,6 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
             "filter_ports",
         ),
         (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
-        ("name: small\n", "the key 'data' is missing"),
         ("name: small\ndata: {}\n", "the key 'data.path' is missing"),
         ("data: {path: x}\n", "the key 'name' is missing"),
     ],
@@ -74,19 +72,14 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
     [
         ("train: {epochs: many}", ["train.epochs: ", "valid integer", "but found 'many'"]),
         ("train: {epochs: 0}", ["train.epochs: ", "greater than or equal to 1", "but found 0"]),
-        ("train: {epochs: 1.5}", ["train.epochs: ", "but found 1.5"]),
         ("train: 5", ["train: ", "but found 5"]),
-        ("train:", ["train: ", "but found None"]),
         ("train: {seed: 4294967296}", ["train.seed: ", "less than 4294967296", "but found 4294967296"]),
         ("model: {score: manhattan}", ["model.score: ", "'dot', 'cosine' or 'euclidean'", "but found 'manhattan'"]),
         ("model: {temperature: 0}", ["model.temperature: ", "greater than 0", "but found 0"]),
-        ("model: {temperature: .nan}", ["model.temperature: ", "but found nan"]),
         ("optimizer: {learning_rate: .inf}", ["optimizer.learning_rate: ", "finite", "but found inf"]),
-        ("optimizer: {weight_decay: -1}", ["optimizer.weight_decay: ", "but found -1"]),
         ("optimizer: {weight_decay: low}", ["optimizer.weight_decay: input should be 'auto' or a valid number"]),
         ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than or equal to 0.999999", "but found 1"]),
         ("train: {batch_size: yes}", ["train.batch_size: ", "valid integer", "but found True"]),
-        ("train: {epochs: '3'}", ["train.epochs: ", "valid integer", "but found '3'"]),
         (
             "train: {device: gpu, engine: cpu}",
             ["train: device 'gpu' needs engine torch or mxnet, but the engine is 'cpu'"],
@@ -104,21 +97,10 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             "train: {compute_dtype: bfloat16}",
             ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"],
         ),
-        (
-            "train: {device: [cpu, cpu], engine: cpu}",
-            ["train: several CPU devices need engine torch or mxnet", "the engine is 'cpu'"],
-        ),
         ("train: {device: 'gpu:100'}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:100'"]),
-        ("train: {device: 'gpu:01'}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:01'"]),
-        ("train: {device: gpu:-1}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:-1'"]),
-        ("train: {device: ['gpu:1', 'gpu:1']}", ["train: device is gpu:1, gpu:1: expected each GPU once"]),
         (f"train: {{device: {['cpu'] * 65}}}", ["train.device: expected auto, cpu, gpu, "]),
         ("train: {engine: jax}", ["train.engine: ", "'auto', 'cpu', 'mxnet' or 'torch'", "but found 'jax'"]),
         ("train: {compute_dtype: float16}", ["train.compute_dtype: ", "but found 'float16'"]),
-        (
-            "train: {compute_dtype: bfloat16, engine: mxnet}",
-            ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'mxnet'"],
-        ),
         (
             "train: {compute_dtype: bfloat16, engine: torch}\nnegatives: {kind: per_example}",
             ["train.compute_dtype 'bfloat16' is for matrix products", "negatives.kind is 'per_example'"],
@@ -126,10 +108,6 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         (
             "train: {tables: device}",
             ["train: tables 'device' needs engine torch and one device", "the engine is 'auto'"],
-        ),
-        (
-            "train: {tables: device, engine: mxnet}",
-            ["train: tables 'device' needs engine torch and one device", "the engine is 'mxnet'"],
         ),
         (
             "train: {tables: device, engine: torch, device: ['gpu:0', 'gpu:1']}",
@@ -152,9 +130,7 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             ["negatives.logq_correction needs the sampling distribution", "unknown for hard negatives"],
         ),
         ("loss: ccl\nmodel: {score: dot}", ["loss 'ccl' needs cosine scores", "now dot"]),
-        ("negatives: {kind: [shared]}", ["negatives.kind: ", "but found ['shared']"]),
         ("evaluate: {k: []}", ["evaluate.k: ", "at least 1 item", "but found []"]),
-        ("evaluate: {k: 10}", ["evaluate.k: ", "valid list", "but found 10"]),
         ("evaluate: {best_metric: precision@10}", ["evaluate.best_metric: ", "but found 'precision@10'"]),
         ("cluster: {max_key_bytes: 2147483648}", ["cluster.max_key_bytes: ", "but found 2147483648"]),
     ],
@@ -211,25 +187,6 @@ def test_messages_about_unreadable_job_files_are_the_documented_ones(tmp_path: P
         documented(cause, str(caught.value), caught.value.exit_code)
 
 
-@pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
-def test_name_that_is_not_a_folder_name_is_rejected(job_path: Path, name: str) -> None:
-    assert error_of(job_path, f"name: '{name}'\ndata: {{path: x}}\n").startswith("name: ")
-
-
-def test_workers_without_servers_are_rejected(job_path: Path) -> None:
-    expected = "cluster: 3 workers need at least one server: set cluster.servers"
-    assert error_of(job_path, SMALL + "cluster: {workers: 3}\n") == expected
-    assert load(job_path, SMALL + "cluster: {workers: 3, servers: 1}\n").cluster.workers == 3
-
-
-def test_best_metric_at_uncomputed_cutoff_is_rejected(job_path: Path) -> None:
-    expected = "evaluate: best_metric is 'recall@50', so add its cutoff to evaluate.k, now [10, 20]"
-    assert error_of(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
-    assert (
-        load(job_path, SMALL + "evaluate: {k: [10, 50], best_metric: recall@50}\n").evaluate.best_metric == "recall@50"
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -238,25 +195,12 @@ def test_best_metric_at_uncomputed_cutoff_is_rejected(job_path: Path) -> None:
         ("name: small\ndata:\n\tpath: x\n", ":3: not valid YAML: "),
         ("name: !!python/object:os.system x\n", ":1: not valid YAML: "),
         ("name: small\x07\n", "not valid YAML: "),
+        (SMALL + "name: other\n", ":3: not valid YAML: the key 'name' is given twice"),
+        (SMALL + "train:\n  seed: 1\n  epochs: 1\n  seed: 2\n", ":6: not valid YAML: the key 'seed' is given twice"),
     ],
-    ids=["open brace", "stray indent", "tab", "foreign tag", "control character"],
 )
 def test_invalid_yaml_is_rejected_with_its_line(job_path: Path, text: str, expected: str) -> None:
     assert error_of(job_path, text).startswith(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        (SMALL + "name: other\n", "name"),
-        (SMALL + "train: {epochs: 1, epochs: 2}\n", "epochs"),
-        (SMALL + "train:\n  seed: 1\n  epochs: 1\n  seed: 2\n", "seed"),
-    ],
-)
-def test_duplicate_key_is_rejected(job_path: Path, text: str, key: str) -> None:
-    message = error_of(job_path, text)
-    assert f"not valid YAML: the key '{key}' is given twice" in message
-    assert message.startswith(f":{len(text.splitlines())}: ")
 
 
 def test_merge_key_does_not_override_keys_of_the_section(job_path: Path) -> None:
@@ -267,16 +211,6 @@ def test_merge_key_does_not_override_keys_of_the_section(job_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "just words\n", "- name: small\n", "5\n"])
 def test_file_without_top_level_keys_is_rejected(job_path: Path, text: str) -> None:
     assert error_of(job_path, text).startswith("not a job file: expected keys such as 'name:' and 'data:'")
-
-
-def test_missing_or_unreadable_file_is_rejected_with_its_path(job_path: Path) -> None:
-    with pytest.raises(InputError, match=r"job\.yaml: no such job file; see jobs/"):
-        load_job(job_path)
-    with pytest.raises(InputError, match="cannot be read"):
-        load_job(job_path.parent)
-    job_path.write_bytes(b"name: \xff\n")
-    with pytest.raises(InputError, match=r"job\.yaml: is not UTF-8 text"):
-        load_job(job_path)
 
 
 def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
@@ -338,12 +272,6 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     for name in names:
         assert "expected a letter" in error_of(job_path, SMALL, f"model.{name}=['a b']")
     assert "expected a letter" in error_of(job_path, SMALL, "model.start={a b: vectors.parquet}")
-
-
-def test_override_that_is_not_yaml_is_rejected_with_its_key(job_path: Path) -> None:
-    message = error_of(job_path, SMALL, "evaluate.k=[1, 2")
-    assert message.startswith("set evaluate.k=[1, 2")
-    assert "not valid YAML" in message
 
 
 @pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6"])
@@ -412,11 +340,6 @@ def test_every_field_is_explained_once_with_type_default_and_description(job_pat
 def test_explained_types_and_defaults_are_readable(path: str, kind: str, default: str) -> None:
     explained = {name: rest for name, *rest in explain_fields()}
     assert explained[path][:2] == [kind, default]
-
-
-def test_more_workers_than_partitions_are_rejected(job_path: Path) -> None:
-    message = error_of(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
-    assert "17 workers need at least as many partitions: raise data.partitions, now 16" in message
 
 
 BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(

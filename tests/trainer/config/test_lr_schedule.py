@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from running_command import crossfade, records, succeeded
+from command_here import crossfade_here
+from running_command import records, succeeded
 
 from crossfade.trainer.config.sections import OptimizerConfig
 
@@ -41,10 +42,6 @@ def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     assert len(set(lr_factors)) <= PARTS
 
 
-def test_constant_schedule_has_factor_one() -> None:
-    assert set(factors(schedule="constant")) == {1.0}
-
-
 @pytest.mark.slow
 def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
     job = write_job(
@@ -53,7 +50,7 @@ def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
         optimizer={"learning_rate": 0.5, "schedule": "linear", "warmup_steps": 5},
         train={"epochs": 2},
     )
-    succeeded(crossfade("train", job, "--run-dir", "run", cwd=tmp_path))
+    succeeded(crossfade_here("train", job, "--run-dir", "run", cwd=tmp_path))
     steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
     total, spec = steps[0]["steps"], OptimizerConfig(schedule="linear", warmup_steps=5)
     expected = [0.5 * spec.lr_factor(step, total) for step in range(total)]

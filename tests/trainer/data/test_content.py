@@ -1,5 +1,6 @@
 """Content of prepared data: numbers and vectors read from files of users, scaled, carried on, checked and forgotten."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.prepare.options import ValidateOptions
+from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.validate import validate
 
 # Track 14 is in test alone; 99 is in no event.
@@ -29,10 +31,10 @@ AUDIO = {10: [1.0, 2.0], 11: [-3.0, 0.5], 12: None, 14: [0.0, 4.0], 99: [5.0, 5.
 TEMPO = {10: 90.0, 11: 120.0, 12: float("nan"), 13: 150.0, 14: None}
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """Write events, and content in Parquet (lists of fixed size, floats) and in text."""
-    folder = tmp_path / "raw"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write events, and content in Parquet (lists of fixed size, floats) and in text; and prepare them."""
+    folder = tmp_path_factory.mktemp("prepared") / "raw"
     folder.mkdir()
     customers, tracks = zip(*EVENTS, strict=True)
     pq.write_table(pa.table({"customer": customers, "track": tracks}), folder / "train.parquet")
@@ -41,7 +43,18 @@ def raw(tmp_path: Path) -> Path:
     pq.write_table(pa.table({"id": list(AUDIO), "audio": audio}), folder / "audio.parquet")
     pq.write_table(pa.table({"id": list(TEMPO), "tempo": list(TEMPO.values())}), folder / "tempo.parquet")
     (folder / "text.csv").write_text('id,year,text\n10,1990,"[0.5, 1]"\n11,,"[2, -1]"\n13,2010,\n')
-    return folder
+    prepare(folder, folder.parent / "data", *options(folder))
+    return folder.parent
+
+
+@pytest.fixture
+def raw(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared / "raw", tmp_path / "raw"))
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared / "data", tmp_path / "data"))
 
 
 def options(raw: Path) -> list[str]:
@@ -56,11 +69,6 @@ def prepare(raw: Path, out: Path, *more: str, train: str = "train.parquet") -> P
     files = ["--train", str(raw / train), "--test", str(raw / "test.csv"), "--item", "track"]
     assert main(["prepare", *files, *more, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture
-def data(raw: Path, tmp_path: Path) -> Path:
-    return prepare(raw, tmp_path / "data", *options(raw))
 
 
 def ids(data: Path) -> list[Any]:
@@ -82,15 +90,13 @@ def problems(data: Path) -> Sequence[str]:
     return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
 
-def test_values_are_joined_by_id_and_missing_ones_left_out(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = prepare(raw, tmp_path / "data", *options(raw))
+def test_values_are_joined_by_id_and_missing_ones_left_out(data: Path) -> None:
     assert values(data, "audio") == {10: [1.0, 2.0], 11: [-3.0, 0.5], 14: [0.0, 4.0]}
     assert values(data, "speed") == {10: [90.0], 11: [120.0], 13: [150.0]}
     assert values(data, "year") == {10: [1990.0], 13: [2010.0]}
     assert values(data, "text") == {10: [0.5, 1.0], 11: [2.0, -1.0]}
-    assert "content audio: 2 numbers, in 3 of 5 rows; 1 id without an event ignored" in capsys.readouterr().out
+    summary = format_summary(read_manifest(Folder(data)), Folder(data))
+    assert "content audio: 2 numbers, in 3 of 5 rows; 1 id without an event ignored" in summary
     assert problems(data) == []
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from cluster_data import train_rows, write_job, write_planted
+from command_here import crossfade_here
 from error_table import documented
 from flaky_proxy import flaky_proxy
 from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, free_ports, running_object_store
 from paced_training import paced
-from running_command import crossfade, succeeded
+from running_command import succeeded
 from train_errors import TrainError, train_error_runner
 
 pytestmark = pytest.mark.slow
@@ -43,26 +44,20 @@ def on_s3(uri: str) -> tuple[str, str]:
     return "--set", f"data.path={json.dumps(uri)}"
 
 
-@pytest.mark.slow
-def test_s3_uri_with_spaces_unicode_and_quotes_is_read(workspace: Path, s3: ObjectStore) -> None:
-    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
-    runs = {"s3": on_s3(uri), "local": ()}
+def test_s3_uri_with_spaces_unicode_and_quotes_is_read(
+    workspace: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    runs = {"s3": on_s3(s3.uri(f"in put/{SPECIAL_CHARACTERS}")), "local": ()}
     for run, options in runs.items():
-        command = ("train", "job.yaml", "--run-dir", run, *options)
-        succeeded(crossfade(*command, cwd=workspace, variables=s3.variables))
+        succeeded(crossfade_here("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
     for name in ("customer", "track"):
         one, other = (next((workspace / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
         assert one == other
-    for command in (
-        ("evaluate", "s3"),
-        ("similar", "s3", "5007"),
-        ("plan", "s3/job.yaml"),
-        ("export", "s3", "--out", "x"),
-    ):
-        succeeded(crossfade(*command, cwd=workspace, variables=s3.variables))
+    succeeded(crossfade_here("evaluate", "s3", cwd=workspace))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "variables", "expected"),
     [
@@ -89,32 +84,18 @@ def test_denied_s3_credentials_are_explained(
     assert documented(what, message).startswith(f"{uri}/manifest.json: {expected}")
 
 
-@pytest.mark.slow
-def test_expired_s3_credentials_are_explained(train_error: TrainError, s3: ObjectStore) -> None:
+def test_expired_credentials_missing_bucket_and_empty_prefix_are_explained(
+    train_error: TrainError, s3: ObjectStore
+) -> None:
     uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     with flaky_proxy(s3.endpoint) as proxy:
         proxy.inject_every("expire", 1)
         message = train_error(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
-    assert documented("expired credentials", message) == (
-        f"{uri}/manifest.json: access denied (ExpiredToken): the credentials of AWS_ACCESS_KEY_ID=tests have expired; "
-        "get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)"
-    )
-
-
-@pytest.mark.slow
-def test_missing_bucket_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    assert documented("expired credentials", message).startswith(f"{uri}/manifest.json: access denied (ExpiredToken)")
     message = train_error(*on_s3("s3://nowhere/data"), variables=s3.variables)
-    assert documented("a missing bucket", message) == (
-        f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
-        "AWS_ENDPOINT_URL and AWS_REGION"
-    )
-
-
-@pytest.mark.slow
-def test_empty_s3_prefix_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    assert documented("a missing bucket", message).startswith("s3://nowhere/data/manifest.json: there is no bucket")
     message = train_error(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
-    documented("a folder or prefix without a dataset", message)
-    assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
+    assert documented("a folder or prefix without a dataset", message).startswith(s3.uri("nothing/here"))
 
 
 def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
@@ -131,7 +112,6 @@ def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
     )
 
 
-@pytest.mark.slow
 def test_s3_object_deleted_during_training_ends_the_run(workspace: Path, s3: ObjectStore) -> None:
     uri = s3.upload(workspace / "data", "vanishing")
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
@@ -147,11 +127,12 @@ def test_s3_object_deleted_during_training_ends_the_run(workspace: Path, s3: Obj
     )
 
 
-@pytest.mark.slow
-def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(workspace: Path, s3: ObjectStore) -> None:
+def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(
+    workspace: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = s3.upload(workspace / "data", "away")
-    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=40")
-    command = (*command, "--set", "train.eval_every_epochs=40")
+    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=20")
+    command = (*command, "--set", "train.eval_every_epochs=20")
     with flaky_proxy(s3.endpoint) as proxy:
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
         with paced(*command, run_dir=workspace / "run", variables=variables) as training:
@@ -166,5 +147,7 @@ def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(work
         assert "Traceback" not in result.stderr
         proxy.inject_every("throttle", 7)
         del variables["CROSSFADE_S3_ATTEMPTS"]
-        succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=workspace, variables=variables))
-    assert json.loads((workspace / "run" / "report.json").read_text())["examples"] == 40 * train_rows()
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        succeeded(crossfade_here(*command, "--run-dir", "run", "--resume", cwd=workspace))
+    assert json.loads((workspace / "run" / "report.json").read_text())["examples"] == 20 * train_rows()

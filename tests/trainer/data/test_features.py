@@ -1,5 +1,6 @@
 """Features of prepared data: read from files of users, carried on, checked and forgotten."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.prepare.options import ValidateOptions
+from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.validate import validate
 from crossfade.trainer.runs.job_inputs import load_inputs
 
@@ -33,10 +35,10 @@ Row = tuple[Any, ...]
 JOB = {"name": "j", "model": {"dim": 4, "item_features": ["track", "tag"]}}
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """Write events and feature files: a list, several rows for an ID, and an empty field."""
-    folder = tmp_path / "raw"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write events and feature files, a list, several rows for an ID, and an empty field; and prepare them."""
+    folder = tmp_path_factory.mktemp("prepared") / "raw"
     folder.mkdir()
     skipped = [*EVENTS, ("ann", 15)]
     weights = [1.0] * len(EVENTS) + [-1.0]
@@ -46,18 +48,24 @@ def raw(tmp_path: Path) -> Path:
     pq.write_table(pa.table({"id": list(TAGS), "tags": list(TAGS.values())}), folder / "tags.parquet")
     (folder / "artists.tsv").write_text("id\tartist\n10\t7\n11\t8\n12\t\n13\t8\n14\t7\n15\t9\n")
     (folder / "countries.csv").write_text("who,country\n" + "".join(f"{who},{at}\n" for who, at in COUNTRIES.items()))
-    return folder
+    prepare(folder, folder.parent / "data", *all_features(folder))
+    return folder.parent
+
+
+@pytest.fixture
+def raw(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared / "raw", tmp_path / "raw"))
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared / "data", tmp_path / "data"))
 
 
 def prepare(raw: Path, out: Path, *options: str, train: str = "train.parquet") -> Path:
     files = ["--train", str(raw / train), "--test", str(raw / "test.csv"), "--weight", "w", "--item", "track"]
     assert main(["prepare", *files, *options, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture
-def data(raw: Path, tmp_path: Path) -> Path:
-    return prepare(raw, tmp_path / "data", *all_features(raw))
 
 
 def all_features(raw: Path) -> list[str]:
@@ -82,7 +90,6 @@ def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
         starts, rows = lists.gather(np.array([row]))
         assert starts.tolist() == [0, len(rows)]
-        assert lists.has_values(np.array([row])).tolist() == [len(rows) > 0]
         if len(rows):
             values_by_id[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
     return values_by_id
@@ -92,18 +99,13 @@ def problems(data: Path) -> Sequence[str]:
     return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
 
-def test_lists_and_repeated_rows_become_values_of_one_row(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = prepare(raw, tmp_path / "data", *all_features(raw))
+def test_lists_and_repeated_rows_become_values_of_one_row(data: Path) -> None:
     assert values(data, "track", "tag") == {10: ["live", "rock"], 11: ["live"], 13: ["jazz"], 14: ["rock"]}
     assert values(data, "track", "artist") == {10: [7], 11: [8], 13: [8], 14: [7], 15: [9]}
     assert values(data, "customer", "country") == {who: [at] for who, at in COUNTRIES.items()}
-    output = capsys.readouterr().out
-    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 id without an event ignored" in output
-
-
-def test_values_are_counted_by_train_interactions(data: Path) -> None:
+    summary = format_summary(read_manifest(Folder(data)), Folder(data))
+    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 id without an event ignored" in summary
+    # They are counted by interactions of train.
     assert vocabulary(data, "tag") == [("live", 4), ("rock", 3), ("jazz", 1)]
     assert vocabulary(data, "artist") == [(7, 3), (8, 2), (9, 0)]
     assert vocabulary(data, "country") == [("AT", 4), ("BE", 2)]

@@ -36,10 +36,18 @@ def day(folder: Path, name: str, plays: Sequence[Pair], base: str | None = None,
     return folder / name
 
 
-def three_days(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("days")
     day(folder, "day1", DAY_1)
     day(folder, "day2", DAY_2, "day1")
-    return day(folder, "day3", DAY_3, "day2")
+    return day(folder, "day3", DAY_3, "day2").parent
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    """Copy three days, each on the one before; return the last."""
+    return Path(shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)) / "day3"
 
 
 def opened(data: Path | str, *, this_dataset_only: bool = False) -> LineageReader:
@@ -67,8 +75,7 @@ def problem(data: Path, cause: str) -> str:
     return documented(cause, str(raised.value))
 
 
-def test_interactions_of_three_days_are_read_from_the_oldest_on(tmp_path: Path) -> None:
-    data = three_days(tmp_path)
+def test_interactions_of_three_days_are_read_from_the_oldest_on(data: Path) -> None:
     assert sorted(known(data)[:3]) == DAY_1
     assert sorted(known(data)[3:5]) == DAY_2
     assert sorted(known(data)[5:]) == DAY_3
@@ -133,16 +140,13 @@ def test_times_are_those_of_the_newest_dataset(tmp_path: Path, first: int | None
         assert [time_N.tolist() for time_N in times if time_N is not None] == [[earliest], [second]]
 
 
-def test_lineage_that_was_moved_together_is_found(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    three_days(tmp_path / "old")
-    (tmp_path / "old").rename(tmp_path / "new")
+def test_lineage_that_was_moved_together_is_found(tmp_path: Path, prepared: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "new")
     (tmp_path / "link").symlink_to(tmp_path / "new" / "day3")
     assert len(known(tmp_path / "new" / "day3")) == len(known(tmp_path / "link")) == 8
 
 
-def test_missing_base_dataset_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = three_days(tmp_path)
+def test_missing_base_dataset_is_an_error(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "day1").rename(tmp_path / "elsewhere")
     assert f"{tmp_path / 'day1'}: cannot be used as the base dataset of {data}" in problem(
         data, "a missing base dataset"
@@ -152,36 +156,27 @@ def test_missing_base_dataset_is_an_error(tmp_path: Path, caplog: pytest.LogCapt
     assert len(known(tmp_path / "elsewhere")) == 3
 
 
-def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path) -> None:
-    data = three_days(tmp_path)
+def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path, data: Path) -> None:
     day(tmp_path, "day2", [("a", 9), ("c", 1)], "day1", overwrite=True)
     assert str(tmp_path / "day2") in problem(data, "a base dataset that another one has replaced")
 
 
-def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path) -> None:
-    data = three_days(tmp_path)
+def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path, data: Path) -> None:
     forget_dataset(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
     assert sorted(known(data)) == sorted([("b", 1), *DAY_2, *DAY_3])
 
 
-def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path) -> None:
-    data = three_days(tmp_path)
+def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path, data: Path) -> None:
     [part] = (tmp_path / "day1" / "train").iterdir()
     part.write_bytes(part.read_bytes()[:-9])
     assert part.name in problem(data, "a corrupt file of a base dataset")
 
 
-def test_base_dataset_of_an_earlier_version_is_an_error(tmp_path: Path) -> None:
-    data = three_days(tmp_path)
-    folder = Folder(data)
-    read_manifest(folder).model_copy(update={"base": None}).write(folder)
-    problem(data, "a base dataset whose place was not recorded")
-
-
-def test_base_dataset_outside_the_lineage_ends_the_search(tmp_path: Path) -> None:
+def test_base_dataset_of_an_earlier_version_or_outside_the_lineage_ends_the_search(data: Path) -> None:
     """A manifest that refers to itself, or to a dataset that it does not list, is not followed."""
-    data = three_days(tmp_path)
     folder, manifest = Folder(data), read_manifest(Folder(data))
+    manifest.model_copy(update={"base": None}).write(folder)
+    problem(data, "a base dataset whose place was not recorded")
     manifest.model_copy(update={"lineage": manifest.lineage[:1]}).write(folder)
     assert "does not list it in its lineage" in problem(data, "a base dataset outside the lineage")
 

@@ -45,27 +45,15 @@ def error_of(data: Path, change: Callable[[dict[str, Any]], object]) -> str:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "..",
-        "a/../b",
-        "/a",
-        "a//b",
-        "a/",
-        "C:/a",
-        "C:a",
-        "a\\b",
-        "a\x00",
-        "a\nb",
-        "a\x1b[2J",
-        "x" * 256,
-        "a/" * 600 + "b",
-    ],
+    ["..", "a/../b", "/a", "a//b", "", "a/", "C:/a", "a\\b", "a\x00", "a\x1b[2J", "x" * 256, "a/" * 600 + "b"],
     ids=lambda path: repr(path[:10]),
 )
 def test_path_that_leads_outside_or_cannot_be_a_path_is_rejected(data: Path, path: str) -> None:
-    assert "splits.train.files.0.path: " in error_of(
-        data, lambda manifest: manifest["splits"]["train"]["files"][0].update(path=path)
-    )
+    problem = error_of(data, lambda manifest: manifest["splits"]["train"]["files"][0].update(path=path))
+    assert "splits.train.files.0.path: " in problem
+    if path == "..":
+        line = f"manifest.json: not a manifest of prepared data: {problem}; prepare the data again into another folder"
+        documented("a manifest with a path outside the dataset", line)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "ü", "weight", "Timestamp", "x" * 101, "a\x00", "-a"])

@@ -1,7 +1,6 @@
 """Interaction reader: order, and errors of files that differ from the manifest."""
 
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from builders import (
     write_data_set,
     write_groups,
 )
+from error_table import documented
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
@@ -45,16 +45,6 @@ def test_read_all_keeps_the_order_of_the_manifest(tmp_path: Path) -> None:
     rows = [numbers(part) for part in reader.read_all(manifest.splits["train"])]
     assert [len(part) for part in rows] == [size for sizes in UNEVEN for size in sizes if size]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
-
-
-def test_reader_reads_many_files_repeatedly(tmp_path: Path) -> None:
-    files = numbered_interactions([[1]] * 70, QUERIES, ITEMS)
-    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    reader = InteractionReader(Folder(tmp_path), manifest)
-    for _ in range(2):
-        rows = [numbers(part)[0] for part in reader.read_all(manifest.splits["train"])]
-        assert rows == list(range(70))
-    reader.close()
 
 
 def test_weights_of_either_sign_are_read_unchanged(tmp_path: Path) -> None:
@@ -92,14 +82,6 @@ def shorten_second_group(path: Path) -> None:
     write_groups(path, [first, second.slice(0, 3)])
 
 
-def drop_second_group(path: Path) -> None:
-    write_groups(path, [interaction_table(VALID[0][0])])
-
-
-def add_third_group(path: Path) -> None:
-    write_groups(path, [interaction_table(group) for group in (*VALID[0], VALID[0][0])])
-
-
 def corrupt_second_pages(path: Path) -> None:
     """Overwrite the pages of the second row group's first column."""
     column = pq.read_metadata(path).row_group(1).column(0)
@@ -109,52 +91,48 @@ def corrupt_second_pages(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("corrupt", "expected"),
-    [
-        (drop_weights, "but not 'weight'"),
-        (
-            replace_second_group(track=pa.array(range(4), pa.int32())),
-            "column 'track' has the type int32, but expected int64",
-        ),
-        (replace_second_group(weight=pa.array([1.0] * 4)), "column 'weight' has the type double, but expected float"),
-        (replace_second_group(track=pa.array([0, 1, None, 2])), "row group 1, row 2: column 'track' is null (1 are)"),
-        (
-            replace_second_group(weight=pa.array([1, None, None, 1], pa.float32())),
-            "row group 1, row 1: column 'weight' is null (2 are), but expected no nulls",
-        ),
-        (
-            replace_second_group(customer=pa.array([0, 1, 2, QUERIES])),
-            f"row group 1, row 3: column 'customer' is {QUERIES}, but the vocabulary has rows 0 to {QUERIES - 1}",
-        ),
-        (replace_second_group(track=pa.array([0, 1, 2, ITEMS])), f"row 3: column 'track' is {ITEMS}, but"),
-        (replace_second_group(track=pa.array([0, -1, 2, 3])), "row 1: column 'track' is -1, but"),
-        (
-            replace_second_group(weight=pa.array([1, float("nan"), 1, 1], pa.float32())),
-            "row 1: column 'weight' is nan, but weights must be finite",
-        ),
-        (
-            replace_second_group(weight=pa.array([1, float("inf"), 1, 1], pa.float32())),
-            "row 1: column 'weight' is inf, but weights must be finite",
-        ),
-        (corrupt_second_pages, "cannot be read"),
-    ],
-    ids=[
-        "missing column",
-        "column of another integer type",
-        "column of another float type",
-        "null row",
-        "null weight",
-        "query outside the vocabulary",
-        "item outside the vocabulary",
-        "negative row",
-        "weight not a number",
-        "infinite weight",
-        "corrupt pages",
-    ],
-)
+INVALID: list[tuple[str, Callable[[Path], None], str]] = [
+    ("a data file with corrupt pages", corrupt_second_pages, ": is corrupt and cannot be read"),
+    ("a data file with a missing column", drop_weights, ": has the columns customer, track, but not 'weight'"),
+    (
+        "a data file with a column of another type",
+        replace_second_group(track=pa.array(range(4), pa.int32())),
+        ": column 'track' has",
+    ),
+    (
+        "a data file with a column of another type",
+        replace_second_group(weight=pa.array([1.0] * 4)),
+        ": column 'weight' has",
+    ),
+    ("a null row number", replace_second_group(track=pa.array([0, 1, None, 2])), ", row 2: column 'track' is null"),
+    (
+        "a null weight",
+        replace_second_group(weight=pa.array([1, None, None, 1], pa.float32())),
+        ", row 1: column 'weight' is null (2 are)",
+    ),
+    (
+        "a row number beyond the vocabulary",
+        replace_second_group(customer=pa.array([0, 1, 2, QUERIES])),
+        f", row 3: column 'customer' is {QUERIES}, but the vocabulary has rows 0 to {QUERIES - 1}",
+    ),
+    ("a row number beyond the vocabulary", replace_second_group(track=pa.array([0, 1, 2, ITEMS])), ", row 3: column"),
+    ("a negative row number", replace_second_group(track=pa.array([0, -1, 2, 3])), ", row 1: column 'track' is -1"),
+    (
+        "a NaN weight",
+        replace_second_group(weight=pa.array([1, float("nan"), 1, 1], pa.float32())),
+        ", row 1: column 'weight' is nan",
+    ),
+    (
+        "an infinite weight",
+        replace_second_group(weight=pa.array([1, 1, float("-inf"), 1], pa.float32())),
+        ", row 2: column 'weight' is -inf",
+    ),
+]
+
+
+@pytest.mark.parametrize(("cause", "corrupt", "problem"), INVALID)
 def test_corrupt_row_group_is_rejected_with_its_place(
-    tmp_path: Path, corrupt: Callable[[Path], None], expected: str
+    tmp_path: Path, cause: str, corrupt: Callable[[Path], None], problem: str
 ) -> None:
     write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
     corrupt(tmp_path / "train" / "part-00000.parquet")
@@ -162,9 +140,7 @@ def test_corrupt_row_group_is_rejected_with_its_place(
     manifest = read_manifest(Folder(tmp_path)).model_copy(update={"splits": {"train": Split(files=[described])}})
     with pytest.raises(InputError) as caught:
         InteractionReader(Folder(tmp_path), manifest).read(RowGroup(described, 1, 4))
-    assert expected in str(caught.value)
-    assert f"{tmp_path}/{SECOND_GROUP}" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert documented(cause, str(caught.value)).startswith(f"{tmp_path}/{SECOND_GROUP}{problem}")
 
 
 def flip_a_bit_of_the_footer(path: Path) -> None:
@@ -183,26 +159,38 @@ def zero(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("corrupt", "expected"),
+    ("cause", "corrupt"),
     [
-        (flip_a_bit_of_the_footer, "its footer has the CRC-32 "),
-        (cut_off, " bytes, but the manifest lists "),
-        (zero, "is not a Parquet file, or was truncated: it does not end with PAR1"),
-        (shorten_second_group, " but the manifest lists "),
-        (drop_second_group, " but the manifest lists "),
-        (add_third_group, " but the manifest lists "),
+        ("a data file replaced by one of the same size", flip_a_bit_of_the_footer),
+        ("a truncated data file", cut_off),
+        (None, zero),
     ],
-    ids=["bit of the footer", "cut off", "zeros", "shorter row group", "row group missing", "row group too many"],
 )
 def test_file_that_differs_from_manifest_is_rejected_before_parsing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Path], None], expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str | None, corrupt: Callable[[Path], None]
 ) -> None:
     manifest = write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
     corrupt(tmp_path / "train" / "part-00000.parquet")
     monkeypatch.setattr(parquet_files, "pq", None)
-    with pytest.raises(InputError, match=expected) as caught:
+    with pytest.raises(InputError) as caught:
         InteractionReader(Folder(tmp_path), manifest).read(row_groups(manifest.splits["train"])[0])
-    assert str(caught.value).startswith(f"{tmp_path}/train/part-00000.parquet: ")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/train/part-00000.parquet: ")
+    assert documented(cause, message) if cause else "is not a Parquet file, or was truncated" in message
+
+
+def test_file_with_other_row_groups_than_in_the_manifest_is_rejected(tmp_path: Path) -> None:
+    manifest = write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
+    [file] = manifest.splits["train"].files
+    reader = InteractionReader(Folder(tmp_path), manifest)
+    with pytest.raises(InputError) as caught:
+        reader.read(RowGroup(file.model_copy(update={"row_groups": [9]}), 0, 9))
+    documented("a manifest that does not match its data files", str(caught.value))
+    (tmp_path / file.path).unlink()
+    (tmp_path / file.path).mkdir()
+    with pytest.raises(InputError) as caught:
+        reader.read(RowGroup(file, 0, 5))
+    documented("a data file that is a folder", str(caught.value))
 
 
 def test_file_that_changes_while_reading_is_rejected(tmp_path: Path) -> None:
@@ -217,15 +205,9 @@ def test_file_that_changes_while_reading_is_rejected(tmp_path: Path) -> None:
     flip_a_bit_of_the_footer(path)
     assert len(reader.read(second)) == 4
     path.unlink()
-    with pytest.raises(InputError, match=r"part-00000.parquet: no such file, but the manifest lists it"):
+    with pytest.raises(InputError) as caught:
         reader.read(second)
-
-
-def test_missing_file_is_rejected_by_name(tmp_path: Path) -> None:
-    manifest = write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
-    shutil.rmtree(tmp_path / "train")
-    with pytest.raises(InputError, match=r"train/part-00000.parquet: no such file, but the manifest lists it"):
-        list(InteractionReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"]))
+    documented("a missing data file", str(caught.value))
 
 
 def test_corrupt_file_raises_in_the_schedule(tmp_path: Path) -> None:
@@ -237,7 +219,7 @@ def test_corrupt_file_raises_in_the_schedule(tmp_path: Path) -> None:
         list(schedule.slices(0, 0, 0, 1))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_changed_byte_is_detected_without_a_crash(tmp_path: Path, seed: int) -> None:
     files = numbered_interactions([[400, 70]], QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)

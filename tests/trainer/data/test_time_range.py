@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from builders import ITEM, QUERY, write_groups, write_vocabulary
 from cluster_data import write_job
+from command_here import crossfade_here
 from running_command import crossfade, succeeded
 
 from crossfade.base.errors import InputError
@@ -201,15 +202,15 @@ def workspace(tmp_path: Path) -> Path:
 def test_train_uses_time_range_and_resumes_only_with_the_same(workspace: Path) -> None:
     since = ("--set", "data.since=2024-02-15")
     run = ("train", "job.yaml", "--run-dir", "run")
-    result = succeeded(crossfade(*run, *since, cwd=workspace))
+    result = succeeded(crossfade_here(*run, *since, cwd=workspace))
     report = json.loads((workspace / "run" / "report.json").read_text())
     assert report["examples"] == 3 * (160 - 45)
     assert report["steps"] == 3 * -(-(160 - 45) // 16)
     assert "Traceback" not in result.stderr
-    other = crossfade(*run, "--resume", "--set", "data.since=2024-02-16", cwd=workspace)
+    other = crossfade_here(*run, "--resume", "--set", "data.since=2024-02-16", cwd=workspace)
     assert other.returncode == 2
     assert "cannot resume: data.since was '2024-02-15' and is now '2024-02-16'" in other.stderr
-    plan = json.loads(succeeded(crossfade("plan", "job.yaml", *since, "--json", cwd=workspace)).stdout)
+    plan = json.loads(succeeded(crossfade_here("plan", "job.yaml", *since, "--json", cwd=workspace)).stdout)
     assert plan["traffic"]["examples"] == pytest.approx((160 - 45) / -(-(160 - 45) // 16))
 
 
@@ -217,7 +218,7 @@ def test_train_uses_time_range_and_resumes_only_with_the_same(workspace: Path) -
 @pytest.mark.cluster
 def test_two_workers_read_the_same_time_range_as_one(workspace: Path) -> None:
     since = ("--set", "data.until=2024-02-15")
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", *since, cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "one", *since, cwd=workspace))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "two", "--servers", 1, "--workers", 2, *since, cwd=workspace))
     one, two = (json.loads((workspace / run / "report.json").read_text()) for run in ("one", "two"))
     assert one["examples"] == two["examples"] == 3 * 45

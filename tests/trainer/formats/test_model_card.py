@@ -94,7 +94,7 @@ def test_metrics_of_the_last_epoch_are_those_of_its_checkpoint(workspace: Path, 
     assert checkpoint_origin(str(tmp_path), report["steps"] - 1).metrics == {}
 
 
-@pytest.mark.parametrize("to", ["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"])
+@pytest.mark.parametrize("to", ["parquet", "safetensors", "faiss", "pgvector", "opensearch"])
 def test_card_has_no_path_of_the_machine(workspace: Path, tmp_path: Path, to: str) -> None:
     card = card_of(workspace, tmp_path / "out", "run", "--to", to)
     assert str(workspace) not in card

@@ -102,8 +102,7 @@ def assert_holds(connection: "psycopg.Connection[Any]", run: WrittenRun, prefix:
 ALL_RELATIONS = [f"planted_{entity}{suffix}" for entity in (QUERY, ITEM) for suffix in ("", "_pkey", "_vector_idx")]
 
 
-@pytest.mark.parametrize("way", [push, load_successfully])
-@pytest.mark.parametrize("score", OPERATORS)
+@pytest.mark.parametrize(("way", "score"), [(push, "cosine"), (load_successfully, "dot"), (push, "euclidean")])
 def test_tables_hold_the_vectors_and_search_by_the_score(
     database: "psycopg.Connection[Any]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any, score: str
 ) -> None:

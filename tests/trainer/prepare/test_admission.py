@@ -93,10 +93,9 @@ class Side:
         }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.slow
-def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path, seed: int) -> None:
-    draw, data = random.Random(seed), None
+def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path) -> None:
+    draw, data = random.Random(1), None
     sides = {name: Side(minimum) for name, minimum in ADMIT.items()}
     reused = 0
     for number in range(7):

@@ -147,7 +147,7 @@ def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x9f"])
+@pytest.mark.parametrize("character", ["\0", "\x9f"])
 def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str) -> None:
     train = write_text(tmp_path / "e.csv", f"customer,item\nc,a{character}b\nc,ab\n")
     with pytest.raises(InputError) as caught:

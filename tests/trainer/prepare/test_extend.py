@@ -9,19 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
-from preparing import forget_dataset
+from preparing import forget_dataset, interactions, vocabulary_tuples
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare import extend as base_vocabulary
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-
-Row = tuple[Any, ...]
 
 
 def day(folder: Path, name: str, customers: list[Any], items: list[Any], **options: Any) -> Path:
@@ -32,44 +29,29 @@ def day(folder: Path, name: str, customers: list[Any], items: list[Any], **optio
     return folder / name
 
 
-def rows(data: Path, entity: str) -> list[Row]:
-    manifest = read_manifest(Folder(data))
-    vocabulary = Vocabulary(Folder(data), manifest, entity)
-    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].has_names else [])]
-    return [tuple(row.values()) for row in vocabulary.read(0, vocabulary.rows, columns).to_pylist()]
-
-
-def pairs(data: Path) -> list[Row]:
-    """Return the interactions of train with ids instead of rows, sorted."""
-    ids = {entity: [row[1] for row in rows(data, entity)] for entity in ("customer", "item")}
-    files = read_manifest(Folder(data)).splits["train"].files
-    interactions = pa.concat_tables(pq.read_table(data / file.path) for file in files)
-    return sorted((ids["customer"][row["customer"]], ids["item"][row["item"]]) for row in interactions.to_pylist())
-
-
 @pytest.fixture
 def first(tmp_path: Path) -> Path:
     return day(tmp_path, "first", ["a", "b", "a", "c", "a", "b"], [1, 1, 2, 3, 4, 2])
 
 
 def test_base_ids_keep_rows_and_new_ids_follow_by_count_then_id(tmp_path: Path, first: Path) -> None:
-    assert rows(first, "customer") == [(0, "a", 3), (1, "b", 2), (2, "c", 1)]
+    assert vocabulary_tuples(first, "customer") == [(0, "a", 3), (1, "b", 2), (2, "c", 1)]
     events = [("z", 9), ("c", 1), ("x", 7), ("z", 1), ("y", 9), ("c", 9)]
     second = day(tmp_path, "second", *map(list, zip(*events, strict=True)), base=str(first))
     expected = [(0, "a", 0), (1, "b", 0), (2, "c", 2), (3, "z", 2), (4, "x", 1), (5, "y", 1)]
-    assert rows(second, "customer") == expected
-    assert rows(second, "item") == [(0, 1, 2), (1, 2, 0), (2, 3, 0), (3, 4, 0), (4, 9, 3), (5, 7, 1)]
-    assert pairs(second) == sorted(events)
+    assert vocabulary_tuples(second, "customer") == expected
+    assert vocabulary_tuples(second, "item") == [(0, 1, 2), (1, 2, 0), (2, 3, 0), (3, 4, 0), (4, 9, 3), (5, 7, 1)]
+    assert sorted(row[:2] for row in interactions(second, "train")) == sorted(events)
 
 
 def test_extended_dataset_does_not_need_its_base(tmp_path: Path, first: Path) -> None:
     second = day(tmp_path, "second", ["d"], [5], base=str(first))
-    before = rows(second, "customer")
+    before = vocabulary_tuples(second, "customer")
     for path in sorted(first.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     third = day(tmp_path, "third", ["e", "d"], [5, 5], base=f"file://{second}")
-    assert rows(second, "customer") == before
-    assert [row[:2] for row in rows(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
+    assert vocabulary_tuples(second, "customer") == before
+    assert [row[:2] for row in vocabulary_tuples(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
 
 
 def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) -> None:
@@ -80,25 +62,25 @@ def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) ->
     files = {name: {"item": NamesFile(tmp_path / f"{name}.csv", "id", "name")} for name in names}
     one = day(tmp_path, "first", ["a", "a", "a"], [1, 2, 3], names=files["first"])
     carried = day(tmp_path, "carried", ["b"], [9], base=str(one))
-    assert rows(carried, "item") == [(0, 1, 0, "One"), (1, 2, 0, "Two"), (2, 3, 0, None), (3, 9, 1, None)]
+    assert vocabulary_tuples(carried, "item") == [(0, 1, 0, "One"), (1, 2, 0, "Two"), (2, 3, 0, None), (3, 9, 1, None)]
     renamed = day(tmp_path, "renamed", ["b"], [9], base=str(one), names=files["second"])
-    assert [row[3] for row in rows(renamed, "item")] == ["One", "Zwei", None, "Neun"]
+    assert [row[3] for row in vocabulary_tuples(renamed, "item")] == ["One", "Zwei", None, "Neun"]
 
 
 def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: Path, first: Path) -> None:
     forget_dataset(Folder(first), pa.array(["b"]), "customer", NullReporter())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], base=str(first))
-    assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
+    assert vocabulary_tuples(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
     assert read_manifest(Folder(second)).entities["customer"].vacant_rows == [1]
-    assert pairs(second) == [("a", 1), ("b", 1)]
+    assert sorted(row[:2] for row in interactions(second, "train")) == [("a", 1), ("b", 1)]
 
 
 def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
     one = day(tmp_path, "first", ["a", "7"], [1, 2])
     (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")
     prepare(PrepareOptions.of(out=tmp_path / "second", train=[tmp_path / "second.csv"], base=str(one)))
-    assert [row[1] for row in rows(tmp_path / "second", "customer")] == ["7", "a", "8"]
-    assert [row[1] for row in rows(tmp_path / "second", "item")] == [1, 2]
+    assert [row[1] for row in vocabulary_tuples(tmp_path / "second", "customer")] == ["7", "a", "8"]
+    assert [row[1] for row in vocabulary_tuples(tmp_path / "second", "item")] == [1, 2]
 
 
 @pytest.mark.parametrize(

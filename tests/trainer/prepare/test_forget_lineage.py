@@ -23,10 +23,10 @@ from crossfade.trainer.prepare.forget import ForgetReport, forget_in_lineage
 DAYS = {"day1": [("a", 1), ("b", 1), ("b", 2)], "day2": [("a", 2), ("c", 3)], "day3": [("b", 3), ("c", 1), ("d", 4)]}
 
 
-@pytest.fixture
-def lineage(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare three days, each on the one before; b is in the first and the last, a in the first two."""
-    base = None
+    tmp_path, base = tmp_path_factory.mktemp("days"), None
     for name, plays in DAYS.items():
         raw = write_parquet(
             tmp_path / f"{name}.parquet", customer=[one for one, _ in plays], item=[i for _, i in plays]
@@ -34,6 +34,11 @@ def lineage(tmp_path: Path) -> Path:
         prepare_files(tmp_path / name, raw, item="item", base=base, hold_out_valid="none")
         base = str(tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture
+def lineage(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path, dirs_exist_ok=True))
 
 
 def forget(folder: Path, *ids: str, this_dataset_only: bool = False) -> list[ForgetReport]:

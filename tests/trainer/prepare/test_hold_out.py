@@ -81,19 +81,20 @@ def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
     assert "1 interaction, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
-def test_given_split_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:
+def test_given_split_stays_and_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
     test = write_parquet(tmp_path / "t.parquet", **random_events(50, seed=8))
     manifest = prepare_files(tmp_path / "out", train, test=[test], hold_out_valid="random:0.1")
     assert manifest.splits["test"].rows == 50
     assert manifest.splits["train"].rows + manifest.splits["valid"].rows == 2000
+    manifest = prepare_files(tmp_path / "own", train, test=[test])
+    assert (set(manifest.splits), manifest.splits["train"].rows) == ({"train", "test"}, 2000)
 
 
-@pytest.mark.parametrize("options", [{"hold_out": "after:40"}, {"hold_out_test": "last-1"}])
-def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path, options: dict[str, str]) -> None:
+def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
     manifests = {
-        name: prepare_files(tmp_path / name, train, timestamp="when", **options, **more)
+        name: prepare_files(tmp_path / name, train, timestamp="when", hold_out="after:40", **more)
         for name, more in (("default", {}), ("again", {}), ("none", {"hold_out_valid": "none"}))
     }
     assert set(manifests["none"].splits) == {"train", "test"}
@@ -110,13 +111,6 @@ def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path, o
     summary = format_summary(manifests["default"], Folder(tmp_path / "default"))
     assert f"held out by default: {valid:,} interactions of train as valid" in summary
     assert "by default" not in format_summary(manifests["none"], Folder(tmp_path / "none"))
-
-
-def test_valid_is_held_out_by_default_without_a_test(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
-    manifest = prepare_files(tmp_path / "out", train)
-    assert set(manifest.splits) == {"train", "valid"}
-    assert manifest.source["valid_by_default"] is True
 
 
 def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +130,7 @@ def test_dataset_too_small_for_a_valid_by_default_has_none(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "splits"),
     [
+        ({}, {"train", "valid"}),
         ({"hold_out_valid": "none"}, {"train"}),
         ({"hold_out": "random:0.1", "hold_out_valid": "none"}, {"train", "test"}),
         ({"hold_out_test": "random:0.1", "hold_out_valid": "random:0.2"}, {"train", "valid", "test"}),
@@ -145,15 +140,9 @@ def test_valid_is_held_out_as_asked(tmp_path: Path, options: dict[str, str], spl
     train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
     manifest = prepare_files(tmp_path / "out", train, **options)
     assert set(manifest.splits) == splits
-    assert manifest.source["valid_by_default"] is False
-    if "valid" in splits:
+    assert manifest.source["valid_by_default"] is (not options)
+    if options and "valid" in splits:
         assert manifest.splits["valid"].rows > 0.15 * 2000
-
-
-def test_splits_of_ones_own_stay_as_they_are(tmp_path: Path) -> None:
-    files = {name: write_parquet(tmp_path / f"{name}.parquet", **random_events(300, seed=8)) for name in ("a", "b")}
-    manifest = prepare_files(tmp_path / "out", files["a"], test=[files["b"]])
-    assert (set(manifest.splits), manifest.splits["train"].rows) == ({"train", "test"}, 300)
 
 
 @pytest.mark.parametrize("text", ["last-0", "last", "random:1", "random:x", "random:nan", "after:soon", "first-1", ""])

@@ -61,16 +61,6 @@ def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
     assert not any(field.nullable for field in timed)
 
 
-def test_manifest_row_groups_match_parquet_footers(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(5000))
-    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
-    (file,) = manifest.splits["train"].files
-    footer = pq.read_metadata(tmp_path / "out" / file.path)
-    assert file.row_groups == [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-    assert file.row_groups == [1024, 1024, 1024, 1024, 904]
-    assert file.bytes == (tmp_path / "out" / file.path).stat().st_size
-
-
 @pytest.mark.parametrize(("rows", "expected"), [(1, 1024), (65_536, 1024), (65_537, 1025), (10**10, 131_072)])
 def test_row_group_rows_grow_with_data_within_bounds(rows: int, expected: int) -> None:
     assert row_group_rows(rows) == expected
@@ -132,18 +122,6 @@ def test_seed_changes_order_but_not_events(tmp_path: Path) -> None:
     a, b = interactions(tmp_path / "a", "train"), interactions(tmp_path / "b", "train")
     assert a != b
     assert sorted(a) == sorted(b)
-
-
-def test_row_groups_mix_customers(tmp_path: Path) -> None:
-    train = write_parquet(
-        tmp_path / "e.parquet", customer=[n // 1000 for n in range(8000)], item=[n % 1000 for n in range(8000)]
-    )
-    prepare_files(tmp_path / "out", train, order="random")
-    file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
-    for group in range(7):
-        shares = Counter(file.read_row_group(group)["customer"].to_pylist())
-        assert len(shares) == 8
-        assert max(shares.values()) < 220  # 128 expected, with a deviation of 11
 
 
 def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -> None:

@@ -2,21 +2,20 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bad_objects import REJECTED, upload
+from command_here import crossfade_here
 from error_table import documented
 from flaky_proxy import flaky_proxy
-from object_store import READER, ObjectStore, free_ports, running_object_store
+from object_store import READER, ObjectStore, running_object_store
 from preparing import InterruptingReporter, prepare_files, random_events, write_parquet
+from running_command import single_line
 
 from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
@@ -52,6 +51,11 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.fixture
 def workspace(s3: ObjectStore, tmp_path: Path) -> Folder:
     return Folder(s3.uri(tmp_path.name))
+
+
+def upload(workspace: Folder, name: str, path: Path) -> str:
+    workspace.write(name, path.read_bytes())
+    return f"{workspace.uri}/{name}"
 
 
 def contents(folder: Folder) -> list[tuple[str, str]]:
@@ -117,111 +121,104 @@ def test_special_characters_in_keys_are_read_and_globs_match_within_parts(worksp
     assert read_manifest(Folder(tmp_path / "out")).entities["customer"].rows == 2
 
 
-@pytest.mark.parametrize("name", REJECTED)
-def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(workspace: Folder, tmp_path: Path, name: str) -> None:
-    case, expected = REJECTED[name]
+def truncated_among_valid(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
+    for name in ("a.parquet", "c.parquet"):
+        upload(workspace, f"in/{name}", good)
+    workspace.write("in/b.parquet", good.read_bytes()[:5000])
+    return {"train": [f"{workspace.uri}/in/*.parquet"]}
+
+
+def bad_line(workspace: Folder, _: Path) -> dict[str, Any]:
+    workspace.write("e.csv", b"customer,item\n1,1\n2,-5\n")
+    return {"train": [f"{workspace.uri}/e.csv"]}
+
+
+def output_above_input(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **random_events(10))
+    return {"train": [upload(workspace, "out/e.parquet", good)], "overwrite": True}
+
+
+def named(pattern: str) -> Callable[[Folder, Path], dict[str, Any]]:
+    return lambda workspace, _: {"train": [f"{workspace.uri}{pattern}"]}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (truncated_among_valid, "/in/b.parquet: is not a readable Parquet file"),
+        (bad_line, "/e.csv, line 3: the item id '-5' of column 'item' is negative"),
+        (named("/no.parquet"), "/no.parquet: no such object"),
+        (named("/*.parquet"), "/*.parquet: matches no object"),
+        (named(""), ": is a folder; expected files: try '"),
+        (output_above_input, "/out/e.parquet: is inside out"),
+    ],
+)
+def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(
+    workspace: Folder, tmp_path: Path, case: Callable[[Folder, Path], dict[str, Any]], expected: str
+) -> None:
     workspace.write("there", b"")
     options = case(workspace, tmp_path)
     before = workspace.sizes()
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions.of(out=f"{workspace.uri}/out", **options))
-    message = str(caught.value)
-    for fragment in expected:
-        assert fragment in message
-    assert "\n" not in message
+    assert f"{workspace.uri}{expected}" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def wrong_variables(name: str) -> dict[str, str]:
-    return {
-        "wrong access key": {"AWS_ACCESS_KEY_ID": "nobody"},
-        "wrong secret": {"AWS_SECRET_ACCESS_KEY": "nothing"},
-        "endpoint down": {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}"},
-        "no permission": READER,
-    }.get(name, {})
+NO_BUCKET, DOWN = {"bucket": "nobodys"}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
 
 
 @pytest.mark.parametrize(
-    ("what", "name", "side", "fragments"),
+    ("cause", "wrong", "side", "found"),
     [
-        (
-            "prepare: a missing bucket, --events",
-            "wrong bucket",
-            "in",
-            ["--events s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
-        ),
-        (
-            "prepare: a missing bucket, --out",
-            "wrong bucket",
-            "out",
-            ["--out s3://nobodys/out: there is no bucket 'nobodys'"],
-        ),
-        (
-            "prepare: a wrong access key",
-            "wrong access key",
-            "in",
-            ["--events s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"],
-        ),
-        (
-            "prepare: a wrong secret key",
-            "wrong secret",
-            "out",
-            ["--out s3://", "SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"],
-        ),
-        ("prepare: no permission to write", "no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
-        (
-            "prepare: an unreachable endpoint, --events",
-            "endpoint down",
-            "in",
-            ["--events s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
-        ),
-        (
-            "prepare: an unreachable endpoint, --out",
-            "endpoint down",
-            "out",
-            ["--out s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
-        ),
+        ("prepare: a missing bucket, --events", NO_BUCKET, "in", "there is no bucket 'nobodys'"),
+        ("prepare: a missing bucket, --out", NO_BUCKET, "out", "there is no bucket 'nobodys'"),
+        ("prepare: a wrong access key", {"AWS_ACCESS_KEY_ID": "nobody"}, "in", "InvalidAccessKeyId"),
+        ("prepare: a wrong secret key", {"AWS_SECRET_ACCESS_KEY": "nothing"}, "out", "SignatureDoesNotMatch"),
+        ("prepare: no permission to write", READER, "out", "AccessDenied"),
+        ("prepare: an unreachable endpoint, --events", DOWN, "in", "cannot be reached"),
+        ("prepare: an unreachable endpoint, --out", DOWN, "out", "cannot be reached"),
     ],
 )
 def test_storage_errors_at_the_start_end_with_exit_code_2(
-    workspace: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
+    workspace: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cause: str,
+    wrong: dict[str, str],
+    side: str,
+    found: str,
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    uri = upload(workspace, "e.parquet", good)
-    source, out = (uri, tmp_path / "out") if side == "in" else (good, f"{workspace.uri}/out")
-    if name == "wrong bucket":
-        source, out = ("s3://nobodys/e.parquet", out) if side == "in" else (source, "s3://nobodys/out")
+    places = {"in": upload(workspace, "e.parquet", good), "out": f"{workspace.uri}/out"}
+    if wrong is NO_BUCKET:
+        places = {"in": "s3://nobodys/e.parquet", "out": "s3://nobodys/out"}
+    source, out = {"in": good, "out": tmp_path / "out", side: places[side]}.values()
     before = workspace.sizes()
-    result = subprocess.run(
-        [sys.executable, "-m", "crossfade", "prepare", "--events", str(source), "--out", str(out)],
-        env=os.environ | wrong_variables(name) | {"TMPDIR": str(tmp_path / "tmp")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("crossfade: error: ")
-    documented(what, line.removeprefix("crossfade: error: "))
-    for fragment in fragments:
-        assert fragment in line
+    with monkeypatch.context() as patch:
+        for name, value in wrong.items():
+            patch.setenv(name, value)
+        result = crossfade_here("prepare", "--events", source, "--out", out)
+    line = single_line(result.returncode, result.stdout, result.stderr)
+    assert documented(cause, line).startswith(f"--{'events' if side == 'in' else 'out'} {places[side]}: ")
+    assert found in line
     assert workspace.sizes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "tmp"}
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("side", ["in", "out"])
 def test_expired_credentials_are_rejected(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
+    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    uri = upload(workspace, "e.parquet", good)
     with flaky_proxy(server.endpoint) as proxy:
         proxy.inject_every("expire", 1)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(InputError) as caught:
-            prepare_files(*((tmp_path / "out", uri) if side == "in" else (f"{workspace.uri}/out", good)))
+            prepare_files(f"{workspace.uri}/out", good)
     documented("prepare: expired credentials", str(caught.value))
 
 
@@ -246,8 +243,7 @@ def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> No
     assert not set(workspace.sizes()) & set(old) - {FILE_NAME}
 
 
-@pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
-def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_path: Path, phase: str) -> None:
+def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
     prepare_files(f"{workspace.uri}/old", train)
     before = workspace.sizes()
@@ -255,7 +251,7 @@ def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             prepare(
                 PrepareOptions.of(out=f"{workspace.uri}/{name}", train=[train], overwrite=True),
-                InterruptingReporter(phase),
+                InterruptingReporter("write train"),
             )
     assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import TRACKS, planted_plays, write_job
-from running_command import crossfade, succeeded
+from command_here import crossfade_here
+from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
@@ -82,7 +83,7 @@ def test_documented_sql_gives_dataset_of_prepare_and_it_trains(tmp_path: Path) -
         connection.register("events", table)
         connection.register("songs", songs())
         connection.execute(recipe(data))
-    printed = succeeded(crossfade("validate", data, cwd=tmp_path)).stdout
+    printed = succeeded(crossfade_here("validate", data, cwd=tmp_path)).stdout
     assert "no problem; wrote its manifest.json" in printed
     manifest = read_manifest(Folder(data))
     assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", True)
@@ -112,5 +113,5 @@ def test_documented_sql_gives_dataset_of_prepare_and_it_trains(tmp_path: Path) -
         assert pairs_of(data, manifest, split) == pairs_of(tmp_path / "prepared", other, split)
 
     write_job(tmp_path / "job.yaml", data)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     assert (tmp_path / "run" / "embeddings" / "track").is_dir()

@@ -1,7 +1,6 @@
 """Synthetic raw events: the columns of a log, the planted structure, and reproducible bytes."""
 
 import argparse
-import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from preparing import entries
+from preparing import checksums, entries
 
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import make_parser
 from crossfade.trainer.data.manifest import read_manifest
@@ -36,13 +34,6 @@ SIZES = ("--queries=50", "--items=40", "--interactions=5e3", "--genres=4")
 def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_CHUNK_EVENTS", 1 << 12), ("_FILE_EVENTS", 1 << 14)):
         monkeypatch.setattr(raw_synthetic, name, value)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.parquet"))
-    }
 
 
 @pytest.mark.usefixtures("several_files")
@@ -121,8 +112,8 @@ def test_likes_differ_from_plays_by_genre_or_by_customer(likes: Likes, tmp_path:
 def test_bytes_depend_on_seed_but_not_on_threads(tmp_path: Path) -> None:
     for name, seed, threads in (("a", 1, 1), ("b", 1, 3), ("c", 2, 3)):
         write_raw_events(tmp_path / name, SPEC, seed, threads=threads)
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
-    assert not set(hashes(tmp_path / "a").values()) & set(hashes(tmp_path / "c").values())
+    assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
+    assert not set(checksums(tmp_path / "a").values()) & set(checksums(tmp_path / "c").values())
 
 
 def test_command_writes_raw_events_and_prints_how_to_prepare_them(
@@ -141,13 +132,6 @@ def test_command_writes_raw_events_and_prints_how_to_prepare_them(
     assert sum(split.rows for split in manifest.splits.values()) == 5000
     assert manifest.entities["track"].has_names
     assert manifest.source["negative"] > 300  # type: ignore[operator]
-
-
-def test_raw_events_never_replace_existing_files(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    with pytest.raises(InputError, match="exists already"):
-        write_raw_events(tmp_path / "raw", SPEC, seed=1)
-    assert entries(tmp_path) == ["raw"]
 
 
 @pytest.mark.usefixtures("several_files")

@@ -26,12 +26,11 @@ def event_file(folder: Path, kind: str, bad: int) -> tuple[Path, dict[str, Any]]
     if kind == "lightgcn":  # a good line has many rows, so that lines are counted
         lines = ["1 x" if n < bad else f"{n} {' '.join(map(str, range(50)))}" for n in range(ROWS)]
         return write_text(folder / "e.txt", "\n".join(lines)), {"format": "lightgcn"}
-    delimiter = {"csv": ",", "tsv": "\t"}[kind]
-    lines = [delimiter.join(rows[0]), *(delimiter.join(map(str, row.values())) for row in rows)]
-    return write_text(folder / f"e.{kind}", "\n".join(lines)), {"weight": "w"}
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    return write_text(folder / "e.csv", "\n".join(lines)), {"weight": "w"}
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "jsonl", "lightgcn"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "lightgcn"])
 def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Path, kind: str) -> None:
     few, options = event_file(tmp_path, kind, VALUES["few"])
     options |= {"on_bad_line": "skip", "hold_out_valid": "none"}
@@ -41,13 +40,13 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Pat
     with pytest.raises(InputError, match=rf"^40 of 100 rows would be left out \(40\.0%\).*{many.name}.* max_bad 40%$"):
         prepare_files(tmp_path / "many", many, **{**options, "on_bad_line": f"quarantine={tmp_path / 'bad.jsonl'}"})
     assert entries(tmp_path) == before
-    prepare_files(tmp_path / "many", many, max_bad=0.4, **options)
 
 
 def test_rows_with_missing_values_count_too(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, None] * 50, item=list(range(100)))
     with pytest.raises(InputError, match="50 of 100 rows would be left out"):
         prepare_files(tmp_path / "out", train, on_missing="drop")
+    prepare_files(tmp_path / "out", train, on_missing="drop", max_bad=0.5)
 
 
 def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from preparing import entries, interactions, prepare_files, vocabulary, write_pa
 from small_disk import MountError, mounted_disk
 
 from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import read_manifest
 
 OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
 
@@ -102,9 +100,3 @@ def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int) 
             assert entries(disk) == []
     except MountError as error:
         pytest.skip(str(error))
-
-
-def test_dataset_of_a_frame_without_gaps_has_integer_ids(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", customer=[1.0, None] + [2.0] * 20, item=list(range(22)))
-    prepare_files(tmp_path / "out", train, on_missing="drop", hold_out_valid="none")
-    assert read_manifest(Folder(tmp_path / "out")).entities["customer"].id_type == "int64"

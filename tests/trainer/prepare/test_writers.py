@@ -97,7 +97,7 @@ def overwriting(prepared: Path, out: Path) -> tuple[object, ...]:
 def test_of_two_forgets_at_once_one_succeeds_or_both_in_turn(tmp_path: Path, prepared: Path) -> None:
     losers = 0
     with two_processes() as processes:
-        for number in range(40):
+        for number in range(15):
             data = tmp_path / str(number) / "data"
             shutil.copytree(prepared / "data", data)
             commands = [("forget", data, "--ids", prepared / name) for name in FORGOTTEN]
@@ -117,7 +117,7 @@ def test_of_two_forgets_at_once_one_succeeds_or_both_in_turn(tmp_path: Path, pre
 def test_forget_and_overwriting_prepare_at_once_leave_one_complete_dataset(tmp_path: Path, prepared: Path) -> None:
     losers = 0
     with two_processes() as processes:
-        for number in range(8):
+        for number in range(4):
             data = tmp_path / str(number) / "data"
             shutil.copytree(prepared / "data", data)
             again = overwriting(prepared, data)
