@@ -145,13 +145,13 @@ def check_submission(submission: Submission) -> None:
             raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
     if bool(options.subnet) != bool(options.security_group):
         raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
-    if submission.max_wait_hours is not None and submission.max_wait_hours < options.max_hours:
-        least = option_named("max_hours", f"{options.max_hours:g}")
-        raise OptionError(
-            "max_wait_hours",
-            found=f"{submission.max_wait_hours:g}",
-            problem=f"must be at least {least}, which it includes",
-        )
+    if options.max_wait_hours is not None:
+        found = f"{options.max_wait_hours:g}"
+        if not options.spot:
+            raise OptionError("max_wait_hours", found=found, problem=f"has no meaning without {option_named('spot')}")
+        if options.max_wait_hours < options.max_hours:
+            least = option_named("max_hours", f"{options.max_hours:g}")
+            raise OptionError("max_wait_hours", found=found, problem=f"must be at least {least}, which it includes")
     _check_data(submission)
     check_device(submission.job, options.instance_type)
 

@@ -151,6 +151,7 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
         (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
         (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
         (("--spot", "--max-hours", 9, "--max-wait-hours", 3), "--max-wait-hours 3: must be at least --max-hours 9"),
+        (("--max-wait-hours", 30), "--max-wait-hours 30: has no meaning without --spot"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
         (("--tag", "=x"), "--tag =x: expected NAME=VALUE"),
         (("--region", "Virginia"), "'Virginia' is not the name of an AWS region"),
