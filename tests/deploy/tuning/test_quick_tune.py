@@ -140,7 +140,7 @@ def test_stopped_study_resumes_within_its_training(workspace: Path) -> None:
 
 def test_three_failed_trainings_in_a_row_end_the_study(workspace: Path) -> None:
     search = ("--search", "optimizer.learning_rate=1.0e30|1.0e31")
-    result = crossfade("tune", "job.yaml", "--quick", "--out", "failing", *search, cwd=workspace)
+    result = crossfade_here("tune", "job.yaml", "--quick", "--out", "failing", *search, cwd=workspace)
     assert result.returncode == 1
     assert messages(result.stderr)[-1].startswith("crossfade: error: 3 trials in a row failed, the last one: ")
     assert "(log: failing/rung-1-trial-03.log)" in result.stderr
