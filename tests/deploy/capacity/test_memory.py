@@ -48,8 +48,8 @@ def test_idle_server_uses_the_planned_base_memory(idle_bytes: int) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("servers", [1, 2])
-def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers: int) -> None:
+def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int) -> None:
+    servers = 2
     run, command = wide_run(tmp_path, "--servers", servers)
     plan = plan_of(load_job(tmp_path / "job.yaml", [f"cluster.servers={servers}"]))
     planned = {process.name: process for process in plan.processes}
