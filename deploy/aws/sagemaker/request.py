@@ -17,7 +17,7 @@ import yaml
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import check_device, variant_of
-from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
+from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, PROGRESS_PATTERN, TRAINING_CHANNEL, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.config.schema import JobConfig
@@ -290,6 +290,6 @@ def metric_definitions(job: JobConfig) -> list[dict[str, str]]:
             [job.evaluate.best_metric, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _RANKING_METRICS)]
         )
     )
-    found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": progress_pattern()}]
+    found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": PROGRESS_PATTERN}]
     found += [{"Name": f"valid:{name}", "Regex": value_pattern(name)} for name in names]
     return found[:MAX_METRICS]
