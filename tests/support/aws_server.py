@@ -119,7 +119,7 @@ class AwsServer:
     def fail(self, action: str, code: str, message: str, *, times: int = 1, status: int = 400) -> None:
         """Let the next ``times`` calls of ``action`` fail with this error; 0: all later calls."""
         script = self._scripts.setdefault(action, _Script())
-        script.left += [(status, lambda call: _error(call, code, message))] * max(1, times)
+        script.left += [(status, lambda call: error_text(call, code, message))] * max(1, times)
         script.repeat_last = times == 0
 
     def answer(self, action: str, *bodies: Mapping[str, Any]) -> None:
@@ -203,7 +203,8 @@ def _call(environ: Mapping[str, Any], body: bytes) -> Call:
     return Call(service, f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}", region, {})
 
 
-def _error(call: Call, code: str, message: str) -> str:
+def error_text(call: Call, code: str, message: str) -> str:
+    """Return an error in the format of the call's protocol."""
     if call.service in _ERROR_XML:
         return _ERROR_XML[call.service].format(code=code, message=message)
     return json.dumps({"__type": code, "message": message})

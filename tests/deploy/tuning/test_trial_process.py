@@ -17,7 +17,7 @@ from running_command import records, succeeded
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 
 LONG = ("train.epochs=100000", "train.patience=null")
-SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=2")
+SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=8")
 
 
 @pytest.fixture(scope="module")
