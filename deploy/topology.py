@@ -87,6 +87,10 @@ def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) ->
     return max(0, lacking - accepted.count("all"))
 
 
+UNPLACED = {"coordinator_address": None, "host": "127.0.0.1", "scheduler_port": 0}
+"""Keys of ``cluster`` in a job whose hosts set their addresses when they start."""
+
+
 def assign_roles(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> dict[str, list[Role]]:
     """Assign the roles of a job to ``hosts``, of which the first is the coordinator's; spare hosts are left out.
 

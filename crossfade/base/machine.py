@@ -70,18 +70,25 @@ def cgroup_memory(membership: Path = _OF_THIS_PROCESS, cgroups: Path = _CGROUPS)
     ``cgroups`` is where they are mounted. A container may see its own mounted there, and the host's path to it in
     ``membership``; a batch job may see those of the host.
     """
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, files = (cgroups / "memory", _VERSION_1) if controllers else (cgroups, _VERSION_2)
-        own = Path(path.strip("/"))
+    for is_version_1, own in _groups(_membership(membership)):
+        top, files = (cgroups / "memory", _VERSION_1) if is_version_1 else (cgroups, _VERSION_2)
         for group in dict.fromkeys((own, *own.parents)):
             with suppress(OSError, ValueError):  # none is mounted there, or it has no limit
                 yield _limit_and_use(top / group, *files)
+
+
+def _membership(path: Path = _OF_THIS_PROCESS) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+def _groups(membership: str) -> Iterator[tuple[bool, Path]]:
+    """Yield the path of each cgroup in ``membership`` that may control memory, and whether it is of version 1."""
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            yield bool(controllers), Path(path.strip("/"))
 
 
 def _limit_and_use(group: Path, limit: str, used: str, reclaimable: str) -> tuple[int, int]:
@@ -104,11 +111,7 @@ class OomKills:
     @classmethod
     def of_this_process(cls) -> OomKills:
         """Count those of this process's cgroup, or of the machine if there is none."""
-        try:
-            membership = _OF_THIS_PROCESS.read_text(encoding="utf-8")
-        except OSError:
-            membership = ""
-        return cls(find_source(membership, _CGROUPS))
+        return cls(find_source(_membership(), _CGROUPS))
 
     def have_risen(self) -> bool:
         """Return whether the kernel has killed a process since."""
@@ -131,15 +134,12 @@ def find_source(membership: str, cgroups: Path) -> Path:
 
 def _candidates(membership: str, cgroups: Path) -> Iterator[Path]:
     """Yield where the count may be, in version 1 first: with both, that one controls memory."""
-    lines = [line.split(":", 2) for line in membership.splitlines() if line.count(":") >= 2]
-    for _, controllers, path in lines:
-        if "memory" in controllers.split(","):
+    for is_version_1, own in sorted(_groups(membership), key=lambda group: not group[0]):
+        if is_version_1:
             # In a container, the path may be that of the host, and the container's own cgroup is mounted.
-            yield from (cgroups / "memory" / folder / "memory.oom_control" for folder in (path.strip("/"), ""))
-    for _, controllers, path in lines:
-        if not controllers:
+            yield from (cgroups / "memory" / folder / "memory.oom_control" for folder in (own, ""))
+        else:
             # An ancestor's count includes those of its descendants, whose memory may not be counted by itself.
-            own = Path(path.strip("/"))
             yield from (cgroups / folder / "memory.events" for folder in (own, *own.parents))
 
 

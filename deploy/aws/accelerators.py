@@ -178,44 +178,23 @@ def check_device(job: JobConfig, instance_type: str) -> None:
 
 def notes(job: JobConfig, instance_type: str, hosts: int) -> Iterator[str]:
     """Yield what the user should read about ``job`` on ``hosts`` instances of this type."""
-    for note in (_retirement(instance_type), _idle_gpu(job, instance_type), _horovod(job, hosts)):
-        if note is not None:
-            yield note
-
-
-def _retirement(instance_type: str) -> str | None:
-    family = instance_type.removeprefix("ml.").partition(".")[0]
-    if family not in _SUCCESSORS:
-        return None
-    successor = ("ml." if instance_type.startswith("ml.") else "") + _SUCCESSORS[family]
-    gpu = gpu_of(successor)
-    assert gpu is not None
-    return (
-        f"AWS is retiring {family} (docs/aws.md), so {instance_type} may not be available; the nearest type that stays "
-        f"is {successor}, with the GPU {gpu.name}"
-    )
-
-
-def _idle_gpu(job: JobConfig, instance_type: str) -> str | None:
-    """Return a note if the instances have GPUs that the job does not use."""
+    family, prefix = instance_type.removeprefix("ml.").partition(".")[0], "ml." * instance_type.startswith("ml.")
+    if family in _SUCCESSORS:
+        successor = gpu_of(_SUCCESSORS[family])
+        assert successor is not None
+        yield (
+            f"AWS is retiring {family} (docs/aws.md), so {instance_type} may not be available; the nearest type that "
+            f"stays is {prefix}{_SUCCESSORS[family]}, with the GPU {successor.name}"
+        )
     gpu, train = gpu_of(instance_type), job.train
-    if gpu is None or (train.engine != "cpu" and train.devices[0] != "cpu"):
-        return None
-    key = "train.engine" if train.engine == "cpu" else "train.device"
-    return (
-        f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
-        f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
-    )
-
-
-def _horovod(job: JobConfig, hosts: int) -> str | None:
-    """Return a note if the job all-reduces the gradients of dense layers, for which its image needs Horovod.
-
-    Each of ``hosts`` runs a worker, or more if ``cluster.workers`` is larger.
-    """
-    if max(hosts, job.cluster.workers) == 1 or not job.model.has_dense_layers:
-        return None
-    return (
-        "dense layers (model.dense) of several workers need Horovod: use an image that was built with "
-        "HOROVOD=1 (docs/docker.md)"
-    )
+    if gpu is not None and (train.engine == "cpu" or train.devices[0] == "cpu"):
+        key = "train.engine" if train.engine == "cpu" else "train.device"
+        yield (
+            f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
+            f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
+        )
+    if job.model.has_dense_layers and max(hosts, job.cluster.workers) > 1:  # each host runs a worker, or more
+        yield (
+            "dense layers (model.dense) of several workers need Horovod: use an image that was built with "
+            "HOROVOD=1 (docs/docker.md)"
+        )

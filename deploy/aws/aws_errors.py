@@ -150,6 +150,10 @@ def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
         yield
     except aws.ClientError as error:
         raise error_from_response(error.response, error.operation_name, doing, region) from error
+    except aws.WaiterError as error:
+        if "Error" in error.last_response:
+            raise error_from_response(error.last_response, "", doing, region) from error
+        raise CloudError(f"{doing}: {_one_line(error)}", "fault") from error
     except (aws.BotoCoreError, aws.HTTPClientError) as error:
         raise _from_client(error, doing, region) from error
 
@@ -159,43 +163,29 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     import botocore.exceptions as aws
 
     found = _one_line(error)
-    translations: list[tuple[tuple[type[Exception], ...], CloudRequestErrorKind, str]] = [
-        (
-            (aws.NoCredentialsError, aws.PartialCredentialsError),
-            "credentials",
-            f"{doing}: no AWS credentials were found ({found}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or log in with 'aws sso login'",
-        ),
-        (
-            (aws.ProfileNotFound, aws.ConfigNotFound, aws.ConfigParseError),
-            "credentials",
-            f"{doing}: {found}; check AWS_PROFILE and ~/.aws/config",
-        ),
-        (
-            (aws.CredentialRetrievalError, aws.TokenRetrievalError, aws.SSOError, aws.MetadataRetrievalError),
-            "credentials",
-            f"{doing}: cannot retrieve the AWS credentials ({found}); log in again, as with 'aws sso login'",
-        ),
-        (
-            (aws.NoRegionError, aws.InvalidRegionError, aws.UnknownRegionError),
-            "region",
-            f"{doing}: {found}; set a region with {option_named('region')} or AWS_REGION",
-        ),
-        (
-            (aws.ParamValidationError,),
-            "request",
-            f"{doing}: the request is invalid: {found}",
-        ),
-    ]
-    for exceptions, kind, message in translations:
-        if isinstance(error, exceptions):
-            return CloudRequestError(message, kind)
-    if isinstance(error, aws.EndpointConnectionError):
-        found += (
-            f" Check that the region '{region}' has this service, that this machine is on the network, and that "
-            "AWS_ENDPOINT_URL is right if it is set."
-        )
-    return CloudError(f"{doing}: AWS did not answer: {found}", "unreachable")
+    kind: CloudRequestErrorKind = "credentials"
+    match error:
+        case aws.NoCredentialsError() | aws.PartialCredentialsError():
+            problem = (
+                f"no AWS credentials were found ({found}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or log in with 'aws sso login'"
+            )
+        case aws.ProfileNotFound() | aws.ConfigNotFound() | aws.ConfigParseError():
+            problem = f"{found}; check AWS_PROFILE and ~/.aws/config"
+        case aws.CredentialRetrievalError() | aws.TokenRetrievalError() | aws.SSOError() | aws.MetadataRetrievalError():
+            problem = f"cannot retrieve the AWS credentials ({found}); log in again, as with 'aws sso login'"
+        case aws.NoRegionError() | aws.InvalidRegionError() | aws.UnknownRegionError():
+            kind, problem = "region", f"{found}; set a region with {option_named('region')} or AWS_REGION"
+        case aws.ParamValidationError():
+            kind, problem = "request", f"the request is invalid: {found}"
+        case _:
+            if isinstance(error, aws.EndpointConnectionError):
+                found += (
+                    f" Check that the region '{region}' has this service, that this machine is on the network, and "
+                    "that AWS_ENDPOINT_URL is right if it is set."
+                )
+            return CloudError(f"{doing}: AWS did not answer: {found}", "unreachable")
+    return CloudRequestError(f"{doing}: {problem}", kind)
 
 
 def error_from_response(response: object, operation: str, doing: str, region: str) -> CrossfadeError:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import MissingExtraError, option_named
+from crossfade.base.options import Options, option
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-[0-9]+")
 
 class Aws:
     """An account in a region, reached with the credentials of the environment. Clients are created on first use."""
+
+    ec2: EC2Client
+    ecr: ECRClient
+    iam: IAMClient
+    logs: CloudWatchLogsClient
+    pricing: PricingClient
+    s3: S3Client
+    sagemaker: SageMakerClient
+    ssm: SSMClient
+    sts: STSClient
 
     def __init__(self, region: str | None = None, profile: str | None = None) -> None:
         """Use ``region`` or, without one, that of AWS_REGION, AWS_DEFAULT_REGION or the profile.
@@ -94,41 +105,32 @@ class Aws:
         """The domain of the region's services."""
         return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
 
-    def check_credentials(self) -> None:
-        """Check that there are credentials, without sending a request.
-
-        Raises:
-            CloudRequestError: there are none.
-        """
-        with translate_aws_errors("looking for AWS credentials", self.region):
-            credentials = self._session.get_credentials()
-        if credentials is None:
-            raise CloudRequestError(
-                "no AWS credentials were found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                "log in with 'aws sso login' (https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html)",
-                "credentials",
-            )
-
     def account(self) -> str:
         """Return the number of the account. The call needs credentials but no permission.
 
         Raises:
-            CloudRequestError: the credentials are missing, wrong or expired.
+            CloudError, CloudRequestError: as ``caller``.
         """
-        self.check_credentials()
-        with translate_aws_errors("looking up the account of the credentials", self.region):
-            return self.sts.get_caller_identity()["Account"]
+        return self.caller()[0]
 
     def caller(self) -> tuple[str, str]:
         """Return the account and the ARN of the caller; of an assumed role without the session's name, which changes.
 
         Raises:
-            CloudError, CloudRequestError: AWS did not identify the caller.
+            CloudError: AWS does not answer.
+            CloudRequestError: the credentials are missing, wrong or expired.
         """
-        account = self.account()
-        with translate_aws_errors("asking whose the credentials are", self.region):
-            arn = self.sts.get_caller_identity()["Arn"]
-        return account, "/".join(arn.split("/")[:2]) if ":assumed-role/" in arn else arn
+        with translate_aws_errors("looking up the account of the credentials", self.region):
+            if self._session.get_credentials() is None:
+                raise CloudRequestError(
+                    "no AWS credentials were found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                    "or log in with 'aws sso login' "
+                    "(https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html)",
+                    "credentials",
+                )
+            identity = self.sts.get_caller_identity()
+        arn = identity["Arn"]
+        return identity["Account"], "/".join(arn.split("/")[:2]) if ":assumed-role/" in arn else arn
 
     def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
         """Validate ``request`` against botocore's model of ``operation``, without sending it.
@@ -145,47 +147,32 @@ class Aws:
             if report.has_errors():
                 raise ParamValidationError(report=report.generate_report())
 
-    @cached_property
-    def ec2(self) -> EC2Client:
-        """Client of EC2."""
-        return self._session.client("ec2", config=self._config)
+    if not TYPE_CHECKING:  # so that mypy rejects a service that is not declared
 
-    @cached_property
-    def ecr(self) -> ECRClient:
-        """Client of ECR, the image registry."""
-        return self._session.client("ecr", config=self._config)
+        def __getattr__(self, service: str) -> Any:
+            """Create the client of a service, at its first use."""
+            if service not in Aws.__annotations__:
+                raise AttributeError(service)
+            region = PRICING_REGION if service == "pricing" else None
+            client = self._session.client(service, region_name=region, config=self._config)
+            setattr(self, service, client)
+            return client
 
-    @cached_property
-    def iam(self) -> IAMClient:
-        """Client of IAM, for roles and policies."""
-        return self._session.client("iam", config=self._config)
 
-    @cached_property
-    def logs(self) -> CloudWatchLogsClient:
-        """Client of CloudWatch Logs."""
-        return self._session.client("logs", config=self._config)
+_account = partial(option, group="account")
 
-    @cached_property
-    def pricing(self) -> PricingClient:
-        """Client of the price list."""
-        return self._session.client("pricing", region_name=PRICING_REGION, config=self._config)
 
-    @cached_property
-    def s3(self) -> S3Client:
-        """Client of S3."""
-        return self._session.client("s3", config=self._config)
+class AccountOptions(Options):
+    """The account and the region."""
 
-    @cached_property
-    def sagemaker(self) -> SageMakerClient:
-        """Client of SageMaker."""
-        return self._session.client("sagemaker", config=self._config)
+    region: str | None = _account(None, "use this AWS region (default: AWS_REGION, or the profile's)", value="REGION")
+    profile: str | None = _account(None, "use this AWS profile (default: AWS_PROFILE)", value="NAME")
 
-    @cached_property
-    def ssm(self) -> SSMClient:
-        """Client of Systems Manager, for parameters."""
-        return self._session.client("ssm", config=self._config)
+    def aws(self) -> Aws:
+        """Return the account and its clients.
 
-    @cached_property
-    def sts(self) -> STSClient:
-        """Client of STS, which identifies the caller."""
-        return self._session.client("sts", config=self._config)
+        Raises:
+            MissingExtraError: boto3 is not installed.
+            CloudRequestError: there is no region, or the profile does not exist.
+        """
+        return Aws(self.region, self.profile)

@@ -16,8 +16,10 @@ from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
-_PRINTED = ("instance_type", "bandwidth", "json_")
-"""Options of the plan that is printed where no files are written."""
+_DATASET = ("queries", "items", "interactions")
+_PRINTED = ("instance_type", "bandwidth", "json_", *_DATASET)
+"""Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
+without the dataset, whose features and evaluations count."""
 _SIZE = "size of a dataset that does not exist yet"
 
 
@@ -74,10 +76,9 @@ class PlannedJob(JobOptions, ClusterSizes):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        names = ("queries", "items", "interactions")
-        missing = [name for name in names if getattr(self, name) is None]
-        if missing and len(missing) < len(names):
-            fix = "give {}, {} and {}, or none of them".format(*map(option_named, names))
+        missing = [name for name in _DATASET if getattr(self, name) is None]
+        if missing and len(missing) < len(_DATASET):
+            fix = "give {}, {} and {}, or none of them".format(*map(option_named, _DATASET))
             raise OptionError(missing[0], problem="is missing", fix=fix)
         return self
 

@@ -21,7 +21,7 @@ from crossfade.base.machine import THREAD_VARIABLES
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
-from crossfade.deploy.topology import TOKEN_VARIABLE
+from crossfade.deploy.topology import TOKEN_VARIABLE, UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -45,6 +45,10 @@ def metadata(name: str, component: str | None = None) -> Manifest:
     return {"name": f"{name}-{component}" if component else name, "labels": labels}
 
 
+def _manifest(api: str, kind: str, name: str, component: str | None = None, **more: Any) -> Manifest:
+    return {"apiVersion": api, "kind": kind, "metadata": metadata(name, component), **more}
+
+
 def shares_volume(job: JobConfig) -> bool:
     """Return whether all pods of ``job`` mount the volume; with other shared storage, only the coordinator does."""
     return bool(job.cluster.servers) and job.cluster.shared_run_dir
@@ -52,15 +56,9 @@ def shares_volume(job: JobConfig) -> bool:
 
 def claim(name: str, storage: str, *, shared: bool) -> Manifest:
     """Return a claim for the volume of runs: of all pods if they share it, else of the coordinator."""
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": metadata(name, "runs"),
-        "spec": {
-            "accessModes": ["ReadWriteMany" if shared else "ReadWriteOnce"],
-            "resources": {"requests": {"storage": storage}},
-        },
-    }
+    mode = "ReadWriteMany" if shared else "ReadWriteOnce"
+    spec = {"accessModes": [mode], "resources": {"requests": {"storage": storage}}}
+    return _manifest("v1", "PersistentVolumeClaim", name, "runs", spec=spec)
 
 
 @dataclass(frozen=True)
@@ -191,13 +189,7 @@ def on_kubernetes(job: JobConfig) -> JobConfig:
         InputError: it is no valid job.
     """
     values = job.model_dump(mode="json")
-    values["cluster"] |= {
-        "hosts": 1,
-        "one_role_per_host": bool(job.cluster.servers),
-        "coordinator_address": None,
-        "host": "127.0.0.1",
-        "scheduler_port": 0,
-    }
+    values["cluster"] |= {**UNPLACED, "hosts": 1, "one_role_per_host": bool(job.cluster.servers)}
     values["metrics"] |= {"port": METRICS_PORT, "host": None}
     return check_job(values, "the job on Kubernetes")
 
@@ -256,19 +248,9 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) ->
         secret=options.secret,
         claim=options.claim or f"{name}-runs",
     )
-    files: dict[str, list[Manifest]] = {
-        "job.yaml": [
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": metadata(name, "job"),
-                "data": {JOB_FILE: job.to_yaml()},
-            }
-        ]
-    }
+    files = {"job.yaml": [_manifest("v1", "ConfigMap", name, "job", data={JOB_FILE: job.to_yaml()})]}
     if options.service_account is None:
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(name)}
-        files["service-account.yaml"] = [{**account, "automountServiceAccountToken": False}]
+        files["service-account.yaml"] = [_manifest("v1", "ServiceAccount", name, automountServiceAccountToken=False)]
     if options.claim is None:
         files["volume.yaml"] = [claim(name, options.storage, shared=shares_volume(job))]
     files["coordinator.yaml"] = [_job(name, "coordinator", pods.coordinator(sizes[0]), 1)]
@@ -305,33 +287,21 @@ def _service(name: str, component: str, *, headless: bool) -> Manifest:
     ports = [{"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}]
     if component == "coordinator":
         ports.insert(0, {"name": "join", "port": PORT, "targetPort": "join"})
-    labels = metadata(name, component)["labels"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata(name, component),
-        "spec": {
-            **({"clusterIP": "None"} if headless else {}),
-            "publishNotReadyAddresses": True,
-            "selector": labels,
-            "ports": ports,
-        },
-    }
+    address = {"clusterIP": "None"} if headless else {}
+    selector = metadata(name, component)["labels"]
+    spec = {**address, "publishNotReadyAddresses": True, "selector": selector, "ports": ports}
+    return _manifest("v1", "Service", name, component, spec=spec)
 
 
 def _stateful_set(name: str, template: Manifest, replicas: int) -> Manifest:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": metadata(name, "server"),
-        "spec": {
-            "replicas": replicas,
-            "serviceName": f"{name}-server",
-            "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": metadata(name, "server")["labels"]},
-            "template": template,
-        },
+    spec = {
+        "replicas": replicas,
+        "serviceName": f"{name}-server",
+        "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": metadata(name, "server")["labels"]},
+        "template": template,
     }
+    return _manifest("apps/v1", "StatefulSet", name, "server", spec=spec)
 
 
 def _job(name: str, component: str, template: Manifest, completions: int) -> Manifest:
@@ -342,19 +312,15 @@ def _job(name: str, component: str, template: Manifest, completions: int) -> Man
         {"action": "Ignore", "onExitCodes": {"operator": "In", "values": _STOPPED}},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata(name, component),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": completions,
-            "parallelism": completions,
-            "backoffLimit": _RETRIES,
-            "podFailurePolicy": {"rules": rules},
-            "template": template,
-        },
+    spec = {
+        "completionMode": "Indexed",
+        "completions": completions,
+        "parallelism": completions,
+        "backoffLimit": _RETRIES,
+        "podFailurePolicy": {"rules": rules},
+        "template": template,
     }
+    return _manifest("batch/v1", "Job", name, component, spec=spec)
 
 
 def _network_policy(name: str) -> Manifest:
@@ -362,20 +328,10 @@ def _network_policy(name: str) -> Manifest:
 
     MXNet's listeners, on ports that the kernel assigns, serve everybody who reaches them.
     """
-    job = metadata(name)["labels"]
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": metadata(name),
-        "spec": {
-            "podSelector": {"matchLabels": job},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": [{"podSelector": {"matchLabels": job}}]},
-                {"ports": [{"protocol": "TCP", "port": METRICS_PORT}]},
-            ],
-        },
-    }
+    pods = {"podSelector": {"matchLabels": metadata(name)["labels"]}}
+    ingress = [{"from": [pods]}, {"ports": [{"protocol": "TCP", "port": METRICS_PORT}]}]
+    spec = {**pods, "policyTypes": ["Ingress"], "ingress": ingress}
+    return _manifest("networking.k8s.io/v1", "NetworkPolicy", name, spec=spec)
 
 
 def _overlay(job: JobConfig, options: SchedulerFiles) -> Manifest:

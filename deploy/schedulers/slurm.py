@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.deploy.schedulers.sizes import HostSize, requested_gpus
+from crossfade.deploy.topology import UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import default_run_dir
@@ -76,13 +77,7 @@ def on_slurm(job: JobConfig) -> JobConfig:
         InputError: it is no valid job.
     """
     values = job.with_absolute_paths().model_dump(mode="json")
-    values["cluster"] |= {
-        "one_role_per_host": False,
-        "shared_run_dir": True,
-        "coordinator_address": None,
-        "host": "127.0.0.1",
-        "scheduler_port": 0,
-    }
+    values["cluster"] |= {**UNPLACED, "one_role_per_host": False, "shared_run_dir": True}
     return check_job(values, "the job on Slurm")
 
 

@@ -150,7 +150,7 @@ class QuickStudy:
         Raises:
             ClusterError: several trainings in a row failed, or all of the last rung.
         """
-        with closing(TrialProcess()) as process:
+        with closing(self._lock), closing(TrialProcess()) as process:
             self._run_rungs(process, on_epochs)
 
     def _run_rungs(self, process: TrialProcess, on_epochs: Callable[[int], None]) -> None:

@@ -122,7 +122,7 @@ class TuningStudy:
         Raises:
             ClusterError: several trials in a row had no result.
         """
-        with closing(TrialProcess()) as process:
+        with closing(self._lock), closing(TrialProcess()) as process:
             yield from self._run_trials(trials, process)
 
     def _run_trials(self, trials: int, process: TrialProcess) -> Iterator[int]:

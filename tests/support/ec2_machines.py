@@ -10,6 +10,7 @@ shutdown are small scripts that record their calls: 'docker run' runs Crossfade 
 place of the container's volume, and 'shutdown -h now' terminates the instance.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -57,10 +58,10 @@ class Machine:
 
     def __init__(self, instance: dict[str, Any], script: str, number: int, folder: Path, metadata: Metadata) -> None:
         self.id: str = instance["InstanceId"]
-        self.number, self.folder, self.metadata = number, folder, metadata
-        self.index: int = instance["AmiLaunchIndex"]
-        self.address = f"127.0.1.{number}"
-        self.script = script
+        self.number, self.folder, self.metadata, self.script = number, folder, metadata, script
+        [first] = [line for line in script.splitlines() if line.startswith("first=")]
+        self.host = int(first.partition("=")[2]) + instance["AmiLaunchIndex"]
+        self.is_killed = False
         self.mark = Mark()
         self.process: subprocess.Popen[bytes] | None = None
         # Credentials of the S3 server, which checks signatures and does not support session tokens.
@@ -68,9 +69,9 @@ class Machine:
         credentials |= {"Type": "AWS-HMAC", "LastUpdated": "2020-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z"}
         role = "the-role"  # moto returns the profile of the first instance only
         metadata.values |= {
-            "ami-launch-index": str(self.index),
+            "ami-launch-index": str(instance["AmiLaunchIndex"]),
             "instance-id": self.id,
-            "local-ipv4": self.address,
+            "local-ipv4": f"127.0.1.{number}",
             "iam/security-credentials": role,
             "placement/availability-zone": "us-east-1a",
             f"iam/security-credentials/{role}": json.dumps(credentials, indent=2),
@@ -81,7 +82,8 @@ class Machine:
         self.folder.mkdir()
         path = self.folder / "user-data"
         path.write_text(self.script)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        inherited = self.mark.environment()
+        environment = {name: value for name, value in inherited.items() if not name.startswith("AWS_")}
         environment |= {
             "PATH": f"{self.folder.parent / 'bin'}:{os.environ['PATH']}",
             "MACHINE": str(self.folder),
@@ -92,7 +94,7 @@ class Machine:
         with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen(
                 ["bash", str(path)],
-                env=self.mark.environment(environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -135,19 +137,14 @@ class Machines:
 
     def of(self, index: int, seconds: float = MAX_SECONDS) -> Machine:
         """Wait for host ``index`` and return its newest machine."""
-        wait_until(
-            lambda: self._check() or any(entry.host == index for entry in self._hosts()),
-            f"host {index}",
-            seconds=seconds,
-        )
-        return [entry.machine for entry in self._hosts() if entry.host == index][-1]
 
-    def _hosts(self) -> list["_Numbered"]:
-        return [_Numbered(int(_setting(machine.script, "first")) + machine.index, machine) for machine in self.all]
+        def newest() -> list[Machine]:
+            if self.error is not None:
+                raise self.error
+            return [machine for machine in self.all if machine.host == index][-1:]
 
-    def _check(self) -> None:
-        if self.error is not None:
-            raise self.error
+        wait_until(newest, f"host {index}", seconds=seconds)
+        return newest()[0]
 
     def _run(self) -> None:
         try:
@@ -166,14 +163,15 @@ class Machines:
                 machine = known.get(instance["InstanceId"])
                 if machine is None and instance["State"]["Name"] == "running":
                     self._start(instance)
-                elif machine is not None and instance["State"]["Name"] in {"shutting-down", "terminated"}:
+                elif machine is None or machine.is_killed:
+                    continue
+                elif instance["State"]["Name"] in {"shutting-down", "terminated"}:
                     machine.mark.kill()
-                elif machine is not None and machine.is_off:
+                    machine.is_killed = not machine.mark.processes()
+                elif machine.is_off:
                     ec2.terminate_instances(InstanceIds=[machine.id])
 
     def _start(self, instance: dict[str, Any]) -> None:
-        import base64
-
         answer = self._aws.client("ec2").describe_instance_attribute(
             InstanceId=instance["InstanceId"], Attribute="userData"
         )
@@ -194,16 +192,6 @@ class Machines:
             machine.process.wait()
         self._opened.close()
         shutil.rmtree(self._folder / "bin")
-
-
-class _Numbered:
-    def __init__(self, host: int, machine: Machine) -> None:
-        self.host, self.machine = host, machine
-
-
-def _setting(script: str, name: str) -> str:
-    [line] = [line for line in script.splitlines() if line.startswith(f"{name}=")]
-    return line.partition("=")[2].strip("'")
 
 
 @contextmanager

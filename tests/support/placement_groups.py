@@ -4,10 +4,9 @@ groups = PlacementGroups(aws)          # the gateway answers these calls from no
 assert groups.tags == {}
 """
 
-import xml.etree.ElementTree as ET
 from xml.sax.saxutils import escape
 
-from aws_server import AwsServer, Call
+from aws_server import AwsServer, Call, error_text
 
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 
@@ -24,16 +23,10 @@ class PlacementGroups:
 
     def CreatePlacementGroup(self, call: Call) -> tuple[int, str]:
         """Create a group."""
-        name, form = call.body["GroupName"], call.body
-        if name in self.tags:
-            return _error("InvalidPlacementGroup.Duplicate", f"The Placement Group '{name}' already exists.")
-        assert form["Strategy"] == "cluster"
-        assert form["TagSpecification.1.ResourceType"] == "placement-group"
-        self.tags[name] = {
-            form[key]: form[key.removesuffix("Key") + "Value"]
-            for key in form
-            if key.startswith("TagSpecification.1.Tag.") and key.endswith(".Key")
-        }
+        name, form, tag = call.body["GroupName"], call.body, "TagSpecification.1.Tag."
+        assert (form["Strategy"], form["TagSpecification.1.ResourceType"]) == ("cluster", "placement-group")
+        keys = [key.removesuffix("Key") for key in form if key.startswith(tag) and key.endswith(".Key")]
+        self.tags[name] = {form[f"{key}Key"]: form[f"{key}Value"] for key in keys}
         return _response(call, f"<placementGroup>{self._describe(name)}</placementGroup>")
 
     def DescribePlacementGroups(self, call: Call) -> tuple[int, str]:
@@ -46,31 +39,21 @@ class PlacementGroups:
     def DeletePlacementGroup(self, call: Call) -> tuple[int, str]:
         """Delete a group, unless an instance is in it."""
         name = call.body["GroupName"]
-        if name not in self.tags:
-            return _error("InvalidPlacementGroup.Unknown", f"The Placement Group '{name}' is unknown.")
         for reservation in self._aws.client("ec2").describe_instances()["Reservations"]:
             for instance in reservation["Instances"]:
-                group = instance.get("Placement", {}).get("GroupName")
-                if group == name and instance["State"]["Name"] != "terminated":
-                    return _error("InvalidPlacementGroup.InUse", f"The placement group {name} is in use.")
+                if instance["Placement"].get("GroupName") == name and instance["State"]["Name"] != "terminated":
+                    return 400, error_text(
+                        call, "InvalidPlacementGroup.InUse", f"The placement group {name} is in use."
+                    )
         del self.tags[name]
         return _response(call, "<return>true</return>")
 
     def _describe(self, name: str) -> str:
-        tags = "".join(
-            f"<item><key>{escape(key)}</key><value>{escape(value)}</value></item>"
-            for key, value in self.tags[name].items()
-        )
+        items = (f"<key>{escape(key)}</key><value>{escape(value)}</value>" for key, value in self.tags[name].items())
+        tags = "".join(f"<item>{item}</item>" for item in items)
         state = "<strategy>cluster</strategy><state>available</state>"
         return f"<groupName>{name}</groupName>{state}<tagSet>{tags}</tagSet>"
 
 
 def _response(call: Call, inner: str) -> tuple[int, str]:
-    text = f'<{call.action}Response xmlns="{_NAMESPACE}"><requestId>0</requestId>{inner}</{call.action}Response>'
-    ET.fromstring(text)  # well-formed
-    return 200, text
-
-
-def _error(code: str, message: str) -> tuple[int, str]:
-    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return 400, f"<Response><Errors>{error}</Errors><RequestID>0</RequestID></Response>"
+    return 200, f'<{call.action}Response xmlns="{_NAMESPACE}"><requestId>0</requestId>{inner}</{call.action}Response>'

@@ -1,10 +1,8 @@
 """Run ``crossfade submit ec2`` in this process against moto's AWS, and read what it created there."""
 
-import functools
 import json
 from pathlib import Path
 
-import botocore.loaders
 import pytest
 from aws_server import AwsServer, Call
 from placement_groups import PlacementGroups
@@ -14,14 +12,12 @@ from crossfade.deploy.aws.ec2 import resources
 
 BUCKET = "music"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"
-_LOADER = functools.cache(botocore.loaders.create_loader)
 
 
 def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """Reset the account to a bucket and an image of each variant, and point this process's environment to it."""
     server.reset()
     PlacementGroups(server)
-    server.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": []})  # so that the built-in table is used
     server.client("s3").create_bucket(Bucket=BUCKET)
     ecr = server.client("ecr")
     ecr.create_repository(repositoryName="crossfade")
@@ -32,8 +28,6 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(resources, "_POLL_SECONDS", 0.01)
-    # Load botocore's service models once for all commands of this process: it takes a second.
-    monkeypatch.setattr("botocore.session.create_loader", _LOADER)
     return server
 
 
@@ -48,7 +42,7 @@ def detached(job: Path, *options: object) -> int:
 
 
 def submitted_run(aws: AwsServer) -> str:
-    [call] = aws.calls_of("RunInstances")
+    call = aws.calls_of("RunInstances")[0]
     return str(tags_of(call, 1)["crossfade:run"])
 
 

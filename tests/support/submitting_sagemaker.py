@@ -1,27 +1,20 @@
 """Run ``crossfade submit sagemaker`` in this process against moto's AWS, with scripted responses."""
 
-import io
 import json
 import os
-import signal
-import subprocess
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from unittest import mock
 
 from aws_server import ACCOUNT, REGION, AwsServer
+from command_here import crossfade_here
 
-from crossfade.cli.main import main
 from crossfade.deploy.aws.sagemaker.jobs import LOG_GROUP
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cu90"
-QUOTA = (
-    "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "
-    "0 Instances and a request delta of 1 Instances."
-)
 FAST = ("--poll-seconds", "0.05")
 
 
@@ -37,32 +30,19 @@ def account_with_images(server: AwsServer) -> AwsServer:
     return server
 
 
-def command(aws: AwsServer, *arguments: object) -> subprocess.CompletedProcess[str]:
+def command(aws: AwsServer, *arguments: object) -> CompletedProcess[str]:
     """Run ``crossfade submit sagemaker`` in this process, which is faster than starting another."""
-    words = ["submit", "sagemaker", *FAST, *map(str, arguments)]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with (
-        mock.patch.dict(os.environ, aws.variables),
-        redirect_stdout(io.StringIO()) as stdout,
-        redirect_stderr(io.StringIO()) as stderr,
-    ):
-        try:
-            code = main(words)
-        except SystemExit as end:  # argparse's
-            code = int(str(end.code))
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+    with mock.patch.dict(os.environ, aws.variables):
+        return crossfade_here("submit", "sagemaker", *FAST, *arguments)
 
 
-def submit(aws: AwsServer, job: Path, *options: object) -> subprocess.CompletedProcess[str]:
+def submit(aws: AwsServer, job: Path, *options: object) -> CompletedProcess[str]:
     """Submit ``job`` with the required options and ``options``."""
     required = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
     return command(aws, job, *required, *options)
 
 
-def follow(aws: AwsServer) -> subprocess.CompletedProcess[str]:
+def follow(aws: AwsServer) -> CompletedProcess[str]:
     return command(aws, "--follow", "plays-1")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import option_named
@@ -19,7 +20,7 @@ from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_err
 from crossfade.deploy.aws.ec2 import requests
 from crossfade.deploy.aws.ec2.run_spec import RunSpec
 from crossfade.deploy.aws.ec2.run_storage import SPEC_FILE, RunStorage
-from crossfade.deploy.aws.ecr import EcrImage, check_image
+from crossfade.deploy.aws.ecr import check_image
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -139,51 +140,44 @@ def start_instances(
         time.sleep(_POLL_SECONDS)
 
 
+_PLACEHOLDERS: dict[str, dict[str, Any]] = {
+    "get_parameter": {"Parameter": {"Value": "<the machine image>"}},
+    "describe_images": {"Images": [{"RootDeviceName": "<its root device>"}]},
+    "describe_subnets": {"Subnets": [{"VpcId": "<the network>"}]},
+    "describe_vpcs": {"Vpcs": [{"VpcId": "<the network>"}]},
+    "create_security_group": {"GroupId": "<the security group>"},
+}
+"""What operations answer in a dry run, as far as later requests depend on it."""
+_RANDOM = {"ssm.put_parameter": {"Value": "<a token>"}, "ec2.run_instances": {"ClientToken": "<unique>"}}
+
+
+class _Attributes:
+    """An object whose attributes are what ``make`` returns for their names."""
+
+    def __init__(self, make: Callable[[str], Any], **values: str) -> None:
+        self._make = make
+        self.__dict__ |= values
+
+    def __getattr__(self, name: str) -> Any:
+        return self._make(name)
+
+
 def dry_run(spec: RunSpec) -> list[tuple[str, dict[str, Any]]]:
     """Return every request that ``resolve_context`` and ``launch`` would send: service.operation and its parameters.
 
-    Values that AWS would return stand in <angle brackets>, and so does the token, which is a secret.
+    Values that AWS would return stand in <angle brackets>, and so do random ones.
     """
-    context = AwsContext(spec.ami or "<the machine image>", "<its root device>", "<the network>")
-    found = [*_dry_lookups(spec, context), *_dry_changes(spec, context)]
-    return [(name, json.loads(json.dumps(request))) for name, request in found]
+    sent: list[tuple[str, dict[str, Any]]] = [("sts.get_caller_identity", {})]
 
+    def send(operation: str, **request: Any) -> dict[str, Any]:
+        # The body of an object is JSON, in bytes.
+        shown = json.loads(json.dumps(request | _RANDOM.get(operation, {}), default=json.loads))
+        sent.append((operation, shown))
+        return _PLACEHOLDERS.get(operation.partition(".")[2], {})
 
-def _dry_lookups(spec: RunSpec, context: AwsContext) -> Iterator[tuple[str, Any]]:
-    yield "sts.get_caller_identity", {}
-    if spec.ami is None:
-        yield "ssm.get_parameter", {"Name": IMAGE_PARAMETERS[spec.variant]}
-    yield "ec2.describe_images", {"ImageIds": [context.image]}
-    if EcrImage.parse(spec.image) is not None:
-        yield "ecr.describe_images", {"image": spec.image}
-    if spec.subnet:
-        yield "ec2.describe_subnets", {"SubnetIds": [spec.subnet]}
-    else:
-        yield "ec2.describe_vpcs", {"Filters": [{"Name": "is-default", "Values": ["true"]}]}
+    def client(service: str) -> _Attributes:
+        return _Attributes(lambda operation: partial(send, f"{service}.{operation}"))
 
-
-def _dry_changes(spec: RunSpec, context: AwsContext) -> Iterator[tuple[str, Any]]:
-    group = "<the security group>"
-    yield "s3.put_object", {"Key": f"{spec.storage}/{SPEC_FILE}", "Body": spec.model_dump(mode="json")}
-    yield "ssm.put_parameter", requests.token_parameter(spec, "<a token>")
-    if spec.instance_profile is None:
-        yield "iam.create_role", requests.role(spec)
-        yield "iam.put_role_policy", requests.role_policy(spec)
-        yield "iam.create_instance_profile", requests.profile(spec)
-        yield "iam.add_role_to_instance_profile", {"InstanceProfileName": spec.name, "RoleName": spec.name}
-    yield "ec2.create_security_group", requests.security_group(spec, context.vpc)
-    yield "ec2.authorize_security_group_ingress", requests.ingress(group)
-    if spec.needs_placement:
-        yield "ec2.create_placement_group", requests.placement_group(spec)
-    yield (
-        "ec2.run_instances",
-        requests.run_instances(
-            spec,
-            range(spec.hosts),
-            image=context.image,
-            root_device=context.root_device,
-            group=group,
-            subnet=spec.subnet,
-            token="<unique>",  # noqa: S106 - no secret
-        ),
-    )
+    aws: Any = _Attributes(client, region=spec.region)
+    launch(aws, spec, resolve_context(aws, spec), lambda _: None)
+    return sent

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from crossfade.base.options import Integer, Number, Options, option
-from crossfade.deploy.aws.options import DEFAULT_EC2_TYPE, AccountOptions
+from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import Roles
 
 MAX_HOURS = 30 * 24
@@ -20,7 +20,7 @@ _host = partial(option, group="host")
 class Ec2Instances(Options):
     """The instances of a run, and how often its state is read."""
 
-    instance_type: str = _instances(DEFAULT_EC2_TYPE, "launch this type", value="TYPE")
+    instance_type: str = _instances("p2.xlarge", "launch this type", value="TYPE")
     hosts: Integer = _instances(1, "launch N instances", value="N", ge=1, le=1000)
     spot: bool = _instances(False, "use spot instances, which cost less and may be interrupted")
     max_hours: Number = _instances(

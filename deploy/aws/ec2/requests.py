@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfade.deploy.aws.ec2.run_spec import FIRST_TAG, POLICY, RunSpec, split_uri
 from crossfade.deploy.aws.ec2.run_storage import HOST_OBJECTS
@@ -55,7 +55,7 @@ def role(spec: RunSpec) -> iam.CreateRoleRequestTypeDef:
         "Path": spec.path,
         "AssumeRolePolicyDocument": json.dumps(_TRUST),
         "Description": f"Hosts of the Crossfade run {spec.run}",
-        "Tags": [{"Key": key, "Value": value} for key, value in spec.tags.items()],
+        "Tags": _tags(spec.tags),
     }
 
 
@@ -116,8 +116,7 @@ def _allow(
 
 def profile(spec: RunSpec) -> iam.CreateInstanceProfileRequestTypeDef:
     """Build CreateInstanceProfile."""
-    tags = [{"Key": key, "Value": value} for key, value in spec.tags.items()]
-    return {"InstanceProfileName": spec.name, "Path": spec.path, "Tags": tags}  # type: ignore[typeddict-item]
+    return {"InstanceProfileName": spec.name, "Path": spec.path, "Tags": _tags(spec.tags)}
 
 
 def token_parameter(spec: RunSpec, token: str) -> ssm.PutParameterRequestTypeDef:
@@ -127,7 +126,7 @@ def token_parameter(spec: RunSpec, token: str) -> ssm.PutParameterRequestTypeDef
         "Value": token,
         "Type": "SecureString",
         "Description": f"Token of the hosts of the Crossfade run {spec.run}",
-        "Tags": [{"Key": key, "Value": value} for key, value in spec.tags.items()],
+        "Tags": _tags(spec.tags),
     }
 
 
@@ -176,5 +175,9 @@ def run_instances(
 
 
 def _tagged(spec: RunSpec, *kinds: str, more: dict[str, str] | None = None) -> list[ec2.TagSpecificationTypeDef]:
-    tags: list[ec2.TagTypeDef] = [{"Key": key, "Value": value} for key, value in (spec.tags | (more or {})).items()]
+    tags = _tags(spec.tags | (more or {}))
     return [{"ResourceType": kind, "Tags": tags} for kind in kinds]  # type: ignore[typeddict-item] # those of EC2
+
+
+def _tags(values: dict[str, str]) -> list[Any]:
+    return [{"Key": key, "Value": value} for key, value in values.items()]

@@ -10,9 +10,10 @@ It needs no state of the client that started a run, so it also finds what a cras
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import CrossfadeError, command
@@ -20,7 +21,6 @@ from crossfade.base.text import counted
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import (
     FIRST_TAG,
-    JOB_TAG,
     OWNER_TAG,
     PATH,
     POLICY,
@@ -52,7 +52,6 @@ class Ec2Instance:
     type: str
     subnet: str
     launched: str
-    spot: bool
     reason: str
     """AWS's code of the reason why it stopped, as in Server.SpotInstanceTermination."""
 
@@ -69,13 +68,8 @@ class Resources:
     run: str
     tags: dict[str, str] = field(default_factory=dict)
     instances: list[Ec2Instance] = field(default_factory=list)
-    security_groups: list[str] = field(default_factory=list)
-    placement_groups: list[str] = field(default_factory=list)
-    volumes: list[str] = field(default_factory=list)
-    profiles: dict[str, list[str]] = field(default_factory=dict)
-    """The roles of each instance profile."""
-    roles: list[str] = field(default_factory=list)
-    parameters: list[str] = field(default_factory=list)
+    others: list[tuple[str, Sequence[Callable[[], object]]]] = field(default_factory=list)
+    """Each of the others with the requests that delete it, in the order of deletion."""
 
     @property
     def live_instances(self) -> list[Ec2Instance]:
@@ -88,11 +82,6 @@ class Resources:
         return self.tags.get(OWNER_TAG, "")
 
     @property
-    def job(self) -> str:
-        """The name of its job; empty if unknown."""
-        return self.tags.get(JOB_TAG, "")
-
-    @property
     def storage(self) -> str:
         """The URI of its folder on S3; empty if unknown."""
         return self.tags.get(STORAGE_TAG, "")
@@ -101,18 +90,6 @@ class Resources:
     def spec_digest(self) -> str:
         """The digest of its specification; empty if unknown."""
         return self.tags.get(SPEC_TAG, "")
-
-    def names(self) -> list[str]:
-        """Return a description of each resource, terminated instances left out."""
-        return [
-            *(f"instance {instance.id} ({instance.state})" for instance in self.instances if instance.is_live),
-            *(f"volume {name}" for name in self.volumes),
-            *(f"security group {name}" for name in self.security_groups),
-            *(f"placement group {name}" for name in self.placement_groups),
-            *(f"instance profile {name}" for name in self.profiles),
-            *(f"role {name}" for name in self.roles),
-            *(f"parameter {name}" for name in self.parameters),
-        ]
 
 
 def find_instances(aws: Aws, run: str) -> list[Ec2Instance]:
@@ -146,31 +123,36 @@ def find_resources(aws: Aws, run: str | None = None) -> list[Resources]:
     """
     found: dict[str, Resources] = {}
 
-    def of(name: str, tags: dict[str, str] | None = None) -> Resources:
+    def of(name: str, tags: dict[str, str]) -> Resources:
         resources = found.setdefault(name, Resources(name))
-        resources.tags |= tags or {}
+        resources.tags |= tags
         return resources
 
     with translate_aws_errors("looking for the resources of runs", aws.region):
-        _find_in_ec2(aws, run, of)
-        _find_in_iam(aws, run, of)
-        for name in _parameters(aws, run):
-            of(name.split("/")[2]).parameters.append(name)
+        for instance, tags in _instances(aws, run):
+            of(tags[RUN_TAG], tags).instances.append(_instance(instance, tags))
+        for name, tags, description, *deletions in chain(
+            _find_in_ec2(aws, run), _find_in_iam(aws, run), _parameters(aws, run)
+        ):
+            of(name or tags[RUN_TAG], tags).others.append((description, deletions))
     return [found[name] for name in sorted(found)]
 
 
-def _find_in_ec2(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
-    tagged = _tagged(run)
-    for instance, tags in _instances(aws, run):
-        of(tags[RUN_TAG], tags).instances.append(_instance(instance, tags))
-    for group in aws.ec2.describe_security_groups(Filters=[tagged])["SecurityGroups"]:
-        of(_tags(group)[RUN_TAG], _tags(group)).security_groups.append(group["GroupId"])
-    for placement in aws.ec2.describe_placement_groups(Filters=[tagged])["PlacementGroups"]:
-        if placement.get("State") != "deleted":
-            of(_tags(placement)[RUN_TAG], _tags(placement)).placement_groups.append(placement["GroupName"])
-    for volume in aws.ec2.describe_volumes(Filters=[tagged])["Volumes"]:
+def _find_in_ec2(aws: Aws, run: str | None) -> Iterator[Any]:
+    """Yield no name, the tags, a description, and the deletion of each resource but instances."""
+    ec2, tagged = aws.ec2, _tagged(run)
+    for volume in ec2.describe_volumes(Filters=[tagged])["Volumes"]:
         if volume["State"] == "available":  # attached volumes are deleted with their instances
-            of(_tags(volume)[RUN_TAG]).volumes.append(volume["VolumeId"])
+            name = volume["VolumeId"]
+            yield None, _tags(volume), f"volume {name}", partial(ec2.delete_volume, VolumeId=name)
+    for group in ec2.describe_security_groups(Filters=[tagged])["SecurityGroups"]:
+        name = group["GroupId"]
+        yield None, _tags(group), f"security group {name}", partial(ec2.delete_security_group, GroupId=name)
+    for placement in ec2.describe_placement_groups(Filters=[tagged])["PlacementGroups"]:
+        if placement.get("State") != "deleted":
+            name = placement["GroupName"]
+            delete = partial(ec2.delete_placement_group, GroupName=name)
+            yield None, _tags(placement), f"placement group {name}", delete
 
 
 def _tagged(run: str | None) -> FilterTypeDef:
@@ -184,35 +166,42 @@ def _instances(aws: Aws, run: str | None) -> Iterator[tuple[Any, dict[str, str]]
                 yield instance, _tags(instance)
 
 
-def _find_in_iam(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
-    path = f"{PATH}{aws.region}/"
+def _find_in_iam(aws: Aws, run: str | None) -> Iterator[Any]:
+    """Yield the name of the run, tags, a description, and deletions of each profile and role."""
+    iam, path = aws.iam, f"{PATH}{aws.region}/"
 
     def is_match(name: str) -> bool:
         return name == f"{PREFIX}{run}" if run else name.startswith(PREFIX)
 
-    for page in aws.iam.get_paginator("list_instance_profiles").paginate(PathPrefix=path):
+    for page in iam.get_paginator("list_instance_profiles").paginate(PathPrefix=path):
         for profile in page["InstanceProfiles"]:
             name = profile["InstanceProfileName"]
             if is_match(name):
-                roles = [role["RoleName"] for role in profile["Roles"]]
-                of(name.removeprefix(PREFIX)).profiles[name] = roles
-    for roles_page in aws.iam.get_paginator("list_roles").paginate(PathPrefix=path):
+                of_profile = {"InstanceProfileName": name}
+                detach = [
+                    partial(iam.remove_role_from_instance_profile, RoleName=role["RoleName"], **of_profile)
+                    for role in profile["Roles"]
+                ]
+                delete = partial(iam.delete_instance_profile, **of_profile)
+                yield name.removeprefix(PREFIX), {}, f"instance profile {name}", *detach, delete
+    for roles_page in iam.get_paginator("list_roles").paginate(PathPrefix=path):
         for role in roles_page["Roles"]:
             name = role["RoleName"]
             if is_match(name):
-                tags = _tags({"Tags": aws.iam.list_role_tags(RoleName=name)["Tags"]})
-                of(name.removeprefix(PREFIX), tags).roles.append(name)
+                tags = _tags({"Tags": iam.list_role_tags(RoleName=name)["Tags"]})
+                policy = partial(iam.delete_role_policy, RoleName=name, PolicyName=POLICY)
+                yield name.removeprefix(PREFIX), tags, f"role {name}", policy, partial(iam.delete_role, RoleName=name)
 
 
-def _parameters(aws: Aws, run: str | None) -> Iterator[str]:
+def _parameters(aws: Aws, run: str | None) -> Iterator[Any]:
     prefix = f"{PATH}{run}/" if run else PATH
     pages = aws.ssm.get_paginator("describe_parameters").paginate(
         ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": [prefix]}]
     )
     for page in pages:
-        for parameter in page["Parameters"]:
-            if parameter["Name"].count("/") == 3:
-                yield parameter["Name"]
+        for name in (parameter["Name"] for parameter in page["Parameters"]):
+            if name.count("/") == 3:
+                yield name.split("/")[2], {}, f"parameter {name}", partial(aws.ssm.delete_parameter, Name=name)
 
 
 def _instance(instance: Any, tags: dict[str, str]) -> Ec2Instance:
@@ -223,7 +212,6 @@ def _instance(instance: Any, tags: dict[str, str]) -> Ec2Instance:
         type=instance["InstanceType"],
         subnet=instance.get("SubnetId", ""),
         launched=str(instance["LaunchTime"]),
-        spot=instance.get("InstanceLifecycle") == "spot",
         reason=instance.get("StateReason", {}).get("Code", ""),
     )
 
@@ -232,7 +220,7 @@ def _tags(described: Any) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in described.get("Tags", [])}
 
 
-def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seconds: float = _POLL_SECONDS) -> None:
+def remove(aws: Aws, resources: Resources, log: Callable[[str], None]) -> None:
     """Terminate the run's instances and delete its resources, except for its folder on S3.
 
     A resource that cannot be deleted does not keep the others from being deleted.
@@ -246,25 +234,19 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seco
 
     def attempt(action: str, delete: Callable[[], object]) -> None:
         try:
-            _delete(aws, action, delete, deadline, poll_seconds)
+            _delete(aws, action, delete, deadline)
         except CrossfadeError as error:
             left.append(str(error))
 
     if ids:
         log(f"terminating {counted(len(ids), 'instance')}")
         attempt("terminating instances", partial(aws.ec2.terminate_instances, InstanceIds=ids))
-        attempt(
-            "waiting for the instances to terminate", partial(_wait_until_terminated, aws, ids, deadline, poll_seconds)
-        )
-    for volume in resources.volumes:
-        attempt(f"deleting volume {volume}", partial(aws.ec2.delete_volume, VolumeId=volume))
-    for group in resources.security_groups:
-        attempt(f"deleting security group {group}", partial(aws.ec2.delete_security_group, GroupId=group))
-    for group in resources.placement_groups:
-        attempt(f"deleting placement group {group}", partial(aws.ec2.delete_placement_group, GroupName=group))
-    _remove_from_iam(aws, resources, attempt)
-    for name in resources.parameters:
-        attempt(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
+        often: Any = {"Delay": _POLL_SECONDS, "MaxAttempts": round(REMOVE_SECONDS / _POLL_SECONDS)}
+        wait = aws.ec2.get_waiter("instance_terminated").wait
+        attempt("waiting for the instances to terminate", partial(wait, InstanceIds=ids, WaiterConfig=often))
+    for description, deletions in resources.others:
+        for delete in deletions:
+            attempt(f"deleting {description}", delete)
     if left:
         raise CloudError(
             f"cannot delete all resources of the run {resources.run}; retry with "
@@ -273,22 +255,7 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seco
         )
 
 
-def _remove_from_iam(aws: Aws, resources: Resources, attempt: Callable[[str, Callable[[], object]], None]) -> None:
-    iam = aws.iam
-    for profile, roles in resources.profiles.items():
-        for role in roles:
-            detach = partial(iam.remove_role_from_instance_profile, InstanceProfileName=profile, RoleName=role)
-            attempt(f"removing role {role} from its profile", detach)
-        attempt(
-            f"deleting instance profile {profile}", partial(iam.delete_instance_profile, InstanceProfileName=profile)
-        )
-    for role in resources.roles:
-        policy = partial(iam.delete_role_policy, RoleName=role, PolicyName=POLICY)
-        attempt(f"deleting the policy of role {role}", policy)
-        attempt(f"deleting role {role}", partial(iam.delete_role, RoleName=role))
-
-
-def _delete(aws: Aws, action: str, delete: Callable[[], object], deadline: float, poll_seconds: float) -> None:
+def _delete(aws: Aws, action: str, delete: Callable[[], object], deadline: float) -> None:
     """Call ``delete`` until it succeeds or there is nothing to delete; wait while the resource is in use."""
     while True:
         try:
@@ -300,21 +267,4 @@ def _delete(aws: Aws, action: str, delete: Callable[[], object], deadline: float
                 return
             if error.code not in _IN_USE or time.monotonic() > deadline:
                 raise
-        time.sleep(poll_seconds)
-
-
-def _wait_until_terminated(aws: Aws, ids: list[str], deadline: float, poll_seconds: float) -> None:
-    while True:
-        pages = aws.ec2.get_paginator("describe_instances").paginate(InstanceIds=ids)
-        states = {
-            instance["InstanceId"]: instance["State"]["Name"]
-            for page in pages
-            for reservation in page["Reservations"]
-            for instance in reservation["Instances"]
-        }
-        left = [f"{name} ({state})" for name, state in states.items() if state != "terminated"]
-        if not left:
-            return
-        if time.monotonic() > deadline:
-            raise CloudError(f"still there after {REMOVE_SECONDS:.0f} s: {', '.join(left)}", "fault")
-        time.sleep(poll_seconds)
+        time.sleep(_POLL_SECONDS)

@@ -171,7 +171,8 @@ class HostRunner:
         while True:
             coordinator = self._await_coordinator(serial)
             if coordinator is None:
-                return 0 if (end := self._storage.read(END_FILE, RunEnd)) is None else end.exit_code
+                end = self._storage.read(END_FILE, RunEnd)
+                return end.exit_code if end else INTERRUPTED_EXIT_CODE if self._is_interrupted() else 0
             serial = coordinator.serial
 
             def is_replaced(serial: str | None = serial) -> bool:

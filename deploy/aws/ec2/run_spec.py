@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
 from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
+from crossfade.deploy.topology import UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -189,12 +190,6 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     cluster = values["cluster"]
     if hosts > 1 and not cluster["servers"]:
         cluster["servers"] = cluster["workers"] = hosts
-    cluster |= {
-        "hosts": hosts,
-        "shared_run_dir": False,
-        "coordinator_address": None,
-        "host": "127.0.0.1",
-        "scheduler_port": 0,
-    }
+    cluster |= {**UNPLACED, "hosts": hosts, "shared_run_dir": False}
     values["checkpoint"]["path"] = f"{storage}/checkpoints"
     return check_job(values, "the job on EC2").model_dump(mode="json")

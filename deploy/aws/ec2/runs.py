@@ -98,16 +98,14 @@ def log_notes(spec: RunSpec, aws: Aws | None) -> None:
     _logger.info(Cost(price, spec.hosts, spec.max_hours).explain(spec.instance_type, spot=spec.spot))
 
 
-def follow(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None]) -> int:
-    """Follow the run of ``spec`` to its end, delete its resources and return its exit code.
+def _watch(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None], *, stops: bool) -> RunEnd | None:
+    """Follow the run of ``spec``, and return its end once its resources are deleted; None if a signal ended this.
 
-    The first signal stops the run after a checkpoint, the second one at once.
+    If ``stops``, the first signal asks the run to stop after a checkpoint, and the second one ends the run at once.
+    Otherwise, the first one only ends the following.
     """
-
-    follower = RunFollower(aws, spec, _logger.info, show)
-    stopping = False
-    result = None
-    while result is None and len(signals) < 2:
+    follower, stopping, result = RunFollower(aws, spec, _logger.info, show), False, None
+    while result is None and len(signals) < 1 + stops:
         if signals and not stopping:
             _logger.info("asking the run to stop after a checkpoint; a second signal ends it at once")
             follower.stop()
@@ -115,11 +113,19 @@ def follow(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], No
         result = _poll(follower)
         if result is None:
             _pause(spec.poll_seconds, signals)
-    take_down(aws, spec.run)
+    if result is not None or stops:
+        take_down(aws, spec.run)
+    if result is not None:
+        _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
+        _logger.info(f"its folder: {spec.storage}")
+    return result
+
+
+def follow(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None]) -> int:
+    """Follow the run of ``spec`` to its end, delete its resources and return its exit code."""
+    result = _watch(aws, spec, signals, show, stops=True)
     if result is None:
         _logger.info("stopped at once, without a new checkpoint")
-    else:
-        _log_result(result, spec)
     if signals:
         return 128 + signals[0]
     assert result is not None
@@ -132,20 +138,14 @@ def follow_existing(aws: Aws, run: str, show: Callable[[str], None]) -> int:
     Raises:
         InputError: there is no such run.
     """
-
     resources = _find(aws, check_run_name(run))
     if not resources.storage:
         raise InputError(f"the run {run} has no instances: end it with {command('submit ec2', cleanup=run)}")
     spec = RunStorage(aws, resources.storage).read_spec(resources.spec_digest)
-    follower = RunFollower(aws, spec, _logger.info, show)
     with catch_signals() as signals:
-        while not signals:
-            result = _poll(follower)
-            if result is not None:
-                take_down(aws, spec.run)
-                _log_result(result, spec)
-                return result.exit_code
-            _pause(spec.poll_seconds, signals)
+        result = _watch(aws, spec, signals, show, stops=False)
+    if result is not None:
+        return result.exit_code
     _logger.info(f"no longer following; the run continues, and {command('submit ec2', cleanup=spec.run)} ends it")
     return 128 + signals[0]
 
@@ -154,9 +154,9 @@ def list_runs(aws: Aws) -> list[tuple[str, ...]]:
     """Return a table of the runs that have instances or leftovers."""
     rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
     for resources in find_resources(aws):
-        live = resources.live_instances
-        instances = f"{len(live)} x {live[0].type}" if live else f"none; {counted(len(resources.names()), 'leftover')}"
-        if live or resources.names():
+        live, others = resources.live_instances, resources.others
+        instances = f"{len(live)} x {live[0].type}" if live else f"none; {counted(len(others), 'leftover')}"
+        if live or others:
             launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
     return rows
@@ -168,7 +168,6 @@ def clean_up(aws: Aws, run: str) -> None:
     Raises:
         InputError: there is no such run.
     """
-
     if run:
         remove(aws, _find(aws, check_run_name(run)), _logger.info)
         _logger.info(f"deleted everything of the run {run} except its folder on S3")
@@ -182,21 +181,19 @@ def clean_up(aws: Aws, run: str) -> None:
         elif resources.owner not in {owner, ""}:
             how = command("submit ec2", cleanup=name)
             _logger.info(f"{name} belongs to {resources.owner}: {how} deletes it nevertheless")
-        elif resources.names():
+        elif resources.others:
             remove(aws, resources, _logger.info)
             _logger.info(f"deleted everything of the run {name} except its folder on S3")
 
 
 def take_down(aws: Aws, run: str) -> None:
     """Delete all resources of ``run``, including those that another user created."""
-
     _logger.info("deleting the cluster")
     for resources in find_resources(aws, run):
         remove(aws, resources, _logger.info)
 
 
 def _find(aws: Aws, run: str) -> Resources:
-
     found = find_resources(aws, run)
     if not found:
         raise InputError(
@@ -208,7 +205,6 @@ def _find(aws: Aws, run: str) -> Resources:
 
 def _poll(follower: RunFollower) -> RunEnd | None:
     """Poll the run once. AWS may be unreachable for a while without ending the run."""
-
     try:
         return follower.poll()
     except CloudError as error:
@@ -221,8 +217,3 @@ def _pause(seconds: float, signals: list[int]) -> None:
     deadline, before = time.monotonic() + seconds, len(signals)
     while time.monotonic() < deadline and len(signals) == before:
         time.sleep(min(0.2, seconds))
-
-
-def _log_result(result: RunEnd, spec: RunSpec) -> None:
-    _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
-    _logger.info(f"its folder: {spec.storage}")

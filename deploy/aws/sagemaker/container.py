@@ -65,41 +65,26 @@ def value_pattern(name: str) -> str:
     return rf"(?:^|\s){re.escape(name)}={_NUMBER}"
 
 
-def progress_pattern() -> str:
-    """Return a regular expression for the share of the run that is done, from 0 to 1."""
-    return value_pattern("progress")
+PROGRESS_PATTERN = value_pattern("progress")
+"""A regular expression for the share of the run that is done, from 0 to 1."""
 
 
-@dataclass(frozen=True)
 class Paths:
-    """Paths in a training container, or in a folder with the same layout."""
+    """Paths in a training container, or in a folder with the same layout.
 
-    base: Path = BASE
+    Attributes:
+        config: the folder of SageMaker's description of the job.
+        model: the folder of the results.
+        failure: the file with the reason of a failure.
+        output: the folder of other files that SageMaker stores.
+        checkpoints: the folder that survives interruptions, if the job has a CheckpointConfig.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The folder of SageMaker's description of the job."""
-        return self.base / "input" / "config"
-
-    @property
-    def model(self) -> Path:
-        """The folder of the results."""
-        return self.base / "model"
-
-    @property
-    def failure(self) -> Path:
-        """The file with the reason of a failure."""
-        return self.base / "output" / "failure"
-
-    @property
-    def output(self) -> Path:
-        """The folder of other files that SageMaker stores."""
-        return self.base / "output" / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder that survives interruptions, if the job has a CheckpointConfig."""
-        return self.base / "checkpoints"
+    def __init__(self, base: Path = BASE) -> None:
+        """Use the layout below ``base``."""
+        self.base, self.config = base, base / "input" / "config"
+        self.model, self.checkpoints = base / "model", base / "checkpoints"
+        self.failure, self.output = base / "output" / "failure", base / "output" / "data"
 
     def channel(self, name: str) -> Path:
         """Return the folder of the channel ``name``."""

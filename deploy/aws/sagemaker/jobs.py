@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.base.errors import STOPPED_EXIT_CODE, ClusterError, CrossfadeError, InputError, option_named
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ecr import check_image
-from crossfade.deploy.aws.sagemaker.container import progress_pattern
+from crossfade.deploy.aws.sagemaker.container import PROGRESS_PATTERN
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
@@ -28,7 +28,7 @@ ENDED = ("Completed", "Failed", "Stopped")
 POLL_SECONDS = 10.0
 _NOT_FOUND = re.compile(r"not found|[Cc]ould not find")
 _EXIT_CODE = re.compile(r"exit ?code:? (\d+)", re.IGNORECASE)
-_PROGRESS = re.compile(progress_pattern())
+_PROGRESS = re.compile(PROGRESS_PATTERN)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from crossfade.base.options import Integer, Number, option
-from crossfade.deploy.aws.options import DEFAULT_ENDPOINT_TYPE, DEFAULT_SAGEMAKER_TYPE, AccountOptions
+from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
 
 
@@ -39,8 +39,8 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     name: str | None = _job(None, "name the training job (default: the job's name and the time)", value="NAME")
     image: str | None = _job(None, "run this image in ECR (default: crossfade:VARIANT)", value="URI")
     instance_type: str = _job(
-        DEFAULT_SAGEMAKER_TYPE,
-        f"run on this instance type (default: {DEFAULT_SAGEMAKER_TYPE}, with a K80)",
+        "ml.p2.xlarge",
+        f"run on this instance type (default: {'ml.p2.xlarge'}, with a K80)",
         value="TYPE",
     )
     hosts: Integer | None = _job(None, "run on N hosts (default: cluster.hosts)", value="N", ge=1)
@@ -75,7 +75,7 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     endpoint: str | None = _endpoint(
         None, "create this endpoint, or update it (default: the name of the training job)", value="NAME"
     )
-    endpoint_type: str = _endpoint(DEFAULT_ENDPOINT_TYPE, "serve on this instance type", value="TYPE")
+    endpoint_type: str = _endpoint("ml.m5.large", "serve on this instance type", value="TYPE")
     endpoint_hosts: Integer = _endpoint(1, "serve on N hosts", value="N", ge=1)
     data: str | None = _endpoint(
         None, "read IDs and interactions on S3 here (default: where the training job read them)", value="URI"

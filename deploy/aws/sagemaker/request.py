@@ -17,7 +17,7 @@ import yaml
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import check_device, variant_of
-from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
+from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, PROGRESS_PATTERN, TRAINING_CHANNEL, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.config.schema import JobConfig
@@ -145,13 +145,13 @@ def check_submission(submission: Submission) -> None:
             raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
     if bool(options.subnet) != bool(options.security_group):
         raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
-    if submission.max_wait_hours is not None and submission.max_wait_hours < options.max_hours:
-        least = option_named("max_hours", f"{options.max_hours:g}")
-        raise OptionError(
-            "max_wait_hours",
-            found=f"{submission.max_wait_hours:g}",
-            problem=f"must be at least {least}, which it includes",
-        )
+    if options.max_wait_hours is not None:
+        found = f"{options.max_wait_hours:g}"
+        if not options.spot:
+            raise OptionError("max_wait_hours", found=found, problem=f"has no meaning without {option_named('spot')}")
+        if options.max_wait_hours < options.max_hours:
+            least = option_named("max_hours", f"{options.max_hours:g}")
+            raise OptionError("max_wait_hours", found=found, problem=f"must be at least {least}, which it includes")
     _check_data(submission)
     check_device(submission.job, options.instance_type)
 
@@ -290,6 +290,6 @@ def metric_definitions(job: JobConfig) -> list[dict[str, str]]:
             [job.evaluate.best_metric, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _RANKING_METRICS)]
         )
     )
-    found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": progress_pattern()}]
+    found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": PROGRESS_PATTERN}]
     found += [{"Name": f"valid:{name}", "Regex": value_pattern(name)} for name in names]
     return found[:MAX_METRICS]

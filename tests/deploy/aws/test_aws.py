@@ -3,7 +3,9 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
@@ -60,13 +62,6 @@ def test_throttled_request_is_retried(aws: AwsServer) -> None:
     ("code", "message", "kind", "exit_code", "expected"),
     [
         ("ResourceLimitExceeded", P2_QUOTA, "quota", 2, "the quota 'ml.p2.xlarge for training job usage'"),
-        (
-            "AccessDeniedException",
-            DENIED,
-            "permission",
-            2,
-            "lack the permission sagemaker:CreateTrainingJob on resource",
-        ),
         ("AccessDeniedException", DENIED, "permission", 2, "because no identity-based policy allows"),
         ("AccessDeniedException", "", "permission", 2, "lack the permission ListTrainingJobs"),
         ("ExpiredTokenException", "The security token is expired", "credentials", 2, "have expired"),
@@ -90,30 +85,25 @@ def test_aws_error_becomes_one_line_with_its_fix(
     assert (caught.value.kind, caught.value.exit_code, caught.value.code) == (kind, exit_code, code)
     line = str(caught.value)
     assert line.startswith("listing the jobs: ")
-    assert expected.replace("on resource", "on arn:aws:sagemaker") in line
+    assert expected in line
     assert "\n" not in line
 
 
 def test_xml_error_of_ec2_and_iam_is_translated(aws: AwsServer) -> None:
+    def failure(send: Callable[..., object], **request: Any) -> CloudRequestError:
+        with pytest.raises(CloudRequestError) as caught, translate_aws_errors("looking", REGION):
+            send(**request)
+        return caught.value
+
     aws.fail("DescribeInstances", "UnauthorizedOperation", "You are not authorized to perform this operation.")
-    with (
-        pytest.raises(CloudRequestError, match="lack the permission DescribeInstances"),
-        translate_aws_errors("looking", REGION),
-    ):
-        Aws().ec2.describe_instances()
+    assert "lack the permission DescribeInstances" in str(failure(Aws().ec2.describe_instances))
     aws.fail("GetRole", "NoSuchEntity", "The role with name x cannot be found.", status=404)
-    with (
-        pytest.raises(CloudRequestError, match="The role with name x") as caught,
-        translate_aws_errors("looking", REGION),
-    ):
-        Aws().iam.get_role(RoleName="x")
-    assert caught.value.kind == "missing"
+    error = failure(Aws().iam.get_role, RoleName="x")
+    assert (error.kind, "The role with name x" in str(error)) == ("missing", True)
     aws.fail("RunInstances", "VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 0 allows")
-    with (
-        pytest.raises(CloudRequestError, match="the quota 'vCPU limit of 0'"),
-        translate_aws_errors("starting", REGION),
-    ):
-        Aws().ec2.run_instances(MinCount=1, MaxCount=1)
+    assert "the quota 'vCPU limit of 0'" in str(failure(Aws().ec2.run_instances, MinCount=1, MaxCount=1))
+    aws.fail("DescribeInstances", "InvalidInstanceID.NotFound", "no i-1")
+    assert failure(Aws().ec2.get_waiter("instance_terminated").wait, InstanceIds=["i-1"]).kind == "missing"
 
 
 def test_missing_credentials_or_region_send_no_request(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,24 +134,15 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
     ("instance_type", "gpu", "variant"),
     [
         ("ml.p2.xlarge", "K80", "cu90"),
-        ("p2.16xlarge", "K80", "cu90"),
         ("p3.2xlarge", "V100", "cu112"),
-        ("ml.p3dn.24xlarge", "V100", "cu112"),
         ("g3.4xlarge", "M60", "cu112"),
         ("g4dn.xlarge", "T4", "torch"),
-        ("ml.p4d.24xlarge", "A100", "torch"),
         ("g5.48xlarge", "A10G", "torch"),
-        ("g6.xlarge", "L4", "torch"),
-        ("g6e.xlarge", "L40S", "torch"),
         ("ml.p5.48xlarge", "H100", "torch"),
-        ("p5en.48xlarge", "H200", "torch"),
-        ("p6-b200.48xlarge", "B200", "torch"),
         ("p6-b300.48xlarge", "B300", "torch"),
         ("g7e.2xlarge", "RTX PRO 6000", "torch"),
-        ("ml.m5.large", None, "cpu"),
         ("r6i.4xlarge", None, "cpu"),
         ("c7i-flex.large", None, "cpu"),
-        ("m7a.xlarge", None, "cpu"),
         ("x2idn.16xlarge", None, "cpu"),
     ],
 )
@@ -174,13 +155,10 @@ def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, vari
     ("instance_type", "engine", "variant"),
     [
         ("g5.xlarge", "mxnet", "cu112"),
-        ("g4dn.xlarge", "mxnet", "cu112"),
         ("g5.xlarge", "torch", "torch"),
         ("g5.xlarge", "cpu", "torch"),
-        ("p2.xlarge", "mxnet", "cu90"),
         ("p2.xlarge", "cpu", "cu90"),
         ("r6i.4xlarge", "mxnet", "cpu"),
-        ("r6i.4xlarge", "cpu", "cpu"),
     ],
 )
 def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: EngineName, variant: str) -> None:
@@ -190,16 +168,7 @@ def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: 
 @pytest.mark.parametrize(
     ("instance_type", "engine", "reason"),
     [
-        (
-            "ml.p5.48xlarge",
-            "mxnet",
-            r"MXNet has no code for the GPU of .*, H100 \(compute capability 9.0\)",
-        ),
-        (
-            "g7e.2xlarge",
-            "mxnet",
-            r"RTX PRO 6000 \(.* 12.0\); leave train.engine out, which uses PyTorch",
-        ),
+        ("g7e.2xlarge", "mxnet", r"RTX PRO 6000 \(.* 12.0\); leave train.engine out, which uses PyTorch"),
         ("p2.xlarge", "torch", r"PyTorch has no code for the GPU of p2.xlarge, K80 .*, which uses MXNet, or choose"),
         ("p3.2xlarge", "torch", r"V100 \(compute capability 7.0\).* such as g4dn.xlarge or g5.xlarge"),
         ("r6i.4xlarge", "torch", r"r6i.4xlarge has no GPU, and the image for it, crossfade:cpu, has no PyTorch; leave"),
@@ -216,13 +185,9 @@ def test_engine_without_code_for_the_gpu_is_rejected_with_the_choices(
     ("instance_type", "reason"),
     [
         ("m6g.large", "Arm processor"),
-        ("c7gn.xlarge", "Arm processor"),
         ("ml.g5g.xlarge", "Arm processor"),
-        ("t4g.micro", "Arm processor"),
         ("a1.large", "Arm processor"),
-        ("im4gn.large", "Arm processor"),
         ("trn1.2xlarge", "AWS Trainium"),
-        ("inf2.xlarge", "AWS Inferentia2"),
         ("g4ad.xlarge", "AMD Radeon"),
         ("mac1.metal", "unknown family 'mac1'"),
         ("large", "expected one such as g4dn.xlarge"),
@@ -256,8 +221,7 @@ def test_denied_price_list_falls_back_to_the_dated_table(aws: AwsServer) -> None
     price = hourly_price(Aws(), "AmazonEC2", "p2.xlarge")
     assert price.dollars == 0.90
     assert price.source == (
-        "us-east-1, July 2025, from the table in deploy/aws/prices.py; AWS's price list cannot be read: "
-        "AccessDeniedException"
+        "us-east-1, July 2025, from the built-in table; AWS's price list cannot be read: AccessDeniedException"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from capacity_jobs import plan_of, zipf_job
-from running_command import crossfade
+from command_here import crossfade_here
 
 from crossfade.base import machine as machine_module
 from crossfade.base.errors import InputError
@@ -69,10 +69,10 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_rejects_a_job_that_does_not_fit_with_planned_figures(planted: Path, tmp_path: Path) -> None:
     wide = ("--servers", 2, "--set", "model.dim=200000000")
-    planned = crossfade("plan", planted, "--json", *wide, cwd=tmp_path)
+    planned = crossfade_here("plan", planted, "--json", *wide, cwd=tmp_path)
     assert planned.returncode == 1, planned.stderr
     plan = json.loads(planned.stdout)
-    rejected = crossfade("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
+    rejected = crossfade_here("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
     assert rejected.returncode == 2
     assert f"all processes of a host {format_gib(plan['hosts'][0]['required_bytes'])}, but " in rejected.stderr
     for table in plan["tables"]:

@@ -47,16 +47,29 @@ def test_idle_server_uses_the_planned_base_memory(idle_bytes: int) -> None:
     assert idle_bytes == pytest.approx(SERVER_BYTES, rel=0.25)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write ``job.yaml``, which trains tables of about 200 MB without an end."""
+    folder = tmp_path_factory.mktemp("wide")
+    spec = SyntheticSpec(queries=SERVER_TABLE_ROWS, items=20_000, interactions=100_000, valid=0, test=0)
+    write_synthetic(folder / "data", spec, seed=1)
+    return write_job(
+        folder / "job.yaml",
+        folder / "data",
+        model={"dim": 64},
+        optimizer={"kind": "rowwise_adagrad"},
+        train={"batch_size": 4096, "epochs": 1_000_000, "eval_every_epochs": 1_000_000},
+    )
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("servers", [1, 2])
-def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers: int) -> None:
-    run, command = wide_run(tmp_path, "--servers", servers)
-    plan = plan_of(load_job(tmp_path / "job.yaml", [f"cluster.servers={servers}"]))
+def test_server_memory_equals_the_plan(tmp_path: Path, wide: Path, idle_bytes: int) -> None:
+    plan = plan_of(load_job(wide, ["cluster.servers=2"]))
     planned = {process.name: process for process in plan.processes}
-    with started(*command, cwd=tmp_path) as training:
-        wait_for_steps(training, run)
+    with started("train", wide, "--run-dir", "run", "--servers", 2, cwd=tmp_path) as training:
+        wait_for_steps(training, tmp_path / "run")
         roles = training.roles()
-        for name in (f"server-{index}" for index in range(servers)):
+        for name in ("server-0", "server-1"):
             required = [part for part in planned[name].parts if part.required]
             held = sum(part.bytes for part in required if part.phase in {"always", "steps"}) - SERVER_BYTES
             # Without libraries: the kernel counts whatever pages of their files are cached as resident.
@@ -65,33 +78,24 @@ def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers:
             assert peak == pytest.approx(planned[name].required_bytes - SERVER_BYTES, rel=0.12)
 
 
+@pytest.fixture(scope="module")
+def compiled(wide: Path) -> None:
+    """Compile the kernels, once on a machine: it takes memory that their process keeps."""
+    succeeded(crossfade("train", wide, "--run-dir", "first", "--set", "train.max_steps=2", cwd=wide.parent))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("engine", ["cpu", "torch"])
-def test_memory_in_process_equals_the_plan(tmp_path: Path, engine: str) -> None:
+def test_memory_in_process_equals_the_plan(tmp_path: Path, wide: Path, engine: str) -> None:
     if engine == "torch":
         pytest.importorskip("torch", reason=TORCH)
-    run, command = wide_run(tmp_path, "--set", f"train.engine={engine}")
-    # Compiling the kernels, once on a machine, takes memory that their process keeps.
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "first", "--set", "train.max_steps=2", cwd=tmp_path))
-    [process] = plan_of(load_job(tmp_path / "job.yaml", [f"train.engine={engine}"])).processes
+    setting = f"train.engine={engine}"
+    [process] = plan_of(load_job(wide, [setting])).processes
     held = sum(part.bytes for part in process.parts if part.phase in {"always", "steps"} and part.required)
-    with started(*command, cwd=tmp_path) as training:
-        wait_for_steps(training, run)
+    with started("train", wide, "--run-dir", "run", "--set", setting, cwd=tmp_path) as training:
+        wait_for_steps(training, tmp_path / "run")
         assert psutil.Process(training.process.pid).memory_info().rss == pytest.approx(held, rel=0.15)
-
-
-def wide_run(folder: Path, *shape: object) -> tuple[Path, tuple[object, ...]]:
-    """Write ``job.yaml`` with tables of about 200 MB; return the folder and the command of an endless run."""
-    spec = SyntheticSpec(queries=SERVER_TABLE_ROWS, items=20_000, interactions=100_000, valid=0, test=0)
-    write_synthetic(folder / "data", spec, seed=1)
-    write_job(
-        folder / "job.yaml",
-        folder / "data",
-        model={"dim": 64},
-        optimizer={"kind": "rowwise_adagrad"},
-        train={"batch_size": 4096, "epochs": 1_000_000, "eval_every_epochs": 1_000_000},
-    )
-    return folder / "run", ("train", "job.yaml", "--run-dir", "run", *shape)
 
 
 def memory_of(process: psutil.Process, name: str) -> int:

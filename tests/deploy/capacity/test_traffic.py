@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from capacity_jobs import plan_of, zipf_job
+from command_here import crossfade_here
 from preparing import prepare_files, write_parquet
-from running_command import crossfade, succeeded
+from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.plan_inputs import read_inputs
@@ -51,19 +52,17 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "negatives",
+    ("negatives", "workers"),
     [
-        {"kind": "shared", "count": 500, "sampling": "uniform"},
-        {"kind": "shared", "count": 500, "sampling": "popularity", "power": 1.0},
-        {"kind": "per_example", "count": 2, "sampling": "uniform"},
-        {"kind": "per_example", "count": 2, "sampling": "popularity", "power": 0.5},
-        {"kind": "in_batch", "count": 500, "sampling": "uniform"},
-        {"kind": "mixed", "count": 500, "sampling": "uniform"},
-        {"kind": "all", "count": 500, "sampling": "uniform"},
+        ({"kind": "shared", "count": 500, "sampling": "uniform"}, 1),
+        ({"kind": "shared", "count": 500, "sampling": "popularity", "power": 1.0}, 3),
+        ({"kind": "per_example", "count": 2, "sampling": "uniform"}, 3),
+        ({"kind": "per_example", "count": 2, "sampling": "popularity", "power": 0.5}, 1),
+        ({"kind": "in_batch", "count": 500}, 3),
+        ({"kind": "mixed", "count": 500, "sampling": "uniform"}, 1),
+        ({"kind": "all", "count": 500}, 3),
     ],
-    ids=lambda spec: f"{spec['kind']} {spec['sampling']}",
 )
-@pytest.mark.parametrize("workers", [1, 3])
 def test_expected_rows_equal_those_of_real_batches(
     tmp_path: Path, zipf: Path, negatives: dict[str, Any], workers: int
 ) -> None:
@@ -88,8 +87,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     return folder / "data"
 
 
-@pytest.mark.parametrize("group", [1, 8, "all"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("group", "workers"), [(1, 3), (8, 1), ("all", 3)])
 def test_expected_rows_of_grouped_steps_equal_those_of_real_batches(
     tmp_path: Path, prepared: Path, group: int | str, workers: int
 ) -> None:
@@ -116,8 +114,8 @@ def test_vocabulary_without_counts_gives_upper_bound(tmp_path: Path, zipf: Path)
 
 
 def assert_as_planned(job: Path, cwd: Path, *shape: object) -> None:
-    plan = json.loads(succeeded(crossfade("plan", job, "--json", *shape, cwd=cwd)).stdout)
-    succeeded(crossfade("train", job, "--run-dir", "run", *shape, cwd=cwd))
+    plan = json.loads(succeeded(crossfade_here("plan", job, "--json", *shape, cwd=cwd)).stdout)
+    succeeded(crossfade_here("train", job, "--run-dir", "run", *shape, cwd=cwd))
     report = json.loads((cwd / "run" / "report.json").read_text())
     steps, traffic = report["steps"], plan["traffic"]
     assert traffic["rows"] == pytest.approx(report["rows_pulled"] / steps, rel=0.03)

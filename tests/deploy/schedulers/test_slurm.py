@@ -106,7 +106,7 @@ def test_job_file_is_the_job_on_a_shared_folder(tmp_path: Path, planted_data: Pa
 def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Path, planted_data: Path) -> None:
     if reason := unavailable():
         pytest.skip(root(reason))
-    cluster, checkpoint = {"servers": 1, "workers": 2, "hosts": 2}, {"interval_steps": 3}
+    cluster, checkpoint = {"servers": 1, "workers": 2, "hosts": 2}, {"interval_steps": 20}
     job = scheduled_job(tmp_path, planted_data, train=TRAIN, cluster=cluster, checkpoint=checkpoint)
     for name, text in files_of(job, tmp_path).items():
         (tmp_path / name).write_text(text)

@@ -11,12 +11,13 @@ from typing import Any
 import psutil
 import pytest
 from cluster_data import write_job, write_planted
-from running_command import crossfade, records, succeeded
+from command_here import crossfade_here
+from running_command import records, succeeded
 
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 
 LONG = ("train.epochs=100000", "train.patience=null")
-SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=2")
+SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=8")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_later_training_has_the_results_of_a_process_of_its_own(workspace: Path,
     assert "model.dim" in (workspace / "shared-1.log").read_text()
     assert (workspace / "shared-3.log").read_text().count("best ndcg@10 on valid") == 1
     alone = [word for each in (*SETTINGS, "model.dim=8") for word in ("--set", each)]
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "alone", *alone, cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "alone", *alone, cwd=workspace))
     assert results(workspace / "shared-3") == results(workspace / "alone")
 
 

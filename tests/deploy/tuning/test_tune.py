@@ -1,16 +1,15 @@
 """``crossfade tune``: trials are compared only on the valid split, and studies resume."""
 
 import json
-import shlex
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from paced_training import Training, pace
-from running_command import crossfade, started, succeeded
+from running_command import single_line, started, succeeded
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
@@ -31,18 +30,18 @@ def trials(study: Path) -> list[Path]:
     return sorted(path for path in study.glob("trial-*") if path.is_dir())
 
 
-@pytest.mark.slow
 def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path) -> None:
     # One learning rate trains nothing, the other does.
     search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
-    result = succeeded(crossfade("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=workspace))
+    result = succeeded(crossfade_here("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=workspace))
     head, *rows, last = result.stdout.splitlines()
     assert head.split() == ["trial", "valid", "ndcg@10", "optimizer.learning_rate", "model.dim"]
     assert len(rows) == len(trials(workspace / "found")) == 4
     values = [float(row.split()[1]) for row in rows]
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
-    assert last == f"next: {shlex.join([sys.executable, '-m', 'crossfade', 'train', 'found/best.yaml'])}"
+    assert last.startswith("next: ")
+    assert last.endswith(" train found/best.yaml")
     best = yaml.safe_load((workspace / "found" / "best.yaml").read_text())
     number, value, rate, dim = rows[0].split()
     assert (best["optimizer"]["learning_rate"], best["model"]["dim"]) == (0.3, int(dim))
@@ -52,38 +51,36 @@ def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path)
     assert set(report["metrics"]) == {"valid"}
     assert report["metrics"]["valid"]["ndcg@10"] == pytest.approx(float(value), abs=5e-5)
     assert not (workspace / "found" / f"trial-{int(number):04}" / "checkpoints").exists()
-    trained = succeeded(crossfade("train", "found/best.yaml", "--run-dir", "best", cwd=workspace))
+    trained = succeeded(crossfade_here("train", "found/best.yaml", "--run-dir", "best", cwd=workspace))
     assert "test" in trained.stdout
     again = json.loads((workspace / "best" / "report.json").read_text())
     assert again["metrics"]["valid"] == pytest.approx(report["metrics"]["valid"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_or_killed_study_resumes_within_its_trial(workspace: Path, number: signal.Signals) -> None:
-    out = workspace / f"stopped-{number.name}"
-    trial, release = out / "trial-0000", workspace / f"{out.name}.release"
+def test_killed_and_stopped_study_resumes_within_its_trial(workspace: Path) -> None:
+    out = workspace / "ended"
+    trial, release = out / "trial-0000", workspace / "ended.release"
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
-    command += ["--set", "checkpoint.interval_steps=2"]
-    with started(*command, cwd=workspace, variables=pace(workspace, release)) as tuning:
-        Training(tuning, trial, release).wait_for("checkpoint_saved")
-        dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
-        tuning.process.send_signal(number)
-        ended = tuning.finish()
-        wait_until(lambda: not tuning.mark.processes(), "the end of the trial")
-    if number == signal.SIGINT:
-        assert ended.returncode == 130
-        assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in ended.stderr
-    succeeded(crossfade(*command, cwd=workspace))
+    command += ["--set", "checkpoint.interval_steps=8"]
+    dims = []
+    for number in (signal.SIGKILL, signal.SIGINT):
+        with started(*command, cwd=workspace, variables=pace(workspace, release)) as tuning:
+            Training(tuning, trial, release).wait_for("checkpoint_saved")
+            dims.append(yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"])
+            tuning.process.send_signal(number)
+            stopped = tuning.finish()
+            wait_until(lambda mark=tuning.mark: not mark.processes(), "the end of the trial")
+    assert stopped.returncode == 130
+    assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in stopped.stderr
+    succeeded(crossfade_here(*command, cwd=workspace))
     assert len(trials(out)) == 2
-    assert "resuming from step" in (out / "trial-0000.log").read_text()
-    assert yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"] == dim
+    assert (out / "trial-0000.log").read_text().count("resuming from step") == 2
+    assert {*dims, yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]} == {dims[0]}
 
 
-@pytest.mark.slow
 def test_three_failed_trials_in_a_row_end_the_study(workspace: Path) -> None:
     search = ["--search", "optimizer.learning_rate=1.0e30|1.0e31", "--set", "optimizer.kind=sgd"]
-    result = crossfade("tune", "job.yaml", "--out", "failing", *search, cwd=workspace)
+    result = crossfade_here("tune", "job.yaml", "--out", "failing", *search, cwd=workspace)
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("crossfade: error: 3 trials in a row failed, the last one: ")
@@ -105,16 +102,14 @@ def test_three_failed_trials_in_a_row_end_the_study(workspace: Path) -> None:
     ],
 )
 def test_invalid_search_is_rejected_in_one_line(workspace: Path, options: list[str], message: str) -> None:
-    result = crossfade("tune", "job.yaml", *options, cwd=workspace)
-    assert result.returncode == 2, result.stderr
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    result = crossfade_here("tune", "job.yaml", *options, cwd=workspace)
+    assert message in single_line(result.returncode, result.stdout, result.stderr)
     assert not (workspace / "runs").exists()
 
 
 def test_dataset_without_valid_split_is_rejected(workspace: Path, tmp_path: Path) -> None:
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
-    result = crossfade("tune", "job.yaml", cwd=tmp_path)
+    result = crossfade_here("tune", "job.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "has no valid split to compare settings by" in result.stderr
 

@@ -2,23 +2,28 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from unittest import mock
 
 import pytest
-from aws_server import AwsServer, running_aws
+from aws_server import AwsServer
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from ec2_leftovers import leftovers
-from ec2_machines import Machines, running_machines
+from ec2_machines import Machine, Machines, running_machines
 from object_store import BUCKET, ObjectStore, running_object_store
 from paced_training import pace
 from placement_groups import PlacementGroups
 from pyarrow import fs
 from run_results import assert_same_bits
-from running_command import RunningCommand, crossfade, started, succeeded
+from running_command import records, started, succeeded
+from submitting_ec2 import submitted_run
 from waiting import wait_until
+
+from crossfade.deploy.aws.ec2 import resources
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -34,12 +39,11 @@ SECTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def aws() -> Iterator[AwsServer]:
-    with running_aws() as aws:
-        PlacementGroups(aws)
-        aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": []})
-        yield aws
+@pytest.fixture
+def aws(server: AwsServer) -> AwsServer:
+    server.reset()
+    PlacementGroups(server)
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def variables(aws: AwsServer, s3: ObjectStore) -> dict[str, str]:
     """Return the environment of a client."""
     keys = {name: value for name, value in s3.variables.items() if "KEY" in name}
@@ -75,11 +79,16 @@ def machines(aws: AwsServer, s3: ObjectStore, workspace: Path, tmp_path: Path) -
         yield machines
 
 
-def submit(workspace: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
-    """Start the command. The hours of its instances count from their boot, which is that of this machine."""
+def submission(*options: object) -> tuple[object, ...]:
+    """Return the command. The hours of its instances count from their boot, which is that of this machine."""
     output = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
-    output += ("--max-hours", MAX_HOURS)
-    return started("submit", "ec2", "job.yaml", *output, *TYPE, *options, cwd=workspace, variables=variables)
+    return ("submit", "ec2", "job.yaml", *output, "--max-hours", MAX_HOURS, *TYPE, *options)
+
+
+def submit_here(workspace: Path, variables: dict[str, str], *options: object) -> CompletedProcess[str]:
+    """Run the command in this process, with short pauses while it deletes resources."""
+    with mock.patch.dict(os.environ, variables), mock.patch.object(resources, "_POLL_SECONDS", 0.1):
+        return crossfade_here(*submission(*options), cwd=workspace)
 
 
 def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
@@ -93,77 +102,67 @@ def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
     }
 
 
-def name_of_running_run(aws: AwsServer) -> str:
-    """Return the name of the only run with running instances."""
-    response = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
-    tags: list[dict[str, Any]] = [tag for r in response["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
-    [run] = {tag["Value"] for tag in tags if tag["Key"] == "crossfade:run"}
-    return run
+def has_trained(machine: Machine) -> bool:
+    """Return whether the run of this first host has taken a step."""
+    return any(record["event"] == "step" for record in records(machine.folder / "run"))
 
 
-def has_trained(s3: ObjectStore, run: str, generation: int) -> bool:
-    """Return whether the log has a step of this generation."""
-    text = b"".join(objects(s3, f"runs/{run}/log/0/").values()).decode()
-    log = text if generation == 1 else text.partition(f"(generation {generation})")[2]
-    return "batch_loss=" in log
-
-
-def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
+def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
     workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(workspace, variables, *ON_TWO, "--spot") as command:
-        first, second = machines.of(0), machines.of(1)
-        run = name_of_running_run(aws)
+    with started(*submission(*ON_TWO, "--spot"), cwd=workspace, variables=variables) as command:
+        hosts = machines.of(0), machines.of(1)
 
         def has_begun() -> bool:
-            assert command.process.poll() is None, (command.finish(), first.console, second.console)
-            return has_trained(s3, run, 1)
+            assert command.process.poll() is None, (command.finish(), [host.console for host in hosts])
+            return has_trained(hosts[0])
 
         wait_until(has_begun, "training on both", seconds=SECONDS)
-        second.metadata.interrupt()
-        wait_until(lambda: second.is_off, "the second host's end", seconds=SECONDS)
-        assert "docker run" in second.calls[-2]
-        third = machines.of(1, SECONDS) if machines.of(1) is not second else None
-        wait_until(lambda: machines.of(1) is not second, "another second host", seconds=SECONDS)
-        wait_until(lambda: has_trained(s3, run, 2), "training with it", seconds=SECONDS)
-        assert third is None or third is machines.of(1)
-        first.metadata.interrupt()
-        wait_until(lambda: machines.of(0) is not first, "another first host", seconds=SECONDS)
+        for host in hosts:
+            host.metadata.interrupt()
+        for number, host in enumerate(hosts):
+            wait_until(
+                lambda number=number, host=host: machines.of(number) is not host, f"another host {number}", SECONDS
+            )
+            assert "docker run" in host.calls[-2]
         (workspace / "release").touch()
         result = command.finish(SECONDS)
     console = "\n".join(machine.console for machine in machines.all)
     assert result.returncode == 0, f"{result.stderr}\n{console}"
     assert leftovers(aws) == []
     assert all(machine.is_off or machine.mark.processes() == [] for machine in machines.all)
-    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", cwd=workspace))
-    for name, body in objects(s3, f"runs/{run}/result/").items():
+    succeeded(crossfade_here("train", "local.yaml", "--run-dir", "local", cwd=workspace))
+    for name, body in objects(s3, f"runs/{submitted_run(aws)}/result/").items():
         path = workspace / "fetched" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
+    assert "resuming from step" in console
     assert_same_bits(workspace / "fetched", workspace / "local")
 
 
 def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(workspace, variables) as command:
+    def interrupt_when_training() -> None:
         machine = machines.of(0)
-        run = name_of_running_run(aws)
-        wait_until(lambda: has_trained(s3, run, 1), "training", seconds=SECONDS)
-        command.process.send_signal(signal.SIGINT)
-        result = command.finish(SECONDS)
-    assert result.returncode == 130, (result.stderr, machine.console)
+        wait_until(lambda: has_trained(machine), "training", seconds=SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_when_training, daemon=True)
+    thread.start()
+    result = submit_here(workspace, variables)
+    thread.join()
+    assert result.returncode == 130, (result.stderr, machines.of(0).console)
     assert "stopped by SIGTERM after step" in result.stdout
     assert leftovers(aws) == []
-    names = objects(s3, f"runs/{run}/checkpoints/")
+    names = objects(s3, f"runs/{submitted_run(aws)}/checkpoints/")
     assert any(name.endswith("manifest.json") for name in names), names
 
 
 def test_failed_job_ends_with_its_exit_code_and_message(
-    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(workspace, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here") as command:
-        result = command.finish(SECONDS)
+    result = submit_here(workspace, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here")
     assert result.returncode == 2, result.stderr
     assert "no such file" in result.stdout or "manifest.json" in result.stdout, result.stdout
     assert "the run has ended with exit code 2" in result.stderr
@@ -176,8 +175,7 @@ def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
     workspace: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
 ) -> None:
     (tmp_path / "machines" / "no-image").touch()
-    with submit(workspace, variables) as command:
-        result = command.finish(SECONDS)
+    result = submit_here(workspace, variables)
     assert result.returncode == 1, result.stderr
     assert "host 0 failed: cannot pull the image registry.example/crossfade:cpu: manifest unknown" in result.stderr
     assert leftovers(aws) == []

@@ -10,11 +10,17 @@ import pytest
 from aws_server import AwsServer, Call
 from documented_policies import policy
 from ec2_leftovers import leftovers
+from fake_imds import running_metadata
 from submitting_ec2 import BUCKET, detached, stored, submit, submitted_run, tags_of
 
+from crossfade.base.errors import INTERRUPTED_EXIT_CODE
 from crossfade.cli.main import main
+from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.follower import MAX_LOSSES
 from crossfade.deploy.aws.ec2.resources import Ec2Instance, find_instances
+from crossfade.deploy.aws.ec2.run_host import Host, HostRunner
+from crossfade.deploy.aws.ec2.run_storage import HostStatus, RunStorage
+from crossfade.deploy.aws.metadata import InstanceMetadata
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +109,20 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
     assert leftovers(aws) == []
 
 
+def test_host_that_is_reclaimed_while_it_waits_for_the_first_one_reports_it(
+    aws: AwsServer, job: Path, tmp_path: Path
+) -> None:
+    assert detached(job, "--hosts", 2, "--spot") == 0
+    storage = RunStorage(Aws(), f"s3://{BUCKET}/runs/{submitted_run(aws)}")
+    with running_metadata() as metadata:
+        metadata.interrupt()
+        service, host = InstanceMetadata(metadata.endpoint), Host(1, "i-1", "127.0.0.1")
+        assert HostRunner(storage, host, "a token", service, tmp_path / "run").run() == INTERRUPTED_EXIT_CODE
+    status = storage.read("hosts/1.json", HostStatus)
+    assert status is not None
+    assert status.state == "interrupted"
+
+
 def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # More losses than end a run, without messages from the host: only EC2's reason identifies the interruptions.
     def reclaimed_instances(*arguments: Any) -> list[Ec2Instance]:
@@ -152,7 +172,7 @@ def changed_spec(values: dict[str, Any]) -> str:
     return json.dumps({**values, "hosts": 100, "instance_profile": "arn:aws:iam::1:instance-profile/admin"})
 
 
-@pytest.mark.parametrize("change", [changed_spec, lambda _: "{}", lambda _: "[" * 100_000, lambda _: " " * (1 << 21)])
+@pytest.mark.parametrize("change", [changed_spec, lambda _: "[" * 100_000, lambda _: " " * (1 << 21)])
 def test_specification_that_hosts_changed_is_rejected(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], str]
 ) -> None:
@@ -177,8 +197,6 @@ def test_specification_that_hosts_changed_is_rejected(
     ("name", "value", "found"),
     [
         ("end.json", {"exit_code": 12, "message": ""}, "exit_code: Input should be 0, 1, 2 or 143"),
-        ("end.json", {"exit_code": 0}, "message: Field required"),
-        ("hosts/0.json", {"state": ["done"], "message": "", "instance": "i-1"}, "state: Input should be 'starting'"),
         ("hosts/0.json", {"state": "done", "message": "", "instance": {}}, "instance: Input should be a valid string"),
     ],
 )

@@ -6,12 +6,14 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
+from command_here import crossfade_here
 from paced_training import Training, pace
-from running_command import crossfade, started, succeeded
+from running_command import started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
 from crossfade.base.errors import ClusterError, InputError
@@ -19,8 +21,8 @@ from crossfade.deploy.aws.sagemaker import container
 from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job, run_dir
 
 
-def train(base: Path, **variables: str) -> Any:
-    return crossfade("train", "--sagemaker", base, cwd=base.parent, variables=variables)
+def train(base: Path) -> CompletedProcess[str]:
+    return crossfade_here("train", "--sagemaker", base, cwd=base.parent)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_job_trains_from_its_hyperparameters_and_channel(tmp_path: Path, data: P
 def test_interrupted_job_resumes_from_the_checkpoint_folder_on_another_machine(tmp_path: Path, data: Path) -> None:
     parameters = parameters_of({**JOB, "data.path": str(data)})
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=tmp_path))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "uninterrupted", cwd=tmp_path))
 
     first, release = prepare(tmp_path / "first", parameters), tmp_path / "release"
     with started("train", "--sagemaker", first, cwd=tmp_path, variables=pace(tmp_path, release)) as command:
@@ -95,10 +97,10 @@ def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> Non
 
 @pytest.mark.slow
 def test_train_without_a_job_outside_a_container_is_rejected(tmp_path: Path) -> None:
-    result = crossfade("train", cwd=tmp_path)
+    result = crossfade_here("train", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("crossfade: error: expected a job file, as in 'crossfade train jobs/lastfm.yaml'")
-    assert crossfade("train", "job.yaml", "--sagemaker", tmp_path, cwd=tmp_path).returncode == 2
+    assert crossfade_here("train", "job.yaml", "--sagemaker", tmp_path, cwd=tmp_path).returncode == 2
 
 
 # ---- hosts

@@ -5,7 +5,7 @@ import os
 import shutil
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -250,26 +250,13 @@ def assert_served(engine: Engine, image: str, network: str, base: Path) -> None:
     assert engine.inspect(id)["State"]["ExitCode"] == 0
 
 
-@pytest.mark.parametrize(
-    ("changed", "exit_code", "expected"),
-    [
-        ({"data.path": "/nowhere"}, 2, "/nowhere"),
-        ({"optimizer.learning_rate": "1e30", "optimizer.kind": "sgd", "model.score": "dot"}, 1, "finite"),
-    ],
-)
 def test_failed_job_writes_its_reason_to_the_failure_file(
-    engine: Engine,
-    image: str,
-    network: str,
-    data: Path,
-    tmp_path: Path,
-    changed: Mapping[str, str],
-    exit_code: int,
-    expected: str,
+    engine: Engine, image: str, network: str, data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "hook").mkdir()
-    base = prepare(tmp_path / "ml", {**PARAMETERS, "data.path": "/opt/ml/data", **changed})
+    diverging = {"optimizer.learning_rate": "1e30", "optimizer.kind": "sgd", "model.score": "dot"}
+    base = prepare(tmp_path / "ml", {**PARAMETERS, "data.path": "/opt/ml/data", **diverging})
     shutil.copytree(data, base / "data")
     container = Container(engine, image, network, base, "algo-1")
-    assert container.exit_code() == exit_code, container.log
-    assert expected in (base / "output" / "failure").read_text()
+    assert container.exit_code() == 1, container.log
+    assert "finite" in (base / "output" / "failure").read_text()

@@ -1,11 +1,11 @@
-"""``crossfade submit sagemaker`` when AWS answers with errors."""
+"""``crossfade submit sagemaker`` when AWS answers with errors, whose wording ``test_aws.py`` tests."""
 
 from pathlib import Path
 
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
 from running_command import succeeded
-from submitting_sagemaker import IMAGE, QUOTA, ROLE, submit
+from submitting_sagemaker import IMAGE, ROLE, submit
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "code", "message", "exit_code", "expected"),
     [
-        ("CreateTrainingJob", "ResourceLimitExceeded", QUOTA, 2, "the quota 'ml.p2.xlarge for training job usage'"),
         (
             "CreateTrainingJob",
             "AccessDeniedException",
@@ -22,17 +21,8 @@ pytestmark = pytest.mark.slow
             2,
             f"these credentials lack the permission iam:PassRole on {ROLE}, because no identity-based policy allows",
         ),
-        ("CreateTrainingJob", "ValidationException", f"Could not assume role {ROLE}.", 2, "Could not assume role"),
         ("CreateTrainingJob", "CapacityError", "Unable to provision capacity.", 1, "no capacity for this instance"),
-        ("CreateTrainingJob", "UnrecognizedClientException", "The security token is invalid.", 2, "is enabled in the"),
-        (
-            "DescribeImages",
-            "ImageNotFoundException",
-            "no image cu90 in crossfade",
-            2,
-            "push it as docs/aws.md describes",
-        ),
-        ("GetCallerIdentity", "ExpiredToken", "The security token is expired", 2, "the AWS credentials have expired"),
+        ("DescribeImages", "ImageNotFoundException", "no image cu90", 2, "push it as docs/aws.md describes"),
     ],
 )
 def test_aws_error_is_one_line_with_its_fix(
@@ -44,24 +34,13 @@ def test_aws_error_is_one_line_with_its_fix(
     last = result.stderr.splitlines()[-1]
     assert last.startswith("crossfade: error: ")
     assert expected in last
-    assert "Traceback" not in result.stderr
 
 
-def test_missing_or_foreign_image_is_rejected_before_the_job_starts(aws: AwsServer, job: Path) -> None:
-    result = submit(aws, job, "--instance-type", "ml.g5.xlarge")
-    assert result.returncode == 2
-    assert "looking for the image" in result.stderr
-    assert "crossfade:torch" in result.stderr
+def test_image_of_another_region_is_rejected_before_the_job_starts(aws: AwsServer, job: Path) -> None:
     other = submit(aws, job, "--image", IMAGE.replace(REGION, "eu-west-1"))
     assert other.returncode == 2
     assert "is in eu-west-1, but the job is to run in us-east-1" in other.stderr
     assert aws.calls_of("CreateTrainingJob") == []
-
-
-def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
-    aws.fail("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
-    succeeded(submit(aws, job))
-    assert len(aws.calls_of("CreateTrainingJob")) == 3
 
 
 def test_job_is_submitted_without_permission_to_read_images_or_prices(aws: AwsServer, job: Path) -> None:

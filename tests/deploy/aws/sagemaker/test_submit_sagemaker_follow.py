@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 from aws_server import AwsServer, Call
 from documented_policies import policy
-from running_command import crossfade, started, succeeded
+from running_command import started, succeeded
 from submitting_sagemaker import FAST, command, described, follow, submit, write_log
 from waiting import wait_until
 
@@ -45,9 +45,7 @@ def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> N
         return next(responses)
 
     aws.respond("DescribeTrainingJob", describe)
-    required = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
-    arguments = ("submit", "sagemaker", job, *required, *FAST, "--wait")
-    result = succeeded(crossfade(*arguments, cwd=job.parent, variables=aws.variables))
+    result = succeeded(submit(aws, job, "--wait"))
     assert result.stdout.splitlines() == [
         "plays-1",
         "algo-1: crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5",
