@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import model_validator
 
 from crossfade.base import logs
-from crossfade.base.errors import STOPPED_EXIT_CODE, OptionError, as_typed, command, option_named, worded
+from crossfade.base.errors import OptionError, as_typed, command, option_named, worded
+from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.base.options import Port, option
 from crossfade.base.text import counted
 from crossfade.terminal import Progress, print_line
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from crossfade.display import TrainDisplay
     from crossfade.trainer.config.schema import JobConfig
     from crossfade.trainer.data.reporter import ProgressReporter
-    from crossfade.trainer.data.splits import SplitName
+    from crossfade.trainer.data.split_names import SplitName
     from crossfade.trainer.monitoring.http import MetricsEndpoint
     from crossfade.trainer.runs.events import Event, EventSink
     from crossfade.trainer.runs.run_folder import EarlierRun, RunFolder

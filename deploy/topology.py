@@ -1,16 +1,13 @@
-"""The topology of a job: its roles, their hosts and addresses, and the environment by which MXNet's processes connect.
+"""The topology of a job: its roles, their hosts, and addresses.
 
 assign_roles(cluster, {"first": "all", "second": "all"})      # {"first": [Role("scheduler", 0), ...], ...}
-role_environment(role, JobTopology(...), cores=8)             # DMLC_ROLE, DMLC_PS_ROOT_URI, ...
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import random
-import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,29 +16,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-import psutil
-
 from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
-from crossfade.base.machine import thread_variables
-from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.config.sections import ClusterConfig
-from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 
 RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
-# A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it again in
-# every step, which costs a role up to 10 ms of page faults.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
 _ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 10_000
 _MAX_TRIED_PORTS = 20
-_SOCKET_NUMBERS = 2**31 - 65536
-# Variables that roles must not inherit: ps-lite reads PORT, and DMLC_* of another job would name its scheduler.
-_DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
-_DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -236,88 +221,3 @@ def check_local_address(address: str) -> None:
         raise OptionError(
             "advertise_address", found=address, problem=f"cannot listen there: {error.strerror}"
         ) from error
-
-
-@dataclass(frozen=True)
-class JobTopology:
-    """What a role needs to join the others: the scheduler's address, its own, and the number of roles of each kind."""
-
-    scheduler: Address
-    address: str
-    servers: int
-    workers: int
-    workers_here: int
-    rendezvous: str | None = None
-    """HOST:PORT/SECRET of the workers' rendezvous for Horovod, if there is one."""
-    on_one_host: bool = False
-    """Whether all roles run on this host, and so use Unix sockets, which ps-lite names after the numbers of ports."""
-
-
-def socket_number() -> int:
-    """Draw the number that names a Unix socket in place of a port: too large to collide with any other."""
-    return secrets.randbelow(_SOCKET_NUMBERS) + 65536
-
-
-def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str, str]:
-    """Return the environment of ``role``'s process.
-
-    It is this process's, without the token and other jobs' variables, and with those that MXNet and Horovod need. A
-    host's workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
-
-    Raises:
-        ClusterError: no network interface has the host's address.
-    """
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
-    }
-    return {
-        **thread_variables(topology.workers_here if role.kind == "worker" else cores, cores),
-        **_MALLOC,
-        **inherited,
-        "DMLC_ROLE": role.kind,
-        "DMLC_PS_ROOT_URI": topology.scheduler.host,
-        "DMLC_PS_ROOT_PORT": str(topology.scheduler.port),
-        "DMLC_NODE_HOST": topology.address,
-        "DMLC_NUM_SERVER": str(topology.servers),
-        "DMLC_NUM_WORKER": str(topology.workers),
-        **({"DMLC_LOCAL": "1", "PORT": str(socket_number())} if topology.on_one_host else {}),
-        **(
-            _horovod_environment(topology.rendezvous, topology.address)
-            if role.kind == "worker" and topology.rendezvous
-            else {}
-        ),
-    }
-
-
-def socket_path(role: Role, variables: Mapping[str, str]) -> Path | None:
-    """Return the Unix socket of ``role`` with the environment ``variables``; None if it uses TCP."""
-    if "DMLC_LOCAL" not in variables:
-        return None
-    return SOCKET_FOLDER / variables["DMLC_PS_ROOT_PORT" if role.kind == "scheduler" else "PORT"]
-
-
-def _horovod_environment(rendezvous: str, address: str) -> dict[str, str]:
-    """Return the variables by which Horovod finds the rendezvous and listens at ``address``."""
-    # Horovod appends ":PORT/SCOPE/KEY" to what it takes for a host.
-    port = Address.parse(rendezvous.partition("/")[0], "rendezvous").port
-    return {
-        ADDRESS_VARIABLE: rendezvous,
-        PORT_VARIABLE: str(port),
-        INTERFACE_VARIABLE: interface_of(address),
-    }
-
-
-def interface_of(address: str) -> str:
-    """Return the name of this host's network interface with the numeric ``address``, which Gloo requires.
-
-    Raises:
-        ClusterError: no interface has it.
-    """
-    # All of 127.0.0.0/8 belongs to the loopback interface, which lists one address.
-    listed = "127.0.0.1" if ipaddress.ip_address(address).is_loopback else address
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.family == socket.AF_INET and entry.address == listed for entry in addresses):
-            return name
-    raise ClusterError(f"no network interface of this host has the address {address}")

@@ -30,7 +30,7 @@ from crossfade.api.wording import in_python
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.run_evaluation import evaluate_rankings
 from crossfade.trainer.recommend import model as recommend_model

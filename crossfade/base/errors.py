@@ -21,10 +21,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-INTERRUPTED_EXIT_CODE = 75
-"""Exit code of a run whose host is reclaimed, to be resumed elsewhere: EX_TEMPFAIL of sysexits.h."""
-STOPPED_EXIT_CODE = 143
-"""Exit code of a run that was stopped by SIGTERM."""
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
 _WRITTEN_WITH = "\u200c\u200d\u3000"
 """What names are written with that Python does not call printable: joiners in Persian, in Indic scripts, and in emoji;

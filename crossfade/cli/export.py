@@ -58,8 +58,8 @@ checkpoint.
   opensearch   mappings, bodies of requests to the bulk API, at most 8 MiB each, and load.sh (curl)
 
 numpy and safetensors have every row: rows.parquet has row, id, name and trained, which is false for rows without an ID,
-and for queries and items without an interaction of positive weight in train, unless they have features. The formats of
-databases and faiss leave these rows out: their vectors are random.
+and for queries and items without an interaction of positive weight in train, unless they have features or `model.start`
+gave them a vector. The formats of databases and faiss leave these rows out: their vectors are random.
 
 In databases, the names are NAME_ENTITY. load.sh and --push replace what an earlier export wrote in one step, so that
 readers never find a part of it: one transaction in PostgreSQL, an alias in Qdrant and OpenSearch. Other tables are not

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_lines
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import ForgetOptions
 
 if TYPE_CHECKING:

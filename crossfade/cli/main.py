@@ -19,7 +19,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from crossfade.base import logs
-from crossfade.base.errors import INTERRUPTED_EXIT_CODE, CrossfadeError, worded
+from crossfade.base.errors import CrossfadeError, worded
+from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
 from crossfade.base.packages import hidden

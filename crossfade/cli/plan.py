@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.deploy.capacity.options import PlanOptions
+from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.terminal import align, print_lines
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from crossfade.deploy.aws.metadata import InstanceMetadata
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0
 """Time that a host has after it reads the notice: EC2's two minutes, less polling and shutdown."""
-_ACTION, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
+ACTION_PATH, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
+"""Where the metadata service has an interruption, if one is coming, and a recommendation to leave."""
 _VERBS = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
 
 
@@ -48,7 +49,7 @@ class SpotMonitor:
     def poll(self) -> None:
         """Read the metadata service once."""
         try:
-            self._record(self._metadata.get(_ACTION), self._metadata.get(_RECOMMENDATION))
+            self._record(self._metadata.get(ACTION_PATH), self._metadata.get(_RECOMMENDATION))
         except (StorageUnavailableError, ValueError) as error:
             if not self._unreachable:
                 self._log(f"cannot read spot notices, retrying every {POLL_SECONDS:g} s: {error}")

@@ -1,4 +1,4 @@
-"""Options of ``crossfade plan``: for which hosts and which dataset a job is planned."""
+"""The hosts and the dataset for which a job is planned: options of ``crossfade plan``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, option
-from crossfade.deploy.schedulers.options import ONLY, SchedulerFiles
 from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
-_DATASET = ("queries", "items", "interactions")
-_PRINTED = ("instance_type", "bandwidth", "json_", *_DATASET)
-"""Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
-without the dataset, whose features and evaluations count."""
+DATASET_SIZE = ("queries", "items", "interactions")
 _SIZE = "size of a dataset that does not exist yet"
 
 
@@ -76,31 +72,8 @@ class PlannedJob(JobOptions, ClusterSizes):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        missing = [name for name in _DATASET if getattr(self, name) is None]
-        if missing and len(missing) < len(_DATASET):
-            fix = "give {}, {} and {}, or none of them".format(*map(option_named, _DATASET))
+        missing = [name for name in DATASET_SIZE if getattr(self, name) is None]
+        if missing and len(missing) < len(DATASET_SIZE):
+            fix = "give {}, {} and {}, or none of them".format(*map(option_named, DATASET_SIZE))
             raise OptionError(missing[0], problem="is missing", fix=fix)
-        return self
-
-
-class PlanOptions(SchedulerFiles, PlannedJob):
-    """What is planned, and for which scheduler files are written instead of the plan."""
-
-    @model_validator(mode="after")
-    def _check_scheduler(self) -> Self:
-        given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
-        if self.to is None:
-            for name in ("out", "data", *(name for names in ONLY.values() for name in names)):
-                if name in given:
-                    fix = f"add {option_named('to', 'slurm')} or {option_named('to', 'kubernetes')}"
-                    raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
-            return self
-        if self.out is None:
-            problem = f"name the folder of the files, as in {option_named('out', self.to)}"
-            raise OptionError("to", found=self.to, problem=problem)
-        others = [name for scheduler, names in ONLY.items() if scheduler != self.to for name in names]
-        for name in (*others, *_PRINTED, *(["hosts"] if self.to == "kubernetes" else [])):
-            if name in given:
-                problem = f"has no meaning with {option_named('to', self.to)}"
-                raise OptionError(name, problem=problem, fix="leave one of them out")
         return self

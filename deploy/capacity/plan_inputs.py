@@ -16,7 +16,7 @@ from crossfade.trainer.config.schema import JobConfig, resolve
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, open_lineage, select_rows
 

@@ -25,9 +25,10 @@ from contextlib import suppress
 from crossfade.base.errors import ClusterError, option_named
 from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
+from crossfade.deploy.cluster.role_environment import JobTopology, role_environment, socket_number
 from crossfade.deploy.cluster.role_process import RoleProcess
 from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
-from crossfade.deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment, socket_number
+from crossfade.deploy.topology import AcceptedRoles, Address, Role
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent

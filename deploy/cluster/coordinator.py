@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from crossfade.base.errors import INTERRUPTED_EXIT_CODE, ClusterError, CrossfadeError, InputError, as_typed
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, as_typed
+from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome

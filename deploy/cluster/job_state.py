@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from crossfade.base.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
+from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 from crossfade.deploy.topology import Address
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from crossfade.base.machine import OomKills
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
+from crossfade.deploy.cluster.role_environment import socket_path
 from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, error_line, last_error
 from crossfade.deploy.cluster.role_variables import (
     AGENT_VARIABLE,
@@ -19,7 +20,7 @@ from crossfade.deploy.cluster.role_variables import (
     GENERATION_VARIABLE,
     ROLE_VARIABLE,
 )
-from crossfade.deploy.topology import Role, socket_path
+from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import Event, RoleError
 from crossfade.trainer.runs.run_folder import RunFolder
 

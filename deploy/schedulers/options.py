@@ -6,17 +6,22 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Options, option
+from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
 
 ONLY: dict[str, tuple[str, ...]] = {
     "slurm": ("partition", "time", "run_dir"),
     "kubernetes": ("image", "namespace", "service_account", "secret", "claim", "storage"),
 }
 """The options that belong to one scheduler."""
+_PRINTED = ("instance_type", "bandwidth", "json_", *DATASET_SIZE)
+"""Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
+without the dataset, whose features and evaluations count."""
 
 
 def _matching(pattern: str, expected: str) -> Callable[[Any], Any]:
@@ -77,3 +82,26 @@ class SchedulerFiles(Options):
     )
     claim: _Label | None = _kubernetes(None, "mount this volume claim at /runs (default: create one)", value="NAME")
     storage: _Quantity = _kubernetes("20Gi", "request so much for the claim that is created", value="SIZE")
+
+
+class PlanOptions(SchedulerFiles, PlannedJob):
+    """What is planned, and for which scheduler files are written instead of the plan."""
+
+    @model_validator(mode="after")
+    def _check_scheduler(self) -> Self:
+        given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
+        if self.to is None:
+            for name in ("out", "data", *(name for names in ONLY.values() for name in names)):
+                if name in given:
+                    fix = f"add {option_named('to', 'slurm')} or {option_named('to', 'kubernetes')}"
+                    raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
+            return self
+        if self.out is None:
+            problem = f"name the folder of the files, as in {option_named('out', self.to)}"
+            raise OptionError("to", found=self.to, problem=problem)
+        others = [name for scheduler, names in ONLY.items() if scheduler != self.to for name in names]
+        for name in (*others, *_PRINTED, *(["hosts"] if self.to == "kubernetes" else [])):
+            if name in given:
+                problem = f"has no meaning with {option_named('to', self.to)}"
+                raise OptionError(name, problem=problem, fix="leave one of them out")
+        return self

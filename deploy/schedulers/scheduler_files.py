@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.io.disk_errors import is_full_disk, write_error
-from crossfade.deploy.capacity.options import PlanOptions
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.schedulers.kubernetes import kubernetes_files, on_kubernetes, resource_name
+from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.deploy.schedulers.sizes import HostSize, size_hosts
 from crossfade.deploy.schedulers.slurm import on_slurm, slurm_files
 from crossfade.trainer.config.schema import JobConfig

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 import psutil
 from running_command import Mark
 
-from crossfade.deploy.topology import JobTopology, role_environment, roles, scheduler_address
+from crossfade.deploy.cluster.role_environment import JobTopology, role_environment
+from crossfade.deploy.topology import roles, scheduler_address
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.row_server import run_server
 from crossfade.kvstore.mxnet.scheduler import run_scheduler

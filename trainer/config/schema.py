@@ -49,7 +49,7 @@ from crossfade.trainer.config.sections import (
     on_gpu,
     resolved,
 )
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.data.time_range import TimeRange
 
 EvaluationTask = Literal["new", "repeat"]

@@ -37,7 +37,7 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
 )
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, Interactions
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 WITHOUT_BASES = (

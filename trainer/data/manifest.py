@@ -33,7 +33,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import finish_replacement
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"

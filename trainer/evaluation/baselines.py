@@ -34,7 +34,7 @@ from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import BASELINES_FILE, data_fingerprint
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
 from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries

@@ -22,7 +22,7 @@ from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import Interactions
-from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.model.active_rows import number_distinct
 
 _MAX_COUNTED = 1 << 24

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, option
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
 
 

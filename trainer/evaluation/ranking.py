@@ -57,7 +57,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.query_history import MomentHistories
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (

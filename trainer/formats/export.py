@@ -44,7 +44,8 @@ _EMBEDDINGS_FILE = re.compile(r"[^/]+/rows-\d{12,}\.parquet")
 _MAX_LENGTH = 48
 """PostgreSQL's limit of 63 bytes, less the longest suffix of a constraint or an index."""
 _UNTRAINED = (
-    "those without an ID, and those without an interaction of positive weight in train, unless they have features."
+    "those without an ID, and those without an interaction of positive weight in train, unless they have features or "
+    "`model.start` gave them a vector."
 )
 _INCLUDED = (
     f"Every row is in the files. `trained` in `rows.parquet` is false for rows whose vector is random: {_UNTRAINED}"

@@ -99,12 +99,13 @@ class ExportedModel:
             InputError: the model has no vectors of the table, or the dataset is corrupt.
         """
         vocabulary = self.model.vocabulary(table.name)
-        columns = [*vocabulary.columns, *self._training_columns(table)]
+        is_trained = table in (self.model.spec.query, self.model.spec.item)
+        trained_R = self.model.trained_rows(table) if is_trained else np.ones(table.rows, np.bool_)
         self.reporter.phase(table.name, table.rows, "row")
         untrained = 0
         for first in range(0, table.rows, GROUP_ROWS):
             last = min(first + GROUP_ROWS, table.rows)
-            block = self._block(table, vocabulary, columns, first, last)
+            block = self._block(table, vocabulary, trained_R[first:last], first, last)
             untrained += int(np.count_nonzero(~block.trained_N))
             if table.name not in self.example_ids and block.trained_N.any():
                 self.example_ids[table.name] = block.rows.column("id")[int(block.trained_N.argmax())].as_py()
@@ -121,29 +122,12 @@ class ExportedModel:
         if self._untrained[table.name] == table.rows:
             raise InputError(f"{self.model.uri}: no row of '{table.name}' has a trained vector")
 
-    def _training_columns(self, table: TableSpec) -> list[str]:
-        """Return the columns that show whether a row of ``table`` has a trained vector; none if all have.
-
-        A query or item without features has the vector that training gave it in interactions of positive weight.
-        """
-        spec = self.model.spec
-        has_features = any(tower.entity == table for tower in spec.towers)
-        if table not in (spec.query, spec.item) or has_features:
-            return []
-        return ["count", *(["warm"] if self.model.manifest.entities[table.name].has_warm else [])]
-
-    def _block(self, table: TableSpec, vocabulary: Vocabulary, columns: list[str], first: int, last: int) -> Block:
-        content = vocabulary.read(first, last, columns)
-        trained_N = np.array(content.column("id").is_valid())
-        if "count" in columns:
-            is_warm_N = content.column("count").to_numpy() > 0
-            if "warm" in columns:
-                is_warm_N |= content.column("warm").to_numpy()
-            trained_N &= is_warm_N
+    def _block(self, table: TableSpec, vocabulary: Vocabulary, trained_N: BoolArray, first: int, last: int) -> Block:
+        rows = vocabulary.read(first, last, vocabulary.columns)
         vectors_ND = self.model.vectors.vectors(table.name, np.arange(first, last, dtype=np.int64))
         # Names of different row groups may differ in whether they can be null, which a Parquet file cannot.
-        rows = pa.table({name: content.column(name) for name in vocabulary.columns})
-        return Block(rows, vectors_ND, trained_N)
+        rows = pa.table({name: rows.column(name) for name in vocabulary.columns})
+        return Block(rows, vectors_ND, trained_N & np.array(rows.column("id").is_valid()))
 
     def count(self, table: TableSpec, untrained: int) -> None:
         """Record the untrained rows of ``table``, for a format that does not use ``blocks``."""

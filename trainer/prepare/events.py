@@ -20,7 +20,7 @@ import duckdb
 
 from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
 from crossfade.trainer.prepare.database import count_rows, fetch_one
 from crossfade.trainer.prepare.event_values import (

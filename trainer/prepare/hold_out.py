@@ -28,7 +28,7 @@ from typing import Literal
 import duckdb
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, check_seconds
 from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp

@@ -34,7 +34,7 @@ from crossfade.trainer.data.manifest import (
 )
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 
 _THREADS = 8
 _NAMED = f"{option_named('query')} and {option_named('item')}"

@@ -25,7 +25,7 @@ from crossfade.base.errors import CrossfadeError, InputError, OptionError, optio
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.database import (

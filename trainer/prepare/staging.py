@@ -50,7 +50,7 @@ from crossfade.trainer.data.manifest import (
 )
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *ALL_SPLITS}

@@ -15,7 +15,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey

@@ -34,7 +34,7 @@ from crossfade.trainer.data.manifest import (
     Split,
 )
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
 from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts

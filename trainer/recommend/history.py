@@ -26,7 +26,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.prepare.database import execute, fetch_count, working_database
 from crossfade.trainer.prepare.fetch import fetch_files

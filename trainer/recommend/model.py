@@ -28,7 +28,7 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels
 from crossfade.trainer.runs.options import Location, ModelSource
 

@@ -26,7 +26,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.data.time_range import count_within
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.run_folder import ROW_COUNTS_FILE

@@ -18,7 +18,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS, SplitName
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.history import Histories, StoredHistories
 from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index

@@ -49,7 +49,7 @@ from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.recommend.bulk import part_starts

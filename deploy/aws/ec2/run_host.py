@@ -21,13 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from crossfade.base.errors import (
-    INTERRUPTED_EXIT_CODE,
-    STOPPED_EXIT_CODE,
-    ClusterError,
-    CrossfadeError,
-    StorageUnavailableError,
-)
+from crossfade.base.errors import ClusterError, CrossfadeError, StorageUnavailableError
+from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.options import Ec2HostOptions
@@ -43,6 +38,7 @@ from crossfade.deploy.aws.ec2.run_storage import (
     RunStorage,
 )
 from crossfade.deploy.aws.metadata import InstanceMetadata
+from crossfade.deploy.aws.spot import ACTION_PATH
 from crossfade.deploy.topology import TOKEN_VARIABLE
 from crossfade.trainer.runs.run_folder import RunFolder
 
@@ -199,7 +195,7 @@ class HostRunner:
 
     def _is_interrupted(self) -> bool:
         try:
-            return self._metadata.get("spot/instance-action") is not None
+            return self._metadata.get(ACTION_PATH) is not None
         except StorageUnavailableError:
             return False
 

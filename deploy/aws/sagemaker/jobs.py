@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import STOPPED_EXIT_CODE, ClusterError, CrossfadeError, InputError, option_named
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, option_named
+from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ecr import check_image
 from crossfade.deploy.aws.sagemaker.container import PROGRESS_PATTERN

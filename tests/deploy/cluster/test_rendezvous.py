@@ -10,7 +10,8 @@ import pytest
 from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from crossfade.deploy.topology import Address, JobTopology, Role, interface_of, role_environment
+from crossfade.deploy.cluster.role_environment import JobTopology, interface_of, role_environment
+from crossfade.deploy.topology import Address, Role
 
 WORKERS = 2
 

@@ -12,7 +12,7 @@ from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.query_history import latest_histories
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 
 QUERIES, ITEMS = 30, 50

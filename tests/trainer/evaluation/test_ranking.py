@@ -18,7 +18,7 @@ from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
-from crossfade.trainer.data.splits import SplitName
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation import ranking, top_k
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate

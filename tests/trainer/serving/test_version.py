@@ -20,7 +20,7 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.splits import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.recommend import model
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.model import Model, open_model

@@ -13,7 +13,7 @@ from ec2_leftovers import leftovers
 from fake_imds import running_metadata
 from submitting_ec2 import BUCKET, detached, stored, submit, submitted_run, tags_of
 
-from crossfade.base.errors import INTERRUPTED_EXIT_CODE
+from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.cli.main import main
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.follower import MAX_LOSSES

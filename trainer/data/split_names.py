@@ -1,4 +1,4 @@
-"""The splits of a dataset."""
+"""The names of the splits of a dataset, which ``trainer/prepare/hold_out.py`` makes."""
 
 from typing import Literal, get_args
 
