@@ -18,9 +18,8 @@ from crossfade.api import arguments
 from crossfade.api.frames import FrameKind, frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import Model
-from crossfade.api.progress import bar_type
 from crossfade.api.saving import DATASET_FOLDER
-from crossfade.api.training import train
+from crossfade.api.training import bar_type, train
 from crossfade.api.wording import READ, fit_words, in_python
 from crossfade.base.errors import InputError
 from crossfade.base.text import similar_name

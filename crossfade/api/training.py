@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
-from crossfade.api.progress import bar_type
+from tqdm import tqdm
+
 from crossfade.api.wording import python_word
 from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
@@ -78,3 +83,19 @@ def _listening() -> Iterator[None]:
             signal.signal(number, handler)
         if received == signal.SIGTERM:
             signal.raise_signal(received)
+
+
+def bar_type(progress: bool | None) -> Any:
+    """Return what creates a progress bar, called as ``tqdm`` is: in terminals and notebooks, unless one is requested.
+
+    Args:
+        progress: whether to show bars; None: if stderr is a terminal, or in a notebook.
+    """
+    in_notebook = "ipykernel" in sys.modules
+    if progress is False or (progress is None and not (in_notebook or sys.stderr.isatty())):
+        return partial(tqdm, disable=True)
+    if in_notebook and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return notebook_bar
+    return tqdm

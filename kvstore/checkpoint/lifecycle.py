@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from crossfade.base.errors import CheckpointError, InputError
 from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.found_file import FoundFile
+from crossfade.base.io.regular_files import FoundFile
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint_folder
 from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME, STEP_NAME, step_name
 from crossfade.kvstore.checkpoint.format import CheckpointManifest, CorruptFileError, FormatVersionError

@@ -20,9 +20,7 @@ LONGEST_FIRST = (
     "test_checkpoints_on_s3",
     "test_tune",
     "test_quick_tune",
-    "test_train_command",
     "test_submit_ec2_cleanup",
-    "test_metrics_of_runs",
     "test_unshared_hosts",
 )
 """Files that take over a minute. They start first, so that at the end no process is left alone with one of them."""

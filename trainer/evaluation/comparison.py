@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, OptionError, option_named
@@ -189,6 +188,8 @@ def permutation_test(difference_N: FloatArray) -> float:
 
     Differences of 0 are left out: they stay 0 in each permutation.
     """
+    from scipy import stats  # most evaluations compare nothing, and it takes a second
+
     units_U = _units(difference_N[difference_N != 0])
     if len(units_U) < 2:
         return 1.0  # one difference is as likely of either sign
@@ -206,6 +207,8 @@ def permutation_test(difference_N: FloatArray) -> float:
 
 def confidence_interval(difference_N: FloatArray) -> tuple[float, float]:
     """Return the ends of the bootstrap interval of the mean, which are the difference if there is only one."""
+    from scipy import stats
+
     units_U = _units(difference_N)
     if len(units_U) < 2:
         return float(units_U[0]), float(units_U[0])

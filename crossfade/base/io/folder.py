@@ -23,9 +23,8 @@ from urllib.parse import unquote
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
-from crossfade.base.io.found_file import FoundFile
 from crossfade.base.io.random_access import LocalRandomFile, RandomFile
-from crossfade.base.io.regular_files import SMALL_FILE_BYTES, UnsuitableFileError, open_regular, read_regular
+from crossfade.base.io.regular_files import SMALL_FILE_BYTES, FoundFile, UnsuitableFileError, open_regular, read_regular
 from crossfade.base.io.s3 import S3Files
 from crossfade.base.io.s3_conditional import ChangedError, Version
 

@@ -12,10 +12,18 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 SMALL_FILE_BYTES = 64 << 20
 """Largest manifest or other small file that is read: a dataset of a trillion interactions has a manifest of 60 MB."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+class FoundFile(NamedTuple):
+    """A file of a listing: its size, and when it was last written, as Unix time."""
+
+    bytes: int
+    modified: float
 
 
 class UnsuitableFileError(OSError):

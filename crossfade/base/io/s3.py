@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 from crossfade.base.environment import environment_integer
 from crossfade.base.errors import InputError
-from crossfade.base.io.found_file import FoundFile
 from crossfade.base.io.random_access import RandomFile
-from crossfade.base.io.regular_files import check_size
+from crossfade.base.io.regular_files import FoundFile, check_size
 from crossfade.base.io.s3_conditional import ConditionalClient, Version
 from crossfade.base.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
 
