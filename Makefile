@@ -21,9 +21,6 @@ COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hash
 ALL_EXTRAS = --extra mxnet --extra all --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
 
-# Without files of bytecode, each process of the tests compiles all modules again, and pytest rewrites all tests.
-unexport PYTHONDONTWRITEBYTECODE
-
 .DEFAULT_GOAL := help
 .PHONY: help train test test-fast test-kernels test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
 .NOTPARALLEL:
