@@ -11,7 +11,7 @@ from crossfade.cli.main import main
 
 
 def crossfade_here(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Run a command and return its result."""
+    """Run a command and return its result. One that logs, such as ``agent``, would set how later ones do."""
     words, stdout, stderr = [str(argument) for argument in arguments], StringIO(), StringIO()
     with chdir(cwd or "."), redirect_stdout(stdout), redirect_stderr(stderr):
         code = main(words)
