@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_job(folder / "job.yaml", write_planted(folder / "data"), **sections)
     succeeded(crossfade_here("train", "job.yaml", cwd=folder))
     study, release = folder / "runs" / "planted-tune-quick", folder / "release"
-    with started(*TUNE, cwd=folder, variables=pace(folder, release)) as tuning:
+    with started(*TUNE, cwd=folder, variables=pace(folder, release, step_seconds=0.5)) as tuning:
         release.touch()
         training = Training(tuning, study / "rung-2-trial-00", release)
         training.wait((study / f"rung-1-trial-{RUNGS[0][1] - 1:02}.log").exists, "the last setting", STUDY_SECONDS)
