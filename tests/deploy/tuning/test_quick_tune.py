@@ -20,7 +20,7 @@ EPOCHS, LIMIT, RUNGS = 3, 10, ((1, 18), (3, 4))
 # A quarter of the settings diverges, as they often do at the ends of a range.
 SEARCH = ("--search", "optimizer.learning_rate=0.1|1.0e30|3.0|10.0", "--search", "model.temperature=0.05..0.2")
 STUDY_SECONDS = 600.0
-TUNE = ("tune", "job.yaml", "--quick", *SEARCH, "--set", "checkpoint.interval_steps=8")
+TUNE = ("tune", "job.yaml", "--quick", *SEARCH, "--set", "checkpoint.interval_steps=2")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_job(folder / "job.yaml", write_planted(folder / "data"), **sections)
     succeeded(crossfade_here("train", "job.yaml", cwd=folder))
     study, release = folder / "runs" / "planted-tune-quick", folder / "release"
-    with started(*TUNE, cwd=folder, variables=pace(folder, release, step_seconds=0.5)) as tuning:
+    with started(*TUNE, cwd=folder, variables=pace(folder, release)) as tuning:
         release.touch()
         training = Training(tuning, study / "rung-2-trial-00", release)
         training.wait((study / f"rung-1-trial-{RUNGS[0][1] - 1:02}.log").exists, "the last setting", STUDY_SECONDS)
@@ -161,6 +161,6 @@ def test_three_failed_trainings_in_a_row_end_the_study(workspace: Path) -> None:
     ],
 )
 def test_invalid_study_is_rejected_in_one_line(workspace: Path, options: list[object], message: str) -> None:
-    settings = ["--set", "checkpoint.interval_steps=8"]
+    settings = ["--set", "checkpoint.interval_steps=2"]
     result = crossfade_here("tune", "job.yaml", *settings, *options, cwd=workspace)
     assert message in single_line(result.returncode, result.stdout, result.stderr)
