@@ -5,7 +5,7 @@
         aws.sagemaker.create_training_job(**request)
 
 Credentials, profile and endpoint are configured as for the AWS command line (``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID``,
-``~/.aws``, ``AWS_ENDPOINT_URL`` ...). In ``deploy``, only this file and ``errors.py`` import boto3 and botocore.
+``~/.aws``, ``AWS_ENDPOINT_URL`` ...). In ``deploy``, only this file and ``aws_errors.py`` import boto3 and botocore.
 """
 
 from __future__ import annotations

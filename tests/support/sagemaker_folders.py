@@ -25,11 +25,11 @@ JOB: dict[str, object] = {
     "train.eval_every_epochs": 3,
     "train.patience": None,
     "evaluate.k": [5, 10],
-    "checkpoint.interval_seconds": 2,
+    "checkpoint.interval_seconds": 1,
 }
 SECTIONS: dict[str, Any] = {
     "train": {"epochs": 12, "eval_every_epochs": 3, "patience": None},
-    "checkpoint": {"interval_seconds": 2},
+    "checkpoint": {"interval_seconds": 1},
 }
 
 

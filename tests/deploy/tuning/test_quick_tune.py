@@ -20,7 +20,7 @@ EPOCHS, LIMIT, RUNGS = 3, 10, ((1, 18), (3, 4))
 # A quarter of the settings diverges, as they often do at the ends of a range.
 SEARCH = ("--search", "optimizer.learning_rate=0.1|1.0e30|3.0|10.0", "--search", "model.temperature=0.05..0.2")
 STUDY_SECONDS = 600.0
-TUNE = ("tune", "job.yaml", "--quick", *SEARCH, "--set", "checkpoint.interval_steps=8")
+TUNE = ("tune", "job.yaml", "--quick", *SEARCH, "--set", "checkpoint.interval_steps=2")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,6 @@ def test_three_failed_trainings_in_a_row_end_the_study(workspace: Path) -> None:
     ],
 )
 def test_invalid_study_is_rejected_in_one_line(workspace: Path, options: list[object], message: str) -> None:
-    settings = ["--set", "checkpoint.interval_steps=8"]
+    settings = ["--set", "checkpoint.interval_steps=2"]
     result = crossfade_here("tune", "job.yaml", *settings, *options, cwd=workspace)
     assert message in single_line(result.returncode, result.stdout, result.stderr)

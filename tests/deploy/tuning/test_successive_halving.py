@@ -7,6 +7,7 @@ import pytest
 from cluster_data import write_job
 from resolved_jobs import SIZE
 
+from crossfade.deploy.tuning.quick_study import Pace
 from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
 from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
 from crossfade.trainer.config.loading import load_job
@@ -127,3 +128,20 @@ def test_five_settings_are_searched_around_those_of_a_job(path: Path) -> None:
         own = each.own_value(job)
         assert own == 0 or each.low <= own <= each.high
         assert each.low < each.high
+
+
+# ---- how long a study still takes
+
+
+def test_starts_count_beside_epochs() -> None:
+    pace = Pace()
+    assert pace.left({4: 28}) is None
+    pace.add(elapsed=2.4, trained=0.4, epochs=4)
+    pace.add(elapsed=2.8, trained=0.8, epochs=8)
+    assert pace.left({4: 28, 13: 9, 40: 4}) == pytest.approx(41 * 2.0 + (28 * 4 + 9 * 13 + 4 * 40) * 0.1)
+
+
+def test_resumed_training_has_no_negative_start() -> None:
+    pace = Pace()
+    pace.add(elapsed=1.0, trained=3.0, epochs=3)
+    assert pace.left({1: 2}) == pytest.approx(2.0)

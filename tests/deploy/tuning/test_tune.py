@@ -61,10 +61,10 @@ def test_killed_and_stopped_study_resumes_within_its_trial(workspace: Path) -> N
     out = workspace / "ended"
     trial, release = out / "trial-0000", workspace / "ended.release"
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
-    command += ["--set", "checkpoint.interval_steps=8"]
+    command += ["--set", "checkpoint.interval_steps=2"]
     dims = []
     for number in (signal.SIGKILL, signal.SIGINT):
-        with started(*command, cwd=workspace, variables=pace(workspace, release)) as tuning:
+        with started(*command, cwd=workspace, variables=pace(workspace, release, step_seconds=0.5)) as tuning:
             Training(tuning, trial, release).wait_for("checkpoint_saved")
             dims.append(yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"])
             tuning.process.send_signal(number)
