@@ -2,6 +2,7 @@
 
     row = get(rows_A, a)                # rows_A[a]
     put(rows_A, a, row)                 # rows_A[a] = row
+    place = lower_bound(rows_A, row)    # np.searchsorted(rows_A, row), which takes long to compile
 
 Numba's indexing counts negative numbers from the end of the array. Where it cannot prove that there are none, each
 access computes both cases, which in a loop over rows takes a tenth of the time. Numbers are not checked.
@@ -14,7 +15,7 @@ from typing import Any
 from numba import types
 from numba.core.errors import TypingError
 
-from crossfade.kvstore.jit import intrinsic
+from crossfade.kvstore.jit import inner_kernel, intrinsic
 
 
 def _check(array: Any) -> None:
@@ -49,3 +50,16 @@ def put(_context: Any, array: Any, number: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64, array.dtype), generate
+
+
+@inner_kernel()
+def lower_bound(values_N, value):  # type: ignore[no-untyped-def]
+    """Return the first place in ``values_N``, which are sorted, whose value is not below ``value``."""
+    low, high = 0, values_N.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if values_N[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low

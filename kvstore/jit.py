@@ -74,7 +74,7 @@ with hidden("scipy"):
 
 use_kernel_cache()
 
-__all__ = ["allocating_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
+__all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 
 _MAX_WAIT_SECONDS = 60.0
 """Seconds to wait for another process that compiles the same kernel, before this one compiles it too."""
@@ -162,6 +162,16 @@ allocating_kernel: Any = partial(njit, cache=True, error_model="numpy", _nrt=Tru
 
 Python cannot call it either.
 """
+
+
+def chosen_kernel(choose: Any) -> Any:
+    """Decorate a function that returns the function to call for the types of arguments, compiled as inner kernels are.
+
+    Numba also drops a branch on whether an argument is None before it is typed, but not one on an element of a tuple.
+    """
+    options = {"error_model": "numpy", "forceinline": True, "_nrt": False, **_NO_WRAPPER}
+    return extending.overload(choose, jit_options=options)(choose)
+
 
 intrinsic: Any = extending.intrinsic
 """Define a function that kernels call by the LLVM code that it generates.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
+from crossfade.kvstore.optimizers import KernelOptimizer, LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec, check_rows
@@ -149,15 +148,15 @@ class LocalStore:
         return self._weights[table]
 
     @contextmanager
-    def updating(self, table: str, rows_A: IntArray) -> Iterator[tuple[FloatArray, tuple[Any, ...]]]:
+    def updating(self, table: str, rows_A: IntArray) -> Iterator[tuple[FloatArray, KernelOptimizer]]:
         """Let a kernel update ``rows_A`` of ``table``, checked, in place.
 
-        Yields the weights and the last arguments of ``optimizers.update_row``.
+        Yields the weights and the last argument of ``optimizers.update_row``.
         """
         with self.stats.timed_update(table, len(rows_A)), name_divergence(table):
             if self._snapshot is not None:
                 self._snapshot.before_update(table, 0, rows_A)
-            yield self._weights[table], self._optimizers[table].kernel_arguments()
+            yield self._weights[table], self._optimizers[table].for_kernels()
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,9 +27,9 @@ from crossfade.base.errors import DivergedError, option_named
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.finite import find_largest_row
-from crossfade.kvstore.jit import inner_kernel, njit
+from crossfade.kvstore.jit import chosen_kernel, inner_kernel, njit
 from crossfade.kvstore.memory import advise_huge_pages
-from crossfade.kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
+from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_dtype, state_shapes
 from crossfade.kvstore.row_kernels import descend, dot, square_of_sum
 from crossfade.kvstore.threads import chunk_size, for_chunks
 
@@ -39,14 +39,53 @@ _NEARLY_DIVERGED = 1e17
 """Bound below which no value is a sign of divergence: a sum of squares may exceed its own with values below 1e18."""
 
 
-class UpdateRule(NamedTuple):
-    """Hyperparameters of a step's updates, float32, for kernels."""
+class Rule(NamedTuple):
+    """Hyperparameters of a step's updates, float32, for kernels; ``max_norm`` is None where norms have no bound."""
 
     lr: np.float32
     decay: np.float32
     epsilon: np.float32
     beta1: np.float32
     beta2: np.float32
+    max_norm: np.float32 | None
+
+
+class Sgd(NamedTuple):
+    """The rule of a table's next update, for kernels; as the following, which have its optimizer state as well."""
+
+    rule: Rule
+
+
+class Adagrad(NamedTuple):
+    """The same with ``sum_of_squares`` (rows, dim)."""
+
+    rule: Rule
+    sums_ND: FloatArray
+
+
+class RowwiseAdagrad(NamedTuple):
+    """The same with ``sum_of_squares`` (rows,)."""
+
+    rule: Rule
+    sums_N: FloatArray
+
+
+class Adam(NamedTuple):
+    """The same with ``exp_avg``, ``exp_avg_sq`` and ``step``."""
+
+    rule: Rule
+    exp_avg_ND: FloatArray
+    exp_avg_sq_ND: FloatArray
+    step_N: IntArray
+
+
+KernelOptimizer = Sgd | Adagrad | RowwiseAdagrad | Adam
+_CLASSES: dict[OptimizerKind, Callable[..., KernelOptimizer]] = {
+    "sgd": Sgd,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+    "adam": Adam,
+}
 
 
 @inner_kernel()
@@ -55,10 +94,14 @@ def _is_divergent(gradient, weight):  # type: ignore[no-untyped-def]
     return (not (abs(gradient) <= _MAX_MAGNITUDE)) | (not (abs(weight) <= _MAX_MAGNITUDE))
 
 
-@inner_kernel()
-def _adagrad(weights_ND, row, gradient_AD, a, sum_of_squares_ND, rule):  # type: ignore[no-untyped-def]
-    weight_D, gradient_D, sum_of_squares_D = weights_ND[row], gradient_AD[a], sum_of_squares_ND[row]
-    divergent = 0
+def _descend(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
+    rule = optimizer.rule
+    return 0 if descend(weights_ND, row, rule.lr, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
+
+
+def _adagrad(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
+    weight_D, gradient_D, sum_of_squares_D = weights_ND[row], gradient_AD[a], optimizer.sums_ND[row]
+    rule, divergent = optimizer.rule, 0
     for d in range(gradient_D.shape[0]):
         g = gradient_D[d] + rule.decay * weight_D[d]
         sum_of_squares_D[d] += g * g
@@ -67,11 +110,23 @@ def _adagrad(weights_ND, row, gradient_AD, a, sum_of_squares_ND, rule):  # type:
     return divergent
 
 
-@inner_kernel()
-def _adam(weights_ND, row, gradient_AD, a, exp_avg_ND, exp_avg_sq_ND, step_N, rule):  # type: ignore[no-untyped-def]
+def _rowwise_adagrad(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
+    rule, sums_N = optimizer.rule, optimizer.sums_N
+    square = (
+        square_of_sum(gradient_AD, a, rule.decay, weights_ND, row)
+        if rule.decay
+        else dot(gradient_AD, a, gradient_AD, a)  # the same, without reading the weights
+    )
+    total = get(sums_N, row) + square / np.float32(gradient_AD.shape[1])
+    put(sums_N, row, total)
+    step_size = rule.lr / (math.sqrt(total) + rule.epsilon)
+    return 0 if descend(weights_ND, row, step_size, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
+
+
+def _adam(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
     weight_D, gradient_D = weights_ND[row], gradient_AD[a]
-    exp_avg_D, exp_avg_sq_D = exp_avg_ND[row], exp_avg_sq_ND[row]
-    divergent, one = 0, np.float32(1.0)
+    exp_avg_D, exp_avg_sq_D = optimizer.exp_avg_ND[row], optimizer.exp_avg_sq_ND[row]
+    rule, step_N, divergent, one = optimizer.rule, optimizer.step_N, 0, np.float32(1.0)
     step_N[row] += 1
     correction1 = one - np.float32(rule.beta1 ** step_N[row])
     correction2 = one - np.float32(rule.beta2 ** step_N[row])
@@ -85,70 +140,46 @@ def _adam(weights_ND, row, gradient_AD, a, exp_avg_ND, exp_avg_sq_ND, step_N, ru
     return divergent
 
 
+_STEPS = {Sgd: _descend, Adagrad: _adagrad, RowwiseAdagrad: _rowwise_adagrad, Adam: _adam}
+
+
+@chosen_kernel
+def _step(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
+    """Apply a gradient to a row, without a maximum norm; return 1 if the row has diverged, else 0."""
+    return _STEPS[optimizer.instance_class]
+
+
 @inner_kernel(forceinline=False)
 def _clip_norm(weights_ND, row, max_norm):  # type: ignore[no-untyped-def]
     """Scale a row whose norm exceeds ``max_norm`` down to it."""
-    square = dot(weights_ND, row, weights_ND, row)
-    if square > max_norm * max_norm:
-        scale = max_norm / math.sqrt(square)
-        for d in range(weights_ND.shape[1]):
-            weights_ND[row, d] *= scale
+    if max_norm is not None:  # decided when the kernel is compiled
+        square = dot(weights_ND, row, weights_ND, row)
+        if square > max_norm * max_norm:
+            scale = max_norm / math.sqrt(square)
+            for d in range(weights_ND.shape[1]):
+                weights_ND[row, d] *= scale
 
 
 @inner_kernel()
-def update_row(  # type: ignore[no-untyped-def]
-    weights_ND, row, gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):
+def update_row(weights_ND, row, gradient_AD, a, optimizer):  # type: ignore[no-untyped-def]
     """Apply the gradient ``gradient_AD[a]`` to ``weights_ND[row]``; return 1 if the row has diverged, else 0.
 
-    The arguments from ``sums_ND`` on are ``LazyOptimizer.kernel_arguments()``. Those that are None select the optimizer
-    when the kernel is compiled. They are separate arguments, since access to an array in a tuple counts references.
+    The class of ``optimizer``, which ``LazyOptimizer.for_kernels()`` returns, selects code when a kernel is compiled.
     """
-    if sums_N is not None:
-        square = (
-            square_of_sum(gradient_AD, a, rule.decay, weights_ND, row)
-            if rule.decay
-            else dot(gradient_AD, a, gradient_AD, a)  # the same, without reading the weights
-        )
-        total = get(sums_N, row) + square / np.float32(gradient_AD.shape[1])
-        put(sums_N, row, total)
-        step_size = rule.lr / (math.sqrt(total) + rule.epsilon)
-        divergent = 0 if descend(weights_ND, row, step_size, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
-    elif sums_ND is not None:
-        divergent = _adagrad(weights_ND, row, gradient_AD, a, sums_ND, rule)
-    elif step_N is not None:
-        divergent = _adam(weights_ND, row, gradient_AD, a, exp_avg_ND, exp_avg_sq_ND, step_N, rule)
-    else:
-        divergent = 0 if descend(weights_ND, row, rule.lr, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
-    if max_norm is not None and not divergent:  # one that has diverged stays as it is, so that it is found
-        _clip_norm(weights_ND, row, max_norm)
+    divergent = _step(weights_ND, row, gradient_AD, a, optimizer)
+    if not divergent:  # one that has diverged stays as it is, so that it is found
+        _clip_norm(weights_ND, row, optimizer.rule.max_norm)
     return divergent
 
 
 @inner_kernel()
-def prefetch_state(row, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND):  # type: ignore[no-untyped-def]
-    """Prefetch the state of a row."""
-    if sums_N is not None:
-        prefetch_row(sums_N, row)
-    if sums_ND is not None:
-        prefetch_row(sums_ND, row)
-    if exp_avg_ND is not None:
-        prefetch_row(exp_avg_ND, row)
-        prefetch_row(exp_avg_sq_ND, row)
-
-
-@inner_kernel()
-def _update_chunk(  # type: ignore[no-untyped-def]
-    begin, end, weights_ND, rows_A, gradient_AD, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):
+def _update_chunk(begin, end, weights_ND, rows_A, gradient_AD, optimizer):  # type: ignore[no-untyped-def]
     divergent_rows = 0
     for a in range(begin, end):
         if a + AHEAD < rows_A.shape[0]:
             prefetch_row(weights_ND, rows_A[a + AHEAD])
-            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-        divergent_rows += update_row(
-            weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-        )
+            prefetch_row(optimizer, rows_A[a + AHEAD])
+        divergent_rows += update_row(weights_ND, rows_A[a], gradient_AD, a, optimizer)
     return divergent_rows
 
 
@@ -156,7 +187,7 @@ def _update_chunk(  # type: ignore[no-untyped-def]
 def _update_rows(weights_ND, rows_A, gradient_AD, optimizer):  # type: ignore[no-untyped-def]
     """Update active rows; return how many have diverged."""
     size = chunk_size(rows_A.shape[0], gradient_AD.size)
-    return for_chunks(_update_chunk, rows_A.shape[0], size, (weights_ND, rows_A, gradient_AD, *optimizer))
+    return for_chunks(_update_chunk, rows_A.shape[0], size, (weights_ND, rows_A, gradient_AD, optimizer))
 
 
 class LazyOptimizer:
@@ -173,16 +204,12 @@ class LazyOptimizer:
         self.lr_factor = 1.0
         self._spec = spec
 
-    def kernel_arguments(self) -> tuple[Any, ...]:
-        """Return the last arguments of ``update_row``: the state, the maximum norm, and the rule of the next update."""
+    def for_kernels(self) -> KernelOptimizer:
+        """Return the last argument of ``update_row``: the rule of the next update, and the state."""
         spec = self._spec
-        sums = self.state.get("sum_of_squares")
-        sums_by_kind = (sums, None) if spec.kind == "adagrad" else (None, sums)
-        adam = tuple(map(self.state.get, ("exp_avg", "exp_avg_sq", "step")))
+        values = spec.learning_rate * self.lr_factor, spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2
         max_norm = None if spec.max_norm is None else np.float32(spec.max_norm)
-        lr = spec.learning_rate * self.lr_factor
-        rule = UpdateRule(*map(np.float32, (lr, spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2)))
-        return (*sums_by_kind, *adam, max_norm, rule)
+        return _CLASSES[spec.kind](Rule(*map(np.float32, values), max_norm), *self.state.values())
 
     def update(self, weights_ND: FloatArray, rows_A: IntArray, gradient_AD: FloatArray) -> None:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
@@ -191,7 +218,7 @@ class LazyOptimizer:
             DivergedError: a row's gradient or its new values are not finite, or they or their norm exceed 1e18, where
                 squares are close to overflow. The table is then no longer usable.
         """
-        divergent_rows = _update_rows(weights_ND, rows_A, gradient_AD, self.kernel_arguments())
+        divergent_rows = _update_rows(weights_ND, rows_A, gradient_AD, self.for_kernels())
         check_convergence(divergent_rows, weights_ND, rows_A, gradient_AD)
 
     def reset(self, rows_A: IntArray) -> None:

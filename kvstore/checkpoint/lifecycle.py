@@ -51,12 +51,10 @@ def commit(checkpoints: str, manifest: CheckpointManifest, files: Mapping[str, b
     """
     folder = Folder(step_folder(checkpoints, manifest.step))
     listed = [FileDigest(name, len(data), zlib.crc32(data)) for name, data in files.items()]
-    try:
+    with _naming_errors(f"{folder.uri}: could not be written"):
         for name, data in files.items():
             folder.write(name, data)
         folder.write(MANIFEST_NAME, manifest.model_copy(update={"files": listed}).to_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{folder.uri}: could not be written: {error}") from error
 
 
 def latest_checkpoint(checkpoints: str, rejected: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
@@ -87,11 +85,8 @@ def _step_of(name: str) -> int:
 
 
 def _step_names(folder: Folder) -> list[str]:
-    try:
-        names = folder.names()
-    except OSError as error:
-        raise CheckpointError(f"{folder.uri}: cannot be read: {error}") from error
-    return [name for name in names if STEP_NAME.fullmatch(name)]
+    with _naming_errors(f"{folder.uri}: cannot be read"):
+        return [name for name in folder.names() if STEP_NAME.fullmatch(name)]
 
 
 def has_complete(checkpoints: str) -> bool:
@@ -136,12 +131,9 @@ def delete_failed(checkpoints: str, step: int) -> None:
         CheckpointError: something cannot be deleted.
     """
     folder = Folder(step_folder(checkpoints, step))
-    if folder.on_s3:
-        return
-    try:
-        folder.delete()
-    except OSError as error:
-        raise CheckpointError(f"{folder.uri}: the incomplete checkpoint cannot be deleted: {error}") from error
+    if not folder.on_s3:
+        with _naming_errors(f"{folder.uri}: the incomplete checkpoint cannot be deleted"):
+            folder.delete()
 
 
 def prune(checkpoints: str, newest_step: int, keep_latest: int, is_own: IsOwn) -> None:
@@ -234,16 +226,14 @@ def list_checkpoints(checkpoints: str, *, verify: bool = False) -> list[Checkpoi
 def _steps(folder: Folder) -> Iterator[tuple[str, Files]]:
     """Yield the name and the files of each step's folder, by step."""
     by_step: dict[str, dict[str, FoundFile]] = {}
-    try:
+    with _naming_errors(f"{folder.uri}: cannot be read"):
         if not folder.on_s3:  # where a folder may be empty
             by_step = {name: {} for name in folder.names() if STEP_NAME.fullmatch(name)}
         for path, file in folder.files().items():
             name, _, rest = path.partition("/")
             if rest and STEP_NAME.fullmatch(name):
                 by_step.setdefault(name, {})[rest] = file
-    except OSError as error:
-        raise CheckpointError(f"{folder.uri}: cannot be read: {error}") from error
-    yield from sorted(by_step.items(), key=lambda item: int(item[0].removeprefix("step-")))
+    yield from sorted(by_step.items(), key=lambda item: _step_of(item[0]))
 
 
 def _describe(step: Folder, files: Files, *, verify: bool) -> CheckpointEntry:
@@ -265,8 +255,7 @@ def _describe(step: Folder, files: Files, *, verify: bool) -> CheckpointEntry:
             state, detail = "corrupt", str(error)
     size = sum(file.bytes for file in files.values())
     modified = max((file.modified for file in files.values()), default=None)
-    number = int(step.name.removeprefix("step-"))
-    return CheckpointEntry(number, step.uri, state, size, modified, run, detail)
+    return CheckpointEntry(_step_of(step.name), step.uri, state, size, modified, run, detail)
 
 
 def find_leftovers(checkpoints: str, written_before: float) -> list[Leftover]:
@@ -279,17 +268,11 @@ def find_leftovers(checkpoints: str, written_before: float) -> list[Leftover]:
     """
     folder = Folder(checkpoints)
     found = [leftover for name, files in _steps(folder) for leftover in _leftovers_of(folder.child(name), files)]
-    for name, file in _top_level(folder).items():
-        if is_partial(name):
-            found.append(Leftover(f"{folder.uri}/{name}", "temporary file", *file, partial(folder.remove, name)))
+    with _naming_errors(f"{folder.uri}: cannot be read"):
+        for name, file in folder.files().items():
+            if "/" not in name and is_partial(name):
+                found.append(Leftover(f"{folder.uri}/{name}", "temporary file", *file, partial(folder.remove, name)))
     return [leftover for leftover in found if leftover.modified <= written_before]
-
-
-def _top_level(folder: Folder) -> Files:
-    try:
-        return {path: file for path, file in folder.files().items() if "/" not in path}
-    except OSError as error:
-        raise CheckpointError(f"{folder.uri}: cannot be read: {error}") from error
 
 
 def _leftovers_of(step: Folder, files: Files) -> Iterator[Leftover]:

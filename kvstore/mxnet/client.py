@@ -27,18 +27,14 @@ from crossfade.kvstore.mxnet.server_protocol import (
     ALL_REDUCE_KEY,
     COMMAND_HEAD,
     DEFAULT_KEY_BYTES,
-    LOAD_COMMAND,
-    STATUS_COMMAND,
     STATUS_LENGTH,
     CommandSigner,
     TableLayout,
-    assign_command,
     create_command,
     decode_status,
-    lr_factor_command,
+    encode_command,
     make_layout,
     reset_commands,
-    save_command,
     status_key,
 )
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -116,7 +112,7 @@ class MXNetStore:
                 self._create_keys(layout, layout.key_numbers[start : start + together])
         self.barrier()
         if checkpoint is not None:
-            self._command(LOAD_COMMAND)
+            self._command(encode_command("load"))
             self.barrier()
         if reset_rows:
             self._reset_rows(reset_rows)
@@ -147,7 +143,7 @@ class MXNetStore:
         """
         if self.rank == 0:
             self._mx.nd.waitall()
-            self._command(assign_command(table))
+            self._command(encode_command("assign", table=table))
             self.push({table: RowGradient(rows_A, values_AD)})
         else:
             self.push({table: RowGradient(rows_A[:0], values_AD[:0])})
@@ -165,12 +161,12 @@ class MXNetStore:
         """
         assert self.rank == 0
         self._mx.nd.waitall()
-        self._command(save_command(folder))
+        self._command(encode_command("save", folder=folder))
 
     def poll_save(self) -> SaveResult | None:
         """Return the result of the last ``save``, or None while it is in progress."""
         assert self.rank == 0
-        self._command(STATUS_COMMAND)
+        self._command(encode_command("status"))
         rows = [self._mx.nd.zeros(STATUS_LENGTH) for _ in range(self._servers)]
         for server, row in enumerate(rows):
             self._store.pull(status_key(server, self._servers), out=row)
@@ -218,7 +214,7 @@ class MXNetStore:
         """
         if self.rank == 0 and factor != self._lr_factor:
             self._mx.nd.waitall()
-            self._command(lr_factor_command(factor))
+            self._command(encode_command("lr_factor", factor=factor))
         self._lr_factor = factor
 
     def all_reduce(self, values_N: FloatArray) -> FloatArray:

@@ -152,8 +152,10 @@ RESET_ROWS = 1 << 13
 STATUS_LENGTH = 4096
 """float32 values per server in the status key: the length of a text, then its bytes, one in each value."""
 
-LOAD_COMMAND = json.dumps({"command": "load"})
-STATUS_COMMAND = json.dumps({"command": "status"})
+
+def encode_command(name: str, **fields: Any) -> str:
+    """Return the command ``name`` with its fields, as above."""
+    return json.dumps({"command": name, **fields})
 
 
 def create_command(
@@ -166,40 +168,22 @@ def create_command(
     first_step: int = 0,
 ) -> str:
     """Return the command with the layout of tables, the source of their rows, and the steps taken before."""
-    return json.dumps(
-        {
-            "command": "create",
-            "tables": [asdict(table) for table in tables],
-            "optimizer": asdict(optimizer),
-            "seed": seed,
-            "servers": servers,
-            "max_key_bytes": max_key_bytes,
-            "checkpoint": checkpoint,
-            "first_step": first_step,
-        }
+    return encode_command(
+        "create",
+        tables=[asdict(table) for table in tables],
+        optimizer=asdict(optimizer),
+        seed=seed,
+        servers=servers,
+        max_key_bytes=max_key_bytes,
+        checkpoint=checkpoint,
+        first_step=first_step,
     )
 
 
 def reset_commands(table: str, rows_R: IntArray) -> Iterator[str]:
     """Yield the commands that reset ``rows_R`` of ``table``, at most ``RESET_ROWS`` in each."""
     for start in range(0, len(rows_R), RESET_ROWS):
-        rows = rows_R[start : start + RESET_ROWS].tolist()
-        yield json.dumps({"command": "reset", "table": table, "rows": rows})
-
-
-def assign_command(table: str) -> str:
-    """Return the command that makes the next push of each key of ``table`` replace rows."""
-    return json.dumps({"command": "assign", "table": table})
-
-
-def lr_factor_command(factor: float) -> str:
-    """Return the command that multiplies the learning rate by ``factor``."""
-    return json.dumps({"command": "lr_factor", "factor": factor})
-
-
-def save_command(folder: str) -> str:
-    """Return the command that starts a save into the checkpoint folder ``folder``, a path or URI."""
-    return json.dumps({"command": "save", "folder": folder})
+        yield encode_command("reset", table=table, rows=rows_R[start : start + RESET_ROWS].tolist())
 
 
 def is_below(folder: str, parent: str) -> bool:

@@ -14,7 +14,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
 """The folders with the product. crossfade/ has the faces and, beneath the others, crossfade/base."""
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 50
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 50, 8
+MANY_PARAMETERS = {
+    "crossfade/api/estimator.py: __init__": "scikit-learn requires a keyword for each setting",
+    "crossfade/api/fit.py: fit": "users set each by its keyword",
+    "crossfade/base/options.py: option": "keywords of a declaration",
+    "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
+    "deploy/cluster/supervision.py: run_job": "what a job is made of",
+    "deploy/dashboard/charts.py: _line": "coordinates and texts of a chart",
+    "kvstore/torch/triton_kernels.py: _adam": "Triton passes pointers and scalars one by one",
+    "kvstore/torch/triton_kernels.py: _update_kernel": "the same",
+}
+"""Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/sagemaker_entry.py": "the entry of a process",
@@ -65,7 +76,7 @@ def small_files_of_one_importer() -> list[str]:
 
 
 def oversized(root: Path) -> list[str]:
-    """Return a line for each module or function under ``root`` that is too long."""
+    """Return a line for each module or function under ``root`` that is too long, or has too many parameters."""
     problems = []
     for path in product_files(root):
         relative = path.relative_to(root)
@@ -79,6 +90,12 @@ def oversized(root: Path) -> list[str]:
                 if length > MAX_FUNCTION_LINES:
                     problems.append(
                         f"{relative}:{node.lineno}: {node.name} has {length} lines, of {MAX_FUNCTION_LINES} at most"
+                    )
+                names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len(names) - (names[:1] in (["self"], ["cls"]))
+                if count > MAX_PARAMETERS and f"{relative}: {node.name}" not in MANY_PARAMETERS:
+                    problems.append(
+                        f"{relative}:{node.lineno}: {node.name} has {count} parameters, of {MAX_PARAMETERS} at most"
                     )
     return problems
 
@@ -133,7 +150,9 @@ def test_oversized_function_and_file_are_found(tmp_path: Path) -> None:
     body = "    pass\n"
     write(tmp_path, kvstore__a="def f():\n" + body * MAX_FUNCTION_LINES, kvstore__b="x = 1\n" * (MAX_FILE_LINES + 1))
     write(tmp_path, kvstore__c="def f():\n" + body * (MAX_FUNCTION_LINES - 1), kvstore__d="x = 1\n" * MAX_FILE_LINES)
-    assert [line.partition(":")[0] for line in oversized(tmp_path)] == ["kvstore/a.py", "kvstore/b.py"]
+    names = ", ".join(f"x{number}" for number in range(MAX_PARAMETERS))
+    write(tmp_path, kvstore__e=f"def f({names}, *, y): pass\n", kvstore__f=f"def f(self, {names}): pass\n")
+    assert [line.partition(":")[0] for line in oversized(tmp_path)] == ["kvstore/a.py", "kvstore/b.py", "kvstore/e.py"]
 
 
 def test_string_with_a_flag_is_found(tmp_path: Path) -> None:

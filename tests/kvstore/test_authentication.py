@@ -12,14 +12,11 @@ from mutations import any_value, corrupt_bytes
 from crossfade.base.errors import ClusterError, StoreError
 from crossfade.kvstore.mxnet.row_server import RowServer, controller
 from crossfade.kvstore.mxnet.server_protocol import (
-    LOAD_COMMAND,
     MAX_COMMAND_BYTES,
-    STATUS_COMMAND,
     CommandSigner,
     CommandVerifier,
     create_command,
-    lr_factor_command,
-    save_command,
+    encode_command,
 )
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
@@ -31,18 +28,18 @@ TABLE = TableSpec("track", rows=10, dim=2, init_std=0.1)
 
 def test_signed_commands_are_verified_in_order() -> None:
     signer, verifier = CommandSigner(SECRET), CommandVerifier(SECRET)
-    texts = [lr_factor_command(0.5), '{"name": "Sigur Rós"}', STATUS_COMMAND]
+    texts = [encode_command("lr_factor", factor=0.5), '{"name": "Sigur Rós"}', encode_command("status")]
     assert [verifier.verify(signer.sign(text).encode()) for text in texts] == texts
     assert set(verifier.rejected.values()) == {0}
 
 
 def test_foreign_tampered_and_replayed_commands_are_rejected_by_reason(caplog: pytest.LogCaptureFixture) -> None:
     verifier = CommandVerifier(SECRET)
-    signed = CommandSigner(SECRET).sign(lr_factor_command(0.5)).encode()
+    signed = CommandSigner(SECRET).sign(encode_command("lr_factor", factor=0.5)).encode()
     mac, _, rest = signed.partition(b" ")
     foreign = [
-        *(b"", b" ", b"GET / HTTP/1.1", LOAD_COMMAND.encode(), b"\xff" * 100, mac, rest),
-        CommandSigner(OTHER).sign(LOAD_COMMAND).encode(),
+        *(b"", b" ", b"GET / HTTP/1.1", encode_command("load").encode(), b"\xff" * 100, mac, rest),
+        CommandSigner(OTHER).sign(encode_command("load")).encode(),
         signed.replace(b"0.5", b"0.0"),
         mac + b" 2" + rest[1:],
         mac.upper() + b" " + rest,
@@ -60,16 +57,16 @@ def test_foreign_tampered_and_replayed_commands_are_rejected_by_reason(caplog: p
 
 def test_missing_command_is_an_error_that_a_restart_mends() -> None:
     signer, verifier = CommandSigner(SECRET), CommandVerifier(SECRET)
-    signer.sign(LOAD_COMMAND)  # which the network loses
+    signer.sign(encode_command("load"))  # which the network loses
     with pytest.raises(ClusterError, match="received command 2 after command 0: those in between were lost"):
-        verifier.verify(signer.sign(STATUS_COMMAND).encode())
+        verifier.verify(signer.sign(encode_command("status")).encode())
 
 
 @pytest.mark.parametrize("factor", [0, -0.5, 1.5, "NaN", "Infinity"])
 def test_lr_factor_that_no_schedule_has_is_rejected(tmp_path: Path, factor: float | str) -> None:
     server = RowServer(SimpleNamespace(rank=0), CommandVerifier(SECRET), str(tmp_path))
     with pytest.raises(StoreError, match="every schedule is above 0 and at most 1"):
-        server.command(lr_factor_command(float(factor)))
+        server.command(encode_command("lr_factor", factor=float(factor)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +91,7 @@ def test_save_outside_the_checkpoints_of_the_job_is_rejected(tmp_path: Path, che
     (tmp_path / "checkpoints" / "link").symlink_to(tmp_path / "elsewhere")
     server = RowServer(SimpleNamespace(rank=0), CommandVerifier(SECRET), checkpoints.format(tmp_path))
     with pytest.raises(StoreError, match=r"received a save to .*, which is not below "):
-        server.command(save_command(folder.format(tmp_path)))
+        server.command(encode_command("save", folder=folder.format(tmp_path)))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -116,10 +113,10 @@ def test_none_of_thousands_of_generated_commands_is_obeyed_or_ends_the_server(tm
     texts = [
         *(
             create,
-            LOAD_COMMAND,
-            STATUS_COMMAND,
-            save_command(str(saved)),
-            lr_factor_command(1e-9),
+            encode_command("load"),
+            encode_command("status"),
+            encode_command("save", folder=str(saved)),
+            encode_command("lr_factor", factor=1e-9),
             '{"command": "stop"}',
         ),
         '{"command": "reset", "table": "track", "rows": [0, 1]}',
@@ -130,7 +127,8 @@ def test_none_of_thousands_of_generated_commands_is_obeyed_or_ends_the_server(tm
     assert executed == ["before", "after"]
     assert state_of(server) == state
     assert not saved.exists()
-    control(0, signer.sign(lr_factor_command(0.5)).encode(), None)  # the genuine worker's next one still is
+    genuine = signer.sign(encode_command("lr_factor", factor=0.5))
+    control(0, genuine.encode(), None)  # the worker's next one still is
     assert len(executed) == 4
 
 

@@ -54,7 +54,7 @@ class FinishedJob:
     remaining_processes: list[str]
 
 
-LAYOUTS = [Layout(1, 1, 4096, "adam"), Layout(2, 2, 2048, "adagrad"), Layout(3, 2, 1024, "rowwise_adagrad")]
+LAYOUTS = [Layout(1, 1, 4096, "adam"), Layout(3, 2, 1024, "rowwise_adagrad")]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=str)

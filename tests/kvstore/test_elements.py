@@ -5,13 +5,23 @@ import pytest
 from numba import njit
 from numba.core.errors import TypingError
 
-from crossfade.kvstore.elements import get, put
+from crossfade.kvstore.elements import get, lower_bound, put
 
 
 @njit
 def _copy_backwards(out_N, x_N):  # type: ignore[no-untyped-def]
     for n in range(x_N.shape[0]):
         put(out_N, n, get(x_N, x_N.shape[0] - 1 - n))
+
+
+@njit
+def _lower_bound(x_N, value):  # type: ignore[no-untyped-def]
+    return lower_bound(x_N, value)
+
+
+def test_lower_bound_is_the_place_that_numpy_finds() -> None:
+    for x_N in (np.array([2, 3, 3, 7]), np.empty(0, np.int64), np.array([5])):
+        assert [_lower_bound(x_N, value) for value in range(9)] == np.searchsorted(x_N, range(9)).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32])

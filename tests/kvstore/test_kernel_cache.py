@@ -63,23 +63,16 @@ def run_kernel(folder: Path, cache: Path) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_change_of_an_imported_kernel_compiles_again(tmp_path: Path) -> None:
+def test_kernel_is_found_by_the_code_that_it_and_imported_kernels_have(tmp_path: Path) -> None:
     code, cache = tmp_path / "code", tmp_path / "cache"
     write_kernel(code)
     assert run_kernel(code, cache) == (41, 0)
-    assert run_kernel(code, cache) == (41, 1)
+    write_kernel(tmp_path / "other", head=COMMENTED)
+    assert run_kernel(tmp_path / "other", cache) == (41, 1)
     write_kernel(code, 5)
     assert run_kernel(code, cache) == (51, 0)
     write_kernel(code, 4)
     assert run_kernel(code, cache) == (41, 1)
-
-
-@pytest.mark.slow
-def test_other_checkout_and_other_comments_find_the_kernel(tmp_path: Path) -> None:
-    write_kernel(tmp_path / "code")
-    write_kernel(tmp_path / "other", head=COMMENTED)
-    assert run_kernel(tmp_path / "code", tmp_path / "cache") == (41, 0)
-    assert run_kernel(tmp_path / "other", tmp_path / "cache") == (41, 1)
 
 
 def test_folder_that_others_can_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

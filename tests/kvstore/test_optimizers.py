@@ -132,16 +132,6 @@ def test_inactive_rows_and_their_state_keep_every_bit(kind: OptimizerKind) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weight_decay_shrinks_active_rows_only(kind: OptimizerKind) -> None:
-    weights_ND = np.full((ROWS, DIM), 2.0, dtype=np.float32)
-    optimizer = make_optimizer(spec_of(kind, weight_decay=0.5), ROWS, DIM)
-    active = np.array([2, 7])
-    optimizer.update(weights_ND, active, np.zeros((2, DIM), np.float32))
-    assert (weights_ND[active] < 2.0).all()
-    assert (np.delete(weights_ND, active, axis=0) == 2.0).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_update_without_rows_changes_nothing(kind: OptimizerKind) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)

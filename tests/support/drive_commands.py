@@ -13,10 +13,8 @@ from dist_roles import SECRET, play_role
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.server_protocol import (
     COMMAND_HEAD,
-    LOAD_COMMAND,
     CommandSigner,
-    lr_factor_command,
-    save_command,
+    encode_command,
 )
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
@@ -36,11 +34,13 @@ def gradient(step: int) -> RowGradient:
 
 def foreign_commands(folder: Path) -> list[str]:
     """Return commands that no worker has signed: the first ones to arrive."""
-    signed = CommandSigner(SECRET).sign(lr_factor_command(1.0))
+    signed = CommandSigner(SECRET).sign(encode_command("lr_factor", factor=1.0))
     return [
         *("GET / HTTP/1.1", "{}", '{"command": "stop"}', '{"command": "rate", "factor": 0}'),
-        *(lr_factor_command(1e-9), save_command(str(folder / "stolen")), LOAD_COMMAND),
-        CommandSigner("another-secret-of-roles").sign(lr_factor_command(1e-9)),
+        encode_command("lr_factor", factor=1e-9),
+        encode_command("save", folder=str(folder / "stolen")),
+        encode_command("load"),
+        CommandSigner("another-secret-of-roles").sign(encode_command("lr_factor", factor=1e-9)),
         signed.replace("1.0", "0.1"),
         signed.replace(" 1 ", " 2 ", 1),
     ]

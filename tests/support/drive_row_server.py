@@ -1,6 +1,6 @@
 """Run a server without a network, whose table changes while it is saved.
 
-    drive_row_server.py KIND FOLDER
+    drive_row_server.py FOLDER
 
 It saves a table, changes rows of it before the writer has received them, and writes what the arrays held at the time of
 the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
@@ -9,7 +9,6 @@ the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,13 +18,12 @@ from waiting import wait_until
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from crossfade.kvstore.mxnet.row_server import RowServer
 from crossfade.kvstore.mxnet.server_protocol import (
-    STATUS_COMMAND,
     STATUS_LENGTH,
     CommandVerifier,
     create_command,
     decode_status,
+    encode_command,
     make_layout,
-    save_command,
     status_key,
 )
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -33,11 +31,11 @@ from crossfade.kvstore.optimizer_spec import OptimizerSpec
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 
 
-def main(kind: Any, folder: Path) -> None:
+def main(folder: Path) -> None:
     """Save the table while its rows change."""
     mx = import_mxnet()
     server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), str(folder))
-    server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
+    server.command(create_command([TABLE], OptimizerSpec("adam"), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     status = mx.nd.zeros(STATUS_LENGTH)
     server.update(status_key(0, servers=1), mx.nd.zeros(STATUS_LENGTH), status)
     [layout] = make_layout([TABLE], servers=1)
@@ -52,7 +50,7 @@ def main(kind: Any, folder: Path) -> None:
     step()
     arrays = server._shards[key].as_table_shard().arrays
     np.savez(folder / "expected.npz", **arrays)
-    server.command(save_command(f"{folder}/saved"))
+    server.command(encode_command("save", folder=f"{folder}/saved"))
     [writer] = psutil.Process().children()
     writer.suspend()
     before = arrays["weights"][ROWS_A].copy()
@@ -61,7 +59,7 @@ def main(kind: Any, folder: Path) -> None:
     writer.resume()
 
     def state() -> str:
-        server.command(STATUS_COMMAND)
+        server.command(encode_command("status"))
         return str(decode_status(status.asnumpy())["state"])
 
     wait_until(lambda: state() != "running", "the save to end")
@@ -69,4 +67,4 @@ def main(kind: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -2,13 +2,12 @@
 
 As a script it has a server update some rows of a table, and prints, by array, how many pages that touched:
 
-    touched_pages.py KIND
+    touched_pages.py
 """
 
 import ctypes
 import json
 import mmap
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +53,7 @@ def _call(name: str, *arguments: Any) -> None:
     assert getattr(libc, name)(*arguments) == 0, (name, ctypes.get_errno())
 
 
-def server_update_pages(kind: Any) -> dict[str, int]:
+def server_update_pages() -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
     from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
     from crossfade.kvstore.mxnet.row_server import RowServer
@@ -62,7 +61,7 @@ def server_update_pages(kind: Any) -> dict[str, int]:
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "unused")
-    server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
+    server.command(create_command([TABLE], OptimizerSpec("adam"), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape
     weight = row_sparse_zeros(shape, stored=True)
@@ -76,4 +75,4 @@ def server_update_pages(kind: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(server_update_pages(sys.argv[1])))
+    print(json.dumps(server_update_pages()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import njit
 
 
@@ -27,7 +28,7 @@ def rank_in_order(order_I, starts_Q1, excluded_N, depth):  # type: ignore[no-unt
         for item in order_I:
             if rank == depth:
                 break
-            place = np.searchsorted(excluded, item)
+            place = lower_bound(excluded, item)
             if place == excluded.shape[0] or excluded[place] != item:
                 best_item_QK[q, rank] = item
                 rank += 1
@@ -35,9 +36,36 @@ def rank_in_order(order_I, starts_Q1, excluded_N, depth):  # type: ignore[no-unt
 
 
 @njit(cache=True)
-def _best_places(score_T, depth):  # type: ignore[no-untyped-def]
-    """Return the places of the ``depth`` highest scores, the highest first; of equal ones, the lower place first."""
-    return np.argsort(-score_T, kind="mergesort")[:depth]
+def _sift_down(item_T, score_I, place, count):  # type: ignore[no-untyped-def]
+    """Move the item at ``place`` of a heap of ``count`` items below those with a higher score, or a lower number."""
+    while 2 * place + 1 < count:
+        best = place
+        for child in range(2 * place + 1, min(2 * place + 3, count)):
+            score, highest = score_I[item_T[child]], score_I[item_T[best]]
+            if score > highest or (score == highest and item_T[child] < item_T[best]):
+                best = child
+        if best == place:
+            return
+        item_T[place], item_T[best] = item_T[best], item_T[place]
+        place = best
+
+
+@njit(cache=True)
+def _best_items(item_T, score_I, depth):  # type: ignore[no-untyped-def]
+    """Return the ``depth`` of ``item_T`` with the highest scores, the highest first; of equal ones, the lower item.
+
+    They are taken from a heap, which reorders ``item_T``: numba's sorts take seconds to compile.
+    """
+    count = item_T.shape[0]
+    for place in range(count // 2 - 1, -1, -1):
+        _sift_down(item_T, score_I, place, count)
+    best_K = np.empty(min(depth, count), np.int64)
+    for k in range(best_K.shape[0]):
+        last = count - 1 - k
+        best_K[k] = item_T[0]
+        item_T[0], item_T[last] = item_T[last], item_T[0]
+        _sift_down(item_T, score_I, 0, last)
+    return best_K
 
 
 @njit(cache=True)
@@ -54,7 +82,7 @@ def nearest_items(starts_R1, item_N, starts_I1, query_N, neighbors):  # type: ig
     items = starts_I1.shape[0] - 1
     near_IK = np.full((items, neighbors), -1, np.int32)
     cosine_IK = np.zeros((items, neighbors), np.float32)
-    shared_I, touched_I = np.zeros(items, np.int64), np.empty(items, np.int64)
+    shared_I, touched_I, score_I = np.zeros(items, np.int64), np.empty(items, np.int64), np.empty(items)
     for i in range(items):
         touched = 0
         for p in range(starts_I1[i], starts_I1[i + 1]):
@@ -64,17 +92,15 @@ def nearest_items(starts_R1, item_N, starts_I1, query_N, neighbors):  # type: ig
                     touched_I[touched] = other
                     touched += 1
                 shared_I[other] += other != i
-        touched_T = np.sort(touched_I[:touched])
         owners = starts_I1[i + 1] - starts_I1[i]
-        cosine_T = np.empty(touched)
         for t in range(touched):
-            other = touched_T[t]
-            cosine_T[t] = shared_I[other] / np.sqrt(owners * (starts_I1[other + 1] - starts_I1[other]))
+            other = touched_I[t]
+            score_I[other] = shared_I[other] / np.sqrt(owners * (starts_I1[other + 1] - starts_I1[other]))
             shared_I[other] = 0
-        best_K = _best_places(cosine_T, neighbors)
+        best_K = _best_items(touched_I[:touched], score_I, neighbors)
         for k in range(best_K.shape[0]):
-            near_IK[i, k] = touched_T[best_K[k]]
-            cosine_IK[i, k] = cosine_T[best_K[k]]
+            near_IK[i, k] = best_K[k]
+            cosine_IK[i, k] = score_I[best_K[k]]
     return near_IK, cosine_IK
 
 
@@ -99,15 +125,14 @@ def rank_by_neighbors(queries_Q, starts_R1, item_N, near_IK, cosine_IK, starts_Q
                     touched += 1
                 score_I[near] += cosine_IK[item_N[n], k]
         excluded = excluded_N[starts_Q1[q] : starts_Q1[q + 1]]
-        touched_T = np.sort(touched_I[:touched])
-        score_T = score_I[touched_T]
-        score_I[touched_T] = 0.0
+        best_K = _best_items(touched_I[:touched], score_I, depth + excluded.shape[0])
+        for t in range(touched):
+            score_I[touched_I[t]] = 0.0
         rank = 0
-        for place in _best_places(score_T, depth + excluded.shape[0]):
+        for item in best_K:
             if rank == depth:
                 break
-            item = touched_T[place]
-            known = np.searchsorted(excluded, item)
+            known = lower_bound(excluded, item)
             if known == excluded.shape[0] or excluded[known] != item:
                 best_item_QK[q, rank] = item
                 rank += 1

@@ -22,6 +22,7 @@ of the other side; T its pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -139,8 +140,8 @@ def _nearest_counts(lineage: LineageReader, entity: str, row_S: IntArray, sample
     # Pairs are ordered by the other side; ordered by place, they are a permutation of these.
     order_P = np.argsort(place_P, kind="stable")
     starts_S1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place_P, minlength=len(row_S)))])
-    by_place = starts_S1, other_P[order_P], count_P[order_P]
-    best_QK: IntArray = _rank_counts(sampled_Q, *by_place, starts_C1, place_P, count_P, norm_S, NEIGHBORS)
+    of_places = _Counts(starts_S1, other_P[order_P], count_P[order_P])
+    best_QK: IntArray = _rank_counts(sampled_Q, of_places, _Counts(starts_C1, place_P, count_P), norm_S, NEIGHBORS)
     return best_QK
 
 
@@ -163,9 +164,19 @@ def count_pairs(lineage: LineageReader, entity: str, row_S: IntArray, seed: int)
     return np.unique(np.concatenate(parts), return_counts=True)
 
 
+class _Counts(NamedTuple):
+    """The pairs of each row of one side: from ``starts_R1``, its rows of the other side, and their interactions."""
+
+    starts_R1: IntArray
+    other_P: IntArray
+    count_P: IntArray
+
+
 @njit(cache=True)
-def _rank_counts(sampled_Q, starts_S1, other_P, count_P, starts_C1, place_T, count_T, norm_S, depth):  # type: ignore[no-untyped-def]
-    """Rank by cosine; a place has the pairs (other_P, count_P), a row of the other side (place_T, count_T)."""
+def _rank_counts(sampled_Q, of_places, of_others, norm_S, depth):  # type: ignore[no-untyped-def]
+    """Rank places by cosine, from the ``_Counts`` of places and of the rows of the other side."""
+    starts_S1, other_P, count_P = of_places
+    starts_C1, place_T, count_T = of_others
     best_QK = np.full((sampled_Q.shape[0], depth), -1, dtype=np.int64)
     for q in range(sampled_Q.shape[0]):
         own = sampled_Q[q]

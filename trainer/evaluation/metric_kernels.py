@@ -1,7 +1,7 @@
 """Ranking metrics of each query, and their sums over queries, compiled; ``ranking.py`` has the formulas.
 
-    sums_JM = sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K).sum(axis=0)
-    metrics_QJM = hit_metrics_per_query(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K)
+    sums_JM = sum_hit_metrics(best_item_QK, truth).sum(axis=0)
+    metrics_QJM = hit_metrics_per_query(best_item_QK, truth)
 
 Sums run over blocks of queries of a fixed size first, so that they do not depend on the number of threads.
 
@@ -10,8 +10,12 @@ Shapes: Q queries, K ranks, J depths, B blocks of queries, M metrics, N items of
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 
@@ -20,12 +24,32 @@ METRICS = 5
 _QUERIES_OF_BLOCK = 1024
 
 
+class Truth(NamedTuple):
+    """What rankings are compared with.
+
+    Attributes:
+        starts_Q1: where each query's held-out items start in ``items_N``; each has some.
+        items_N: held-out items, sorted within each query.
+        depth_J: the depths, rising.
+        gain_K: gain of a hit at each rank.
+        ideal_K: the gain of hits at all ranks up to each.
+    """
+
+    starts_Q1: IntArray
+    items_N: IntArray
+    depth_J: IntArray
+    gain_K: FloatArray
+    ideal_K: FloatArray
+
+
 @inner_kernel()
-def _measure_hits(best_item_K, truth_N, depth_J, gain_K, ideal_K, metrics_JM):  # type: ignore[no-untyped-def]
-    """Write recall, ndcg, map, mrr and hit rate of one query at each depth; both kernels below have their values."""
+def _measure_hits(best_item_K, truth, q, metrics_JM):  # type: ignore[no-untyped-def]
+    """Write recall, ndcg, map, mrr and hit rate of query ``q`` at each depth; both kernels below have their values."""
+    starts_Q1, items_N, depth_J, gain_K, ideal_K = truth
+    truth_N = items_N[starts_Q1[q] : starts_Q1[q + 1]]
     hits, first, gain, precision, j = 0, 0, 0.0, 0.0, 0
     for k in range(depth_J[-1]):
-        place = np.searchsorted(truth_N, best_item_K[k])
+        place = lower_bound(truth_N, best_item_K[k])
         if place < truth_N.shape[0] and truth_N[place] == best_item_K[k]:
             hits += 1
             first = first if first else k + 1
@@ -42,53 +66,40 @@ def _measure_hits(best_item_K, truth_N, depth_J, gain_K, ideal_K, metrics_JM):  
 
 
 @inner_kernel()
-def _sum_hits_of_blocks(  # type: ignore[no-untyped-def]
-    begin, end, best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_BJM, sums_BJM
-):
+def _sum_hits_of_blocks(begin, end, best_item_QK, truth, metrics_BJM, sums_BJM):  # type: ignore[no-untyped-def]
     for b in range(begin, end):
         metrics_JM = metrics_BJM[b]
         for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, best_item_QK.shape[0])):
-            of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-            _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_JM)
-            for j in range(depth_J.shape[0]):
+            _measure_hits(best_item_QK[q], truth, q, metrics_JM)
+            for j in range(metrics_JM.shape[0]):
                 for m in range(METRICS):
                     sums_BJM[b, j, m] += metrics_JM[j, m]
 
 
 @njit(cache=True, error_model="numpy")
-def sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):  # type: ignore[no-untyped-def]
+def sum_hit_metrics(best_item_QK, truth):  # type: ignore[no-untyped-def]
     """Return recall, ndcg, map, mrr and hit rate at each depth, summed over each block of queries: float64 (B, J, M).
 
-    Args:
-        best_item_QK: each query's ranking, padded with -1.
-        starts_Q1: where each query's held-out items start in ``truth_N``; each has some.
-        truth_N: held-out items, sorted within each query.
-        depth_J: the depths, rising.
-        gain_K: gain of a hit at each rank.
-        ideal_K: the gain of hits at all ranks up to each.
+    ``best_item_QK`` has each query's ranking, padded with -1.
     """
-    sums_BJM = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), depth_J.shape[0], METRICS))
+    sums_BJM = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), truth.depth_J.shape[0], METRICS))
     metrics_BJM = np.empty(sums_BJM.shape)
-    arguments = (best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_BJM, sums_BJM)
-    for_chunks(_sum_hits_of_blocks, sums_BJM.shape[0], 1, arguments)
+    for_chunks(_sum_hits_of_blocks, sums_BJM.shape[0], 1, (best_item_QK, truth, metrics_BJM, sums_BJM))
     return sums_BJM
 
 
 @inner_kernel()
-def _measure_chunk(  # type: ignore[no-untyped-def]
-    begin, end, best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_QJM
-):
+def _measure_chunk(begin, end, best_item_QK, truth, metrics_QJM):  # type: ignore[no-untyped-def]
     for q in range(begin, end):
-        of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-        _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_QJM[q])
+        _measure_hits(best_item_QK[q], truth, q, metrics_QJM[q])
 
 
 @njit(cache=True, error_model="numpy")
-def hit_metrics_per_query(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):  # type: ignore[no-untyped-def]
+def hit_metrics_per_query(best_item_QK, truth):  # type: ignore[no-untyped-def]
     """Return the same metrics of each query, float64 (Q, J, M), from the same arguments."""
-    metrics_QJM = np.empty((best_item_QK.shape[0], depth_J.shape[0], METRICS))
-    arguments = (best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K, metrics_QJM)
-    for_chunks(_measure_chunk, best_item_QK.shape[0], balanced_chunk_size(best_item_QK.shape[0]), arguments)
+    metrics_QJM = np.empty((best_item_QK.shape[0], truth.depth_J.shape[0], METRICS))
+    size = balanced_chunk_size(best_item_QK.shape[0])
+    for_chunks(_measure_chunk, best_item_QK.shape[0], size, (best_item_QK, truth, metrics_QJM))
     return metrics_QJM
 
 

@@ -61,6 +61,7 @@ from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
+    Truth,
     hit_metrics_per_query,
     mark_seen,
     sum_hit_metrics,
@@ -241,22 +242,20 @@ class _WarmColdMetrics:
 
 def sum_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return ``QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
-    sums_KM: FloatArray = sum_hit_metrics(best_item_QK, *_kernel_arguments(truth, depths)).sum(axis=0)
+    sums_KM: FloatArray = sum_hit_metrics(best_item_QK, _truth(truth, depths)).sum(axis=0)
     return sums_KM
 
 
 def recall_and_ndcg(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return the recall and ndcg of each query at each of ``depths``, which rise: float64 (Q, K, 2)."""
-    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, *_kernel_arguments(truth, depths))
+    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, _truth(truth, depths))
     return metrics_QKM[:, :, :2]
 
 
-def _kernel_arguments(
-    truth: ItemLists, depths: list[int]
-) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray]:
+def _truth(truth: ItemLists, depths: list[int]) -> Truth:
     """Return what the kernels of both need besides rankings."""
     gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
-    return truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K)
+    return Truth(truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K))
 
 
 def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:

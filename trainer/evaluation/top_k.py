@@ -151,6 +151,7 @@ def rank_vectors(
         def decode(starts: Iterator[int]) -> None:
             for start in starts:
                 tile = slice(start, start + QUERY_BLOCK)
+                keys_QK[tile].sort(axis=1)  # by numpy: its sort takes numba seconds to compile
                 decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
 
         threads.share(tiles, decode)

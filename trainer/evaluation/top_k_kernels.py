@@ -36,6 +36,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
+from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import inner_kernel, intrinsic, njit
 from crossfade.kvstore.lanes import exact_dot
 
@@ -246,7 +247,7 @@ def load_candidates(keys_QK, first_place, lists, candidates):  # type: ignore[no
         if count == depth:
             threshold_Q[q] = _at_most(np.float64(_score(smallest)) - error_Q[q])
         excluded = excluded_N[starts_Q1[q] : starts_Q1[q + 1]]
-        next_Q[q] = starts_Q1[q] + np.searchsorted(excluded, first_place)
+        next_Q[q] = starts_Q1[q] + lower_bound(excluded, first_place)
 
 
 @njit(cache=True, nogil=True)
@@ -309,10 +310,10 @@ def store_candidates(candidates, query_QD, block, keys_QK):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untyped-def]
-    """Sort each query's keys and write its items and scores; ``keys_QK`` may be the memory of ``best_item_QK``."""
+    """Write the items and scores of each query's keys, sorted; ``keys_QK`` may be the memory of ``best_item_QK``."""
     depth = keys_QK.shape[1]
     for q in range(keys_QK.shape[0]):
-        sorted_K = np.sort(keys_QK[q])
+        sorted_K = keys_QK[q].copy()
         for k in range(depth):
             key = sorted_K[depth - 1 - k]
             best_item_QK[q, k] = np.int64(_LOW_HALF - (key & _LOW_HALF)) if key else -1

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,14 @@ from crossfade.trainer.model.spec import ModelSpec, TowerSpec
 _MAX_USES = 1 << 31
 _MAX_DIGIT_BITS = 11
 """Bits of a digit of the radix sort: its counts fit into the first-level cache."""
+
+
+class Uses(NamedTuple):
+    """The uses of active rows, for kernels; as in ``ActiveRows``."""
+
+    index_N: IntArray
+    order_N: IntArray
+    starts_A1: IntArray
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class ActiveRows:
     index_N: IntArray
     order_N: IntArray
     starts_A1: IntArray
+
+    @property
+    def uses(self) -> Uses:
+        """Return what kernels read."""
+        return Uses(self.index_N, self.order_N, self.starts_A1)
 
     @staticmethod
     def of(uses_N: IntArray) -> ActiveRows:

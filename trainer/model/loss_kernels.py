@@ -14,55 +14,85 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crossfade.kvstore.jit import njit
+from crossfade.base.arrays import FloatArray
+from crossfade.kvstore.jit import allocating_kernel, njit
 from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.spec import Score
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 """Numbers of the losses. Those from HINGE on have a margin."""
 _LOWEST = np.finfo(np.float32).min
 
 
+class ScoreScales(NamedTuple):
+    """Factors of dot products and of squared norms in a score, float32."""
+
+    dot: np.float32
+    norm: np.float32
+
+    @staticmethod
+    def of(score: Score) -> ScoreScales:
+        """Return those of ``score``."""
+        return ScoreScales(np.float32(score.dot_scale), np.float32(score.norm_scale))
+
+
 class LossParams(NamedTuple):
-    """Constants of the losses, float32.
+    """A loss and its constants, float32.
 
     Attributes:
+        code: the loss, such as BPR.
         margin: m, in units of the scores.
         negative_weight: v, the total weight of the negatives under ccl.
         ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
         max_score: 1/T, the largest cosine score.
     """
 
+    code: int
     margin: np.float32
     negative_weight: np.float32
     ranks_per_negative: np.float32
     max_score: np.float32
 
 
+class Objective(NamedTuple):
+    """What a step minimizes.
+
+    Attributes:
+        params: the loss.
+        num_hard: how many negatives count; None: all, which compiles to simpler code.
+        scales: the score.
+    """
+
+    params: LossParams
+    num_hard: int | None
+    scales: ScoreScales
+
+
 @njit(cache=True, error_model="numpy")
-def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
+def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     """Return the loss of one example and its derivative by ``score``; overwrite ``scores_C`` with those by the scores.
 
     It is called, not inlined: compiled into each of the kernels that use it, it took most of their time to compile.
 
     Args:
-        code: the loss, such as BPR.
+        params: the loss.
         score: the score of the example's item.
         scores_C: the scores of its negatives.
         parts_C: scratch memory.
         item: the item's row, to recognize it among the negatives.
         negatives_C: the negatives' rows.
         weight: the example's weight; below 0, negative feedback.
-        params: constants of the loss.
     """
     if weight < ZERO:
-        return _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, -weight, params)
-    if code >= HINGE:
-        return _margin_loss(code, score, scores_C, item, negatives_C, weight, params)
-    if code == SOFTMAX:
+        return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
+    if params.code >= HINGE:
+        return _margin_loss(params, score, scores_C, item, negatives_C, weight)
+    if params.code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
-    if code == BPR:
+    if params.code == BPR:
         return _pairs(score, ONE, scores_C, parts_C, item, negatives_C, share)
     positive, pull = log_sigmoid_loss(score)
     others, _ = _pairs(ZERO, ZERO, scores_C, parts_C, item, negatives_C, share)
@@ -97,15 +127,15 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
 
 
 @njit(cache=True, error_model="numpy")
-def _margin_loss(code, score, scores_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
+def _margin_loss(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for the losses with a margin; not inlined, as ``_negative_feedback_loss``."""
-    if code == WARP:
-        return _warp(score, scores_C, item, negatives_C, weight, params)
+    if params.code == WARP:
+        return _warp(params, score, scores_C, item, negatives_C, weight)
     # A negative costs what its score exceeds the floor by: a margin below the item's, or the margin itself.
-    floor = params.margin if code == CCL else score - params.margin
-    share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if code == CCL else ONE)
+    floor = params.margin if params.code == CCL else score - params.margin
+    share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if params.code == CCL else ONE)
     others, _ = _above(floor, scores_C, item, negatives_C, share)
-    if code == CCL:
+    if params.code == CCL:
         return weight * (params.max_score - score) + others, -weight
     return others, -sum_lanes(scores_C)
 
@@ -124,7 +154,7 @@ def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untype
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _warp(score, scores_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
+def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     best, max_score = 0, _LOWEST
     for c in range(scores_C.shape[0]):
         if negatives_C[c] != item and not scores_C[c] <= max_score:
@@ -166,7 +196,7 @@ def _kth_highest(scores_C, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
+def hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` as if only the ``num_hard`` negatives with the highest scores had been drawn.
 
     The item itself is not among them. The derivatives of the others are 0. Of equal scores, the first count.
@@ -185,30 +215,38 @@ def hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weigh
             chosen_K[chosen] = c
             chosen += 1
     scores_K, negatives_K = scores_C[chosen_K], negatives_C[chosen_K]
-    result = example_loss(code, score, scores_K, parts_C[:num_hard], item, negatives_K, weight, params)
+    result = example_loss(params, score, scores_K, parts_C[:num_hard], item, negatives_K, weight)
     scores_C[:] = ZERO
     scores_C[chosen_K] = scores_K
     return result
 
 
+@allocating_kernel()
+def counted_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
+    """Compute ``example_loss`` with ``num_hard`` negatives, or all; called, since both allocate and are large."""
+    if num_hard is not None:
+        return hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard)
+    return example_loss(params, score, scores_C, parts_C, item, negatives_C, weight)
+
+
 @njit(cache=True, error_model="numpy")
-def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, cost, params):  # type: ignore[no-untyped-def]
+def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for an example of weight −``cost``.
 
     Not inlined, so that it does not affect how the loops for positive weights compile.
     """
-    if code == SOFTMAX:
+    if params.code == SOFTMAX:
         return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
-    if code == LOGISTIC:
+    if params.code == LOGISTIC:
         scores_C[:] = ZERO
         loss, pull = log_sigmoid_loss(-score)
         return cost * loss, cost * pull
-    if code == CCL:
+    if params.code == CCL:
         scores_C[:] = ZERO
         excess = score - params.margin
         return (ZERO, ZERO) if excess <= ZERO else (cost * excess, cost)
-    if code >= HINGE:
-        return _negative_feedback_hinge(score, scores_C, item, negatives_C, cost, params)
+    if params.code >= HINGE:
+        return _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -220,7 +258,7 @@ def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, c
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _negative_feedback_hinge(score, scores_C, item, negatives_C, cost, params):  # type: ignore[no-untyped-def]
+def _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
@@ -251,66 +289,84 @@ def _negative_feedback_softmax(score, scores_C, item, negatives_C, cost):  # typ
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _finish_scores(scores_C, query_square, square_C, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
+def _finish_scores(scores_C, query_square, square_C, scales):  # type: ignore[no-untyped-def]
     """Turn dot products with one query into scores, in place."""
     for c in range(scores_C.shape[0]):
-        scores_C[c] *= dot_scale
-    if norm_scale:
+        scores_C[c] *= scales.dot
+    if scales.norm:
         for c in range(scores_C.shape[0]):
-            scores_C[c] -= norm_scale * (query_square + square_C[c])
+            scores_C[c] -= scales.norm * (query_square + square_C[c])
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _score(query_D, query_square, item_D, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
-    score = dot_scale * dot(query_D, item_D)
-    if norm_scale:
-        score -= norm_scale * (query_square + dot(item_D, item_D))
+def _score(query_D, query_square, item_D, scales):  # type: ignore[no-untyped-def]
+    score = scales.dot * dot(query_D, item_D)
+    if scales.norm:
+        score -= scales.norm * (query_square + dot(item_D, item_D))
     return score
 
 
+class PoolExamples(NamedTuple):
+    """Examples of a tile.
+
+    Attributes:
+        query_BD: vectors of their queries.
+        item_BD: vectors of their items.
+        query_B: rows of their queries.
+        item_B: rows of their items.
+        weight_B: their weights.
+    """
+
+    query_BD: FloatArray
+    item_BD: FloatArray
+    query_B: NDArray[np.int32]
+    item_B: NDArray[np.int32]
+    weight_B: FloatArray
+
+
+class PoolNegatives(NamedTuple):
+    """A pool of negatives.
+
+    Attributes:
+        row_C: their rows.
+        query_C: for in-batch negatives, the row of the query that each is a positive of, or -1; empty: none is
+            in-batch. A query's own positives do not count as its negatives.
+        square_C: squared norms of their vectors.
+        log_q_C: subtracted from their scores (logQ correction); empty: nothing.
+    """
+
+    row_C: NDArray[np.int32]
+    query_C: NDArray[np.int32]
+    square_C: FloatArray
+    log_q_C: FloatArray
+
+
 @njit(cache=True, error_model="numpy", nogil=True)
-def shared_pool_pass(  # type: ignore[no-untyped-def]
-    scores_BC, query_BD, item_BD, item_B, query_B, weight_B, negative_C, query_C, square_C, log_q_C,
-    code, params, num_hard, dot_scale, norm_scale
-):  # fmt: skip
+def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-untyped-def]
     """Return losses and their derivatives by the items' scores; dot products become derivatives by score, in place.
 
     Args:
         scores_BC: dot products of a tile of queries with the pool.
-        query_BD: vectors of the examples' queries.
-        item_BD: vectors of their items.
-        item_B: rows of their items.
-        query_B: rows of their queries.
-        weight_B: their weights.
-        negative_C: rows of the pool.
-        query_C: for in-batch negatives, the row of the query that each is a positive of, or -1; empty: none is
-            in-batch. A query's own positives do not count as its negatives.
-        square_C: squared norms of the pool's vectors.
-        log_q_C: subtracted from the scores of the negatives (logQ correction); empty: nothing.
-        code: the loss.
-        params: its constants.
-        num_hard: how many negatives count; None: all, which compiles to simpler code.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
+        examples: the examples of the tile, ``PoolExamples``.
+        pool: their negatives, ``PoolNegatives``.
+        objective: the ``Objective``.
     """
+    query_BD, item_BD, query_B, item_B, weight_B = examples
+    negative_C, query_C, square_C, log_q_C = pool
+    params, scales = objective.params, objective.scales
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
     counted_C = negative_C.copy() if query_C.shape[0] else negative_C
     for b in range(weight_B.shape[0]):
-        query_square = dot(query_BD[b], query_BD[b]) if norm_scale else ZERO
-        score = _score(query_BD[b], query_square, item_BD[b], dot_scale, norm_scale)
-        _finish_scores(scores_BC[b], query_square, square_C, dot_scale, norm_scale)
+        query_square = dot(query_BD[b], query_BD[b]) if scales.norm else ZERO
+        score = _score(query_BD[b], query_square, item_BD[b], scales)
+        _finish_scores(scores_BC[b], query_square, square_C, scales)
         if log_q_C.shape[0]:
             for c in range(scores_BC.shape[1]):
                 scores_BC[b, c] -= log_q_C[c]
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        if num_hard is not None:
-            loss_B[b], slope_B[b] = hard_negatives_loss(
-                code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params, num_hard
-            )
-        else:
-            loss_B[b], slope_B[b] = example_loss(
-                code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params
-            )
+        loss_B[b], slope_B[b] = counted_loss(
+            params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], objective.num_hard
+        )
     return loss_B, slope_B

@@ -92,13 +92,8 @@ class LossSpec:
         """Build the loss of a job."""
         return LossSpec(job.loss, resolved(job.model.temperature), job.margin, job.negatives.weight)
 
-    @property
-    def code(self) -> int:
-        """The loss's number in the kernels."""
-        return LOSS_CODES[self.kind]
-
     def params(self, items: int, negatives: int) -> LossParams:
-        """Return the constants of the kernels, for ``negatives`` per example out of a table of ``items``."""
+        """Return the arguments of the kernels, for ``negatives`` per example out of a table of ``items``."""
         ranks_per_negative = (items - 1) / max(negatives, 1)
         values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
-        return LossParams(*map(np.float32, values))
+        return LossParams(LOSS_CODES[self.kind], *map(np.float32, values))

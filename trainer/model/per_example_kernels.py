@@ -1,10 +1,10 @@
 """Gradients of examples that each have negatives of their own, by row, and updates of the rows in place.
 
-    by_query_AD, loss_B, slope_N = query_gradients(...)             # of rows that were pulled
-    by_item_AD = item_gradients(..., slope_N)
+    by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, examples, objective)      # of pulled rows
+    by_item_AD = item_gradients(item_AD, ItemUses(query_AD, ..., slope_N), scales)
 
-    old_AD, loss_B, slope_N, divergent_rows = update_queries(...)   # of tables, whose rows are updated
-    divergent_rows = update_items(..., old_AD, slope_N)
+    loss_B, slope_N, divergent_rows = update_queries(tables, examples, objective, optimizer)    # of rows of tables
+    divergent_rows = update_items(item_RD, rows_A, ItemUses(old_AD, ..., slope_N), scales, optimizer)
 
 Examples are ordered by query. They are visited query by query, then the uses of items item by item. So a row's gradient
 is summed in one place, in the order of its uses, without an array that has a gradient for each use, and in the second
@@ -18,58 +18,151 @@ of two cores.
 
 Shapes: B examples, C negatives of an example, N uses of items (those of the examples, then the negatives of each in
 turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; X rows of an array that
-gradients are written to; D columns.
+gradients are written to; K chunks; D columns.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
-from crossfade.kvstore.optimizers import prefetch_state, update_row
+from crossfade.kvstore.optimizers import update_row
 from crossfade.kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
 from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
-from crossfade.trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
+from crossfade.trainer.model.loss_kernels import BPR, counted_loss
 from crossfade.trainer.model.loss_math import log_sigmoid_loss
 
-_ZERO = np.float32(0.0)
+_ZERO, _TWO = np.float32(0.0), np.float32(2.0)
+_GAP = 32
+"""Values at least between the memory of chunks, so that no two threads write to the same cache line."""
+
+
+class Examples(NamedTuple):
+    """Examples, ordered by query, and their negatives.
+
+    Attributes:
+        starts_A1: the examples of query a are ``starts_A1[a]`` to ``starts_A1[a + 1]``.
+        row_N: the row of each use of an item.
+        weight_B: weights of the examples.
+        log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
+        count: negatives of an example, C.
+    """
+
+    starts_A1: IntArray
+    row_N: IntArray
+    weight_B: FloatArray
+    log_q_N: FloatArray
+    count: int
+
+
+class ItemUses(NamedTuple):
+    """Uses of items, and what the gradient of each is computed from.
+
+    Attributes:
+        query_AD: vectors of the active queries, as they were before a step.
+        index_B: the active query of each example.
+        order_N: the uses, ordered by item.
+        starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
+        slope_N: derivatives by score, from a pass over the queries.
+        count: negatives of an example.
+    """
+
+    query_AD: FloatArray
+    index_B: IntArray
+    order_N: IntArray
+    starts_A1: IntArray
+    slope_N: FloatArray
+    count: int
+
+
+class QueryTables(NamedTuple):
+    """The tables of a step, and ``old_AD``, which the active queries are copied to as they were before it.
+
+    Attributes:
+        query_RD: the table of queries.
+        rows_A: the active queries.
+        item_RD: the table of items.
+        old_AD: filled.
+    """
+
+    query_RD: FloatArray
+    rows_A: IntArray
+    item_RD: FloatArray
+    old_AD: FloatArray
+
+
+class _Results(NamedTuple):
+    """What a pass over queries fills: their gradients, the losses of examples, and the derivatives by score."""
+
+    gradient_XD: FloatArray
+    loss_B: FloatArray
+    slope_N: FloatArray
+
+
+class _Scratch(NamedTuple):
+    """Memory of each chunk of ``size`` queries: parts of an example's loss, and which of its negatives count, 1 or 0.
+
+    It is allocated for all chunks at once. Were it allocated by chunk, another function, which may allocate, would
+    surround the loop over a chunk, and LLVM would optimize all of the loop a second time.
+    """
+
+    size: int
+    parts_KC: FloatArray
+    counted_KC: IntArray
 
 
 @allocating_kernel()
-def _loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
-    """Return the loss of an example and its derivative by ``score``; see ``example_loss``."""
-    if num_hard is not None:
-        return hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard)
-    return example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params)
+def _scratch(rows, size, count):  # type: ignore[no-untyped-def]
+    shape = -(-rows // size), count + _GAP
+    return _Scratch(size, np.empty(shape, np.float32), np.empty(shape, np.int32))
 
 
 @inner_kernel()
-def _add_gradient(out_XD, x, slope, other_AD, a, own_RD, r, dot_scale, twice):  # type: ignore[no-untyped-def]
+def _of_chunk(scratch, begin, count):  # type: ignore[no-untyped-def]
+    chunk = begin // scratch.size
+    return scratch.parts_KC[chunk, :count], scratch.counted_KC[chunk, :count]
+
+
+@allocating_kernel()
+def _gradients_of_chunks(rows, size, dim):  # type: ignore[no-untyped-def]
+    """Return memory for a gradient of each chunk, at the row that ``_row_of_chunk`` returns."""
+    return np.empty((_row_of_chunk(rows + size, size, dim), dim), np.float32)
+
+
+@inner_kernel()
+def _row_of_chunk(begin, size, dim):  # type: ignore[no-untyped-def]
+    return begin // size * (1 + _GAP // dim)
+
+
+@inner_kernel()
+def _add_gradient(out_XD, x, slope, other_AD, a, own_RD, r, scales):  # type: ignore[no-untyped-def]
     """Add to ``out_XD[x]`` the gradient of a score by ``own_RD[r]``, one of its two vectors, times ``slope``.
 
-    With v that vector and w the other, the score is dot_scale·v·w − norm_scale·(|v|² + |w|²); ``twice`` is
-    2·norm_scale.
+    With v that vector and w the other, the score is scales.dot·v·w − scales.norm·(|v|² + |w|²).
     """
-    add_scaled(out_XD, x, slope * dot_scale, other_AD, a)
-    if twice:
-        add_scaled(out_XD, x, -slope * twice, own_RD, r)
+    add_scaled(out_XD, x, slope * scales.dot, other_AD, a)
+    if scales.norm:
+        add_scaled(out_XD, x, -slope * (_TWO * scales.norm), own_RD, r)
 
 
 @inner_kernel()
-def _set_gradient(out_XD, x, slope, other_AD, a, own_RD, r, dot_scale, twice):  # type: ignore[no-untyped-def]
+def _set_gradient(out_XD, x, slope, other_AD, a, own_RD, r, scales):  # type: ignore[no-untyped-def]
     """Set ``out_XD[x]`` to what ``_add_gradient`` adds."""
-    set_scaled(out_XD, x, slope * dot_scale, other_AD, a)
-    if twice:
-        add_scaled(out_XD, x, -slope * twice, own_RD, r)
+    set_scaled(out_XD, x, slope * scales.dot, other_AD, a)
+    if scales.norm:
+        add_scaled(out_XD, x, -slope * (_TWO * scales.norm), own_RD, r)
 
 
 @inner_kernel()
-def _score(query_AD, a, query_square, item_RD, r, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
-    score = dot_scale * dot(query_AD, a, item_RD, r)
-    if norm_scale:
-        score -= norm_scale * (query_square + dot(item_RD, r, item_RD, r))
+def _score(query_AD, a, query_square, item_RD, r, scales):  # type: ignore[no-untyped-def]
+    score = scales.dot * dot(query_AD, a, item_RD, r)
+    if scales.norm:
+        score -= scales.norm * (query_square + dot(item_RD, r, item_RD, r))
     return score
 
 
@@ -82,49 +175,47 @@ def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-unty
 
 
 @inner_kernel()
-def _query_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C, counted_C,
-    code, params, num_hard, dot_scale, norm_scale
-):  # fmt: skip
-    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``.
+def _query_gradient(results, x, query_AD, a, item_RD, examples, end, loss_inputs):  # type: ignore[no-untyped-def]
+    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``gradient_XD[x]``.
 
     ``end`` is the end of the examples whose items may be prefetched.
     """
-    examples, count = weight_B.shape[0], parts_C.shape[0]
-    twice = np.float32(2.0) * norm_scale
-    query_square = dot(query_AD, a, query_AD, a) if norm_scale else _ZERO
+    (params, num_hard, scales), (parts_C, counted_C) = loss_inputs
+    out_XD, loss_B, slope_N = results
+    starts_A1, row_N, weight_B, log_q_N, count = examples
+    query_square = dot(query_AD, a, query_AD, a) if scales.norm else _ZERO
     for b in range(get(starts_A1, a), get(starts_A1, a + 1)):
         if b + AHEAD < end:
-            _prefetch_items(item_RD, row_N, b + AHEAD, examples, count)
-        first = examples + b * count
-        score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), dot_scale, norm_scale)
+            _prefetch_items(item_RD, row_N, b + AHEAD, weight_B.shape[0], count)
+        first = weight_B.shape[0] + b * count
+        score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), scales)
         for c in range(first, first + count):
-            put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), dot_scale, norm_scale))
+            put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), scales))
         if log_q_N.shape[0]:
             for c in range(first, first + count):
                 put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
-        if code == BPR and count == 1 and get(weight_B, b) >= _ZERO:
+        if params.code == BPR and count == 1 and get(weight_B, b) >= _ZERO:
             loss, pull = log_sigmoid_loss(score - get(slope_N, first))
             weight = get(weight_B, b) if get(row_N, first) != get(row_N, b) else _ZERO
             put(loss_B, b, weight * loss)
             put(slope_N, b, -weight * pull)
             put(slope_N, first, weight * pull)
         else:
-            negatives = slice(first, first + count)
+            scores_C = slope_N[first : first + count]
             for c in range(count):
                 # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
                 put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
-            loss, slope = _loss(
-                code, score, slope_N[negatives], parts_C, np.int32(0), counted_C, get(weight_B, b), params, num_hard
+            loss, slope = counted_loss(
+                params, score, scores_C, parts_C, np.int32(0), counted_C, get(weight_B, b), num_hard
             )
             put(loss_B, b, loss)
             put(slope_N, b, slope)
         if b == get(starts_A1, a):
-            _set_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
+            _set_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
         else:
-            _add_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
         for c in range(first, first + count):
-            _add_gradient(out_XD, x, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, scales)
 
 
 @inner_kernel()
@@ -136,224 +227,134 @@ def _example_of(use, examples, count):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _item_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, item_RD, r, query_AD, order_N, first, last, end, index_B, slope_N, count, dot_scale, norm_scale
-):  # fmt: skip
-    """Compute the gradient of item ``r``, which has the uses ``order_N[first:last]``, into ``out_XD[x]``.
+def _item_gradient(out_XD, x, item_RD, r, uses, a, end, scales):  # type: ignore[no-untyped-def]
+    """Compute the gradient of item ``r``, the active one ``a``, into ``out_XD[x]``.
 
-    ``end`` is the end of the uses whose queries may be prefetched.
+    ``end`` is the end of the active items whose uses' queries may be prefetched.
     """
-    examples = index_B.shape[0]
-    twice = np.float32(2.0) * norm_scale
-    for n in range(first, last):
-        if n + AHEAD < end:
-            _prefetch_use(query_AD, get(order_N, n + AHEAD), index_B, slope_N, count)
+    query_AD, index_B, order_N, starts_A1, slope_N, count = uses
+    first, last = get(starts_A1, a), get(starts_A1, end)
+    for n in range(first, get(starts_A1, a + 1)):
+        if n + AHEAD < last:
+            _prefetch_use(uses, n + AHEAD)
         use = get(order_N, n)
-        a = np.int64(get(index_B, _example_of(use, examples, count)))
+        q = np.int64(get(index_B, _example_of(use, index_B.shape[0], count)))
         if n == first:
-            _set_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
+            _set_gradient(out_XD, x, get(slope_N, use), query_AD, q, item_RD, r, scales)
         else:
-            _add_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, use), query_AD, q, item_RD, r, scales)
 
 
 @inner_kernel()
-def _prefetch_use(query_AD, use, index_B, slope_N, count):  # type: ignore[no-untyped-def]
-    """Prefetch the query and the slope of a use."""
-    prefetch_row(query_AD, index_B[_example_of(use, index_B.shape[0], count)])
-    prefetch_row(slope_N, use)
+def _prefetch_use(uses, n):  # type: ignore[no-untyped-def]
+    """Prefetch the query and the slope of the use at place ``n``."""
+    use = get(uses.order_N, n)
+    prefetch_row(uses.query_AD, uses.index_B[_example_of(use, uses.index_B.shape[0], uses.count)])
+    prefetch_row(uses.slope_N, use)
 
 
-@allocating_kernel()
-def _query_gradients_of_chunk(  # type: ignore[no-untyped-def]
-    begin, end, query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count,
-    code, params, num_hard, dot_scale, norm_scale, gradient_AD, loss_B, slope_N
-):  # fmt: skip
-    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
+@inner_kernel()
+def _query_gradients(begin, end, query_AD, item_AD, examples, objective, results, scratch):  # type: ignore[no-untyped-def]
+    last, loss_inputs = get(examples.starts_A1, end), (objective, _of_chunk(scratch, begin, examples.count))
     for a in range(begin, end):
-        _query_gradient(
-            gradient_AD, a, query_AD, a, item_AD, starts_A1, get(starts_A1, end), index_N, weight_B, log_q_N,
-            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
-        )  # fmt: skip
+        _query_gradient(results, a, query_AD, a, item_AD, examples, last, loss_inputs)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def query_gradients(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count,
-    code, params, num_hard, dot_scale, norm_scale
-):  # fmt: skip
+def query_gradients(query_AD, item_AD, examples, objective):  # type: ignore[no-untyped-def]
     """Return the gradients of active queries, float32 (A, D), the losses (B,), and derivatives by score (N,).
 
     Args:
         query_AD: vectors of the active queries.
         item_AD: vectors of the active items.
-        starts_A1: the examples of query a are ``starts_A1[a]`` to ``starts_A1[a + 1]``.
-        index_N: the active item of each use.
-        weight_B: weights of the examples.
-        log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
-        count: negatives of an example, C.
-        code: the loss.
-        params: its constants.
-        num_hard: how many negatives count; None: all, which compiles to simpler code.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
+        examples: the ``Examples``, whose rows of items are active ones.
+        objective: the ``Objective``.
     """
-    gradient_AD = np.empty_like(query_AD)
-    loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(index_N.shape[0], np.float32)
-    arguments = (
-        query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count, code, params, num_hard, dot_scale, norm_scale,
-        gradient_AD, loss_B, slope_N
-    )  # fmt: skip
-    for_chunks(_query_gradients_of_chunk, query_AD.shape[0], balanced_chunk_size(query_AD.shape[0]), arguments)
-    return gradient_AD, loss_B, slope_N
+    loss_B = np.empty(examples.weight_B.shape[0], np.float32)
+    slope_N = np.empty(examples.row_N.shape[0], np.float32)
+    results = _Results(np.empty_like(query_AD), loss_B, slope_N)
+    rows, size = query_AD.shape[0], balanced_chunk_size(query_AD.shape[0])
+    scratch = _scratch(rows, size, examples.count)
+    for_chunks(_query_gradients, rows, size, (query_AD, item_AD, examples, objective, results, scratch))
+    return results
 
 
 @inner_kernel()
-def _item_gradients_of_chunk(  # type: ignore[no-untyped-def]
-    begin, end, query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, gradient_AD
-):
+def _item_gradients_of_chunk(begin, end, item_AD, uses, scales, gradient_AD):  # type: ignore[no-untyped-def]
     for a in range(begin, end):
-        _item_gradient(
-            gradient_AD, a, item_AD, a, query_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
-            get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
-        )  # fmt: skip
+        _item_gradient(gradient_AD, a, item_AD, a, uses, a, end, scales)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def item_gradients(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale
-):
-    """Return the gradients of active items, float32 (A, D).
-
-    Args:
-        query_AD: vectors of the active queries.
-        item_AD: vectors of the active items.
-        index_B: the active query of each example.
-        order_N: the uses, ordered by item.
-        starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
-        slope_N: derivatives by score, from ``query_gradients``.
-        count: negatives of an example.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
-    """
+def item_gradients(item_AD, uses, scales):  # type: ignore[no-untyped-def]
+    """Return the gradients of active items ``item_AD``, float32 (A, D), from their ``ItemUses`` and ``ScoreScales``."""
     gradient_AD = np.empty_like(item_AD)
-    arguments = (
-        query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, gradient_AD
-    )  # fmt: skip
-    for_chunks(_item_gradients_of_chunk, item_AD.shape[0], balanced_chunk_size(item_AD.shape[0]), arguments)
+    size = balanced_chunk_size(item_AD.shape[0])
+    for_chunks(_item_gradients_of_chunk, item_AD.shape[0], size, (item_AD, uses, scales, gradient_AD))
     return gradient_AD
 
 
-@inner_kernel(forceinline=False)
-def _update_queries(  # type: ignore[no-untyped-def]
-    begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
-    gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
-    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):  # fmt: skip
-    divergent_rows, examples, count = 0, weight_B.shape[0], parts_C.shape[0]
+@inner_kernel()
+def _update_queries(begin, end, tables, examples, objective, results, scratch, optimizer):  # type: ignore[no-untyped-def]
+    query_RD, rows_A, item_RD, old_AD = tables
+    starts_A1, divergent_rows = examples.starts_A1, 0
+    loss_inputs = objective, _of_chunk(scratch, begin, examples.count)
+    x = _row_of_chunk(begin, scratch.size, query_RD.shape[1])
     for a in range(begin, min(begin + AHEAD, end)):
         prefetch_row(query_RD, get(rows_A, a))
     for b in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
-        _prefetch_items(item_RD, uses_N, b, examples, count)
+        _prefetch_items(item_RD, examples.row_N, b, examples.weight_B.shape[0], examples.count)
     for a in range(begin, end):
         if a + AHEAD < end:
             prefetch_row(query_RD, get(rows_A, a + AHEAD))
-            prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+            prefetch_row(optimizer, get(rows_A, a + AHEAD))
         copy_row(old_AD, a, query_RD, get(rows_A, a))
-        _query_gradient(
-            gradient_1D, np.int64(0), old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
-            loss_B, slope_N, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale
-        )  # fmt: skip
-        divergent_rows += update_row(
-            query_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-        )
+        _query_gradient(results, x, old_AD, a, item_RD, examples, get(starts_A1, end), loss_inputs)
+        divergent_rows += update_row(query_RD, get(rows_A, a), results.gradient_XD, x, optimizer)
     return divergent_rows
 
 
-@allocating_kernel()
-def _update_queries_of_chunk(  # type: ignore[no-untyped-def]
-    begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N, count,
-    code, params, num_hard, dot_scale, norm_scale,
-    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):  # fmt: skip
-    gradient_1D = np.empty((1, query_RD.shape[1]), np.float32)
-    parts_C, counted_C = np.empty(count, np.float32), np.empty(count, np.int32)
-    return _update_queries(
-        begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
-        gradient_1D, parts_C, counted_C, code, params, num_hard, dot_scale, norm_scale,
-        sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-    )  # fmt: skip
-
-
 @njit(cache=True, error_model="numpy", nogil=True)
-def update_queries(  # type: ignore[no-untyped-def]
-    old_AD, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, count,
-    code, params, num_hard, dot_scale, norm_scale,
-    optimizer
-):  # fmt: skip
-    """Update the active queries, ``rows_A`` of ``query_RD``, and copy them to ``old_AD`` as they were before.
+def update_queries(tables, examples, objective, optimizer):  # type: ignore[no-untyped-def]
+    """Update the active queries of ``QueryTables``; ``Examples`` have rows of the table of items.
 
-    ``item_RD`` is the table of items, and ``uses_N`` has the row of each use of an item. Other arguments are as in
-    ``query_gradients``, then ``LazyOptimizer.kernel_arguments()``. Returns the losses (B,), derivatives by score (N,),
-    and how many rows have diverged.
+    Other arguments are as in ``query_gradients``, then ``LazyOptimizer.for_kernels()``. Returns the losses (B,),
+    derivatives by score (N,), and how many rows have diverged.
     """
-    loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(uses_N.shape[0], np.float32)
-    arguments = (
-        query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N, count,
-        code, params, num_hard, dot_scale, norm_scale, *optimizer
-    )  # fmt: skip
-    size = balanced_chunk_size(rows_A.shape[0])
-    divergent_rows = for_chunks(_update_queries_of_chunk, rows_A.shape[0], size, arguments)
+    loss_B = np.empty(examples.weight_B.shape[0], np.float32)
+    slope_N = np.empty(examples.row_N.shape[0], np.float32)
+    rows, size = tables.rows_A.shape[0], balanced_chunk_size(tables.rows_A.shape[0])
+    results = _Results(_gradients_of_chunks(rows, size, tables.query_RD.shape[1]), loss_B, slope_N)
+    arguments = (tables, examples, objective, results, _scratch(rows, size, examples.count), optimizer)
+    divergent_rows = for_chunks(_update_queries, rows, size, arguments)
     return loss_B, slope_N, divergent_rows
 
 
-@inner_kernel(forceinline=False)
-def _update_items(  # type: ignore[no-untyped-def]
-    begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, gradient_1D, count,
-    dot_scale, norm_scale,
-    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):  # fmt: skip
-    divergent_rows = 0
+@inner_kernel()
+def _update_items(begin, end, item_RD, rows_A, uses, scales, gradients, optimizer):  # type: ignore[no-untyped-def]
+    starts_A1, divergent_rows = uses.starts_A1, 0
+    size, gradient_XD = gradients
+    x = _row_of_chunk(begin, size, item_RD.shape[1])
     for a in range(begin, min(begin + AHEAD, end)):
         prefetch_row(item_RD, get(rows_A, a))
     for n in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
-        _prefetch_use(old_AD, get(order_N, n), index_B, slope_N, count)
+        _prefetch_use(uses, n)
     for a in range(begin, end):
         if a + AHEAD < end:
             prefetch_row(item_RD, get(rows_A, a + AHEAD))
-            prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-        _item_gradient(
-            gradient_1D, np.int64(0), item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a),
-            get(starts_A1, a + 1), get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
-        )  # fmt: skip
-        divergent_rows += update_row(
-            item_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-        )
+            prefetch_row(optimizer, get(rows_A, a + AHEAD))
+        _item_gradient(gradient_XD, x, item_RD, get(rows_A, a), uses, a, end, scales)
+        divergent_rows += update_row(item_RD, get(rows_A, a), gradient_XD, x, optimizer)
     return divergent_rows
 
 
-@allocating_kernel()
-def _update_items_of_chunk(  # type: ignore[no-untyped-def]
-    begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale,
-    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-):  # fmt: skip
-    gradient_1D = np.empty((1, item_RD.shape[1]), np.float32)
-    return _update_items(
-        begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, gradient_1D, count,
-        dot_scale, norm_scale, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
-    )  # fmt: skip
-
-
 @njit(cache=True, error_model="numpy", nogil=True)
-def update_items(  # type: ignore[no-untyped-def]
-    item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale,
-    optimizer
-):  # fmt: skip
+def update_items(item_RD, rows_A, uses, scales, optimizer):  # type: ignore[no-untyped-def]
     """Update the active items in their table; return how many rows have diverged.
 
-    ``old_AD`` and ``slope_N`` are from ``update_queries``; other arguments are as in ``item_gradients``, then
-    ``LazyOptimizer.kernel_arguments()``.
+    The queries and slopes of ``ItemUses`` are ``old_AD`` and ``slope_N`` of ``update_queries``. Other arguments are as
+    in ``item_gradients``, then ``LazyOptimizer.for_kernels()``.
     """
-    arguments = (
-        item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, dot_scale, norm_scale, *optimizer
-    )  # fmt: skip
-    return for_chunks(_update_items_of_chunk, rows_A.shape[0], balanced_chunk_size(rows_A.shape[0]), arguments)
+    rows, size = rows_A.shape[0], balanced_chunk_size(rows_A.shape[0])
+    gradients = (size, _gradients_of_chunks(rows, size, item_RD.shape[1]))
+    return for_chunks(_update_items, rows, size, (item_RD, rows_A, uses, scales, gradients, optimizer))

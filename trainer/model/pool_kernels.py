@@ -9,8 +9,12 @@ pools, D columns. Floats are float32.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.lanes import dot_lanes
 from crossfade.kvstore.threads import chunk_size, for_chunks
@@ -46,15 +50,65 @@ def add_to(sums_CD, values_CD):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def _rows_of_part(starts_A1, part):  # type: ignore[no-untyped-def]
     uses, rows = starts_A1[-1], starts_A1.shape[0] - 1
-    first = np.searchsorted(starts_A1[:rows], uses * part // _PARTS)
-    return first, (np.searchsorted(starts_A1[:rows], uses * (part + 1) // _PARTS) if part + 1 < _PARTS else rows)
+    first = lower_bound(starts_A1[:rows], uses * part // _PARTS)
+    return first, (lower_bound(starts_A1[:rows], uses * (part + 1) // _PARTS) if part + 1 < _PARTS else rows)
+
+
+class OwnTerms(NamedTuple):
+    """What the examples' own items add to the gradients of one side.
+
+    Attributes:
+        slope_B: derivatives by the score of the example's own item.
+        other_B: each example's active row of the other side.
+        other_AD: vectors of the active rows of the other side.
+    """
+
+    slope_B: FloatArray
+    other_B: IntArray
+    other_AD: FloatArray
+
+
+class PoolProducts(NamedTuple):
+    """What the pool adds to the gradients of queries.
+
+    Attributes:
+        product_BD: for each example the sum of the pool's vectors, weighted by derivatives over its factor.
+        factor_B: the examples' factors.
+        total_B: sums of an example's derivatives by all its scores; empty: 0.
+    """
+
+    product_BD: FloatArray
+    factor_B: FloatArray
+    total_B: FloatArray
+
+
+class PoolSums(NamedTuple):
+    """What the queries add to the gradients of pools.
+
+    Attributes:
+        sums_RD: for each chunk and each negative of its pool, the sum of queries' vectors, weighted by derivatives.
+        slope_R: the sums of these derivatives; not used if squared norms do not count.
+        row_K: first rows of the chunks.
+        chunk_P1: first chunks of the pools.
+        example_P: first examples of the pools.
+        drawn: number of drawn negatives, which come first in each pool.
+        in_batch: whether the items of a pool's examples follow.
+    """
+
+    sums_RD: FloatArray
+    slope_R: FloatArray
+    row_K: IntArray
+    chunk_P1: IntArray
+    example_P: IntArray
+    drawn: int
+    in_batch: bool
 
 
 @inner_kernel()
-def _sum_queries_of_parts(  # type: ignore[no-untyped-def]
-    begin, end, product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B,
-    dot_scale, norm_scale, out_AD
-):  # fmt: skip
+def _sum_queries_of_parts(begin, end, own, products, query_AD, uses, scales, out_AD):  # type: ignore[no-untyped-def]
+    slope_B, item_B, item_AD = own
+    product_BD, factor_B, total_B = products
+    _, order_N, starts_A1 = uses
     columns = query_AD.shape[1]
     for part in range(begin, end):
         first_row, end_row = _rows_of_part(starts_A1, part)
@@ -62,50 +116,30 @@ def _sum_queries_of_parts(  # type: ignore[no-untyped-def]
             total = np.float32(0.0)
             for n in range(starts_A1[a], starts_A1[a + 1]):
                 b = order_N[n]
-                factor, slope, item = dot_scale * factor_B[b], dot_scale * slope_B[b], item_B[b]
+                factor, slope, item = scales.dot * factor_B[b], scales.dot * slope_B[b], item_B[b]
                 for d in range(columns):
                     out_AD[a, d] += factor * product_BD[b, d] + slope * item_AD[item, d]
                 if total_B.shape[0]:
                     total += total_B[b]
             if total_B.shape[0]:
-                total *= np.float32(2.0) * norm_scale
+                total *= np.float32(2.0) * scales.norm
                 for d in range(columns):
                     out_AD[a, d] -= total * query_AD[a, d]
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_query_gradients(  # type: ignore[no-untyped-def]
-    product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B, dot_scale, norm_scale
-):
-    """Return the gradients of the active queries.
-
-    Args:
-        product_BD: for each example the sum of the pool's vectors, weighted by derivatives over its factor.
-        factor_B: the examples' factors.
-        slope_B: derivatives by the score of the example's own item.
-        total_B: sums of an example's derivatives by all its scores; empty: 0.
-        query_AD: vectors of the active queries.
-        item_AD: vectors of the active items.
-        order_N: as in ``ActiveRows``, of queries.
-        starts_A1: likewise.
-        item_B: the active row of each example's item.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
-    """
+def sum_query_gradients(own, products, query_AD, uses, scales):  # type: ignore[no-untyped-def]
+    """Return the gradients of the active queries ``query_AD``, from ``OwnTerms``, ``PoolProducts``, and their uses."""
     out_AD = np.zeros_like(query_AD)
-    arguments = (
-        product_BD, factor_B, slope_B, total_B, query_AD, item_AD, order_N, starts_A1, item_B, dot_scale, norm_scale,
-        out_AD
-    )  # fmt: skip
-    for_chunks(_sum_queries_of_parts, _PARTS, 1, arguments)
+    for_chunks(_sum_queries_of_parts, _PARTS, 1, (own, products, query_AD, uses, scales, out_AD))
     return out_AD
 
 
 @inner_kernel()
-def _sum_items_of_parts(  # type: ignore[no-untyped-def]
-    begin, end, sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch, slope_B, query_AD, item_AD, order_N,
-    starts_A1, query_B, dot_scale, norm_scale, out_AD
-):  # fmt: skip
+def _sum_items_of_parts(begin, end, own, sums, item_AD, uses, scales, out_AD):  # type: ignore[no-untyped-def]
+    slope_B, query_B, query_AD = own
+    sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch = sums
+    _, order_N, starts_A1 = uses
     examples, columns = slope_B.shape[0], item_AD.shape[1]
     for part in range(begin, end):
         first_row, end_row = _rows_of_part(starts_A1, part)
@@ -119,54 +153,30 @@ def _sum_items_of_parts(  # type: ignore[no-untyped-def]
                     total += slope
                     for d in range(columns):
                         out_AD[a, d] += slope * query_AD[query, d]
-                    pool = np.searchsorted(example_P, use, side="right") - 1
+                    pool = lower_bound(example_P, use + 1) - 1
                     place = drawn + use - example_P[pool]
                     first, last = chunk_P1[pool], (chunk_P1[pool + 1] if in_batch else chunk_P1[pool])
                 for k in range(first, last):
                     row = row_K[k] + place
                     for d in range(columns):
                         out_AD[a, d] += sums_RD[row, d]
-                    if norm_scale:
+                    if scales.norm:
                         total += slope_R[row]
-            total *= np.float32(2.0) * norm_scale
+            total *= np.float32(2.0) * scales.norm
             for d in range(columns):
-                out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+                out_AD[a, d] = scales.dot * out_AD[a, d] - total * item_AD[a, d]
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_item_gradients(  # type: ignore[no-untyped-def]
-    sums_RD, slope_R, chunks, drawn, in_batch, slope_B, query_AD, item_AD, order_N, starts_A1, query_B,
-    dot_scale, norm_scale
-):  # fmt: skip
-    """Return the gradients of the active items.
-
-    Args:
-        sums_RD: for each chunk and each negative of its pool, the sum of queries' vectors, weighted by derivatives.
-        slope_R: the sums of these derivatives; not used if ``norm_scale`` is 0.
-        chunks: (first rows of the chunks K, first chunks of the pools P + 1, first examples of the pools P).
-        drawn: number of drawn negatives, which come first in each pool.
-        in_batch: whether the items of a pool's examples follow.
-        slope_B: derivatives by the score of the example's own item.
-        query_AD: vectors of the active queries.
-        item_AD: vectors of the active items.
-        order_N: as in ``ActiveRows``, of items.
-        starts_A1: likewise.
-        query_B: the active row of each example's query.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
-    """
+def sum_item_gradients(own, sums, item_AD, uses, scales):  # type: ignore[no-untyped-def]
+    """Return the gradients of the active items ``item_AD``, from ``OwnTerms``, ``PoolSums``, and their uses."""
     out_AD = np.zeros_like(item_AD)
-    row_K, chunk_P1, example_P = chunks
-    arguments = (
-        sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch, slope_B, query_AD, item_AD, order_N, starts_A1,
-        query_B, dot_scale, norm_scale, out_AD
-    )  # fmt: skip
-    for_chunks(_sum_items_of_parts, _PARTS, 1, arguments)
+    for_chunks(_sum_items_of_parts, _PARTS, 1, (own, sums, item_AD, uses, scales, out_AD))
     return out_AD
 
 
 @inner_kernel()
-def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, dot_scale, norm_scale, out_AD):  # type: ignore[no-untyped-def]
+def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, scales, out_AD):  # type: ignore[no-untyped-def]
     for a in range(begin, end):
         total = np.float32(0.0)
         for d in range(item_AD.shape[1]):
@@ -174,21 +184,20 @@ def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, dot_scale, norm
         for k in range(1, sums_KAD.shape[0]):
             for d in range(item_AD.shape[1]):
                 out_AD[a, d] += sums_KAD[k, a, d]
-        if norm_scale:
+        if scales.norm:
             for k in range(sums_KAD.shape[0]):
                 total += slope_KA[k, a]
-        total *= np.float32(2.0) * norm_scale
+        total *= np.float32(2.0) * scales.norm
         for d in range(item_AD.shape[1]):
-            out_AD[a, d] = dot_scale * out_AD[a, d] - total * item_AD[a, d]
+            out_AD[a, d] = scales.dot * out_AD[a, d] - total * item_AD[a, d]
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_chunks(sums_KAD, slope_KA, item_AD, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
+def sum_chunks(sums_KAD, slope_KA, item_AD, scales):  # type: ignore[no-untyped-def]
     """Return the gradients of items that are the pool of all chunks, in the order of their rows."""
     out_AD = np.empty_like(item_AD)
     size = chunk_size(item_AD.shape[0], item_AD.size)
-    arguments = (sums_KAD, slope_KA, item_AD, dot_scale, norm_scale, out_AD)
-    for_chunks(_sum_rows_of_chunks, item_AD.shape[0], size, arguments)
+    for_chunks(_sum_rows_of_chunks, item_AD.shape[0], size, (sums_KAD, slope_KA, item_AD, scales, out_AD))
     return out_AD
 
 

@@ -1,7 +1,7 @@
 """Softmax losses of tiles of scores, with explicit vector code: two passes over a row of scores, in the cache.
 
-    pool_softmax_pass(scores_TC, query_TD, ...)     # a tile of examples that share a pool of negatives
-    loss_N = all_items_softmax_pass(scores_TC, query_TD, ...)       # queries against all items
+    pool_softmax_pass(tile, ...)            # a tile of examples that share a pool of negatives
+    all_items_softmax_pass(tile, ...)       # a tile of queries against all items
 
 Before, a tile has dot products; afterwards, powers E = exp(score − largest score of the row). The derivative of a loss
 by a score is the power times the example's factor. Rather than in another pass over the tile, factors are multiplied
@@ -17,9 +17,12 @@ Shapes: T examples of a tile, C negatives of a pool, B examples, N uses or examp
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from crossfade.base.arrays import FloatArray
+from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.lanes import (
     add,
@@ -48,6 +51,52 @@ _C0, _C1, _C2, _C3, _C4, _C5 = (
     for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
 _SHIFT, _LOWEST_EXPONENT = np.float32(1.5 * 2**23), np.float32(-87.0)
+
+
+class Tile(NamedTuple):
+    """Examples, or queries, whose scores are in the cache together.
+
+    Attributes:
+        first: the first of them.
+        query_TD: vectors of their queries, which a softmax pass multiplies by factors.
+        scores_TC: dot products with the pool's vectors, which a pass turns into derivatives by score, over factors.
+    """
+
+    first: int
+    query_TD: FloatArray
+    scores_TC: FloatArray
+
+
+class Pool(NamedTuple):
+    """The negatives of examples: drawn ones, then in-batch ones.
+
+    Attributes:
+        examples: number of examples of the batch.
+        drawn: number of drawn negatives.
+        first_in_batch: the first of the examples whose items are in-batch negatives.
+        end_in_batch: their end.
+        offset_C: subtracted from the scores of the pool.
+    """
+
+    examples: int
+    drawn: int
+    first_in_batch: int
+    end_in_batch: int
+    offset_C: FloatArray
+
+
+class ExampleResults(NamedTuple):
+    """What a pass fills.
+
+    Attributes:
+        loss_B: losses.
+        slope_B: derivatives by the score of the example's own item.
+        factor_B: factors of the powers.
+    """
+
+    loss_B: FloatArray
+    slope_B: FloatArray
+    factor_B: FloatArray
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -130,7 +179,7 @@ def store_powers(row_C, offset_C, dot_scale, largest_score):  # type: ignore[no-
 @njit(cache=True, error_model="numpy", inline="always")
 def _fill(row_C, value, uses_N, first_use, first_place, end_use):  # type: ignore[no-untyped-def]
     """Set the places of the uses of a row, sorted, from ``first_use`` to ``end_use``, to ``value``."""
-    n = np.searchsorted(uses_N, first_use)
+    n = lower_bound(uses_N, first_use)
     while n < uses_N.shape[0] and uses_N[n] < end_use:
         row_C[first_place + uses_N[n] - first_use] = value
         n += 1
@@ -139,50 +188,42 @@ def _fill(row_C, value, uses_N, first_use, first_place, end_use):  # type: ignor
 @njit(cache=True, error_model="numpy", inline="always")
 def _fill_uncounted(row_C, value, item_uses_N, query_uses_N, pool):  # type: ignore[no-untyped-def]
     """Set the places of negatives that do not count for an example to ``value``."""
-    examples, drawn, first_in_batch, end_in_batch = pool
-    _fill(row_C, value, item_uses_N, examples, 0, examples + drawn)
-    if end_in_batch > first_in_batch:
-        _fill(row_C, value, item_uses_N, first_in_batch, drawn, end_in_batch)
-        _fill(row_C, value, query_uses_N, first_in_batch, drawn, end_in_batch)
+    _fill(row_C, value, item_uses_N, pool.examples, 0, pool.examples + pool.drawn)
+    if pool.end_in_batch > pool.first_in_batch:
+        _fill(row_C, value, item_uses_N, pool.first_in_batch, pool.drawn, pool.end_in_batch)
+        _fill(row_C, value, query_uses_N, pool.first_in_batch, pool.drawn, pool.end_in_batch)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def pool_softmax_pass(  # type: ignore[no-untyped-def]
-    scores_TC, query_TD, first, item_AD, item_uses, query_uses, weight_B, pool, offset_C, dot_scale, norm_scale,
-    loss_B, slope_B, factor_B
-):  # fmt: skip
+def pool_softmax_pass(tile, item_AD, item_uses, query_uses, weight_B, pool, scales, results):  # type: ignore[no-untyped-def]
     """Compute the losses of a tile of examples; dot products become powers, and queries are multiplied by factors.
 
     Args:
-        scores_TC: dot products of a tile of queries with the pool.
-        query_TD: vectors of the tile's queries.
-        first: the tile's first example.
+        tile: the ``Tile``.
         item_AD: vectors of the active items.
-        item_uses: for the items, (index_N, order_N, starts_A1) of ``ActiveRows``.
-        query_uses: the same for the queries.
+        item_uses: the ``Uses`` of the items.
+        query_uses: the same of the queries.
         weight_B: the examples' weights.
-        pool: (examples of the batch, number of drawn negatives, first and end of the examples whose items are in-batch
-            negatives); the pool consists of the drawn ones, then the in-batch ones.
-        offset_C: subtracted from the scores of the pool.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
-        loss_B: filled with losses.
-        slope_B: filled with derivatives by the score of the example's own item.
-        factor_B: filled with factors of the powers.
+        pool: the ``Pool``.
+        scales: the ``ScoreScales``.
+        results: the ``ExampleResults``.
     """
+    first, query_TD, scores_TC = tile
     item_index_N, item_order_N, item_starts_A1 = item_uses
     query_index_N, query_order_N, query_starts_A1 = query_uses
+    loss_B, slope_B, factor_B = results
+    offset_C = pool.offset_C
     for t in range(scores_TC.shape[0]):
         b, row_C, query_D = first + t, scores_TC[t], query_TD[t]
         item, query = item_index_N[b], query_index_N[b]
         item_D = item_AD[item]
-        score = dot_scale * dot_lanes(query_D, item_D)
-        if norm_scale:
-            score -= norm_scale * dot_lanes(item_D, item_D)
+        score = scales.dot * dot_lanes(query_D, item_D)
+        if scales.norm:
+            score -= scales.norm * dot_lanes(item_D, item_D)
         item_uses_N = item_order_N[item_starts_A1[item] : item_starts_A1[item + 1]]
         query_uses_N = query_order_N[query_starts_A1[query] : query_starts_A1[query + 1]]
         _fill_uncounted(row_C, _LOWEST, item_uses_N, query_uses_N, pool)
-        loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, dot_scale, score, weight_B[b])
+        loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, scales.dot, score, weight_B[b])
         _fill_uncounted(row_C, ZERO, item_uses_N, query_uses_N, pool)
         for d in range(query_D.shape[0]):
             query_D[d] *= factor_B[b]
@@ -208,26 +249,23 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def all_items_softmax_pass(  # type: ignore[no-untyped-def]
-    scores_TC, query_TD, first, offset_C, item_B, weight_B, order_N, starts_A1, dot_scale, loss_N, factor_A
-):
+def all_items_softmax_pass(tile, offset_C, item_B, weight_B, uses, dot_scale, loss_N, factor_A):  # type: ignore[no-untyped-def]
     """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
 
     Dot products become powers, and queries are multiplied by factors.
 
     Args:
-        scores_TC: dot products of a tile of queries with all items.
-        query_TD: vectors of the tile's queries.
-        first: the tile's first query.
+        tile: the ``Tile``, of queries.
         offset_C: subtracted from the scores of the items.
         item_B: the examples' items, by place in the pool.
         weight_B: the examples' weights, none below 0.
-        order_N: as in ``ActiveRows``, of queries.
-        starts_A1: likewise.
+        uses: the ``Uses`` of the queries.
         dot_scale: factor of dot products in a score.
         loss_N: filled with losses, in the order of ``order_N``.
         factor_A: filled with factors of the powers.
     """
+    first, query_TD, scores_TC = tile
+    _, order_N, starts_A1 = uses
     for t in range(scores_TC.shape[0]):
         row_C, query_D, a = scores_TC[t], query_TD[t], first + t
         largest, weight = _largest(row_C, offset_C, dot_scale), ZERO

@@ -26,7 +26,7 @@ from crossfade.trainer.evaluation.comparison import (
     permutation_test,
 )
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
-from crossfade.trainer.evaluation.metric_kernels import METRICS, hit_metrics_per_query, sum_hit_metrics
+from crossfade.trainer.evaluation.metric_kernels import METRICS, Truth, hit_metrics_per_query, sum_hit_metrics
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
 
@@ -58,8 +58,8 @@ def test_values_per_query_add_up_to_the_sums_bit_for_bit() -> None:
     best_item_QK = np.argsort(draw.random((QUERIES, ITEMS)), axis=1)[:, :12]
     best_item_QK[draw.random((QUERIES, 12)) < 0.05] = -1
     gain_K = 1 / np.log2(np.arange(2, 14))
-    arguments = best_item_QK, truth.starts_Q1, truth.items_N, np.array([1, 5, 12]), gain_K, np.cumsum(gain_K)
-    metrics_QJM, sums_BJM = hit_metrics_per_query(*arguments), sum_hit_metrics(*arguments)
+    of_queries = Truth(truth.starts_Q1, truth.items_N, np.array([1, 5, 12]), gain_K, np.cumsum(gain_K))
+    metrics_QJM, sums_BJM = hit_metrics_per_query(best_item_QK, of_queries), sum_hit_metrics(best_item_QK, of_queries)
     assert metrics_QJM.shape == (QUERIES, 3, METRICS)
     assert len(sums_BJM) == 3
     for block, sums_JM in enumerate(sums_BJM):

@@ -15,11 +15,10 @@ from context_towers import (
     tables,
 )
 from finite_differences import numeric_gradient
-from resolved_jobs import make_resolved
+from resolved_jobs import job_with
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
@@ -112,10 +111,6 @@ def manifest() -> DatasetManifest:
         context=["hour", "device"],
         splits={"train": Split(files=[])},
     )
-
-
-def job_with(**model: Any) -> JobConfig:
-    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
 
 
 def test_model_has_a_table_for_each_context_of_the_job() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from crossfade.trainer.model.loss_kernels import LOGISTIC, LossParams, hard_negatives_loss
 
-PARAMS = LossParams(*map(np.float32, (0.5, 1.0, 1.0, 5.0)))
+PARAMS = LossParams(LOGISTIC, *map(np.float32, (0.5, 1.0, 1.0, 5.0)))
 
 
 @pytest.mark.slow
@@ -18,7 +18,6 @@ def test_highest_scores_are_chosen(has_ties: bool) -> None:
         scores_C = (draws.integers(-3, 4, count) if has_ties else draws.normal(size=count)).astype(np.float32)
         expected = np.argsort(-scores_C, kind="stable")[:num_hard]
         negatives_C, parts_C = np.arange(1, count + 1, dtype=np.int32), np.empty(count, np.float32)
-        hard_negatives_loss(
-            LOGISTIC, np.float32(0.5), scores_C, parts_C, 0, negatives_C, np.float32(1.0), PARAMS, num_hard
-        )
+        score, weight = np.float32(0.5), np.float32(1.0)
+        hard_negatives_loss(PARAMS, score, scores_C, parts_C, 0, negatives_C, weight, num_hard)
         assert sorted(np.flatnonzero(scores_C)) == sorted(expected)

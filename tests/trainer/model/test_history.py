@@ -20,7 +20,7 @@ from history_towers import (
     tables,
     windows_of,
 )
-from resolved_jobs import make_resolved
+from resolved_jobs import job_with
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
@@ -137,10 +137,6 @@ def manifest(**changes: Any) -> DatasetManifest:
         "is_grouped": True,
     }
     return DatasetManifest(**(fields | changes))
-
-
-def job_with(**model: Any) -> JobConfig:
-    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
 
 
 def test_model_has_the_tables_that_histories_need() -> None:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from builders import make_interactions, write_data_set
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_job
-from running_command import crossfade, records, succeeded
+from command_here import crossfade_here
+from running_command import records, succeeded
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.sections import LossKind
@@ -69,7 +70,7 @@ def test_skipped_tracks_end_farther_away_than_unheard_tracks(tmp_path: Path, los
     # Under ccl neither a negative nor a skip costs anything below the margin: it is low here, and they are closer.
     margin, min_gap = (0.0, 0.02) if loss == "ccl" else (0.5, 0.1)
     write_job(tmp_path / "job.yaml", tmp_path / "data", loss=loss, margin=margin, train=train)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     scores_CT = cosines(tmp_path / "run")
     own_genre_CT = (np.arange(CUSTOMERS) % GENRES)[:, None] == GENRE_T
     disliked_CT = ((np.arange(CUSTOMERS) + 1) % GENRES)[:, None] == GENRE_T

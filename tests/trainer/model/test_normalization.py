@@ -6,6 +6,7 @@ from builders import random_rows
 
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 from crossfade.trainer.model.engines.cpu import _normalize, _through_normalize
+from crossfade.trainer.model.loss_kernels import ScoreScales
 from crossfade.trainer.model.pool_kernels import sum_chunks
 
 pytestmark = pytest.mark.numbers
@@ -35,8 +36,8 @@ def test_sums_of_few_rows_are_those_of_many() -> None:
         random_rows(3, ROWS, seed=3),
         random_rows(ROWS, DIM, seed=4),
     )
-    scales = np.float32(0.5), np.float32(0.25)
-    expected_AD = sum_chunks(sums_KAD, slope_KA, item_AD, *scales)
+    scales = ScoreScales(np.float32(0.5), np.float32(0.25))
+    expected_AD = sum_chunks(sums_KAD, slope_KA, item_AD, scales)
     for half in HALVES:
         of_half = np.ascontiguousarray(sums_KAD[:, half]), np.ascontiguousarray(slope_KA[:, half]), item_AD[half]
-        np.testing.assert_array_equal(sum_chunks(*of_half, *scales), expected_AD[half])
+        np.testing.assert_array_equal(sum_chunks(*of_half, scales), expected_AD[half])

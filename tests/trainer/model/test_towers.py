@@ -17,11 +17,10 @@ from feature_towers import (
     tables,
 )
 from finite_differences import numeric_gradient
-from resolved_jobs import make_resolved
+from resolved_jobs import job_with
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
@@ -193,10 +192,6 @@ def manifest() -> DatasetManifest:
         features={"track": {"artist": Feature(files=[pairs])}, "customer": {"country": Feature(files=[])}},
         splits={"train": Split(files=[])},
     )
-
-
-def job_with(**model: object) -> JobConfig:
-    return make_resolved({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}})
 
 
 def test_model_tables_follow_from_towers() -> None:

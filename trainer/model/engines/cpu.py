@@ -39,13 +39,23 @@ from crossfade.kvstore.optimizers import check_convergence
 from crossfade.kvstore.row_kernels import dot
 from crossfade.kvstore.threads import chunk_size, for_chunks
 from crossfade.trainer.config.sections import NegativesConfig
-from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.loss_kernels import shared_pool_pass
+from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, ScoreScales, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
-from crossfade.trainer.model.per_example_kernels import item_gradients, query_gradients, update_items, update_queries
+from crossfade.trainer.model.per_example_kernels import (
+    Examples,
+    ItemUses,
+    QueryTables,
+    item_gradients,
+    query_gradients,
+    update_items,
+    update_queries,
+)
 from crossfade.trainer.model.pool_kernels import (
+    OwnTerms,
+    PoolProducts,
+    PoolSums,
     add_to,
     fill_squares,
     gather,
@@ -54,7 +64,13 @@ from crossfade.trainer.model.pool_kernels import (
     sum_item_gradients,
     sum_query_gradients,
 )
-from crossfade.trainer.model.softmax_kernels import all_items_softmax_pass, pool_softmax_pass
+from crossfade.trainer.model.softmax_kernels import (
+    ExampleResults,
+    Pool,
+    Tile,
+    all_items_softmax_pass,
+    pool_softmax_pass,
+)
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 _MIN_NORM = np.float32(1e-12)
@@ -142,7 +158,7 @@ class PerExampleGradients:
             items: rows of the item table.
         """
         self._loss, self._num_hard, self._items = loss, num_hard, items
-        self._scales = np.float32(score.dot_scale), np.float32(score.norm_scale)
+        self._scales = ScoreScales.of(score)
         self._old_AD = np.empty((0, 0), np.float32)
 
     def compute(
@@ -156,12 +172,10 @@ class PerExampleGradients:
             query_AD: vectors of the active queries, float32 and contiguous.
             item_AD: vectors of the active items.
         """
-        query, item, count = batch.query, batch.item, _negatives(batch)
-        examples = query.starts_A1, item.index_N, weight_B, batch.log_q_N
-        by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, *examples, *self._options(count))
-        uses = query.index_N, item.order_N, item.starts_A1, slope_N
-        by_item_AD = item_gradients(query_AD, item_AD, *uses, count, *self._scales)
-        return loss_B, by_query_AD, by_item_AD
+        count = _negatives(batch)
+        examples = Examples(batch.query.starts_A1, batch.item.index_N, weight_B, batch.log_q_N, count)
+        by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, examples, self._objective(count))
+        return loss_B, by_query_AD, item_gradients(item_AD, _item_uses(batch, query_AD, slope_N), self._scales)
 
     def update(self, batch: Batch, weight_B: FloatArray, store: LocalStore, model: ModelSpec) -> FloatArray:
         """Take a step on the tables of ``model`` in ``store``, and return the losses of the examples.
@@ -174,25 +188,22 @@ class PerExampleGradients:
         query_name, item_name = model.query.name, model.item.name
         store.check({query_name: query.rows_A, item_name: item.rows_A})
         old_AD = self._old_rows(len(query.rows_A), model.query.dim)
-        examples = query.starts_A1, item.uses_N, weight_B, batch.log_q_N
+        examples = Examples(query.starts_A1, item.uses_N, weight_B, batch.log_q_N, count)
         with store.updating(query_name, query.rows_A) as (query_RD, optimizer):
-            tables = query_RD, query.rows_A, store.weights(item_name)
-            step = update_queries(old_AD, *tables, *examples, *self._options(count), optimizer)
-            loss_B, slope_N, divergent_rows = step
+            tables = QueryTables(query_RD, query.rows_A, store.weights(item_name), old_AD)
+            loss_B, slope_N, divergent_rows = update_queries(tables, examples, self._objective(count), optimizer)
             check_convergence(divergent_rows, query_RD, query.rows_A)
-        uses = query.index_N, item.order_N, item.starts_A1, slope_N
+        uses = _item_uses(batch, old_AD, slope_N)
         with store.updating(item_name, item.rows_A) as (item_RD, optimizer):
-            tables = item_RD, item.rows_A, old_AD
-            divergent_rows = update_items(*tables, *uses, count, *self._scales, optimizer)
+            divergent_rows = update_items(item_RD, item.rows_A, uses, self._scales, optimizer)
             check_convergence(divergent_rows, item_RD, item.rows_A)
         result: FloatArray = loss_B
         return result
 
-    def _options(self, count: int) -> tuple[Any, ...]:
-        """Return the arguments of ``query_gradients`` from ``count`` on."""
+    def _objective(self, count: int) -> Objective:
+        """Return the objective of examples that have ``count`` negatives each."""
         num_hard = None if self._num_hard is None else min(self._num_hard, count)
-        params = self._loss.params(self._items, count)
-        return count, self._loss.code, params, num_hard, *self._scales
+        return Objective(self._loss.params(self._items, count), num_hard, self._scales)
 
     def _old_rows(self, rows: int, dim: int) -> FloatArray:
         """Return memory for rows of queries; it is reused, since fresh pages take longer than copies."""
@@ -205,6 +216,11 @@ def _negatives(batch: Batch) -> int:
     """Return the number of negatives of an example."""
     assert batch.is_ordered
     return len(batch.negative_index_N) // len(batch)
+
+
+def _item_uses(batch: Batch, query_AD: FloatArray, slope_N: FloatArray) -> ItemUses:
+    item = batch.item
+    return ItemUses(query_AD, batch.query.index_N, item.order_N, item.starts_A1, slope_N, _negatives(batch))
 
 
 _TILE_SCORES = 1 << 19
@@ -246,21 +262,6 @@ class _Pool:
     rows_CD: FloatArray
     square_C: FloatArray
     log_q_C: FloatArray
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Examples of a chunk whose scores are in the cache together.
-
-    Attributes:
-        examples: the examples.
-        query_TD: vectors of their queries, which a softmax pass multiplies by factors.
-        slope_TC: products with the pool's vectors, which a pass turns into derivatives by score, over factors.
-    """
-
-    examples: slice
-    query_TD: FloatArray
-    slope_TC: FloatArray
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class PoolGradients:
         self._in_batch = in_batch
         self._items = items
         self._softmax = loss.kind == "softmax" and num_hard is None
-        self._scales = np.float32(score.dot_scale), np.float32(score.norm_scale)
+        self._scales = ScoreScales.of(score)
         self._sharing = WorkSharing()
         self._scratch = Scratch()
 
@@ -325,19 +326,20 @@ class PoolGradients:
         arrays = self._arrays(batch, weight_B, query_AD, item_AD, chunks[-1][-1].sums.stop)
         flat = [chunk for of_pool in chunks for chunk in of_pool]
         self._sharing.run(lambda chunk: self._compute_chunk(arrays, chunk), flat)
-        query_gradient_AD = sum_query_gradients(
-            *(arrays.product_BD, arrays.factor_B, arrays.slope_B, arrays.total_B, query_AD, item_AD),
-            *(batch.query.order_N, batch.query.starts_A1, batch.item_index_B, *self._scales),
+        products = PoolProducts(arrays.product_BD, arrays.factor_B, arrays.total_B)
+        own = OwnTerms(arrays.slope_B, batch.item_index_B, item_AD)
+        query_gradient_AD = sum_query_gradients(own, products, query_AD, batch.query.uses, self._scales)
+        sums = PoolSums(
+            arrays.sums_RD,
+            arrays.slope_R,
+            row_K=np.array([chunk.sums.start for chunk in flat]),
+            chunk_P1=np.array([0, *accumulate(map(len, chunks))]),
+            example_P=np.array([pool.start for pool in pools]),
+            drawn=len(batch.negative_index_N),
+            in_batch=self._in_batch,
         )
-        places = (
-            np.array([chunk.sums.start for chunk in flat]),
-            np.array([0, *accumulate(map(len, chunks))]),
-            np.array([pool.start for pool in pools]),
-        )
-        item_gradient_AD = sum_item_gradients(
-            *(arrays.sums_RD, arrays.slope_R, places, len(batch.negative_index_N), self._in_batch, arrays.slope_B),
-            *(query_AD, item_AD, batch.item.order_N, batch.item.starts_A1, batch.query.index_N, *self._scales),
-        )
+        own = OwnTerms(arrays.slope_B, batch.query.index_N, query_AD)
+        item_gradient_AD = sum_item_gradients(own, sums, item_AD, batch.item.uses, self._scales)
         return arrays.loss_B, query_gradient_AD, item_gradient_AD
 
     def _chunks(self, batch: Batch, pools: list[slice]) -> list[list[_Chunk]]:
@@ -359,7 +361,7 @@ class PoolGradients:
         self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray, rows: int
     ) -> _BatchArrays:
         examples, dim = len(batch), query_AD.shape[1]
-        has_norms = bool(self._scales[1])
+        has_norms = bool(self._scales.norm)
         array = self._scratch.array
         arrays = _BatchArrays(
             *(batch, weight_B, query_AD, item_AD),
@@ -384,7 +386,7 @@ class PoolGradients:
             slope_TC = scratch.array("scores", len(query_TD), len(pool.rows_CD))
             np.matmul(query_TD, pool.rows_CD.T, out=slope_TC)
             loss_pass = self._softmax_pass if self._softmax else self._general_pass
-            loss_pass(arrays, chunk, pool, _Tile(part, query_TD, slope_TC))
+            loss_pass(arrays, chunk, pool, Tile(part.start, query_TD, slope_TC))
             np.matmul(slope_TC, pool.rows_CD, out=arrays.product_BD[part])
             is_first = part.start == chunk.examples.start
             scratch.sum_product(sums_CD, slope_TC, query_TD, first=is_first)
@@ -405,23 +407,22 @@ class PoolGradients:
         fill_squares(rows_CD, np.float32(1.0), square_C)
         return _Pool(rows_CD, square_C, np.concatenate([log_q_N[len(batch) :], log_q_N[: len(batch)][in_batch]]))
 
-    def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: _Tile) -> None:
+    def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
         """Compute a tile by the kernel for softmax over the complete pool."""
-        batch, in_batch, norm_scale = arrays.batch, chunk.in_batch_examples, self._scales[1]
+        batch, in_batch = arrays.batch, chunk.in_batch_examples
         offset_C = self._scratch.array("offsets", len(pool.square_C))
-        np.multiply(pool.square_C, norm_scale, out=offset_C)
+        np.multiply(pool.square_C, self._scales.norm, out=offset_C)
         if len(pool.log_q_C):
             offset_C += pool.log_q_C
-        places = len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop
-        pool_softmax_pass(
-            *(tile.slope_TC, tile.query_TD, tile.examples.start, arrays.item_AD, _uses(batch.item)),
-            *(_uses(batch.query_groups), arrays.weight_B, places, offset_C, *self._scales),
-            *(arrays.loss_B, arrays.slope_B, arrays.factor_B),
-        )
+        negatives = Pool(len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop, offset_C)
+        uses = batch.item.uses, batch.query_groups.uses
+        results = ExampleResults(arrays.loss_B, arrays.slope_B, arrays.factor_B)
+        pool_softmax_pass(tile, arrays.item_AD, *uses, arrays.weight_B, negatives, self._scales, results)
 
-    def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: _Tile) -> None:
+    def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
         """Compute a tile by the kernel for any loss, which may count the hardest negatives only."""
-        batch, part, in_batch, negatives = arrays.batch, tile.examples, chunk.in_batch_examples, len(pool.square_C)
+        batch, in_batch, negatives = arrays.batch, chunk.in_batch_examples, len(pool.square_C)
+        part = slice(tile.first, tile.first + len(tile.query_TD))
         item_TD = self._scratch.array("items", *tile.query_TD.shape)
         gather(arrays.item_AD, batch.item_index_B[part], item_TD)
         row_C = np.concatenate([batch.negative_index_N, batch.item_index_B[in_batch]])
@@ -429,12 +430,11 @@ class PoolGradients:
         if self._in_batch:
             query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query_groups.index_N[in_batch]])
         num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
-        rows = _narrow(batch.item_index_B[part]), _narrow(batch.query_groups.index_N[part])
-        arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(
-            *(tile.slope_TC, tile.query_TD, item_TD, *rows, arrays.weight_B[part], _narrow(row_C), _narrow(query_C)),
-            *(pool.square_C, pool.log_q_C, self._loss.code, self._loss.params(self._items, negatives), num_hard),
-            *self._scales,
-        )
+        objective = Objective(self._loss.params(self._items, negatives), num_hard, self._scales)
+        rows = _narrow(batch.query_groups.index_N[part]), _narrow(batch.item_index_B[part])
+        examples = PoolExamples(tile.query_TD, item_TD, *rows, arrays.weight_B[part])
+        drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C, pool.log_q_C)
+        arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(tile.scores_TC, examples, drawn, objective)
 
 
 def _narrow(index_N: IntArray) -> NDArray[np.int32]:
@@ -444,10 +444,6 @@ def _narrow(index_N: IntArray) -> NDArray[np.int32]:
 
 def _split(part: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
-
-
-def _uses(active: ActiveRows) -> tuple[IntArray, IntArray, IntArray]:
-    return active.index_N, active.order_N, active.starts_A1
 
 
 _CHUNK_QUERIES = 256
@@ -463,7 +459,7 @@ class AllItemsGradients:
 
     def __init__(self, score: Score) -> None:
         """Prepare for ``score``."""
-        self._scales = np.float32(score.dot_scale), np.float32(score.norm_scale)
+        self._scales = ScoreScales.of(score)
         self._sharing = WorkSharing()
         self._scratch = Scratch()
 
@@ -471,8 +467,8 @@ class AllItemsGradients:
         self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the losses, in the order of ``batch.query.order_N``, and the gradients of both sides' vectors."""
-        examples = batch.item_index_B, weight_B, batch.query.order_N, batch.query.starts_A1
         dot_scale, norm_scale = self._scales
+        examples = batch.item_index_B, weight_B, batch.query.uses, dot_scale
         offset_C = self._scratch.array("offsets", len(item_AD))
         fill_squares(item_AD, norm_scale, offset_C)
         size = _chunk_size(len(query_AD), item_AD.nbytes)
@@ -491,7 +487,7 @@ class AllItemsGradients:
                 query_TD[:] = query_AD[part]
                 slope_TC = self._scratch.array("scores", len(query_TD), len(item_AD))
                 np.matmul(query_TD, item_AD.T, out=slope_TC)
-                all_items_softmax_pass(slope_TC, query_TD, start, offset_C, *examples, dot_scale, loss_N, factor_A)
+                all_items_softmax_pass(Tile(start, query_TD, slope_TC), offset_C, *examples, loss_N, factor_A)
                 np.matmul(slope_TC, item_AD, out=query_gradient_AD[part])
                 # The slopes of a query add up to 0, so its squared norm, a term of all its scores, gets no gradient.
                 scale_rows(query_gradient_AD[part], factor_A[part], dot_scale)
@@ -502,7 +498,7 @@ class AllItemsGradients:
                     slope_KC[chunk] = tile_C if is_first else slope_KC[chunk] + tile_C
 
         self._sharing.run(compute_chunk, range(len(chunks)))
-        return loss_N, query_gradient_AD, sum_chunks(sums_KCD, slope_KC, item_AD, dot_scale, norm_scale)
+        return loss_N, query_gradient_AD, sum_chunks(sums_KCD, slope_KC, item_AD, self._scales)
 
 
 def _chunk_size(queries: int, sums_bytes: int) -> int:
