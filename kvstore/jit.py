@@ -169,7 +169,7 @@ def chosen_kernel(choose: Any) -> Any:
 
     Numba also drops a branch on whether an argument is None before it is typed, but not one on an element of a tuple.
     """
-    options = {"error_model": "numpy", "forceinline": True, "_nrt": False, **_NO_WRAPPER}
+    options: Any = {"error_model": "numpy", "forceinline": True, "_nrt": False, **_NO_WRAPPER}
     return extending.overload(choose, jit_options=options)(choose)
 
 

@@ -207,9 +207,15 @@ class LazyOptimizer:
     def for_kernels(self) -> KernelOptimizer:
         """Return the last argument of ``update_row``: the rule of the next update, and the state."""
         spec = self._spec
-        values = spec.learning_rate * self.lr_factor, spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2
-        max_norm = None if spec.max_norm is None else np.float32(spec.max_norm)
-        return _CLASSES[spec.kind](Rule(*map(np.float32, values), max_norm), *self.state.values())
+        rule = Rule(
+            lr=np.float32(spec.learning_rate * self.lr_factor),
+            decay=np.float32(spec.weight_decay),
+            epsilon=np.float32(spec.epsilon),
+            beta1=np.float32(spec.beta1),
+            beta2=np.float32(spec.beta2),
+            max_norm=None if spec.max_norm is None else np.float32(spec.max_norm),
+        )
+        return _CLASSES[spec.kind](rule, *self.state.values())
 
     def update(self, weights_ND: FloatArray, rows_A: IntArray, gradient_AD: FloatArray) -> None:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.

@@ -50,14 +50,14 @@ class Examples(NamedTuple):
         row_N: the row of each use of an item.
         weight_B: weights of the examples.
         log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
-        count: negatives of an example, C.
+        negatives: their number for each example, C.
     """
 
     starts_A1: IntArray
     row_N: IntArray
     weight_B: FloatArray
     log_q_N: FloatArray
-    count: int
+    negatives: int
 
 
 class ItemUses(NamedTuple):
@@ -69,7 +69,7 @@ class ItemUses(NamedTuple):
         order_N: the uses, ordered by item.
         starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
         slope_N: derivatives by score, from a pass over the queries.
-        count: negatives of an example.
+        negatives: their number for each example.
     """
 
     query_AD: FloatArray
@@ -77,7 +77,7 @@ class ItemUses(NamedTuple):
     order_N: IntArray
     starts_A1: IntArray
     slope_N: FloatArray
-    count: int
+    negatives: int
 
 
 class QueryTables(NamedTuple):
@@ -249,13 +249,13 @@ def _item_gradient(out_XD, x, item_RD, r, uses, a, end, scales):  # type: ignore
 def _prefetch_use(uses, n):  # type: ignore[no-untyped-def]
     """Prefetch the query and the slope of the use at place ``n``."""
     use = get(uses.order_N, n)
-    prefetch_row(uses.query_AD, uses.index_B[_example_of(use, uses.index_B.shape[0], uses.count)])
+    prefetch_row(uses.query_AD, uses.index_B[_example_of(use, uses.index_B.shape[0], uses.negatives)])
     prefetch_row(uses.slope_N, use)
 
 
 @inner_kernel()
 def _query_gradients(begin, end, query_AD, item_AD, examples, objective, results, scratch):  # type: ignore[no-untyped-def]
-    last, loss_inputs = get(examples.starts_A1, end), (objective, _of_chunk(scratch, begin, examples.count))
+    last, loss_inputs = get(examples.starts_A1, end), (objective, _of_chunk(scratch, begin, examples.negatives))
     for a in range(begin, end):
         _query_gradient(results, a, query_AD, a, item_AD, examples, last, loss_inputs)
 
@@ -274,7 +274,7 @@ def query_gradients(query_AD, item_AD, examples, objective):  # type: ignore[no-
     slope_N = np.empty(examples.row_N.shape[0], np.float32)
     results = _Results(np.empty_like(query_AD), loss_B, slope_N)
     rows, size = query_AD.shape[0], balanced_chunk_size(query_AD.shape[0])
-    scratch = _scratch(rows, size, examples.count)
+    scratch = _scratch(rows, size, examples.negatives)
     for_chunks(_query_gradients, rows, size, (query_AD, item_AD, examples, objective, results, scratch))
     return results
 
@@ -298,12 +298,12 @@ def item_gradients(item_AD, uses, scales):  # type: ignore[no-untyped-def]
 def _update_queries(begin, end, tables, examples, objective, results, scratch, optimizer):  # type: ignore[no-untyped-def]
     query_RD, rows_A, item_RD, old_AD = tables
     starts_A1, divergent_rows = examples.starts_A1, 0
-    loss_inputs = objective, _of_chunk(scratch, begin, examples.count)
+    loss_inputs = objective, _of_chunk(scratch, begin, examples.negatives)
     x = _row_of_chunk(begin, scratch.size, query_RD.shape[1])
     for a in range(begin, min(begin + AHEAD, end)):
         prefetch_row(query_RD, get(rows_A, a))
     for b in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
-        _prefetch_items(item_RD, examples.row_N, b, examples.weight_B.shape[0], examples.count)
+        _prefetch_items(item_RD, examples.row_N, b, examples.weight_B.shape[0], examples.negatives)
     for a in range(begin, end):
         if a + AHEAD < end:
             prefetch_row(query_RD, get(rows_A, a + AHEAD))
@@ -325,7 +325,7 @@ def update_queries(tables, examples, objective, optimizer):  # type: ignore[no-u
     slope_N = np.empty(examples.row_N.shape[0], np.float32)
     rows, size = tables.rows_A.shape[0], balanced_chunk_size(tables.rows_A.shape[0])
     results = _Results(_gradients_of_chunks(rows, size, tables.query_RD.shape[1]), loss_B, slope_N)
-    arguments = (tables, examples, objective, results, _scratch(rows, size, examples.count), optimizer)
+    arguments = (tables, examples, objective, results, _scratch(rows, size, examples.negatives), optimizer)
     divergent_rows = for_chunks(_update_queries, rows, size, arguments)
     return loss_B, slope_N, divergent_rows
 
