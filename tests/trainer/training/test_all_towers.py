@@ -18,7 +18,7 @@ from crossfade.trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow
 
-CUSTOMERS, TRACKS, GENRES, PLAYS = 240, 100, 5, 24
+CUSTOMERS, TRACKS, GENRES, PLAYS = 240, 99, 3, 24
 MODEL = {
     "dim": 16,
     "query_features": ["customer", "device", "history"],
@@ -32,7 +32,7 @@ CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare plays of the genre of a device, which one in twenty lacks, and a job that uses all that is known."""
     folder, random = tmp_path_factory.mktemp("towers"), np.random.default_rng(3)
-    device_N = random.integers(3, size=CUSTOMERS * PLAYS)
+    device_N = random.integers(GENRES, size=CUSTOMERS * PLAYS)
     write_parquet(
         folder / "plays.parquet",
         customer=[f"c{row}" for row in np.repeat(np.arange(CUSTOMERS), PLAYS)],

@@ -63,8 +63,8 @@ class Runs:
                 on_event=emit, log=lines.append, stop_requested=lambda: stop_at is not None and step >= stop_at
             )
             result = run_in_process(self._job, RunFolder(self._folder / name), hooks, resume=resume)
-        *reasons, last = lines or ["resuming from step 0"]
-        assert last.startswith("resuming from step ")
+        assert not lines or lines[-1].startswith("resuming from step ")
+        reasons = [line for line in lines if line.startswith("skipped a checkpoint: ")]
         assert [name in line for name, line in zip(skipped, reasons, strict=True)] == [True] * len(skipped)
         return result
 
