@@ -23,6 +23,8 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SGD = OptimizerSpec("sgd")
 TRACK = TableSpec("track", rows=6, dim=2, init_std=0.1)
 COMPLETE, FLIPPED, CORRUPT, NEWER, UNFINISHED = 1, 2, 3, 4, 5

@@ -16,6 +16,8 @@ from crossfade.cli.demo import _ARTISTS
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "crossfade"]
 JOB = "name: {name}\ndata: {{path: data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
 

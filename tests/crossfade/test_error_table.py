@@ -6,6 +6,7 @@ import pytest
 from error_table import TABLE, DocumentedError, documented, documented_errors
 
 
+@pytest.mark.slow
 def test_every_row_is_provoked_by_a_test() -> None:
     tests = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(Path(__file__).resolve().parents[1].rglob("test_*.py"))

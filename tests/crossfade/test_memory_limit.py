@@ -45,6 +45,7 @@ def limited(mebibytes: int, *arguments: object, cwd: Path) -> subprocess.Complet
 PREPARE = ("prepare", "--events", "events.csv", "--query", "customer", "--item", "track", "--out", "prepared")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mebibytes", "command"),
     [

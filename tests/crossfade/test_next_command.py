@@ -62,6 +62,7 @@ def test_without_a_job_file_one_is_written_that_does_not_replace_another(jobs: P
     assert train_command("data/plays", "customer", "track") == command.replace("{file}", "plays-2.yaml")
 
 
+@pytest.mark.slow
 def test_median_customer_has_as_many_interactions_as_most(tmp_path: Path) -> None:
     plays = [(f"c{customer}", track) for customer in range(1, 100) for track in range(customer)]
     plays += [("-x", track) for track in range(50)]  # cannot be typed as the value of an option

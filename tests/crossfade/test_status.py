@@ -19,6 +19,8 @@ from crossfade.base.errors import InputError
 from crossfade.cli.main import make_parser
 from crossfade.kvstore.store import VALUE_BYTES
 
+pytestmark = pytest.mark.slow
+
 DIM = 8
 
 

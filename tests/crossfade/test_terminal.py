@@ -69,6 +69,7 @@ def prints(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_commands_print_data_through_the_terminal_module_only() -> None:
     paths = sorted(path for path in (ROOT / "crossfade").rglob("*.py") if path.name != "terminal.py")
     assert len(paths) > 30
@@ -144,6 +145,7 @@ def test_usage_error_prints_no_controls(capsys: pytest.CaptureFixture[str]) -> N
     assert_harmless(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("schema",), ("train", "--explain")])
 def test_command_whose_output_is_not_read_ends_with_141(words: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "crossfade", *words]

@@ -69,6 +69,7 @@ def test_build_without_gpu_has_gloo_only(checkout: Path) -> None:
     assert (checkout / "checked").read_text() == "0", "NCCL is not required"
 
 
+@pytest.mark.slow
 def test_build_for_gpus_has_nccl_and_another_wheel(checkout: Path) -> None:
     gpu = {"HOROVOD_GPU": "1", "HOROVOD_CUDA_HOME": str(checkout / "cuda")}
     assert build(checkout).returncode == 0

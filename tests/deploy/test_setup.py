@@ -163,6 +163,7 @@ def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
     assert line == "setup: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
 @pytest.mark.parametrize(
     ("present", "names", "packages"),
@@ -181,6 +182,7 @@ def test_libraries_missing_for_mxnet_are_named_before_installing(
     assert not (checkout.root / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
@@ -188,6 +190,7 @@ def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     assert not (checkout.root / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_venv_of_another_folder_behind_a_link_is_kept(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     other = checkout.root / "other"
@@ -310,6 +313,7 @@ def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
         assert is_locked or not applies, f"{required} against {pin} on {system} {machine}: run `make lock`"
 
 
+@pytest.mark.slow
 def test_horovod_is_locked_with_the_versions_of_the_set_up() -> None:
     assert "horovod" not in locked()
     for name, (requirement, _) in locked(HOROVOD_LOCK).items():

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from object_store import free_ports
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = "deploy/requirements-horovod.lock"
 ACCEPTED = ROOT / "deploy" / "accepted-advisories.txt"

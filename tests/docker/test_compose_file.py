@@ -113,6 +113,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_secrets_are_generated_once_and_differ_between_deployments(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()

@@ -82,6 +82,7 @@ def test_differences_are_those_of_the_same_repeat() -> None:
     assert results.differences("a", "b", "step_ms") == [3.0]
 
 
+@pytest.mark.slow
 def test_process_in_a_group_gets_its_share_of_a_core() -> None:
     with psutil.Popen([sys.executable, "-c", SPIN]) as process:
         try:

@@ -27,6 +27,7 @@ def bench_gpu(*arguments: object, **variables: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_one_line_gives_the_reason() -> None:
     done = bench_gpu(CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2

@@ -111,7 +111,7 @@ def table() -> str:
     return "".join(rows)
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason=LINUX), pytest.mark.slow]
 
 
 def test_page_lists_the_license_of_every_package() -> None:

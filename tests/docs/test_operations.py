@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from crossfade.cli import main
@@ -48,6 +49,7 @@ def documented_codes() -> list[int]:
     return [int(code) for code in re.findall(r"^\| (\d+) \| ", section("Exit codes"), re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_page_has_each_exit_code() -> None:
     documented = documented_codes()
     assert documented == sorted(set(documented))

@@ -77,6 +77,7 @@ def test_way_of_a_batch_is_in_few_files_each_of_which_is_an_item() -> None:
     assert 10 <= len(set(links)) == len(links) <= MAX_FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/architecture.md", "README.md"])
 def test_files_of_the_reading_order_define_its_names(page: str) -> None:
     passages = list(markdown_passages(ROOT / page))

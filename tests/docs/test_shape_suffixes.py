@@ -4,6 +4,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("kvstore", "trainer", "deploy", "crossfade", "benchmarks")
 _ROW = re.compile(r"^\| ([A-Z]) \| .+ \|$", re.MULTILINE)

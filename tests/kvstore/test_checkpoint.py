@@ -160,6 +160,7 @@ def test_distant_rows_are_read_by_themselves(saved: Saved, monkeypatch: pytest.M
                 np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_store_and_servers_load_each_others_checkpoints(kind: OptimizerKind, tmp_path: Path) -> None:
     optimizer = OptimizerSpec(kind)
@@ -174,6 +175,7 @@ def test_local_store_and_servers_load_each_others_checkpoints(kind: OptimizerKin
     assert_equal(join_shards(into), arrays)
 
 
+@pytest.mark.slow
 def test_example_in_the_docs_reads_a_table(saved: Saved) -> None:
     text = DOCS.read_text()
     example: dict[str, Callable[..., np.ndarray]] = {}

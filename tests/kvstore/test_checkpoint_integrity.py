@@ -70,6 +70,7 @@ def files_of(uri: str) -> list[Path]:
     return sorted(path for path in Path(uri).rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_changed_byte_in_any_file_is_rejected_by_file_name(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     load_small(uri)

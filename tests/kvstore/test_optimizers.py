@@ -71,6 +71,7 @@ def numba_threads(count: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimizer_follows_its_formula_over_several_steps(kind: OptimizerKind, weight_decay: float) -> None:
@@ -100,6 +101,7 @@ def test_lr_factor_multiplies_the_learning_rate_of_later_updates(kind: Optimizer
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_max_norm_scales_longer_active_rows_only(kind: OptimizerKind) -> None:
     bound, free = 2 * random_rows(ROWS, DIM, seed=1), 2 * random_rows(ROWS, DIM, seed=1)

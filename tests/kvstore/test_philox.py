@@ -36,6 +36,7 @@ def initial_rows(rows_A: np.ndarray, dim: int = 6, seed: int = 1, table: str = "
     return out_AD
 
 
+@pytest.mark.slow
 def test_initial_row_is_the_same_in_any_order_and_subset() -> None:
     all_ND = initial_rows(np.arange(500))
     for rows_A in (

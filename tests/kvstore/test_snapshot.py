@@ -20,6 +20,8 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _compiled_kernels() -> None:

@@ -54,6 +54,7 @@ def test_small_loops_have_one_chunk() -> None:
     assert _sizes(0, 0) == (1, 1)
 
 
+@pytest.mark.slow
 def test_failure_of_a_thread_is_an_error() -> None:
     @allocating_kernel(cache=False)
     def fail(begin, end, limit):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from waiting import wait_until
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
+pytestmark = [pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX), pytest.mark.slow]
 
 MAX_PAGES = 2 * ACTIVE_ROWS
 """A row may straddle two pages."""

@@ -9,6 +9,8 @@ import crossfade
 
 from .conftest import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_search_chooses_the_longer_training(plays: pd.DataFrame) -> None:

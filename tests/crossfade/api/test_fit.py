@@ -20,6 +20,8 @@ import crossfade
 
 from .conftest import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: dict[str, Any] = {"query": "user", "item": "track", "dim": 4, "epochs": 1, "settings": SETTINGS}
 
 

@@ -7,6 +7,8 @@ from cluster_data import write_planted
 
 import crossfade
 
+pytestmark = pytest.mark.slow
+
 VALUES = {"name": "planted", "train": {"epochs": 1, "batch_size": 512}, "metrics": {"port": None}}
 
 

@@ -138,6 +138,7 @@ def test_estimator_that_is_not_fitted_says_so_as_scikit_learn_does() -> None:
         assert "call fit with events first" in rejection(use, NotFittedError)
 
 
+@pytest.mark.slow
 def test_wrong_events_of_an_estimator_are_named(plays: pd.DataFrame) -> None:
     estimator = crossfade.Recommender(query="user", item="track", dim=8, epochs=1)
     assert "y: events have no target" in rejection(lambda: estimator.fit(plays, plays["track"]))
@@ -155,6 +156,7 @@ def test_ids_of_every_form_are_found(model: crossfade.Model) -> None:
     assert model.similar(np.int64(3), k=2)["neighbor"].tolist() == expected[:2]
 
 
+@pytest.mark.slow
 def test_more_than_there_are_means_all(model: crossfade.Model) -> None:
     tracks = len(model.ids("track"))
     found = model.recommend("user_42", k=10**12, exclude=())

@@ -12,6 +12,8 @@ import pytest
 import crossfade
 from crossfade.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
     found = model.recommend(["user_7", "user_3"], k=2)
@@ -107,6 +109,7 @@ def test_save_replaces_nothing_but_a_model(
     assert copy.source == model.source
 
 
+@pytest.mark.slow
 def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path) -> None:
     model = crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1)
     model.save(tmp_path / "kept")
@@ -119,6 +122,7 @@ def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path
     assert other.recommend("all", k=1) is not None
 
 
+@pytest.mark.slow
 def test_vectors_have_no_row_of_somebody_who_was_forgotten(plays: pd.DataFrame, tmp_path: Path) -> None:
     crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1).save(tmp_path / "kept")
     before = crossfade.load(tmp_path / "kept").vectors("user")

@@ -36,6 +36,7 @@ print(json.dumps({"source": str(kills.source), "count": kills.count}))
 """
 
 
+@pytest.mark.slow
 def test_kill_by_the_kernel_for_lack_of_memory_differs_from_another() -> None:
     with memory_cgroup() as cgroup:
         cgroup.limit_to(2**28)
@@ -44,6 +45,7 @@ def test_kill_by_the_kernel_for_lack_of_memory_differs_from_another() -> None:
     assert result.stdout == "-9 False -9 True\n", result.stderr
 
 
+@pytest.mark.slow
 def test_lost_command_was_killed_for_lack_of_memory_if_the_count_has_risen(tmp_path: Path) -> None:
     command = {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": 1.0}  # of another process
     with memory_cgroup() as cgroup:

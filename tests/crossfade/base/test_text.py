@@ -16,6 +16,7 @@ def test_one_is_singular() -> None:
     assert counted(2, "query", "queries") == "2 queries"
 
 
+@pytest.mark.slow
 def test_no_message_writes_a_plural_in_parentheses() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"

@@ -41,6 +41,7 @@ def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     return server
 
 
+@pytest.mark.slow
 def test_client_uses_endpoint_and_region_of_the_environment(aws: AwsServer) -> None:
     assert Aws().account() == ACCOUNT
     assert Aws(region="eu-west-1").account() == ACCOUNT
@@ -89,6 +90,7 @@ def test_aws_error_becomes_one_line_with_its_fix(
     assert "\n" not in line
 
 
+@pytest.mark.slow
 def test_xml_error_of_ec2_and_iam_is_translated(aws: AwsServer) -> None:
     def failure(send: Callable[..., object], **request: Any) -> CloudRequestError:
         with pytest.raises(CloudRequestError) as caught, translate_aws_errors("looking", REGION):

@@ -28,6 +28,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_printed_plan_names_every_process_and_its_memory(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_printed_plan_names_every_process_and_its_memory(
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
 
 
+@pytest.mark.slow
 def test_time_of_a_step_follows_from_cores_and_bandwidth(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def time_of(*arguments: object) -> Any:
         return json.loads(planned(capsys, planted, "--json", *arguments))["time"]

@@ -24,6 +24,8 @@ from crossfade.trainer.model.batches import BatchSource, BatchTimers, FrequencyW
 from crossfade.trainer.model.negatives import NegativeSampler
 from crossfade.trainer.training.state import TrainState
 
+pytestmark = pytest.mark.slow
+
 
 def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
     """Count the rows of both tables that each worker touches in a step, on average over an epoch of real batches."""

@@ -6,6 +6,7 @@ Hosts send heartbeats and apply the answers as agents do, but a heartbeat or an 
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scripted_agents import KILLED, Cluster, Host, saved, step
@@ -16,6 +17,8 @@ from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, S
 from crossfade.deploy.cluster.messages import DesiredState, Failure, Heartbeat
 from crossfade.deploy.topology import Address, roles
 from crossfade.trainer.runs.events import HostExcluded, InterruptionNotice, LoadEvent, StoppedEvent
+
+pytestmark = pytest.mark.slow
 
 HOSTS = 2
 NOTICE = "EC2 terminates this spot instance at noon"

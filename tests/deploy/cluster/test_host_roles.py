@@ -201,6 +201,7 @@ def test_host_timeout_restarts_with_each_new_host() -> None:
     assert roles.cluster.state is State.PREPARING
 
 
+@pytest.mark.slow
 def test_without_host_timeout_a_lost_host_is_waited_for_indefinitely() -> None:
     roles = Roles(host_timeout_seconds=None)
     roles.run()

@@ -103,6 +103,7 @@ def test_pages_of_other_sites_may_link_to_a_page_but_not_change_anything(client:
     assert client.post("/api", headers=other).status_code == 403
 
 
+@pytest.mark.slow
 def test_clients_that_read_nothing_keep_nobody_out(url: str, client: Client) -> None:
     head = {"Authorization": f"Bearer {TOKEN}"}
     with ExitStack() as held:

@@ -13,6 +13,8 @@ from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
 
+pytestmark = pytest.mark.slow
+
 PATH = "/_dash-update-component"
 VALUES = (1, -1.5, "x", True, [1], [[]], {"a": 1}, ["\ud800"], "?run=%ff", float("inf"), float("nan"))
 NO_REQUESTS = (

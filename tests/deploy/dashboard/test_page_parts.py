@@ -73,6 +73,7 @@ def test_updates_chart_shows_rates_of_servers_only(resumed: RunView) -> None:
     assert {line["name"] for line in charts.memory([resumed])["data"]} == {"server-0", "worker-0"}
 
 
+@pytest.mark.slow
 def test_long_run_is_thinned_to_few_points_with_the_same_mean(tmp_path: Path) -> None:
     numbers = range(1, 10_001)
     events = [training_from(0, at=0), *(step(number, at=number, loss=number % 7, steps=10_000) for number in numbers)]

@@ -10,6 +10,8 @@ from command_here import crossfade_here
 from error_table import documented
 from running_command import single_line, succeeded
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cluster_data import write_job
 from cuda_stub import H100, build_cuda_stub, cuda_stub_environment
 
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.deploy.doctor.host_checks import check_gpus
+
+pytestmark = pytest.mark.slow
 
 CHECK = """
 import json, sys

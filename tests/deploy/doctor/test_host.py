@@ -15,6 +15,8 @@ from needs import root
 from crossfade.deploy.doctor import host_checks
 from crossfade.deploy.doctor.findings import run_check
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 6 * 2**30
 BROKEN = """

@@ -27,6 +27,8 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SERVERS = {"servers": 1, "workers": 1}
 
 

@@ -15,6 +15,8 @@ from crossfade.deploy.doctor.run_checks import check_leftovers
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def found(folder: Path) -> list[str]:
     job, run = load_job(folder / "job.yaml"), RunFolder(folder / "run")

@@ -151,6 +151,7 @@ def serving(http: OtherServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             thread.join()
 
 
+@pytest.mark.slow
 def test_server_without_conditional_writes_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     http = OtherServer()
     with serving(http, monkeypatch), short_requests():

@@ -9,6 +9,8 @@ import pytest
 from crossfade.deploy.doctor.findings import Finding
 from crossfade.deploy.doctor.host_checks import check_versions
 
+pytestmark = pytest.mark.slow
+
 
 def install(folder: Path, name: str, version: str, *lines: str) -> None:
     """Write the metadata of a distribution into ``folder``, as an installer does."""
@@ -52,6 +54,7 @@ def test_wrong_and_missing_packages_are_named_with_how_to_install_them(
     assert fix == "pip install 'duckdb>=2.0' 'no-such-package<3' 'numpy==0.5'"
 
 
+@pytest.mark.slow
 def test_pandas_that_needs_a_later_numpy_is_named_by_doctor_and_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from crossfade.deploy.schedulers.options import SchedulerFiles
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = SchedulerFiles(image="registry:5000/crossfade:cpu", namespace="music")
 VERSIONS = ("1.31", "1.34")
 """The first version whose pod failure policies are stable, and a newer one."""

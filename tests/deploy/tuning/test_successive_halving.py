@@ -28,6 +28,7 @@ def steps(job: JobConfig, steps_per_epoch: int) -> int:
     return min(taken, job.train.max_steps or taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", ["null", 1, 8, 9, 10, 27, 100, 777])
 def test_budget_is_ten_trainings_for_any_length(tmp_path: Path, max_steps: str | int) -> None:
     for epochs in (*range(1, 13), 17, 26, 27, 28, 40, 119):

@@ -16,6 +16,8 @@ from running_command import records, succeeded
 
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 
+pytestmark = pytest.mark.slow
+
 LONG = ("train.epochs=100000", "train.patience=null")
 SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=8")
 

@@ -74,6 +74,7 @@ def status(answer: bytes) -> int:
     return int(answer.split()[1])
 
 
+@pytest.mark.slow
 def test_strangers_keep_no_client_out_and_slow_ones_are_disconnected() -> None:
     with served(Bounds(Places(8, 8), seconds=0.5)) as address:
         with idle_strangers(address, 300) as held:

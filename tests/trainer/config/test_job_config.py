@@ -348,6 +348,7 @@ BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
 """A value whose complete text would take a gigabyte."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

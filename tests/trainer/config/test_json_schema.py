@@ -136,6 +136,7 @@ def test_every_key_has_its_description_and_default() -> None:
     assert SCHEMA["properties"]["name"]["examples"] == ["plays"]
 
 
+@pytest.mark.slow
 def test_command_prints_and_writes_a_valid_schema(tmp_path: Path) -> None:
     printed = crossfade_here("schema").stdout
     assert json.loads(printed) == SCHEMA

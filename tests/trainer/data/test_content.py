@@ -25,6 +25,8 @@ from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.validate import validate
 
+pytestmark = pytest.mark.slow
+
 # Track 14 is in test alone; 99 is in no event.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]
 AUDIO = {10: [1.0, 2.0], 11: [-3.0, 0.5], 12: None, 14: [0.0, 4.0], 99: [5.0, 5.0]}
@@ -114,6 +116,7 @@ def test_scaling_is_that_of_the_manifest_and_missing_values_are_masked(data: Pat
     assert content.filled_R[[row[track] for track in (10, 11, 12, 13, 14)]].tolist() == [True, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_catalog_gives_rows_to_ids_of_content(raw: Path, tmp_path: Path) -> None:
     data = prepare(raw, tmp_path / "data", *options(raw), "--catalog", "track")
     assert 99 in ids(data)
@@ -126,6 +129,7 @@ def test_dataset_with_content_can_be_overwritten(raw: Path, data: Path) -> None:
     assert not (data / "content").exists()
 
 
+@pytest.mark.slow
 def test_threads_and_row_groups_do_not_change_the_scaling(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +145,7 @@ def test_threads_and_row_groups_do_not_change_the_scaling(
     assert (column.mean, column.std) == pytest.approx((draw.mean(), draw.std()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_base_dataset_keeps_values_and_scaling(raw: Path, tmp_path: Path, data: Path) -> None:
     before = read_manifest(Folder(data)).content["track"]
     new = {11: 200.0, 12: 220.0}
@@ -176,6 +181,7 @@ def rewrite(data: Path, name: str, rows: Any, lists: Any) -> None:
     manifest.model_copy(update={"content": content}).write(Folder(data))
 
 
+@pytest.mark.slow
 def test_unusable_stored_content_is_reported(data: Path) -> None:
     ok = pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2))
     for rows, lists, expected in (

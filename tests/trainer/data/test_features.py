@@ -26,6 +26,8 @@ from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.validate import validate
 from crossfade.trainer.runs.job_inputs import load_inputs
 
+pytestmark = pytest.mark.slow
+
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]
 TAGS = {10: ["rock", "live"], 11: ["live"], 13: ["jazz"], 14: ["rock", "rock"], 99: ["unheard"]}

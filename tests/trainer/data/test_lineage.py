@@ -19,6 +19,8 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.option_values import MaxAge
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[str, int]
 DAY_1, DAY_2, DAY_3 = ([("a", 1), ("a", 2), ("b", 1)], [("a", 3), ("c", 1)], [("b", 4), ("c", 1), ("d", 5)])
 
@@ -92,6 +94,7 @@ def test_interactions_of_three_days_are_read_from_the_oldest_on(data: Path) -> N
         }
 
 
+@pytest.mark.slow
 def test_all_splits_of_base_datasets_are_known_and_only_train_counts(tmp_path: Path) -> None:
     test = write_parquet(tmp_path / "test.parquet", customer=["a"], item=[2])
     day(tmp_path, "day1", [("a", 1), ("b", 2)], test=[test])
@@ -110,6 +113,7 @@ def test_all_splits_of_base_datasets_are_known_and_only_train_counts(tmp_path: P
     assert sorted(pairs) == [("a", 1), ("a", 3), ("b", 2)]
 
 
+@pytest.mark.slow
 def test_rows_that_were_forgotten_or_belong_to_another_id_now_are_left_out(tmp_path: Path) -> None:
     """Customer b and item 2 expire; x gets the row of b. Item 3 is forgotten in the newest dataset only."""
     age = {"customer": MaxAge.parse("100"), "item": MaxAge.parse("100")}

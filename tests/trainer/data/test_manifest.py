@@ -97,6 +97,7 @@ def test_manifest_that_is_a_fifo_or_huge_is_not_read(data: Path) -> None:
     documented("a manifest of more than 64 MiB", str(caught.value))
 
 
+@pytest.mark.slow
 def test_training_refuses_before_it_starts_what_validation_refuses(data: Path) -> None:
     job = write_job(data.parent / "job.yaml", data)
     file = data / "vocabulary" / "customer" / "part-00001.parquet"

@@ -26,6 +26,7 @@ def random_interactions(seed: int) -> tuple[IntArray, IntArray, FloatArray, IntA
     return query_N, item_N, random.choice([-1.0, 0.0, 1.0, 2.0], 60).astype(np.float32), random.integers(9, size=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 100])
 def test_history_has_the_last_items_before_the_moment(length: int) -> None:
     query_N, item_N, weight_N, timestamp_N = random_interactions(1)

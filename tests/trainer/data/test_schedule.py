@@ -129,6 +129,7 @@ def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
         assert part.global_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "group_rows"), [(1, 1), (3, None)])
 def test_starting_at_a_step_yields_the_remaining_slices(
     uneven_data: Path, workers: int, group_rows: int | None
@@ -327,6 +328,7 @@ def test_consecutive_epochs_equal_single_epochs(uneven_data: Path) -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 def test_interactions_keep_their_context(tmp_path: Path) -> None:
     """Item j has the context j modulo 3, but 2 is none, on any worker and after a resume within a shuffle block."""
     events = {"customer": [n % QUERIES for n in range(3000)], "item": [n * 7 % ITEMS for n in range(3000)]}

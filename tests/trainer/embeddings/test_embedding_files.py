@@ -122,6 +122,7 @@ def test_vectors_of_any_rows_match_the_store(written: Path, store: LocalStore, r
     np.testing.assert_array_equal(vectors_ND.reshape(-1, 3), StoreVectors(store).vectors(QUERY, rows_N))
 
 
+@pytest.mark.slow
 def test_reading_leaves_no_pyarrow_thread(written: Path) -> None:
     reads = f"""
 import os
@@ -253,6 +254,7 @@ def test_invalid_lists_of_embeddings_are_rejected(written: Path, listing: bytes)
         EmbeddingFiles(written)
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_rejected_or_harmless(written: Path) -> None:
     expected = _all_of(written)
     random = np.random.default_rng(0)

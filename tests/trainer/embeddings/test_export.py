@@ -228,6 +228,7 @@ def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.slow
 def test_moved_dataset_is_found_by_option(data: Path, tmp_path: Path, lines: Lines) -> None:
     save_step(tmp_path / "checkpoints", data, 1)
     data.rename(tmp_path / "elsewhere")

@@ -255,6 +255,7 @@ def test_task_repeat_counts_what_new_drops(workspace: Path) -> None:
     assert new["baselines"]["metrics"]["test"] != found["baselines"]["metrics"]["test"]
 
 
+@pytest.mark.slow
 def test_run_below_a_baseline_is_named(workspace: Path) -> None:
     brief = ("train", "job.yaml", "--run-dir", "brief", "--set", "optimizer.learning_rate=1e-9")
     text = {

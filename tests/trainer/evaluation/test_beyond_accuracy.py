@@ -103,6 +103,7 @@ def plain_gini(counts: list[int]) -> float:
     return differences / (2 * (len(counts) - 1) * sum(counts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["one block", "small blocks"])
 def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if blocks == "small blocks":  # two queries of vectors at a time, and rankings of four
@@ -283,6 +284,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
     found = json.loads(succeeded(crossfade_here("evaluate", "run", "--segments", "--json", cwd=workspace)).stdout)
     plain = json.loads(succeeded(crossfade_here("evaluate", "run", "--json", cwd=workspace)).stdout)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from builders import make_interactions, write_data_set
 from preparing import prepare_files, vocabulary_tuples, write_parquet
 
@@ -14,6 +15,8 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.query_history import latest_histories
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
+
+pytestmark = pytest.mark.slow
 
 QUERIES, ITEMS = 30, 50
 

@@ -74,6 +74,7 @@ def plain(score_SS: FloatArray, labels: list[set[int]], *, positive: bool = Fals
     return float(np.mean(shares))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entity", [QUERY, ITEM])
 @pytest.mark.parametrize("kind", get_args(ScoreKind))
 def test_precision_matches_plain_implementation(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from cluster_data import planted_splits
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 RUN = "lastfm_split-crossfade-seed1"
 

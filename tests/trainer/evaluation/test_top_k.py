@@ -60,6 +60,7 @@ def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, Fl
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tiles", "depth", "kind"),
     [(tiles, (1, 5, 100)[n % 3], ("dot", "euclidean")[n % 2]) for n, tiles in enumerate(TILES * 2)],
@@ -136,6 +137,7 @@ def near_ties(rows: int, dim: int, rng: np.random.Generator) -> FloatArray:
     return vectors_ND
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["dot", "cosine", "euclidean"]),
@@ -216,6 +218,7 @@ def test_ranking_is_the_same_with_the_kernels_of_any_processor() -> None:
     assert len(set(rankings.values())) == 1
 
 
+@pytest.mark.slow
 def test_ranking_among_thousands_of_equal_vectors_is_by_row_and_fast() -> None:
     rng = np.random.default_rng(1)
     query_QD, item_ID = rng.normal(size=(200, 32)).astype(np.float32), np.ones((20_000, 32), np.float32)

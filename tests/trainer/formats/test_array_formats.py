@@ -33,6 +33,8 @@ from written_runs import (
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.formats import exported_model
 
+pytestmark = pytest.mark.slow
+
 SCORES = ("cosine", "dot", "euclidean")
 
 
@@ -191,6 +193,7 @@ def test_corrupt_checkpoint_is_skipped_without_leftovers(run: WrittenRun, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "run"]
 
 
+@pytest.mark.slow
 def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> None:
     save_checkpoint(run, 7)
     out = tmp_path / "out"

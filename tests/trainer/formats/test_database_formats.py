@@ -20,6 +20,8 @@ from written_runs import CUSTOMER_IDS, TRACK_NAMES, TRAINED, WrittenRun, write_r
 
 from crossfade.trainer.formats import exported_model, search_engines
 
+pytestmark = pytest.mark.slow
+
 DATABASES = ("qdrant", "opensearch")
 
 

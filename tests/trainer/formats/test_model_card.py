@@ -14,6 +14,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.vector_origin import checkpoint_origin
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from crossfade.trainer.maps.items_map import ItemsMap
 from crossfade.trainer.maps.map_labels import Labels
 from crossfade.trainer.maps.picture import _Picture, choose_fonts, write_picture
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("$\\z$", "\x1b[2J\x07\t\r", "A$AP", "$x_{$")
 """Formulas that matplotlib cannot parse, and controls of a terminal, which it would print with a warning."""
 SCRIPT_A = "\U0001d49c"
@@ -38,6 +40,7 @@ def no_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fonts"
 
 
+@pytest.mark.slow
 def test_any_name_is_drawn_as_text(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -65,6 +68,7 @@ def test_legend_has_the_items_without_a_label() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "others"]
 
 
+@pytest.mark.slow
 def test_font_of_the_machine_draws_what_the_default_one_lacks(no_fonts: Path, tmp_path: Path) -> None:
     names = [SCRIPT_A, *map(str, range(30))]
     note = write_picture(items_map(names, Labels((f"label {SCRIPT_A}",), np.arange(31) % 2 - 1)), tmp_path / "map.png")

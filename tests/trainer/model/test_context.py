@@ -58,6 +58,7 @@ def test_vector_of_combination_is_sum_and_evaluates_the_same(with_country: bool)
     np.testing.assert_allclose(query_vectors(source, model, rows_QK[:, 0], context), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_country", [False, True])
 def test_gradients_match_finite_differences(with_country: bool) -> None:
     _, towers = make_towers(with_country=with_country)
@@ -89,6 +90,7 @@ def test_ordered_batch_keeps_each_example_with_its_context() -> None:
     np.testing.assert_array_equal(batch.item.uses_N[: len(numbers)], numbers % ROWS["track"])
 
 
+@pytest.mark.slow
 def test_batch_of_worker_without_data_has_no_active_rows() -> None:
     _, towers = make_towers(with_country=True)
     batch = towers.add_tower_inputs(batch_of(np.empty(0, np.int64), None))

@@ -81,6 +81,7 @@ def test_hidden_units_of_a_row_are_normalized_before_gain_bias_and_activation() 
     np.testing.assert_allclose(last(instead), output_AD, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_vector_does_not_depend_on_batch_and_gradients_add_up() -> None:
     spec = layers_of()
     dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0), seed=5)

@@ -18,6 +18,8 @@ from crossfade.trainer.model.engines import engine
 from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo
 from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE, EngineChoice, choose_engine, local_rank
 
+pytestmark = pytest.mark.slow
+
 CHOOSE = """
 import json, sys
 from crossfade.base.errors import InputError

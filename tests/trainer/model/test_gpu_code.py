@@ -279,6 +279,7 @@ def test_torch_that_finds_no_gpu_is_quoted(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
+@pytest.mark.slow
 def test_installed_packages_are_judged_for_a_gpu_that_the_driver_reports(tmp_path: Path) -> None:
     environment = cuda_stub_environment(build_cuda_stub(tmp_path), H100)
     code = """

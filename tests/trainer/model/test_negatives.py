@@ -75,6 +75,7 @@ def test_uniform_sampling_draws_items_equally_often(kind: str) -> None:
     assert_frequencies(rows_N, np.ones(ITEMS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_popularity_sampling_follows_count_power_and_includes_unseen_items(kind: str, power: float) -> None:

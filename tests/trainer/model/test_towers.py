@@ -52,6 +52,7 @@ def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None
             np.testing.assert_allclose(found, towers.dense.apply("track", expected[None]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "id_dropout"), [*product([False, True], [0.0, 0.5])])
 def test_gradients_with_content_match_finite_differences(mean: bool, id_dropout: float) -> None:
     _, towers = make_content_towers(mean, id_dropout)

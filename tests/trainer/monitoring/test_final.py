@@ -12,6 +12,8 @@ from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
+pytestmark = pytest.mark.slow
+
 
 def test_last_values_of_all_roles_are_merged_and_pushed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)

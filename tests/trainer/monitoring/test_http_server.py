@@ -73,6 +73,7 @@ def is_answered(address: Address, client: str = "127.0.0.1") -> bool:
     return status(address, client) in {200, 401, 403}
 
 
+@pytest.mark.slow
 @every_server
 def test_300_idle_strangers_keep_no_member_out(serve: Serve) -> None:
     with serve() as address, idle_strangers(address, 300), idle_strangers(address, 300, "127.0.0.2"):
@@ -137,6 +138,7 @@ def test_large_headers_are_rejected(serve: Serve) -> None:
         assert is_answered(address)
 
 
+@pytest.mark.slow
 @every_server
 def test_garbage_ends_no_server(serve: Serve) -> None:
     with serve() as address:

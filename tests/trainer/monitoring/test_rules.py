@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
 from scraping import promtool
 
 from crossfade.trainer.monitoring import names, thresholds
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"

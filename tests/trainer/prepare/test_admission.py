@@ -23,6 +23,8 @@ from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.validate import validate
 
+pytestmark = pytest.mark.slow
+
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}
 MAX_AGE = MaxAge.parse("20")

@@ -14,6 +14,8 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 Event = tuple[int, int, float, int]
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
 
@@ -103,6 +105,7 @@ def test_duplicates_sum_keeps_latest_time_and_drops_cancelled_pairs(tmp_path: Pa
     assert manifest.source["merged_duplicates"] == len(rows) + len(test) - len(weight) - 1
 
 
+@pytest.mark.slow
 def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     draw = random.Random(1)
     count = 150_000  # more than one of DuckDB's own row groups, so that threads do share the work

@@ -16,6 +16,8 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 
+pytestmark = pytest.mark.slow
+
 HOUR, DAY = 3600, 86_400
 NO_HOLD_OUT = {"hold_out_valid": "none"}
 

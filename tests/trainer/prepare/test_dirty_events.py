@@ -23,6 +23,8 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 COUNT = 2000
 COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
 FORMATS = ("--timestamp-format", "iso", "%d/%m/%Y %H:%M", "epoch-s", "epoch-ms")
@@ -84,6 +86,7 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
     assert "--on-missing drop" in message
 
 
+@pytest.mark.slow
 def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
     words = (
         *("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop", "--duplicates", "sum"),
@@ -109,6 +112,7 @@ def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path,
     assert f"dropped: {dropped} rows with a missing value" in result.stdout
 
 
+@pytest.mark.slow
 def test_documented_command_writes_the_bad_lines_to_be_corrected(tmp_path: Path, plays: DirtyPlays) -> None:
     words = ("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop")
     assert prepare(tmp_path, *FORMATS, *words).returncode == 0
@@ -121,6 +125,7 @@ def test_documented_command_writes_the_bad_lines_to_be_corrected(tmp_path: Path,
     assert set(lines) == bad
 
 
+@pytest.mark.slow
 def test_policies_are_independent(tmp_path: Path, plays: DirtyPlays) -> None:
     skipped = prepare(tmp_path, *FORMATS, "--on-bad-line", "skip")
     assert len(listing(skipped.stderr)) == len(MISSING)
@@ -214,6 +219,7 @@ def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> No
     assert json.loads(kept.read_text())["line"] == 3
 
 
+@pytest.mark.slow
 def test_quarantine_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
     for folder, text in (
@@ -226,6 +232,7 @@ def test_quarantine_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "bad.jsonl").read_text())["line"] == 4
 
 
+@pytest.mark.slow
 def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item,title\n1,1,One\n2\n2,2,Two\n")
     other = write_text(tmp_path / "n.csv", "item,title\n1,Uno\n2\n2,Dos,x\n")
@@ -267,6 +274,7 @@ def test_manifest_without_faults_has_none(tmp_path: Path) -> None:
     assert "dropped_faults" not in facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "tsv"])
 def test_bad_line_does_not_change_how_the_others_are_read(tmp_path: Path, form: str) -> None:
     draw, pieces = random.Random(11), ["a", "é", "🎧", '"', '""', ",", ";", " ", "\\", "'", "#", "|", "7"]

@@ -20,6 +20,8 @@ from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
+pytestmark = pytest.mark.slow
+
 
 def day(folder: Path, name: str, customers: list[Any], items: list[Any], **options: Any) -> Path:
     """Prepare a dataset of events, each of one customer and one item."""
@@ -44,6 +46,7 @@ def test_base_ids_keep_rows_and_new_ids_follow_by_count_then_id(tmp_path: Path, 
     assert sorted(row[:2] for row in interactions(second, "train")) == sorted(events)
 
 
+@pytest.mark.slow
 def test_extended_dataset_does_not_need_its_base(tmp_path: Path, first: Path) -> None:
     second = day(tmp_path, "second", ["d"], [5], base=str(first))
     before = vocabulary_tuples(second, "customer")
@@ -54,6 +57,7 @@ def test_extended_dataset_does_not_need_its_base(tmp_path: Path, first: Path) ->
     assert [row[:2] for row in vocabulary_tuples(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
 
 
+@pytest.mark.slow
 def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) -> None:
     names = {"first": {"1": "One", "2": "Two", "3": ""}, "second": {"2": "Zwei", "9": "Neun"}}
     for name, texts in names.items():
@@ -75,6 +79,7 @@ def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: P
     assert sorted(row[:2] for row in interactions(second, "train")) == [("a", 1), ("b", 1)]
 
 
+@pytest.mark.slow
 def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
     one = day(tmp_path, "first", ["a", "7"], [1, 2])
     (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")

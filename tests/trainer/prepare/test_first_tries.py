@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from command_here import crossfade_here
 from error_table import documented
 from preparing import entries, write_text
 from running_command import messages
+
+pytestmark = pytest.mark.slow
 
 SEMICOLONS = "User Id;Song Title;Artist;Played\n" + "".join(f"u{n};Song {n};Band {n};1\n" for n in range(9))
 

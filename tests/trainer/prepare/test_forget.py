@@ -127,6 +127,7 @@ def forget_all(folder: Folder, ids: list[str] = FORGOTTEN, entity: str = "custom
     return forget_dataset(folder, pa.array(ids), entity, NullReporter())
 
 
+@pytest.mark.slow
 @AND_ON_S3
 def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
     before, rows_before = interactions(data), {name: vocabulary_tuples(data, name) for name in ("customer", "item")}
@@ -176,6 +177,7 @@ def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) 
     assert not [path for path in data.sizes() if path.count("-") > 2]
 
 
+@pytest.mark.slow
 def test_items_can_be_forgotten(data: Folder) -> None:
     before = interactions(data)
     item = 7_000_000_000_011

@@ -20,6 +20,8 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.forget import ForgetReport, forget_in_lineage
 
+pytestmark = pytest.mark.slow
+
 DAYS = {"day1": [("a", 1), ("b", 1), ("b", 2)], "day2": [("a", 2), ("c", 3)], "day3": [("b", 3), ("c", 1), ("d", 4)]}
 
 

@@ -13,6 +13,8 @@ from crossfade.trainer.prepare import hold_out
 from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION, HoldOut
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 
 def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(tmp_path: Path) -> None:
     events = random_events(500)
@@ -37,6 +39,7 @@ def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(tmp_path: 
     assert ("pair", 1001, 1.0, 4) in expected["test"]  # of equal times, the larger item id is later
 
 
+@pytest.mark.slow
 def test_random_takes_fraction_of_pairs_and_leaves_each_customer_one(tmp_path: Path) -> None:
     draw = random.Random(5)
     customers = [f"c{draw.randrange(400)}" for _ in range(20_000)] + [f"lone{n}" for n in range(200)]
@@ -53,6 +56,7 @@ def test_random_takes_fraction_of_pairs_and_leaves_each_customer_one(tmp_path: P
     assert manifest.source["kept_for_train"] > 0  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_random_is_independent_of_event_order(tmp_path: Path) -> None:
     events = random_events(3000)
     backwards = {name: values[::-1] for name, values in events.items()}
@@ -81,6 +85,7 @@ def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
     assert "1 interaction, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_given_split_stays_and_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
     test = write_parquet(tmp_path / "t.parquet", **random_events(50, seed=8))
@@ -91,6 +96,7 @@ def test_given_split_stays_and_combines_with_hold_out_of_the_other(tmp_path: Pat
     assert (set(manifest.splits), manifest.splits["train"].rows) == ({"train", "test"}, 2000)
 
 
+@pytest.mark.slow
 def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
     manifests = {

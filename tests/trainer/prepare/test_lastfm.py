@@ -23,6 +23,8 @@ from preparing import (
 from crossfade.cli.main import main
 from crossfade.trainer.prepare import lastfm
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 

@@ -20,6 +20,8 @@ from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_map_back_to_ids(tmp_path: Path) -> None:
     events = random_events(3000)

@@ -11,6 +11,8 @@ from running_command import messages
 
 from crossfade.cli.main import make_parser
 
+pytestmark = pytest.mark.slow
+
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:
     return make_parser().parse_args(list(map(str, words)))

@@ -18,6 +18,8 @@ from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
+pytestmark = pytest.mark.slow
+
 
 def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     class RecordingReporter:
@@ -51,6 +53,7 @@ def test_low_disk_space_is_reported_at_the_start(
     assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*TMPDIR", line)
 
 
+@pytest.mark.slow
 def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
     out = tmp_path / "out"

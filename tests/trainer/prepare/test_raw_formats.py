@@ -27,6 +27,8 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 
 def test_csv_fields_with_quotes_and_line_ends_match_csv_module(tmp_path: Path) -> None:
     ids = [
@@ -180,6 +182,7 @@ def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp
     assert "2 lines without an item" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_adjacency_line_longer_than_two_megabytes_is_read(tmp_path: Path) -> None:
     items = range(10**17, 10**17 + 112_000)
     train = write_text(tmp_path / "train.txt", f"0 {' '.join(map(str, items))}\n1 {10**17}\n")
@@ -208,6 +211,7 @@ def test_globs_match_files_of_mixed_formats(tmp_path: Path) -> None:
     assert sorted(row[0] for row in interactions(tmp_path / "out", "train")) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_text_ids_become_integers_only_if_lossless(tmp_path: Path) -> None:
     prepare_files(tmp_path / "plain", write_text(tmp_path / "a.csv", "customer,item\n10,7\n9,8\n"))
     prepare_files(tmp_path / "zeros", write_text(tmp_path / "b.csv", "customer,item\n10,007\n9,8\n"))

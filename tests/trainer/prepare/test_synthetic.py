@@ -71,6 +71,7 @@ def test_many_items_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].has_names
 
 
+@pytest.mark.slow
 def test_bytes_depend_only_on_the_seed(tmp_path: Path, dataset: tuple[Path, DatasetManifest]) -> None:
     write_synthetic(tmp_path / "again", SPEC, seed=1)
     write_synthetic(tmp_path / "other", SPEC, seed=2)
@@ -80,6 +81,7 @@ def test_bytes_depend_only_on_the_seed(tmp_path: Path, dataset: tuple[Path, Data
     assert {path for path, _ in same} == {"features/track/genre/part-00000.parquet"}
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_chunk_size(
     tmp_path: Path, dataset: tuple[Path, DatasetManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:

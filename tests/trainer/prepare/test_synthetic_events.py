@@ -21,6 +21,8 @@ from crossfade.trainer.prepare.options import Likes, SyntheticSpec
 from crossfade.trainer.prepare.synthetic_draws import START_SECONDS
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
+pytestmark = pytest.mark.slow
+
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:
     return make_parser().parse_args(list(map(str, words)))

@@ -12,6 +12,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.summary import format_summary
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 1_717_186_500  # 2024-05-31T20:15:00Z
 
 
@@ -95,6 +97,7 @@ def test_formats_are_suggested_from_the_values(
     assert len(times(tmp_path, words, texts)) == len(texts)
 
 
+@pytest.mark.slow
 def test_format_that_fits_with_day_and_month_swapped_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

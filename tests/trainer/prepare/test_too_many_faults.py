@@ -10,6 +10,8 @@ from preparing import entries, prepare_files, write_parquet, write_text
 from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.option_values import NamesFile
 
+pytestmark = pytest.mark.slow
+
 ROWS = 100
 VALUES = {"few": 5, "many": 40}
 """How many of the rows are at fault."""

@@ -17,6 +17,7 @@ from crossfade.base.errors import CrossfadeError, InputError
 OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ["csv", "parquet"])
 def test_integers_with_gaps_that_pandas_made_fractional_are_integers(tmp_path: Path, extension: str) -> None:
     plays = pd.DataFrame({"customer": range(100), "item": [7, 8] * 50, "at": range(1_700_000_000, 1_700_000_100)})
@@ -32,6 +33,7 @@ def test_integers_with_gaps_that_pandas_made_fractional_are_integers(tmp_path: P
     assert {row[3] for row in interactions(tmp_path / "out", "train")} >= {1_700_000_000, 1_700_000_500}
 
 
+@pytest.mark.slow
 def test_fractions_and_texts_with_a_fraction_stay_what_they_are(tmp_path: Path) -> None:
     fractions = write_parquet(tmp_path / "e.parquet", customer=[1.0, 2.5], item=[1, 2])
     with pytest.raises(InputError, match="holds fractional numbers"):
@@ -43,6 +45,7 @@ def test_fractions_and_texts_with_a_fraction_stay_what_they_are(tmp_path: Path) 
         assert "1.0" in {row["id"] for row in vocabulary(tmp_path / file.stem, "customer")}
 
 
+@pytest.mark.slow
 def test_text_that_decompresses_to_too_much_stops_while_it_is_read(tmp_path: Path) -> None:
     line = b"1," + b"x" * 998 + b"\n"
     with pa.CompressedOutputStream(str(tmp_path / "e.csv.zst"), "zstd") as file:
@@ -87,6 +90,7 @@ def test_values_with_spaces_get_the_advice_of_their_option(
     assert capsys.readouterr().err.endswith(f"{advice}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [200, 3000, 9000])
 def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int) -> None:
     rows = "".join(f"customer-{n},item-{n % 50_000}-{'x' * 20}\n" for n in range(150_000))

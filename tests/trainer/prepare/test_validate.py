@@ -24,6 +24,8 @@ from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.validate import ValidationReport, validate
 
+pytestmark = pytest.mark.slow
+
 CUSTOMERS, TRACKS = 12, 6
 
 
@@ -122,6 +124,7 @@ def test_dataset_on_s3_is_validated_and_gets_manifest(
     assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest lists")
 
 
+@pytest.mark.slow
 def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
     pq.write_table(events, tmp_path / "events.parquet")
@@ -327,6 +330,7 @@ def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsy
     assert main(["validate", folder.uri, "--query", "customer=uid"]) == 2
 
 
+@pytest.mark.slow
 def test_large_strings_are_accepted(dataset: ForeignDataset) -> None:
     cast_column(dataset.vocabularies["customer"][0], "id", pa.large_string())
     folder = dataset.write()
@@ -352,6 +356,7 @@ def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
     assert [documented("validate: not UTF-8", problem) for problem in problems(dataset.write()) if "UTF-8" in problem]
 
 
+@pytest.mark.slow
 def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

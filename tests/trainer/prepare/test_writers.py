@@ -21,6 +21,8 @@ from crossfade.base.io.writer_lock import folder_writer
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 
+pytestmark = pytest.mark.slow
+
 DRIVER = Path(__file__).resolve().parents[2] / "support" / "drive_cli.py"
 FORGOTTEN = ("c1", "c2")
 EVENTS = {"customer": [f"c{number % 50}" for number in range(300)], "item": [number % 20 for number in range(300)]}

@@ -142,6 +142,7 @@ def test_ids_may_be_numbers_and_texts_of_numpy(ids: object) -> None:
     assert FilterOptions.of(allow=np.int64(7)).allow == ("7",)
 
 
+@pytest.mark.slow
 def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
     by_tag = select(data, max_per=("tag", 2))
     assert by_tag.max_per_group == 2

@@ -61,6 +61,7 @@ def test_all_lists_of_flat_codes_rank_exactly(metric: ScoreKind) -> None:
     np.testing.assert_allclose(scores_QK, truth_scores_QK, rtol=2e-4, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", get_args(Codes))
 @pytest.mark.parametrize("metric", METRICS)
 def test_some_lists_find_most_neighbors(metric: ScoreKind, codes: Codes) -> None:
@@ -72,6 +73,7 @@ def test_some_lists_find_most_neighbors(metric: ScoreKind, codes: Codes) -> None
     assert found[0] < found[1] < found[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", get_args(Codes))
 def test_few_lists_have_the_largest_inner_products(codes: Codes) -> None:
     vectors_ND, query_QD = clustered()

@@ -39,6 +39,7 @@ def failed(cause: str, *arguments: object, cwd: Path) -> str:
     return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
 
 
+@pytest.mark.slow
 def test_recommendations_continue_once_there_is_room(
     disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp
     assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
+@pytest.mark.slow
 def test_temporary_files_of_histories_on_a_full_disk(
     disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -12,6 +13,8 @@ from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
 from crossfade.trainer.recommend.trained_model import TrainedModel
+
+pytestmark = pytest.mark.slow
 
 ROWS, QUERIES, DIM, DEPTH = 4000, 60, 8, 20
 

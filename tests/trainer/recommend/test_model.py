@@ -13,6 +13,8 @@ from crossfade.trainer.recommend.model import Model, UnknownRowError, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_checkpoint_that_turns_out_to_be_corrupt_gives_way_to_an_older_one(tmp_path: Path, keep: bool) -> None:

@@ -26,6 +26,8 @@ from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
 from crossfade.trainer.recommend.model import Rankings, Selection
 
+pytestmark = pytest.mark.slow
+
 Recommended = dict[str, list[int]]
 """The IDs of the tracks recommended to each customer."""
 

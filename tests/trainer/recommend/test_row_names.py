@@ -80,6 +80,7 @@ def test_name_of_several_rows_is_reported_with_ids_and_counts(names: RowNames, t
     assert lines[2].startswith("9 rows of artist are named 'ïntro': ")
 
 
+@pytest.mark.slow
 def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
     message = r"'xyz' \(and 1 more are unknown\); expected a name or an ID, such as Radiohead, Björk$"
     with pytest.raises(InputError, match=message):

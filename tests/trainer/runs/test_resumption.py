@@ -61,6 +61,7 @@ def test_missing_checkpoints_of_a_run_are_reported(tmp_path: Path) -> None:
     assert find_start(str(checkpoints), saved_step=8, allow_restart=True) == (None, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_step", [None, 3])
 def test_unusable_checkpoints_are_reported_and_kept(tmp_path: Path, saved_step: int | None) -> None:
     save(tmp_path, 1, 3)
@@ -80,6 +81,7 @@ def test_checkpoints_found_corrupt_while_loading_are_no_reason_to_start_over(tmp
         find_start(str(tmp_path), {step_folder(str(tmp_path), 1)})
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 1, 3)
     path = Path(step_folder(str(tmp_path), 3), "manifest.json")

@@ -74,6 +74,7 @@ def served(version: Version) -> Model:
     return version.model
 
 
+@pytest.mark.slow
 def test_copy_answers_as_the_run(workspace: Path, served: Model) -> None:
     """Rankings in another order of queries are the same, too."""
     songs = str(workspace / "songs.csv")
@@ -111,6 +112,7 @@ def test_known_items_are_left_out_unless_they_are_wanted(served: Model) -> None:
         served.recommend(EVERYONE, RecommendOptions.of(exclude="train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0, model.MAX_LISTED])
 def test_allow_and_deny_lists_hold_with_exclusions(
     served: Model, indexed: Version, monkeypatch: pytest.MonkeyPatch, most: int
@@ -195,6 +197,7 @@ def test_version_needs_neither_run_nor_dataset(workspace: Path, tmp_path: Path, 
             (workspace / f"hidden-{hidden}").rename(workspace / hidden)
 
 
+@pytest.mark.slow
 def test_damaged_versions_are_rejected(workspace: Path, tmp_path: Path, indexed: Version) -> None:
     version = Path(shutil.copytree(workspace / "indexed", tmp_path / "version"))
     damaged = 0

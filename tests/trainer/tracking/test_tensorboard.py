@@ -16,6 +16,8 @@ from crossfade.trainer.tracking.background import BackgroundSender
 from crossfade.trainer.tracking.records import EventRecords, Point, TrainingStart
 from crossfade.trainer.tracking.tensorboard_file import TensorBoardFile
 
+pytestmark = pytest.mark.slow
+
 
 def read(folder: Path) -> Any:
     """Return what TensorBoard shows of ``folder``."""

@@ -30,6 +30,7 @@ def test_warning_depends_on_batch_rows_partitions_and_negatives(
         assert text in "\n".join(caplog.messages)
 
 
+@pytest.mark.slow
 def test_training_warns_before_the_first_step(tmp_path: Path) -> None:
     data = write_planted(tmp_path / "data", train_files=[[64]], held_out=False)
     sections = {"loss": "softmax", "negatives": {"kind": "in_batch"}, "train": {"batch_size": 65, "epochs": 1}}

@@ -27,6 +27,8 @@ from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.restore import restore_train_state
 from crossfade.trainer.training.state import TrainState
 
+pytestmark = pytest.mark.slow
+
 INTERVAL_SECONDS = 10.0
 
 
@@ -171,6 +173,7 @@ def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
     assert CheckpointPruneFailed(message="permission denied") in training.events
 
 
+@pytest.mark.slow
 def test_run_that_resumes_keeps_later_checkpoints_and_overwrites_its_own(start: Start) -> None:
     training = start(interval_steps=1, keep_latest=9)
     for _ in range(4):

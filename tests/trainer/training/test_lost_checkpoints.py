@@ -23,6 +23,8 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVED = 9, [3, 6]
 CHECKPOINT = {"interval_steps": 3, "interval_seconds": None, "keep_latest": 2}
 START_OVER = "--allow-restart-from-scratch"

@@ -45,6 +45,7 @@ def count_up(path: Path, lock: Path, times: int) -> None:
             times -= 1
 
 
+@pytest.mark.slow
 def test_processes_that_take_and_delete_the_lock_exclude_each_other(tmp_path: Path) -> None:
     counter, lock = tmp_path / "counter", tmp_path / "lock"
     counter.write_text("0")
