@@ -51,7 +51,10 @@ def mxnet_process() -> Iterator[ProcessPoolExecutor]:
         yield process
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(
+    scope="module",
+    params=[name if name in ("cpu", "torch-1") else pytest.param(name, marks=pytest.mark.slow) for name in ENGINES],
+)
 def make(request: pytest.FixtureRequest) -> Make:
     """Return a function that makes the engine of a case from its parts."""
     name: str = request.param

@@ -13,6 +13,7 @@ from mxnet_results import GpuResults, Results, results_in_tiles, results_on_gpus
 
 from crossfade.trainer.model.engines.mxnet import Queued, in_turns
 
+pytestmark = pytest.mark.slow
 every_case = pytest.mark.parametrize("name", CASES)
 
 
