@@ -65,7 +65,9 @@ class Runs:
             result = run_in_process(self._job, RunFolder(self._folder / name), hooks, resume=resume)
         assert not lines or lines[-1].startswith("resuming from step ")
         reasons = [line for line in lines if line.startswith("skipped a checkpoint: ")]
-        assert [name in line for name, line in zip(skipped, reasons, strict=True)] == [True] * len(skipped)
+        # One that is found corrupt while it is loaded is named again when the next one is sought.
+        assert all(any(name in line for name in skipped) for line in reasons)
+        assert all(any(name in line for line in reasons) for name in skipped)
         return result
 
     def losses(self, name: str) -> dict[int, float]:
