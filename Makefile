@@ -38,7 +38,7 @@ data/lastfm/manifest.json: | setup
 test: setup ## run all tests, the fast ones first
 	.venv/bin/python -m pytest -m "not docker" $(IN_PROCESSES) $(ARGS)
 
-test-fast: setup ## run the fast tests, which take under a minute together
+test-fast: setup ## run the fast tests, which take about a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)
 
 test-kernels: setup ## run the tests that compare numbers with the CPU kernels of other processors
