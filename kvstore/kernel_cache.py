@@ -157,7 +157,7 @@ class _Source(NamedTuple):
     """What is known of a file. To parse the files of a worker takes a quarter of its start, so the results are kept."""
 
     stamp: list[Any]
-    """When the file and this one were written, their sizes, and by which Python they were parsed."""
+    """Sizes and times of the file and of this one, and by which Python they were parsed."""
     content: str
     """A hash of its code: without comments, docstrings, and the places of statements."""
     imports: list[str]
@@ -169,7 +169,8 @@ class _Source(NamedTuple):
 @cache
 def _source(file: Path) -> _Source:
     known, written = _known_sources(), [path.stat() for path in (file, Path(__file__))]
-    stamp = [sys.version, *([status.st_mtime_ns, status.st_size] for status in written)]
+    # The time of a change of the inode differs even if a copy has set that of the contents.
+    stamp = [sys.version, *([status.st_mtime_ns, status.st_ctime_ns, status.st_size] for status in written)]
     if str(file) not in known or known[str(file)].stamp != stamp:
         known[str(file)] = _parse(file, stamp)
         _keep(known)
@@ -196,9 +197,23 @@ def _parse(file: Path, stamp: list[Any]) -> _Source:
 @cache
 def _known_sources() -> dict[str, _Source]:
     """Return what earlier processes have kept, by the paths of files."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or damaged
-        return {path: _Source(*kept) for path, kept in json.loads(_sources_file().read_bytes()).items()}
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):  # not there, or damaged
+        kept = json.loads(_sources_file().read_bytes())
+        return {path: _Source(*fields) for path, fields in kept.items() if _is_source(*fields)}
     return {}
+
+
+def _is_source(stamp: object, content: object, imports: object, lines: object) -> bool:
+    """Return whether what was kept of a file can be used: the file may be damaged."""
+    return (
+        isinstance(stamp, list)
+        and isinstance(content, str)
+        and re.fullmatch("[0-9a-f]{64}", content) is not None
+        and isinstance(imports, list)
+        and all(isinstance(name, str) for name in imports)
+        and isinstance(lines, dict)
+        and all(isinstance(found, list) for found in lines.values())
+    )
 
 
 def _sources_file() -> Path:
@@ -211,9 +226,14 @@ def _sources_file() -> Path:
 def _keep(sources: dict[str, _Source]) -> None:
     """Keep ``sources``, without files that are gone. Of processes that do so at once, the last one wins."""
     with suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=_sources_file().parent, delete=False) as written:
-            json.dump({path: source for path, source in sources.items() if Path(path).exists()}, written)
-        Path(written.name).replace(_sources_file())
+        target = _sources_file()
+        descriptor, name = tempfile.mkstemp(dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as written:
+                json.dump({path: source for path, source in list(sources.items()) if Path(path).exists()}, written)
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def _is_text(node: ast.AST) -> bool:

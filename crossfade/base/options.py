@@ -29,8 +29,8 @@ from crossfade.base.errors import OptionError, option_named
 from crossfade.base.text import similar_name
 
 _KINDS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""How addresses such as ``s3://music`` begin, or what a ``Path`` has made of them; not the letter of a drive."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(s3|gs|https?|file):/")
+"""How addresses such as ``s3://music`` begin, or what a ``Path`` has made of the usual ones."""
 
 
 @dataclass(frozen=True)

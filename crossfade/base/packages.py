@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from importlib.abc import MetaPathFinder
 from types import ModuleType
+from typing import Any
 
 _BOUND = re.compile(r"numpy\s*\(?>=\s*([0-9]+(?:\.[0-9]+)*)")
 
@@ -54,11 +55,20 @@ def deferred(name: str) -> Iterator[None]:
         yield
         return
     module = sys.modules[name] = ModuleType(name)
-    module.__dict__["__getattr__"] = lambda attribute: getattr(importlib.import_module(name), attribute)
+
+    def load(attribute: str) -> Any:
+        if attribute.startswith("__"):  # as inspect looks for in every module
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    module.__dict__["__getattr__"] = load
     try:
         yield
     finally:
-        del sys.modules[name]
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
 
 
 def pandas_conflict() -> str | None:

@@ -301,7 +301,7 @@ class RunReader:
             self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
         except (OSError, ValueError, InputError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            self._problems[name] = f"{name} cannot be read: {reason.splitlines()[0]}"
+            self._problems[name] = f"{name} cannot be read: {next(iter(reason.splitlines()), type(error).__name__)}"
         return default
 
 

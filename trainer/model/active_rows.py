@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,19 +29,12 @@ from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.query_history import HistoryWindows, recency_shares
 from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.model.kernel_arguments import Uses
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec
 
 _MAX_USES = 1 << 31
 _MAX_DIGIT_BITS = 11
 """Bits of a digit of the radix sort: its counts fit into the first-level cache."""
-
-
-class Uses(NamedTuple):
-    """The uses of active rows, for kernels; as in ``ActiveRows``."""
-
-    index_N: IntArray
-    order_N: IntArray
-    starts_A1: IntArray
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,12 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import allocating_kernel, njit
+from crossfade.trainer.model.kernel_arguments import ScoreScales
 from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
-from crossfade.trainer.model.spec import Score
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 """Numbers of the losses. Those from HINGE on have a margin."""
 _LOWEST = np.finfo(np.float32).min
-
-
-class ScoreScales(NamedTuple):
-    """Factors of dot products and of squared norms in a score, float32."""
-
-    dot: np.float32
-    norm: np.float32
-
-    @staticmethod
-    def of(score: Score) -> ScoreScales:
-        """Return those of ``score``."""
-        return ScoreScales(np.float32(score.dot_scale), np.float32(score.norm_scale))
 
 
 class LossParams(NamedTuple):

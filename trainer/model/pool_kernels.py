@@ -18,6 +18,7 @@ from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.lanes import dot_lanes
 from crossfade.kvstore.threads import chunk_size, for_chunks
+from crossfade.trainer.model.kernel_arguments import ScoreScales, Uses
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""
@@ -105,7 +106,7 @@ class PoolSums(NamedTuple):
 
 
 @inner_kernel()
-def _sum_queries_of_parts(begin, end, own, products, query_AD, uses, scales, out_AD):  # type: ignore[no-untyped-def]
+def _sum_queries_of_parts(begin, end, own, products, query_AD, uses: Uses, scales: ScoreScales, out_AD):  # type: ignore[no-untyped-def]
     slope_B, item_B, item_AD = own
     product_BD, factor_B, total_B = products
     _, order_N, starts_A1 = uses
@@ -128,7 +129,7 @@ def _sum_queries_of_parts(begin, end, own, products, query_AD, uses, scales, out
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_query_gradients(own, products, query_AD, uses, scales):  # type: ignore[no-untyped-def]
+def sum_query_gradients(own, products, query_AD, uses: Uses, scales: ScoreScales):  # type: ignore[no-untyped-def]
     """Return the gradients of the active queries ``query_AD``, from ``OwnTerms``, ``PoolProducts``, and their uses."""
     out_AD = np.zeros_like(query_AD)
     for_chunks(_sum_queries_of_parts, _PARTS, 1, (own, products, query_AD, uses, scales, out_AD))
@@ -136,7 +137,7 @@ def sum_query_gradients(own, products, query_AD, uses, scales):  # type: ignore[
 
 
 @inner_kernel()
-def _sum_items_of_parts(begin, end, own, sums, item_AD, uses, scales, out_AD):  # type: ignore[no-untyped-def]
+def _sum_items_of_parts(begin, end, own, sums, item_AD, uses: Uses, scales: ScoreScales, out_AD):  # type: ignore[no-untyped-def]
     slope_B, query_B, query_AD = own
     sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch = sums
     _, order_N, starts_A1 = uses
@@ -168,7 +169,7 @@ def _sum_items_of_parts(begin, end, own, sums, item_AD, uses, scales, out_AD):  
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_item_gradients(own, sums, item_AD, uses, scales):  # type: ignore[no-untyped-def]
+def sum_item_gradients(own, sums, item_AD, uses: Uses, scales: ScoreScales):  # type: ignore[no-untyped-def]
     """Return the gradients of the active items ``item_AD``, from ``OwnTerms``, ``PoolSums``, and their uses."""
     out_AD = np.zeros_like(item_AD)
     for_chunks(_sum_items_of_parts, _PARTS, 1, (own, sums, item_AD, uses, scales, out_AD))
@@ -176,7 +177,7 @@ def sum_item_gradients(own, sums, item_AD, uses, scales):  # type: ignore[no-unt
 
 
 @inner_kernel()
-def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, scales, out_AD):  # type: ignore[no-untyped-def]
+def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, scales: ScoreScales, out_AD):  # type: ignore[no-untyped-def]
     for a in range(begin, end):
         total = np.float32(0.0)
         for d in range(item_AD.shape[1]):
@@ -193,7 +194,7 @@ def _sum_rows_of_chunks(begin, end, sums_KAD, slope_KA, item_AD, scales, out_AD)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_chunks(sums_KAD, slope_KA, item_AD, scales):  # type: ignore[no-untyped-def]
+def sum_chunks(sums_KAD, slope_KA, item_AD, scales: ScoreScales):  # type: ignore[no-untyped-def]
     """Return the gradients of items that are the pool of all chunks, in the order of their rows."""
     out_AD = np.empty_like(item_AD)
     size = chunk_size(item_AD.shape[0], item_AD.size)

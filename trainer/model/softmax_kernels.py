@@ -41,6 +41,7 @@ from crossfade.kvstore.lanes import (
     sum_of,
 )
 from crossfade.kvstore.vector_ir import LANES
+from crossfade.trainer.model.kernel_arguments import ScoreScales, Uses
 from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
 
 _LOWEST = np.float32(-np.inf)
@@ -195,7 +196,7 @@ def _fill_uncounted(row_C, value, item_uses_N, query_uses_N, pool):  # type: ign
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def pool_softmax_pass(tile, item_AD, item_uses, query_uses, weight_B, pool, scales, results):  # type: ignore[no-untyped-def]
+def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool, scales: ScoreScales, results):  # type: ignore[no-untyped-def]
     """Compute the losses of a tile of examples; dot products become powers, and queries are multiplied by factors.
 
     Args:
@@ -249,7 +250,7 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def all_items_softmax_pass(tile, offset_C, item_B, weight_B, uses, dot_scale, loss_N, factor_A):  # type: ignore[no-untyped-def]
+def all_items_softmax_pass(tile, offset_C, item_B, weight_B, uses: Uses, dot_scale, loss_N, factor_A):  # type: ignore[no-untyped-def]
     """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
 
     Dot products become powers, and queries are multiplied by factors.

@@ -241,9 +241,8 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None]) -> None:
     if ids:
         log(f"terminating {counted(len(ids), 'instance')}")
         attempt("terminating instances", partial(aws.ec2.terminate_instances, InstanceIds=ids))
-        often: Any = {"Delay": _POLL_SECONDS, "MaxAttempts": round(REMOVE_SECONDS / _POLL_SECONDS)}
-        wait = aws.ec2.get_waiter("instance_terminated").wait
-        attempt("waiting for the instances to terminate", partial(wait, InstanceIds=ids, WaiterConfig=often))
+        wait = partial(_wait_until_terminated, aws, ids, deadline)
+        attempt("waiting for the instances to terminate", wait)
     for description, deletions in resources.others:
         for delete in deletions:
             attempt(f"deleting {description}", delete)
@@ -253,6 +252,24 @@ def remove(aws: Aws, resources: Resources, log: Callable[[str], None]) -> None:
             f"{command('submit ec2', cleanup=resources.run)}: {'; '.join(left)}",
             "fault",
         )
+
+
+def _wait_until_terminated(aws: Aws, ids: list[str], deadline: float) -> None:
+    """Wait for instances. Boto3's waiter fails if one is still pending or stopping, as right after its termination."""
+    while True:
+        pages = aws.ec2.get_paginator("describe_instances").paginate(InstanceIds=ids)
+        states = {
+            instance["InstanceId"]: instance["State"]["Name"]
+            for page in pages
+            for reservation in page["Reservations"]
+            for instance in reservation["Instances"]
+        }
+        left = [f"{name} ({state})" for name, state in states.items() if state != "terminated"]
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            raise CloudError(f"still there after {REMOVE_SECONDS:.0f} s: {', '.join(left)}", "fault")
+        time.sleep(_POLL_SECONDS)
 
 
 def _delete(aws: Aws, action: str, delete: Callable[[], object], deadline: float) -> None:

@@ -166,9 +166,8 @@ class HostRunner:
         serial: str | None = None
         while True:
             coordinator = self._await_coordinator(serial)
-            if coordinator is None:
-                end = self._storage.read(END_FILE, RunEnd)
-                return end.exit_code if end else INTERRUPTED_EXIT_CODE if self._is_interrupted() else 0
+            if isinstance(coordinator, int):
+                return coordinator
             serial = coordinator.serial
 
             def is_replaced(serial: str | None = serial) -> bool:
@@ -182,14 +181,18 @@ class HostRunner:
             if code != INTERRUPTED_EXIT_CODE and not is_replaced():
                 return code
 
-    def _await_coordinator(self, last_serial: str | None) -> CoordinatorAddress | None:
-        """Wait for a coordinator with another serial than ``last_serial``; return None once the run has ended."""
+    def _await_coordinator(self, last_serial: str | None) -> CoordinatorAddress | int:
+        """Wait for a coordinator with another serial than ``last_serial``; return the exit code if none will come."""
         while True:
             coordinator = self._storage.read(COORDINATOR_FILE, CoordinatorAddress)
             if coordinator is not None and coordinator.serial != last_serial:
                 return coordinator
-            if self._storage.has(END_FILE) or self._storage.has(STOP_FILE) or self._is_interrupted():
-                return None
+            if (end := self._storage.read(END_FILE, RunEnd)) is not None:
+                return end.exit_code
+            if self._storage.has(STOP_FILE):
+                return 0
+            if self._is_interrupted():
+                return INTERRUPTED_EXIT_CODE
             self._write_state("waiting", "for the first host")
             time.sleep(self._sync_seconds)
 

@@ -6,7 +6,7 @@ from builders import random_rows
 
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 from crossfade.trainer.model.engines.cpu import _normalize, _through_normalize
-from crossfade.trainer.model.loss_kernels import ScoreScales
+from crossfade.trainer.model.kernel_arguments import ScoreScales
 from crossfade.trainer.model.pool_kernels import sum_chunks
 
 pytestmark = pytest.mark.numbers

@@ -40,7 +40,8 @@ from crossfade.kvstore.row_kernels import dot
 from crossfade.kvstore.threads import chunk_size, for_chunks
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, ScoreScales, shared_pool_pass
+from crossfade.trainer.model.kernel_arguments import ScoreScales
+from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.per_example_kernels import (

@@ -1,0 +1,35 @@
+"""Arguments that kernels of several modules take. Numba takes apart tuples by the places of their fields.
+
+A module with kernels imports what they take, and so compiles them again when it changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from crossfade.base.arrays import IntArray
+
+if TYPE_CHECKING:
+    from crossfade.trainer.model.spec import Score
+
+
+class Uses(NamedTuple):
+    """The uses of active rows; as in ``ActiveRows``."""
+
+    index_N: IntArray
+    order_N: IntArray
+    starts_A1: IntArray
+
+
+class ScoreScales(NamedTuple):
+    """Factors of dot products and of squared norms in a score, float32."""
+
+    dot: np.float32
+    norm: np.float32
+
+    @staticmethod
+    def of(score: Score) -> ScoreScales:
+        """Return those of ``score``."""
+        return ScoreScales(np.float32(score.dot_scale), np.float32(score.norm_scale))
