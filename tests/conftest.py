@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from object_store import ObjectStore
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first; among those of one place the order stays as collected.
 
