@@ -69,6 +69,7 @@ with hidden("scipy"):
     from numba import extending, get_num_threads
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
+    from numba.np.ufunc.parallel import _launch_threads
 
     from crossfade.kvstore.kernel_cache import use_kernel_cache
 
@@ -101,6 +102,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
                 return load_or_compile(signature)
             # Numba's lock comes first: in its order, two threads would each wait for a kernel that the other locked.
             with global_compiler_lock, _locked(kernel._cache):
+                _launch_threads()  # type: ignore[no-untyped-call]  # defines what loops call, those from the cache too
                 return load_or_compile(signature)
 
         kernel.compile = compile_once

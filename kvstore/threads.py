@@ -20,7 +20,6 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.core.typed_passes import _reload_parfors
 
 from crossfade.kvstore.jit import inner_kernel, intrinsic
 from crossfade.kvstore.vector_ir import INT64
@@ -42,7 +41,6 @@ _NEXT, _SUM, _FAILED, _COUNT, _SIZE, _FIRST_ARGUMENT = range(6)
 @intrinsic
 def thread_count(_context: Any) -> Any:
     """Return how many threads a loop may have."""
-    _reload_parfors()  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         return _thread_count(context, builder)
@@ -51,8 +49,6 @@ def thread_count(_context: Any) -> Any:
 
 
 def _thread_count(context: Any, builder: Any) -> Any:
-    # Numba defines the function when it starts its threads, also before it loads this code from the cache.
-    context.active_code_library._reload_init.add(_reload_parfors)
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(INT64, []), "get_num_threads")  # type: ignore[no-untyped-call]
     return builder.call(function, [])
 
@@ -75,7 +71,6 @@ def for_chunks(context: Any, body: Any, count: Any, size: Any, arguments: Any) -
 
     The calls are shared among threads if there is more than one. Results are integers, or None, which counts as 0.
     """
-    _reload_parfors()  # type: ignore[no-untyped-call]
     if not isinstance(arguments, types.BaseTuple):
         raise TypingError(f"found {arguments}: expected a tuple of arguments")
     kinds: tuple[Any, ...] = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments.types))  # type: ignore[attr-defined,no-untyped-call]

@@ -134,3 +134,31 @@ def test_file_is_parsed_by_one_process_until_it_changes(tmp_path: Path, monkeypa
     assert key_in_a_new_process() == keys[5]
     for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
         known.cache_clear()
+
+
+LOOP = """
+import numpy as np
+
+from crossfade.kvstore.jit import njit
+from crossfade.kvstore.threads import balanced_chunk_size, chunk_size
+
+@njit(cache=True)
+def kernel(count):
+    return {}
+
+print(int(kernel(10)), 0)
+"""
+
+
+def test_kernel_uses_inner_ones_that_different_processes_have_compiled(tmp_path: Path) -> None:
+    # The third process loads code of a loop before it compiles any.
+    calls = {
+        "balanced_chunk_size(count)": 1,
+        "chunk_size(count, count)": 10,
+        "np.ones(chunk_size(count, count)).sum()": 10,
+    }
+    for number, (call, expected) in enumerate(calls.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "kernel.py").write_text(LOOP.format(call))
+        assert run_kernel(folder, tmp_path / "cache") == (expected, 0)
