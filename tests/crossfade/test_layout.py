@@ -1,7 +1,9 @@
 """The layout: files and functions have a bounded size, and tests mirror modules. `make lint` checks the imports."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import grimp
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
@@ -167,6 +170,21 @@ def test_string_with_a_flag_is_found(tmp_path: Path) -> None:
 def test_misplaced_test_is_found(tmp_path: Path) -> None:
     write(tmp_path, kvstore__a="", tests__kvstore__test_a="", tests__other__test_b="", tests__test_c="")
     assert misplaced_tests(tmp_path) == ["tests/other/test_b.py", "tests/test_c.py"]
+
+
+@pytest.mark.slow
+def test_import_that_runs_against_the_layers_breaks_a_contract(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "crossfade", tmp_path / "crossfade", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for module, imported in (("kvstore/stats.py", "crossfade.trainer.model.spec"), ("trainer/data/reader.py", "mxnet")):
+        with (tmp_path / "crossfade" / module).open("a", encoding="utf-8") as file:
+            file.write(f"\nimport {imported}\n")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert "A package imports only those beneath it BROKEN" in checked.stdout
+    assert "MXNet is optional: few modules import it BROKEN" in checked.stdout
 
 
 def test_imported_packages_do_not_import_mxnet() -> None:

@@ -1,8 +1,10 @@
 """Kernels are kept by what they are compiled from, in a folder that only the user can write to."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,15 +115,28 @@ def test_functions_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [kernel_cache._number_in_file(file, code[name]) for name in ("first", "twin")] == [0, 1]  # type: ignore[arg-type]
 
 
-def test_file_is_parsed_by_one_process_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def forget_sources() -> Iterator[Callable[[], None]]:
+    """Return a function that forgets what this process has read of files, which is called afterwards, too."""
+
+    def forget() -> None:
+        for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
+            known.cache_clear()
+
+    yield forget
+    forget()
+
+
+def test_file_is_parsed_by_one_process_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_sources: Callable[[], None]
+) -> None:
     monkeypatch.setattr(kernel_cache.config, "CACHE_DIR", str(tmp_path))
     parsed, parse = [], kernel_cache._parse
     monkeypatch.setattr(kernel_cache, "_parse", lambda *arguments: parsed.append(1) or parse(*arguments))
     file = tmp_path / "kernel.py"
 
     def key_in_a_new_process() -> str:
-        for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
-            known.cache_clear()
+        forget_sources()
         return kernel_cache._key(file)
 
     keys = []
@@ -130,10 +145,10 @@ def test_file_is_parsed_by_one_process_until_it_changes(tmp_path: Path, monkeypa
         keys += [key_in_a_new_process(), key_in_a_new_process()]
     assert keys[0] == keys[1] == keys[2] == keys[3] != keys[4] == keys[5]
     assert len(parsed) == 3
-    (tmp_path / "sources.json").write_text('{"damaged')
-    assert key_in_a_new_process() == keys[5]
-    for known in (kernel_cache._key, kernel_cache._source, kernel_cache._known_sources):
-        known.cache_clear()
+    damaged = json.dumps({str(file): [[], "x", None, []]})
+    for text in ('{"damaged', damaged, "[" * 10_000):
+        (tmp_path / "sources.json").write_text(text)
+        assert key_in_a_new_process() == keys[5]
 
 
 LOOP = """

@@ -1,11 +1,40 @@
-"""The last line of a role's error, from its log or its message."""
+"""What a role reports of an error, and its last line, from its log or its message."""
 
 import pytest
 
+from crossfade.base.errors import DivergedError, InputError, StoreError
 from crossfade.deploy.cluster.messages import MAX_ERROR
 from crossfade.deploy.cluster.role_events import error_line, last_error
+from crossfade.deploy.cluster.run_role import _report_error
+from crossfade.trainer.runs.events import Event, RoleError
 
 HEAD = "2026-03-01T12:00:00.123Z ERROR server-0 generation=2 step=7 "
+
+
+class KeptEvents(list[Event]):
+    """The agent's end of the pipe: what a role emits."""
+
+    def emit(self, event: Event) -> None:
+        """Keep ``event``."""
+        self.append(event)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "restart"),
+    [
+        (InputError("no such file"), 2, False),
+        (DivergedError("not finite"), 1, False),
+        (StoreError("row 9"), 1, False),
+        (OSError("broken pipe"), 1, True),
+        (MemoryError(), 1, True),
+    ],
+)
+def test_only_errors_that_would_repeat_cause_no_restart(error: Exception, exit_code: int, restart: bool) -> None:
+    kept = KeptEvents()
+    _report_error(error, kept)  # type: ignore[arg-type]
+    [reported] = kept
+    assert isinstance(reported, RoleError)
+    assert (reported.exit_code, reported.restart) == (exit_code, restart)
 
 
 @pytest.mark.parametrize(

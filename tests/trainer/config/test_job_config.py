@@ -256,6 +256,7 @@ def patterns(schema: Any) -> Iterator[str]:
 def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     rejected = {
         "name='1st'": "name: expected a letter, then letters, digits, '_' and '-', but found '1st'",
+        "name=../up": "name: expected a letter, then letters, digits, '_' and '-', but found '../up'",
         "data.item='a b'": "data.item: expected a letter, then letters, digits, '_' and '-', but found 'a b'",
         "evaluate.best_metric=ndgc@10": "evaluate.best_metric: expected recall, ndcg, map, mrr or hit_rate, and a "
         "cutoff, such as ndcg@10, but found 'ndgc@10'",

@@ -367,7 +367,7 @@ INVALID = {
     "a group that is no column": "--customer c010 --max-per artist=2",
     "a filter file of other IDs": "--customer c010 --allow ids.txt",
     "a list of customers without a trained one": "--customers ids.txt --out new.parquet",
-    "a folder as the file of recommendations": "--all --out data --overwrite",
+    "a folder as the file of recommendations": "--all --out folder --overwrite",
     "an existing file of recommendations": "--all --out existing.parquet",
 }
 
@@ -375,9 +375,11 @@ INVALID = {
 def test_invalid_options_are_rejected(workspace: Path) -> None:
     (workspace / "ids.txt").write_text("x\ny\n")
     (workspace / "existing.parquet").touch()
+    (workspace / "folder").mkdir()
     for cause, words in INVALID.items():
         rejected_here(cause, "recommend", "run", *shlex.split(words), cwd=workspace)
     assert (workspace / "existing.parquet").read_bytes() == b""
+    assert (workspace / "folder").is_dir()
 
 
 def test_model_or_dataset_that_is_not_there_is_rejected(workspace: Path, run: Path, tmp_path: Path) -> None:

@@ -62,10 +62,11 @@ class Runs:
             write_planted(data, train_files=files)
         more = FROM_BATCH if from_batch else {}
         job = write_job(self._folder / f"job-{number}.yaml", data, train={"epochs": EPOCHS, **train}, **more)
-        self._runs[key] = run = self._folder / f"run-{number}"
+        run = self._folder / f"run-{number}"
         servers = ("--servers", 2, "--workers", 2, "--set", "tracking.tensorboard=true") if on_servers else ()
         train_command = crossfade if on_servers or again else crossfade_here
         succeeded(train_command("train", job, "--run-dir", run, *servers, cwd=self._folder))
+        self._runs[key] = run
         return run
 
 

@@ -107,7 +107,11 @@ def stop_after_checkpoint(workspace: Path, run: str, number: signal.Signals, *op
 # test_supervision.py kills and resumes a run on servers.
 @pytest.mark.parametrize(
     ("ended", "number", "exit_code"),
-    [("killed", None, -9), ("interrupted", "SIGINT", 130), ("terminated_on_servers", "SIGTERM", 143)],
+    [
+        ("killed", None, -9),
+        ("interrupted", "SIGINT", 130),
+        pytest.param("terminated_on_servers", "SIGTERM", 143, marks=pytest.mark.cluster),
+    ],
 )
 def test_interrupted_run_resumes_to_the_same_bits(
     workspace: Path, ended: str, number: str | None, exit_code: int, request: pytest.FixtureRequest
@@ -158,6 +162,7 @@ def corrupt(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.cluster
 def test_corrupt_checkpoint_of_servers_is_skipped_for_the_one_before(
     workspace: Path, undisturbed_on_servers: Path, terminated_on_servers: Stopped
 ) -> None:
@@ -231,6 +236,7 @@ def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path,
     assert f"checkpoint.path: {checkpoints} cannot be written" in result.stderr
 
 
+@pytest.mark.cluster
 def test_checkpoint_of_two_servers_resumes_in_process(
     workspace: Path, undisturbed: Path, terminated_on_servers: Stopped
 ) -> None:
