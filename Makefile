@@ -49,7 +49,7 @@ test-kernels: setup ## run the tests that compare numbers with the CPU kernels o
 
 test-docker: setup ## run the tests of the image and docker-compose.yml, on a Docker engine they start; as root
 	@.venv/bin/python tests/support/docker_engine.py
-	.venv/bin/python -m pytest -m docker -n 2 --dist loadgroup $(ARGS)
+	.venv/bin/python -m pytest -m docker $(ARGS)
 
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done

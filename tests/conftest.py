@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from object_store import ObjectStore
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the fast tests first; among those of one place the order stays as collected.
-
-    With ``--dist loadgroup``, all tests that share the Docker engine run in one process, and others by file.
-    """
+    """Put the fast tests first; among those of one place the order stays as collected."""
     items.sort(key=run_order)
-    for item in items:
-        if item.get_closest_marker("docker"):
-            shares_engine = "engine" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("engine" if shares_engine else item.location[0]))
 
 
 @pytest.hookimpl(tryfirst=True)
