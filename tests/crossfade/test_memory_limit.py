@@ -58,7 +58,7 @@ PREPARE = ("prepare", "--events", "events.csv", "--query", "customer", "--item",
 def test_too_small_address_space_is_rejected_in_one_line(
     folder: Path, mebibytes: int, command: tuple[str, ...]
 ) -> None:
-    """Without the check, libraries abort the process, or wait for ever, at some of these limits."""
+    """Without the check, libraries abort the process or hang at some of these limits."""
     result = limited(mebibytes, *command, cwd=folder)
     message = single_line(result.returncode, result.stdout, result.stderr)
     documented("a limit of the address space that is too small", message)

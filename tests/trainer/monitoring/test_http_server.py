@@ -48,7 +48,7 @@ every_server = pytest.mark.parametrize("serve", [coordinator, metrics, rendezvou
 
 @pytest.fixture
 def serve() -> Serve:
-    """Return the server with the least of its own."""
+    """Return a server with the fewest additions to the bounded one."""
     return metrics
 
 
