@@ -27,8 +27,13 @@ def eat():
 
 if "server" in sys.orig_argv:
     threading.Thread(target=eat, daemon=True).start()
+else:
+    open("/proc/self/oom_score_adj", "w").write("-1000")
 """
-"""In a server: take memory without end once the file ``eat`` exists, as the process that the kernel kills first."""
+"""In a server: take memory without end once the file ``eat`` exists, as the only process that the kernel may kill.
+
+While it frees what the server had, the kernel may otherwise kill a second process of the cgroup.
+"""
 
 
 def test_server_killed_for_lack_of_memory_ends_the_run_with_that_cause(tmp_path: Path) -> None:
