@@ -26,6 +26,7 @@ from crossfade.trainer.data.features import content_group_rows, content_width, l
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
+from crossfade.trainer.model.spectral_start import BYTES_PER_INTERACTION, COPIES_OF_VECTORS, columns_of
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 
 ACTIVE_COPIES = 8
@@ -154,10 +155,14 @@ def _latest_histories(inputs: PlanInputs) -> Iterable[MemoryItem]:
 
 
 def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
-    """Yield what the first worker holds while it joins given vectors with a table, of which it has as many as rows."""
+    """Yield what the first worker holds while it computes vectors, or joins as many given ones with a table as rows."""
     for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
         block = min(BLOCK_ROWS, table.rows) * table.dim * (VALUE_BYTES + 2 * 8)
         yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
+    if inputs.job.model.init == "spectral":
+        rows, columns = inputs.model.query.rows + inputs.model.item.rows, columns_of(inputs.job.model.dim)
+        pairs = BYTES_PER_INTERACTION * inputs.manifest.splits["train"].rows
+        yield MemoryItem("spectral start", pairs + COPIES_OF_VECTORS * VALUE_BYTES * rows * columns, "start")
 
 
 def _weights_of_rows(inputs: PlanInputs) -> Iterable[MemoryItem]:

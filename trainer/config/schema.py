@@ -284,6 +284,11 @@ class JobConfig(Section):
                 "cluster.shared_run_dir is false, so the hosts need other shared storage: set checkpoint.path to a URI "
                 "such as s3://BUCKET/PREFIX"
             )
+        if self.model.init == "spectral" and self.checkpoint.warm_start_from is not None:
+            raise ValueError(
+                "checkpoint.warm_start_from gives rows other directions than model.init 'spectral' would give to new "
+                "ones: set model.init to random"
+            )
         if self.train.tables == "device" and self.cluster.servers:
             raise ValueError(
                 f"train.tables is 'device', but cluster.servers is {self.cluster.servers}, which hold the tables: set "

@@ -8,6 +8,7 @@ reset to random values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,14 @@ from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
+from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.model.given_vectors import open_given_vectors
+from crossfade.trainer.model.given_vectors import GivenVectors, open_given_vectors
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_start
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer
-from crossfade.trainer.runs.job_inputs import JobInputs
+from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
 from crossfade.trainer.training.state import TrainState
 
@@ -82,12 +85,17 @@ def restore_train_state(
 
 
 def create_tables(
-    inputs: JobInputs, metadata: CheckpointMetadata, store: RowStore, dense: DenseLayers, checkpoint: str | None
+    inputs: JobInputs,
+    metadata: CheckpointMetadata,
+    store: RowStore,
+    dense: DenseLayers,
+    selection: RowSelection,
+    checkpoint: str | None,
 ) -> str | None:
     """Create the tables and dense layers: from ``checkpoint``, or from the job's warm start, or new.
 
-    New rows begin with the vectors of ``model.start`` or random values. Every worker calls this. Returns the checkpoint
-    that rows come from, if any.
+    New rows begin with the vectors of ``model.start``, with those of a spectral start on the interactions of
+    ``selection``, or with random values. Every worker calls this. Returns the checkpoint that rows come from, if any.
 
     Raises:
         InputError: the warm start or the given vectors cannot be used.
@@ -100,7 +108,7 @@ def create_tables(
     resets = warm_start.rows_to_reset(inputs.folder, inputs.manifest) if warm_start else NO_RESETS
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
     if not checkpoint:
-        _assign_given_vectors(inputs, metadata.job, store, warm_start.rows if warm_start else {}, resets)
+        _assign_given_vectors(inputs, selection, store, warm_start.rows if warm_start else {}, resets)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
     check_dense_in_sync(dense, store)
@@ -108,17 +116,25 @@ def create_tables(
 
 
 def _assign_given_vectors(
-    inputs: JobInputs, job: JobConfig, store: RowStore, loaded: Mapping[str, int], resets: Mapping[str, IntArray]
+    inputs: JobInputs,
+    selection: RowSelection,
+    store: RowStore,
+    loaded: Mapping[str, int],
+    resets: Mapping[str, IntArray],
 ) -> None:
-    """Replace the random values of rows by given vectors, except of the ``loaded`` rows of a warm start.
+    """Replace the random values of rows by given or spectral vectors, except of the ``loaded`` rows of a warm start.
 
-    Only rank 0 reads them. Every worker takes part in each block, since servers wait for all.
+    Only rank 0 reads or computes them. Every worker takes part in each block, since servers wait for all.
     """
-    if not job.model.start:
-        return
-    folder, manifest, model, _ = inputs
-    given = open_given_vectors(job, model, folder, manifest) if store.rank == 0 else {}
-    for table in (table for table in model.tables if table.name in job.model.start):
+    folder, manifest, model, job = inputs
+    is_spectral, given = job.model.init == "spectral", dict[str, GivenVectors | SpectralVectors]()
+    if store.rank == 0 and is_spectral:
+        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+            given |= spectral_start(reader, selection.groups, model, job.train.seed)
+    elif store.rank == 0:
+        given |= open_given_vectors(job, model, folder, manifest)
+    names = {model.query.name, model.item.name} if is_spectral else job.model.start.keys()
+    for table in (table for table in model.tables if table.name in names):
         name, count = table.name, 0
         blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())
         if store.rank == 0:

@@ -62,6 +62,7 @@ class TrainingSession:
     """
 
     inputs: JobInputs
+    selection: RowSelection
     composition: Composition
     metadata: CheckpointMetadata
     towers: Towers
@@ -84,7 +85,9 @@ class TrainingSession:
                 self.metadata, checkpoint, self.composition.store.rank, self.loop.hooks.on_event
             )
         self.composition.store.first_step = state.step
-        rows_from = create_tables(self.inputs, self.metadata, self.composition.store, self.towers.dense, checkpoint)
+        rows_from = create_tables(
+            self.inputs, self.metadata, self.composition.store, self.towers.dense, self.selection, checkpoint
+        )
         warn_if_unlike_first(self.metadata.kernels, self.composition.store, self.on_worker_event)
         for line in self.composition.describe_tables():
             self.loop.hooks.log(line)
@@ -188,7 +191,7 @@ def open_session(
         batches = _open_batches(inputs, store, selection, vocabularies, towers, opened)
         loop = TrainLoop(job, model, store, composition.step, batches, embeddings, checkpoints, hooks)
         yield TrainingSession(
-            inputs, composition, metadata, towers, loop, checkpoints, embeddings, metrics, of_every_worker
+            inputs, selection, composition, metadata, towers, loop, checkpoints, embeddings, metrics, of_every_worker
         )
 
 
