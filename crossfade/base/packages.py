@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
@@ -76,6 +75,8 @@ def pandas_conflict() -> str | None:
 
     Metadata is read, and neither is imported: pandas fails with a message about its own build.
     """
+    from importlib import metadata  # takes time to import, as it loads email
+
     try:
         pandas, numpy = metadata.distribution("pandas"), metadata.version("numpy")
     except metadata.PackageNotFoundError:

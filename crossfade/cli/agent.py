@@ -43,7 +43,6 @@ at once, and the job resumes when another host has joined.
 
 @as_command(
     "agent",
-    "run roles of a job that another host coordinates",
     "Run the servers and workers that a distributed job's coordinator assigns to this host.",
     _EXAMPLES,
     _NOTES,

@@ -59,7 +59,6 @@ class CleanCommand(CheckpointsSource):
 
 @as_command(
     "list",
-    "show step, size, age and state of checkpoints",
     "Show step, size, age and state of checkpoints, the oldest first.",
     (
         ("crossfade checkpoints list runs/lastfm", "List the checkpoints of a run."),
@@ -87,7 +86,6 @@ def _list(options: ListCommand) -> int:
 
 @as_command(
     "clean",
-    "delete unfinished checkpoints, uploads and temporary files",
     "Delete unfinished checkpoints, uploads and temporary files, which processes that died have left.",
     (
         ("crossfade checkpoints clean runs/lastfm --dry-run", "Show what would be deleted."),
@@ -113,11 +111,13 @@ def _clean(options: CleanCommand) -> int:
 
 run: Command[Options] = Command(
     "checkpoints",
-    "list checkpoints, and delete what dead processes have left",
     "List checkpoints, and delete what dead processes have left.",
     (
         ("crossfade checkpoints list runs/lastfm", "Show step, size, age and state of the checkpoints of a run."),
         ("crossfade checkpoints clean s3://music/checkpoints --dry-run", "Show what could be deleted."),
     ),
-    actions=(_list, _clean),
+    actions=(
+        (_list, "show step, size, age and state of checkpoints"),
+        (_clean, "delete unfinished checkpoints, uploads and temporary files"),
+    ),
 )

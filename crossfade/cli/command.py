@@ -1,6 +1,6 @@
 """Make a command from the declaration of its options, in the form that all share; report errors in the words typed.
 
-@as_command("validate", "check a dataset", "Check a dataset.", examples=(...), notes="...")
+@as_command("validate", "Check a dataset.", examples=(...), notes="...")
 def run(options: ValidateOptions) -> int: ...
 """
 
@@ -161,32 +161,30 @@ class Command(Generic[Declared]):
 
     Attributes:
         name: the word after ``crossfade``, or after the group.
-        summary: verb first, for the list of commands; None leaves the command out of the list.
         description: what ``--help`` opens with: one sentence, then details.
         examples: command lines, each with what it does.
         notes: paragraphs that follow the examples.
         options: the declaration of the command's options; None for a group.
         run: does it, and returns the exit code; None for a group.
         suggest: gives the command's own advice about unknown words.
-        actions: the commands of a group.
+        actions: the commands of a group, each with what the list of commands says of it, verb first.
         kind: what the commands of a group are called.
     """
 
     name: str
-    summary: str | None
     description: str
     examples: Sequence[tuple[str, str]]
     notes: str = ""
     options: type[Declared] | None = None
     run: Callable[[Declared], int] | None = None
     suggest: Suggest | None = None
-    actions: Sequence[Command[Any]] = ()
+    actions: Sequence[tuple[Command[Any], str]] = ()
     kind: str = "action"
 
-    def add_to(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
-        """Add the command to those of a parser, which ``add_subparsers`` returned."""
+    def add_to(self, commands: argparse._SubParsersAction[CommandParser], summary: str | None) -> None:
+        """Add the command to those of a parser, which ``add_subparsers`` returned; None leaves it out of their list."""
         lines = [line for command, effect in self.examples for line in (f"  {command}", f"      {effect}")]
-        shown: dict[str, Any] = {} if self.summary is None else {"help": self.summary}
+        shown: dict[str, Any] = {} if summary is None else {"help": summary}
         parser = commands.add_parser(
             self.name,
             description=self.description,
@@ -204,13 +202,12 @@ class Command(Generic[Declared]):
                 parser.suggest = _suggest_setting
         if self.actions:
             further = parser.add_subparsers(title=f"{self.kind}s", metavar=self.kind.upper(), required=True)
-            for action in self.actions:
-                action.add_to(further)
+            for action, does in self.actions:
+                action.add_to(further, does)
 
 
 def as_command(
     name: str,
-    summary: str | None,
     description: str,
     examples: Sequence[tuple[str, str]],
     notes: str = "",
@@ -219,7 +216,7 @@ def as_command(
     """Return a decorator that makes a ``Command`` of a function, with the options of its argument."""
 
     def decorate(run: Callable[[Declared], int]) -> Command[Declared]:
-        return Command(name, summary, description, examples, notes, get_type_hints(run)["options"], run, suggest)
+        return Command(name, description, examples, notes, get_type_hints(run)["options"], run, suggest)
 
     return decorate
 

@@ -27,7 +27,7 @@ serves the page of its run while it trains. 'crossfade status' prints the same i
 """
 
 
-@as_command("dashboard", "serve a page that shows runs", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("dashboard", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DashboardOptions) -> int:
     """Serve the page until a signal arrives."""
     from crossfade.deploy.cluster.role_variables import die_with_agent

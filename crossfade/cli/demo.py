@@ -52,7 +52,6 @@ class DemoOptions(Options):
 
 @as_command(
     "demo",
-    "try everything on a sample",
     "Prepare a sample, train on it, print similar artists and recommendations, and draw a map: a few minutes.",
     _EXAMPLES,
     _NOTES,

@@ -42,7 +42,7 @@ class DoctorCommand(DoctorOptions):
     json_: bool = option(False, "print a list of JSON objects, one for each line", group="output")
 
 
-@as_command("doctor", "check this host and a job on it", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("doctor", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DoctorCommand) -> int:
     """Print what was found, line by line as checks end.
 

@@ -25,7 +25,7 @@ The user data of the instances runs this command; it is not needed by hand. The 
 """
 
 
-@as_command("ec2-host", None, _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("ec2-host", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: Ec2HostOptions) -> int:
     """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
     from crossfade.deploy.aws.ec2.run_host import run_host

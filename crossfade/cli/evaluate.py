@@ -62,7 +62,6 @@ class EvaluateCommand(EvaluateOptions):
 
 @as_command(
     "evaluate",
-    "evaluate the embeddings of a run",
     "Rank every item for every query with held-out items, and print the metrics beside those of two baselines.",
     _EXAMPLES,
     _NOTES,

@@ -87,7 +87,6 @@ class ExportCommand(ExportOptions):
 
 @as_command(
     "export",
-    "write embeddings as Parquet, numpy, safetensors, or for vector databases",
     "Write the embeddings of a model as files for other systems, or to a database.",
     _EXAMPLES,
     _NOTES,

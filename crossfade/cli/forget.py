@@ -33,7 +33,6 @@ checkpoint. After an interruption, the same command finishes the deletion.
 
 @as_command(
     "forget",
-    "delete IDs from a dataset",
     "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
     _EXAMPLES,
     _NOTES,

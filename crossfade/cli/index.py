@@ -59,7 +59,6 @@ class IndexCommand(IndexOptions, ModelSource):
 
 @as_command(
     "index",
-    "build an index of items for fast approximate search",
     "Build an approximate nearest-neighbor index of the vectors of a trained model.",
     _EXAMPLES,
     _NOTES,

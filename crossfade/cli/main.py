@@ -14,7 +14,7 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -44,16 +44,44 @@ Run crossfade COMMAND --help for the options and examples of a command.
 """
 
 _ROLES = ("scheduler", "server", "worker")
-COMMANDS = (
-    *("prepare", "validate", "forget", "synthesize", "schema", "plan", "train", "tune", "doctor", "checkpoints"),
-    *("status", "dashboard", "export", "evaluate", "recommend", "index", "similar", "map", "tag", "sequence"),
-    *("serve", "demo", "submit", "agent", *_ROLES, "ec2-host"),
-)
-"""The commands in the order of ``crossfade --help``."""
+COMMANDS: dict[str, str | None] = {
+    "prepare": "turn raw events into a dataset",
+    "validate": "check a dataset, and write a missing manifest",
+    "forget": "delete IDs from a dataset",
+    "synthesize": "generate a dataset or raw events",
+    "schema": "print the JSON Schema of job files, for editors",
+    "plan": "predict memory and traffic of a job, and whether it fits",
+    "train": "train embeddings as a job file specifies",
+    "tune": "search for the best settings of a job",
+    "doctor": "check this host and a job on it",
+    "checkpoints": "list checkpoints, and delete what dead processes have left",
+    "status": "show the state of runs",
+    "dashboard": "serve a page that shows runs",
+    "export": "write embeddings as Parquet, numpy, safetensors, or for vector databases",
+    "evaluate": "evaluate the embeddings of a run",
+    "recommend": "recommend items to customers",
+    "index": "build an index of items for fast approximate search",
+    "similar": "print the nearest neighbors of items or queries",
+    "map": "draw items as a map, colored by genre",
+    "tag": "predict labels of items, such as genres",
+    "sequence": "print a smooth path from one item to another",
+    "serve": "serve recommendations over HTTP",
+    "demo": "try everything on a sample",
+    "submit": "run a job on AWS",
+    "agent": "run roles of a job that another host coordinates",
+    **dict.fromkeys((*_ROLES, "ec2-host")),
+}
+"""What each command does, verb first, in the order of ``crossfade --help``, which leaves out those without text."""
 
 
-def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser of the complete command line, or only of ``command``, which imports only that module."""
+_TOP_OPTIONS = {"-h", "--help", "--version"}
+
+
+def make_parser(only: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Build the parser of the command line; the options of commands other than ``only`` are left out.
+
+    Options are declared in the modules of the commands, and importing all of them takes time.
+    """
     parser = CommandParser(
         prog="crossfade",
         description="Train embeddings of customers and music from listening events, with row-sparse updates.",
@@ -61,8 +89,11 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in [each for each in COMMANDS if each == command] or COMMANDS:
-        load_command(name).add_to(commands)
+    for name, summary in COMMANDS.items():
+        if name in only:
+            load_command(name).add_to(commands, summary)
+        elif summary is not None:
+            commands.add_parser(name, help=summary)
     return parser
 
 
@@ -96,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     command = arguments[0] if arguments else None
-    parser = make_parser(command)
+    is_general = _TOP_OPTIONS.issuperset(arguments)
+    parser = make_parser(() if is_general else COMMANDS if command not in COMMANDS else (command,))
     if command is not None and not command.startswith("-") and command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"

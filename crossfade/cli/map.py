@@ -32,7 +32,6 @@ the map, in the embedding, and by chance."""
 
 @as_command(
     "map",
-    "draw items as a map, colored by genre",
     "Draw the items of a trained model as a map, as a picture and as a page.",
     _EXAMPLES,
     _NOTES,

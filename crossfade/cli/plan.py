@@ -67,7 +67,7 @@ class PlanCommand(PlanOptions):
     json_: bool = option(False, "print the plan as JSON", group="output")
 
 
-@as_command("plan", "predict memory and traffic of a job, and whether it fits", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("plan", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: PlanCommand) -> int:
     """Print the plan of a job, or write the files of a scheduler.
 

@@ -42,7 +42,6 @@ stays text. An ID that occurs only in valid or test gets a row too. Synthetic da
 
 @as_command(
     "prepare",
-    "turn raw events into a dataset",
     "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
     _EXAMPLES,
     _NOTES,

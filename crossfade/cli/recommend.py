@@ -97,7 +97,6 @@ def _suggest_customer(option: str, value: str) -> str:
 
 @as_command(
     "recommend",
-    "recommend items to customers",
     "Recommend items to customers: the nearest of all items, exactly, without those they know.",
     _EXAMPLES,
     _NOTES,

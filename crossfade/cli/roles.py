@@ -72,7 +72,7 @@ def _role(role: RoleKind) -> Command[SchedulerOptions]:
             "Write log lines as JSON objects.",
         ),
     )
-    return Command(role, None, sentence + _DETAILS, examples, _NOTES, options, partial(_run, role))
+    return Command(role, sentence + _DETAILS, examples, _NOTES, options, partial(_run, role))
 
 
 scheduler, server, worker = map(_role, _ROLES)

@@ -28,7 +28,6 @@ class SchemaOptions(Options):
 
 @as_command(
     "schema",
-    "print the JSON Schema of job files, for editors",
     "Print the JSON Schema of job files, with which editors complete and check them.",
     _EXAMPLES,
     _NOTES,

@@ -54,7 +54,6 @@ class SequenceCommand(SequenceOptions):
 
 @as_command(
     "sequence",
-    "print a smooth path from one item to another",
     "Print a smooth path through the embedding space from one item to another, such as a playlist.",
     _EXAMPLES,
     _NOTES,

@@ -38,7 +38,7 @@ Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 1 the model 
 """
 
 
-@as_command("serve", "serve recommendations over HTTP", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("serve", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: ServeOptions) -> int:
     """Serve until a signal arrives.
 

@@ -43,7 +43,6 @@ class SimilarCommand(ListFiles, SimilarOptions, ModelSource):
 
 @as_command(
     "similar",
-    "print the nearest neighbors of items or queries",
     "Print the nearest neighbors of rows by the cosine of their embeddings.",
     _EXAMPLES,
     _NOTES,

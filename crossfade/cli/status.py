@@ -53,7 +53,7 @@ class StatusOptions(RunsOptions):
     )
 
 
-@as_command("status", "show the state of runs", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("status", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: StatusOptions) -> int:
     """Show the runs, once or repeatedly."""
     runs = options.open_runs()

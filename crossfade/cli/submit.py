@@ -40,7 +40,7 @@ Exit codes: that of the run: 0 done, 1 failed, 2 invalid input, 143 stopped; 130
 """
 
 
-@as_command("ec2", "run a job on EC2 instances that are launched for it", _EC2_DESCRIPTION, _EC2_EXAMPLES, _EC2_NOTES)
+@as_command("ec2", _EC2_DESCRIPTION, _EC2_EXAMPLES, _EC2_NOTES)
 def _run_on_ec2(options: SubmitEc2Options) -> int:
     """Perform the action; return the exit code of the run.
 
@@ -89,10 +89,12 @@ quotas, and explains how to push an image to ECR.
 
 run: Command[Options] = Command(
     "submit",
-    "run a job on AWS",
     "Run a job on AWS.",
     _EXAMPLES,
     _NOTES,
-    actions=(submit_sagemaker.run, _run_on_ec2),
+    actions=(
+        (submit_sagemaker.run, "run a job as a SageMaker training job"),
+        (_run_on_ec2, "run a job on EC2 instances that are launched for it"),
+    ),
     kind="service",
 )

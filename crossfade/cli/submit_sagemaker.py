@@ -62,7 +62,7 @@ longer following; 143 the job was stopped.
 _FINISHED = {"Completed", "Failed", "Stopped"}
 
 
-@as_command("sagemaker", "run a job as a SageMaker training job", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("sagemaker", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: SubmitSageMakerOptions) -> int:
     """Submit, follow or stop a training job, or deploy its model; return the exit code of a job followed to its end.
 

@@ -25,7 +25,6 @@ Popularity follows Zipf's law, and customers prefer a few of the genres. The sam
 
 @as_command(
     "synthesize",
-    "generate a dataset or raw events",
     "Generate synthetic listening data with planted genres, as a dataset or as raw events.",
     _EXAMPLES,
     _NOTES,

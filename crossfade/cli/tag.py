@@ -62,7 +62,6 @@ class TagCommand(TagOptions, ModelSource):
 
 @as_command(
     "tag",
-    "predict labels of items, such as genres",
     "Predict labels, such as genres, from embeddings: measure how well, then label the items that have none.",
     _EXAMPLES,
     _NOTES,

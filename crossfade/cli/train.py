@@ -63,7 +63,6 @@ class TrainCommand(LogOptions, TrainOptions):
 
 @as_command(
     "train",
-    "train embeddings as a job file specifies",
     "Train embeddings as a job file specifies, in this process or on servers and workers.",
     _EXAMPLES,
     _NOTES,

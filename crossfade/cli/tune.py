@@ -53,7 +53,7 @@ trials if N is larger. Trials that fail or diverge are ignored; three in a row e
 _TRIALS, _SHOWN = 20, 5
 
 
-@as_command("tune", "search for the best settings of a job", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("tune", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: TuneOptions) -> int:
     """Run the study, and print the best settings.
 

@@ -31,7 +31,6 @@ docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, 
 
 @as_command(
     "validate",
-    "check a dataset, and write a missing manifest",
     "Check a dataset against its manifest and format, and write the manifest if it is missing.",
     _EXAMPLES,
     _NOTES,

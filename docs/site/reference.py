@@ -84,7 +84,7 @@ def _of_commands(commands: Iterable[Command[Any]], words: str) -> Iterator[tuple
         name = f"{words} {command.name}"
         if command.options is not None:
             yield name, command.options.model_fields, True
-        yield from _of_commands(command.actions, name)
+        yield from _of_commands((action for action, _ in command.actions), name)
 
 
 def _option_row(name: str, field: FieldInfo, is_typed: bool) -> str:

@@ -46,7 +46,7 @@ def first_error(arguments: list[str]) -> str | None:
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(io.StringIO()):
-            parsed = make_parser(arguments[0] if arguments else None).parse_args(arguments)
+            parsed = make_parser(arguments[:1]).parse_args(arguments)
         overrides = getattr(parsed, "set", None) or getattr(parsed, "overrides", None)
         if overrides:
             load_job(ROOT / "jobs" / "lastfm.yaml", list(overrides))
