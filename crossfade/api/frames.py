@@ -21,6 +21,9 @@ from crossfade.trainer.prepare.source_columns import check_columns, source_colum
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
 _PACKAGES: dict[str, FrameKind] = {"pandas": "pandas", "polars": "polars", "duckdb": "duckdb", "_duckdb": "duckdb"}
 
+_FEW_ROWS = 10_000
+"""Rows up to which a table is converted by the calling thread, which is faster than sharing its columns."""
+
 
 def frame_kind(data: object) -> FrameKind | None:
     """Return what kind of table ``data`` is; None if it is none.
@@ -137,7 +140,7 @@ def _to_arrow(series: Any, table: str, column: str) -> Any:
 def to_frame(table: pa.Table, kind: FrameKind) -> Any:
     """Return ``table`` as a ``pandas.DataFrame``, a ``polars.DataFrame``, a DuckDB relation, or itself."""
     if kind == "pandas":
-        return table.to_pandas()
+        return table.to_pandas(use_threads=table.num_rows > _FEW_ROWS)
     if kind == "polars":
         import polars
 

@@ -13,7 +13,7 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -134,7 +134,27 @@ def rank_vectors(
         depth: length of a ranking.
         penalty_I: subtracted from the scores of each place, float32; infinite where a place is never ranked.
     """
+    return rank_blocks(query_QD, score, item_blocks(score, items, vectors, penalty_I), excluded, depth)
+
+
+def item_blocks(
+    score: Score,
+    items: int,
+    vectors: Callable[[IntArray], FloatArray],
+    penalty_I: FloatArray | None = None,
+) -> Iterator[Block]:
+    """Yield the items in blocks, as ``rank_blocks`` compares them with queries; arguments as of ``rank_vectors``."""
     assert items <= MAX_ITEMS
+    for first in range(0, items, _ITEM_BLOCK):
+        item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
+        penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
+        yield Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
+
+
+def rank_blocks(
+    query_QD: FloatArray, score: Score, blocks: Iterable[Block], excluded: ItemLists, depth: int
+) -> tuple[IntArray, FloatArray]:
+    """Return the ``depth`` best items of ``blocks`` for each row of ``query_QD``, as ``rank_vectors`` does."""
     best_item_QK = np.zeros((len(query_QD), depth), dtype=np.int64)
     best_score_QK = np.empty((len(query_QD), depth), dtype=np.float32)
     keys_QK = best_item_QK.view(np.uint64)
@@ -142,10 +162,7 @@ def rank_vectors(
     length_Q = np.sqrt(squared_lengths(query_QD))
     tiles = range(0, len(query_QD), QUERY_BLOCK)
     with _Threads(min(get_num_threads(), len(tiles))) as threads:
-        for first in range(0, items, _ITEM_BLOCK):
-            item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
-            penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
-            block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
+        for block in blocks:
             threads.share(tiles, partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK))
 
         def decode(starts: Iterator[int]) -> None:
@@ -182,8 +199,8 @@ class _Threads:
             done.result()
 
 
-class _Block:
-    """A block of items that queries are compared with."""
+class Block:
+    """A block of items that queries are compared with; it can be used again for other queries."""
 
     def __init__(self, first: int, item_ED: FloatArray, score: Score, penalty_E: FloatArray | None) -> None:
         item_ED = np.ascontiguousarray(item_ED, np.float32)

@@ -9,6 +9,8 @@ Shapes: Q queries, K ranks, J ranks before limits per group, N elements of lists
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -17,10 +19,12 @@ from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
+from crossfade.trainer.evaluation.top_k import Block, item_blocks, rank_blocks
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 
+_VALUE_BYTES, _KEPT_BYTES = 4, 1 << 25
+"""Bytes of a float32, and of the vectors of a table whose blocks a ranker keeps."""
 _DEPTH_FACTOR = 4
 """How much deeper a ranking becomes when limits per group leave too few rows of it."""
 
@@ -47,6 +51,7 @@ class Ranker:
         damping_R = np.zeros(table.rows, np.float32) if damping_R is None else damping_R
         self._penalty_R = np.where(candidates.kept_R, damping_R, np.float32(np.inf))
         self._num_candidates = int(np.count_nonzero(candidates.kept_R))
+        self._kept_blocks: list[Block] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -83,19 +88,22 @@ class Ranker:
         return rows_QK, scores_QK
 
     def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
-        rows_QK, scores_QK = rank_vectors(
-            query_QD,
-            self._score,
-            self._table.rows,
-            lambda rows_E: self._source.vectors(self._table.name, rows_E),
-            excluded,
-            count,
-            self._penalty_R,
-        )
+        rows_QK, scores_QK = rank_blocks(query_QD, self._score, self._blocks(), excluded, count)
         if self._score.norm_scale:
             # The squared norm of the query, which rankings omit.
             scores_QK -= self._score.norm_scale * np.square(query_QD).sum(axis=1, keepdims=True)
         return rows_QK, scores_QK
+
+    def _blocks(self) -> Iterable[Block]:
+        """Return the rows in blocks. Those of a small table are kept: making them takes longer than ranking a query."""
+        if self._kept_blocks is not None:
+            return self._kept_blocks
+        vectors = partial(self._source.vectors, self._table.name)
+        blocks = item_blocks(self._score, self._table.rows, vectors, self._penalty_R)
+        if self._table.rows * self._table.dim * _VALUE_BYTES > _KEPT_BYTES:
+            return blocks
+        self._kept_blocks = list(blocks)
+        return self._kept_blocks
 
 
 @njit(cache=True)
