@@ -73,6 +73,7 @@ def test_training_begins_with_them_on_a_server_too_and_rejects_more_columns_than
     data = write_planted(tmp_path / "data")
     model = {"dim": 8, "init": "spectral"}
     job = write_job(tmp_path / "job.yaml", data, model=model, train={"epochs": 1, "max_steps": 1})
+    assert '"spectral start"' in succeeded(crossfade_here("plan", job, "--json")).stdout
     for run, options in {"alone": (), "server": ON_ONE_SERVER}.items():
         succeeded(crossfade_here("train", job, "--run-dir", tmp_path / run, *options))
     for entity in ("customer", "track"):
