@@ -167,8 +167,8 @@ class ModelConfig(Section):
     init: Literal["random", "spectral"] = Field(
         "random",
         description="what the tables of a new run begin with. random: normal values; spectral: singular vectors of the "
-        "interactions, from which training needs half the epochs, and a peak learning rate of 0.1, where all items are "
-        "negatives. It needs cosine scores and one vector per query and item; the first worker reads train into memory",
+        "interactions, from which few epochs reach more where all items are negatives, with a peak learning rate of "
+        "0.1. It needs cosine scores and one vector per query and item; the first worker reads train into memory",
     )
     init_std: Positive = Field(0.1, description="standard deviation of the random initial values of a row")
     query_features: list[Name] = Field(

@@ -8,8 +8,8 @@ with the rows of U Σ^1/2, items with those of V Σ^1/2, each at length 1. U, Σ
 iteration (Halko, Martinsson, and Tropp, SIAM Review 2011, algorithm 4.4), which multiplies A by a few columns more than
 the vectors have, a few times: it costs less than an epoch.
 
-Where all items are negatives, 15 to 20 epochs from these vectors reach what 40 reach from random ones:
-docs/configuration.md has figures.
+Where all items are negatives, few epochs from these vectors reach more than from random ones: docs/model.md has
+figures.
 
 Shapes: N interactions, Q queries, I items, D columns, S columns of the iteration.
 """
