@@ -6,7 +6,7 @@ With A the matrix of queries by items, 1 where there is an interaction of positi
 row and by column, Â = D_q^-1/2 A D_i^-1/2 ≈ U Σ Vᵀ (as spectral clustering scales it: Dhillon, KDD 2001). Queries begin
 with the rows of U Σ^1/2, items with those of V Σ^1/2, each at length 1. U, Σ, and V come from a randomized subspace
 iteration (Halko, Martinsson, and Tropp, SIAM Review 2011, algorithm 4.4), which multiplies A by a few columns more than
-the vectors have, a few times: it costs less than an epoch.
+the vectors have, a few times.
 
 Where all items are negatives, few epochs from these vectors reach more than from random ones: docs/model.md has
 figures.
