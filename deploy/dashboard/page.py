@@ -14,8 +14,8 @@ from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
 from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
-from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
+from crossfade.trainer.runs.shown_metrics import shown_metrics
 
 GRAPHS = {
     "loss": ("Loss", "Training loss of each step (smoothed), and the mean of each epoch."),

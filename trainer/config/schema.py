@@ -56,7 +56,7 @@ EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
-    *("train.epochs", "train.max_steps", "train.patience"),
+    *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
     *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
     *("optimizer.learning_rate", "model.dense.learning_rate"),
 )
@@ -129,8 +129,8 @@ class TrainConfig(Section):
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a new best before stopping early; null: never, so that a decaying learning "
-        "rate reaches its end",
+        description="evaluations without a gain beyond its standard error before stopping early; null: never, so that "
+        "a decaying learning rate reaches its end",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.5,
@@ -196,6 +196,10 @@ class TrainConfig(Section):
         return self
 
 
+QueryLimit = Literal["auto", "all"] | AtLeastOne
+"""How many queries are evaluated, at most."""
+
+
 class EvaluateConfig(Section):
     """How rankings are evaluated."""
 
@@ -222,6 +226,17 @@ class EvaluateConfig(Section):
     ] = Field(
         "ndcg@10",
         description="metric on valid that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
+    )
+    max_queries: QueryLimit = Field(
+        "auto",
+        description="queries of valid that are evaluated during training, at most: a number, of a sample that is the "
+        "same for every run on the dataset, or all; auto: 2,000, and more where that takes at most about a tenth of an "
+        "epoch on CPUs, by the interactions of train and the items",
+    )
+    final: QueryLimit = Field(
+        "auto",
+        description="the same for test at the end of a run, and for every split in 'crossfade evaluate'; auto: ten "
+        "times as many as during training",
     )
 
     def excluded_from(self, split: SplitName) -> list[SplitName]:

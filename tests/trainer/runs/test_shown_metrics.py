@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
+from crossfade.trainer.runs.shown_metrics import MIN_COLD_QUERIES, shown_metrics
 
 FEW = {"recall@10": 0.2, "recall_warm@10": 0.2, "recall_cold@10": 0.0, "ndcg_among_cold@10": 1.0}
 
