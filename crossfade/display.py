@@ -47,8 +47,8 @@ from crossfade.trainer.runs.shown_metrics import (
     count_queries,
     error_of,
     is_metric,
+    show_metric,
     shown_metrics,
-    with_error,
 )
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ class TrainDisplay:
         shown = [name for name in found if is_metric(name)]
         if self._progress == "lines":
             shown = [name for name in shown if name == self._best_metric]
-        with_errors = [key for name in shown for key in (name, error_of(name)) if key in found]
-        values = {"loss": event.loss, **{key: found[key] for key in with_errors}}
+        show_metrics = [key for name in shown for key in (name, error_of(name)) if key in found]
+        values = {"loss": event.loss, **{key: found[key] for key in show_metrics}}
         _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _position(self, event: StepEvent | EpochEvent) -> str:
@@ -278,13 +278,13 @@ def _print_quality(split: str, values: dict[str, float], baselines: Mapping[str,
     shown = shown_metrics(values)
     depths = list(dict.fromkeys(name.partition("@")[2] for name in shown))
     names = list(dict.fromkeys(name.partition("@")[0] for name in shown))
-    width = max((len(with_error(values, name)) for name in shown), default=0)
+    width = max((len(show_metric(values, name)) for name in shown), default=0)
     without = " " * (width - max((len(f"{values[name]:.4f}") for name in shown), default=0))
     rows = [[f"{split:<10}", *(f"@{depth}{without}" for depth in depths), f"{count_queries(values)} queries"]]
     for metric in names:
         for label, found in {metric: values, **(baselines if metric in ("recall", "ndcg") else {})}.items():
             of_depths = [f"{metric}@{depth}" for depth in depths]
-            cells = (with_error(found, name) + ("" if error_of(name) in found else without) for name in of_depths)
+            cells = (show_metric(found, name) + ("" if error_of(name) in found else without) for name in of_depths)
             rows.append([label, *cells, ""])
     print_table(rows)
 

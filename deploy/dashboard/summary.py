@@ -73,6 +73,8 @@ class Summary:
     eval_metric: float | None
     """Its last value on the valid split."""
     best_value: float | None
+    best_error: float | None
+    """Its standard error."""
     best_epoch: int | None
     stopped_early: bool
     """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
@@ -166,6 +168,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         best_metric=best_metric,
         eval_metric=valid.get(best_metric),
         best_value=best_value,
+        best_error=training.error(best_metric, best_epoch),
         best_epoch=best_epoch,
         stopped_early=report.stopped_early,
         advice=report.advice,

@@ -26,7 +26,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin
-from crossfade.trainer.runs.shown_metrics import count_queries, is_metric, with_error
+from crossfade.trainer.runs.shown_metrics import count_queries, is_metric, show_metric
 
 CARD_FILE = "README.md"
 _FIRST_LINES = "---\nlibrary_name: crossfade\n"
@@ -190,7 +190,7 @@ class ModelCard:
         yield f"|---|{'---|' * len(splits)}"
         first = self.origin.metrics[splits[0]]
         for name in filter(_is_shown, first):
-            yield f"| {name} | {' | '.join(with_error(self.origin.metrics[split], name) for split in splits)} |"
+            yield f"| {name} | {' | '.join(show_metric(self.origin.metrics[split], name) for split in splits)} |"
         yield f"| queries | {' | '.join(count_queries(self.origin.metrics[split]) for split in splits)} |"
 
 

@@ -12,10 +12,11 @@ The size ``auto`` depends on the dataset alone, so that runs with other jobs hav
 
     N = max(MIN_QUERIES, EPOCH_SHARE · INTERACTION_SCORES · interactions of train / items)
 
-A ranking takes time in proportion to N · items, and an epoch in proportion to the interactions of train, both roughly
-in proportion to the columns. For an interaction, an epoch of a default job with in-batch negatives takes as long on
-CPUs as INTERACTION_SCORES scores of a ranking (docs/evaluation.md has the measurement). Other negatives take longer.
-The sample for the evaluation after training is FINAL_FACTOR times as large: about an epoch.
+Rankings take N · items scores, each a product of two vectors. In an epoch, the default job compares an interaction with
+the 1,024 items of its part of a batch, in one product for the scores and two for the gradients: INTERACTION_SCORES
+products on the same CPUs, whatever the columns. So an evaluation takes at most about EPOCH_SHARE of an epoch
+(docs/evaluation.md has a measurement). With all items as negatives, an epoch takes longer; on a GPU, it takes less. The
+sample for the evaluation after training is FINAL_FACTOR times as large: about an epoch.
 
 Shapes: N interactions, Q queries, K columns of what identifies a query.
 """
@@ -35,8 +36,8 @@ from crossfade.trainer.data.split_names import SplitName
 
 MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
-INTERACTION_SCORES = 4_000
-"""Scores of a ranking that take as long as an interaction in an epoch."""
+INTERACTION_SCORES = 3_000
+"""Scores of a ranking that take as long as an interaction in an epoch, at most."""
 EPOCH_SHARE = 0.1
 FINAL_FACTOR = 10
 _SEED = np.uint64(0x5EED)

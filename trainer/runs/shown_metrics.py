@@ -1,13 +1,15 @@
 """Choose the metrics that are shown, not those that rest on a few queries, and show them with their standard errors.
 
 shown_metrics({"recall@10": 0.2, "recall_cold@10": 1.0, "queries_cold": 3})     # ["recall@10"]
-with_error({"recall@10": 0.2, "recall@10_se": 0.004}, "recall@10")              # "0.2000 ± 0.0040"
+show_metric({"recall@10": 0.2, "recall@10_se": 0.004}, "recall@10")              # "0.2000 ± 0.0040"
 count_queries({"queries": 1_990, "queries_in_split": 91_234})                   # "1,990 of 91,234"
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from crossfade.base.formatting import with_error
 
 MIN_COLD_QUERIES = 100
 """Queries with a cold held-out item from which on metrics of warm and cold items are shown."""
@@ -24,10 +26,9 @@ def is_metric(name: str) -> bool:
     return "@" in name and not name.endswith(_ERROR)
 
 
-def with_error(metrics: Mapping[str, float], name: str) -> str:
-    """Return the metric ``name`` with four decimals and, if it has one, its standard error."""
-    error = metrics.get(error_of(name))
-    return f"{metrics[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+def show_metric(metrics: Mapping[str, float], name: str) -> str:
+    """Return the metric ``name`` with its standard error, if it has one; a dash if there is no such metric."""
+    return with_error(metrics.get(name), metrics.get(error_of(name)))
 
 
 def count_queries(metrics: Mapping[str, float]) -> str:
