@@ -25,7 +25,6 @@ from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_group_rows, content_width, lists_bytes
 from crossfade.trainer.embeddings.files import GROUP_ROWS
-from crossfade.trainer.evaluation.sample import sample_size
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
@@ -247,7 +246,7 @@ def evaluated_queries(inputs: PlanInputs) -> int:
         return 0
     rows = splits["valid"].rows
     queries = rows if _has_combinations(inputs) else min(rows, inputs.model.query.rows)
-    size = sample_size(inputs.job.evaluate, inputs.manifest, "valid", in_training=True)
+    size = inputs.job.evaluate.queries_of("valid", in_training=True)
     return queries if size is None else min(queries, size)
 
 

@@ -243,6 +243,15 @@ class EvaluateConfig(Section):
         """Return the splits whose items a query's ranking on ``split`` leaves out."""
         return [name for name in self.exclude_splits if name != split] if self.task == "new" else []
 
+    def queries_of(self, split: SplitName, *, in_training: bool = False) -> int | None:
+        """Return how many queries of ``split`` are evaluated, at most; None: all.
+
+        ``in_training``: valid is evaluated during training, by ``max_queries``; otherwise by ``final``, as test is.
+        """
+        limit = self.max_queries if in_training and split == "valid" else self.final
+        assert limit != "auto", "the job is not resolved"
+        return None if limit == "all" else limit
+
     @model_validator(mode="after")
     def _check_best_metric(self) -> EvaluateConfig:
         if int(self.best_metric.partition("@")[2]) not in self.k:
@@ -408,6 +417,11 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.2
 _BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
 """The optimizer where only directions count. Rows that grew would turn ever more slowly."""
 _BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
+_MIN_QUERIES = 2_000
+"""Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
+_EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
+_FINAL_FACTOR = 10
+"""Queries after training, about an epoch's time, by those during training."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -431,8 +445,10 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
     optimizer = _fill(job.optimizer, **(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE))
     data = _fill(job.data, group=group)
+    queries = _evaluated_queries(size)
+    evaluate = _fill(job.evaluate, max_queries=queries, final=_FINAL_FACTOR * queries)
     return job.model_copy(
-        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer},
+        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "evaluate": evaluate},
     )
 
 
@@ -451,6 +467,20 @@ def _temperature(job: JobConfig, size: DatasetSize) -> float:
         return 0.17
     fitted = 1.67 * size.items**-0.155 * max(size.interactions, 1) ** -0.075
     return float(f"{min(max(fitted, _MIN_TEMPERATURE), _MAX_TEMPERATURE):.2g}")
+
+
+def _evaluated_queries(size: DatasetSize) -> int:
+    """Return how many queries are evaluated during training: what takes at most about a tenth of an epoch.
+
+    Rankings of N queries take N · items scores, each a product of two vectors. In an epoch, the default job compares an
+    interaction with the 1,024 items of its part of a batch, in one product for the scores and two for the gradients:
+    ``_INTERACTION_SCORES`` products on the same CPUs, whatever the columns (docs/evaluation.md has a measurement). With
+    all items as negatives, an epoch takes longer; on a GPU, it takes less.
+
+    The number depends on the dataset alone, so that runs with other settings are evaluated on the same queries.
+    """
+    affordable = _EPOCH_SHARE * _INTERACTION_SCORES * size.interactions / max(size.items, 1)
+    return max(_MIN_QUERIES, round(affordable))
 
 
 def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:

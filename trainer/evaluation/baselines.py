@@ -39,7 +39,6 @@ from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
 from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
-from crossfade.trainer.evaluation.sample import sample_size
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
@@ -61,12 +60,12 @@ Ranking = Callable[[HeldOut, int], IntArray]
 def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: bool = False) -> dict[str, Any]:
     """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words; computed once per dataset.
 
-    ``in_training``: on the queries of valid that are evaluated during training (``sample_size``).
+    ``in_training``: on the queries of valid that are evaluated during training (``evaluate.max_queries``).
 
     Raises:
         InputError: the dataset cannot be read.
     """
-    data, manifest, *_ = open_inputs(job)
+    data, manifest, _, job = open_inputs(job)
     with closing(open_lineage(job, data, manifest)) as lineage:
         sizes = {split: _queries(manifest, job.evaluate, split, in_training=in_training) for split in splits}
         return _load_baselines(lineage, job.evaluate, sizes)
@@ -74,7 +73,7 @@ def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: 
 
 def _queries(manifest: DatasetManifest, spec: EvaluateConfig, split: SplitName, *, in_training: bool) -> int | None:
     """Return the size of the sample; None if it is no smaller than the split, as all such samples are the same."""
-    size = sample_size(spec, manifest, split, in_training=in_training)
+    size = spec.queries_of(split, in_training=in_training)
     return None if size is None or size >= manifest.splits[split].rows else size
 
 

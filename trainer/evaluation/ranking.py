@@ -76,7 +76,6 @@ from crossfade.trainer.evaluation.metric_kernels import (
     mark_seen,
     sum_popularity,
 )
-from crossfade.trainer.evaluation.sample import sample_size
 from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
@@ -179,7 +178,7 @@ def evaluate_embeddings(
     if model.history is not None and job.evaluate.by == "moment":
         latest = load_latest_histories(job, data, manifest, model.history)
     with closing(open_lineage(job, data, manifest)) as lineage:
-        queries = sample_size(job.evaluate, manifest, split)
+        queries = job.evaluate.queries_of(split)
         held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
     all_reduce = store.all_reduce if store else np.asarray

@@ -23,7 +23,6 @@ from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics
-from crossfade.trainer.evaluation.sample import sample_size
 from crossfade.trainer.model.allreduce import AllReduce
 from crossfade.trainer.model.batches import BatchSource, FrequencyWeighting
 from crossfade.trainer.model.negatives import NegativeSampler, needs_counts
@@ -210,7 +209,7 @@ def _best_embeddings(
     job, held_out, counts_N = inputs.job, None, None
     if inputs.has_rows("valid"):
         with closing(open_lineage(job, inputs.folder, inputs.manifest)) as lineage:
-            queries = sample_size(job.evaluate, inputs.manifest, "valid", in_training=True)
+            queries = job.evaluate.queries_of("valid", in_training=True)
             workers = store.rank, store.workers
             held_out = load_held_out(lineage, "valid", job.evaluate, *workers, towers.latest, queries)
             counts_N = lineage.counts(inputs.manifest.item)

@@ -12,10 +12,10 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split, read_manifest
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, _draw_sample, _read_events, load_held_out
 from crossfade.trainer.evaluation.paired_gain import GROUPS, GroupSums, exceeds_error
-from crossfade.trainer.evaluation.sample import FINAL_FACTOR, MIN_QUERIES, QuerySample, draw_sample, sample_size
+from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
 
 QUERIES, ITEMS = 400, 50
 PER_QUERY = 5
@@ -128,41 +128,6 @@ def test_first_queries_of_the_order_stay_the_same() -> None:
     sample = draw_sample([rows(list(range(1000)), [0] * 1000)], 5)
     assert isinstance(sample, QuerySample)
     assert np.flatnonzero(sample.contains(rows(list(range(1000)), [0] * 1000))).tolist() == [320, 392, 439, 673, 998]
-
-
-def manifest_of(items: int, train: int, vacant: int = 0) -> DatasetManifest:
-    def split(name: str, interactions: int) -> Split:
-        return Split(files=[DataFile(path=name, bytes=0, footer_crc32=0, row_groups=[interactions])])
-
-    vacant_rows = list(range(vacant))
-    entities = {
-        "customer": Entity(rows=10, id_type="int64", files=[]),
-        "track": Entity(rows=items, id_type="int64", files=[], vacant_rows=vacant_rows),
-    }
-    splits = {name: split(name, count) for name, count in (("train", train), ("valid", 100), ("test", 100))}
-    return DatasetManifest(query="customer", item="track", entities=entities, splits=splits)
-
-
-@pytest.mark.parametrize(
-    ("items", "train", "vacant", "expected"),
-    [
-        (500_000, 18_000_000, 0, 10_800),  # 0.1 x 3,000 x 36 interactions of an item
-        (100_000, 3_200_000, 20_000, 12_000),  # rows without an ID are not ranked
-        (1_000_000, 1_000_000, 0, MIN_QUERIES),
-        (1, 0, 0, MIN_QUERIES),
-    ],
-)
-def test_size_by_interactions_and_items(items: int, train: int, vacant: int, expected: int) -> None:
-    manifest, spec = manifest_of(items, train, vacant), EvaluateConfig()
-    assert sample_size(spec, manifest, "valid", in_training=True) == expected
-    for split, in_training in (("test", True), ("test", False), ("valid", False)):
-        assert sample_size(spec, manifest, split, in_training=in_training) == FINAL_FACTOR * expected
-
-
-def test_size_that_the_job_has() -> None:
-    manifest, spec = manifest_of(10, 10), EvaluateConfig(max_queries=7, final="all")
-    assert sample_size(spec, manifest, "valid", in_training=True) == 7
-    assert sample_size(spec, manifest, "valid") is sample_size(spec, manifest, "test", in_training=True) is None
 
 
 def test_group_sums_give_the_error_of_the_paired_difference() -> None:
