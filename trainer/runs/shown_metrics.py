@@ -34,7 +34,7 @@ def show_metric(metrics: Mapping[str, float], name: str) -> str:
 def count_queries(metrics: Mapping[str, float]) -> str:
     """Return how many queries were evaluated and, of a sample, how many there are."""
     total = metrics.get("queries_in_split")
-    return f"{metrics['queries']:,}" + ("" if total is None else f" of {total:,}")
+    return f"{metrics['queries']:,.0f}" + ("" if total is None else f" of {total:,.0f}")
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> list[str]:

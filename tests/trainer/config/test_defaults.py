@@ -57,7 +57,7 @@ def test_given_values_are_kept(overrides: list[str], expected: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("items", "interactions", "queries"),
-    [(500_000, 18_000_000, 10_800), (100_000, 3_200_000, 9_600), (1_000_000, 1_000_000, 2_000), (0, 0, 2_000)],
+    [(500_000, 18_000_000, 10_800), (100_000, 3_200_000, 9_600), (1_000_000, 1_000_000, 2_000), (1, 0, 2_000)],
 )
 def test_evaluated_queries_follow_from_interactions_of_an_item(items: int, interactions: int, queries: int) -> None:
     """A ranking takes a score of each item, an interaction of an epoch 3,000; a tenth of these is for evaluation."""
