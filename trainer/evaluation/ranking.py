@@ -141,17 +141,17 @@ def evaluate(
     counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
     pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
     metrics: EvalMetrics = {}
+    errors: EvalMetrics = {}
     for place, k in enumerate(depths):
         metrics |= hits.means(place, f"@{k}")
+        errors |= hits.errors(place, f"@{k}")
         metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, all_reduce) / items
         metrics[f"popularity@{k}"] = float(popularity_K[place] / held_out_popularity) if held_out_popularity else 0.0
     of_kinds, errors_of_kinds = warm_cold.metrics(all_reduce)
     metrics |= {**of_kinds, "queries": hits.queries, "pairs": int(pairs), "pairs_dropped": int(dropped)}
     if held_out.sampled_from is not None:
         metrics["queries_in_split"] = held_out.sampled_from
-    for place, k in enumerate(depths):
-        metrics |= hits.errors(place, f"@{k}")
-    return metrics | errors_of_kinds
+    return metrics | errors | errors_of_kinds
 
 
 def evaluate_embeddings(
