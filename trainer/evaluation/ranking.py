@@ -140,8 +140,7 @@ def evaluate(
     hits = hits.of_all(all_reduce)
     counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
     pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
-    metrics: EvalMetrics = {}
-    errors: EvalMetrics = {}
+    metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
         metrics |= hits.means(place, f"@{k}")
         errors |= hits.errors(place, f"@{k}")
