@@ -60,7 +60,7 @@ def train(epochs: int) -> tuple[float, float]:
     job = FOLDER / "job.yaml"
     job.write_text(
         f"name: als\ndata: {{path: {FOLDER / 'data'}, query: customer, item: item}}\n"
-        "evaluate: {k: [20], best_metric: ndcg@20, exclude_splits: [train]}\nmetrics: {port: null}\n"
+        "evaluate: {k: [20], best_metric: ndcg@20, exclude_splits: [train], max_queries: all}\nmetrics: {port: null}\n"
         f"train: {{epochs: {epochs}, eval_every_epochs: {epochs}}}\n",
         encoding="utf-8",
     )

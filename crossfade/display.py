@@ -21,8 +21,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
-from crossfade.terminal import Progress, print_line, print_lines
-from crossfade.trainer.evaluation.shown_metrics import MIN_COLD_QUERIES, shown_metrics
+from crossfade.terminal import Progress, print_line, print_lines, print_table
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -42,6 +41,14 @@ from crossfade.trainer.runs.events import (
     SlowRole,
     StepEvent,
     WaitingForHosts,
+)
+from crossfade.trainer.runs.shown_metrics import (
+    MIN_COLD_QUERIES,
+    count_queries,
+    error_of,
+    is_metric,
+    show_metric,
+    shown_metrics,
 )
 
 if TYPE_CHECKING:
@@ -184,10 +191,12 @@ class TrainDisplay:
         # Epochs may be shorter than a millisecond.
         if self._progress == "bar" or (self._progress == "lines" and valid is None and not self._is_line_due()):
             return
-        shown = {name: value for name, value in (valid or {}).items() if "@" in name}
+        found = valid or {}
+        shown = [name for name in found if is_metric(name)]
         if self._progress == "lines":
-            shown = {name: value for name, value in shown.items() if name == self._best_metric}
-        values = {"loss": event.loss, **shown}
+            shown = [name for name in shown if name == self._best_metric]
+        show_metrics = [key for name in shown for key in (name, error_of(name)) if key in found]
+        values = {"loss": event.loss, **{key: found[key] for key in show_metrics}}
         _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _position(self, event: StepEvent | EpochEvent) -> str:
@@ -249,22 +258,10 @@ def print_metrics(
     """
     baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
-        shown = shown_metrics(values)
-        depths = list(dict.fromkeys(name.partition("@")[2] for name in shown))
-        names = list(dict.fromkeys(name.partition("@")[0] for name in shown))
         of_split = {
             f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
         }
-        width = max(10, *map(len, [*names, *of_split]))
-        print_line(
-            "  ".join(
-                [f"{split:<{width}}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"]
-            )
-        )
-        for metric in names:
-            for label, found in {metric: values, **(of_split if metric in ("recall", "ndcg") else {})}.items():
-                cells = (f"{found[f'{metric}@{depth}']:>8.4f}" for depth in depths)
-                print_line("  ".join([f"{label:<{width}}", *cells]))
+        _print_quality(split, values, of_split)
         repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
@@ -274,6 +271,22 @@ def print_metrics(
                 print_line(f"{best_metric} on {split} is below that {label.strip()}, without training")
     for note in baselines["notes"]:
         print_line(note)
+
+
+def _print_quality(split: str, values: dict[str, float], baselines: Mapping[str, dict[str, float]]) -> None:
+    """Print the metrics of a split: means over queries with their standard errors, all means below each other."""
+    shown = shown_metrics(values)
+    depths = list(dict.fromkeys(name.partition("@")[2] for name in shown))
+    names = list(dict.fromkeys(name.partition("@")[0] for name in shown))
+    width = max((len(show_metric(values, name)) for name in shown), default=0)
+    without = " " * (width - max((len(f"{values[name]:.4f}") for name in shown), default=0))
+    rows = [[f"{split:<10}", *(f"@{depth}{without}" for depth in depths), f"{count_queries(values)} queries"]]
+    for metric in names:
+        for label, found in {metric: values, **(baselines if metric in ("recall", "ndcg") else {})}.items():
+            of_depths = [f"{metric}@{depth}" for depth in depths]
+            cells = (show_metric(found, name) + ("" if error_of(name) in found else without) for name in of_depths)
+            rows.append([label, *cells, ""])
+    print_table(rows)
 
 
 def _describe_pairs(values: dict[str, float], task: str) -> str:
@@ -287,8 +300,8 @@ def _describe_pairs(values: dict[str, float], task: str) -> str:
 
 
 def _describe_repeats(values: dict[str, float], interactions: int) -> str:
-    """Explain why a split has more ``interactions`` than pairs; empty if it has not."""
-    if interactions <= values["pairs"] + values["pairs_dropped"]:
+    """Explain why a split has more ``interactions`` than pairs; empty if it has not, or if queries are a sample."""
+    if "queries_in_split" in values or interactions <= values["pairs"] + values["pairs_dropped"]:
         return ""
     return f"; of {interactions:,} interactions, replays count once, and negative feedback not at all"
 

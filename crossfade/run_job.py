@@ -441,7 +441,7 @@ def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
     from crossfade.trainer.evaluation.baselines import load_baselines
 
     try:
-        return load_baselines(job, splits)
+        return load_baselines(job, splits, in_training=True)
     except CrossfadeError as error:
         return {"metrics": {}, "notes": [f"baselines are not computed: {error}"]}
 

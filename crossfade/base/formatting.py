@@ -58,6 +58,11 @@ def decimals(value: float | None, places: int = 4) -> str:
     return _MISSING if value is None else f"{value:.{places}f}"
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Format an evaluation metric with its standard error, if it has one: ``0.0378 ± 0.0004``."""
+    return decimals(value) if error is None else f"{decimals(value)} ± {decimals(error)}"
+
+
 def times(value: float | None) -> str:
     """Format a ratio: ``3.7 ×``, ``1,250 ×``."""
     if value is None:

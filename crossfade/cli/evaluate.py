@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
     ("crossfade evaluate runs/lastfm --split valid --k 5 100", "Evaluate another split at other depths."),
+    ("crossfade evaluate runs/lastfm --max-queries all", "Rank for all customers, not for a sample of them."),
     ("crossfade evaluate runs/lastfm --exclude train", "Keep items of the valid split in the rankings."),
     ("crossfade evaluate runs/plays --task repeat", "Rank all items, also those that a customer has heard already."),
     ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
@@ -37,6 +38,9 @@ _PRECISIONS = {
 }
 
 _NOTES = """\
+After ± is the standard error of a mean over queries. Of more queries than evaluate.final of the job says, a sample is
+evaluated, which is the same for every run on the dataset.
+
 Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
 
 --segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and

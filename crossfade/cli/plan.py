@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.instance_types import InstanceType
     from crossfade.deploy.capacity.plan import CapacityPlan, Fit
     from crossfade.deploy.capacity.plan_inputs import PlanInputs
-    from crossfade.deploy.capacity.prediction import Network, Prediction
+    from crossfade.deploy.capacity.prediction import Network, Prediction, StepTime
     from crossfade.deploy.capacity.process_memory import ProcessPlan
     from crossfade.deploy.capacity.traffic import StepTraffic
 
@@ -111,10 +111,17 @@ def _report(prediction: Prediction) -> Iterator[str]:
         if time is not None:
             yield (
                 f"time: about {time.step_seconds * 1e3:,.3g} ms a step and {_duration(time.epoch_seconds)} an epoch, "
-                f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host, without evaluations"
+                f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host; " + _evaluation(time)
             )
         yield ""
     yield from _verdict(plan, prediction.fit, instance)
+
+
+def _evaluation(time: StepTime) -> str:
+    if not time.evaluated_queries:
+        return "no evaluation is counted"
+    queries = counted(time.evaluated_queries, "query", "queries")
+    return f"an evaluation, of {queries} at most, {_duration(time.evaluation_seconds)}"
 
 
 def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _screen(run: Summary) -> Iterator[str]:
     yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
     if run.best_value is not None:
         last = f"{text.decimals(run.eval_metric)} in the last evaluation"
-        best = f"{text.decimals(run.best_value)} in epoch {run.best_epoch}"
+        best = f"{text.with_error(run.best_value, run.best_error)} in epoch {run.best_epoch}"
         yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
     if run.advice is not None:
         yield _line("", run.advice)

@@ -15,7 +15,8 @@ from crossfade.deploy.aws.instance_types import InstanceType, find_instance
 from crossfade.deploy.capacity.options import PlannedJob
 from crossfade.deploy.capacity.plan import CapacityPlan, Fit, check_fit, plan_capacity, role_hosts
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, expected_inputs, read_inputs
-from crossfade.deploy.capacity.step_time import step_seconds
+from crossfade.deploy.capacity.process_memory import evaluated_queries
+from crossfade.deploy.capacity.step_time import evaluation_seconds, step_seconds
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -37,12 +38,17 @@ class Network:
 
 @dataclass(frozen=True)
 class StepTime:
-    """The predicted time of a step and of an epoch, without evaluations, on hosts of ``cores`` virtual CPUs."""
+    """The predicted time of a step, of an epoch, and of the evaluation of ``evaluated_queries`` after an epoch.
+
+    Hosts have ``cores`` virtual CPUs.
+    """
 
     cores: int
     step_seconds: float
     examples_per_second: float
     epoch_seconds: float
+    evaluated_queries: int
+    evaluation_seconds: float
 
 
 @dataclass(frozen=True)
@@ -120,4 +126,6 @@ def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, 
     keys = sum(table.keys for table in plan.tables)
     seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
     rate = plan.traffic.examples / seconds
-    return StepTime(cores, seconds, rate, inputs.selection.rows / rate)
+    queries, items = evaluated_queries(inputs), inputs.model.item.rows
+    evaluation = evaluation_seconds(queries, items, job.model.dim, cores * job.cluster.host_count)
+    return StepTime(cores, seconds, rate, inputs.selection.rows / rate, queries, evaluation)

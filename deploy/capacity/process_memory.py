@@ -8,6 +8,7 @@ rows that change before a checkpoint of them is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -226,18 +227,37 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
     )
     if job.evaluate.excluded_from("valid"):
         excluded += inputs.earlier_rows
-    # A query is evaluated in each of its contexts, and at each moment.
-    has_combinations = bool(inputs.manifest.context) or job.evaluate.by == "moment"
-    local_queries = -(-(splits["valid"].rows if has_combinations else queries) // job.cluster.workers)
-    pairs = -(-(excluded + splits["valid"].rows) // job.cluster.workers)
+    has_combinations = _has_combinations(inputs)
+    evaluated, held_out = evaluated_queries(inputs), splits["valid"].rows
+    share = evaluated / (held_out if has_combinations else queries)
+    pairs = math.ceil(share * (excluded + held_out) / job.cluster.workers)
     # A query and an item are one int64 (with context, one each); concatenating, sorting and comparing make copies. Each
     # of a query's best items takes 12 bytes.
     yield MemoryItem("held-out and excluded items", 8 * pairs, required=False)
     columns = len(inputs.manifest.context) + 3 if has_combinations else 1
-    gathered = 32 * max(pairs, columns * splits["valid"].rows)
+    gathered = 32 * max(pairs, math.ceil(share * columns * held_out))
+    # A sample is drawn before by a hash of each query, which is sorted.
+    gathered = max(gathered, 24 * held_out if share < 1 else 0)
     yield MemoryItem("gathering held-out and excluded items", gathered, "start", required=False)
+    local_queries = -(-evaluated // job.cluster.workers)
     ranking = local_queries * (2 * job.model.dim * VALUE_BYTES + max(job.evaluate.k) * 13)
     yield MemoryItem("queries and their rankings", ranking, "evaluation", required=False)
+
+
+def evaluated_queries(inputs: PlanInputs) -> int:
+    """Return how many queries an evaluation during training has, at most."""
+    splits = inputs.manifest.splits
+    if "valid" not in splits:
+        return 0
+    rows = splits["valid"].rows
+    queries = rows if _has_combinations(inputs) else min(rows, inputs.model.query.rows)
+    size = inputs.job.evaluate.queries_of("valid", in_training=True)
+    return queries if size is None else min(queries, size)
+
+
+def _has_combinations(inputs: PlanInputs) -> bool:
+    """Return whether a query is evaluated in each of its contexts, or at each moment."""
+    return bool(inputs.manifest.context) or inputs.job.evaluate.by == "moment"
 
 
 def _max_interactions(counts: CountHistogram, queries: int, total: int) -> int:

@@ -15,6 +15,8 @@ distinct queries, each of which is scored once (``trainer/model/engines/all_item
 of servers, and servers for the pushes of all workers, so a step takes as long as the slowest worker, the busiest
 server, and the network card together; or as long as the cores of a host are busy, where many roles share them. In
 process, the cores share the worker's work, and rows are updated where they are.
+
+An evaluation of q queries among i items is one product, of 2·q·i·d operations.
 """
 
 from __future__ import annotations
@@ -128,6 +130,11 @@ def step_seconds(
         for roles in hosts
     )
     return max(max(by_worker) + by_server + wire_seconds, busiest / (SHARED_CORES * cores))
+
+
+def evaluation_seconds(queries: int, items: int, dim: int, cores: int) -> float:
+    """Return the seconds of an evaluation on ``cores`` cores of all hosts: a product of vectors for each score."""
+    return 2.0 * queries * items * dim / (POOL_FLOPS * cores)
 
 
 def role_seconds(workers: Sequence[WorkerStep], dim: int, servers: int, keys: int) -> tuple[list[float], float]:

@@ -35,6 +35,7 @@ from crossfade.trainer.runs.events import (
     parse_record,
 )
 from crossfade.trainer.runs.resumption import UnsavedWork
+from crossfade.trainer.runs.shown_metrics import error_of
 from crossfade.trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
@@ -232,6 +233,11 @@ class TrainingHistory:
             return None
         value, negated_epoch = max(found)
         return value, -negated_epoch
+
+    def error(self, metric: str, epoch: int | None) -> float | None:
+        """Return the standard error of ``metric`` on the valid split in ``epoch``; None if it has none."""
+        errors = (found.valid.get(error_of(metric)) for found in self.evaluated if found.epoch == epoch)
+        return next(errors, None)
 
     def throughput(self, points: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return time, step and examples per second between about ``points`` records, never across attempts.

@@ -14,8 +14,8 @@ from crossfade.base.text import counted
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
 from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
-from crossfade.trainer.evaluation.shown_metrics import shown_metrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
+from crossfade.trainer.runs.shown_metrics import count_queries, show_metric, shown_metrics
 
 GRAPHS = {
     "loss": ("Loss", "Training loss of each step (smoothed), and the mean of each epoch."),
@@ -244,6 +244,8 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
     age = f"{duration(time.time() - last_time)} ago" if run.live and last_time else ""
     saved = f"step {checkpoints['last_step']:,}" if checkpoints["last_step"] is not None else "none yet"
     best = f"best, in epoch {run.best_epoch}; last {decimals(run.eval_metric)}" if run.best_value is not None else ""
+    if run.best_error is not None:
+        best = f"± {decimals(run.best_error)}; {best}"
     pushed = f"{size(run.traffic.get('bytes_pushed'))} pushed" if run.traffic else ""
     return [
         ("Loss", decimals(run.loss), "mean of the last epoch"),
@@ -379,12 +381,12 @@ def _quality(split: str, shown: Sequence[RunView]) -> Component:
     depths = sorted({name.partition("@")[2] for name in names}, key=int)
     several = max(len(shown), len(evaluated)) > 1
     rows = [
-        [metric, *([run] if several else []), *(decimals(values.get(f"{metric}@{depth}")) for depth in depths)]
+        [metric, *([run] if several else []), *(show_metric(values, f"{metric}@{depth}") for depth in depths)]
         for metric in dict.fromkeys(name.partition("@")[0] for name in names)
         for run, values in evaluated
         if any(f"{metric}@{depth}" in values for depth in depths)
     ]
-    queries = ", ".join(dict.fromkeys(count(values["queries"]) for _, values in evaluated if "queries" in values))
+    queries = ", ".join(dict.fromkeys(count_queries(values) for _, values in evaluated if "queries" in values))
     tasks = sorted({each.summary.task for each in shown} - {""})
     of_task = f", task {' and '.join(tasks)}" if tasks else ""
     titles = ["Metric", *(["Ranking"] if several else []), *(f"@{depth}" for depth in depths)]

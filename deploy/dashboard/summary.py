@@ -73,6 +73,8 @@ class Summary:
     eval_metric: float | None
     """Its last value on the valid split."""
     best_value: float | None
+    best_error: float | None
+    """Its standard error."""
     best_epoch: int | None
     stopped_early: bool
     """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
@@ -144,7 +146,6 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     best_value, best_epoch = training.best(best_metric) or (None, None)
     valid = training.evaluated[-1].valid if training.evaluated else {}
     started, updated = _time_range(run)
-    steps_per_second = training.steps_per_second()
     summary = Summary(
         name=run.name,
         path=str(run.path),
@@ -161,11 +162,12 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         planned_epochs=_integer(run.setting("train", "epochs")),
         remaining_seconds=training.remaining_seconds() if live else None,
         examples_per_second=report.examples_per_second or training.examples_per_second(),
-        steps_per_second=steps_per_second,
+        steps_per_second=training.steps_per_second(),
         loss=training.epochs[-1].loss if training.epochs else training.steps.last("loss"),
         best_metric=best_metric,
         eval_metric=valid.get(best_metric),
         best_value=best_value,
+        best_error=training.error(best_metric, best_epoch),
         best_epoch=best_epoch,
         stopped_early=report.stopped_early,
         advice=report.advice,

@@ -27,7 +27,15 @@ DIM, EPOCHS, BATCH = 8, 12, 256
 STEPS = EPOCHS * -(-train_rows() // BATCH)
 KINDS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")
 COUNTED = {"queries", "pairs", "pairs_dropped"}
-METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | COUNTED
+
+
+def names_at(*depths: int) -> set[str]:
+    """Return the names of metrics at ``depths``, of the standard errors of those that are means, and of counts."""
+    metrics = {f"{kind}@{depth}" for kind in KINDS for depth in depths}
+    return metrics | {f"{kind}@{depth}_se" for kind in KINDS[:5] for depth in depths} | COUNTED
+
+
+METRICS = names_at(5, 10)
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
     *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"),
@@ -218,7 +226,7 @@ def test_evaluate_reproduces_metrics_of_report(workspace: Path, report: dict[str
 
 def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, report: dict[str, Any]) -> None:
     metrics = evaluate(workspace, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
-    assert set(metrics) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | COUNTED
+    assert set(metrics) == names_at(5, 30)
     # Tracks of train stay in these rankings, and rank above held-out ones.
     assert metrics["recall@5"] < report["metrics"]["valid"]["recall@5"]
     assert metrics["recall@30"] > metrics["recall@5"]
@@ -231,11 +239,11 @@ def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
     assert task == "task new: 600 held-out pairs count; none is in an excluded split too"
     own = [row.split() for row in rows if not row.startswith("  by ")]
     assert len(own) + 4 == len(rows)  # two baselines below recall and ndcg
-    assert {(row[0], depth) for row in own for depth in (5, 10)} == {(kind, k) for kind in KINDS for k in (5, 10)}
+    assert [row[0] for row in own] == list(KINDS)
     for kind, *values in own:
-        assert [float(value) for value in values] == pytest.approx(
-            [expected[f"{kind}@5"], expected[f"{kind}@10"]], abs=5e-5
-        )
+        errors = [f"± {expected[f'{kind}@{k}_se']:.4f}" if kind in KINDS[:5] else "" for k in (5, 10)]
+        shown = [f"{expected[f'{kind}@{k}']:.4f} {error}".split() for k, error in zip((5, 10), errors, strict=True)]
+        assert values == [*shown[0], *shown[1]]
 
 
 def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:

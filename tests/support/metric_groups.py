@@ -20,6 +20,7 @@ TRAINING = {
     *(
         "crossfade_learning_rate",
         "crossfade_eval_metric",
+        "crossfade_eval_metric_error",
         "crossfade_phase_duration_seconds",
         "crossfade_active_rows_total",
     ),

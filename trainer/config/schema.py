@@ -56,7 +56,7 @@ EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
-    *("train.epochs", "train.max_steps", "train.patience"),
+    *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
     *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
     *("optimizer.learning_rate", "model.dense.learning_rate"),
 )
@@ -129,8 +129,8 @@ class TrainConfig(Section):
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a new best before stopping early; null: never, so that a decaying learning "
-        "rate reaches its end",
+        description="evaluations without a gain beyond its standard error before stopping early; null: never, so that "
+        "a decaying learning rate reaches its end",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.5,
@@ -196,6 +196,10 @@ class TrainConfig(Section):
         return self
 
 
+QueryLimit = Literal["auto", "all"] | AtLeastOne
+"""How many queries are evaluated, at most."""
+
+
 class EvaluateConfig(Section):
     """How rankings are evaluated."""
 
@@ -223,10 +227,30 @@ class EvaluateConfig(Section):
         "ndcg@10",
         description="metric on valid that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
     )
+    max_queries: QueryLimit = Field(
+        "auto",
+        description="queries of valid that are evaluated during training, at most: a number, of a sample that is the "
+        "same for every run on the dataset, or all; auto: 2,000, and more where that takes at most about a tenth of an "
+        "epoch on CPUs, by the interactions of train and the items",
+    )
+    final: QueryLimit = Field(
+        "auto",
+        description="the same for test at the end of a run, and for every split in 'crossfade evaluate'; auto: ten "
+        "times as many as during training",
+    )
 
     def excluded_from(self, split: SplitName) -> list[SplitName]:
         """Return the splits whose items a query's ranking on ``split`` leaves out."""
         return [name for name in self.exclude_splits if name != split] if self.task == "new" else []
+
+    def queries_of(self, split: SplitName, *, in_training: bool = False) -> int | None:
+        """Return how many queries of ``split`` are evaluated, at most; None: all.
+
+        ``in_training``: valid is evaluated during training, by ``max_queries``; otherwise by ``final``, as test is.
+        """
+        limit = self.max_queries if in_training and split == "valid" else self.final
+        assert limit != "auto", "the job is not resolved"
+        return None if limit == "all" else limit
 
     @model_validator(mode="after")
     def _check_best_metric(self) -> EvaluateConfig:
@@ -398,6 +422,11 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.2
 _BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
 """The optimizer where only directions count. Rows that grew would turn ever more slowly."""
 _BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
+_MIN_QUERIES = 2_000
+"""Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
+_EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
+_FINAL_FACTOR = 10
+"""Queries after training, about an epoch's time, by those during training."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -421,8 +450,10 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
     optimizer = _fill(job.optimizer, **(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE))
     data = _fill(job.data, group=group)
+    queries = _evaluated_queries(size)
+    evaluate = _fill(job.evaluate, max_queries=queries, final=_FINAL_FACTOR * queries)
     return job.model_copy(
-        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer},
+        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "evaluate": evaluate},
     )
 
 
@@ -441,6 +472,20 @@ def _temperature(job: JobConfig, size: DatasetSize) -> float:
         return 0.17
     fitted = 1.67 * size.items**-0.155 * max(size.interactions, 1) ** -0.075
     return float(f"{min(max(fitted, _MIN_TEMPERATURE), _MAX_TEMPERATURE):.2g}")
+
+
+def _evaluated_queries(size: DatasetSize) -> int:
+    """Return how many queries are evaluated during training: what takes at most about a tenth of an epoch.
+
+    Rankings of N queries take N · items scores, each a product of two vectors. In an epoch, the default job compares an
+    interaction with the 1,024 items of its part of a batch, in one product for the scores and two for the gradients:
+    ``_INTERACTION_SCORES`` products on the same CPUs, whatever the columns (docs/evaluation.md has a measurement). With
+    all items as negatives, an epoch takes longer; on a GPU, it takes less.
+
+    The number depends on the dataset alone, so that runs with other settings are evaluated on the same queries.
+    """
+    affordable = _EPOCH_SHARE * _INTERACTION_SCORES * size.interactions / max(size.items, 1)
+    return max(_MIN_QUERIES, round(affordable))
 
 
 def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:

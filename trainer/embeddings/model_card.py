@@ -26,6 +26,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin
+from crossfade.trainer.runs.shown_metrics import count_queries, is_metric, show_metric
 
 CARD_FILE = "README.md"
 _FIRST_LINES = "---\nlibrary_name: crossfade\n"
@@ -139,7 +140,7 @@ class ModelCard:
                 "metrics": [
                     {"type": name, "name": name, "value": round(value, 6)}
                     for name, value in values.items()
-                    if name.partition("@")[0] in _METRICS
+                    if _is_shown(name)
                 ],
             }
 
@@ -188,8 +189,13 @@ class ModelCard:
         yield f"| metric | {' | '.join(splits)} |"
         yield f"|---|{'---|' * len(splits)}"
         first = self.origin.metrics[splits[0]]
-        for name in (name for name in first if name.partition("@")[0] in _METRICS):
-            yield f"| {name} | {' | '.join(f'{self.origin.metrics[split][name]:.4f}' for split in splits)} |"
+        for name in filter(_is_shown, first):
+            yield f"| {name} | {' | '.join(show_metric(self.origin.metrics[split], name) for split in splits)} |"
+        yield f"| queries | {' | '.join(count_queries(self.origin.metrics[split]) for split in splits)} |"
+
+
+def _is_shown(name: str) -> bool:
+    return is_metric(name) and name.partition("@")[0] in _METRICS
 
 
 def is_model_card(path: Path) -> bool:

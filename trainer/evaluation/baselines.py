@@ -1,6 +1,6 @@
 """Baselines: the metrics of rankings without training, to compare those of a run with.
 
-    found = load_baselines(job, ["valid", "test"])
+    found = load_baselines(job, ["valid", "test"], in_training=True)
     found["metrics"]["test"]["item_cosine"]["ndcg@10"], found["notes"]
 
 - popularity: items by their number of interactions in train
@@ -12,8 +12,9 @@ Both rank the items that ``ranking.py`` ranks for the same queries, and have its
 the positive interactions of train and no hyperparameters, so a run that does not exceed them has learned little.
 
 A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
-says why. Of a split with more than ``MAX_PAIRS`` pairs to hold out and exclude, every n-th query is ranked. Results are
-kept beside the data, in ``baselines.json``, unless it is on S3 or may not be written.
+says why. The queries are those of the run, all or a sample; with more than ``MAX_PAIRS`` pairs to hold out and exclude,
+every n-th of them is ranked. Results are kept beside the data, in ``baselines.json``, unless it is on S3 or may not be
+written.
 
 Shapes: Q queries, K ranks or depths, M metrics, I items, R rows of the query entity, N pairs of a query and an item.
 """
@@ -21,7 +22,7 @@ Shapes: Q queries, K ranks or depths, M metrics, I items, R rows of the query en
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,7 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import BASELINES_FILE, data_fingerprint
+from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
@@ -56,25 +57,37 @@ Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
 
 
-def load_baselines(job: JobConfig, splits: Sequence[SplitName]) -> dict[str, Any]:
+def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: bool = False) -> dict[str, Any]:
     """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words; computed once per dataset.
+
+    ``in_training``: on the queries of valid that are evaluated during training (``evaluate.max_queries``).
 
     Raises:
         InputError: the dataset cannot be read.
     """
-    data, manifest, *_ = open_inputs(job)
+    data, manifest, _, job = open_inputs(job)
     with closing(open_lineage(job, data, manifest)) as lineage:
-        return _load_baselines(lineage, job.evaluate, splits)
+        sizes = {split: _queries(manifest, job.evaluate, split, in_training=in_training) for split in splits}
+        return _load_baselines(lineage, job.evaluate, sizes)
 
 
-def _load_baselines(lineage: LineageReader, spec: EvaluateConfig, splits: Sequence[SplitName]) -> dict[str, Any]:
+def _queries(manifest: DatasetManifest, spec: EvaluateConfig, split: SplitName, *, in_training: bool) -> int | None:
+    """Return the size of the sample; None if it is no smaller than the split, as all such samples are the same."""
+    size = spec.queries_of(split, in_training=in_training)
+    return None if size is None or size >= manifest.splits[split].rows else size
+
+
+def _load_baselines(
+    lineage: LineageReader, spec: EvaluateConfig, sizes: Mapping[SplitName, int | None]
+) -> dict[str, Any]:
     kept = _Kept(lineage)
-    found = {split: kept.results.get(_key(split, spec)) for split in splits}
+    found = {split: kept.results.get(_key(split, spec, size)) for split, size in sizes.items()}
     missing = [split for split, result in found.items() if result is None]
     if missing:
         baselines = _Baselines(lineage, spec)
         for split in missing:
-            found[split] = kept.results[_key(split, spec)] = baselines.evaluate(split)
+            key = _key(split, spec, sizes[split])
+            found[split] = kept.results[key] = baselines.evaluate(split, sizes[split])
         kept.write()
     results = {split: result for split, result in found.items() if result is not None}
     return {
@@ -83,10 +96,12 @@ def _load_baselines(lineage: LineageReader, spec: EvaluateConfig, splits: Sequen
     }
 
 
-def _key(split: SplitName, spec: EvaluateConfig) -> str:
+def _key(split: SplitName, spec: EvaluateConfig, size: int | None) -> str:
     """Return what results depend on besides the dataset."""
+    excluded = ", ".join(sorted(spec.excluded_from(split))) or "nothing"
     by = "" if spec.by == "query" else f", by {spec.by}"
-    return f"{split}, without {', '.join(sorted(spec.excluded_from(split))) or 'nothing'}, k {sorted(set(spec.k))}{by}"
+    sample = "" if size is None else f", {size} queries"
+    return f"{split}, without {excluded}, k {sorted(set(spec.k))}{by}{sample}"
 
 
 class _Result(BaseModel):
@@ -135,11 +150,10 @@ class _Baselines:
     def __init__(self, lineage: LineageReader, spec: EvaluateConfig) -> None:
         self._lineage, self._manifest, self._spec = lineage, lineage.manifest, spec
 
-    def evaluate(self, split: SplitName) -> dict[str, Any]:
-        """Return the metrics on ``split`` by name of the baseline, and notes."""
-        pairs = self._manifest.splits[split].rows + self._lineage.known_rows(self._spec.excluded_from(split))
-        every = max(1, -(-pairs // MAX_PAIRS))
-        held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every)
+    def evaluate(self, split: SplitName, size: int | None) -> dict[str, Any]:
+        """Return the metrics on ``size`` queries of ``split``, None: all, by name of the baseline, and notes."""
+        every = max(1, -(-self._pairs(split, size) // MAX_PAIRS))
+        held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every, queries=size)
         notes = [f"baselines rank for one query in {every}"] if every > 1 else []
         metrics = {"popularity": self._metrics(held_out, self._popularity)}
         if excess := self._excess():
@@ -147,6 +161,12 @@ class _Baselines:
         else:
             metrics["item_cosine"] = self._metrics(held_out, self._item_cosine)
         return {"metrics": metrics, "notes": notes}
+
+    def _pairs(self, split: SplitName, size: int | None) -> int:
+        """Return about how many pairs are held out and excluded: as many for each row of the query entity."""
+        pairs = self._manifest.splits[split].rows + self._lineage.known_rows(self._spec.excluded_from(split))
+        rows = self._manifest.entities[self._manifest.query].rows
+        return pairs if size is None else -(-pairs * min(size, rows) // rows)
 
     def _metrics(self, held_out: HeldOut, rank: Ranking) -> EvalMetrics:
         depths = sorted(set(self._spec.k))

@@ -7,6 +7,9 @@ In a dataset with context, a query is a combination of a row of the query entity
 customer with two held-out events in different contexts is two queries. If queries are judged by moment
 (``evaluate.by``), the timestamp is part of the combination as well.
 
+Of a sample of the queries (``sample.py``), only their events are kept while files are read, so memory follows the
+sample, except for eight bytes of each query of the split while it is drawn.
+
 Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the query entity, K context entities.
 """
 
@@ -23,6 +26,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
+from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
 from crossfade.trainer.model.active_rows import number_distinct
 
 _MAX_COUNTED = 1 << 24
@@ -72,6 +76,7 @@ class HeldOut:
         item_I: the items that are ranked, int64 and sorted, where the table has vacant rows; None: all.
         context: by context entity of the dataset, its row for each query, int64 (Q,), -1 for none.
         histories: the histories of the queries, if they are judged by moment and the model uses histories.
+        sampled_from: the number of queries of the split, of which all workers have a sample; None: they have all.
     """
 
     queries_Q: IntArray
@@ -82,6 +87,7 @@ class HeldOut:
     item_I: IntArray | None = None
     context: Mapping[str, IntArray] = field(default_factory=dict)
     histories: MomentHistories | None = None
+    sampled_from: int | None = None
 
     def chunks(self, queries: int) -> Iterator[HeldOut]:
         """Yield the same in chunks of at most ``queries`` queries."""
@@ -101,12 +107,16 @@ def load_held_out(
     rank: int,
     workers: int,
     latest: LatestHistories | None = None,
+    queries: int | None = None,
 ) -> HeldOut:
     """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
 
+    Workers divide ``queries`` of the split among themselves, a sample, or all if None.
+
     Of the base datasets, all splits are excluded if any of this dataset is, since items there are not new.
     A held-out pair that is in an excluded split too, such as a track played again, does not count: ranked, it would
-    compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out.
+    compete with unheard items only, since the other heard ones are excluded. A query without other pairs is left out,
+    of a sample too, which then has fewer.
 
     ``latest`` are the histories after train of a model that uses histories.
 
@@ -116,14 +126,19 @@ def load_held_out(
     manifest = lineage.manifest
     vacant_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(manifest.entities[manifest.item].rows), vacant_I) if vacant_I else None
-    if manifest.context or spec.by == "moment":
-        held_out, moment_Q = _load_events(lineage, split, spec, rank, workers)
+    by_moment = spec.by == "moment"
+    sample = None if queries is None else _draw_sample(lineage, split, queries, by_moment=by_moment)
+    sampled_from = None if sample is None else sample.queries
+    events = _read_events(lineage, split, sample, by_moment=by_moment)
+    if manifest.context or by_moment:
+        held_out, moment_Q = _divide_events(lineage, events, spec.excluded_from(split), rank, workers)
         histories = None
-        if latest is not None and spec.by == "moment":
+        if latest is not None and by_moment:
             histories = _histories(lineage, held_out.queries_Q, moment_Q, latest)
-        return replace(held_out, item_I=item_I, histories=histories)
+        return replace(held_out, item_I=item_I, histories=histories, sampled_from=sampled_from)
     items = manifest.entities[manifest.item].rows
-    held_out_N = _held_out_pairs(lineage, split)
+    pairs = [events_NK[:, 0] * items + events_NK[:, -1] for events_NK in events]
+    held_out_N = np.unique(np.concatenate([np.empty(0, np.int64), *pairs]))
     queries_Q = np.unique(held_out_N // items)[rank::workers]
     excluded_N = known_pairs(lineage, spec.excluded_from(split), queries_Q)
     new_N = np.setdiff1d(held_out_N, excluded_N, assume_unique=True)
@@ -131,13 +146,38 @@ def load_held_out(
     truth = _lists(new_N, queries_Q, items)
     has_Q = np.diff(truth.starts_Q1) > 0
     lists = truth.filter_queries(has_Q), _lists(excluded_N, queries_Q[has_Q], items)
-    return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I)
+    return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I, sampled_from=sampled_from)
 
 
-def _load_events(
+def _draw_sample(lineage: LineageReader, split: SplitName, queries: int, *, by_moment: bool) -> QuerySample | None:
+    """Draw ``queries`` of ``split``; None if these are all. A split of no more events than that is not read."""
+    splits = lineage.manifest.splits
+    if split not in splits or splits[split].rows <= queries:
+        return None
+    return draw_sample((part[:, :-1] for part in _read_events(lineage, split, None, by_moment=by_moment)), queries)
+
+
+def _read_events(
+    lineage: LineageReader, split: SplitName, sample: QuerySample | None, *, by_moment: bool
+) -> Iterator[IntArray]:
+    """Yield the events of positive weight of ``split``, of queries in ``sample`` if there is one: int64 (N, K + 3).
+
+    Columns are the query, its context, the moment, which is 0 unless ``by_moment``, and the item.
+    """
+    manifest = lineage.manifest
+    if split not in manifest.splits:
+        return
+    for part in lineage.own.read_all(manifest.splits[split], manifest.context, timestamps=by_moment):
+        moment_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
+        context = [] if part.context_NK is None else [part.context_NK]
+        events_NK = np.column_stack([part.query_N, *context, moment_N, part.item_N])[part.weight_N > 0]
+        yield events_NK if sample is None else events_NK[sample.contains(events_NK[:, :-1])]
+
+
+def _divide_events(
     lineage: LineageReader,
-    split: SplitName,
-    spec: EvaluateConfig,
+    events: Iterable[IntArray],
+    excluded_splits: Sequence[SplitName],
     rank: int,
     workers: int,
 ) -> tuple[HeldOut, IntArray]:
@@ -148,12 +188,13 @@ def _load_events(
     """
     manifest = lineage.manifest
     items = manifest.entities[manifest.item].rows
-    events_NK = _distinct_events(lineage, split, by_moment=spec.by == "moment")
+    events_NK = np.concatenate([np.empty((0, len(manifest.context) + 3), np.int64), *events])
+    events_NK = events_NK[number_distinct(events_NK)[0]]
     first_Q, number_N = number_distinct(events_NK[:, :-1])
     query_QK = events_NK[first_Q[rank::workers], :-1]
     is_own_N = number_N % workers == rank
     place_N, pair_N = number_N[is_own_N] // workers, events_NK[is_own_N, 0] * items + events_NK[is_own_N, -1]
-    excluded_N = known_pairs(lineage, spec.excluded_from(split), np.unique(query_QK[:, 0]))
+    excluded_N = known_pairs(lineage, excluded_splits, np.unique(query_QK[:, 0]))
     is_new_N = ~np.isin(pair_N, excluded_N)
     starts_Q1 = np.searchsorted(place_N[is_new_N], np.arange(len(query_QK) + 1))
     has_Q = np.diff(starts_Q1) > 0
@@ -163,23 +204,6 @@ def _load_events(
     dropped = int(np.count_nonzero(~is_new_N))
     excluded = _lists(excluded_N, queries_Q, items)
     return HeldOut(queries_Q, truth, excluded, workers, dropped, context=context), moment_Q
-
-
-def _distinct_events(lineage: LineageReader, split: SplitName, by_moment: bool) -> IntArray:
-    """Return the distinct events of ``split``, in lexicographic order: int64 (N, K + 3).
-
-    Columns are the query, its context, the moment, which is 0 unless ``by_moment``, and the item.
-    """
-    manifest = lineage.manifest
-    parts = [np.empty((0, len(manifest.context) + 3), np.int64)]
-    if split in manifest.splits:
-        for part in lineage.own.read_all(manifest.splits[split], manifest.context, timestamps=by_moment):
-            moment_N = np.zeros(len(part), np.int64) if part.timestamp_N is None else part.timestamp_N
-            context = [] if part.context_NK is None else [part.context_NK]
-            columns = np.column_stack([part.query_N, *context, moment_N, part.item_N])
-            parts.append(columns[part.weight_N > 0])
-    events_NK = np.concatenate(parts)
-    return events_NK[number_distinct(events_NK)[0]]
 
 
 def _histories(
@@ -228,11 +252,6 @@ def train_pairs(lineage: LineageReader, queries_Q: IntArray | None = None) -> In
 def known_pairs(lineage: LineageReader, splits: Sequence[SplitName], queries_Q: IntArray) -> IntArray:
     """Return the pairs of ``queries_Q`` that ``splits`` and the base datasets have, in the same form."""
     return _distinct_pairs(lineage, lineage.read_known(splits), queries_Q)
-
-
-def _held_out_pairs(lineage: LineageReader, split: SplitName) -> IntArray:
-    splits = lineage.manifest.splits
-    return _distinct_pairs(lineage, lineage.own.read_all(splits[split]) if split in splits else (), None)
 
 
 def _distinct_pairs(lineage: LineageReader, found: Iterable[Interactions], queries_Q: IntArray | None) -> IntArray:

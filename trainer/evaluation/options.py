@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, option
@@ -48,6 +48,20 @@ Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
 """Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
+def _max_queries(value: Any) -> Any:
+    if value in (None, "auto", "all"):
+        return value
+    try:
+        return _COUNT.validate_python(value)
+    except ValidationError:
+        raise ValueError("expected a number of queries from 1, auto, or all") from None
+
+
+_COUNT = TypeAdapter(Annotated[Integer, Ge(1)])
+MaxQueries = Annotated[int | str, BeforeValidator(_max_queries)]
+"""How many queries are evaluated, at most: a number, ``auto``, or ``all``."""
+
+
 class EvaluateOptions(ModelSource):
     """Which run to evaluate, and how."""
 
@@ -77,6 +91,13 @@ class EvaluateOptions(ModelSource):
         "leave items of these splits out of the rankings with task new (default: those of the job)",
         group="rankings",
         optional_values=True,
+    )
+    max_queries: MaxQueries | None = option(
+        None,
+        "evaluate a sample of at most N queries, the same for every run on the dataset, or all (default: as "
+        "evaluate.final of the job says)",
+        group="rankings",
+        value="N|auto|all",
     )
     segments: tuple[str, ...] | None = option(
         None,

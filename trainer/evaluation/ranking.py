@@ -30,6 +30,16 @@ and counted:
 
 - queries: those with a held-out item that counts
 - pairs, pairs_dropped: held-out pairs of a query and an item that count, and those that do not
+- queries_in_split: the queries of the split, if only a sample of them is evaluated (``sample.py``); some of them may
+  have no item that counts
+
+Each mean over Q queries has its standard error, at the same name with ``_se``, if there are at least two:
+
+- ndcg@k_se = s/√Q, with s² = Σ (value − mean)² / (Q − 1)      (standard error of the mean)
+
+It measures by how much the mean would vary with other queries of the same kind, each drawn by itself, be those here a
+sample or all that there are. It says nothing of other seeds, and is too large for the difference of two runs on the
+same queries (``comparison.py``).
 
 With the task ``new``, items that a query has in an excluded split with a positive weight are neither ranked nor counted
 as held out: an item with negative feedback stays, and costs a rank if it is ranked high. With ``repeat``, all items are
@@ -64,17 +74,18 @@ from crossfade.trainer.evaluation.metric_kernels import (
     Truth,
     hit_metrics_per_query,
     mark_seen,
-    sum_hit_metrics,
     sum_popularity,
 )
 from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
+from crossfade.trainer.runs.shown_metrics import error_of
 
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
+_SUMMED_QUERIES = 1024
 _EXACT_BITS = 52
 """Integers of up to this many bits, and their sums, are exact in float64."""
 
@@ -113,13 +124,12 @@ def evaluate(
     depths = sorted(set(spec.k))
     depth_K, item_I = np.array(depths), held_out.item_I
     items = model.item.rows if item_I is None else len(item_I)
-    warm_cold = _WarmColdMetrics(counts_N, depths, item_I)
-    sums_KM = np.zeros((len(depths), len(QUERY_METRICS)))
+    hits, warm_cold = _Sums(depths), _WarmColdMetrics(counts_N, depths, item_I)
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
     for chunk in held_out.chunks(max(QUERY_BLOCK, _MAX_RANKED // depths[-1])):
         best_item_QK = _rank(source, model, chunk, depths[-1])
-        sums_KM += sum_over_queries(best_item_QK, chunk.truth, depths)
+        hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
         held_out_popularity += _means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1).sum()
@@ -127,18 +137,20 @@ def evaluate(
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN = np.logical_or.accumulate(seen_KN)
-    counted = len(held_out.queries_Q), len(held_out.truth.items_N), held_out.dropped
-    sums = np.concatenate([counted, [held_out_popularity], ranked_K, sums_KM.ravel()])
-    queries, pairs, dropped, held_out_popularity, *values = _sum_over_workers(sums, all_reduce)
-    metrics: EvalMetrics = {}
+    hits = hits.of_all(all_reduce)
+    counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
+    pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
+    metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
-        of_k = values[len(depths) :][place * len(QUERY_METRICS) :]
-        means = (float(value / max(queries, 1)) for value in of_k[: len(QUERY_METRICS)])
-        metrics |= {f"{name}@{k}": mean for name, mean in zip(QUERY_METRICS, means, strict=True)}
+        metrics |= hits.means(place, f"@{k}")
+        errors |= hits.errors(place, f"@{k}")
         metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, all_reduce) / items
-        metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
-    metrics |= warm_cold.metrics(all_reduce)
-    return {**metrics, "queries": int(queries), "pairs": int(pairs), "pairs_dropped": int(dropped)}
+        metrics[f"popularity@{k}"] = float(popularity_K[place] / held_out_popularity) if held_out_popularity else 0.0
+    of_kinds, errors_of_kinds = warm_cold.metrics(all_reduce)
+    metrics |= {**of_kinds, "queries": hits.queries, "pairs": int(pairs), "pairs_dropped": int(dropped)}
+    if held_out.sampled_from is not None:
+        metrics["queries_in_split"] = held_out.sampled_from
+    return metrics | errors | errors_of_kinds
 
 
 def evaluate_embeddings(
@@ -149,6 +161,8 @@ def evaluate_embeddings(
     observers: Sequence[RankingObserver] = (),
 ) -> EvalMetrics:
     """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
+
+    As many queries are evaluated as ``evaluate.final`` says.
 
     ``observers`` get the rankings.
 
@@ -163,7 +177,8 @@ def evaluate_embeddings(
     if model.history is not None and job.evaluate.by == "moment":
         latest = load_latest_histories(job, data, manifest, model.history)
     with closing(open_lineage(job, data, manifest)) as lineage:
-        held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest)
+        queries = job.evaluate.queries_of(split)
+        held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
     all_reduce = store.all_reduce if store else np.asarray
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)
@@ -178,6 +193,44 @@ def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) ->
     )
 
 
+class _Sums:
+    """The sums of ``QUERY_METRICS`` and of their squares over queries, at each depth."""
+
+    def __init__(self, depths: list[int]) -> None:
+        self._depths, self.queries = depths, 0
+        self._sums_KM = np.zeros((len(depths), len(QUERY_METRICS)))
+        self._squares_KM = np.zeros_like(self._sums_KM)
+
+    def add(self, best_item_QK: IntArray, truth: ItemLists) -> None:
+        """Add the queries of these rankings."""
+        metrics_QKM = metrics_of_queries(best_item_QK, truth, self._depths)
+        self.queries += len(best_item_QK)
+        self._sums_KM += _sum_queries(metrics_QKM)
+        self._squares_KM += np.square(metrics_QKM).sum(axis=0)
+
+    def of_all(self, all_reduce: AllReduceFunction) -> _Sums:
+        """Return the sums over the queries of all workers."""
+        values = np.concatenate([[self.queries], self._sums_KM.ravel(), self._squares_KM.ravel()])
+        queries, *sums = sum_over_workers(values, all_reduce)
+        found = _Sums(self._depths)
+        found.queries = int(queries)
+        found._sums_KM, found._squares_KM = np.reshape(sums, (2, *self._sums_KM.shape))
+        return found
+
+    def means(self, place: int, suffix: str, names: Sequence[str] = QUERY_METRICS) -> EvalMetrics:
+        """Return the mean of each metric at the depth at ``place``, by its name with ``suffix``."""
+        means = (float(value / max(self.queries, 1)) for value in self._sums_KM[place])
+        return {f"{name}{suffix}": mean for name, mean in zip(names, means, strict=False)}
+
+    def errors(self, place: int, suffix: str, names: Sequence[str] = QUERY_METRICS) -> EvalMetrics:
+        """Return the standard error of each mean, by its name; none with fewer than two queries."""
+        if self.queries < 2:
+            return {}
+        squares_M = self._squares_KM[place] - np.square(self._sums_KM[place]) / self.queries
+        errors_M = np.sqrt(np.maximum(squares_M, 0.0) / (self.queries - 1) / self.queries)
+        return {error_of(f"{name}{suffix}"): float(error) for name, error in zip(names, errors_M, strict=False)}
+
+
 class _WarmColdMetrics:
     """Accumulates recall and ndcg of warm and of cold held-out items over queries."""
 
@@ -190,8 +243,7 @@ class _WarmColdMetrics:
         if item_I is not None:
             self._cold_I = np.intersect1d(self._cold_I, item_I, assume_unique=True)
         self._depths = depths
-        self._queries = np.zeros(len(self._KINDS))
-        self._sums_TKM = np.zeros((len(self._KINDS), len(depths), len(self._NAMES)))
+        self._sums = {kind: _Sums(depths) for kind in self._KINDS}
 
     def add(
         self,
@@ -202,58 +254,62 @@ class _WarmColdMetrics:
         """Add rankings of all items, and those among cold items, which ``rank`` computes."""
         if not len(self._cold_I):
             return
-        for kind, of_kind_N in enumerate((self._warm_N, ~self._warm_N)):
+        for kind, of_kind_N in (("warm", self._warm_N), ("cold", ~self._warm_N)):
             truth = chunk.truth.filter_items(of_kind_N)
             has_Q = np.diff(truth.starts_Q1) > 0
             if has_Q.any():
                 truth = truth.filter_queries(has_Q)
-                self._add(kind, best_item_QK[has_Q], truth)
-                if kind == self._KINDS.index("cold"):
+                self._sums[kind].add(best_item_QK[has_Q], truth)
+                if kind == "cold":
                     excluded = chunk.excluded.filter_queries(has_Q)
                     context = {name: row_Q[has_Q] for name, row_Q in chunk.context.items()}
                     histories = None if chunk.histories is None else chunk.histories.take(has_Q)
                     queries_Q = chunk.queries_Q[has_Q]
                     among_QK = rank(queries_Q, excluded, self._depths[-1], self._cold_I, context, histories)
-                    self._add(self._KINDS.index("among_cold"), among_QK, truth)
+                    self._sums["among_cold"].add(among_QK, truth)
 
-    def _add(self, kind: int, best_item_QK: IntArray, truth: ItemLists) -> None:
-        self._queries[kind] += len(best_item_QK)
-        self._sums_TKM[kind] += sum_over_queries(best_item_QK, truth, self._depths)[:, : len(self._NAMES)]
-
-    def metrics(self, all_reduce: AllReduceFunction) -> EvalMetrics:
-        """Return the metrics over all workers' queries; none if no held-out item is cold."""
+    def metrics(self, all_reduce: AllReduceFunction) -> tuple[EvalMetrics, EvalMetrics]:
+        """Return the metrics over all workers' queries, and their errors; none if no held-out item is cold."""
         if not len(self._cold_I):
-            return {}
-        values = _sum_over_workers(np.concatenate([self._queries, self._sums_TKM.ravel()]), all_reduce)
-        queries = dict(zip(self._KINDS, values, strict=False))
-        if not queries["cold"]:
-            return {}
-        sums_TKM = values[len(self._KINDS) :].reshape(self._sums_TKM.shape)
-        return {
-            **{
-                f"{name}_{kind}@{k}": float(value / max(queries[kind], 1))
-                for kind, sums_KM in zip(self._KINDS, sums_TKM, strict=True)
-                for k, sums_M in zip(self._depths, sums_KM, strict=True)
-                for name, value in zip(self._NAMES, sums_M, strict=True)
-            },
-            **{f"queries_{kind}": int(queries[kind]) for kind in ("warm", "cold")},
-        }
+            return {}, {}
+        sums = {kind: of_kind.of_all(all_reduce) for kind, of_kind in self._sums.items()}
+        if not sums["cold"].queries:
+            return {}, {}
+        metrics: EvalMetrics = {}
+        errors: EvalMetrics = {}
+        for kind, of_kind in sums.items():
+            for place, k in enumerate(self._depths):
+                metrics |= of_kind.means(place, f"_{kind}@{k}", self._NAMES)
+                errors |= of_kind.errors(place, f"_{kind}@{k}", self._NAMES)
+        return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
 
 
 def sum_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return ``QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
-    sums_KM: FloatArray = sum_hit_metrics(best_item_QK, _truth(truth, depths)).sum(axis=0)
+    return _sum_queries(metrics_of_queries(best_item_QK, truth, depths))
+
+
+def _sum_queries(metrics_QKM: FloatArray) -> FloatArray:
+    """Return the sums over queries: of blocks of a fixed size first, so that they are as exact for many queries."""
+    starts = range(0, len(metrics_QKM), _SUMMED_QUERIES)
+    blocks = [metrics_QKM[start : start + _SUMMED_QUERIES].sum(axis=0) for start in starts]
+    sums_KM: FloatArray = np.array([np.zeros(metrics_QKM.shape[1:]), *blocks]).sum(axis=0)
     return sums_KM
+
+
+def metrics_of_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
+    """Return ``QUERY_METRICS`` of each query at each of ``depths``, which rise: float64 (Q, K, M)."""
+    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, _truth(truth, depths))
+    return metrics_QKM
 
 
 def recall_and_ndcg(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return the recall and ndcg of each query at each of ``depths``, which rise: float64 (Q, K, 2)."""
-    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, _truth(truth, depths))
-    return metrics_QKM[:, :, :2]
+    return metrics_of_queries(best_item_QK, truth, depths)[:, :, :2]
 
 
 def _truth(truth: ItemLists, depths: list[int]) -> Truth:
-    """Return what the kernels of both need besides rankings."""
+    """Return what the kernel needs besides rankings."""
     gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
     return Truth(truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K))
 
@@ -264,7 +320,7 @@ def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:
     return means_Q
 
 
-def _sum_over_workers(values_N: FloatArray, all_reduce: AllReduceFunction) -> FloatArray:
+def sum_over_workers(values_N: FloatArray, all_reduce: AllReduceFunction) -> FloatArray:
     """Sum any number of values over all workers."""
     starts = range(0, len(values_N), MAX_ALL_REDUCE_LENGTH)
     return np.concatenate(
@@ -281,7 +337,7 @@ def _count_seen(seen_N: BoolArray, workers: int, all_reduce: AllReduceFunction) 
     digits = int(_EXACT_BITS / math.log2(base))
     padded_VD = np.zeros((-(-len(seen_N) // digits), digits))
     padded_VD.ravel()[: len(seen_N)] = seen_N
-    rest_V = _sum_over_workers(padded_VD @ float(base) ** np.arange(digits), all_reduce).astype(np.int64)
+    rest_V = sum_over_workers(padded_VD @ float(base) ** np.arange(digits), all_reduce).astype(np.int64)
     seen = 0
     for _ in range(digits):
         seen += np.count_nonzero(rest_V % base)

@@ -26,6 +26,9 @@ from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, e
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 
+_LABEL_SEED = 1
+"""Of the rows whose labels are compared, so that runs with other seeds are measured on the same."""
+
 
 def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
     """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments and labels.
@@ -73,7 +76,12 @@ def job_for(options: EvaluateOptions) -> JobConfig:
         InputError: an option is invalid, or conflicts with the task.
     """
     values = RunFolder(Path(options.source)).job().model_dump(mode="json")
-    evaluation = {"task": options.task, "by": options.by, "exclude_splits": options.exclude}
+    evaluation = {
+        "task": options.task,
+        "by": options.by,
+        "exclude_splits": options.exclude,
+        "final": options.max_queries,
+    }
     values["evaluate"].update({name: value for name, value in evaluation.items() if value is not None})
     values["data"].update(options.data_changes)
     if options.k is not None:
@@ -125,5 +133,5 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
     with closing(open_lineage(job, data, manifest)) as lineage:
         source, counts_R = EmbeddingFiles(embeddings), lineage.counts(labels.entity)
         return label_precision(
-            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
+            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=_LABEL_SEED
         )

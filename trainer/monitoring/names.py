@@ -136,6 +136,14 @@ EVAL_METRIC = _metric(
     "metric",
     unit="1",
 )
+EVAL_ERROR = _metric(
+    "training",
+    "eval_metric_error",
+    "Standard error of eval_metric over the queries that were evaluated.",
+    "split",
+    "metric",
+    unit="1",
+)
 PHASE_DURATION = _metric(
     "training",
     "phase_duration_seconds",

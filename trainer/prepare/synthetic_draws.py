@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from crossfade.base.hashing import GOLDEN, Unsigned, mix
 from crossfade.trainer.prepare.options import SyntheticSpec
 
-Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,6 @@ _GENRE_NAMES = (
     *("rock", "pop", "jazz", "metal", "hip hop", "electronic", "folk", "classical", "country", "blues"),
     *("reggae", "soul", "punk", "techno", "ambient", "indie", "latin", "funk", "gospel", "disco"),
 )
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def genre_name(genre: int) -> str:
@@ -140,16 +139,8 @@ class Generator:
 
     def uniform(self, purpose: str, counter_N: Unsigned) -> Floats:
         """Draw a number from [0, 1) for each counter: float64 (N,)."""
-        bits_N = mix(counter_N * _GOLDEN ^ self.salt(purpose))
+        bits_N = mix(counter_N * GOLDEN ^ self.salt(purpose))
         return (bits_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def mix(value_N: Unsigned) -> Unsigned:
-    """Hash each value with the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): uint64 (N,)."""
-    value_N = value_N + _GOLDEN
-    value_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value_N = (value_N ^ (value_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value_N ^ (value_N >> np.uint64(31))
 
 
 def _mass(low: Floats, high: Floats, exponent: float) -> Floats:

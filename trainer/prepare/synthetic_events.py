@@ -30,6 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crossfade.base.hashing import mix
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.prepare.options import SyntheticSpec
@@ -42,7 +43,6 @@ from crossfade.trainer.prepare.synthetic_draws import (
     Generator,
     Integers,
     genre_of,
-    mix,
 )
 
 EVENTS = ("play", "like", "library_add", "skip")

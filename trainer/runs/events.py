@@ -60,7 +60,10 @@ class EpochEvent(_Event):
     epoch: Whole = Field(description="epoch that ended, from 1")
     step: Whole = Field(description="steps taken so far")
     loss: float = Field(description="mean loss of the epoch's examples, over all workers")
-    valid: dict[str, Whole | float] | None = Field(None, description="metrics on the valid split, if it was evaluated")
+    valid: dict[str, Whole | float] | None = Field(
+        None,
+        description="metrics on the valid split, if it was evaluated, and with `_se` their standard errors",
+    )
 
 
 class PhaseEvent(_Event):

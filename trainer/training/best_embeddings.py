@@ -22,6 +22,7 @@ from crossfade.trainer.embeddings.files import write_embeddings
 from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.embeddings.staged import StagedEmbeddings
 from crossfade.trainer.evaluation.held_out import HeldOut
+from crossfade.trainer.evaluation.paired_gain import Evaluation, GroupSums
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate, evaluate_embeddings
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import TowerVectors
@@ -48,14 +49,19 @@ class BestEmbeddings:
     held_out: HeldOut | None = None
     counts_N: IntArray | None = None
 
-    def evaluate(self) -> EvalMetrics | None:
-        """Compute the metrics on the valid split over all workers; None without one. Every worker calls this."""
+    def evaluate(self) -> Evaluation | None:
+        """Compute the metrics on the valid split over all workers; None without one. Every worker calls this.
+
+        With ``train.patience``, they have what it takes to compare them with those of another epoch, query by query.
+        """
         if self.held_out is None:
             return None
         assert self.counts_N is not None
-        return evaluate(
-            self.vectors, self.model, self.held_out, self.job.evaluate, self.counts_N, self.store.all_reduce
-        )
+        spec, all_reduce = self.job.evaluate, self.store.all_reduce
+        sums = GroupSums(spec.best_metric) if self.job.train.patience is not None else None
+        observers = [] if sums is None else [sums]
+        metrics = evaluate(self.vectors, self.model, self.held_out, spec, self.counts_N, all_reduce, observers)
+        return Evaluation(metrics, None if sums is None else sums.of_all(all_reduce))
 
     def save(self, epoch: int) -> None:
         """Replace the written vectors by those after ``epoch``, if the job keeps any. Every worker calls this."""
@@ -97,7 +103,7 @@ class BestEmbeddings:
         Later epochs then determine the best. Embeddings of a later epoch are kept, since that epoch is repeated.
         """
         if self._enabled and state.best is not None and not self._exists(state.best_epoch or 0):
-            state.best, state.best_epoch, state.evals_since_best = None, None, 0
+            state.forget_best()
 
     def _exists(self, epoch: int) -> bool:
         if self.job.cluster.shared_run_dir:

@@ -19,6 +19,7 @@ from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
+from crossfade.trainer.evaluation.paired_gain import Evaluation
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers, Prefetcher
 from crossfade.trainer.model.spec import ModelSpec
@@ -46,7 +47,7 @@ class Batches(Protocol):
 class Embeddings(Protocol):
     """Evaluates the vectors that are being trained and writes the best; see ``BestEmbeddings``."""
 
-    def evaluate(self) -> EvalMetrics | None:
+    def evaluate(self) -> Evaluation | None:
         """Compute the metrics on the valid split; None without one."""
 
     def save(self, epoch: int) -> None:
@@ -82,8 +83,8 @@ class TrainLoop:
     def run(self, state: TrainState) -> bool:
         """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
 
-        It is finished after its epochs or steps, or when the valid split has shown no new best for ``train.patience``
-        evaluations.
+        It is finished after its epochs or steps, or when the valid split has shown no gain beyond its standard error
+        for ``train.patience`` evaluations.
         """
         timers = BatchTimers()
         source = self.batches.remaining(state, self.total_steps, timers)
@@ -157,10 +158,12 @@ class TrainLoop:
     def _evaluate(self, state: TrainState) -> EvalMetrics | None:
         self.hooks.on_event(PhaseEvent(name="evaluate", epoch=state.epochs, step=state.step))
         with state.timed("evaluate"):
-            metrics = self.embeddings.evaluate()
-        if metrics is not None and state.record_evaluation(metrics, self.job.evaluate.best_metric):
+            evaluation = self.embeddings.evaluate()
+        if evaluation is None:
+            return None
+        if state.record_evaluation(evaluation, self.job.evaluate.best_metric):
             self._save_embeddings(state)
-        return metrics
+        return evaluation.metrics
 
     def _save_embeddings(self, state: TrainState) -> None:
         self.hooks.on_event(PhaseEvent(name="embeddings", epoch=state.epochs, step=state.step))

@@ -212,7 +212,9 @@ def _best_embeddings(
     job, held_out, counts_N = inputs.job, None, None
     if inputs.has_rows("valid"):
         with closing(open_lineage(job, inputs.folder, inputs.manifest)) as lineage:
-            held_out = load_held_out(lineage, "valid", job.evaluate, store.rank, store.workers, towers.latest)
+            queries = job.evaluate.queries_of("valid", in_training=True)
+            workers = store.rank, store.workers
+            held_out = load_held_out(lineage, "valid", job.evaluate, *workers, towers.latest, queries)
             counts_N = lineage.counts(inputs.manifest.item)
     vectors = TowerVectors(towers, store.pull)
     return BestEmbeddings(job, folder, store, inputs.model, vocabularies, vectors, held_out, counts_N)

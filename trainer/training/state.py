@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from crossfade.kvstore.store import SaveResult, TableSpec, Traffic
+from crossfade.trainer.evaluation.paired_gain import Evaluation, exceeds_error
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers
 
@@ -50,7 +52,8 @@ class TrainState:
         examples_total: examples of all workers so far.
         loss_sum: sum of this worker's losses in this epoch.
         best: metrics of the best evaluation, after epoch ``best_epoch``.
-        evals_since_best: evaluations since then.
+        evals_since_best: evaluations since the last gain beyond its standard error.
+        gained_from: sums of the metric by group of queries (``paired_gain.py``) in the evaluation with that gain.
         stopped_early: whether the run ended because of ``train.patience``.
         train_seconds: seconds of training, without evaluations.
         seconds_by_phase: seconds of this worker by phase; ``data`` and ``sample`` are those that training waited.
@@ -69,6 +72,7 @@ class TrainState:
     best: EvalMetrics | None = None
     best_epoch: int | None = None
     evals_since_best: int = 0
+    gained_from: list[float] | None = None
     stopped_early: bool = False
     train_seconds: float = 0.0
     seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -98,19 +102,32 @@ class TrainState:
         self.examples_total += batch.global_size
         self.loss_sum += loss * batch.global_size
 
-    def record_evaluation(self, metrics: EvalMetrics, best_metric: str) -> bool:
-        """Record the metrics of an evaluation; return whether they are the best so far by ``best_metric``.
+    def record_evaluation(self, evaluation: Evaluation, best_metric: str) -> bool:
+        """Record an evaluation; return whether its metrics are the best so far by ``best_metric``.
 
+        The best are those of the highest mean, however small the gain. ``train.patience`` counts the evaluations since
+        the last gain beyond its standard error, over the evaluation that had one before, so that small gains add up.
         Without a query, all metrics are 0 and none are the best.
         """
+        metrics, sums_G = evaluation
         if not metrics["queries"]:
             return False
         is_best = self.best is None or metrics[best_metric] > self.best[best_metric]
         if is_best:
-            self.best, self.best_epoch, self.evals_since_best = metrics, self.epochs, 0
+            self.best, self.best_epoch = metrics, self.epochs
+        if sums_G is None or self.gained_from is None:
+            has_gained = is_best
+        else:
+            has_gained = exceeds_error(sums_G, np.array(self.gained_from))
+        if has_gained:
+            self.gained_from, self.evals_since_best = None if sums_G is None else sums_G.tolist(), 0
         else:
             self.evals_since_best += 1
         return is_best
+
+    def forget_best(self) -> None:
+        """Begin to look for the best again: its embeddings are lost."""
+        self.best, self.best_epoch, self.gained_from, self.evals_since_best = None, None, None, 0
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -26,6 +26,7 @@ from crossfade.trainer.runs.events import (
     PhaseEvent,
     StepEvent,
 )
+from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 from crossfade.trainer.training.state import PHASES, STEP_PHASES, TrainState
 
 SAVED, FAILED = "saved", "failed"
@@ -70,6 +71,7 @@ class TrainingMetrics:
         self._loss: float | None = None
         self._epoch_loss: float | None = None
         self._evaluation: dict[tuple[str, ...], float] = {}
+        self._errors: dict[tuple[str, ...], float] = {}
         self._done = False
         self._prefetcher: Prefetcher[Batch] | None = None
         self._gpu_memory: Callable[[], tuple[int, int] | None] = lambda: None
@@ -141,8 +143,13 @@ class TrainingMetrics:
     def record_evaluation(self, split: str, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the embeddings on ``split``."""
         # A new dict, since another thread may be reading the old one.
-        values: dict[tuple[str, ...], float] = {(split, name): value for name, value in metrics.items() if "@" in name}
+        found = [name for name in metrics if is_metric(name)]
+        values: dict[tuple[str, ...], float] = {(split, name): metrics[name] for name in found}
         self._evaluation = {**self._evaluation, **values}
+        errors: dict[tuple[str, ...], float] = {
+            (split, name): metrics[error_of(name)] for name in found if error_of(name) in metrics
+        }
+        self._errors = {**self._errors, **errors}
 
     def mark_diverged(self) -> None:
         """Show a loss that is not a number."""
@@ -162,6 +169,7 @@ class TrainingMetrics:
         yield names.EPOCH_LOSS.single(self._epoch_loss)
         yield names.LEARNING_RATE.single(self._learning_rate)
         yield names.EVAL_METRIC.family(*self._evaluation.items())
+        yield names.EVAL_ERROR.family(*self._errors.items())
         yield names.PHASE_DURATION.histogram(*(((phase,), seconds) for phase, seconds in self._phases.items()))
         yield from self._traffic()
         yield names.PREFETCHED_BATCHES.single(self._prefetcher.queued() if self._prefetcher else 0)

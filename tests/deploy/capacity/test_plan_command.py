@@ -60,12 +60,31 @@ def test_time_of_a_step_follows_from_cores_and_bandwidth(planted: Path, capsys: 
     assert re.search(r"\ntime: about [0-9.]+ ms a step .* with 3 cores a host", planned(capsys, planted, "--cores", 3))
 
 
+@pytest.mark.slow
+def test_evaluation_follows_the_sample(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = "held-out and excluded items"
+
+    def plan_of(queries: object) -> tuple[int, float, int]:
+        found = json.loads(planned(capsys, planted, "--json", "--set", f"evaluate.max_queries={queries}"))
+        parts = {part["what"]: part["bytes"] for process in found["processes"] for part in process["parts"]}
+        return *(found["time"][f"evaluat{name}"] for name in ("ed_queries", "ion_seconds")), parts[kept]
+
+    queries, seconds, pairs = plan_of("all")
+    assert plan_of("auto") == (queries, seconds, pairs), "fewer queries than the least sample"
+    sampled, sampled_seconds, sampled_pairs = plan_of(queries // 10)
+    assert sampled == queries // 10 > 10
+    assert (sampled_seconds, sampled_pairs) == pytest.approx((seconds / 10, pairs / 10), rel=0.1)
+    printed = planned(capsys, planted, "--set", f"evaluate.max_queries={sampled}")
+    assert f"an evaluation, of {sampled} queries at most, " in printed
+
+
 def test_dataset_that_does_not_exist_is_planned_by_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = write_job(tmp_path / "job.yaml", tmp_path / "no data")
     with pytest.raises(InputError, match="no such file; expected a folder written by 'crossfade prepare"):
         planned(capsys, job)
     plan = json.loads(planned(capsys, job, "--json", *EXPECTED, "--servers", 2, "--workers", 2))
     assert {table["name"]: table["rows"] for table in plan["tables"]} == {"query": 1_000_000, "item": 200_000}
+    assert plan["time"]["evaluated_queries"] == 0, "it has no valid split"
     assert plan["time"]["epoch_seconds"] == pytest.approx(100e6 / plan["time"]["examples_per_second"])
     printed = planned(capsys, job, *EXPECTED, "--set", "data.query=customer")
     assert "\nA STEP (at most: how often each row occurs is unknown)\n" in re.sub(" +\n", "\n", printed)

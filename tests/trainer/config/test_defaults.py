@@ -55,6 +55,21 @@ def test_given_values_are_kept(overrides: list[str], expected: dict[str, Any]) -
     assert expected.items() <= resolved_job(SMALL, *overrides).values().items()
 
 
+@pytest.mark.parametrize(
+    ("items", "interactions", "queries"),
+    [(500_000, 18_000_000, 10_800), (100_000, 3_200_000, 9_600), (1_000_000, 1_000_000, 2_000), (1, 0, 2_000)],
+)
+def test_evaluated_queries_follow_from_interactions_of_an_item(items: int, interactions: int, queries: int) -> None:
+    """A ranking takes a score of each item, an interaction of an epoch 3,000; a tenth of these is for evaluation."""
+    size = DatasetSize(10, items, interactions, is_grouped=True)
+    spec = resolved_job(size).evaluate
+    assert (spec.max_queries, spec.final) == (queries, 10 * queries)
+    assert spec.queries_of("valid", in_training=True) == queries
+    assert {spec.queries_of("valid"), spec.queries_of("test", in_training=True)} == {10 * queries}
+    given = resolved_job(size, "evaluate.max_queries=7", "evaluate.final=all").evaluate
+    assert (given.queries_of("valid", in_training=True), given.queries_of("test")) == (7, None)
+
+
 def test_temperature_is_lower_the_more_items_and_interactions_there_are() -> None:
     sizes = (DatasetSize(600, 3_000, 57_000, is_grouped=True), SMALL, MEDIUM, LARGE)
     assert [resolved_job(size).model.temperature for size in sizes] == [0.2, 0.17, 0.12, 0.067]

@@ -88,7 +88,7 @@ def plain_metrics(
     depths: list[int],
 ) -> EvalMetrics:
     names = ("recall", "ndcg", "map", "mrr", "hit_rate")
-    totals: dict[str, float] = {f"{name}@{k}": 0.0 for k in depths for name in names}
+    values: dict[str, list[float]] = {f"{name}@{k}": [] for k in depths for name in names}
     shown: dict[int, set[int]] = {k: set() for k in depths}
     popularity = dict.fromkeys(depths, 0.0)
     own_popularity = 0.0
@@ -98,18 +98,20 @@ def plain_metrics(
         for k in depths:
             ranks = [rank for rank, item in enumerate(ranking[:k], start=1) if item in held_out]
             ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(held_out)) + 1))
-            totals[f"recall@{k}"] += len(ranks) / len(held_out)
-            totals[f"ndcg@{k}"] += sum(1 / math.log2(rank + 1) for rank in ranks) / ideal
-            totals[f"map@{k}"] += sum(n / rank for n, rank in enumerate(ranks, start=1)) / min(k, len(held_out))
-            totals[f"mrr@{k}"] += 1 / ranks[0] if ranks else 0.0
-            totals[f"hit_rate@{k}"] += bool(ranks)
+            precisions = [n / rank for n, rank in enumerate(ranks, start=1)]
+            values[f"recall@{k}"].append(len(ranks) / len(held_out))
+            values[f"ndcg@{k}"].append(sum(1 / math.log2(rank + 1) for rank in ranks) / ideal)
+            values[f"map@{k}"].append(sum(precisions) / min(k, len(held_out)))
+            values[f"mrr@{k}"].append(1 / ranks[0] if ranks else 0.0)
+            values[f"hit_rate@{k}"].append(float(bool(ranks)))
             shown[k] |= set(ranking[:k])
             popularity[k] += statistics.fmean(COUNTS_N[ranking[:k]]) if ranking else 0.0
-    means = {name: total / len(truth) for name, total in totals.items()}
+    means: EvalMetrics = {name: statistics.fmean(of_queries) for name, of_queries in values.items()}
+    errors = {f"{name}_se": np.std(found, ddof=1) / math.sqrt(len(found)) for name, found in values.items()}
     for k in depths:
         means |= {f"coverage@{k}": len(shown[k]) / ITEMS, f"popularity@{k}": popularity[k] / own_popularity}
     ranked = {name: means[name] for k in depths for name in means if name.endswith(f"@{k}")}
-    return {**ranked, "queries": len(truth), "pairs": sum(map(len, truth.values())), "pairs_dropped": 0}
+    return {**ranked, "queries": len(truth), "pairs": sum(map(len, truth.values())), "pairs_dropped": 0, **errors}
 
 
 Pairs = list[tuple[int, int, float]]
@@ -362,7 +364,9 @@ def test_warm_and_cold_items_are_evaluated_separately(
         expected = plain_metrics(source, score, of_kind, leaving, DEPTHS)
         for name in ("recall", "ndcg"):
             for k in DEPTHS:
-                assert metrics[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
+                for error in ("", "_se"):
+                    found, wanted = metrics[f"{name}_{kind}@{k}{error}"], expected[f"{name}@{k}{error}"]
+                    assert found == pytest.approx(wanted), (name, kind, k)
         assert metrics["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
     same = evaluate(
         source, model, held_out_data, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N + 1, np.asarray
@@ -378,6 +382,13 @@ def test_metrics_without_queries_are_zero() -> None:
     metrics = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
     assert set(metrics.values()) == {0.0}
     assert len(metrics) == 10
+
+
+def test_one_query_has_no_standard_error() -> None:
+    source = SOURCES["no ties"]
+    one = HeldOut(np.array([0]), lists_of([[1]]), lists_of([[]]))
+    metrics = evaluate(source, source.model("cosine"), one, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
+    assert not [name for name in metrics if name.endswith("_se")]
 
 
 def test_zero_vector_ranks_without_a_warning() -> None:

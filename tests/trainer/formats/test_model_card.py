@@ -59,8 +59,10 @@ def test_card_of_embeddings_has_the_metrics_of_the_report(workspace: Path, tmp_p
         assert result["dataset"]["type"] == result["dataset"]["name"] == "planted-data"
         values = {metric["type"]: metric["value"] for metric in result["metrics"]}
         assert values["ndcg@10"] == pytest.approx(report["metrics"][split]["ndcg@10"], abs=1e-6)
-    valid, test = (report["metrics"][split]["recall@5"] for split in ("valid", "test"))
-    assert f"\n| recall@5 | {valid:.4f} | {test:.4f} |\n" in card
+    valid, test = (report["metrics"][split] for split in ("valid", "test"))
+    means = (f"{of_split['recall@5']:.4f} ± {of_split['recall@5_se']:.4f}" for of_split in (valid, test))
+    assert f"\n| recall@5 | {' | '.join(means)} |\n" in card
+    assert f"\n| queries | {valid['queries']} | {test['queries']} |\n" in card
     assert f"| vectors | embeddings of epoch {report['best_epoch']}, the best on valid |" in card
 
 

@@ -11,7 +11,7 @@ from resolved_jobs import make_resolved
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import RowGradient, TableSpec
-from crossfade.trainer.evaluation.ranking import EvalMetrics
+from crossfade.trainer.evaluation.paired_gain import Evaluation
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.runs.events import EpochEvent, Event, PhaseEvent, StepEvent
@@ -42,6 +42,8 @@ class Fakes:
 
     metrics: list[float] = field(default_factory=list)
     """Values that evaluations return, in order; once they are used up, there is no valid split."""
+    sums: list[list[float]] = field(default_factory=list)
+    """The sums of the metric over groups of queries in these evaluations; empty: evaluations have none."""
     queries: int = 3
     """Number of queries that evaluations count."""
     stop_at: int | None = None
@@ -105,11 +107,12 @@ class Fakes:
 
     # ---- embeddings
 
-    def evaluate(self) -> EvalMetrics | None:
+    def evaluate(self) -> Evaluation | None:
         if not self.metrics:
             return None
         self.calls.append("evaluate")
-        return {"ndcg@10": self.metrics.pop(0), "queries": self.queries}
+        mean, sums_G = self.metrics.pop(0), None if not self.sums else np.array(self.sums.pop(0))
+        return Evaluation({"ndcg@10": mean, "queries": self.queries}, sums_G)
 
     def save(self, epoch: int) -> None:
         self.calls.append(f"save {epoch}")
@@ -198,6 +201,34 @@ def test_run_stops_early_after_patience_evaluations_without_a_new_best() -> None
     assert finished
     assert (state.epoch, state.stopped_early, state.best_epoch) == (3, True, 1)
     assert fakes.metrics == [0.9]
+
+
+# Means and group sums of five evaluations: a small gain in all groups, then a larger one that is only chance.
+MEANS = [0.30, 0.31, 0.32, 0.32, 0.31]
+SUMS = [[3.0, 3.0, 3.0], [3.1, 3.1, 3.1], [3.2, 3.9, 2.5], [3.2, 2.5, 3.9], [3.1, 3.1, 3.1]]
+
+
+def test_patience_counts_evaluations_without_a_gain_beyond_its_error() -> None:
+    fakes = Fakes(metrics=[*MEANS], sums=[*SUMS])
+    state, _ = run(fakes, epochs=9, patience=2)
+    # The third has a higher mean and is kept, but it is no gain over the second, and neither is the fourth.
+    assert (state.epoch, state.stopped_early, state.best_epoch, state.evals_since_best) == (4, True, 3, 2)
+    assert state.gained_from == SUMS[1]
+
+
+def test_patience_goes_on_after_a_resume() -> None:
+    state, _ = run(Fakes(metrics=MEANS[:3], sums=SUMS[:3], stop_at=10), epochs=9, patience=2)
+    assert (state.epoch, state.evals_since_best) == (3, 1)
+    record = json.loads(json.dumps(state.to_record(state.counters())))
+    resumed = TrainState.from_record(record, keep_counters=True)
+    state, _ = run(Fakes(metrics=MEANS[3:], sums=SUMS[3:]), resumed, epochs=9, patience=2)
+    assert (state.epoch, state.stopped_early, state.best_epoch) == (4, True, 3)
+
+
+def test_small_gains_add_up() -> None:
+    sums = [[3.0, 3.0, 3.0], [3.0, 3.0, 3.1], [3.0, 3.1, 3.1], [3.1, 3.1, 3.1], [3.1, 3.1, 3.1]]
+    state, _ = run(Fakes(metrics=[0.30, 0.31, 0.32, 0.33, 0.33], sums=sums), epochs=5, patience=3)
+    assert (state.epoch, state.best_epoch, state.gained_from) == (5, 4, [3.0, 3.1, 3.1])
 
 
 def test_stop_request_ends_the_run_in_the_middle_of_an_epoch() -> None:

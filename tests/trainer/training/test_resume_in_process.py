@@ -107,7 +107,7 @@ def test_run_stopped_before_an_evaluation_resumes_exactly(data: Path, tmp_path: 
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
 
 
-@pytest.mark.parametrize(("epochs", "embeddings"), [(7, "none"), (8, "best")])
+@pytest.mark.parametrize(("epochs", "embeddings"), [(6, "none"), (7, "best")])
 def test_run_stopped_after_an_evaluation_without_a_new_best_resumes_exactly(
     data: Path, tmp_path: Path, epochs: int, embeddings: str
 ) -> None:
