@@ -1,0 +1,142 @@
+"""What numba makes of kernels in LLVM: code of inner ones is only linked, and code of others can move to a processor.
+
+Numba optimizes every function and generates machine code for it before it links it into those that call it. A function
+that Python cannot call needs neither: what runs are the copies in its callers, where it is optimized with them. That
+saves a tenth of the time to compile.
+
+The code of a kernel, with all that it calls, is *portable* before it is optimized: the same for all processors of an
+architecture. To optimize it and to generate machine code takes a fifth of the time to compile from Python.
+
+Numba has no public place for either. ``tests/kvstore/test_kernel_code.py`` holds what is used here of a release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompileResult
+from numba.core.environment import lookup_environment
+from numba.core.registry import cpu_target
+from numba.core.targetconfig import ConfigStack
+
+_LINKED, _PORTABLE = "linked", "portable"
+_ENVIRONMENT = "_ZN08NumbaEnv"
+"""Start of the names of variables that refer to the constants of a Python function."""
+
+
+class _WithoutEnvironments:
+    """A code generator that ignores variables of code that has no memory."""
+
+    def __init__(self, codegen: Any) -> None:
+        self._codegen = codegen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codegen, name)
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Leave it to the callers, which have copies of the variable."""
+
+
+class _LinkedLibrary(JITCodeLibrary):
+    """The code of a function that Python cannot call: it is linked into its callers, and optimized there."""
+
+    @property
+    def codegen(self) -> Any:
+        return _WithoutEnvironments(self._codegen)
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0: there is no machine code."""
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        return 0
+
+    def serialize_using_object_code(self) -> tuple[str, str, bytes]:
+        """Return what numba's cache keeps."""
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        return self.name, _LINKED, self._get_module_for_linking().as_bitcode()  # type: ignore[no-untyped-call]
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
+        self._verify_declare_only_symbols()  # type: ignore[no-untyped-call]
+        self._finalized = True
+
+
+class _CallableLibrary(JITCodeLibrary):
+    """The code of a kernel that Python can call."""
+
+    portable: bytes | None = None
+    """Its code and that of all that it calls, before they were optimized; None if it is from a cache."""
+
+    def _optimize_final_module(self) -> None:
+        self.portable = self._final_module.as_bitcode()
+        super()._optimize_final_module()  # type: ignore[no-untyped-call]
+
+    def _finalize_specific(self) -> None:
+        super()._finalize_specific()  # type: ignore[no-untyped-call]
+        for variable in self._final_module.global_variables:
+            environment = lookup_environment(variable.name) if variable.name.startswith(_ENVIRONMENT) else None  # type: ignore[no-untyped-call]
+            if environment is not None:
+                self._codegen.set_env(variable.name, environment)  # type: ignore[attr-defined]
+
+
+def _create_library(name: str) -> JITCodeLibrary:
+    """Create the library of the function that is being compiled."""
+    flags = ConfigStack.top_or_none()  # type: ignore[no-untyped-call]
+    kind = _LinkedLibrary if flags is not None and flags.no_cpython_wrapper else _CallableLibrary
+    return kind(_codegen(), name)  # type: ignore[no-untyped-call]
+
+
+def _restore_library(serialized: tuple[str, str, Any]) -> JITCodeLibrary:
+    """Create a library from what a cache has."""
+    name, kind, code = serialized
+    if kind not in {_LINKED, _PORTABLE}:
+        return _CallableLibrary._unserialize(_codegen(), serialized)  # type: ignore[no-any-return,no-untyped-call]
+    library = (_LinkedLibrary if kind == _LINKED else _CallableLibrary)(_codegen(), name)  # type: ignore[no-untyped-call]
+    library.enable_object_caching()  # type: ignore[no-untyped-call]
+    library._final_module = llvm.parse_bitcode(code)
+    library._optimize_final_module()
+    library._finalize_final_module()  # type: ignore[no-untyped-call]
+    return library
+
+
+def _codegen() -> Any:
+    return cpu_target.target_context.codegen()
+
+
+@contextmanager
+def kernel_libraries() -> Iterator[None]:
+    """Have numba use these libraries for what it compiles or loads meanwhile, by a thread that has numba's lock."""
+    codegen = _codegen()
+    if "create_library" in vars(codegen):  # a kernel that another one calls
+        yield
+        return
+    codegen.create_library, codegen.unserialize_library = _create_library, _restore_library
+    try:
+        yield
+    finally:
+        del codegen.create_library, codegen.unserialize_library
+
+
+def portable_parts(result: Any) -> tuple[Any, ...] | None:
+    """Return what ``from_portable`` takes, to be pickled, of a kernel that was compiled; None if there is none."""
+    code = getattr(result.library, _PORTABLE, None)
+    if code is None or result.library.has_dynamic_globals:
+        return None
+    (name, _, _), *parts = result._reduce()
+    return (name, _PORTABLE, code), *parts
+
+
+def from_portable(parts: tuple[Any, ...]) -> Any:
+    """Compile portable code for this processor, within ``kernel_libraries``; return numba's result of compiling."""
+    return CompileResult._rebuild(cpu_target.target_context, *parts)  # type: ignore[no-untyped-call]
+
+
+def triple() -> str:
+    """Return the architecture and system that portable code is for."""
+    return str(_codegen().magic_tuple()[0])
