@@ -28,6 +28,7 @@ from typing import Any
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
+from crossfade.kvstore.compile_notice import announce
 from crossfade.kvstore.kernel_cache import KernelCacheLocator
 from crossfade.kvstore.kernel_code import from_portable, portable_parts, triple
 
@@ -45,6 +46,7 @@ class KernelCache(FunctionCache):
             return None
         found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         if found is None and self._enabled:  # type: ignore[attr-defined]
+            announce()
             found = _find(self, sig)
             if found is not None:
                 self.save_overload(sig, found)  # type: ignore[no-untyped-call]
