@@ -1,15 +1,16 @@
 """Compile the kernels of usual runs when the package is installed, as portable code (``portable_kernels.py``).
 
-    python -m crossfade.precompile
+    python -m crossfade.precompile [defaults]
 
 It trains on a few random events, so that kernels are compiled for the types that runs have, and writes the code beside
-the modules of the package. ``make`` and the image run it. Without it, the first run compiles these kernels from Python.
+the modules of the package; with ``defaults``, only those of a job of defaults. ``make`` and the image run it. Without
+it, the first run compiles these kernels from Python.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,18 @@ def _train(events: pa.Table, settings: Mapping[str, Any]) -> None:
     model.similar(["0"])
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the file; return 0."""
+    jobs = JOBS[:1] if "defaults" in arguments else JOBS
     random = np.random.default_rng(1)
     columns = {"query": random.integers(_QUERIES, size=_EVENTS), "item": random.integers(_ITEMS, size=_EVENTS)}
     events = pa.table({name: pa.array(ids).cast(pa.string()) for name, ids in columns.items()})
     with portable_kernels.compiling_anew():
-        for settings in JOBS:
+        for settings in jobs:
             _train(events, settings)
     print(f"{portable_kernels.install(KERNELS)} kernels: {portable_kernels.FILE}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
