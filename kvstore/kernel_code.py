@@ -89,7 +89,7 @@ def _create_library(name: str) -> JITCodeLibrary:
     """Create the library of the function that is being compiled."""
     flags = ConfigStack.top_or_none()  # type: ignore[no-untyped-call]
     kind = _LinkedLibrary if flags is not None and flags.no_cpython_wrapper else _CallableLibrary
-    return kind(_codegen(), name)  # type: ignore[no-untyped-call]
+    return kind(_codegen(), name)
 
 
 def _restore_library(serialized: tuple[str, str, Any]) -> JITCodeLibrary:
@@ -97,11 +97,11 @@ def _restore_library(serialized: tuple[str, str, Any]) -> JITCodeLibrary:
     name, kind, code = serialized
     if kind not in {_LINKED, _PORTABLE}:
         return _CallableLibrary._unserialize(_codegen(), serialized)  # type: ignore[no-any-return,no-untyped-call]
-    library = (_LinkedLibrary if kind == _LINKED else _CallableLibrary)(_codegen(), name)  # type: ignore[no-untyped-call]
+    library = (_LinkedLibrary if kind == _LINKED else _CallableLibrary)(_codegen(), name)
     library.enable_object_caching()  # type: ignore[no-untyped-call]
     library._final_module = llvm.parse_bitcode(code)
     library._optimize_final_module()
-    library._finalize_final_module()  # type: ignore[no-untyped-call]
+    library._finalize_final_module()
     return library
 
 

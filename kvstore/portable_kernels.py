@@ -45,7 +45,7 @@ class KernelCache(FunctionCache):
         if _anew:
             return None
         found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-        if found is None and self._enabled:  # type: ignore[attr-defined]
+        if found is None and self._enabled:
             announce()
             found = _find(self, sig)
             if found is not None:
