@@ -19,34 +19,16 @@ from typing import Any
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompileResult
-from numba.core.environment import lookup_environment
 from numba.core.registry import cpu_target
 from numba.core.targetconfig import ConfigStack
 
 _LINKED, _PORTABLE = "linked", "portable"
 _ENVIRONMENT = "_ZN08NumbaEnv"
-"""Start of the names of variables that refer to the constants of a Python function."""
-
-
-class _WithoutEnvironments:
-    """A code generator that ignores variables of code that has no memory."""
-
-    def __init__(self, codegen: Any) -> None:
-        self._codegen = codegen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._codegen, name)
-
-    def set_env(self, name: str, environment: Any) -> None:
-        """Leave it to the callers, which have copies of the variable."""
+"""In the names of variables that refer to the constants of a Python function."""
 
 
 class _LinkedLibrary(JITCodeLibrary):
     """The code of a function that Python cannot call: it is linked into its callers, and optimized there."""
-
-    @property
-    def codegen(self) -> Any:
-        return _WithoutEnvironments(self._codegen)
 
     def get_pointer_to_function(self, name: str) -> int:
         """Return 0: there is no machine code."""
@@ -64,7 +46,18 @@ class _LinkedLibrary(JITCodeLibrary):
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
         self._verify_declare_only_symbols()  # type: ignore[no-untyped-call]
+        self._define_environments()
         self._finalized = True
+
+    def _define_environments(self) -> None:
+        """Give variables of constants a place in memory, which numba fills and code of all callers shares."""
+        engine: Any = self._codegen._engine
+        variables = (variable for variable in self._final_module.global_variables if _ENVIRONMENT in variable.name)
+        new = [variable for variable in variables if not engine.is_symbol_defined(variable.name)]
+        if new:
+            self._environments = llvm.parse_assembly("\n".join(map(str, new)))
+            engine.add_module(self._environments)
+            engine.finalize_object()
 
 
 class _CallableLibrary(JITCodeLibrary):
@@ -76,13 +69,6 @@ class _CallableLibrary(JITCodeLibrary):
     def _optimize_final_module(self) -> None:
         self.portable = self._final_module.as_bitcode()
         super()._optimize_final_module()  # type: ignore[no-untyped-call]
-
-    def _finalize_specific(self) -> None:
-        super()._finalize_specific()  # type: ignore[no-untyped-call]
-        for variable in self._final_module.global_variables:
-            environment = lookup_environment(variable.name) if variable.name.startswith(_ENVIRONMENT) else None  # type: ignore[no-untyped-call]
-            if environment is not None:
-                self._codegen.set_env(variable.name, environment)  # type: ignore[attr-defined]
 
 
 def _create_library(name: str) -> JITCodeLibrary:
