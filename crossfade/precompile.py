@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import crossfade
+from crossfade.api.fit import fit
 from crossfade.kvstore import portable_kernels
 from crossfade.kvstore.jit import KERNELS
 
@@ -34,7 +34,7 @@ JOBS: tuple[Mapping[str, Any], ...] = (
 
 def _train(events: pa.Table, settings: Mapping[str, Any]) -> None:
     """Train, evaluate, and recommend."""
-    model = crossfade.fit(
+    model = fit(
         events,
         query="query",
         item="item",
