@@ -81,13 +81,19 @@ def _create_library(name: str) -> JITCodeLibrary:
 def _restore_library(serialized: tuple[str, str, Any]) -> JITCodeLibrary:
     """Create a library from what a cache has."""
     name, kind, code = serialized
-    if kind not in {_LINKED, _PORTABLE}:
-        return _CallableLibrary._unserialize(_codegen(), serialized)  # type: ignore[no-any-return,no-untyped-call]
     library = (_LinkedLibrary if kind == _LINKED else _CallableLibrary)(_codegen(), name)
     library.enable_object_caching()  # type: ignore[no-untyped-call]
-    library._final_module = llvm.parse_bitcode(code)
-    library._optimize_final_module()
+    if kind in {_LINKED, _PORTABLE}:
+        library._final_module = llvm.parse_bitcode(code)
+        library._optimize_final_module()
+        library._finalize_final_module()
+        return library
+    # As numba does, but it would create the library for what is being compiled, perhaps the caller of this function.
+    machine_code, shared = code
+    library._set_compiled_object(machine_code)  # type: ignore[no-untyped-call]
+    library._shared_module = llvm.parse_bitcode(shared)
     library._finalize_final_module()
+    _codegen()._engine._load_defined_symbols(library._shared_module)
     return library
 
 
