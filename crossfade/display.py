@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
+from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress, print_line, print_lines, print_table
 from crossfade.trainer.runs.events import (
     BackoffEvent,
@@ -80,6 +81,10 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
 """The line that is shown for an event of the job."""
 
 
+def _show_compiling() -> None:
+    _logger.info("compiling kernels for this processor (once) ...")
+
+
 def _origin(event: RestartEvent | ResumeEvent) -> str:
     return f"from step {event.step:,}" if event.checkpoint else "from the beginning"
 
@@ -111,11 +116,14 @@ class TrainDisplay:
         self._saved_step: int | None = None
 
     def __enter__(self) -> TrainDisplay:
-        """Return self."""
+        """Show from now on if kernels must be compiled; return self."""
+        compile_notice.listeners.append(_show_compiling)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the bar and leave it on the screen."""
+        with suppress(ValueError):  # it was shown
+            compile_notice.listeners.remove(_show_compiling)
         self._close_bar()
 
     def _close_bar(self) -> None:

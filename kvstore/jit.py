@@ -72,6 +72,8 @@ with hidden("scipy"):
     from numba.np.ufunc.parallel import _launch_threads
 
     from crossfade.kvstore.kernel_cache import use_kernel_cache
+    from crossfade.kvstore.kernel_code import kernel_libraries
+    from crossfade.kvstore.portable_kernels import KernelCache
 
 use_kernel_cache()
 
@@ -82,15 +84,22 @@ _MAX_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _NO_WRAPPER: dict[str, Any] = {"no_cfunc_wrapper": True}
 """Leave out the code by which C calls a kernel: it contains the kernel a second time."""
+KERNELS: list[Any] = []
+"""Those that are cached, of all modules that were imported."""
 _logger = logging.getLogger(__name__)
 
 
 def njit(**options: Any) -> Callable[[Any], Any]:
     """Decorate a kernel as ``numba.njit`` does, but compile it in one process at a time: others load the result."""
 
+    is_cached = options.pop("cache", False)
+
     def decorate(function: Any) -> Any:
+        kernel: Any = numba.njit(**_NO_WRAPPER, **options)(function)
         try:
-            kernel: Any = numba.njit(**_NO_WRAPPER, **options)(function)
+            if is_cached:
+                kernel._cache = KernelCache(function)  # type: ignore[no-untyped-call]
+                KERNELS.append(kernel)
         except RuntimeError as error:
             if _LOCATORS_VARIABLE not in str(error):
                 raise
@@ -101,7 +110,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
             if signature in kernel.overloads:
                 return load_or_compile(signature)
             # Numba's lock comes first: in its order, two threads would each wait for a kernel that the other locked.
-            with global_compiler_lock, _locked(kernel._cache):
+            with global_compiler_lock, kernel_libraries(), _locked(kernel._cache):
                 _launch_threads()  # type: ignore[no-untyped-call]  # defines what loops call, those from the cache too
                 return load_or_compile(signature)
 

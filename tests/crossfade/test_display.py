@@ -13,6 +13,7 @@ from cluster_data import write_job, write_planted
 
 from crossfade.base import logs
 from crossfade.display import PhaseLines, TrainDisplay
+from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
 
@@ -65,6 +66,17 @@ def test_lines_for_programs_have_all_metrics_and_epochs(capsys: pytest.CaptureFi
     _, evaluated, other, _ = shown(capsys, "metrics")
     assert all(f" {name}=0.123457" in evaluated for name in VALID)
     assert other == "crossfade: epoch=1235 step=2 progress=0.0000 loss=0.4"
+
+
+def test_compiling_kernels_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure_console()
+    with TrainDisplay("ndcg@10"):
+        compile_notice.announce()
+        compile_notice.announce()
+    with TrainDisplay("ndcg@10"):
+        pass
+    compile_notice.announce()
+    assert capsys.readouterr().err == "crossfade: compiling kernels for this processor (once) ...\n"
 
 
 def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedP
 _LOG_LINE = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:.]+Z (?P<level>[A-Z]+) (?P<role>\S+)(?: generation=\d+)?(?: step=\d+)? (?P<message>.*)"
 )
-_PROGRESS = re.compile(r"\bepoch=\d+ step=\d+ ")
+_PROGRESS = re.compile(r"\bepoch=\d+ step=\d+ |compiling kernels")
 
 
 def messages(stderr: str) -> list[str]:

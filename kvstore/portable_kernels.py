@@ -1,0 +1,116 @@
+"""Kernels that are installed as portable code, so that a new machine only generates its own machine code for them.
+
+    with compiling_anew():
+        ...                                         # runs
+    install(KERNELS)                                # those that this process has compiled
+    kernel._cache = KernelCache(kernel.py_func)     # of each kernel: the user's, then the installed ones
+
+They are in ``kernels.zip`` beside this file, each under a hash of its name, its signature, and the code of its module
+and of those that it imports kernels from: after a change, none is found, and numba compiles from Python as without.
+Numba loads them as Python objects. Whoever can write the file can write this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+from crossfade.kvstore.compile_notice import announce
+from crossfade.kvstore.kernel_cache import KernelCacheLocator
+from crossfade.kvstore.kernel_code import from_portable, portable_parts, triple
+
+FILE = Path(__file__).with_name("kernels.zip")
+_logger = logging.getLogger(__name__)
+_anew: list[bool] = []
+"""Not empty while kernels are compiled from Python even if there is code of them."""
+
+
+class KernelCache(FunctionCache):
+    """The user's cache of one kernel, which takes what it lacks from the installed ones."""
+
+    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        if _anew:
+            return None
+        found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        if found is None and self._enabled:
+            announce()
+            found = _find(self, sig)
+            if found is not None:
+                self.save_overload(sig, found)  # type: ignore[no-untyped-call]
+        return found
+
+
+def _find(kernel_cache: Any, signature: Any) -> Any:
+    """Return the compiled code of a kernel for the types of its arguments; None if it is not installed."""
+    installed, name = _installed(), _name(kernel_cache, signature)
+    if installed is None or name is None or name not in installed.NameToInfo:
+        return None
+    try:
+        return from_portable(pickle.loads(installed.read(name)))  # noqa: S301
+    except (OSError, EOFError, ImportError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        _logger.debug("%s: %s", FILE, error)
+        return None
+
+
+@cache
+def _installed() -> zipfile.ZipFile | None:
+    try:
+        return zipfile.ZipFile(io.BytesIO(FILE.read_bytes()))
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def _name(kernel_cache: Any, signature: Any) -> str | None:
+    """Return the name of a kernel's code in the file; None if its module is not cached by what it is compiled from."""
+    locator, function = getattr(getattr(kernel_cache, "_impl", None), "locator", None), kernel_cache._py_func
+    if not isinstance(locator, KernelCacheLocator):
+        return None
+    parts = triple(), locator.get_source_stamp(), locator.get_disambiguator(), function.__qualname__, signature
+    return hashlib.sha256("\n".join(map(str, (function.__module__, *parts))).encode()).hexdigest()
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Compile kernels from Python even if there is code of them, which need not have its portable form."""
+    _anew.append(True)
+    try:
+        yield
+    finally:
+        _anew.pop()
+
+
+def install(kernels: Iterable[Any]) -> int:
+    """Write ``kernels.zip``: what Python can call and this process has compiled. Returns how many.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    codes = {}
+    for kernel in kernels:
+        for signature, result in kernel.overloads.items():
+            name, parts = _name(kernel._cache, signature), portable_parts(result)
+            if name is not None and parts is not None:
+                codes[name] = dumps(parts)  # type: ignore[no-untyped-call]
+    descriptor, temporary = tempfile.mkstemp(dir=FILE.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as written, zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, code in sorted(codes.items()):
+                file.writestr(zipfile.ZipInfo(name), code, zipfile.ZIP_DEFLATED)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(FILE)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return len(codes)
