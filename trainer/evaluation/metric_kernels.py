@@ -1,9 +1,8 @@
-"""Ranking metrics of each query, and their sums over queries, compiled; ``ranking.py`` has the formulas.
+"""Ranking metrics of each query, compiled; ``ranking.py`` has the formulas.
 
-    sums_JM = sum_hit_metrics(best_item_QK, truth).sum(axis=0)
     metrics_QJM = hit_metrics_per_query(best_item_QK, truth)
 
-Sums run over blocks of queries of a fixed size first, so that they do not depend on the number of threads.
+Sums of counts run over blocks of queries of a fixed size, so that they do not depend on the number of threads.
 
 Shapes: Q queries, K ranks, J depths, B blocks of queries, M metrics, N items of all lists, I items.
 """
@@ -44,7 +43,7 @@ class Truth(NamedTuple):
 
 @inner_kernel()
 def _measure_hits(best_item_K, truth, q, metrics_JM):  # type: ignore[no-untyped-def]
-    """Write recall, ndcg, map, mrr and hit rate of query ``q`` at each depth; both kernels below have their values."""
+    """Write recall, ndcg, map, mrr and hit rate of query ``q`` at each depth."""
     starts_Q1, items_N, depth_J, gain_K, ideal_K = truth
     truth_N = items_N[starts_Q1[q] : starts_Q1[q + 1]]
     hits, first, gain, precision, j = 0, 0, 0.0, 0.0, 0
@@ -66,29 +65,6 @@ def _measure_hits(best_item_K, truth, q, metrics_JM):  # type: ignore[no-untyped
 
 
 @inner_kernel()
-def _sum_hits_of_blocks(begin, end, best_item_QK, truth, metrics_BJM, sums_BJM):  # type: ignore[no-untyped-def]
-    for b in range(begin, end):
-        metrics_JM = metrics_BJM[b]
-        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, best_item_QK.shape[0])):
-            _measure_hits(best_item_QK[q], truth, q, metrics_JM)
-            for j in range(metrics_JM.shape[0]):
-                for m in range(METRICS):
-                    sums_BJM[b, j, m] += metrics_JM[j, m]
-
-
-@njit(cache=True, error_model="numpy")
-def sum_hit_metrics(best_item_QK, truth):  # type: ignore[no-untyped-def]
-    """Return recall, ndcg, map, mrr and hit rate at each depth, summed over each block of queries: float64 (B, J, M).
-
-    ``best_item_QK`` has each query's ranking, padded with -1.
-    """
-    sums_BJM = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), truth.depth_J.shape[0], METRICS))
-    metrics_BJM = np.empty(sums_BJM.shape)
-    for_chunks(_sum_hits_of_blocks, sums_BJM.shape[0], 1, (best_item_QK, truth, metrics_BJM, sums_BJM))
-    return sums_BJM
-
-
-@inner_kernel()
 def _measure_chunk(begin, end, best_item_QK, truth, metrics_QJM):  # type: ignore[no-untyped-def]
     for q in range(begin, end):
         _measure_hits(best_item_QK[q], truth, q, metrics_QJM[q])
@@ -96,7 +72,10 @@ def _measure_chunk(begin, end, best_item_QK, truth, metrics_QJM):  # type: ignor
 
 @njit(cache=True, error_model="numpy")
 def hit_metrics_per_query(best_item_QK, truth):  # type: ignore[no-untyped-def]
-    """Return the same metrics of each query, float64 (Q, J, M), from the same arguments."""
+    """Return recall, ndcg, map, mrr and hit rate of each query at each depth, float64 (Q, J, M).
+
+    ``best_item_QK`` has each query's ranking, padded with -1.
+    """
     metrics_QJM = np.empty((best_item_QK.shape[0], truth.depth_J.shape[0], METRICS))
     size = balanced_chunk_size(best_item_QK.shape[0])
     for_chunks(_measure_chunk, best_item_QK.shape[0], size, (best_item_QK, truth, metrics_QJM))

@@ -26,7 +26,6 @@ from crossfade.trainer.evaluation.comparison import (
     permutation_test,
 )
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
-from crossfade.trainer.evaluation.metric_kernels import METRICS, Truth, hit_metrics_per_query, sum_hit_metrics
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
 
@@ -51,21 +50,6 @@ def random_lists(seed: int) -> ItemLists:
     draw = np.random.default_rng(seed)
     lists = [np.sort(draw.choice(ITEMS, draw.integers(1, 6), replace=False)) for _ in range(QUERIES)]
     return ItemLists(np.cumsum([0, *map(len, lists)]), np.concatenate(lists))
-
-
-def test_values_per_query_add_up_to_the_sums_bit_for_bit() -> None:
-    draw, truth = np.random.default_rng(2), random_lists(3)
-    best_item_QK = np.argsort(draw.random((QUERIES, ITEMS)), axis=1)[:, :12]
-    best_item_QK[draw.random((QUERIES, 12)) < 0.05] = -1
-    gain_K = 1 / np.log2(np.arange(2, 14))
-    of_queries = Truth(truth.starts_Q1, truth.items_N, np.array([1, 5, 12]), gain_K, np.cumsum(gain_K))
-    metrics_QJM, sums_BJM = hit_metrics_per_query(best_item_QK, of_queries), sum_hit_metrics(best_item_QK, of_queries)
-    assert metrics_QJM.shape == (QUERIES, 3, METRICS)
-    assert len(sums_BJM) == 3
-    for block, sums_JM in enumerate(sums_BJM):
-        # A cumulative sum adds from the first query to the last, as the kernel does.
-        added_QJM = np.cumsum(metrics_QJM[block * 1024 : (block + 1) * 1024], axis=0)
-        assert np.array_equal(added_QJM[-1], sums_JM)
 
 
 def test_values_of_queries_are_those_of_a_plain_implementation() -> None:
