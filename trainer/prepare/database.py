@@ -162,15 +162,12 @@ def working_database(
         KeyboardInterrupt: Ctrl-C; or any other exception that the handler of a signal raised.
     """
     with _translate_errors(folder, disk_advice):
-        connection = duckdb.connect(str(folder / "events.duckdb"))
+        connection = duckdb.connect()
         try:
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
             connection.execute("SET python_enable_replacements = false")
             connection.execute("SET TimeZone = 'UTC'")
-            # The database is not opened again, so that a crash of the machine may leave it in any state.
-            connection.execute("PRAGMA disable_checkpoint_on_shutdown")
-            connection.execute("SET fsync_mode = 'NONE'")
             # In a notebook without ipywidgets, the bar is off, and DuckDB rejects even to turn it off.
             if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
                 connection.execute("SET enable_progress_bar = false")

@@ -422,7 +422,7 @@ class _Preparation:
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
-        shuffle = f"hash(hash({options.seed}::BIGINT, e.seq)), e.seq"
+        shuffle = f"hash(hash({options.seed}::BIGINT, e.seq::BIGINT)), e.seq"
         if options.order == "grouped":
             shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
         shuffled = self.connection.sql(
