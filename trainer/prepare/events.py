@@ -129,8 +129,8 @@ class IdEncoder:
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id)::{self._number_type} AS id_rank "
-                f"FROM ids_{side}"
+                "CREATE TABLE ranked AS SELECT number, id, "
+                f"row_number() OVER (ORDER BY id)::{self._number_type} AS id_rank FROM ids_{side}"
             )
             self._connection.execute(f"DROP TABLE ids_{side}")
             self._connection.execute(f"DROP TABLE found_{side}")

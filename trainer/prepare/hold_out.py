@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
@@ -194,8 +194,8 @@ def apply_hold_outs(
 
 
 def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str) -> None:
-    code = ALL_SPLITS.index(split)
-    if hold_out.by_default or fetch_count(connection, f"SELECT count(*) FROM moved WHERE split = {code} AND weight > 0"):
+    taken = f"SELECT count(*) FROM moved WHERE split = {ALL_SPLITS.index(split)} AND weight > 0"
+    if hold_out.by_default or fetch_count(connection, taken):
         return
     first, last = fetch_one(connection, "SELECT min(timestamp), max(timestamp) FROM interactions WHERE split = 0")
     span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
@@ -209,7 +209,8 @@ def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split
 
 def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
     """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept."""
-    bounds = {ALL_SPLITS.index(split): bound for split, bound in zip(numbers, accumulate(numbers.values()), strict=True)}
+    codes = map(ALL_SPLITS.index, numbers)
+    bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
     cases = " ".join(f"WHEN place <= {bound} THEN {code}" for code, bound in bounds.items())
     kept = " + ".join(f"count(*) FILTER (count BETWEEN 1 AND {bound})" for bound in bounds.values())
     kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")

@@ -396,9 +396,9 @@ class _Preparation:
         return {**entities, **values}, features
 
     def _shuffle(self, number: str) -> str:
-        """Return SQL that orders by a hash of a unique ``number`` (int64) and the seed."""
+        """Return SQL that orders by a hash of a unique integer ``number`` and the seed."""
         # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
-        return f"hash(hash({self.options.seed}::BIGINT, {number})), {number}"
+        return f"hash(hash({self.options.seed}::BIGINT, {number}::BIGINT)), {number}"
 
     def _place_groups(self) -> None:
         """Create the table ``places`` of each query entity with events: number, row, and place in the grouped order."""
@@ -421,7 +421,7 @@ class _Preparation:
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
             f"e.weight{timestamp}{context} FROM interactions e "
             "JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{self._shuffle('e.seq::BIGINT')}"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{self._shuffle('e.seq')}"
         )
         self.progress.phase(f"write {split}", rows, "row")
         written = Split(files=write_relation(self.staged, split, schema, shuffled, rows, self.progress))

@@ -112,7 +112,7 @@ def sql_number(number: int | None) -> str:
 
 
 def counted_ids_sql(side: Side) -> str:
-    """Return a query for each ID of all splits of ``interactions``: number, id, count in train, and id_rank, its order."""
+    """Return a query for each ID of ``interactions``: number, id, id_rank (its order), and count in train."""
     return f"SELECT number, id, id_rank, count FROM counts_{side} JOIN ids_{side} USING (number)"
 
 
