@@ -3,10 +3,11 @@
 
     table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``events.py`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (the numbers from 0 that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Where events have columns of
-context, the table ``event_context`` has their values by ``seq``, as text.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers and ``seq`` are uint32, or
+int64 where there are more events. Where events have columns of context, the table ``event_context`` has their values by
+``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations
