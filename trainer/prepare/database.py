@@ -185,6 +185,8 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
         except duckdb.InterruptException:
             raise (raised[-1] if raised else KeyboardInterrupt()) from None
         except duckdb.OutOfMemoryException as error:
+            if "failed to offload data block" in str(error):  # DuckDB spills at most what is free at the start
+                raise full_disk_error(folder, disk_advice) from error
             raise CrossfadeError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
                 f"raise {option_named('memory')}, lower {option_named('threads')}, or name a larger disk with "

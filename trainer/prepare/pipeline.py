@@ -417,9 +417,10 @@ class _Preparation:
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         group = "q.place, " if options.order == "grouped" else ""
+        source = "train_interactions" if split == "train" else "interactions"
         shuffled = self.connection.sql(
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
-            f"e.weight{timestamp}{context} FROM interactions e "
+            f"e.weight{timestamp}{context} FROM {source} e "
             "JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
             f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{self._shuffle('e.seq')}"
         )
