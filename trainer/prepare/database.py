@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (relations are of this program)
-"""The DuckDB working database of a preparation: on disk, with bounded memory, and errors in one readable line.
+"""The DuckDB working database of a preparation: bounded memory, the rest on disk, and errors in one readable line.
 
 with working_database(folder, memory_bytes=4 << 30, threads=None) as connection:
     connection.execute("CREATE TABLE t AS SELECT 1 AS x")
@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 import duckdb
-import psutil
 import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, escape_unprintable, option_named
 from crossfade.base.io.disk_errors import disk_of, is_full_disk
+from crossfade.base.machine import limit_bytes
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
@@ -93,9 +93,6 @@ def full_disk_errors(out: Path) -> Iterator[None]:
         raise full_disk_error(Path(error.filename or out)) from error
 
 
-_DEFAULT_MEMORY_BYTES = 4 << 30
-
-
 def identifier(name: str) -> str:
     """Quote ``name`` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -144,15 +141,15 @@ def execute_on(connection: duckdb.DuckDBPyConnection, part: pa.Table, sql: str) 
 
 
 def default_memory_bytes() -> int:
-    """Return half of the machine's memory, but at most 4 GiB."""
-    return min(_DEFAULT_MEMORY_BYTES, psutil.virtual_memory().total // 2)
+    """Return half of the machine's memory, or of the limit of a cgroup if that is less."""
+    return limit_bytes() // 2
 
 
 @contextmanager
 def working_database(
     folder: Path, memory_bytes: int | None, threads: int | None, disk_advice: str = TEMPORARY_ADVICE
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database in ``folder`` that spills there, loads no extension and reads no variable of the program.
+    """Open a database in memory that spills to ``folder``, loads no extension and reads no variable of the program.
 
     ``memory_bytes`` defaults to ``default_memory_bytes()``, ``threads`` to one per core. ``disk_advice`` is how to use
     another disk than that of ``folder``.
@@ -162,15 +159,12 @@ def working_database(
         KeyboardInterrupt: Ctrl-C; or any other exception that the handler of a signal raised.
     """
     with _translate_errors(folder, disk_advice):
-        connection = duckdb.connect(str(folder / "events.duckdb"))
+        connection = duckdb.connect()
         try:
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
             connection.execute("SET python_enable_replacements = false")
             connection.execute("SET TimeZone = 'UTC'")
-            # The database is not opened again, so that a crash of the machine may leave it in any state.
-            connection.execute("PRAGMA disable_checkpoint_on_shutdown")
-            connection.execute("SET fsync_mode = 'NONE'")
             # In a notebook without ipywidgets, the bar is off, and DuckDB rejects even to turn it off.
             if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
                 connection.execute("SET enable_progress_bar = false")
@@ -191,6 +185,8 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
         except duckdb.InterruptException:
             raise (raised[-1] if raised else KeyboardInterrupt()) from None
         except duckdb.OutOfMemoryException as error:
+            if "failed to offload data block" in str(error):  # DuckDB spills at most what is free at the start
+                raise full_disk_error(folder, disk_advice) from error
             raise CrossfadeError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
                 f"raise {option_named('memory')}, lower {option_named('threads')}, or name a larger disk with "

@@ -3,10 +3,11 @@
 
     table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``events.py`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (the numbers from 0 that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Where events have columns of
-context, the table ``event_context`` has their values by ``seq``, as text.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers and ``seq`` are uint32, or
+int64 where there are more events. Where events have columns of context, the table ``event_context`` has their values by
+``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations
@@ -53,11 +54,16 @@ from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, chec
 
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
+_NARROW_ROWS = 1 << 32
+"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are this many events."""
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
 class IdEncoder:
-    """Builds the table ``events`` in blocks; the events of small files are buffered until there are enough.
+    """Builds the table ``events`` in blocks: a large file is one, and those of small files are buffered.
+
+    A block has at least as many rows as there are IDs, so that looking all of them up for each costs no more than the
+    events do.
 
     Args:
         connection: The working database, in which the tables are created.
@@ -73,60 +79,84 @@ class IdEncoder:
         self._context = "".join(f", {name}" for name in context)
         self._buffered = 0
         self._rows = 0
+        self._known = dict.fromkeys(SIDES, 0)
+        self._number_type = "UINTEGER"
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
-            connection.execute(f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE ids_{side} (number UINTEGER, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
-            f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"CREATE TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
             f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})"
         )
         connection.execute(f"CREATE TABLE event_context (seq BIGINT{texts})")
         connection.execute(
             "CREATE TABLE events "
-            "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)"
+            "(query UINTEGER, item UINTEGER, weight FLOAT, timestamp BIGINT, split UTINYINT, seq UINTEGER)"
         )
 
-    def add(self, events: str, rows: int) -> None:
-        """Append the relation ``events`` of a file with ``rows`` data rows.
+    def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
+        """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
         """
-        self._connection.execute(
-            "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
-            f"position + {self._rows}{self._context} FROM {events}"
+        if self._rows < _NARROW_ROWS <= self._rows + rows:
+            self._widen()
+        for side in SIDES:
+            self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
+        block = (
+            f"SELECT query_id, item_id, weight, timestamp, split, position + {self._rows} AS seq{self._context} "
+            f"FROM {events}"
         )
         self._rows += rows
+        enough = max(_BLOCK_ROWS, *self._known.values())
+        if rows >= enough:
+            self._encode(f"({block})")
+            return
+        self._connection.execute(f"INSERT INTO buffered {block}")
         self._buffered += rows
-        if self._buffered >= _BLOCK_ROWS:
-            self._encode()
+        if self._buffered >= enough:
+            self._encode_buffered()
+
+    def _widen(self) -> None:
+        self._number_type = "BIGINT"
+        columns = [(f"ids_{side}", "number") for side in SIDES] + [("events", name) for name in (*SIDES, "seq")]
+        for table, column in columns:
+            self._connection.execute(f"ALTER TABLE {table} ALTER {column} TYPE {self._number_type}")
 
     def finish(self) -> None:
         """Encode the events that are still buffered, and rank the IDs."""
-        self._encode()
+        self._encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}"
+                "CREATE TABLE ranked AS SELECT number, id, "
+                f"row_number() OVER (ORDER BY id)::{self._number_type} AS id_rank FROM ids_{side}"
             )
             self._connection.execute(f"DROP TABLE ids_{side}")
+            self._connection.execute(f"DROP TABLE found_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
-    def _encode(self) -> None:
+    def _encode_buffered(self) -> None:
+        if self._buffered:
+            self._encode("buffered")
+            self._connection.execute("TRUNCATE buffered")
+            self._buffered = 0
+
+    def _encode(self, block: str) -> None:
         for side in SIDES:
-            known = count_rows(self._connection, f"ids_{side}")
             self._connection.execute(
-                f"INSERT INTO ids_{side} SELECT {known} + row_number() OVER () - 1, id "
-                f"FROM (SELECT DISTINCT {side}_id AS id FROM buffered) new "
-                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)"
+                f"INSERT INTO ids_{side} SELECT {self._known[side]} + row_number() OVER () - 1, id "
+                f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
             )
+            self._connection.execute(f"TRUNCATE found_{side}")
+            self._known[side] = count_rows(self._connection, f"ids_{side}")
         self._connection.execute(
-            "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
+            f"INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM {block} "
             "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id"
         )
         if self._context:
-            self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM buffered")
-        self._connection.execute("TRUNCATE buffered")
-        self._buffered = 0
+            self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
 
 
 IdType = Literal["int64", "string"]
@@ -199,6 +229,11 @@ def read_events(
     close_raw(connection)
     faults.check(reader.records)
     return reader.finish()
+
+
+def _violations(checks: Sequence[Check]) -> str:
+    """Return SQL of whether any row violates each of the ``checks``."""
+    return ", ".join(f"bool_or({check.violation})" for check in checks)
 
 
 def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dict[str, str]:
@@ -362,9 +397,14 @@ class _Reader:
     ) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
-        Values of sound files are checked in one scan.
+        IDs are checked once each. Only a file that is at fault is searched for the rows that are.
         """
-        latest, numbers, violated = self._scan("raw", timestamp, checks)
+        latest, numbers, violated = self._scan("raw", timestamp, [check for check in checks if check.role not in SIDES])
+        self._collect_ids("raw", timestamp)
+        for side in SIDES:
+            of_side = [check for check in checks if check.role == side]
+            found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
+            violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
         rows, sound = numbers[0], "raw"
         if violated:
             of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
@@ -377,6 +417,7 @@ class _Reader:
             report_row_faults(self._connection, file, checks, self.columns, self._faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
+            self._collect_ids(sound, timestamp)
         if types.get("timestamp") == "integer":
             for option in self._time_range.dates():
                 check_seconds(option, latest)
@@ -396,15 +437,26 @@ class _Reader:
             f"max({timestamp}), count(*), count(*) FILTER ({before}), count(*) FILTER ({after}), "
             f"count(*) FILTER ({self._weight_sql} = 0 AND NOT {before} AND NOT {after})"
         )
-        firsts = "".join(f", min(position) FILTER ({check.violation})" for check in checks)
-        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{firsts} FROM {relation}")
-        violated = [check for check, first in zip(checks, numbers[4:], strict=True) if first is not None]
+        found = f", {_violations(checks)}" if checks else ""
+        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{found} FROM {relation}")
+        violated = [check for check, is_violated in zip(checks, numbers[4:], strict=True) if is_violated]
         return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
+
+    def _collect_ids(self, relation: str, timestamp: str) -> None:
+        """Create the tables ``file_SIDE`` of each ID in ``relation``, and of whether an event to keep has it."""
+        for side in SIDES:
+            self._connection.execute(
+                f"CREATE OR REPLACE TABLE file_{side} AS "
+                f"SELECT {side}, bool_or({self._kept_sql(timestamp)}) AS is_kept FROM {relation} GROUP BY {side}"
+            )
+
+    def _kept_sql(self, timestamp: str) -> str:
+        before, after = self._time_range.outside_sql(timestamp)
+        return f"{self._weight_sql} <> 0 AND NOT {before} AND NOT {after}"
 
     def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         if self._encoder is None:
             self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
-        before, after = self._time_range.outside_sql("timestamp")
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
@@ -416,7 +468,8 @@ class _Reader:
                 *(f"nullif(CAST({role} AS VARCHAR), '') AS {role}" for role in self._context),
             )
         )
-        self._encoder.add(f"(SELECT {selected} FROM {sound}) WHERE weight <> 0 AND NOT {before} AND NOT {after}", rows)
+        ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
+        self._encoder.add(f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})", rows, ids)
 
     def _column(self, role: str) -> str:
         return self.columns[role]

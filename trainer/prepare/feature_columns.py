@@ -256,7 +256,7 @@ def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) ->
     typed = given
     if id_type == "int64":
         typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
-    in_events = f"SELECT i.id FROM ids_{side} i SEMI JOIN interactions e ON e.{side} = i.number"
+    in_events = f"SELECT id FROM ids_{side} SEMI JOIN counts_{side} USING (number)"
     return (
         f"SELECT NULL::BIGINT AS number, id, {_AFTER_EVENTS} + row_number() OVER (ORDER BY id) AS id_rank, 0 AS count "
         f"FROM ({typed}) ANTI JOIN ({in_events}) USING (id)"

@@ -2,7 +2,8 @@
 """Hold-outs: which interactions of ``train`` become ``valid`` or ``test``.
 
     plan = plan_hold_outs(options)
-    kept = apply_hold_out(connection, plan["test"], "test", seed=0, timestamps=None, source="events", target="held_out")
+    create_interactions(connection, "events")           # the view interactions, and how many each ID has in train
+    kept = apply_hold_outs(connection, plan, seed=0, timestamps="integer", progress=progress)
 
     last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
     random:FRACTION   this fraction of the (query, item) pairs, drawn by a hash of seed, query ID and item ID
@@ -22,15 +23,19 @@ follow the time or the draw of their pair, and evaluation never treats them as r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import duckdb
 
 from crossfade.base.errors import OptionError, option_named
+from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, check_seconds
 from crossfade.trainer.prepare.database import fetch_count, fetch_one
+from crossfade.trainer.prepare.events import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
 Kind = Literal["last", "random", "after"]
@@ -39,8 +44,7 @@ _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE = "none"
-_PAYLOAD = "query, item, weight, timestamp, seq"
-_POSITIVES = "count(*) FILTER (weight > 0)"
+_COLUMNS = "query, item, weight, timestamp, split, seq"
 _REASONS = {
     "last": "each query entity keeps one interaction in train, and none has two",
     "random": "each query entity keeps one interaction in train, and there are few others",
@@ -134,85 +138,150 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     return plan
 
 
-def apply_hold_out(
+def create_interactions(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Create the view ``interactions`` of the events in ``table``, of which hold-outs move some to the table ``moved``.
+
+    ``train_interactions`` are those of train: queries of it alone take half the time that they take of the union.
+    The views ``counts_query`` and ``counts_item`` have each ID (``number``) of any split, and the ``count`` of its
+    interactions of positive weight in train.
+    """
+    connection.execute(f"CREATE TABLE moved AS SELECT {_COLUMNS} FROM {table} LIMIT 0")
+    connection.execute(
+        f"CREATE VIEW train_interactions AS SELECT {_COLUMNS} FROM {table} ANTI JOIN moved USING (seq) WHERE split = 0"
+    )
+    connection.execute(
+        f"CREATE VIEW interactions AS SELECT {_COLUMNS} FROM train_interactions "
+        f"UNION ALL SELECT {_COLUMNS} FROM {table} WHERE split <> 0 UNION ALL SELECT {_COLUMNS} FROM moved"
+    )
+    for side in SIDES:
+        connection.execute(
+            f"CREATE TABLE all_counts_{side} AS SELECT {side} AS number, "
+            f"count(*) FILTER (split = 0 AND weight > 0) AS count FROM {table} GROUP BY {side}"
+        )
+        connection.execute(
+            f"CREATE VIEW counts_{side} AS SELECT number, a.count - coalesce(m.count, 0) AS count "
+            f"FROM all_counts_{side} a LEFT JOIN (SELECT {side} AS number, count(*) FILTER (weight > 0) AS count "
+            f"FROM moved GROUP BY {side}) m USING (number)"
+        )
+
+
+def apply_hold_outs(
     connection: duckdb.DuckDBPyConnection,
-    hold_out: HoldOut,
-    split: str,
+    plan: Mapping[str, HoldOut],
     *,
     seed: int,
     timestamps: str | None,
-    source: str,
-    target: str,
+    progress: ProgressReporter,
 ) -> int:
-    """Create the table ``target`` of the relation ``source``, with interactions moved from train to ``split``.
+    """Move interactions from train to the splits of ``plan``, in its order.
 
-    ``source`` has the columns of ``events``. ``timestamps`` is their type, 'integer' or 'datetime'. Returns how many
-    interactions were kept in train only because each query entity needs one there.
+    ``timestamps`` is their type, 'integer' or 'datetime'. Returns how many interactions were kept in train only because
+    each query entity needs one there, except by a default.
 
     Raises:
-        InputError: the hold-out takes nothing, or its time cannot be compared with the timestamps.
+        InputError: a hold-out takes nothing, or its time cannot be compared with the timestamps.
     """
-    if hold_out.after is not None and timestamps == "integer":
-        check_seconds(hold_out.after, fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0])
-    if hold_out.by_default:
-        rows = fetch_count(connection, f"SELECT count(*) FILTER (split = 0) FROM {source}")
-        hold_out = replace(hold_out, fraction=min(hold_out.fraction, DEFAULT_PAIRS / max(rows, 1)))
-    code = ALL_SPLITS.index(split)
+    if not plan:
+        return 0
+    progress.phase("hold out", len(plan), "split")
+    kept = 0
+    all_last = all(hold_out.kind == "last" for hold_out in plan.values())
+    for step in [plan] if all_last else [{split: hold_out} for split, hold_out in plan.items()]:
+        hold_out = next(iter(step.values()))
+        if hold_out.kind == "last":
+            kept += _take_last(connection, {split: each.number for split, each in step.items()})
+        else:
+            kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed, timestamps)
+            kept += 0 if hold_out.by_default else kept_for_it
+        for split in step:
+            _check_taken(connection, step[split], split)
+            progress.advance(1)
+    return kept
+
+
+def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str) -> None:
+    taken = f"SELECT count(*) FROM moved WHERE split = {ALL_SPLITS.index(split)} AND weight > 0"
+    if hold_out.by_default or fetch_count(connection, taken):
+        return
+    first, last = fetch_one(connection, "SELECT min(timestamp), max(timestamp) FROM train_interactions")
+    span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
+    raise OptionError(
+        hold_out.option,
+        found=hold_out.text,
+        problem=f"takes no interaction for {split}{span}",
+        fix=f"{_REASONS[hold_out.kind]}: choose another hold-out",
+    )
+
+
+def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
+    """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept."""
+    codes = map(ALL_SPLITS.index, numbers)
+    bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
+    cases = " ".join(f"WHEN place <= {bound} THEN {code}" for code, bound in bounds.items())
+    kept = " + ".join(f"count(*) FILTER (count BETWEEN 1 AND {bound})" for bound in bounds.values())
+    kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")
+    nth = "row_number() OVER latest"
+    if fetch_count(connection, "SELECT count(*) FROM train_interactions WHERE weight < 0"):
+        # A negative one is placed as the positive one before it in time would be.
+        nth = "count(*) FILTER (weight > 0) OVER (latest ROWS UNBOUNDED PRECEDING) + (weight < 0)::BIGINT"
     connection.execute(
-        f"CREATE TABLE {target} AS "
-        f"SELECT {_PAYLOAD}, CASE WHEN selected AND NOT spared THEN {code} ELSE 0 END::UTINYINT AS split, "
-        f"selected AND spared AS kept FROM ({_candidates_sql(hold_out, split, seed, source)}) "
-        f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0"
+        f"INSERT INTO moved SELECT query, item, weight, timestamp, CASE {cases} END, seq FROM ("
+        f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM train_interactions "
+        "JOIN ids_item ON number = item "
+        "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id_rank DESC, seq DESC)"
+        f") JOIN counts_query ON number = query WHERE place <= {max(bounds.values())} AND place < count"
     )
-    taken = fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code])
-    if not taken and not hold_out.by_default:
-        first, last = fetch_one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
-        span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
-        raise OptionError(
-            hold_out.option,
-            found=hold_out.text,
-            problem=f"takes no interaction for {split}{span}",
-            fix=f"{_REASONS[hold_out.kind]}: choose another hold-out",
-        )
-    return fetch_count(connection, f"SELECT count(*) FILTER (kept) FROM {target}")
+    return kept_rows
 
 
-def _candidates_sql(hold_out: HoldOut, split: str, seed: int, source: str) -> str:
-    """Return SQL for the interactions of train with ``selected`` (by the hold-out) and ``spared`` (train needs it)."""
+def _take_chosen(
+    connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int, timestamps: str | None
+) -> int:
+    """Move the interactions that a hold-out 'random' or 'after' chooses; return how many were kept.
+
+    Where all positive ones of a query entity are chosen, the first of them (or with the last draw) stays.
+    """
     if hold_out.kind == "random":
-        return _random_sql(hold_out.fraction, split, seed, source)
-    ranked = (
-        f"(SELECT {', '.join(f'e.{name}' for name in _PAYLOAD.split(', '))}, id_rank "
-        f"FROM {source} e JOIN ids_item ON number = item WHERE split = 0)"
-    )
-    order = "PARTITION BY query ORDER BY timestamp {0}, id_rank {0}, seq {0}"
-    if hold_out.after is not None:
-        return (
-            f"SELECT {_PAYLOAD}, timestamp > {hold_out.after.value} AS selected, weight > 0 AND "
-            f"{_POSITIVES} OVER ({order.format('ASC')} ROWS UNBOUNDED PRECEDING) = 1 AS spared FROM {ranked}"
-        )
-    counted = (
-        f"SELECT {_PAYLOAD}, {_POSITIVES} OVER (latest ROWS UNBOUNDED PRECEDING) AS nth, "
-        f"{_POSITIVES} OVER (PARTITION BY query) AS total FROM {ranked} WINDOW latest AS ({order.format('DESC')})"
-    )
+        chosen, stays = _drawn_sql(connection, hold_out, split, seed), "max"
+    else:
+        assert hold_out.after is not None
+        if timestamps == "integer":
+            check_seconds(hold_out.after, fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0])
+        chosen, stays = _later_sql(hold_out.after.value), "min"
+    connection.execute(f"CREATE TABLE chosen AS {chosen}")
+    (moved,) = connection.execute(
+        f"INSERT INTO moved SELECT query, item, weight, timestamp, {ALL_SPLITS.index(split)}, seq FROM chosen "
+        f"LEFT JOIN (SELECT query, count(*) AS positives, {stays}(place) AS place FROM chosen WHERE weight > 0 "
+        "GROUP BY query) best USING (query) JOIN counts_query ON number = query "
+        "WHERE NOT coalesce(positives = count AND chosen.place = best.place, false)"
+    ).fetchone() or (0,)
+    kept = fetch_count(connection, "SELECT count(*) FROM chosen") - int(moved)
+    connection.execute("DROP TABLE chosen")
+    return kept
+
+
+def _later_sql(time: int) -> str:
+    """Return SQL of the interactions of train later than ``time``, each with its ``place`` in the order of time."""
     return (
-        f"SELECT {_PAYLOAD}, CASE WHEN weight > 0 THEN nth <= {hold_out.number} "
-        f"ELSE nth < least({hold_out.number}, total - 1) END AS selected, weight > 0 AND nth = total AS spared "
-        f"FROM ({counted})"
+        "SELECT query, item, weight, timestamp, seq, ROW(timestamp, id_rank, seq) AS place FROM train_interactions "
+        f"JOIN ids_item ON number = item WHERE timestamp > {time}"
     )
 
 
-def _random_sql(fraction: float, split: str, seed: int, source: str) -> str:
-    # The split is part of the hash: with one draw for both, the second hold-out would find nothing left to take.
-    draw = f"hash(hash({seed}::BIGINT, '{split}', q.id, i.id))"
-    drawn = (
-        f"SELECT query, item, weight, timestamp, seq, {draw} AS draw FROM {source} "
-        "JOIN ids_query q ON q.number = query JOIN ids_item i ON i.number = item WHERE split = 0"
-    )
-    limit = int(fraction * 2**64)
+def _drawn_sql(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int) -> str:
+    """Return SQL of the interactions of train that are drawn, each with its draw as ``place``."""
+    fraction = hold_out.fraction
+    if hold_out.by_default:
+        rows = fetch_count(connection, "SELECT count(*) FROM train_interactions")
+        fraction = min(fraction, DEFAULT_PAIRS / max(rows, 1))
+    # The draw is hash(hash(seed, split, query ID, item ID)). DuckDB combines hashes so that the last is an operand of
+    # xor: that of each ID is computed once, and not for each interaction. The split is part of it: with one draw for
+    # both, the second hold-out would find nothing left to take.
     return (
-        f"WITH drawn AS ({drawn}), "
-        "highest AS (SELECT query, max(draw) AS top FROM drawn WHERE weight > 0 GROUP BY query) "
-        f"SELECT {_PAYLOAD}, draw < {limit}::UBIGINT AND top IS NOT NULL AS selected, "
-        "coalesce(draw = top, false) AS spared FROM drawn LEFT JOIN highest USING (query)"
+        f"WITH q AS (SELECT number, xor(hash({seed}::BIGINT, '{split}', id, 0), hash(0)) AS part FROM ids_query "
+        "SEMI JOIN (SELECT number FROM counts_query WHERE count > 0) USING (number)), "
+        "i AS (SELECT number, hash(id) AS part FROM ids_item) "
+        "SELECT query, item, weight, timestamp, seq, hash(xor(q.part, i.part)) AS place FROM train_interactions "
+        "JOIN q ON q.number = query JOIN i ON i.number = item "
+        f"WHERE place < {int(fraction * 2**64)}::UBIGINT"
     )

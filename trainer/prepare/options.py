@@ -64,7 +64,9 @@ _content = partial(option, group="content")
 
 
 def _memory() -> Any:
-    return _resources(None, "limit memory (default: half, at most 4 GiB)", value="GIB", gt=0)
+    return _resources(
+        None, "limit memory (default: half of the machine's or of its container's limit)", value="GIB", gt=0
+    )
 
 
 def memory_bytes(gib: float | None) -> int | None:

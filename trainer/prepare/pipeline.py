@@ -42,7 +42,7 @@ from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.feature_columns import plan_columns
-from crossfade.trainer.prepare.hold_out import apply_hold_out, plan_hold_outs
+from crossfade.trainer.prepare.hold_out import apply_hold_outs, create_interactions, plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
     STANDARD_INPUT,
@@ -247,6 +247,7 @@ class _Preparation:
             types = create_context_values(self.connection, context, events)
             entities |= vocabularies.build_context(context, types)
         self.facts |= vocabularies.facts
+        self._place_groups()
         return DatasetManifest(
             query=options.query.name,
             item=options.item.name,
@@ -336,29 +337,20 @@ class _Preparation:
         return "core_events"
 
     def _hold_out(self, table: str, events: EventTable) -> None:
-        """Apply the hold-outs to ``table`` and create the view ``interactions`` of the result."""
+        """Create the view ``interactions`` of ``table``, with the hold-outs applied."""
         plan = plan_hold_outs(self.options)
-        if plan:
-            self.progress.phase("hold out", len(plan), "split")
-        kept = 0
-        for split, hold_out in plan.items():
-            target = f"held_out_{split}"
-            kept_for_it = apply_hold_out(
-                self.connection,
-                hold_out,
-                split,
-                seed=self.options.seed,
-                timestamps=events.timestamps,
-                source=table,
-                target=target,
-            )
-            kept += 0 if hold_out.by_default else kept_for_it
-            self.connection.execute(f"DROP TABLE {table}")
-            table = target
-            self.progress.advance(1)
+        create_interactions(self.connection, table)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
-        self.connection.execute(f"CREATE VIEW interactions AS SELECT * FROM {table}")
-        self.facts["kept_for_train"] = kept
+        self.facts["kept_for_train"] = apply_hold_outs(
+            self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
+        )
+        negative, first, last = fetch_one(
+            self.connection, f"SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM {table}"
+        )
+        assert isinstance(negative, int)
+        self.facts["negative"] = negative
+        if isinstance(first, int) and isinstance(last, int):
+            self.facts |= {"first_timestamp": first, "last_timestamp": last}
 
     def _count_splits(self) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
@@ -366,8 +358,7 @@ class _Preparation:
         for code, split in enumerate(ALL_SPLITS):
             found, positives = fetch_one(
                 self.connection,
-                "SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = ?",
-                [code],
+                f"SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = {code}",
             )
             assert isinstance(found, int)
             rows[split] = found
@@ -382,14 +373,6 @@ class _Preparation:
                     problem="the files hold no interaction with a weight above 0",
                     fix=f"add one, or leave out {option_named(split)}",
                 )
-        negative, first, last = fetch_one(
-            self.connection,
-            "SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM interactions",
-        )
-        assert isinstance(negative, int)
-        self.facts["negative"] = negative
-        if isinstance(first, int) and isinstance(last, int):
-            self.facts |= {"first_timestamp": first, "last_timestamp": last}
         return rows
 
     def _write_vocabularies(
@@ -412,6 +395,18 @@ class _Preparation:
         values, features = vocabularies.build_features()
         return {**entities, **values}, features
 
+    def _shuffle(self, number: str) -> str:
+        """Return SQL that orders by a hash of a unique integer ``number`` and the seed."""
+        # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
+        return f"hash(hash({self.options.seed}::BIGINT, {number}::BIGINT)), {number}"
+
+    def _place_groups(self) -> None:
+        """Create the table ``places`` of each query entity with events: number, row, and place in the grouped order."""
+        self.connection.execute(
+            f"CREATE TABLE places AS SELECT number, row, row_number() OVER (ORDER BY {self._shuffle('row')}) AS place "
+            "FROM vocabulary_query WHERE number IS NOT NULL"
+        )
+
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self.options
         fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
@@ -421,15 +416,13 @@ class _Preparation:
         context, joins = context_columns_sql(self.options.context_plans())
         schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
-        # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
-        shuffle = f"hash(hash({options.seed}::BIGINT, e.seq)), e.seq"
-        if options.order == "grouped":
-            shuffle = f"hash(hash({options.seed}::BIGINT, q.row)), q.row, {shuffle}"
+        group = "q.place, " if options.order == "grouped" else ""
+        source = "train_interactions" if split == "train" else "interactions"
         shuffled = self.connection.sql(
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
-            f"e.weight{timestamp}{context} FROM interactions e "
-            "JOIN vocabulary_query q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {shuffle}"
+            f"e.weight{timestamp}{context} FROM {source} e "
+            "JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{self._shuffle('e.seq')}"
         )
         self.progress.phase(f"write {split}", rows, "row")
         written = Split(files=write_relation(self.staged, split, schema, shuffled, rows, self.progress))

@@ -112,15 +112,8 @@ def sql_number(number: int | None) -> str:
 
 
 def counted_ids_sql(side: Side) -> str:
-    """Return a query for each ID of all splits of ``interactions``: number, id, id_rank and count.
-
-    ``count`` is the number of interactions of positive weight in train (split 0); ``id_rank`` orders the IDs.
-    """
-    return (
-        "SELECT number, id, id_rank, count "
-        f"FROM (SELECT {side} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "
-        f"GROUP BY {side}) JOIN ids_{side} USING (number)"
-    )
+    """Return a query for each ID of ``interactions``: number, id, id_rank (its order), and count in train."""
+    return f"SELECT number, id, id_rank, count FROM counts_{side} JOIN ids_{side} USING (number)"
 
 
 def join_names(

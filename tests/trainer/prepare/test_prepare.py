@@ -15,6 +15,7 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare import events
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
@@ -115,6 +116,21 @@ def test_output_bytes_do_not_depend_on_threads_or_input_format(tmp_path: Path) -
     first = checksums(tmp_path / "a")
     assert len(first) == 5
     assert all(checksums(tmp_path / name) == first for name in "bc")
+
+
+def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write_parquet(tmp_path / f"{n}.parquet", **random_events(400 * n, seed=n)) for n in (1, 2, 3)]
+
+    def prepared(name: str) -> dict[str, str]:
+        prepare_files(tmp_path / name, *files, hold_out="last-1", timestamp="when", context={"at": "item"})
+        return checksums(tmp_path / name)
+
+    whole = prepared("whole")
+    monkeypatch.setattr(events, "_BLOCK_ROWS", 500)  # the first file waits for the second, and the third is a block
+    monkeypatch.setattr(events, "_NARROW_ROWS", 1000)
+    assert prepared("blocks") == whole
 
 
 def test_seed_changes_order_but_not_events(tmp_path: Path) -> None:

@@ -33,12 +33,14 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare(PrepareOptions.of(out=tmp_path / "out", train=[train], work_dir=work), RecordingReporter())
-    assert "events.duckdb" in seen
+    aside = f"quarantine={tmp_path / 'bad.jsonl'}"
+    options = PrepareOptions.of(out=tmp_path / "out", train=[train], work_dir=work, on_bad_line=aside)
+    prepare(options, RecordingReporter())
+    assert "quarantine.jsonl" in seen
     assert list(work.iterdir()) == []
     with pytest.raises(InputError, match=r"work_dir .*nowhere: cannot be written"):
         prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "e.parquet", "out", "work"]
 
 
 def test_low_disk_space_is_reported_at_the_start(

@@ -91,14 +91,14 @@ def test_values_with_spaces_get_the_advice_of_their_option(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [200, 3000, 9000])
-def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int) -> None:
+@pytest.mark.parametrize(("kilobytes", "memory"), [(200, None), (3000, 0.03), (9000, 0.03)])
+def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int, memory: float | None) -> None:
     rows = "".join(f"customer-{n},item-{n % 50_000}-{'x' * 20}\n" for n in range(150_000))
     events = write_text(tmp_path / "e.csv", f"customer,item\n{rows}")
     try:
         with mounted_disk(tmp_path / "disk", kilobytes << 10) as disk:
             with pytest.raises(CrossfadeError) as caught:
-                prepare_files(disk / "out", events)
+                prepare_files(disk / "out", events, memory=memory)
             documented("a full disk", str(caught.value), exit_code=1)
             assert str(disk) in str(caught.value)
             assert entries(disk) == []
