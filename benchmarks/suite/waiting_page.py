@@ -8,7 +8,7 @@ from suite.markup import cell, prose, table
 from suite.plan import Scale
 from suite.results import Results
 from suite.waiting import ALS, COMMANDS, SPECTRAL
-from suite.waiting_work import CSV_SHARE, POPULARITY
+from suite.waiting_work import POPULARITY
 
 PREPARE = {
     "crossfade": "Crossfade, Parquet",
@@ -35,9 +35,9 @@ def _prepare(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
         f"""Preparing: `crossfade prepare --timestamp time --hold-out last-1` of {sizes.events:,} events with text IDs,
         of {sizes.event_users:,} customers, and of {sizes.event_tracks:,} tracks by Zipf's law with exponent
-        {POPULARITY:g}; from CSV, a {CSV_SHARE}th of them. Beside it, four DuckDB statements: they number customers and tracks by frequency, join,
-        and write the numbers in the same order. They check nothing and hold nothing out. Both are commands, with their
-        start. Memory is that of the largest process."""
+        {POPULARITY:g}; from CSV, of a tenth of them. Beside it, four DuckDB statements: they number customers and
+        tracks by frequency, join, and write the numbers in the same order. They check nothing and hold nothing out.
+        Both are commands, with their start. Memory is that of the largest process."""
     )
     rows = []
     for name, text in PREPARE.items():
@@ -54,9 +54,9 @@ def _fit(scale: Scale, results: Results) -> Iterator[str]:
     settings = ", ".join(f"`{key}: {value}`" for key, value in SPECTRAL.items())
     yield prose(
         f"""From a pandas frame to a model: {sizes.plays:,} plays of {sizes.users:,} customers and {sizes.tracks:,}
-        tracks with planted tastes, in a process that has fitted a few plays before, so that kernels are compiled and loaded.
-        Crossfade is `crossfade.fit` with its defaults, which hold out a tenth to choose the epoch; "spectral" has
-        {settings}. implicit is its alternating least squares with {ALS["factors"]} factors and {ALS["iterations"]}
+        tracks with planted tastes, in a process that has fitted a few plays before, so that kernels are compiled and
+        loaded. Crossfade is `crossfade.fit` with its defaults, which hold out a tenth to choose the epoch; "spectral"
+        has {settings}. implicit is its alternating least squares with {ALS["factors"]} factors and {ALS["iterations"]}
         iterations, and its defaults otherwise; building the matrix is part of it. ndcg@10 is that of plays that were in
         neither's frame, a ninth as many, with all tracks ranked but those in the frame."""
     )
