@@ -1,4 +1,7 @@
-"""Names of columns and splits of plays, and their text IDs. It imports nothing but numpy."""
+"""Names of columns and splits of plays, and their text IDs. It imports nothing but numpy.
+
+Shapes: N plays.
+"""
 
 from __future__ import annotations
 

@@ -31,16 +31,14 @@ COPY (FROM plays ORDER BY hash(user_number), hash(user_number, track_number, tim
 """
 
 
-def main() -> None:
-    """Run the statements."""
-    task = json.loads(sys.argv[1])
-    events = {"events": task["events"]}
+def prepare(events: str, out: str) -> None:
+    """Write the events of one Parquet file as numbers into another."""
     database = duckdb.connect(config={"preserve_insertion_order": False})
     for table, column in (("users", "user"), ("tracks", "track")):
-        database.execute(NUMBERED.format(table=table, column=column), events)
-    database.execute(JOINED, events)
-    database.execute(WRITTEN, {"out": task["out"]})
+        database.execute(NUMBERED.format(table=table, column=column), {"events": events})
+    database.execute(JOINED, {"events": events})
+    database.execute(WRITTEN, {"out": out})
 
 
 if __name__ == "__main__":
-    main()
+    prepare(**json.loads(sys.argv[1]))

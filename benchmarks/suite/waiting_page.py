@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from crossfade.trainer.training.state import STEP_PHASES
 from suite.markup import cell, prose, table
 from suite.plan import Scale
 from suite.results import Results
@@ -106,14 +107,15 @@ def _compile(results: Results) -> Iterator[str]:
 
 def _evaluation(scale: Scale, results: Results) -> Iterator[str]:
     customers, items, interactions = scale.waiting.trained
+    phases = ", ".join(f"`{name}`" for name in STEP_PHASES)
     yield prose(
         f"""Evaluation in a default training of {customers:,} customers, {items:,} items, and {interactions:,}
-        interactions of `crossfade synthesize`: seconds of all evaluations over those of all steps, by
+        interactions of `crossfade synthesize`: seconds of the evaluations of epochs over those of steps ({phases}), by
         `seconds_by_phase` of the run's `report.json`."""
     )
     key = "waiting/evaluation"
-    cells = [cell(results, key, figure) for figure in ("epochs", "step_seconds", "evaluate_seconds", "share")]
-    yield table(["epochs", "steps, s", "evaluation, s", "share"], [cells]) + "\n"
+    cells = [cell(results, key, figure) for figure in ("step_seconds", "evaluate_seconds", "share")]
+    yield table(["steps, s", "evaluation, s", "share"], [cells]) + "\n"
 
 
 def _seconds(results: Results, key: str) -> Sequence[str]:

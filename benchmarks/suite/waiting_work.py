@@ -5,7 +5,7 @@
 
 All of it is drawn once from a seed and kept, by its sizes. Popularity follows Zipf's law in a random order of tracks.
 
-Shapes: N events or plays, R rows of a table.
+Shapes: N events or plays, R rows of a table, K genres of a customer.
 """
 
 from __future__ import annotations
@@ -89,11 +89,15 @@ def _made_once(made: Path, write: Callable[[Path], None]) -> Path:
 
 def _write_events(folder: Path, sizes: WaitingSizes) -> None:
     schema = pa.schema([(USER, pa.string()), (TRACK, pa.string()), (TIME, pa.int64())])
-    with pq.ParquetWriter(folder / "events.parquet", schema) as writer:
+    left = sizes.events // CSV_SHARE
+    with (
+        pq.ParquetWriter(folder / "events.parquet", schema) as parquet,
+        csv.CSVWriter(folder / "events.csv", schema, write_options=csv.WriteOptions(quoting_style="none")) as text,
+    ):
         for chunk in _event_chunks(sizes, schema):
-            writer.write_table(chunk)
-    tenth = pq.read_table(folder / "events.parquet").slice(0, sizes.events // CSV_SHARE)
-    csv.write_csv(tenth, folder / "events.csv")
+            parquet.write_table(chunk)
+            text.write_table(chunk.slice(0, left))
+            left = max(0, left - len(chunk))
 
 
 def _event_chunks(sizes: WaitingSizes, schema: pa.Schema) -> Iterator[pa.Table]:
