@@ -34,8 +34,8 @@ def fit(frame: pd.DataFrame, task: dict[str, Any]) -> tuple[AlternatingLeastSqua
     model = AlternatingLeastSquares(
         factors=task["factors"], iterations=task["iterations"], num_threads=task["threads"], random_state=1
     )
-    with threadpool_limits(1, "blas"):
-        model.fit(matrix, show_progress=False)
+    threadpool_limits(1, "blas")  # from here on
+    model.fit(matrix, show_progress=False)
     return model, matrix, users, tracks
 
 
