@@ -60,7 +60,7 @@ chaos-long: setup ## inject 200 faults: in process, on one host, with S3, on thr
 mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)
 
-bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: 5 minutes)
+bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: in minutes)
 	.venv/bin/python benchmarks/bench.py $(ARGS)
 
 bench-gpu: setup ## measure on a GPU against its bandwidth and peers; needs PyTorch for CUDA in .venv; resumes

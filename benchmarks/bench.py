@@ -1,7 +1,8 @@
 """Measure Crossfade against its peers and the machine, and write docs/performance.md.
 
     make bench                                  everything: several hours; it resumes where it was interrupted
-    make bench ARGS=--quick                     all sections at small sizes, in under five minutes
+    make bench ARGS=--quick                     all sections at small sizes, in minutes
+    make bench ARGS='--only waiting'            what people wait for besides training, beside implicit and DuckDB
     make bench ARGS='--only single products --repeats 3'
     .venv/bin/python benchmarks/bench.py --list
 

@@ -15,8 +15,18 @@ import psutil
 from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
-PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
-_DESCRIPTIONS = ("machine", "page", "cluster_page", "gpu_page", "markup", "provenance", "charts", "targets")
+PACKAGES = ("numpy", "numba", "pyarrow", "duckdb", "mxnet")
+_DESCRIPTIONS = (
+    "machine",
+    "page",
+    "cluster_page",
+    "waiting_page",
+    "gpu_page",
+    "markup",
+    "provenance",
+    "charts",
+    "targets",
+)
 _EXCLUDED = tuple(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS)
 _PRODUCT = ("kvstore", "trainer", "deploy", "crossfade", "requirements.lock")
 MEASURED = (

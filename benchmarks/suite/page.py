@@ -17,6 +17,7 @@ from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
 from suite.provenance import origin, results_of
 from suite.results import Result, Results
 from suite.targets import RATE, ROW_RATE, all_targets
+from suite.waiting_page import waiting_section
 
 PAGE, RECORD = "performance.md", "performance.json"
 PEERS = {
@@ -116,7 +117,7 @@ def _target_section(scale: Scale, results: Results) -> Iterator[str]:
         value = target.measure(results)
         bound = f"{'≥' if target.at_least else '≤'} {target.format(target.bound)}"
         rows.append([target.text, bound, "" if value is None else target.format(value), target.verdict(value)])
-    yield table(["ratio", "target", "measured", ""], rows) + "\n"
+    yield table(["figure", "target", "measured", ""], rows) + "\n"
     if any(row[-1] == "missed" for row in rows):
         yield prose(
             """By how much a target is missed is in the table. What was tried, what it brought, and which limit stands
@@ -249,6 +250,7 @@ SECTIONS = {
     "Softmax and evaluation": (("products/",), _product_section),
     "Growth": (("growth/", "dense/crossfade/"), _growth_section),
     "Growth over servers and workers": (("cluster/",), cluster_section),
+    "Waiting": (("waiting/",), waiting_section),
 }
 """Sections by heading: the keys of their measurements begin with one of the prefixes."""
 

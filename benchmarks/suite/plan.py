@@ -20,6 +20,8 @@ from suite.cluster import cluster_runs
 from suite.environments import ensure_environment
 from suite.processes import MeasurementError, run_module
 from suite.training import bpr_job, train
+from suite.waiting import waiting_runs
+from suite.waiting_work import WaitingSizes
 from suite.work import Distribution, Draw, Work, make_work
 
 SECTIONS = {
@@ -29,6 +31,7 @@ SECTIONS = {
     "products": "softmax gradients and evaluation against their bare matrix products",
     "growth": "the time of a step against table rows, batch, columns, and negatives",
     "cluster": "growth over servers and workers, with links of several bandwidths, and with slow workers",
+    "waiting": "what people wait for besides training: preparing, a model from a frame, calls, commands, compiling",
     "limits": "what memory, loopback, and matrix products reach on this machine",
 }
 HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lightfm_bpr"}
@@ -61,7 +64,7 @@ class Scale:
 
     ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow on servers. ``gbits`` are bandwidths
     of links, and ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade
-    takes more steps where the timed ones would take less than ``min_seconds``.
+    takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` has sizes of its own.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Scale:
     gbits: tuple[int, ...]
     slow_workers: tuple[int, ...]
     slow_seconds: float
+    waiting: WaitingSizes
 
 
 FULL = Scale(
@@ -121,6 +125,17 @@ FULL = Scale(
     gbits=(1, 10, 25),
     slow_workers=(1, 2, 4),
     slow_seconds=20.0,
+    waiting=WaitingSizes(
+        events=20_000_000,
+        event_users=1_000_000,
+        event_tracks=500_000,
+        plays=300_000,
+        users=5_000,
+        tracks=20_000,
+        trained=(200_000, 50_000, 2_000_000),
+        calls=500,
+        starts=5,
+    ),
 )
 QUICK = Scale(
     name="quick",
@@ -150,6 +165,17 @@ QUICK = Scale(
     gbits=(1,),
     slow_workers=(1, 2),
     slow_seconds=3.0,
+    waiting=WaitingSizes(
+        events=200_000,
+        event_users=10_000,
+        event_tracks=5_000,
+        plays=20_000,
+        users=1_000,
+        tracks=1_000,
+        trained=(2_000, 1_000, 20_000),
+        calls=50,
+        starts=2,
+    ),
 )
 
 
@@ -174,7 +200,7 @@ class Planner:
         """Keep IDs and runs below ``folder``; ``install`` peers that are missing."""
         self.scale = scale
         self.run_dir = folder / "runs" / "bench"
-        self._folder = folder
+        self.folder = folder
         self._install = install
         self._steps: dict[tuple[object, ...], int] = {}
 
@@ -182,7 +208,7 @@ class Planner:
         """Return the IDs of a distribution."""
         scale = self.scale
         draw = Draw(distribution, customers or scale.customers, scale.tracks, scale.triples)
-        return make_work(self._folder / "work", draw)
+        return make_work(self.folder / "work", draw)
 
     def crossfade(
         self,
@@ -250,6 +276,11 @@ class Planner:
         steps = max(4, min(scale.peer_steps, scale.peer_steps * 1_000_000 // table // (4 if dense else 1)))
         return self.peer("mxnet_gluon", None, distribution, rows=rows, steps=steps, warm_up=2, **MXNET_MODES[mode])
 
+    def peer_script(self, script: str, environment: str, **task: Any) -> dict[str, Any]:
+        """Run a script of ``benchmarks/peers/`` that has a task of its own, in an environment."""
+        python = ensure_environment(environment, self._install)
+        return run_module(python, f"peers.{script}", {"threads": threads(), **task}, TIMEOUT_SECONDS)
+
     def script(self, module: str, **task: Any) -> dict[str, Any]:
         """Run a module of the suite in a separate process."""
         task = {"dim": self.scale.dim, "rounds": self.scale.rounds, "threads": threads(), **task}
@@ -277,6 +308,7 @@ def measurements(scale: Scale, folder: Path, install: bool) -> Iterator[Measurem
         ("products", _products),
         ("growth", _growth),
         ("cluster", cluster_runs),
+        ("waiting", waiting_runs),
         ("limits", _limits),
     ):
         for name, run in builder(planner):

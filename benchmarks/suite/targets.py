@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from suite.plan import STOCK_MODES, TORCHREC_PLANS, Scale
 from suite.results import Results
+from suite.waiting import COMMANDS
 
 STOCK_TRAINING = tuple(mode for mode, options in STOCK_MODES.items() if options["train"])
 RATE, ROW_RATE = "triples_per_second", "rows_per_second"
@@ -73,7 +74,26 @@ def all_targets(scale: Scale) -> list[Target]:
     if 4 in scale.slow_workers:
         measure = partial(ratio_of, "cluster/quarter-cores/4", "cluster/quarter-cores/1", RATE)
         targets.append(Target("four workers over one, gradients the bottleneck", 3.5, True, measure))
-    return targets
+    return [*targets, *_waiting_targets()]
+
+
+def _waiting_targets() -> Iterator[Target]:
+    measure = partial(ratio_of, "waiting/prepare/crossfade", "waiting/prepare/plain", "seconds")
+    yield Target("prepare over plain DuckDB statements, time", 1.6, False, measure)
+    measure = partial(_millions, "waiting/prepare/csv", "events_per_second")
+    yield Target("prepare from CSV, million events per second", 1.0, True, measure)
+    measure = partial(ratio_of, "waiting/fit/crossfade", "waiting/fit/implicit", "seconds")
+    yield Target("fit over implicit's ALS, time", 5.0, False, measure)
+    for call in ("recommend", "similar"):
+        measure = partial(median_of, "waiting/calls/crossfade", f"{call}_ms")
+        yield Target(f"{call} of one ID, milliseconds", 1.0, False, measure)
+    for name, command in COMMANDS.items():
+        measure = partial(median_of, f"waiting/commands/{name}", "seconds")
+        yield Target(f"{command}, seconds", 0.25, False, measure)
+    measure = partial(median_of, "waiting/compile", "cpu_seconds")
+    yield Target("compiling kernels, processor seconds", 5.0, False, measure)
+    measure = partial(median_of, "waiting/evaluation", "share")
+    yield Target("evaluation, of the time of training", 0.1, False, measure, percent=True)
 
 
 def median_of(key: str, figure: str, results: Results) -> float | None:
@@ -84,6 +104,12 @@ def median_of(key: str, figure: str, results: Results) -> float | None:
 def ratio_of(key: str, other: str, figure: str, results: Results) -> float | None:
     """Return the ratio of the figure of ``key`` over that of ``other``."""
     return results.ratio(key, other, figure)
+
+
+def _millions(key: str, figure: str, results: Results) -> float | None:
+    """Return the median of a figure in millions."""
+    median = results.median(key, figure)
+    return None if median is None else median / 1e6
 
 
 def _ratio_to_best(ids: str, names: tuple[str, ...], figure: str, results: Results) -> float | None:
