@@ -61,7 +61,9 @@ def test_dead_links_are_found(tmp_path: Path) -> None:
 def test_named_files_exist(page: Path) -> None:
     if page.name != "CHANGELOG.md":  # which has old names too
         named = set(_PATH.findall(page.read_text(encoding="utf-8")))
-        assert {path for path in named if not (ROOT / path).exists()} <= {"crossfade/cli/NAME.py"}
+        # A placeholder, and a file that setup.sh makes.
+        named -= {"crossfade/cli/NAME.py", "kvstore/kernels.zip"}
+        assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
