@@ -122,7 +122,7 @@ class TrainDisplay:
 
     def __exit__(self, *_: object) -> None:
         """Close the bar and leave it on the screen."""
-        with suppress(ValueError):  # it was shown
+        with suppress(ValueError):  # they were compiled
             compile_notice.listeners.remove(_show_compiling)
         self._close_bar()
 

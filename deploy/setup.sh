@@ -229,11 +229,12 @@ if [ "$found" != "$(inputs sample)" ]; then
     # Kernels that Numba compiled for other packages, or under other module names, fail to load.
     find . -name '*.nb[ci]' -path './[kt]*/__pycache__/*' -exec rm -f {} +
 fi
-# The first run would do it, and each test that runs first. It does not matter if it fails.
+# Otherwise the first training compiles them, and each test that runs first.
 report "compiling kernels"
 jobs=
 [ "$part" = all ] || jobs=defaults
 # shellcheck disable=SC2086
-"$venv/bin/python" -I -m crossfade.precompile $jobs >>"$log" 2>&1 || true
+"$venv/bin/python" -I -m crossfade.precompile $jobs >>"$log" 2>&1 ||
+    report "kernels were not compiled (the reason is in $log): the first training compiles them"
 inputs "$part" >"$stamp"
 report "done in $(($(date +%s) - started)) s"

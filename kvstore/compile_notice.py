@@ -1,4 +1,4 @@
-"""Say that kernels are being compiled, which a first run on a machine waits for, without an import of numba.
+"""Notify listeners when kernels are compiled, which a first run on a machine waits for; imports no numba.
 
 listeners.append(lambda: print("compiling kernels"))    # of a command that shows progress
 announce()                                              # of what compiles: calls each of them, once

@@ -40,6 +40,8 @@ _COMPILER = re.compile(r"^(from|import) (numba|llvmlite|crossfade\.kvstore\.jit)
 """What a file that defines kernels, or parts of them, imports."""
 _DECORATORS = re.compile(r"^(from|import) crossfade\.kvstore\.jit\b", re.MULTILINE)
 _OF_DECORATORS = "crossfade.kvstore.jit"
+_LIBRARIES = Path(__file__).with_name("kernel_code.py")
+"""What changes the code of all kernels, and is imported by none."""
 _VERSIONS_OF_MODULE = 8
 _DAYS = 30
 """A module's folders are deleted if as many others, or as many days, have passed since they were last used."""
@@ -148,7 +150,7 @@ def _prune(root: Path, module: str) -> None:
 def _key(file: Path) -> str:
     """Return a hash of what the kernels of a file are compiled from and by."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}".encode())
-    for part in (file, *sorted(_imported_files(file, set()))):
+    for part in (file, _LIBRARIES, *sorted(_imported_files(file, set()))):
         digest.update(bytes.fromhex(_source(part).content))
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""What numba makes of kernels in LLVM: code of inner ones is only linked, and code of others can move to a processor.
+"""Numba's libraries of LLVM code for kernels: inner functions are only linked, and kernels have portable code.
 
 Numba optimizes every function and generates machine code for it before it links it into those that call it. A function
 that Python cannot call needs neither: what runs are the copies in its callers, where it is optimized with them. That
@@ -7,8 +7,8 @@ saves a tenth of the time to compile.
 The code of a kernel, with all that it calls, is *portable* before it is optimized: the same for all processors of an
 architecture. To optimize it and to generate machine code takes a fifth of the time to compile from Python.
 
-Numba has no public place for either. ``tests/kvstore/test_kernel_code.py`` holds what is used here of a release; with
-another one, numba does what it does by itself, and the first run on a machine takes longer.
+Both use private parts of one release of numba, which ``tests/kvstore/test_kernel_code.py`` tests. With another release,
+numba's own libraries are used, and the first run on a machine takes longer.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _codegen() -> Any:
 def kernel_libraries() -> Iterator[None]:
     """Have numba use these libraries for what it compiles or loads meanwhile, by a thread that has numba's lock."""
     codegen = _codegen()
-    if "create_library" in vars(codegen) or not numba.__version__.startswith(RELEASE):  # one that another calls
+    if "create_library" in vars(codegen) or not numba.__version__.startswith(RELEASE):  # in use for a calling kernel
         yield
         return
     codegen.create_library, codegen.unserialize_library = _create_library, _restore_library

@@ -1,7 +1,7 @@
 """Kernels that are installed as portable code, so that a new machine only generates its own machine code for them.
 
     with compiling_anew():
-        ...                                         # runs
+        ...                                         # trainings
     install(KERNELS)                                # those that this process has compiled
     kernel._cache = KernelCache(kernel.py_func)     # of each kernel: the user's, then the installed ones
 
@@ -19,6 +19,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,6 +34,7 @@ from crossfade.kvstore.kernel_cache import KernelCacheLocator
 from crossfade.kvstore.kernel_code import from_portable, portable_parts, triple
 
 FILE = Path(__file__).with_name("kernels.zip")
+_DAMAGED = zipfile.BadZipFile, zlib.error
 _logger = logging.getLogger(__name__)
 _anew: list[bool] = []
 """Not empty while kernels are compiled from Python even if there is code of them."""
@@ -60,7 +62,7 @@ def _find(kernel_cache: Any, signature: Any) -> Any:
         return None
     try:
         return from_portable(pickle.loads(installed.read(name)))  # noqa: S301
-    except (OSError, EOFError, ImportError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ImportError, AttributeError, RuntimeError, pickle.UnpicklingError, *_DAMAGED) as error:
         _logger.debug("%s: %s", FILE, error)
         return None
 

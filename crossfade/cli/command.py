@@ -167,7 +167,7 @@ class Command(Generic[Declared]):
         options: the declaration of the command's options; None for a group.
         run: does it, and returns the exit code; None for a group.
         suggest: gives the command's own advice about unknown words.
-        actions: the commands of a group, each with what the list of commands says of it, verb first.
+        actions: the commands of a group, each with its line in their list, verb first.
         kind: what the commands of a group are called.
     """
 

@@ -68,7 +68,7 @@ def test_lines_for_programs_have_all_metrics_and_epochs(capsys: pytest.CaptureFi
     assert other == "crossfade: epoch=1235 step=2 progress=0.0000 loss=0.4"
 
 
-def test_compiling_kernels_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure_console()
     with TrainDisplay("ndcg@10"):
         compile_notice.announce()

@@ -59,9 +59,9 @@ print(json.dumps({
 """
 
 
-def run(folder: Path, cache: str, *arguments: str) -> dict[str, Any]:
-    """Run the kernels in a separate process."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / cache)}
+def run(folder: Path, cache: str, *arguments: str, cpu: str | None = None) -> dict[str, Any]:
+    """Run the kernels in a separate process, compiled for this processor or for ``cpu``."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / cache)} | ({"NUMBA_CPU_NAME": cpu} if cpu else {})
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path.cwd())])
     command = [sys.executable, str(folder / "run.py"), *arguments]
     output = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -77,9 +77,12 @@ def test_installed_kernel_has_the_bits_and_errors_of_a_compiled_one(tmp_path: Pa
     assert compiled["inner"] == ["_LinkedLibrary"]
     assert (compiled["hits"], compiled["announced"]) == (0, 1)
     assert "too large" in compiled["message"]
-    of_new_machine = run(tmp_path, "second")
+    installed = bytearray((tmp_path / "kernels.zip").read_bytes())
+    of_new_machine = run(tmp_path, "second", cpu="generic")
     (tmp_path / "kernels.zip").write_text("damaged")
-    from_its_cache = run(tmp_path, "second")
+    from_its_cache = run(tmp_path, "second", cpu="generic")
     assert of_new_machine == compiled | {"inner": [], "hits": 1}
     assert from_its_cache == of_new_machine | {"announced": 0}
+    installed[len(installed) // 2] ^= 1
+    (tmp_path / "kernels.zip").write_bytes(installed)
     assert run(tmp_path, "third") == compiled

@@ -25,6 +25,7 @@ import numpy as np
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.reader import InteractionReader, RowGroup
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -70,19 +71,36 @@ def check_columns(model: ModelSpec) -> None:
 
 
 def spectral_start(
-    reader: InteractionReader, groups: Sequence[RowGroup], model: ModelSpec, seed: int
+    reader: InteractionReader, groups: Sequence[RowGroup], model: ModelSpec, seed: int, progress: ProgressReporter
 ) -> dict[str, SpectralVectors]:
     """Return what the tables of queries and items begin with, by name, from the interactions of ``groups``.
+
+    ``progress`` is advanced at each row group and iteration.
 
     Raises:
         InputError: a file is missing or corrupt.
         StorageUnavailableError: storage does not answer.
     """
-    parts = [part.take(part.weight_N > 0.0) for part in reader.map(reader.read, groups)]
-    query_N, item_N = (np.concatenate([getattr(part, side) for part in parts]) for side in ("query_N", "item_N"))
+    progress.phase("spectral start", len(groups) + _ITERATIONS, "step")
     query, item = model.query, model.item
-    vectors = spectral_vectors(query_N, item_N, queries=query.rows, items=item.rows, dim=item.dim, seed=seed)
+    query_N, item_N = _positive_pairs(reader, groups, progress)
+    vectors = spectral_vectors(
+        query_N, item_N, queries=query.rows, items=item.rows, dim=item.dim, seed=seed, progress=progress
+    )
     return {table.name: SpectralVectors(of_rows) for table, of_rows in zip((query, item), vectors, strict=True)}
+
+
+def _positive_pairs(
+    reader: InteractionReader, groups: Sequence[RowGroup], progress: ProgressReporter
+) -> tuple[IntArray, IntArray]:
+    """Return the rows of the queries and of the items of interactions with a positive weight, int64 (N,) each."""
+    query_N, item_N = (np.empty(sum(group.rows for group in groups), np.int64) for _ in range(2))
+    count = 0
+    for part in reader.map(reader.read, groups):
+        places = slice(count, count := count + np.count_nonzero(part.weight_N > 0.0))
+        query_N[places], item_N[places] = (rows_N[part.weight_N > 0.0] for rows_N in (part.query_N, part.item_N))
+        progress.advance(1)
+    return query_N[:count], item_N[:count]
 
 
 def columns_of(dim: int) -> int:
@@ -91,7 +109,14 @@ def columns_of(dim: int) -> int:
 
 
 def spectral_vectors(
-    query_N: IntArray, item_N: IntArray, *, queries: int, items: int, dim: int, seed: int
+    query_N: IntArray,
+    item_N: IntArray,
+    *,
+    queries: int,
+    items: int,
+    dim: int,
+    seed: int,
+    progress: ProgressReporter | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Return the vectors that queries and items begin with: float32 (Q, D) and (I, D), of length 1.
 
@@ -105,9 +130,11 @@ def spectral_vectors(
         items: rows of the item table.
         dim: columns of the vectors.
         seed: of the random columns that the iteration begins with.
+        progress: is advanced at each iteration.
     """
     from threadpoolctl import threadpool_limits  # takes time to import, as scipy does
 
+    progress = progress or NullReporter()
     with threadpool_limits(1):
         scaled_QI = _scaled_matrix(query_N, item_N, queries, items)
         scaled_IQ = scaled_QI.T.tocsr()
@@ -115,6 +142,7 @@ def spectral_vectors(
         basis_IS: FloatArray = np.random.default_rng(seed).standard_normal((items, width), np.float32)
         for _ in range(_ITERATIONS):
             basis_IS = np.linalg.qr(scaled_IQ @ (scaled_QI @ basis_IS))[0]
+            progress.advance(1)
         product_QS = scaled_QI @ basis_IS
         square_S, vectors_SS = np.linalg.eigh(product_QS.T @ product_QS)  # in ascending order
         rotation_SD = vectors_SS[:, ::-1][:, :dim]

@@ -436,19 +436,29 @@ class Model:
             if ranker is not None:
                 self._rankers.move_to_end(key)
                 return ranker
-        ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options))
+        # One ranker for each entity and metric keeps vectors; clients may request any number of others.
+        keep_vectors = (key.where, key.max_per, key.popularity_damping) == (None, None, 0.0)
+        ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options), keep_vectors=keep_vectors)
         with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
                 self._rankers.popitem(last=False)
         return ranker
 
-    def _new_ranker(self, entity: str, metric: ScoreKind, options: RankingOptions, candidates: Candidates) -> Ranker:
+    def _new_ranker(
+        self,
+        entity: str,
+        metric: ScoreKind,
+        options: RankingOptions,
+        candidates: Candidates,
+        *,
+        keep_vectors: bool = False,
+    ) -> Ranker:
         damping_R, table = self._damping(options), self.tables[entity]
         index = self.files.index(entity, metric, options) if damping_R is None else None
         if index is not None:
             return IndexRanker(index, self.trained, table, _score(metric), candidates)
-        return Ranker(self.trained.vectors, table, _score(metric), candidates, damping_R)
+        return Ranker(self.trained.vectors, table, _score(metric), candidates, damping_R, keep_vectors=keep_vectors)
 
     def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
         candidates = self.files.candidates(entity, options)

@@ -39,10 +39,13 @@ class Ranker:
         score: Score,
         candidates: Candidates,
         damping_R: FloatArray | None = None,
+        *,
+        keep_vectors: bool = False,
     ) -> None:
         """Compare vectors of ``table``, which ``source`` provides, by ``score``.
 
-        ``damping_R`` is subtracted from the score of each row, float32 (R,).
+        ``damping_R`` is subtracted from the score of each row, float32 (R,). ``keep_vectors``: hold the vectors of a
+        table of at most 32 MiB, ready to rank, since that takes longer than to rank a query.
         """
         self._source = source
         self._table = table
@@ -51,6 +54,7 @@ class Ranker:
         damping_R = np.zeros(table.rows, np.float32) if damping_R is None else damping_R
         self._penalty_R = np.where(candidates.kept_R, damping_R, np.float32(np.inf))
         self._num_candidates = int(np.count_nonzero(candidates.kept_R))
+        self._keep_vectors = keep_vectors and table.rows * table.dim * _VALUE_BYTES <= _KEPT_BYTES
         self._kept_blocks: list[Block] | None = None
 
     @property
@@ -95,12 +99,12 @@ class Ranker:
         return rows_QK, scores_QK
 
     def _blocks(self) -> Iterable[Block]:
-        """Return the rows in blocks. Those of a small table are kept: making them takes longer than ranking a query."""
+        """Return the rows in blocks."""
         if self._kept_blocks is not None:
             return self._kept_blocks
         vectors = partial(self._source.vectors, self._table.name)
         blocks = item_blocks(self._score, self._table.rows, vectors, self._penalty_R)
-        if self._table.rows * self._table.dim * _VALUE_BYTES > _KEPT_BYTES:
+        if not self._keep_vectors:
             return blocks
         self._kept_blocks = list(blocks)
         return self._kept_blocks

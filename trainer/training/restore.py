@@ -27,6 +27,7 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
 from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.given_vectors import GivenVectors, open_given_vectors
@@ -91,11 +92,13 @@ def create_tables(
     dense: DenseLayers,
     selection: RowSelection,
     checkpoint: str | None,
+    progress: ProgressReporter,
 ) -> str | None:
     """Create the tables and dense layers: from ``checkpoint``, or from the job's warm start, or new.
 
     New rows begin with the vectors of ``model.start``, with those of a spectral start on the interactions of
     ``selection``, or with random values. Every worker calls this. Returns the checkpoint that rows come from, if any.
+    ``progress`` is advanced while a spectral start is computed.
 
     Raises:
         InputError: the warm start or the given vectors cannot be used.
@@ -108,32 +111,39 @@ def create_tables(
     resets = warm_start.rows_to_reset(inputs.folder, inputs.manifest) if warm_start else NO_RESETS
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
     if not checkpoint:
-        _assign_given_vectors(inputs, selection, store, warm_start.rows if warm_start else {}, resets)
+        given = _open_given_vectors(inputs, selection, progress) if store.rank == 0 else {}
+        _assign_given_vectors(inputs, given, store, warm_start.rows if warm_start else {}, resets)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
     check_dense_in_sync(dense, store)
     return rows_from
 
 
+_GivenVectors = Mapping[str, GivenVectors | SpectralVectors]
+
+
+def _open_given_vectors(inputs: JobInputs, selection: RowSelection, progress: ProgressReporter) -> _GivenVectors:
+    """Return what tables begin with instead of random values, by name."""
+    folder, manifest, model, job = inputs
+    if job.model.init == "spectral":
+        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+            return spectral_start(reader, selection.groups, model, job.train.seed, progress)
+    return open_given_vectors(job, model, folder, manifest)
+
+
 def _assign_given_vectors(
     inputs: JobInputs,
-    selection: RowSelection,
+    given: _GivenVectors,
     store: RowStore,
     loaded: Mapping[str, int],
     resets: Mapping[str, IntArray],
 ) -> None:
-    """Replace the random values of rows by given or spectral vectors, except of the ``loaded`` rows of a warm start.
+    """Replace the random values of rows by those that rank 0 has, except of the ``loaded`` rows of a warm start.
 
-    Only rank 0 reads or computes them. Every worker takes part in each block, since servers wait for all.
+    Every worker takes part in each block, since servers wait for all.
     """
-    folder, manifest, model, job = inputs
-    is_spectral, given = job.model.init == "spectral", dict[str, GivenVectors | SpectralVectors]()
-    if store.rank == 0 and is_spectral:
-        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
-            given |= spectral_start(reader, selection.groups, model, job.train.seed)
-    elif store.rank == 0:
-        given |= open_given_vectors(job, model, folder, manifest)
-    names = {model.query.name, model.item.name} if is_spectral else job.model.start.keys()
+    model, job = inputs.model, inputs.job
+    names = {model.query.name, model.item.name} if job.model.init == "spectral" else job.model.start.keys()
     for table in (table for table in model.tables if table.name in names):
         name, count = table.name, 0
         blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())

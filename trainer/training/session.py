@@ -85,8 +85,9 @@ class TrainingSession:
                 self.metadata, checkpoint, self.composition.store.rank, self.loop.hooks.on_event
             )
         self.composition.store.first_step = state.step
+        store, progress = self.composition.store, PhaseReporter(self.on_worker_event)
         rows_from = create_tables(
-            self.inputs, self.metadata, self.composition.store, self.towers.dense, self.selection, checkpoint
+            self.inputs, self.metadata, store, self.towers.dense, self.selection, checkpoint, progress
         )
         warn_if_unlike_first(self.metadata.kernels, self.composition.store, self.on_worker_event)
         for line in self.composition.describe_tables():

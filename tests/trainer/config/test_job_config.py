@@ -160,6 +160,12 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         ("a value out of range", "train: {epochs: 0}\n", ()),
         ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
         ("a loss that the score does not suit", "loss: ccl\nmodel: {score: dot}\n", ()),
+        ("a spectral start that does not suit the model", "model: {init: spectral, score: dot}\n", ()),
+        (
+            "a spectral start beside a warm start",
+            "model: {init: spectral}\ncheckpoint: {warm_start_from: runs/a}\n",
+            (),
+        ),
         ("workers without servers", "cluster: {workers: 3}\n", ()),
         ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
         ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
