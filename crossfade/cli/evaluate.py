@@ -38,8 +38,8 @@ _PRECISIONS = {
 }
 
 _NOTES = """\
-After ± is the standard error of a mean over queries. Of more queries than --max-queries (default:
-evaluate.final of the job), a sample is evaluated, which is the same for every run on the dataset.
+After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
+job), a sample is evaluated, which is the same for every run on the dataset.
 
 Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
 
