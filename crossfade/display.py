@@ -221,10 +221,10 @@ class TrainDisplay:
             self._bar.set_description("stopped early")
         elif self._progress != "bar":
             best = report["metrics"]["valid"][self._best_metric]
-            _logger.info(f"{self._stopped_early()}, {best:.6g} in epoch {report['best_epoch']}")
+            _logger.info(f"{self._stopped_early()}; best {best:.6g} in epoch {report['best_epoch']}")
 
     def _stopped_early(self) -> str:
-        return f"stopped early: the last evaluations did not improve {self._best_metric}"
+        return f"stopped early: no gain in {self._best_metric} beyond its standard error"
 
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""

@@ -38,8 +38,8 @@ _PRECISIONS = {
 }
 
 _NOTES = """\
-After ± is the standard error of a mean over queries. Of more queries than evaluate.final of the job says, a sample is
-evaluated, which is the same for every run on the dataset.
+After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
+job), a sample is evaluated, which is the same for every run on the dataset.
 
 Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
 
@@ -66,7 +66,7 @@ class EvaluateCommand(EvaluateOptions):
 
 @as_command(
     "evaluate",
-    "Rank every item for every query with held-out items, and print the metrics beside those of two baselines.",
+    "Rank every item for every query with held-out items, or for a sample of them; print metrics and baselines.",
     _EXAMPLES,
     _NOTES,
 )

@@ -126,6 +126,6 @@ def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, 
     keys = sum(table.keys for table in plan.tables)
     seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
     rate = plan.traffic.examples / seconds
-    queries, items = evaluated_queries(inputs), inputs.model.item.rows
+    queries, items = evaluated_queries(inputs, "valid"), inputs.model.item.rows
     evaluation = evaluation_seconds(queries, items, job.model.dim, cores * job.cluster.host_count)
     return StepTime(cores, seconds, rate, inputs.selection.rows / rate, queries, evaluation)

@@ -24,6 +24,7 @@ from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_group_rows, content_width, lists_bytes
+from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
@@ -212,23 +213,30 @@ def _decoding_bytes(inputs: PlanInputs, block_rows: int) -> int:
 
 
 def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
-    """Yield what a worker gathers to rank items, at most: it depends on which queries have held-out items."""
+    """Yield what a worker gathers to rank items of valid during training, or of test at the end if that is more."""
+    splits: tuple[SplitName, ...] = ("valid", "test")
+    found = [list(_evaluation_on(inputs, split)) for split in splits]
+    yield from max(found, key=lambda items: sum(item.bytes for item in items))
+
+
+def _evaluation_on(inputs: PlanInputs, split: SplitName) -> Iterable[MemoryItem]:
+    """Yield what it gathers of ``split``, at most: it depends on which queries have held-out items."""
     job, splits = inputs.job, inputs.manifest.splits
-    if inputs.counts is None or "valid" not in splits or not splits["valid"].rows:
+    if inputs.counts is None or split not in splits or not splits[split].rows:
         return
     query = inputs.model.query
-    queries = min(splits["valid"].rows, query.rows)
+    queries = min(splits[split].rows, query.rows)
     excluded = sum(
         _max_interactions(inputs.counts[query.name], queries, splits["train"].rows)
         if name == "train"
         else splits[name].rows
-        for name in set(job.evaluate.excluded_from("valid"))
+        for name in set(job.evaluate.excluded_from(split))
         if name in splits
     )
-    if job.evaluate.excluded_from("valid"):
+    if job.evaluate.excluded_from(split):
         excluded += inputs.earlier_rows
     has_combinations = _has_combinations(inputs)
-    evaluated, held_out = evaluated_queries(inputs), splits["valid"].rows
+    evaluated, held_out = evaluated_queries(inputs, split), splits[split].rows
     share = evaluated / (held_out if has_combinations else queries)
     pairs = math.ceil(share * (excluded + held_out) / job.cluster.workers)
     # A query and an item are one int64 (with context, one each); concatenating, sorting and comparing make copies. Each
@@ -244,14 +252,14 @@ def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
     yield MemoryItem("queries and their rankings", ranking, "evaluation", required=False)
 
 
-def evaluated_queries(inputs: PlanInputs) -> int:
-    """Return how many queries an evaluation during training has, at most."""
+def evaluated_queries(inputs: PlanInputs, split: SplitName) -> int:
+    """Return how many queries an evaluation on ``split`` by ``crossfade train`` has, at most."""
     splits = inputs.manifest.splits
-    if "valid" not in splits:
+    if split not in splits:
         return 0
-    rows = splits["valid"].rows
+    rows = splits[split].rows
     queries = rows if _has_combinations(inputs) else min(rows, inputs.model.query.rows)
-    size = inputs.job.evaluate.queries_of("valid", in_training=True)
+    size = inputs.job.evaluate.queries_of(split, in_training=True)
     return queries if size is None else min(queries, size)
 
 

@@ -180,7 +180,7 @@ def _head(each: RunView) -> Component:
     elapsed = duration(run.elapsed_seconds)
     end = f"; {run.advice}" if run.advice is not None else ""
     if run.stopped_early:
-        end = f"; stopped early: the last evaluations did not improve {run.best_metric}"
+        end = f"; stopped early: no gain in {run.best_metric} beyond its standard error"
     return html.Div(
         [
             html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),

@@ -77,7 +77,7 @@ class Summary:
     """Its standard error."""
     best_epoch: int | None
     stopped_early: bool
-    """Whether it is done because the last evaluations did not improve that metric (``train.patience``)."""
+    """Whether the last evaluations had no gain in that metric beyond its standard error (``train.patience``)."""
     advice: str | None
     """What to change where it may have ended too early."""
     metrics: dict[str, dict[str, float]]

@@ -57,7 +57,7 @@ def test_lines_of_a_log_have_the_loss_and_the_chosen_metric(
     assert lines == [
         "crossfade: epoch=1234 step=1 progress=0.0000 batch_loss=1234.57",
         "crossfade: epoch=1234 step=2 progress=0.0000 loss=0.456789 ndcg@10=0.123457",
-        "crossfade: stopped early: the last evaluations did not improve ndcg@10, 0.123457 in epoch 1",
+        "crossfade: stopped early: no gain in ndcg@10 beyond its standard error; best 0.123457 in epoch 1",
     ]
     assert max(map(len, lines)) <= 100
 
@@ -127,7 +127,7 @@ def test_last_line_of_the_bar_says_that_the_run_stopped_early(tmp_path: Path) ->
         except OSError:  # the command has ended
             pass
         assert process.stdout is not None
-        assert "stopped early: the last evaluations did not improve ndcg@10" in process.stdout.read()
+        assert "stopped early: no gain in ndcg@10 beyond its standard error" in process.stdout.read()
     os.close(controller)
     assert process.returncode == 0
     last = [line for line in re.split(r"[\r\n]+", printed.decode()) if line.strip()][-1]

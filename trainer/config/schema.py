@@ -236,7 +236,7 @@ class EvaluateConfig(Section):
     final: QueryLimit = Field(
         "auto",
         description="the same for test at the end of a run, and for every split in 'crossfade evaluate'; auto: ten "
-        "times as many as during training",
+        "times as many as auto is during training, and no fewer than max_queries",
     )
 
     def excluded_from(self, split: SplitName) -> list[SplitName]:
@@ -426,7 +426,7 @@ _MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
 _EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
 _FINAL_FACTOR = 10
-"""Queries after training, about an epoch's time, by those during training."""
+"""Queries after training, about an epoch's time, by those of ``auto`` during training."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -451,7 +451,9 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     optimizer = _fill(job.optimizer, **(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE))
     data = _fill(job.data, group=group)
     queries = _evaluated_queries(size)
-    evaluate = _fill(job.evaluate, max_queries=queries, final=_FINAL_FACTOR * queries)
+    limit = job.evaluate.max_queries
+    final = "all" if limit == "all" else max(_FINAL_FACTOR * queries, 0 if limit == "auto" else limit)
+    evaluate = _fill(job.evaluate, max_queries=queries, final=final)
     return job.model_copy(
         update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "evaluate": evaluate},
     )

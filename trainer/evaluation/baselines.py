@@ -58,7 +58,9 @@ Ranking = Callable[[HeldOut, int], IntArray]
 
 
 def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: bool = False) -> dict[str, Any]:
-    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words; computed once per dataset.
+    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words.
+
+    They are computed once per dataset, split, and number of queries.
 
     ``in_training``: on the queries of valid that are evaluated during training (``evaluate.max_queries``).
 

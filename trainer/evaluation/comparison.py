@@ -16,9 +16,9 @@ Both runs rank for the same queries, so each query is its own control: the test 
 - low, high: 95% confidence interval of the mean difference, between percentiles of means over queries drawn with
   replacement (bootstrap, Efron 1979).
 
-All are properties of the queries: they say nothing of other seeds, for which both must be trained repeatedly. Random
-numbers have a fixed seed, so results repeat. Of more than ``MAX_UNITS`` differences, random groups of equal size take
-the place of queries: they are exchangeable in the same way, so time and memory are bounded.
+All are of two trainings: whether one job is better than another takes several trainings of both. Random numbers have a
+fixed seed, so results repeat. Of more than ``MAX_UNITS`` differences, random groups of equal size take the place of
+queries: they are exchangeable in the same way, so time and memory are bounded.
 
 Shapes: Q queries, K depths, N differences, U units.
 """

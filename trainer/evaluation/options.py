@@ -94,8 +94,8 @@ class EvaluateOptions(ModelSource):
     )
     max_queries: MaxQueries | None = option(
         None,
-        "evaluate a sample of at most N queries, the same for every run on the dataset, or all (default: as "
-        "evaluate.final of the job says)",
+        "evaluate a sample of at most N queries, the same for every run on the dataset, or all (default: "
+        "evaluate.final of the job)",
         group="rankings",
         value="N|auto|all",
     )

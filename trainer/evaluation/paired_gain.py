@@ -7,7 +7,9 @@ The standard error is that of the mean of the queries' differences, which is far
 is hard for one epoch is hard for the next. Instead of a value for each query, sums over ``GROUPS`` random groups are
 compared, which are the same for any number of workers, and which a checkpoint keeps. With G groups, whose sums differ
 by d, the variance of Σd is about G·s², where s² is the sample variance of d (random groups; Wolter, Introduction to
-Variance Estimation, 2007). Such an error is itself off by about 1/√(2G), 4 %. A query is always in the same group, by
+Variance Estimation, 2007). With many more queries than groups, such an error is itself off by about
+1/√(2G), 4 %; with few, by more. Where fewer than two groups differ, there is no error to compare with: any rise is a
+gain. A query is always in the same group, by
 its row.
 
 Shapes: Q queries, G groups, K ranks.
@@ -64,4 +66,6 @@ class GroupSums:
 def exceeds_error(sums_G: FloatArray, earlier_G: FloatArray) -> bool:
     """Return whether the mean of ``sums_G`` is above that of ``earlier_G`` by more than the error of the difference."""
     difference_G = sums_G - earlier_G
+    if np.count_nonzero(difference_G) < 2:  # the error would equal the difference, but for rounding
+        return bool(difference_G.sum() > 0)
     return bool(difference_G.sum() > math.sqrt(len(difference_G) * difference_G.var(ddof=1)))

@@ -1,4 +1,5 @@
-"""Ranking metrics: every item is ranked for every query that has held-out items, never a sample of items.
+"""Ranking metrics: every item, never a sample of items, is ranked for every query that has held-out items, or for a
+sample of these queries.
 
     metrics = evaluate(source, model, held_out, job.evaluate, counts_N, store.all_reduce)
     metrics = evaluate_embeddings(job, Path("runs/lastfm/embeddings"), "test")      # that a run has written
@@ -38,8 +39,8 @@ Each mean over Q queries has its standard error, at the same name with ``_se``, 
 - ndcg@k_se = s/√Q, with s² = Σ (value − mean)² / (Q − 1)      (standard error of the mean)
 
 It measures by how much the mean would vary with other queries of the same kind, each drawn by itself, be those here a
-sample or all that there are. It says nothing of other seeds, and is too large for the difference of two runs on the
-same queries (``comparison.py``).
+sample or all that there are. It leaves out how much the metric varies with the seed of training, and is too large for
+the difference of two runs on the same queries (``comparison.py``).
 
 With the task ``new``, items that a query has in an excluded split with a positive weight are neither ranked nor counted
 as held out: an item with negative feedback stays, and costs a rank if it is ranked high. With ``repeat``, all items are

@@ -27,7 +27,7 @@ from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 
 _LABEL_SEED = 1
-"""Of the rows whose labels are compared, so that runs with other seeds are measured on the same."""
+"""The seed of the sample of rows whose labels are compared, so that runs with other seeds are measured on the same."""
 
 
 def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class QuerySample:
 def draw_sample(parts: Iterable[IntArray], size: int) -> QuerySample | None:
     """Draw ``size`` of the queries in ``parts``, int64 (N, K) each, in which they repeat; None if these are all.
 
-    Eight bytes are held of each query of a part, and nothing else.
+    Of a part, eight bytes are held for each of its queries; joining and sorting them takes up to two copies more, so at
+    most 24 bytes for each row of all parts.
     """
     keys_Q = np.unique(np.concatenate([np.empty(0, np.uint64), *(np.unique(query_keys(part)) for part in parts)]))
     return None if len(keys_Q) <= size else QuerySample(keys_Q[size - 1], len(keys_Q))

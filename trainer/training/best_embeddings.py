@@ -103,7 +103,7 @@ class BestEmbeddings:
         Later epochs then determine the best. Embeddings of a later epoch are kept, since that epoch is repeated.
         """
         if self._enabled and state.best is not None and not self._exists(state.best_epoch or 0):
-            state.forget_best()
+            state.reset_best()
 
     def _exists(self, epoch: int) -> bool:
         if self.job.cluster.shared_run_dir:

@@ -125,7 +125,7 @@ class TrainState:
             self.evals_since_best += 1
         return is_best
 
-    def forget_best(self) -> None:
+    def reset_best(self) -> None:
         """Begin to look for the best again: its embeddings are lost."""
         self.best, self.best_epoch, self.gained_from, self.evals_since_best = None, None, None, 0
 

@@ -64,16 +64,18 @@ def test_time_of_a_step_follows_from_cores_and_bandwidth(planted: Path, capsys: 
 def test_evaluation_follows_the_sample(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = "held-out and excluded items"
 
-    def plan_of(queries: object) -> tuple[int, float, int]:
-        found = json.loads(planned(capsys, planted, "--json", "--set", f"evaluate.max_queries={queries}"))
+    def plan_of(queries: object, final: object) -> tuple[int, float, int]:
+        settings = ("--set", f"evaluate.max_queries={queries}", "--set", f"evaluate.final={final}")
+        found = json.loads(planned(capsys, planted, "--json", *settings))
         parts = {part["what"]: part["bytes"] for process in found["processes"] for part in process["parts"]}
         return *(found["time"][f"evaluat{name}"] for name in ("ed_queries", "ion_seconds")), parts[kept]
 
-    queries, seconds, pairs = plan_of("all")
-    assert plan_of("auto") == (queries, seconds, pairs), "fewer queries than the least sample"
-    sampled, sampled_seconds, sampled_pairs = plan_of(queries // 10)
+    queries, seconds, pairs = plan_of("all", "all")
+    assert plan_of("auto", "auto") == (queries, seconds, pairs), "fewer queries than the least sample"
+    sampled, sampled_seconds, sampled_pairs = plan_of(queries // 10, queries // 10)
     assert sampled == queries // 10 > 10
     assert (sampled_seconds, sampled_pairs) == pytest.approx((seconds / 10, pairs / 10), rel=0.1)
+    assert plan_of(sampled, "all") == (sampled, sampled_seconds, pairs), "test has more queries than valid"
     printed = planned(capsys, planted, "--set", f"evaluate.max_queries={sampled}")
     assert f"an evaluation, of {sampled} queries at most, " in printed
 

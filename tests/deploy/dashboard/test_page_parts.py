@@ -221,7 +221,7 @@ def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path
     events = [step(10, at=10), epoch(1, at=10, step=10, quality=0.31), epoch(2, at=20, step=20, quality=0.29)]
     report = {"metrics": {"valid": {"ndcg@10": 0.31, "queries": 3}}, "stopped_early": True}
     shown = show(write_run(tmp_path / "run", metrics=events, state=state("done", at=30), report=report))
-    assert "stopped early: the last evaluations did not improve ndcg@10" in text_of(page.head([shown]))
+    assert "stopped early: no gain in ndcg@10 beyond its standard error" in text_of(page.head([shown]))
     tiles = {text_of(tile.children[0]): text_of(tile.children[1]) for tile in page.tiles([shown]).children}
     assert tiles["ndcg@10"] == "0.3100 best, in epoch 1; last 0.2900"
     resumed = show(write_run(tmp_path / "again", metrics=events, state=state("running", at=99), report=report))

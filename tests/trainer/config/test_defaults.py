@@ -70,6 +70,13 @@ def test_evaluated_queries_follow_from_interactions_of_an_item(items: int, inter
     assert (given.queries_of("valid", in_training=True), given.queries_of("test")) == (7, None)
 
 
+@pytest.mark.parametrize(("given", "final"), [(7, 20_000), (20_000, 20_000), (20_001, 20_001), ("all", "all")])
+def test_final_evaluation_has_no_fewer_queries_than_one_during_training(given: object, final: object) -> None:
+    size = DatasetSize(10, 1_000_000, 1_000_000, is_grouped=True)
+    spec = resolved_job(size, f"evaluate.max_queries={given}").evaluate
+    assert (spec.max_queries, spec.final) == (given, final)
+
+
 def test_temperature_is_lower_the_more_items_and_interactions_there_are() -> None:
     sizes = (DatasetSize(600, 3_000, 57_000, is_grouped=True), SMALL, MEDIUM, LARGE)
     assert [resolved_job(size).model.temperature for size in sizes] == [0.2, 0.17, 0.12, 0.067]

@@ -226,7 +226,7 @@ def test_patience_goes_on_after_a_resume() -> None:
 
 
 def test_small_gains_add_up() -> None:
-    sums = [[3.0, 3.0, 3.0], [3.0, 3.0, 3.1], [3.0, 3.1, 3.1], [3.1, 3.1, 3.1], [3.1, 3.1, 3.1]]
+    sums = [[3.0, 3.0, 3.0], [3.0, 2.98, 3.1], [3.0, 3.1, 3.1], [3.1, 3.08, 3.1], [3.1, 3.08, 3.1]]
     state, _ = run(Fakes(metrics=[0.30, 0.31, 0.32, 0.33, 0.33], sums=sums), epochs=5, patience=3)
     assert (state.epoch, state.best_epoch, state.gained_from) == (5, 4, [3.0, 3.1, 3.1])
 
