@@ -169,6 +169,8 @@ def working_database(
             if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
                 connection.execute("SET enable_progress_bar = false")
             connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}")
+            # All that is free, so that only a full disk ends it: by default it is 90% of that.
+            connection.execute(f"SET max_temp_directory_size = '{shutil.disk_usage(folder).free}B'")
             connection.execute(f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
             if threads is not None:
                 connection.execute(f"SET threads = {threads:d}")
@@ -185,7 +187,7 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
         except duckdb.InterruptException:
             raise (raised[-1] if raised else KeyboardInterrupt()) from None
         except duckdb.OutOfMemoryException as error:
-            if "failed to offload data block" in str(error):  # DuckDB spills at most what is free at the start
+            if "failed to offload data block" in str(error):  # what was free at the start is spilled
                 raise full_disk_error(folder, disk_advice) from error
             raise CrossfadeError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
