@@ -40,6 +40,7 @@ def main() -> None:
         "--at", metavar="DIR", help="keep the data in this folder or s3:// URI (default: a temporary folder)"
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of 'crossfade prepare' (default: its own)")
     arguments = parser.parse_args()
     events = int(arguments.events)
     spec = SyntheticSpec(queries=max(1, events // 100), items=max(50, events // 200), interactions=events, genres=50)
@@ -52,7 +53,7 @@ def main() -> None:
         try:
             seconds, memory = _measured(_generate, at, spec)
             _print(f"generated   {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
-            seconds, memory = _measured(_prepare, at, spec, arguments.work_dir)
+            seconds, memory = _measured(_prepare, at, spec, arguments.work_dir, arguments.memory)
             _print(f"prepared    {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
             _print(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
         finally:
@@ -93,7 +94,7 @@ def _generate(at: str, spec: SyntheticSpec) -> None:
     phases.end()
 
 
-def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
+def _prepare(at: str, spec: SyntheticSpec, work: Path | None, memory: float | None) -> None:
     phases = Phases()
     prepare(
         PrepareOptions.of(
@@ -107,6 +108,7 @@ def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
             hold_out_valid="none",
             hold_out_test="last-1",
             work_dir=work,
+            memory=memory,
         ),
         phases,
     )

@@ -54,7 +54,7 @@ from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, chec
 
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
-_NARROW_ROWS = 1 << 32
+_NARROW_TYPE, _NARROW_ROWS = "UINTEGER", 1 << 32
 """Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are this many events."""
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
@@ -80,9 +80,9 @@ class IdEncoder:
         self._buffered = 0
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
-        self._number_type = "UINTEGER"
+        self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
-            connection.execute(f"CREATE TABLE ids_{side} (number UINTEGER, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
             connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
@@ -91,8 +91,8 @@ class IdEncoder:
         )
         connection.execute(f"CREATE TABLE event_context (seq BIGINT{texts})")
         connection.execute(
-            "CREATE TABLE events "
-            "(query UINTEGER, item UINTEGER, weight FLOAT, timestamp BIGINT, split UTINYINT, seq UINTEGER)"
+            f"CREATE TABLE events (query {_NARROW_TYPE}, item {_NARROW_TYPE}, weight FLOAT, timestamp BIGINT, "
+            f"split UTINYINT, seq {_NARROW_TYPE})"
         )
 
     def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
@@ -140,7 +140,7 @@ class IdEncoder:
     def _encode_buffered(self) -> None:
         if self._buffered:
             self._encode("buffered")
-            self._connection.execute("TRUNCATE buffered")
+            self._empty("buffered")
             self._buffered = 0
 
     def _encode(self, block: str) -> None:
@@ -149,7 +149,7 @@ class IdEncoder:
                 f"INSERT INTO ids_{side} SELECT {self._known[side]} + row_number() OVER () - 1, id "
                 f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
             )
-            self._connection.execute(f"TRUNCATE found_{side}")
+            self._empty(f"found_{side}")
             self._known[side] = count_rows(self._connection, f"ids_{side}")
         self._connection.execute(
             f"INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM {block} "
@@ -157,6 +157,10 @@ class IdEncoder:
         )
         if self._context:
             self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
+
+    def _empty(self, table: str) -> None:
+        """Delete the rows of ``table``, and what they take: TRUNCATE frees nothing in a database in memory."""
+        self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
 
 
 IdType = Literal["int64", "string"]
@@ -323,6 +327,8 @@ class _Reader:
         """
         if self._encoder is None:
             raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
+        for side in SIDES:
+            self._connection.execute(f"DROP TABLE file_{side}")
         self._encoder.finish()
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone

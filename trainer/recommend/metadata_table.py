@@ -35,7 +35,15 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
+from crossfade.trainer.prepare.database import (
+    default_memory_bytes,
+    exact_path,
+    execute,
+    first_line,
+    identifier,
+    literal,
+    working_database,
+)
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
@@ -87,7 +95,7 @@ def open_metadata(
     """
     with (
         tempfile.TemporaryDirectory(prefix="crossfade-metadata-") as work,
-        working_database(Path(work), None, None) as connection,
+        working_database(Path(work), _memory_bytes(), None) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         uses_count = COUNT in map(str.lower, columns)
@@ -109,13 +117,18 @@ def write_metadata(
     advice = f"name a folder on a larger disk with {option_named('work_dir')}"
     with (
         tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
-        working_database(Path(work), None, None, advice) as connection,
+        working_database(Path(work), _memory_bytes(), None, advice) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         table.load(file, manifest.features_of(entity), Path(work), count_R)
         execute(connection, f"ATTACH {literal(str(path))} AS written")
         execute(connection, "CREATE TABLE written.items AS SELECT * FROM items ORDER BY row")
         execute(connection, "DETACH written")
+
+
+def _memory_bytes() -> int:
+    """Return what loading may take beside a server and its model."""
+    return min(4 << 30, default_memory_bytes())
 
 
 class MetadataTable:

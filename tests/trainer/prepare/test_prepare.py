@@ -121,15 +121,27 @@ def test_output_bytes_do_not_depend_on_threads_or_input_format(tmp_path: Path) -
 def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [write_parquet(tmp_path / f"{n}.parquet", **random_events(400 * n, seed=n)) for n in (1, 2, 3)]
+    rows = [range(100), range(150), range(600)]
+    files = [
+        write_parquet(
+            tmp_path / f"{len(numbers)}.parquet",
+            customer=[f"c{n % 400}" for n in numbers],
+            item=[n * 7 % 300 for n in numbers],
+            when=[n % 50 for n in numbers],
+        )
+        for numbers in rows
+    ]
 
     def prepared(name: str) -> dict[str, str]:
         prepare_files(tmp_path / name, *files, hold_out="last-1", timestamp="when", context={"at": "item"})
         return checksums(tmp_path / name)
 
     whole = prepared("whole")
-    monkeypatch.setattr(events, "_BLOCK_ROWS", 500)  # the first file waits for the second, and the third is a block
-    monkeypatch.setattr(events, "_NARROW_ROWS", 1000)
+    # The first file waits to the end, and the others are blocks; the second has been encoded when the third is too much
+    # for narrow numbers, and has more customers, items, and rows than they can count.
+    monkeypatch.setattr(events, "_BLOCK_ROWS", 120)
+    monkeypatch.setattr(events, "_NARROW_TYPE", "UTINYINT")
+    monkeypatch.setattr(events, "_NARROW_ROWS", 256)
     assert prepared("blocks") == whole
 
 

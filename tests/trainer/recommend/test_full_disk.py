@@ -21,6 +21,7 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.prepare import database
 from crossfade.trainer.recommend import bulk
 
 
@@ -98,6 +99,7 @@ def test_temporary_files_of_histories_on_a_full_disk(
     rows = "".join(f"customer {number},1000\n" for number in range(200_000))
     (tmp_path / "plays.csv").write_text(f"customer,track\n{rows}")
     monkeypatch.setattr("tempfile.tempdir", str(disk))
+    monkeypatch.setattr(database, "default_memory_bytes", lambda: 12 << 20)  # else nothing is written there
     fill(disk)
     command = ("recommend", run, "--history-file", tmp_path / "plays.csv", "--out", tmp_path / "recs.csv")
     failed("a history file without room for temporary files", *command, cwd=tmp_path)
