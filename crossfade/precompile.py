@@ -19,6 +19,7 @@ import pyarrow as pa
 from crossfade.api.fit import fit
 from crossfade.kvstore import portable_kernels
 from crossfade.kvstore.jit import KERNELS
+from crossfade.terminal import print_line
 
 _EVENTS, _QUERIES, _ITEMS, _DIM = 40_000, 2_000, 3_000, 16
 _PER_EXAMPLE = {"negatives.kind": "per_example", "negatives.count": 1}
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     with portable_kernels.compiling_anew():
         for settings in jobs:
             _train(events, settings)
-    print(f"{portable_kernels.install(KERNELS)} kernels: {portable_kernels.FILE}")
+    print_line(f"{portable_kernels.install(KERNELS)} kernels: {portable_kernels.FILE}")
     return 0
 
 

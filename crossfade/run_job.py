@@ -241,7 +241,7 @@ def check_runnable(
             _logger.info(f"model.start: {found:,} of {rows:,} rows of {name} begin with given vectors")
     if resume:
         # Before the check below, which would create the folder of a disk that is not mounted.
-        _check_resumable(job, folder, allow_restart=allow_restart)
+        _check_resumable(inputs, folder, allow_restart=allow_restart)
     if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
         # A new run owns none of the checkpoints that may be there; only a resumed run does.
         run_id = folder.run_id() if resume and folder.has_run_id() else None
@@ -259,12 +259,14 @@ def _check_dashboard_port(port: int) -> None:
     check_free_port(option_named("dashboard", port), Address("127.0.0.1", port), fix)
 
 
-def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) -> None:
-    """Reject a run whose files cannot be read, or whose checkpoints are lost."""
+def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bool) -> None:
+    """Reject a run whose files cannot be read, whose checkpoints are lost, or whose dataset has changed."""
     from crossfade.base.errors import CheckpointError, InputError
-    from crossfade.trainer.runs.resumption import find_start, last_saved_step
+    from crossfade.trainer.data.manifest import data_fingerprint
+    from crossfade.trainer.runs.resumption import check_same_data, find_start, last_saved_step
     from crossfade.trainer.runs.run_folder import JOB_FILE
 
+    job = inputs.job
     folder.check_readable()
     if folder.has_run_id() and (folder.path / JOB_FILE).exists():
         before, now = folder.job().values(), job.values()
@@ -274,9 +276,11 @@ def _check_resumable(job: JobConfig, folder: RunFolder, *, allow_restart: bool) 
                 _logger.warning(f"{key} was {before[key]:g} and is {now[key]:g} from here on")
     checkpoints = folder.checkpoints(job)
     try:
-        find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
+        start, _ = find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
     except CheckpointError as error:
         raise InputError(f"checkpoint.path: {checkpoints} cannot be read: {error.__cause__ or error}") from error
+    if start is not None:
+        check_same_data(start, job.with_absolute_paths().data.path, data_fingerprint(inputs.folder))
 
 
 def _check_runtime(job: JobConfig) -> None:

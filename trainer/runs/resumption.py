@@ -88,6 +88,23 @@ def find_start(
     return None, skipped
 
 
+def check_same_data(checkpoint: Checkpoint, path: str, fingerprint: int) -> None:
+    """Check that ``checkpoint`` is of the dataset at ``path``, whose fingerprint is given.
+
+    It comes before the check of the job, in which values follow from the size of the dataset.
+
+    Raises:
+        InputError: the dataset has changed.
+    """
+    if checkpoint.manifest.training.get("data", fingerprint) == fingerprint:
+        return
+    raise InputError(
+        f"{checkpoint.uri}: cannot resume: {path} has changed since; to continue from its tables, start another run "
+        f"without {option_named('resume')}: {option_named('run_dir', 'NEW')} "
+        f"{option_named('set', f'checkpoint.warm_start_from={checkpoint.uri}')} (rows without an id are reset)"
+    )
+
+
 class UnsavedWork:
     """The steps of one attempt to train, with their times by any clock."""
 

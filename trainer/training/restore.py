@@ -35,6 +35,7 @@ from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_start
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
+from crossfade.trainer.runs.resumption import check_same_data
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
 from crossfade.trainer.training.state import TrainState
 
@@ -60,7 +61,8 @@ def restore_train_state(
         CheckpointError: the checkpoint is incomplete.
         InputError: it is of other data, or of a job that ``metadata.job`` must not resume.
     """
-    manifest = open_checkpoint(uri).manifest
+    checkpoint = open_checkpoint(uri)
+    manifest = checkpoint.manifest
     try:
         record = _RunRecord.model_validate(manifest.training)
         state = TrainState.from_record(record.train_state, keep_counters=rank == 0)
@@ -69,15 +71,10 @@ def restore_train_state(
             f"{uri}: has no train state; expected a checkpoint that 'crossfade train' wrote "
             f"({format_validation_error(error)})"
         ) from error
+    check_same_data(checkpoint, metadata.job.data.path, metadata.data)
     saved_job = check_job(record.job, uri)
     if conflicts := metadata.job.resume_conflicts(saved_job):
         raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
-    if record.data != metadata.data:
-        raise InputError(
-            f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to continue from its tables, start "
-            f"another run without {option_named('resume')}: {option_named('run_dir', 'NEW')} "
-            f"{option_named('set', f'checkpoint.warm_start_from={uri}')} (rows without an id are reset)"
-        )
     if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
         raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
     if record.kernels not in (None, metadata.kernels):
