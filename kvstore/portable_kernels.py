@@ -7,7 +7,7 @@
 
 They are in ``kernels.zip`` beside this file, each under a hash of its name, its signature, and the code of its module
 and of those that it imports kernels from: after a change, none is found, and numba compiles from Python as without.
-Numba loads them as Python objects. Whoever can write the file can write this one.
+The file is unpickled, so it is as trusted as the code beside it.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Scale:
 
     ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow on servers. ``gbits`` are bandwidths
     of links, and ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade
-    takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` has sizes of its own.
+    takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
     """
 
     name: str
@@ -277,7 +277,7 @@ class Planner:
         return self.peer("mxnet_gluon", None, distribution, rows=rows, steps=steps, warm_up=2, **MXNET_MODES[mode])
 
     def peer_script(self, script: str, environment: str, **task: Any) -> dict[str, Any]:
-        """Run a script of ``benchmarks/peers/`` that has a task of its own, in an environment."""
+        """Run a script of ``benchmarks/peers/`` in an environment, with ``task`` instead of triples."""
         python = ensure_environment(environment, self._install)
         return run_module(python, f"peers.{script}", {"threads": threads(), **task}, TIMEOUT_SECONDS)
 

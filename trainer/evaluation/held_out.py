@@ -7,8 +7,8 @@ In a dataset with context, a query is a combination of a row of the query entity
 customer with two held-out events in different contexts is two queries. If queries are judged by moment
 (``evaluate.by``), the timestamp is part of the combination as well.
 
-Of a sample of the queries (``sample.py``), only their events are kept while files are read, so memory follows the
-sample, except while it is drawn: that takes up to 24 bytes for each event of the split.
+With a sample of the queries (``sample.py``), only their events are kept while files are read, so memory follows the
+sample. To draw it takes up to 24 bytes for each event of the split.
 
 Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the query entity, K context entities.
 """

@@ -39,7 +39,7 @@ class QuerySample:
 def draw_sample(parts: Iterable[IntArray], size: int) -> QuerySample | None:
     """Draw ``size`` of the queries in ``parts``, int64 (N, K) each, in which they repeat; None if these are all.
 
-    Of a part, eight bytes are held for each of its queries; joining and sorting them takes up to two copies more, so at
+    It holds eight bytes for each query of each part, and up to three times as many while it joins and sorts them: at
     most 24 bytes for each row of all parts.
     """
     keys_Q = np.unique(np.concatenate([np.empty(0, np.uint64), *(np.unique(query_keys(part)) for part in parts)]))

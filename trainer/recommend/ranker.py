@@ -99,7 +99,7 @@ class Ranker:
         return rows_QK, scores_QK
 
     def _blocks(self) -> Iterable[Block]:
-        """Return the rows in blocks."""
+        """Return the rows in blocks: the kept ones, or new ones, which are kept if the ranker does so."""
         if self._kept_blocks is not None:
             return self._kept_blocks
         vectors = partial(self._source.vectors, self._table.name)

@@ -139,7 +139,7 @@ def test_first_queries_of_the_order_stay_the_same() -> None:
 
 
 def test_group_sums_give_the_error_of_the_paired_difference() -> None:
-    """Of 20,000 queries whose values differ much and whose differences little, gains near the error are told apart."""
+    """With 20,000 queries, a gain a little above the paired error counts, and one a little below it does not."""
     draw = np.random.default_rng(1)
     queries = 20_000
     value_Q, noise_Q = draw.random(queries), draw.normal(0, 0.1, queries)
