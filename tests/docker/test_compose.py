@@ -77,10 +77,16 @@ def test_prometheus_scrapes_every_role(job: ComposeJob) -> None:
         return any(float(sample["value"][1]) > 0 for sample in job.query("max(crossfade_step)"))
 
     job.wait(steps_scraped, START_SECONDS, "a scrape after the first step")
-    up = job.query('up{process!=""}')
-    # Two servers, two workers, the scheduler, the coordinator, and an agent in each of four containers.
-    assert sorted(sample["value"][1] for sample in up) == ["1"] * 10
-    assert {sample["metric"]["process"] for sample in up} >= {"server-0", "server-1", "worker-0", "worker-1"}
+
+    def all_up() -> bool:
+        up = job.query('up{process!=""}')
+        # Two servers, two workers, the scheduler, the coordinator, and an agent in each of four containers. Prometheus
+        # spreads the first scrapes of targets over an interval, so they do not appear together.
+        return sorted(sample["value"][1] for sample in up) == ["1"] * 10
+
+    job.wait(all_up, START_SECONDS, "a scrape of all ten processes")
+    processes = {sample["metric"]["process"] for sample in job.query('up{process!=""}')}
+    assert processes >= {"server-0", "server-1", "worker-0", "worker-1"}
 
 
 def test_dashboard_is_healthy_and_status_shows_the_run(job: ComposeJob) -> None:
