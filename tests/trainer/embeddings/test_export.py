@@ -219,7 +219,8 @@ def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Pa
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    command = [sys.executable, "-m", "crossfade", "export", str(checkpoints), "--out", "out"]
+    # With -B it writes no compiled modules, which the limit would cut off: later processes could not import them.
+    command = [sys.executable, "-B", "-m", "crossfade", "export", str(checkpoints), "--out", "out"]
     result = subprocess.run(
         command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=240, check=False
     )
