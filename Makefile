@@ -13,7 +13,9 @@ KERNELS ?= OPENBLAS_CORETYPE=Nehalem,NUMBA_CPU_NAME=generic \
 # The tests of a file run in one process, since they share its module-scoped fixtures. The fast ones wait for nothing:
 # one process per processor, since each imports all test files.
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
-test-fast: JOBS = logical
+test-fast test-kernels: JOBS = logical
+# The files with a test of a marker, unless ARGS names files: the others need not be imported.
+FILES_OF = $(if $(filter tests/%,$(ARGS)),,$$(grep -rl --include='test_*.py' 'pytest\.mark\.$(1)\>' tests))
 # Compiled modules are kept, those of the tests too: otherwise each of a thousand processes compiles them again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -44,12 +46,12 @@ test-fast: setup ## run the fast tests, which take about a minute together
 test-kernels: setup ## run the tests that compare numbers with the CPU kernels of other processors
 	@failed=; for kernels in $(KERNELS); do \
 	    echo "$$kernels"; \
-	    env $$(echo "$$kernels" | tr , ' ') .venv/bin/python -m pytest -m "numbers and not docker" $(IN_PROCESSES) $(ARGS) || failed=1; \
+	    env $$(echo "$$kernels" | tr , ' ') .venv/bin/python -m pytest -m "numbers and not docker" $(IN_PROCESSES) $(ARGS) $(call FILES_OF,numbers) || failed=1; \
 	done; [ -z "$$failed" ]
 
 test-docker: setup ## run the tests of the image and docker-compose.yml, on a Docker engine they start; as root
 	@.venv/bin/python tests/support/docker_engine.py
-	.venv/bin/python -m pytest -m docker $(ARGS)
+	.venv/bin/python -m pytest -m docker $(ARGS) $(call FILES_OF,docker)
 
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
