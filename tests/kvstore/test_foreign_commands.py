@@ -1,6 +1,7 @@
 """Commands that a real server receives from others than the workers of its job."""
 
 import json
+import pickle
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def test_foreign_tampered_and_replayed_commands_change_nothing(tmp_path: Path) -
     assert np.load(tmp_path / "pulled.npy").tobytes() == expected.tobytes()
     assert len(json.loads((tmp_path / "ignored.json").read_text())) > 40
     assert not (tmp_path / "stolen").exists()
+    unpickled = tmp_path / "unpickled"
+    assert not unpickled.exists()
+    pickle.loads(drive_commands.pickled(unpickled).encode("ascii"))
+    assert unpickled.exists()  # loading it does create the file
     assert "ignored a command that no worker of this job has sent: its message authentication code is not" in log
     assert "ignored a command that no worker of this job has sent: it repeats a command that was executed" in log
     assert SECRET not in log

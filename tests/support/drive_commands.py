@@ -4,6 +4,8 @@ drive_commands.py FOLDER
 """
 
 import json
+import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -32,10 +34,26 @@ def gradient(step: int) -> RowGradient:
     return RowGradient(ROWS_A, values.astype(np.float32))
 
 
+class CreatesFile:
+    """An object whose pickle creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mknod, (str(self._path),)
+
+
+def pickled(path: Path) -> str:
+    """Return a pickle that creates the file ``path`` when it is loaded, as MXNet's own server loads commands."""
+    return pickle.dumps(CreatesFile(path), protocol=0).decode("ascii")
+
+
 def foreign_commands(folder: Path) -> list[str]:
     """Return commands that no worker has signed: the first ones to arrive."""
     signed = CommandSigner(SECRET).sign(encode_command("lr_factor", factor=1.0))
     return [
+        pickled(folder / "unpickled"),
         *("GET / HTTP/1.1", "{}", '{"command": "stop"}', '{"command": "rate", "factor": 0}'),
         encode_command("lr_factor", factor=1e-9),
         encode_command("save", folder=str(folder / "stolen")),
