@@ -43,18 +43,13 @@ def undisturbed(workspace: Path) -> Path:
     return train(workspace, "undisturbed")
 
 
-@pytest.fixture(scope="module")
-def undisturbed_on_servers(workspace: Path) -> Path:
-    """Train undisturbed, with two workers on two servers."""
-    return train(workspace, "undisturbed-2-2", *ON_SERVERS)
-
-
 @dataclass(frozen=True)
 class Stopped:
     """A run that was stopped, and how the command ended; tests resume copies of its folder."""
 
     folder: Path
     exit_code: int
+    stdout: str
     stderr: str
 
     def copy(self, name: str) -> Path:
@@ -101,39 +96,42 @@ def stop_after_checkpoint(workspace: Path, run: str, number: signal.Signals, *op
         result = training.command.finish()
         wait_until(lambda: training.command.mark.processes() == [], "the end of all processes")
     assert not (workspace / run / "report.json").exists()
-    return Stopped(workspace / run, result.returncode, result.stderr)
+    return Stopped(workspace / run, result.returncode, result.stdout, result.stderr)
+
+
+def assert_stopped_by(stopped: Stopped, number: str) -> None:
+    """Assert that the run ended with one line, which names the signal and the step of its last checkpoint."""
+    [message] = messages(stopped.stderr)
+    step = saved_steps(stopped.folder)[-1]
+    assert message.startswith(f"crossfade: stopped by {number} after step {step}, of which there is a checkpoint")
+    assert "--resume" in message
+    assert "Traceback" not in stopped.stderr
+    assert stopped.stdout == ""
 
 
 # test_supervision.py kills and resumes a run on servers.
-@pytest.mark.parametrize(
-    ("ended", "number", "exit_code"),
-    [
-        ("killed", None, -9),
-        ("interrupted", "SIGINT", 130),
-        pytest.param("terminated_on_servers", "SIGTERM", 143, marks=pytest.mark.cluster),
-    ],
-)
+@pytest.mark.parametrize(("ended", "number", "exit_code"), [("killed", None, -9), ("interrupted", "SIGINT", 130)])
 def test_interrupted_run_resumes_to_the_same_bits(
-    workspace: Path, ended: str, number: str | None, exit_code: int, request: pytest.FixtureRequest
+    workspace: Path,
+    undisturbed: Path,
+    ended: str,
+    number: str | None,
+    exit_code: int,
+    request: pytest.FixtureRequest,
 ) -> None:
     stopped: Stopped = request.getfixturevalue(ended)
-    on_servers = ended == "terminated_on_servers"
-    expected_run = request.getfixturevalue("undisturbed_on_servers" if on_servers else "undisturbed")
     assert stopped.exit_code == exit_code, stopped.stderr
     run = stopped.copy(f"resumed-{ended}").name
     ended_at = saved_steps(workspace / run)[-1]
-    assert ended_at < report_of(expected_run)["steps"], "the signal came after the end of the run"
+    assert ended_at < report_of(undisturbed)["steps"], "the signal came after the end of the run"
     if number is not None:
-        [message] = messages(stopped.stderr)
-        assert message.startswith(f"crossfade: stopped by {number} after step {ended_at}, ")
-        assert "of which there is a checkpoint" in message
-        assert "--resume" in message
+        assert_stopped_by(stopped, number)
     logged = len(records(workspace / run))
-    train(workspace, run, *(ON_SERVERS if on_servers else ()), "--resume")
+    train(workspace, run, "--resume")
     [start] = [record for record in records(workspace / run)[logged:] if record.get("name") == "training"]
     assert start["step"] == ended_at > 0
-    assert_same_bits(workspace / run, expected_run)
-    report, expected = report_of(workspace / run), report_of(expected_run)
+    assert_same_bits(workspace / run, undisturbed)
+    report, expected = report_of(workspace / run), report_of(undisturbed)
     assert (report["restarts"], report["restart_causes"]) == (0, [])
     for name in ("examples", "steps", "epochs", "rows_pushed", "bytes_pulled", "best_epoch"):
         assert report[name] == expected[name], name
@@ -163,9 +161,11 @@ def corrupt(path: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_corrupt_checkpoint_of_servers_is_skipped_for_the_one_before(
-    workspace: Path, undisturbed_on_servers: Path, terminated_on_servers: Stopped
+def test_terminated_run_of_servers_resumes_from_the_checkpoint_before_a_corrupt_one(
+    workspace: Path, undisturbed: Path, terminated_on_servers: Stopped
 ) -> None:
+    assert terminated_on_servers.exit_code == 143, terminated_on_servers.stderr
+    assert_stopped_by(terminated_on_servers, "SIGTERM")
     run = terminated_on_servers.copy("corrupt")
     *_, before, newest = sorted((run / "checkpoints").glob("step-*"))
     [path] = newest.glob("part-00000*.json")
@@ -175,7 +175,17 @@ def test_corrupt_checkpoint_of_servers_is_skipped_for_the_one_before(
     assert f"{newest.name}/{path.name}" in result.stderr
     started_at = [record["step"] for record in records(run)[resumed:] if record.get("name") == "training"]
     assert started_at[-1] == int(before.name.removeprefix("step-"))
-    assert_same_bits(run, undisturbed_on_servers)
+    # test_chaos.py compares restarts of several workers bit for bit.
+    assert_close(run, undisturbed)
+    report, expected = report_of(run), report_of(undisturbed)
+    for name in ("examples", "steps", "epochs"):  # the workers add them up, and each has read the checkpoint
+        assert report[name] == expected[name], name
+
+
+def assert_close(run: Path, expected: Path) -> None:
+    """Assert that the embeddings differ by rounding only."""
+    for entity in ENTITIES:
+        assert np.abs(vectors(run, entity) - vectors(expected, entity)).max() < TOLERANCE
 
 
 def test_resume_logs_its_step_or_that_a_new_run_starts(workspace: Path) -> None:
@@ -242,14 +252,13 @@ def test_checkpoint_of_two_servers_resumes_in_process(
 ) -> None:
     run = terminated_on_servers.copy("moved-to-0")
     train(workspace, run.name, "--resume")
-    for entity in ENTITIES:
-        assert np.abs(vectors(run, entity) - vectors(undisturbed, entity)).max() < TOLERANCE
+    assert_close(run, undisturbed)
 
 
 @pytest.mark.cluster
 def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path, interrupted: Stopped) -> None:
     run = interrupted.copy("moved-from-0")
-    train(workspace, run.name, "--servers", 3, "--resume")
+    train(workspace, run.name, "--servers", 2, "--resume")
     assert_same_bits(run, undisturbed)
 
 
