@@ -42,6 +42,8 @@ from waiting import wait_until
 BATCH = 256
 EPOCHS_PER_FAULT = {"process": 24, "host": 32, "s3": 48, "hosts": 48}
 """Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
+STEP_SECONDS = 0.03
+"""Sleep in each step of the disturbed run."""
 STALL_SECONDS = 8
 RUN_SECONDS = 6000.0
 RECOVERY_SECONDS = 240.0
@@ -247,7 +249,13 @@ def embeddings_of(run_dir: Path) -> dict[str, bytes]:
 
 
 def run_chaos(
-    layout: Layout, seed: int, faults: int, epochs: int | None = None, log: Callable[[str], None] = print
+    layout: Layout,
+    seed: int,
+    faults: int,
+    *,
+    epochs: int | None = None,
+    step_seconds: float = STEP_SECONDS,
+    log: Callable[[str], None] = print,
 ) -> str:
     """Train both runs in ``layout`` and compare them; return a summary in one line."""
     folder, epochs = layout.folder, epochs or EPOCHS_PER_FAULT[layout.name] * faults
@@ -264,7 +272,8 @@ def run_chaos(
     started_at = time.monotonic()
     with layout.running("undisturbed", job, ledger_variables(folder, "undisturbed")) as training:
         training.finish(RUN_SECONDS)
-    with layout.running("disturbed", job, ledger_variables(folder, "disturbed", clock_jumps=True)) as training:
+    variables = ledger_variables(folder, "disturbed", step_seconds=step_seconds, clock_jumps=True)
+    with layout.running("disturbed", job, variables) as training:
         planned = plan_faults(seed, faults, steps, layout.name, training.role_names())
         injector = Injector(training, log)
         for fault in planned:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from cluster_data import TRACKS, planted_splits, train_rows
 
-STEP_SECONDS = 0.03
-"""Sleep in each step: a run must last long, but its steps need not take the processors."""
-_FOLDER_VARIABLE = "CROSSFADE_TEST_LEDGER"
+_FOLDER_VARIABLE, _SECONDS_VARIABLE = "CROSSFADE_TEST_LEDGER", "CROSSFADE_TEST_STEP_SECONDS"
 _HOOK = f"""
 import itertools
 import os
@@ -38,7 +36,7 @@ if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in
         pairs_B = query_B * self.model.item.rows + item_B
         head = np.array([progress.step, progress.epoch, len(pairs_B)], dtype=np.int64)
         file.write(np.concatenate([head, pairs_B]).tobytes())
-        time.sleep({STEP_SECONDS})
+        time.sleep(float(os.environ["{_SECONDS_VARIABLE}"]))
         step(self, batch, progress)
 
     TrainLoop._step = step_and_record
@@ -49,17 +47,21 @@ time.time = lambda: real() + next(jumps)
 """
 
 
-def ledger_variables(folder: Path, name: str, *, clock_jumps: bool = False) -> dict[str, str]:
+def ledger_variables(
+    folder: Path, name: str, *, step_seconds: float = 0.0, clock_jumps: bool = False
+) -> dict[str, str]:
     """Return the environment of a training whose workers write the ledger ``FOLDER/NAME-ledger``.
 
-    With ``clock_jumps``, each reading of the wall clock in any of its processes jumps a day back or forth.
+    They sleep ``step_seconds`` in each step: a run must last long, but its steps need not take the processors. With
+    ``clock_jumps``, each reading of the wall clock in any of its processes jumps a day back or forth.
     """
     hook = folder / f"{name}-hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(_HOOK + clock_jumps * _JUMPING_CLOCK)
     (folder / f"{name}-ledger").mkdir()
     path = os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, _FOLDER_VARIABLE: str(folder / f"{name}-ledger")}
+    ledger = str(folder / f"{name}-ledger")
+    return {"PYTHONPATH": path, _FOLDER_VARIABLE: ledger, _SECONDS_VARIABLE: str(step_seconds)}
 
 
 def read_ledgers(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]:
