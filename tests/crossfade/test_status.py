@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
 from command_here import crossfade_here
-from paced_training import metrics_address, paced
+from paced_training import paced
 from run_folders import epoch, state, step, write_run
 from running_command import records, started, succeeded
-from scraping import ask, scrape, targets, value
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import make_parser
-from crossfade.kvstore.store import VALUE_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -115,51 +113,7 @@ def test_killed_run_is_lost_and_stopped_run_is_stopped(
     assert "--resume" in stopped["message"]
 
 
-@pytest.mark.cluster
-def test_killed_server_and_its_successor_are_shown_and_scraped(job: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "cluster"
-    run_dir.parent.mkdir()
-    with paced("train", job, "--servers", 2, "--workers", 1, run_dir=run_dir) as training:
-        address = metrics_address(training)
-        training.wait_for("checkpoint_saved")
-        scraped = targets(address)
-        training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the servers' loads")
-        before = {row["name"]: row for row in status(tmp_path)[0]["processes"]}
-        assert [before[name]["state"] for name in before] == ["running"] * 4
-        assert before["server-0"]["host"] == os.uname().nodename
-        held = [before[f"server-{index}"]["rows"] for index in (0, 1)]
-        assert sum(held) >= CUSTOMERS + TRACKS  # ranges are of equal size
-        assert held[0] == held[1]
-        assert before["server-0"]["held_bytes"] >= held[0] * DIM * VALUE_BYTES
-        training.command.roles()["server-0"].kill()
-        training.wait(lambda: value(scrape(address), "crossfade_restarts_total") == 1, "a restart")
-        training.wait(lambda: len(targets(address)) == len(scraped), "all processes of the next generation")
-        assert targets(address)["server-0"] != scraped["server-0"]
-        assert ask(targets(address)["server-0"], "/healthz")[0] == 200
-        training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the next servers' loads")
-        (again,) = status(tmp_path)
-        assert (again["state"], again["generation"], len(again["restarts"])) == ("running", 2, 1)
-        assert "server-0 was killed by SIGKILL" in again["restarts"][0]["cause"]
-        assert any("SIGKILL" in alert["text"] for alert in again["alerts"])
-        failure = again["failure"]
-        assert failure["text"] == f"server-0 on {os.uname().nodename} was killed by SIGKILL"
-        assert (failure["cause"], failure["ends_run"], failure["error"]) == ("was killed by SIGKILL", False, None)
-        assert failure["lost_steps"] == again["restarts"][0]["lost_steps"]
-        assert read_state(run_dir)["failure"]["role"] == "server-0"
-        assert (tmp_path / failure["log"]).name == "server-0.log"
-        assert again["step"] < again["planned_steps"]
-        succeeded(training.finish())
-    (done,) = status(tmp_path)
-    assert (done["state"], len(done["restarts"])) == ("done", 1)
-    assert value((run_dir / "metrics.prom").read_text(), "crossfade_restarts_total") == 1
-    assert done["failure"] == failure
-    assert {row["state"] for row in done["processes"]} == {"done"}
-
-
-def _updating(run_dir: Path) -> list[str]:
-    """Return the servers whose load includes updates."""
-    processes = read_state(run_dir)["processes"].items()
-    return [name for name, process in processes if process["load"].get("updates")]
+# tests/deploy/dashboard/test_dashboard.py shows a restart on servers, by this command too.
 
 
 def test_diverged_run_shows_its_error_and_what_was_lost(

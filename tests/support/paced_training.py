@@ -9,6 +9,7 @@ The training imports a hook through ``sitecustomize`` that sleeps in each step u
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,9 +141,9 @@ def pace(
 
 
 def metrics_address(training: Training) -> str:
-    """Return HOST:PORT of the metrics, as the command prints it."""
+    """Return HOST:PORT of the metrics, as the command prints or logs it."""
     assert training.command.process.stderr is not None
     for line in training.command.process.stderr:
-        if line.startswith("metrics: http://"):
-            return line.removeprefix("metrics: http://").removesuffix("/metrics\n")
+        if match := re.search(r"metrics: http://([^/]+)/metrics", line):
+            return match[1]
     raise AssertionError("no address was printed")

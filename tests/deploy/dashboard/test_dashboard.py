@@ -12,8 +12,9 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from paced_training import paced
+from paced_training import metrics_address, paced
 from playwright.sync_api import Browser, expect
+from restarted_run import ShownRun
 from run_folders import add, epoch, load, sample, state, step, totals, training_from, write_run
 from running_command import RunningCommand, started, succeeded
 from scraping import ask
@@ -141,7 +142,7 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         "checkpoint.interval_steps=10",
     )
     with paced(*arguments, run_dir=run_dir, step_seconds=0.25) as training, opened(browser, address) as visit:
-        page = visit.page
+        page, scraped = visit.page, metrics_address(training)
         training.wait((run_dir / "state.json").exists, "the run's folder")
         # A new run appears without a reload.
         page.get_by_role("checkbox", name="cluster").click(timeout=120_000)
@@ -158,6 +159,8 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
             expect(row.locator("td").nth(2)).to_have_text("250")  # of 500 rows
             expect(row.locator("td").nth(4)).not_to_have_text("\N{EN DASH}")
         training.wait_for("checkpoint_saved")
+        shown = ShownRun(training, scraped)
+        shown.assert_runs(dim=8)
         training.command.roles()["server-0"].kill()
         expect(page.locator("#alerts")).to_contain_text("server-0 was killed by SIGKILL")
         expect(page.locator("#head")).to_contain_text("generation 2")
@@ -166,7 +169,9 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         expect(failure.locator("td").first).to_have_text("server-0")
         expect(failure).to_contain_text("was killed by SIGKILL; lost ")
         wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
+        shown_failure = shown.assert_restarted()
         succeeded(training.finish())
+        shown.assert_done(shown_failure)
         expect(page.locator("#head h1")).to_have_text("clusterdone")
         expect(page.locator("#tiles")).to_contain_text("Restarts1")
 
