@@ -12,7 +12,7 @@ import pytest
 from command_here import crossfade_here
 from fault_runs import (
     DISK_BYTES,
-    ON_SERVERS,
+    ON_ONE_SERVER,
     assert_counted,
     assert_last_is_complete,
     assert_training_continues,
@@ -45,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:
-    with train(workspace / "full", *ON_SERVERS, *checkpoint_option(disk / "checkpoints")) as training:
+    with train(workspace / "full", *ON_ONE_SERVER, *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
         training.wait_for("checkpoint_failed", meanwhile=lambda: fill(disk))

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command_here import crossfade_here
-from fault_runs import ON_ONE_SERVER, ON_SERVERS, ROLES_OF_ONE_SERVER, assert_undisturbed, train
+from fault_runs import ON_ONE_SERVER, ROLES_OF_ONE_SERVER, assert_undisturbed, train
 from paced_training import Training
 from port_strangers import listening, scrape
 from run_results import report_of
@@ -25,7 +25,7 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
     # In every generation, on the scheduler port that the job names. The first victim dies before all roles have joined.
     # A worker stopped by another process counts too.
     early, *later = victims = [
-        *(("server-0", "kill"), ("scheduler", "kill"), ("worker-0", "kill"), ("worker-0", "terminate")),
+        *(("server-0", "kill"), ("scheduler", "kill"), ("worker-0", "terminate")),
     ]
     run_dir, port = workspace / "killed", ("--set", f"cluster.scheduler_port={free_port}")
     with train(run_dir, *ON_ONE_SERVER, *port) as training:
@@ -59,7 +59,7 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
         assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from {start}")
         assert "; lost: " in line
     log = (run_dir / "logs" / "server-0.log").read_text().splitlines()
-    assert any(" server-0 generation=5 " in line for line in log)
+    assert any(" server-0 generation=4 " in line for line in log)
 
 
 def wait_for_saves(training: Training, number: int) -> None:
@@ -126,20 +126,6 @@ def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: 
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_signal_stops_a_run_in_process_with_one_line(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", cwd=tmp_path) as command:
-        wait_for_steps(command, tmp_path / "run")
-        command.process.send_signal(signal.SIGINT)
-        result = command.finish()
-        assert result.returncode == 130, result.stderr
-        assert not (tmp_path / "run" / "report.json").exists()
-        [message] = messages(result.stderr)
-        assert message.startswith("crossfade: stopped by SIGINT")
-        assert "Traceback" not in result.stderr
-        assert result.stdout == ""
-        assert command.mark.processes() == []
-
-
 def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
@@ -167,7 +153,7 @@ def test_job_on_one_host_is_reached_by_nobody_else_and_leaves_only_its_run_folde
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")  # of compiled kernels, for all runs
     variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary"), "XDG_CACHE_HOME": cache}
     run_dir = tmp_path / "work" / "run"
-    with train(run_dir, *ON_SERVERS, job=workspace / "job.yaml", variables=variables) as training:
+    with train(run_dir, *ON_ONE_SERVER, job=workspace / "job.yaml", variables=variables) as training:
         training.wait_for("step")
         roles = training.command.roles()
         sockets = {name: unix_sockets(role) for name, role in roles.items()}
