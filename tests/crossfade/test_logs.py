@@ -4,11 +4,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from cluster_data import write_job, write_planted
-from running_command import crossfade, messages, succeeded
+from running_command import messages
 
 from crossfade.base import logs
 from crossfade.cli.main import main
@@ -148,24 +146,6 @@ def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) ->
 def json_lines(text: str) -> list[dict[str, object]]:
     """Return the JSON objects among the lines of ``text``; native libraries may add other lines."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-
-@pytest.mark.cluster
-def test_roles_log_json_if_requested(tmp_path: Path) -> None:
-    train = {"epochs": 2, "batch_size": 256}
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-    options = ("--servers", 1, "--workers", 1, "--log-format", "json")
-    result = succeeded(crossfade("train", job, "--run-dir", "run", *options, cwd=tmp_path))
-    own = json_lines(result.stderr)
-    assert len(own) == len(result.stderr.splitlines())
-    assert {line["role"] for line in own} == {"coordinator"}
-    for role in ("server-0", "worker-0"):
-        lines = json_lines((tmp_path / "run" / "logs" / f"{role}.log").read_text())
-        assert {(line["role"], line["generation"], line["level"]) for line in lines} == {(role, 1, "INFO")}
-        assert lines[0]["message"] == "phase name=starting"
-        assert lines[-1]["message"] == "ended"
-    epochs = [line for line in lines if str(line["message"]).startswith("epoch ")]
-    assert [line["step"] for line in epochs][-1] == json.loads((tmp_path / "run" / "report.json").read_text())["steps"]
 
 
 @pytest.mark.parametrize(

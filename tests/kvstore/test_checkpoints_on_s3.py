@@ -34,8 +34,10 @@ from crossfade.kvstore.store import TableSpec
 
 SGD = OptimizerSpec("sgd")
 SMALL = TableSpec("small", rows=50, dim=4, init_std=0.1)
-LARGE = TableSpec("large", rows=(64 << 20) // 256, dim=64, init_std=0.1)
-"""64 MB, so that an upload has several parts."""
+LARGE = TableSpec("large", rows=(32 << 20) // 256, dim=64, init_std=0.1)
+"""32 MB, so that the upload of each of three shards has several parts."""
+HUGE = TableSpec("huge", rows=(64 << 20) // 256, dim=64, init_std=0.1)
+"""64 MB, whose upload takes long enough to be interrupted."""
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_save_survives_an_unresponsive_s3(s3: ObjectStore, checkpoints: str, mon
 @pytest.mark.slow
 def test_save_survives_an_s3_outage(s3: ObjectStore, checkpoints: str) -> None:
     folder = Folder(step_folder(checkpoints, 1))
-    shards = [*split_table(SMALL, random_table(SMALL, SGD), 1), *split_table(LARGE, random_table(LARGE, SGD), 1)]
+    shards = [*split_table(SMALL, random_table(SMALL, SGD), 1), *split_table(HUGE, random_table(HUGE, SGD), 1)]
     before = [shard.arrays["weights"].copy() for shard in shards]
     with closing(Snapshot(folder.uri, 0, 1, shards)) as snapshot:
         wait_until(lambda: folder.names() == ["small"], "the first file")

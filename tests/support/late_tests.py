@@ -4,26 +4,35 @@ import pytest
 
 LATE_MARKERS = ("slow", "cluster", "docker")
 LONGEST_FIRST = (
-    "test_supervision",
-    "test_resume",
-    "test_s3_faults",
-    "test_invariants",
-    "test_spot",
-    "test_training_from_s3",
-    "test_ec2_runs",
     "test_dashboard",
-    "test_two_hosts",
-    "test_chaos",
-    "test_host_roles",
-    "test_network_faults",
-    "test_disk_faults",
+    "test_supervision",
+    "test_ec2_runs",
     "test_checkpoints_on_s3",
-    "test_tune",
+    "test_network_faults",
+    "test_s3_faults",
+    "test_resume",
+    "test_setup",
+    "test_demo_command",
+    "test_invariants",
+    "test_disk_faults",
+    "test_mlflow",
+    "test_spot",
+    "test_openapi",
+    "test_explore",
+    "test_serve_command",
+    "test_prepare_sizes",
+    "test_slurm",
     "test_quick_tune",
-    "test_submit_ec2_cleanup",
-    "test_unshared_hosts",
+    "test_dataset_errors",
+    "test_submit_ec2_follow",
+    "test_submit_ec2_errors",
+    "test_memory",
+    "test_sagemaker_hosts",
+    "test_two_hosts",
+    "test_training_from_s3",
+    "test_chaos",
 )
-"""Files that take over a minute. They start first, so that at the end no process is left alone with one of them."""
+"""Files that take about a minute. They start first, so that at the end no process is left alone with one of them."""
 
 
 def run_order(item: pytest.Item) -> int:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 POLL_SECONDS = 0.02
-_PAUSES, _MAX_PAUSE = 4.0, 0.25
+_PAUSES, _MAX_PAUSE = 8.0, 0.25
 """Times that a check takes until the next one, and seconds at most: looking at all processes must not keep a core busy,
 and a process that lives shortly must be seen."""
 MAX_SECONDS = 180.0

@@ -1,9 +1,7 @@
-"""``crossfade.Recommender`` works with scikit-learn's tools."""
+"""``crossfade.Recommender`` works with scikit-learn's tools, which take a second to import."""
 
 import pandas as pd
 import pytest
-from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 
 import crossfade
 
@@ -14,6 +12,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.slow
 def test_search_chooses_the_longer_training(plays: pd.DataFrame) -> None:
+    from sklearn.model_selection import GridSearchCV
+
     estimator = crossfade.Recommender(item="track", dim=8, settings=SETTINGS)
     search = GridSearchCV(estimator, {"epochs": [1, 20]}, cv=2).fit(plays)
     assert search.best_params_ == {"epochs": 20}
@@ -24,6 +24,8 @@ def test_search_chooses_the_longer_training(plays: pd.DataFrame) -> None:
 
 
 def test_clone_keeps_the_parameters() -> None:
+    from sklearn.base import clone
+
     estimator = crossfade.Recommender(item="track", k=3, settings={"loss": "bpr"})
     assert clone(estimator).get_params() == estimator.get_params()
     assert repr(clone(estimator)) == "Recommender(item='track', k=3, settings={'loss': 'bpr'})"

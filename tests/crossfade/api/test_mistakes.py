@@ -9,7 +9,6 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from sklearn.exceptions import NotFittedError
 
 import crossfade
 
@@ -132,6 +131,8 @@ def test_wrong_job_is_named_by_its_settings(tmp_path: Path) -> None:
 
 
 def test_estimator_that_is_not_fitted_says_so_as_scikit_learn_does() -> None:
+    from sklearn.exceptions import NotFittedError
+
     estimator = crossfade.Recommender(query="user", item="track")
     events = pd.DataFrame({"user": ["a"], "track": [1]})
     for use in (lambda: estimator.predict(events), lambda: estimator.score(events)):

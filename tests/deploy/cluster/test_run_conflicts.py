@@ -10,22 +10,17 @@ from running_command import succeeded
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
-def test_locked_run_folder_is_rejected_with_every_option(workspace: Path) -> None:
-    with train(workspace / "busy") as training:
-        training.wait_for("checkpoint_saved")
-        for how in ((), ("--resume",), ("--overwrite",)):
-            result = crossfade_here("train", "job.yaml", "--run-dir", "busy", *how, cwd=workspace)
-            assert result.returncode == 2
-            assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
-        training.wait_for("checkpoint_saved")
-        succeeded(training.finish())
-
-
-def test_checkpoint_folder_of_a_running_run_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_run_and_checkpoint_folder_of_a_running_run_are_rejected(
+    workspace: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     shared = checkpoint_option(tmp_path / "shared")
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
-    with train(workspace / "first", *shared) as training:
+    with train(workspace / "busy", *shared) as training:
         training.wait_for("checkpoint_saved")
+        for how in ((), ("--resume",), ("--overwrite",)):
+            result = crossfade_here("train", "job.yaml", "--run-dir", "busy", *shared, *how, cwd=workspace)
+            assert result.returncode == 2
+            assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         for how in ((), ("--overwrite",)):
             result = crossfade_here("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=workspace)
             assert result.returncode == 2

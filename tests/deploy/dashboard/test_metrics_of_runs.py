@@ -11,7 +11,7 @@ from command_here import crossfade_here
 from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, SERVER, TRAINING
 from paced_training import metrics_address, paced
 from push_gateway import running_gateway
-from running_command import messages, started, succeeded
+from running_command import started, succeeded
 from scraping import ask, assert_valid_metrics, families, samples, scrape, targets, value
 
 from crossfade.kvstore.store import VALUE_BYTES
@@ -34,6 +34,11 @@ def job(tmp_path: Path) -> Path:
     return write_job(
         tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 5}
     )
+
+
+def json_lines(text: str) -> list[dict[str, object]]:
+    """Return the JSON objects among the lines of ``text``; native libraries may add other lines."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def report(run_dir: Path) -> dict[str, Any]:
@@ -104,7 +109,9 @@ def test_run_without_a_metrics_port_leaves_final_values(job: Path, tmp_path: Pat
 
 
 @pytest.mark.cluster
-def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_writes_its_log(job: Path, tmp_path: Path) -> None:
+def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_logs_json_if_requested(
+    job: Path, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -118,6 +125,8 @@ def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_writes_its
         f"cluster.coordinator_address={listen}",
         "--set",
         "cluster.hosts=2",
+        "--log-format",
+        "json",
     )
     join = ("agent", "--join", listen, "--run-dir", run_dir, "--advertise-address", "127.0.0.2")
     with running_gateway() as gateway:
@@ -145,10 +154,14 @@ def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_writes_its
             assert value(texts["server-1"], "crossfade_updated_rows_total", table="track") > 0
             shown = succeeded(training.finish()).stderr
             succeeded(agent.finish())
-    assert "crossfade: epoch=1 step=" in shown
-    for role in ("server-0", "worker-0"):
-        logged = messages((run_dir / "logs" / f"{role}.log").read_text())
-        assert (logged[0], logged[-1]) == ("crossfade: phase name=starting", "crossfade: ended")
+    assert {line["role"] for line in map(json.loads, shown.splitlines())} == {"coordinator"}
+    epochs = []
+    for role in ("server-0", "worker-0", "worker-1"):
+        lines = json_lines((run_dir / "logs" / f"{role}.log").read_text())
+        assert {(line["role"], line["generation"], line["level"]) for line in lines} == {(role, 1, "INFO")}
+        assert (lines[0]["message"], lines[-1]["message"]) == ("phase name=starting", "ended")
+        epochs += [line for line in lines if str(line["message"]).startswith("epoch ")]
+    assert epochs[-1]["step"] == report(run_dir)["steps"]  # the first worker's, which may be either
     text = (run_dir / "metrics.prom").read_text()
     assert_agrees(text, run_dir)
     assert_valid_metrics(text)

@@ -12,7 +12,6 @@ from builders import ITEM, QUERY, random_rows
 from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job, write_planted, write_vocabulary
 from command_here import crossfade_here, rejected_here
 from running_command import succeeded
-from scipy import stats  # type: ignore[import-untyped]
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
@@ -93,6 +92,8 @@ def test_p_of_no_and_of_one_difference_is_1() -> None:
 
 @pytest.mark.parametrize(("size", "effect"), [(400, 0.0), (400, 3.0), (3 * MAX_UNITS, 2.0)])
 def test_p_and_interval_of_many_differences_are_close_to_those_of_the_t_test(size: int, effect: float) -> None:
+    from scipy import stats  # type: ignore[import-untyped]  # it takes a second
+
     difference_N = np.random.default_rng(8).choice([-0.5, -0.1, 0.2, 0.4], size)
     error = difference_N.std(ddof=1) / np.sqrt(size)
     difference_N += effect * error - difference_N.mean()
