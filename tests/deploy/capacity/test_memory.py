@@ -35,7 +35,8 @@ def idle_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
     """Measure the private memory of a server with tiny tables, whose kernels are compiled."""
     folder = tmp_path_factory.mktemp("idle")
     job = write_job(folder / "job.yaml", write_planted(folder / "data"))
-    succeeded(crossfade("train", job, "--run-dir", "first", "--servers", 1, cwd=folder))
+    one_step = ("--set", "train.max_steps=1")
+    succeeded(crossfade("train", job, "--run-dir", "first", "--servers", 1, *one_step, cwd=folder))
     endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     with started("train", job, "--run-dir", "run", "--servers", 1, *endless, cwd=folder) as training:
         wait_for_steps(training, folder / "run")

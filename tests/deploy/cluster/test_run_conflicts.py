@@ -17,8 +17,8 @@ def test_run_and_checkpoint_folder_of_a_running_run_are_rejected(
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
     with train(workspace / "busy", *shared) as training:
         training.wait_for("checkpoint_saved")
-        for how in ((), ("--resume",), ("--overwrite",)):
-            result = crossfade_here("train", "job.yaml", "--run-dir", "busy", *shared, *how, cwd=workspace)
+        for how in ((), ("--resume", *shared), ("--overwrite",)):
+            result = crossfade_here("train", "job.yaml", "--run-dir", "busy", *how, cwd=workspace)
             assert result.returncode == 2
             assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         for how in ((), ("--overwrite",)):

@@ -116,23 +116,15 @@ def test_every_process_on_two_hosts_can_be_discovered_and_scraped_and_logs_json_
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
     run_dir, token = tmp_path / "run", {"CROSSFADE_TOKEN": TOKEN}
-    cluster = (
-        "--servers",
-        2,
-        "--workers",
-        2,
-        "--set",
-        f"cluster.coordinator_address={listen}",
-        "--set",
-        "cluster.hosts=2",
-        "--log-format",
-        "json",
-    )
-    join = ("agent", "--join", listen, "--run-dir", run_dir, "--advertise-address", "127.0.0.2")
+    as_json = ("--log-format", "json")
+    on_two = ("--set", f"cluster.coordinator_address={listen}", "--set", "cluster.hosts=2", *as_json)
+    join = ("agent", "--join", listen, "--run-dir", run_dir, "--advertise-address", "127.0.0.2", *as_json)
     with running_gateway() as gateway:
         push = ("--set", f"metrics.pushgateway={gateway.url}")
         with (
-            paced("train", job, *cluster, *push, run_dir=run_dir, variables=token) as training,
+            paced(
+                "train", job, "--servers", 2, "--workers", 2, *on_two, *push, run_dir=run_dir, variables=token
+            ) as training,
             started(*join, cwd=tmp_path, variables=token) as agent,
         ):
             address = metrics_address(training)
