@@ -12,6 +12,7 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
@@ -109,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure_console()
     # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
     hiding = hidden("pandas") if arguments is None else nullcontext()
+    if arguments is None:
+        # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
     stopper.listen()

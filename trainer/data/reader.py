@@ -27,7 +27,8 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
 from crossfade.trainer.data.query_history import HistoryWindows, concatenate_windows, history_windows
 from crossfade.trainer.data.time_range import TimeRange

@@ -8,7 +8,8 @@
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits. They take
+Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with
+their standard errors. They take
 the positive interactions of train and no hyperparameters, so a run that does not exceed them has learned little.
 
 A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
@@ -38,7 +39,7 @@ from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, dat
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
-from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
+from crossfade.trainer.evaluation.ranking import EvalMetrics, QuerySums
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
@@ -51,7 +52,7 @@ MAX_PRODUCTS = 1 << 30
 MAX_PAIRS = 1 << 25
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
-_VERSION = 1
+_VERSION = 2
 
 Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
@@ -172,15 +173,14 @@ class _Baselines:
 
     def _metrics(self, held_out: HeldOut, rank: Ranking) -> EvalMetrics:
         depths = sorted(set(self._spec.k))
-        sums_KM: FloatArray = np.zeros((len(depths), len(QUERY_METRICS)))
+        hits = QuerySums(depths)
         for chunk in held_out.chunks(max(1, _MAX_RANKED // depths[-1])):
-            sums_KM += sum_over_queries(rank(chunk, depths[-1]), chunk.truth, depths)
-        means_KM = sums_KM / max(len(held_out.queries_Q), 1)
-        return {
-            f"{name}@{depth}": float(mean)
-            for depth, mean_M in zip(depths, means_KM, strict=True)
-            for name, mean in zip(QUERY_METRICS, mean_M, strict=True)
-        }
+            hits.add(rank(chunk, depths[-1]), chunk.truth)
+        metrics, errors = EvalMetrics(), EvalMetrics()
+        for place, depth in enumerate(depths):
+            metrics |= hits.means(place, f"@{depth}")
+            errors |= hits.errors(place, f"@{depth}")
+        return metrics | errors
 
     def _excess(self) -> str:
         """Return which limit of ``item_cosine`` the dataset exceeds; empty if none."""

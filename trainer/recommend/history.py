@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray, list_places
 from crossfade.base.errors import OptionError
+from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
+from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName

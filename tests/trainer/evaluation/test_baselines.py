@@ -136,7 +136,9 @@ def test_metrics_match_plain_rankings(data: Path, task: str, neighbors: int, mon
     for name, scores in plain_scores(neighbors).items():
         expected = plain_recall_and_ndcg(scores, truth, excluded)
         metrics = found["metrics"]["test"][name]
-        assert len(metrics) == 5 * len(DEPTHS)
+        assert len(metrics) == 2 * 5 * len(DEPTHS)
+        hit_rate = metrics["hit_rate@4"]
+        assert metrics["hit_rate@4_se"] == pytest.approx(math.sqrt(hit_rate * (1 - hit_rate) / (len(truth) - 1)))
         assert {metric: metrics[metric] for metric in expected} == pytest.approx(expected), name
         assert 0 < metrics["ndcg@4"] < 1
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int])
                 found["diversity"].append(sum(distances) / len(distances))
             found["novelty"].append(sum(BITS_I[item] for item in shown) / len(shown))
         values |= {f"{name}@{k}": sum(each) / len(each) if each else None for name, each in found.items()}
+        several = {name: each for name, each in found.items() if len(each) > 1}
+        values |= {f"{name}@{k}_se": statistics.stdev(each) / len(each) ** 0.5 for name, each in several.items()}
     return values
 
 
