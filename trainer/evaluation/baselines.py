@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from pydantic import BaseModel
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.json_text import validate_json
+from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
@@ -52,6 +55,8 @@ MAX_PRODUCTS = 1 << 30
 MAX_PAIRS = 1 << 25
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
+_PARTS_OF_THREAD = 16
+"""The first items, which are the most frequent, take longer than others."""
 _VERSION = 2
 
 Ranking = Callable[[HeldOut, int], IntArray]
@@ -215,9 +220,21 @@ class _Baselines:
             for row_N, size in ((query_N, rows), (item_N, items))
         )
         by_item_N = query_N[np.argsort(item_N, kind="stable")]
-        return starts_R1, item_N, *nearest_items(starts_R1, item_N, starts_I1, by_item_N, NEIGHBORS)
+        near_IK, cosine_IK = np.full((items, NEIGHBORS), -1, np.int32), np.zeros((items, NEIGHBORS), np.float32)
+        _share(items, nearest_items, (starts_R1, item_N), (starts_I1, by_item_N), (near_IK, cosine_IK))
+        return starts_R1, item_N, near_IK, cosine_IK
 
     def _item_cosine(self, chunk: HeldOut, depth: int) -> IntArray:
         excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
-        best_item_QK: IntArray = rank_by_neighbors(chunk.queries_Q, *self._neighbors, *excluded, depth)
+        best_item_QK = np.full((len(chunk.queries_Q), depth), -1, np.int64)
+        _share(len(best_item_QK), rank_by_neighbors, chunk.queries_Q, self._neighbors, excluded, best_item_QK)
         return best_item_QK
+
+
+def _share(count: int, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Call ``kernel`` with the bounds of parts of 0 to ``count``, and ``arguments``, in threads."""
+    threads = get_num_threads()
+    bounds = np.linspace(0, count, _PARTS_OF_THREAD * threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(threads, thread_name_prefix="baselines") as pool:
+        for done in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds.tolist())]:
+            done.result()

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -266,6 +265,8 @@ class RowNames:
 
     def _hint(self, text: str) -> str:
         """Suggest what ``text`` may have meant; empty if nothing is similar."""
+        import duckdb  # takes time to import
+
         near: list[tuple[float, str]] = []
         has_names = "name" in self._vocabulary.columns
         with duckdb.connect() as connection:
