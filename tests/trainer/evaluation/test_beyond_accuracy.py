@@ -35,6 +35,7 @@ from crossfade.trainer.evaluation.segments import (
     parse_segments,
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.runs.shown_metrics import show_metric
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
 VACANT = [3, 17]
@@ -309,7 +310,9 @@ def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
     assert table[0].split() == ["segment", "new", "casual", "regular", "heavy", "all"]
     assert table[1].split()[:2] == ["interactions", "0"]
     rows = {line.split()[0]: line.split()[1:] for line in table}
-    assert rows["ndcg@10"] == [f"{values['ndcg@10']:.4f}" for values in segments.values()]
+    shown = [show_metric(values, "ndcg@10") for values in segments.values()]
+    assert " ".join(rows["ndcg@10"]) == " ".join(shown)
+    assert " ± " in shown[0]
     assert rows["gini@5"] == ["-"] * 4 + [f"{segments['all']['gini@5']:.4f}"]
 
 
