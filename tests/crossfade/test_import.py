@@ -25,6 +25,9 @@ assert not loaded & {"numpy", "pyarrow", "numba", "duckdb", "tqdm", "scipy", "pa
 from crossfade.deploy.dashboard import processes, summary  # of crossfade status
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
+from crossfade.trainer.prepare import pipeline, validate
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"numba", "scipy", "pandas"}, loaded
 """
 
 
