@@ -159,8 +159,8 @@ def _small_pandas(table: pa.Table) -> Any:
     columns, kinds = _pandas_columns(table.schema)
     if columns is None or any(column.null_count for column in table.columns):
         return table.to_pandas(use_threads=False)
-    import pandas
-    from pandas.api.internals import create_dataframe_from_blocks
+    import pandas  # type: ignore[import-untyped]
+    from pandas.api.internals import create_dataframe_from_blocks  # type: ignore[import-untyped]
 
     blocks = [
         (np.array(column)[np.newaxis] if isinstance(kind, np.dtype) else kind.__from_arrow__(column), np.array([place]))
@@ -184,4 +184,4 @@ def _pandas_columns(schema: pa.Schema) -> tuple[Any, list[Any]]:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind)
+    return any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_string))

@@ -113,6 +113,13 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
     )
 
 
+def _with_history(interactions: Interactions, timestamp_N: IntArray | None, length: int) -> Interactions:
+    from crossfade.trainer.data.query_history import history_windows  # loads numba, which takes time
+
+    columns = interactions.query_N, interactions.item_N, interactions.weight_N
+    return replace(interactions, history=history_windows(*columns, timestamp_N, length))
+
+
 def _concatenate_histories(histories: Sequence[HistoryWindows]) -> HistoryWindows | None:
     if not histories:
         return None
@@ -198,10 +205,7 @@ class InteractionReader:
             timestamp_N=timestamp_N if timestamps else None,
         )
         if history_length is not None:
-            from crossfade.trainer.data.query_history import history_windows  # loads numba, which takes time
-
-            columns = interactions.query_N, interactions.item_N, interactions.weight_N
-            interactions = replace(interactions, history=history_windows(*columns, timestamp_N, history_length))
+            interactions = _with_history(interactions, timestamp_N, history_length)
         if group.time_range is None:
             return interactions
         assert timestamp_N is not None

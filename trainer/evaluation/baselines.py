@@ -31,6 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from crossfade.base.arrays import FloatArray, IntArray
@@ -211,7 +212,7 @@ class _Baselines:
         return best_item_QK
 
     @cached_property
-    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    def _neighbors(self) -> tuple[IntArray, IntArray, NDArray[np.int32], FloatArray]:
         """The items of each query, as starts and items, and the neighbors of each item, with their cosines."""
         items, rows = (self._manifest.entities[name].rows for name in (self._manifest.item, self._manifest.query))
         query_N, item_N = np.divmod(train_pairs(self._lineage), items)
