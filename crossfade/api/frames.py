@@ -157,7 +157,7 @@ def to_frame(table: pa.Table, kind: FrameKind) -> Any:
 def _small_pandas(table: pa.Table) -> Any:
     """Return what ``table.to_pandas()`` does, in a third of the time if the table has few rows."""
     columns, kinds = _pandas_columns(table.schema)
-    if columns is None or any(column.null_count for column in table.columns):
+    if columns is None:
         return table.to_pandas(use_threads=False)
     import pandas  # type: ignore[import-untyped]
     from pandas.api.internals import create_dataframe_from_blocks  # type: ignore[import-untyped]

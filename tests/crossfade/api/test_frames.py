@@ -24,9 +24,10 @@ TABLE = pa.table(
         TABLE.slice(1, 0),
         pa.concat_tables([TABLE, TABLE.slice(2)]),
         TABLE.append_column("track_name", pa.array(["A", None, "B"])),
+        TABLE.append_column("count", pa.array([2**40, None, 3])),
         TABLE.append_column("vector", pa.array([[1.0], [2.0], [3.0]])),
     ],
-    ids=["plain", "empty", "chunks", "nulls", "lists"],
+    ids=["plain", "empty", "chunks", "no name", "no number", "lists"],
 )
 def test_frame_of_a_small_table_is_that_of_arrow(table: pa.Table) -> None:
     pd.testing.assert_frame_equal(to_frame(table, "pandas"), table.to_pandas(), check_column_type="exact")
