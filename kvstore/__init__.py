@@ -7,8 +7,6 @@ does to a row) and ``mxnet/server_protocol.py`` (which server holds a row).
 import os
 import sys
 
-from threadpoolctl import threadpool_limits
-
 # OpenMP's threads start on a kernel sooner than those of Numba's workqueue layer, which poll. They would spin between
 # kernels and take the cores from BLAS and from the thread that makes batches, so they wait passively, but only after
 # about 50 µs: a kernel that follows another at once starts in 2 µs, not in 50. The library reads the variables when it
@@ -26,6 +24,8 @@ if "numba" in sys.modules:
 # have done before.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if "numpy" in sys.modules:
+    from threadpoolctl import threadpool_limits
+
     threadpool_limits(1, user_api="blas")
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peers.columns import TRACK, USER
 
-from crossfade.trainer.training.state import STEP_PHASES
+from crossfade.trainer.training.phases import STEP_PHASES
 from suite.processes import run_command
 from suite.training import TIMEOUT_SECONDS, read_report, train_command
 from suite.waiting_work import CSV_SHARE, TIME, make_events, make_plays

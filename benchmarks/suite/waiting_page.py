@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from crossfade.trainer.training.state import STEP_PHASES
+from crossfade.trainer.training.phases import STEP_PHASES
 from suite.markup import cell, prose, table
 from suite.plan import Scale
 from suite.results import Results

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
-from crossfade.trainer.data.manifest import VOCABULARY, WEIGHT, DatasetManifest, Entity, Split
+from crossfade.trainer.data.column_names import WEIGHT
+from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, Entity, Split
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, staged_output
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 

@@ -8,9 +8,11 @@ to_frame(table, kind)                       # a pandas.DataFrame
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 
 from crossfade.api.arguments import shown
@@ -140,7 +142,7 @@ def _to_arrow(series: Any, table: str, column: str) -> Any:
 def to_frame(table: pa.Table, kind: FrameKind) -> Any:
     """Return ``table`` as a ``pandas.DataFrame``, a ``polars.DataFrame``, a DuckDB relation, or itself."""
     if kind == "pandas":
-        return table.to_pandas(use_threads=table.num_rows > _FEW_ROWS)
+        return table.to_pandas() if table.num_rows > _FEW_ROWS else _small_pandas(table)
     if kind == "polars":
         import polars
 
@@ -150,3 +152,36 @@ def to_frame(table: pa.Table, kind: FrameKind) -> Any:
 
         return duckdb.from_arrow(table)
     return table
+
+
+def _small_pandas(table: pa.Table) -> Any:
+    """Return what ``table.to_pandas()`` does, in a third of the time if the table has few rows."""
+    columns, kinds = _pandas_columns(table.schema)
+    if columns is None:
+        return table.to_pandas(use_threads=False)
+    import pandas  # type: ignore[import-untyped]
+    from pandas.api.internals import create_dataframe_from_blocks  # type: ignore[import-untyped]
+
+    blocks = [
+        (np.array(column)[np.newaxis] if isinstance(kind, np.dtype) else kind.__from_arrow__(column), np.array([place]))
+        for place, (column, kind) in enumerate(zip(table.columns, kinds, strict=True))
+    ]
+    return create_dataframe_from_blocks(blocks, pandas.RangeIndex(table.num_rows), columns.view())
+
+
+@lru_cache
+def _pandas_columns(schema: pa.Schema) -> tuple[Any, list[Any]]:
+    """Return the columns of a frame of pandas, and their types; None if they may not be made one by one."""
+    # Before version 3, pandas has no function to do so.
+    if (
+        find_spec("pandas.api.internals") is None
+        or schema.metadata is not None
+        or not all(map(_is_plain, schema.types))
+    ):
+        return None, []
+    empty = schema.empty_table().to_pandas()
+    return empty.columns, list(empty.dtypes)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_string))

@@ -267,10 +267,11 @@ def _recommend(model: Opened, options: RecommendOptions, texts: Sequence[str] | 
         rows_Q = np.array(list(dict.fromkeys(model.find(model.query, texts).tolist())), np.int64)
     step = part_queries(model, options.k)
     parts = [rows_Q[start : start + step] for start in range(0, len(rows_Q), step)]
-    return pa.concat_tables(
+    tables = [
         recommendation_table(model, model.ids(model.query, part_Q), model.recommend(part_Q, options))
         for part_Q in parts
-    )
+    ]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
 def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Sequence[str]) -> pa.Table:

@@ -17,6 +17,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -116,12 +117,12 @@ class Options(BaseModel):
         if not isinstance(values, Mapping):
             return values
         found = dict(values)
-        for name, field in cls.model_fields.items():
+        for name, takes_list, is_path in _kinds(cls):
             value = values.get(name)
-            if isinstance(value, str | Path | Integral) and is_list(field):
+            if takes_list and isinstance(value, str | Path | Integral):
                 found[name] = value = (value,)
-            if _element(field) is Path:
-                for each in value if is_list(field) and isinstance(value, Iterable) else (value,):
+            if is_path and value is not None:
+                for each in value if takes_list and isinstance(value, Iterable) else (value,):
                     if isinstance(each, str | Path) and _ADDRESS.match(str(each)):
                         raise OptionError(name, found=each, expected="a local path")
         return found
@@ -144,6 +145,13 @@ class Options(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise option_error(cls, error, values) from None
+
+
+@cache
+def _kinds(options: type[Options]) -> list[tuple[str, bool, bool]]:
+    """Return the names of the fields that are lists or paths, and whether they are the one and the other."""
+    kinds = [(name, is_list(field), _element(field) is Path) for name, field in options.model_fields.items()]
+    return [kind for kind in kinds if any(kind[1:])]
 
 
 def notes_of(options: type[Options]) -> dict[str, str]:

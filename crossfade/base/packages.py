@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +32,8 @@ def hidden(*names: str) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-class _HidingFinder(MetaPathFinder):
-    """Finds that some packages are missing. Compiled code takes a None in ``sys.modules`` for a module."""
+class _HidingFinder:
+    """A finder by which some packages are missing. Compiled code takes a None in ``sys.modules`` for a module."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.formatting import with_error
 from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_line, print_table
 from crossfade.trainer.evaluation.options import EvaluateOptions
+from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 
 if TYPE_CHECKING:
     from crossfade.trainer.evaluation.label_precision import LabelPrecision
@@ -109,14 +111,14 @@ def _print_precision(entity: str, found: LabelPrecision) -> None:
 
 def _print_segments(segments: Mapping[str, Values]) -> None:
     """Print a column for each segment and a row for each metric at each depth; "-" where a segment has no value."""
-    metrics = list(dict.fromkeys(name for values in segments.values() for name in values if "@" in name))
+    metrics = list(dict.fromkeys(name for values in segments.values() for name in values if is_metric(name)))
     rows = [["segment", *segments]]
     if any("min_interactions" in values for values in segments.values()):
         rows.append(["interactions", *map(_range, segments.values())])
     rows.append(["queries", *(f"{values['queries']:,}" for values in segments.values())])
     for metric in metrics:
-        found = [values.get(metric) for values in segments.values()]
-        rows.append([metric, *("-" if value is None else f"{value:.4f}" for value in found)])
+        cells = ((values.get(metric), values.get(error_of(metric))) for values in segments.values())
+        rows.append([metric, *("-" if value is None else with_error(value, error) for value, error in cells)])
     print_table(rows)
 
 

@@ -12,10 +12,11 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from crossfade.base import logs
@@ -43,6 +44,8 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
+_WITHOUT_SCIPY = {"recommend", "similar"}
+"""Commands that do not use scipy, which numba would load to look for BLAS, which no kernel calls."""
 _ROLES = ("scheduler", "server", "worker")
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
@@ -107,9 +110,13 @@ def load_command(name: str) -> Command[Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
-    # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
-    hiding = hidden("pandas") if arguments is None else nullcontext()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    hiding: AbstractContextManager[None] = nullcontext()
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
+        hiding = hidden("pandas", *(["scipy"] if _WITHOUT_SCIPY.intersection(arguments[:1]) else []))
+        # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
     stopper.listen()
     try:

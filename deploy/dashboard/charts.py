@@ -21,7 +21,7 @@ from crossfade.base.arrays import FloatArray
 from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import Summary
-from crossfade.trainer.training.state import PHASES
+from crossfade.trainer.training.phases import PHASES
 
 Axis = Literal["step", "time"]
 Figure = dict[str, Any]

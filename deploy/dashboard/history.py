@@ -36,7 +36,7 @@ from crossfade.trainer.runs.events import (
 )
 from crossfade.trainer.runs.resumption import UnsavedWork
 from crossfade.trainer.runs.shown_metrics import error_of
-from crossfade.trainer.training.state import STEP_PHASES
+from crossfade.trainer.training.phases import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
 _STEP_RATE_SECONDS = 60.0

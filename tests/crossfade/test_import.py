@@ -1,4 +1,4 @@
-"""``import crossfade`` is quick and has no side effects; the command line is made without loading data or kernels."""
+"""``import crossfade`` is quick and has no side effects; data and kernels are loaded by commands that need them."""
 
 import subprocess
 import sys
@@ -22,6 +22,12 @@ from crossfade.cli.main import make_parser
 make_parser()
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"numpy", "pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
+from crossfade.deploy.dashboard import processes, summary  # of crossfade status
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
+from crossfade.trainer.prepare import pipeline, validate
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"numba", "scipy", "pandas"}, loaded
 """
 
 

@@ -34,9 +34,11 @@ SMALL_FILES = {
     "crossfade/sagemaker_entry.py": "the entry of a process",
     "deploy/doctor/examine.py": "what a command does, below the faces",
     "deploy/schedulers/scheduler_files.py": "what a command does, below the faces",
+    "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
     "trainer/formats/faiss_indexes.py": "for an optional package",
     "trainer/maps/page.py": "a page with its assets",
+    "trainer/recommend/history_file.py": "loads DuckDB",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")

@@ -79,6 +79,7 @@ def test_installed_kernel_has_the_bits_and_errors_of_a_compiled_one(tmp_path: Pa
     assert "too large" in compiled["message"]
     installed = bytearray((tmp_path / "kernels.zip").read_bytes())
     of_new_machine = run(tmp_path, "second", cpu="generic")
+    whole = bytes(installed)
     (tmp_path / "kernels.zip").write_text("damaged")
     from_its_cache = run(tmp_path, "second", cpu="generic")
     assert of_new_machine == compiled | {"inner": [], "hits": 1}
@@ -86,3 +87,8 @@ def test_installed_kernel_has_the_bits_and_errors_of_a_compiled_one(tmp_path: Pa
     installed[len(installed) // 2] ^= 1
     (tmp_path / "kernels.zip").write_bytes(installed)
     assert run(tmp_path, "third") == compiled
+    (tmp_path / "kernels.zip").write_bytes(whole)
+    (tmp_path / "kernels.py").write_text(KERNELS.replace("np.float32(3)", "np.float32(4)"))
+    of_other_code = run(tmp_path, "fourth")
+    assert of_other_code["hits"] == 0
+    assert float.fromhex(of_other_code["result"]) < float.fromhex(compiled["result"])

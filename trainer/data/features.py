@@ -29,7 +29,6 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.manifest import Content, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
 
@@ -81,20 +80,12 @@ class JaggedFeature:
         Returns:
             Where the values of each row start, int64 (A + 1,), and the values, int64 (N,).
         """
+        from crossfade.trainer.data.feature_kernels import gather_values  # loads numba, which takes time
+
         counts_A = self.starts_R1[rows_A + 1] - self.starts_R1[rows_A]
         starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A, dtype=np.int64)])
-        values_N: IntArray = _gather(self.starts_R1, self.values_N, rows_A, starts_A1)
+        values_N: IntArray = gather_values(self.starts_R1, self.values_N, rows_A, starts_A1)
         return starts_A1, values_N
-
-
-@njit(cache=True, nogil=True)
-def _gather(starts_R1, values_N, rows_A, starts_A1):  # type: ignore[no-untyped-def]
-    out_N = np.empty(starts_A1[-1], np.int64)
-    for a in range(rows_A.shape[0]):
-        first = starts_R1[rows_A[a]]
-        for n in range(starts_A1[a + 1] - starts_A1[a]):
-            out_N[starts_A1[a] + n] = values_N[first + n]
-    return out_N
 
 
 def lists_bytes(rows: int, pairs: int, values: int) -> int:

@@ -19,7 +19,6 @@ docs/data-format.md describes every column.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from itertools import pairwise
@@ -33,6 +32,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import finish_replacement
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
+from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.split_names import SplitName
 
 FILE_NAME = "manifest.json"
@@ -44,14 +44,10 @@ VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
 PENDING = "pending"
-WEIGHT = "weight"
-TIMESTAMP = "timestamp"
 
 _VERSION: Literal[3] = 3
 _FIX_HINT = "; prepare the data again into another folder"
 
-MAX_CONTENT_WIDTH = 2**14
-"""Numbers of a value of content, at most."""
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 1024
 """What file systems allow of a name, and S3 of a path."""
 
@@ -79,9 +75,6 @@ def _check_location(location: str) -> str:
     return location
 
 
-_ENTITY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
-
-
 def _check_name(name: str) -> str:
     if not is_entity_name(name):
         raise ValueError(
@@ -89,11 +82,6 @@ def _check_name(name: str) -> str:
             f"'_' and '-', other than '{WEIGHT}' and '{TIMESTAMP}'"
         )
     return name
-
-
-def is_entity_name(name: str) -> bool:
-    """Return whether ``name`` can be the name of an entity, which also names folders, columns and tables."""
-    return _ENTITY_NAME.fullmatch(name) is not None and name.lower() not in (WEIGHT, TIMESTAMP)
 
 
 EntityName = Annotated[str, AfterValidator(_check_name)]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,13 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
-from crossfade.trainer.data.query_history import HistoryWindows, concatenate_windows, history_windows
 from crossfade.trainer.data.time_range import TimeRange
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.query_history import HistoryWindows
 
 _NICENESS = 8
 """A thread gets about a sixth of the time of one at 0 that competes with it for a core."""
@@ -100,15 +103,29 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
         return Interactions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     if len(parts) == 1:
         return parts[0]
-    histories = [part.history for part in parts if part.history is not None]
     return Interactions(
         np.concatenate([part.query_N for part in parts]),
         np.concatenate([part.item_N for part in parts]),
         np.concatenate([part.weight_N for part in parts]),
         np.concatenate([part.context_NK for part in parts]) if parts[0].context_NK is not None else None,
-        concatenate_windows(histories) if histories else None,
+        _concatenate_histories([part.history for part in parts if part.history is not None]),
         np.concatenate([part.timestamp_N for part in parts]) if parts[0].timestamp_N is not None else None,
     )
+
+
+def _with_history(interactions: Interactions, timestamp_N: IntArray | None, length: int) -> Interactions:
+    from crossfade.trainer.data.query_history import history_windows  # loads numba, which takes time
+
+    columns = interactions.query_N, interactions.item_N, interactions.weight_N
+    return replace(interactions, history=history_windows(*columns, timestamp_N, length))
+
+
+def _concatenate_histories(histories: Sequence[HistoryWindows]) -> HistoryWindows | None:
+    if not histories:
+        return None
+    from crossfade.trainer.data.query_history import concatenate_windows
+
+    return concatenate_windows(histories)
 
 
 def row_groups(
@@ -188,8 +205,7 @@ class InteractionReader:
             timestamp_N=timestamp_N if timestamps else None,
         )
         if history_length is not None:
-            columns = interactions.query_N, interactions.item_N, interactions.weight_N
-            interactions = replace(interactions, history=history_windows(*columns, timestamp_N, history_length))
+            interactions = _with_history(interactions, timestamp_N, history_length)
         if group.time_range is None:
             return interactions
         assert timestamp_N is not None

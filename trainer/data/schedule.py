@@ -37,8 +37,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
 from crossfade.kvstore.jit import njit
@@ -315,9 +317,17 @@ class _BlockFetch:
         )
         order_M = order[block.skip :]
         context_MK = None if joined.context_NK is None else joined.context_NK[order_M]
-        query_M, item_M, weight_M = _take(joined.query_N, joined.item_N, joined.weight_N, order_M)
+        columns = (_read_only(column_N) for column_N in (joined.query_N, joined.item_N, joined.weight_N))
+        query_M, item_M, weight_M = _take(*columns, order_M)
         history = None if joined.history is None else joined.history.take(order_M)
         return Interactions(query_M, item_M, weight_M, context_MK, history)
+
+
+def _read_only(column_N: NDArray[Any]) -> NDArray[Any]:
+    """Return a view that cannot be written to, as columns of a file are: a kernel is compiled for each type."""
+    view_N = column_N.view()
+    view_N.flags.writeable = False
+    return view_N
 
 
 @njit(cache=True, error_model="numpy", nogil=True)

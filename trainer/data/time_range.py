@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, command
-from crossfade.trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
-from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.column_names import TIMESTAMP
+from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.time_values import exceed_seconds_range, iso_seconds
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.parquet import ParquetFiles
 
 TimeValue = int | str
 
@@ -143,6 +145,8 @@ def count_within(
 
 def _count_file(files: ParquetFiles, file: DataFile, time_range: TimeRange) -> tuple[list[int], int, int]:
     """Return the rows of each row group that lie in ``time_range``, and the file's first and last timestamp."""
+    import pyarrow as pa  # takes time to import, and the schema of jobs imports this module
+
     ranges = files.integer_ranges(file, TIMESTAMP)
     counts: list[int] = []
     lows, highs = [np.iinfo(np.int64).max], [np.iinfo(np.int64).min]

@@ -73,6 +73,11 @@ class Vocabulary:
             first += rows
         return pa.concat_tables(pieces, promote_options="default")
 
+    def values(self, rows_N: IntArray, column: str) -> pa.Array:
+        """Read a column of ``rows_N``, in any order, otherwise as ``take``."""
+        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
+        return self.take(sorted_N, [column]).column(column).combine_chunks().take(pa.array(place_N))
+
     def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield ``columns`` of all rows in order, one row group at a time; the default is that of ``read``.
 
@@ -135,6 +140,7 @@ class KeptVocabulary(Vocabulary):
     def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str) -> None:
         super().__init__(folder, manifest, entity)
         self._kept: dict[tuple[str, ...], pa.Table] = {}
+        self._arrays: dict[str, pa.Array] = {}
 
     @cached_property
     def rows_by_id(self) -> dict[str, int]:
@@ -149,6 +155,12 @@ class KeptVocabulary(Vocabulary):
     def take(self, rows_N: IntArray, columns: list[str] | None = None) -> pa.Table:
         """Return ``columns`` of ``rows_N``."""
         return self._whole(columns).take(pa.array(rows_N))
+
+    def values(self, rows_N: IntArray, column: str) -> pa.Array:
+        """Return a column of ``rows_N``."""
+        if column not in self._arrays:
+            self._arrays[column] = self._whole([column]).column(column).combine_chunks()
+        return self._arrays[column].take(pa.array(rows_N))
 
     def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield ``columns`` of all rows at once."""

@@ -48,6 +48,8 @@ def query_vectors(
 
 
 def _vectors(source: VectorSource, entity: str, rows_Q: IntArray) -> FloatArray:
+    if len(rows_Q) == 1:
+        return source.vectors(entity, rows_Q).copy()
     rows_A, index_Q = np.unique(rows_Q, return_inverse=True)
     vectors_QD: FloatArray = source.vectors(entity, rows_A)[index_Q]
     return vectors_QD

@@ -1,9 +1,10 @@
 """Rank items without training, compiled; ``baselines.py`` defines the baselines.
 
-    near_IK, cosine_IK = nearest_items(starts_R1, item_N, starts_I1, query_N, 400)
-    best_item_QK = rank_by_neighbors(queries_Q, starts_R1, item_N, near_IK, cosine_IK, *excluded, depth)
+    nearest_items(0, items, (starts_R1, item_N), (starts_I1, query_N), (near_IK, cosine_IK))
+    rank_by_neighbors(0, queries, queries_Q, (starts_R1, item_N, near_IK, cosine_IK), excluded, best_item_QK)
 
-Time follows the pairs of items that some query has, never the square of the number of items.
+Threads take parts of the items and of the queries. Time follows the pairs of items that some query has, never the
+square of the number of items.
 
 Shapes: Q queries, R rows of the query entity, I items, K neighbors of an item, or ranks, N pairs of a query and an
 item, once by query and once by item, T touched items.
@@ -36,104 +37,109 @@ def rank_in_order(order_I, starts_Q1, excluded_N, depth):  # type: ignore[no-unt
 
 
 @njit(cache=True)
-def _sift_down(item_T, score_I, place, count):  # type: ignore[no-untyped-def]
-    """Move the item at ``place`` of a heap of ``count`` items below those with a higher score, or a lower number."""
-    while 2 * place + 1 < count:
-        best = place
-        for child in range(2 * place + 1, min(2 * place + 3, count)):
-            score, highest = score_I[item_T[child]], score_I[item_T[best]]
-            if score > highest or (score == highest and item_T[child] < item_T[best]):
-                best = child
-        if best == place:
-            return
-        item_T[place], item_T[best] = item_T[best], item_T[place]
-        place = best
+def _precedes(item, other, score_I):  # type: ignore[no-untyped-def]
+    """Return whether an item ranks before another: by a higher score or, of equal ones, a lower number."""
+    return score_I[item] > score_I[other] or (score_I[item] == score_I[other] and item < other)
 
 
 @njit(cache=True)
-def _best_items(item_T, score_I, depth):  # type: ignore[no-untyped-def]
-    """Return the ``depth`` of ``item_T`` with the highest scores, the highest first; of equal ones, the lower item.
+def _sift_down(item_T, score_I, place, count):  # type: ignore[no-untyped-def]
+    """Move the item at ``place`` of a heap of ``count`` items, whose top ranks last, below those that rank after it."""
+    while 2 * place + 1 < count:
+        last = place
+        for child in range(2 * place + 1, min(2 * place + 3, count)):
+            if _precedes(item_T[last], item_T[child], score_I):
+                last = child
+        if last == place:
+            return
+        item_T[place], item_T[last] = item_T[last], item_T[place]
+        place = last
 
-    They are taken from a heap, which reorders ``item_T``: numba's sorts take seconds to compile.
-    """
-    count = item_T.shape[0]
+
+@njit(cache=True)
+def _move_best(item_T, score_I, depth):  # type: ignore[no-untyped-def]
+    """Reorder ``item_T``, so that the ``depth`` items that rank first come first, as a heap; return these."""
+    count = min(depth, item_T.shape[0])
     for place in range(count // 2 - 1, -1, -1):
         _sift_down(item_T, score_I, place, count)
-    best_K = np.empty(min(depth, count), np.int64)
-    for k in range(best_K.shape[0]):
-        last = count - 1 - k
-        best_K[k] = item_T[0]
-        item_T[0], item_T[last] = item_T[last], item_T[0]
-        _sift_down(item_T, score_I, 0, last)
-    return best_K
+    for t in range(count, item_T.shape[0]):
+        if count and _precedes(item_T[t], item_T[0], score_I):
+            item_T[0], item_T[t] = item_T[t], item_T[0]
+            _sift_down(item_T, score_I, 0, count)
+    return item_T[:count]
 
 
 @njit(cache=True)
-def nearest_items(starts_R1, item_N, starts_I1, query_N, neighbors):  # type: ignore[no-untyped-def]
-    """Return the items with the highest cosine to each item: int32 and float32 (I, K), padded with -1.
+def _sort_heap(item_K, score_I):  # type: ignore[no-untyped-def]
+    """Sort the items of a heap as they rank: numba's sorts take seconds to compile."""
+    for last in range(item_K.shape[0] - 1, 0, -1):
+        item_K[0], item_K[last] = item_K[last], item_K[0]
+        _sift_down(item_K, score_I, 0, last)
+
+
+@njit(cache=True, nogil=True)
+def nearest_items(first, last, by_query, by_item, nearest):  # type: ignore[no-untyped-def]
+    """Write the items with the highest cosine to each item from ``first`` to before ``last``, in any order.
 
     Args:
-        starts_R1: where the items of each query start in ``item_N``.
-        item_N: the items by query; a query has an item once.
-        starts_I1: where the queries of each item start in ``query_N``.
-        query_N: the queries by item.
-        neighbors: K.
+        first: an item.
+        last: the item after the last one.
+        by_query: where the items of each query start, and these items; a query has an item once.
+        by_item: where the queries of each item start, and these queries.
+        nearest: gets the items, int32 (I, K), -1 where there are fewer, and the cosines, float32 (I, K).
     """
+    (starts_R1, item_N), (starts_I1, query_N), (near_IK, cosine_IK) = by_query, by_item, nearest
     items = starts_I1.shape[0] - 1
-    near_IK = np.full((items, neighbors), -1, np.int32)
-    cosine_IK = np.zeros((items, neighbors), np.float32)
-    shared_I, touched_I, score_I = np.zeros(items, np.int64), np.empty(items, np.int64), np.empty(items)
-    for i in range(items):
+    shared_I, touched_I, score_I = np.zeros(items, np.int64), np.empty(items + 1, np.int64), np.empty(items)
+    for i in range(first, last):
         touched = 0
+        shared_I[i] = 1  # so that it is none of the others
         for p in range(starts_I1[i], starts_I1[i + 1]):
             for n in range(starts_R1[query_N[p]], starts_R1[query_N[p] + 1]):
                 other = item_N[n]
-                if other != i and shared_I[other] == 0:
-                    touched_I[touched] = other
-                    touched += 1
-                shared_I[other] += other != i
+                touched_I[touched] = other  # replaced by the next one, unless it is new
+                touched += shared_I[other] == 0
+                shared_I[other] += 1
+        shared_I[i] = 0
         owners = starts_I1[i + 1] - starts_I1[i]
         for t in range(touched):
             other = touched_I[t]
             score_I[other] = shared_I[other] / np.sqrt(owners * (starts_I1[other + 1] - starts_I1[other]))
             shared_I[other] = 0
-        best_K = _best_items(touched_I[:touched], score_I, neighbors)
+        best_K = _move_best(touched_I[:touched], score_I, near_IK.shape[1])
         for k in range(best_K.shape[0]):
             near_IK[i, k] = best_K[k]
             cosine_IK[i, k] = score_I[best_K[k]]
-    return near_IK, cosine_IK
 
 
-@njit(cache=True)
-def rank_by_neighbors(queries_Q, starts_R1, item_N, near_IK, cosine_IK, starts_Q1, excluded_N, depth):  # type: ignore[no-untyped-def]
-    """Rank items by the sum of their cosines to a query's items, among the neighbors of these: int64, padded with -1.
+@njit(cache=True, nogil=True)
+def rank_by_neighbors(first, last, queries_Q, neighbors, excluded, best_item_QK):  # type: ignore[no-untyped-def]
+    """Rank items for the queries from ``first`` to before ``last``, in ``best_item_QK``, int64, which has -1.
 
-    The lists are those of ``nearest_items`` and ``rank_in_order``.
+    They are ranked by the sum of their cosines to a query's items, among the neighbors of these. ``neighbors`` are
+    ``by_query`` and ``nearest`` of ``nearest_items``; ``excluded`` is where the items that are left out for each query
+    start, and these items.
     """
+    starts_R1, item_N, near_IK, cosine_IK = neighbors
+    starts_Q1, excluded_N = excluded
     items = near_IK.shape[0]
-    best_item_QK = np.full((queries_Q.shape[0], depth), -1, np.int64)
-    score_I, touched_I = np.zeros(items), np.empty(items, np.int64)
-    for q in range(queries_Q.shape[0]):
+    score_I, touched_I = np.zeros(items), np.empty(items + 1, np.int64)
+    for q in range(first, last):
         touched = 0
         for n in range(starts_R1[queries_Q[q]], starts_R1[queries_Q[q] + 1]):
             for k in range(near_IK.shape[1]):
                 near = near_IK[item_N[n], k]
                 if near < 0:
                     break
-                if score_I[near] == 0.0:
-                    touched_I[touched] = near
-                    touched += 1
+                touched_I[touched] = near  # replaced by the next one, unless it is new
+                touched += score_I[near] == 0.0
                 score_I[near] += cosine_IK[item_N[n], k]
-        excluded = excluded_N[starts_Q1[q] : starts_Q1[q + 1]]
-        best_K = _best_items(touched_I[:touched], score_I, depth + excluded.shape[0])
+        for item in excluded_N[starts_Q1[q] : starts_Q1[q + 1]]:
+            score_I[item] = 0.0
+        best_K = _move_best(touched_I[:touched], score_I, best_item_QK.shape[1])
+        _sort_heap(best_K, score_I)
+        for k in range(best_K.shape[0]):
+            if score_I[best_K[k]] > 0.0:
+                best_item_QK[q, k] = best_K[k]
         for t in range(touched):
             score_I[touched_I[t]] = 0.0
-        rank = 0
-        for item in best_K:
-            if rank == depth:
-                break
-            known = lower_bound(excluded, item)
-            if known == excluded.shape[0] or excluded[known] != item:
-                best_item_QK[q, rank] = item
-                rank += 1
-    return best_item_QK

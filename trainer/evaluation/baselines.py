@@ -8,7 +8,8 @@
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits. They take
+Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with
+their standard errors. They take
 the positive interactions of train and no hyperparameters, so a run that does not exceed them has learned little.
 
 A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
@@ -23,22 +24,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.json_text import validate_json
+from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
-from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, sum_over_queries
+from crossfade.trainer.evaluation.ranking import EvalMetrics, QuerySums
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
@@ -51,7 +56,9 @@ MAX_PRODUCTS = 1 << 30
 MAX_PAIRS = 1 << 25
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
-_VERSION = 1
+_PARTS_OF_THREAD = 16
+"""The first items, which are the most frequent, take longer than others."""
+_VERSION = 2
 
 Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
@@ -172,15 +179,14 @@ class _Baselines:
 
     def _metrics(self, held_out: HeldOut, rank: Ranking) -> EvalMetrics:
         depths = sorted(set(self._spec.k))
-        sums_KM: FloatArray = np.zeros((len(depths), len(QUERY_METRICS)))
+        hits = QuerySums(depths)
         for chunk in held_out.chunks(max(1, _MAX_RANKED // depths[-1])):
-            sums_KM += sum_over_queries(rank(chunk, depths[-1]), chunk.truth, depths)
-        means_KM = sums_KM / max(len(held_out.queries_Q), 1)
-        return {
-            f"{name}@{depth}": float(mean)
-            for depth, mean_M in zip(depths, means_KM, strict=True)
-            for name, mean in zip(QUERY_METRICS, mean_M, strict=True)
-        }
+            hits.add(rank(chunk, depths[-1]), chunk.truth)
+        metrics, errors = EvalMetrics(), EvalMetrics()
+        for place, depth in enumerate(depths):
+            metrics |= hits.means(place, f"@{depth}")
+            errors |= hits.errors(place, f"@{depth}")
+        return metrics | errors
 
     def _excess(self) -> str:
         """Return which limit of ``item_cosine`` the dataset exceeds; empty if none."""
@@ -206,7 +212,7 @@ class _Baselines:
         return best_item_QK
 
     @cached_property
-    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    def _neighbors(self) -> tuple[IntArray, IntArray, NDArray[np.int32], FloatArray]:
         """The items of each query, as starts and items, and the neighbors of each item, with their cosines."""
         items, rows = (self._manifest.entities[name].rows for name in (self._manifest.item, self._manifest.query))
         query_N, item_N = np.divmod(train_pairs(self._lineage), items)
@@ -215,9 +221,21 @@ class _Baselines:
             for row_N, size in ((query_N, rows), (item_N, items))
         )
         by_item_N = query_N[np.argsort(item_N, kind="stable")]
-        return starts_R1, item_N, *nearest_items(starts_R1, item_N, starts_I1, by_item_N, NEIGHBORS)
+        near_IK, cosine_IK = np.full((items, NEIGHBORS), -1, np.int32), np.zeros((items, NEIGHBORS), np.float32)
+        _share(items, nearest_items, (starts_R1, item_N), (starts_I1, by_item_N), (near_IK, cosine_IK))
+        return starts_R1, item_N, near_IK, cosine_IK
 
     def _item_cosine(self, chunk: HeldOut, depth: int) -> IntArray:
         excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
-        best_item_QK: IntArray = rank_by_neighbors(chunk.queries_Q, *self._neighbors, *excluded, depth)
+        best_item_QK = np.full((len(chunk.queries_Q), depth), -1, np.int64)
+        _share(len(best_item_QK), rank_by_neighbors, chunk.queries_Q, self._neighbors, excluded, best_item_QK)
         return best_item_QK
+
+
+def _share(count: int, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Call ``kernel`` with the bounds of parts of 0 to ``count``, and ``arguments``, in threads."""
+    threads = get_num_threads()
+    bounds = np.linspace(0, count, _PARTS_OF_THREAD * threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(threads, thread_name_prefix="baselines") as pool:
+        for done in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds.tolist())]:
+            done.result()

@@ -43,6 +43,7 @@ from crossfade.trainer.evaluation.segments import ActivitySegments, ContextSegme
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
+from crossfade.trainer.runs.shown_metrics import error_of
 
 _MAX_VECTOR_VALUES = 1 << 24
 """Values of the item vectors that are in memory together."""
@@ -105,7 +106,7 @@ class SegmentMetrics:
         self._self_information_I, self._depths, self._vacant_N = self_information_I, depths, vacant_N
         self._queries_S = np.zeros(len(segments.names), np.int64)
         self._sums_SKM = np.zeros((len(segments.names), len(depths), len(_NAMES)))
-        self._defined_SKM = np.zeros(self._sums_SKM.shape, np.int64)
+        self._squares_SKM, self._defined_SKM = np.zeros_like(self._sums_SKM), np.zeros(self._sums_SKM.shape, np.int64)
         self._exposure_KI = np.zeros((len(depths), model.item.rows), np.int64)
 
     def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
@@ -129,6 +130,7 @@ class SegmentMetrics:
             of_segment_QKM = metrics_QKM[segment_Q == segment]
             self._queries_S[segment] += len(of_segment_QKM)
             self._sums_SKM[segment] += np.nansum(of_segment_QKM, axis=0)
+            self._squares_SKM[segment] += np.nansum(np.square(of_segment_QKM), axis=0)
             self._defined_SKM[segment] += (~np.isnan(of_segment_QKM)).sum(axis=0)
 
     def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
@@ -140,24 +142,31 @@ class SegmentMetrics:
         return diversity_QK
 
     def metrics(self) -> dict[str, SegmentValues]:
-        """Return the metrics of each segment, with what describes it, and of ``all`` queries."""
+        """Return the metrics of each segment, with their errors and what describes it, and of ``all`` queries."""
         result: dict[str, SegmentValues] = {}
         for segment, name in enumerate(self._segments.names):
-            means = self._means(int(self._queries_S[segment]), self._sums_SKM[segment], self._defined_SKM[segment])
-            result[name] = {**self._segments.describe(segment), **means}
-        sums_KM, defined_KM = self._sums_SKM.sum(axis=0), self._defined_SKM.sum(axis=0)
-        result[ALL] = self._means(int(self._queries_S.sum()), sums_KM, defined_KM)
+            result[name] = {**self._segments.describe(segment), **self._means([segment])}
+        result[ALL] = self._means(range(len(self._queries_S)))
         exposure_KI = np.delete(np.cumsum(self._exposure_KI, axis=0), self._vacant_N, axis=1)
         for depth, exposure_I in zip(self._depths, exposure_KI, strict=True):
             result[ALL][f"gini@{depth}"] = gini_index(exposure_I)
         return result
 
-    def _means(self, queries: int, sums_KM: FloatArray, defined_KM: IntArray) -> SegmentValues:
-        return {"queries": queries} | {
-            f"{name}@{depth}": float(sums_KM[k, m] / defined_KM[k, m]) if defined_KM[k, m] else None
-            for m, name in enumerate(_NAMES)
-            for k, depth in enumerate(self._depths)
-        }
+    def _means(self, segments: Sequence[int]) -> SegmentValues:
+        """Return the means over the queries of ``segments`` and, of two queries or more, their standard errors."""
+        means: SegmentValues = {"queries": int(self._queries_S[segments].sum())}
+        errors: SegmentValues = {}
+        for m, name in enumerate(_NAMES):
+            for k, depth in enumerate(self._depths):
+                total, squares, defined = (
+                    values_SKM[segments, k, m].sum()
+                    for values_SKM in (self._sums_SKM, self._squares_SKM, self._defined_SKM)
+                )
+                means[f"{name}@{depth}"] = float(total / defined) if defined else None
+                if defined > 1:
+                    variance = max(squares - total**2 / defined, 0.0) / (defined - 1)
+                    errors[error_of(f"{name}@{depth}")] = float(np.sqrt(variance / defined))
+        return means | errors
 
 
 def gini_index(exposure_I: IntArray) -> float:

@@ -125,7 +125,7 @@ def evaluate(
     depths = sorted(set(spec.k))
     depth_K, item_I = np.array(depths), held_out.item_I
     items = model.item.rows if item_I is None else len(item_I)
-    hits, warm_cold = _Sums(depths), _WarmColdMetrics(counts_N, depths, item_I)
+    hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
     for chunk in held_out.chunks(max(QUERY_BLOCK, _MAX_RANKED // depths[-1])):
@@ -194,7 +194,7 @@ def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) ->
     )
 
 
-class _Sums:
+class QuerySums:
     """The sums of ``QUERY_METRICS`` and of their squares over queries, at each depth."""
 
     def __init__(self, depths: list[int]) -> None:
@@ -209,11 +209,11 @@ class _Sums:
         self._sums_KM += _sum_queries(metrics_QKM)
         self._squares_KM += np.square(metrics_QKM).sum(axis=0)
 
-    def of_all(self, all_reduce: AllReduceFunction) -> _Sums:
+    def of_all(self, all_reduce: AllReduceFunction) -> QuerySums:
         """Return the sums over the queries of all workers."""
         values = np.concatenate([[self.queries], self._sums_KM.ravel(), self._squares_KM.ravel()])
         queries, *sums = sum_over_workers(values, all_reduce)
-        found = _Sums(self._depths)
+        found = QuerySums(self._depths)
         found.queries = int(queries)
         found._sums_KM, found._squares_KM = np.reshape(sums, (2, *self._sums_KM.shape))
         return found
@@ -244,7 +244,7 @@ class _WarmColdMetrics:
         if item_I is not None:
             self._cold_I = np.intersect1d(self._cold_I, item_I, assume_unique=True)
         self._depths = depths
-        self._sums = {kind: _Sums(depths) for kind in self._KINDS}
+        self._sums = {kind: QuerySums(depths) for kind in self._KINDS}
 
     def add(
         self,
@@ -283,11 +283,6 @@ class _WarmColdMetrics:
                 metrics |= of_kind.means(place, f"_{kind}@{k}", self._NAMES)
                 errors |= of_kind.errors(place, f"_{kind}@{k}", self._NAMES)
         return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
-
-
-def sum_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
-    """Return ``QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
-    return _sum_queries(metrics_of_queries(best_item_QK, truth, depths))
 
 
 def _sum_queries(metrics_QKM: FloatArray) -> FloatArray:

@@ -142,11 +142,17 @@ def item_blocks(
     items: int,
     vectors: Callable[[IntArray], FloatArray],
     penalty_I: FloatArray | None = None,
+    *,
+    size: int | None = None,
 ) -> Iterator[Block]:
-    """Yield the items in blocks, as ``rank_blocks`` compares them with queries; arguments as of ``rank_vectors``."""
+    """Yield the items in blocks, as ``rank_blocks`` compares them with queries; arguments as of ``rank_vectors``.
+
+    ``size``: items of a block, if not the usual number.
+    """
     assert items <= MAX_ITEMS
-    for first in range(0, items, _ITEM_BLOCK):
-        item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
+    size = size or _ITEM_BLOCK
+    for first in range(0, items, size):
+        item_ED = vectors(np.arange(first, min(first + size, items), dtype=np.int64))
         penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
         yield Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
 

@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH
 from crossfade.trainer.data.features import content_group_rows, content_schema, content_values, iter_content
-from crossfade.trainer.data.manifest import CONTENT, MAX_CONTENT_WIDTH, Content
+from crossfade.trainer.data.manifest import CONTENT, Content
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.extend import BaseDataset

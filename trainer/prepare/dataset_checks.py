@@ -26,8 +26,9 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, escape_unprintable, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, VALUE
-from crossfade.trainer.data.manifest import PENDING, TIMESTAMP, VOCABULARY, WEIGHT, DataFile, DatasetManifest, Entity
+from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import pending_schema

@@ -40,12 +40,12 @@ from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import WriterLock, folder_writer
 from crossfade.base.json_text import validate_json
+from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.features import ROW, iter_content, iter_pairs
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
-    WEIGHT,
     Content,
     DataFile,
     DatasetManifest,

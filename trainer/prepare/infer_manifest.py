@@ -19,18 +19,16 @@ import pyarrow as pa
 
 from crossfade.base.errors import InputError, format_names, option_named
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import (
     FEATURES,
-    TIMESTAMP,
     VOCABULARY,
-    WEIGHT,
     DataFile,
     DatasetManifest,
     Entity,
     Feature,
     Split,
-    is_entity_name,
 )
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
 from crossfade.trainer.data.reporter import ProgressReporter

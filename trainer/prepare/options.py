@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, Share, option
-from crossfade.trainer.data.manifest import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
+from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange
 from crossfade.trainer.prepare.option_values import (
     ALL,

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import TIMESTAMP, WEIGHT, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies

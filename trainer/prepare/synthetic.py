@@ -20,13 +20,12 @@ import pyarrow as pa
 
 from crossfade.base.errors import OptionError
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import SCHEMA, VALUE, content_group_rows, content_schema
 from crossfade.trainer.data.manifest import (
     CONTENT,
     FEATURES,
-    TIMESTAMP,
     VOCABULARY,
-    WEIGHT,
     Content,
     DatasetManifest,
     Entity,

@@ -36,9 +36,8 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
-from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.recommend.candidates import read_lists
-from crossfade.trainer.recommend.history import DividedHistories, Histories, divide_histories, read_histories
+from crossfade.trainer.recommend.history import DividedHistories, Histories, divide_histories
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
 from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOptions
 from crossfade.trainer.recommend.row_names import RowLabel
@@ -101,6 +100,8 @@ def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple
     if options.history_file is None:
         rows_N = model.find(model.item, options.history, trained=False)
         return [""], model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
+    from crossfade.trainer.recommend.history_file import read_histories  # by DuckDB, which takes time to import
+
     found = read_histories(options.history_file, model.trained)
     if found.unknown:
         log(f"{counted(found.unknown, 'line')} of {options.history_file} with no known {model.item}; left out")
@@ -114,6 +115,8 @@ def _find_queries(model: Model, options: RecommendToOptions, log: Log) -> IntArr
         return np.flatnonzero(trained_R)
     if options.customers is None:
         return np.array(list(dict.fromkeys(model.find(model.query, options.customer).tolist())), np.int64)
+    from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, too
+
     ids = read_ids(options.customers, None, model.query).to_pylist()
     found_Q, missing = model.files.names(model.query).rows_of(ids)
     queries_Q: IntArray = found_Q[trained_R[found_Q]]

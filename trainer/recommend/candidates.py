@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,12 @@ from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.prepare.id_list import read_ids
-from crossfade.trainer.recommend.metadata_table import GroupLists, open_metadata
 from crossfade.trainer.recommend.options import FilterOptions, MetadataFile
 from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from crossfade.trainer.recommend.metadata_table import GroupLists
 
 Filters = TypeVar("Filters", bound=FilterOptions)
 
@@ -58,6 +59,10 @@ def read_lists(options: Filters, names: RowLookup, entity: str) -> Filters:
     Raises:
         InputError: a file cannot be read, or one of ``allow`` has no ID of ``entity``.
     """
+    if not options.allow and not options.deny:
+        return options
+    from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
+
     lists: dict[str, list[str]] = {"allow": [], "deny": []}
     for name, ids in lists.items():
         for file in getattr(options, name):
@@ -98,6 +103,8 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
     kept_R, groups = np.ones(model.vocabulary(entity).rows, np.bool_), None
     kept_R[model.manifest.entities[entity].vacant_rows] = False
     if options.where is not None or options.max_per is not None:
+        from crossfade.trainer.recommend.metadata_table import open_metadata  # by DuckDB, too
+
         columns, file = options.columns_used, options.metadata_file
         with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
@@ -115,6 +122,8 @@ def column_values(
     Raises:
         InputError: the metadata cannot be read, or has no such column.
     """
+    from crossfade.trainer.recommend.metadata_table import open_metadata
+
     with open_metadata(model.data, model.manifest, entity, file, {column}, model.counts) as table:
         groups = table.groups(column)
     bounds = {row: groups.starts_R1[row : row + 2] for row in rows}

@@ -3,7 +3,7 @@
     histories = load_histories(lineage, ["train", "valid"], queries_Q, reporter)
     histories.lists.items_N, histories.weight_N
 
-Histories of new queries come from a file (``read_histories``). For many queries, histories are divided into parts on
+Histories of new queries come from a file (``history_file.py``). For many queries, histories are divided into parts on
 disk, of which one is loaded at a time.
 
 Shapes: Q queries, N interactions or distinct pairs, P parts.
@@ -11,28 +11,20 @@ Shapes: Q queries, N interactions or distinct pairs, P parts.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray, list_places
-from crossfade.base.errors import OptionError
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import WEIGHT, DatasetManifest
+from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.prepare.database import execute, fetch_count, working_database
-from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.input_files import find_files
-from crossfade.trainer.prepare.raw_files import column_names, open_columns, read_errors
-from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
 _BUFFERED_INTERACTIONS = 1 << 22
@@ -200,68 +192,3 @@ def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) 
 
 def _part_path(folder: Path, part: int) -> Path:
     return folder / f"{part:06d}"
-
-
-@dataclass(frozen=True)
-class FileHistories:
-    """Histories from a file.
-
-    Attributes:
-        ids: the ID of each query, as text, sorted; a single empty one if the file has no column of queries.
-        histories: their histories.
-        unknown: interactions whose item has no row, which are left out.
-    """
-
-    ids: list[str]
-    histories: Histories
-    unknown: int
-
-
-def read_histories(location: str, model: TrainedModel) -> FileHistories:
-    """Read the histories of new queries in ``location``, a Parquet, CSV or TSV file with a line for each interaction.
-
-    The columns are named as the entities: QUERY (optional: without it, the file is one history), ITEM, and ``weight``
-    (optional, by default 1), as in the files that ``crossfade prepare`` reads. Items are named by ID. Lines of a query
-    are in the order of time, for models to which the order matters.
-
-    Raises:
-        InputError: the file cannot be read, or has no column of items, or no item of the model.
-    """
-    query, item = model.spec.query.name, model.spec.item.name
-    with (
-        tempfile.TemporaryDirectory(prefix="crossfade-history-") as work,
-        working_database(Path(work), None, None) as connection,
-        fetch_files(find_files("history_file", [location], None), Path(work), None) as files,
-    ):
-        execute(connection, "CREATE TABLE plays (query VARCHAR, item VARCHAR, weight FLOAT)")
-        for file in files:
-            names = column_names(file)
-            columns = {"item": item, **{role: role for role in (WEIGHT,) if role in names}}
-            if query in names:
-                columns["query"] = query
-            open_columns(connection, file, columns)
-            with read_errors(file):
-                id_of_query = "CAST(query AS VARCHAR)" if query in names else "''"
-                weight = f"CAST({WEIGHT} AS FLOAT)" if WEIGHT in names else "1"
-                execute(
-                    connection,
-                    f"INSERT INTO plays SELECT {id_of_query}, CAST(item AS VARCHAR), {weight} FROM raw",  # noqa: S608
-                )
-        execute(connection, "CREATE TABLE known (row BIGINT, item VARCHAR)")
-        for piece in model.vocabulary(item).iter_tables(["row", "id"]):
-            connection.register("piece", piece)
-            execute(connection, "INSERT INTO known SELECT row, CAST(id AS VARCHAR) FROM piece WHERE id IS NOT NULL")
-            connection.unregister("piece")
-        unknown = fetch_count(connection, "SELECT count(*) FROM plays ANTI JOIN known USING (item)")
-        found = connection.sql(
-            "SELECT dense_rank() OVER (ORDER BY query) - 1 AS number, query, row, weight FROM plays JOIN known "
-            "USING (item) WHERE query IS NOT NULL AND isfinite(weight) ORDER BY number, plays.rowid"
-        ).to_arrow_table()
-    if not found.num_rows:
-        raise OptionError(
-            "history_file", found=location, problem=f"none of its lines names an ID of {item} in '{item}'"
-        )
-    number_N, row_N = (found.column(name).cast(pa.int64()).to_numpy() for name in ("number", "row"))
-    ids = found.column("query").unique().to_pylist()
-    weight_N = found.column("weight").to_numpy()
-    return FileHistories(ids, make_sequences(number_N, row_N, weight_N, len(ids), model.spec.item.rows), unknown)

@@ -290,9 +290,7 @@ class Model:
 
     def ids(self, entity: str, rows_N: IntArray, column: str = "id") -> pa.Array:
         """Return the IDs of ``rows_N``, or another ``column`` of the vocabulary, in any order."""
-        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
-        ids = self.trained.vocabulary(entity).take(sorted_N, [column]).column(column).combine_chunks()
-        return ids.take(pa.array(place_N))
+        return self.trained.vocabulary(entity).values(rows_N, column)
 
     @cached_property
     def item_columns(self) -> dict[str, pa.Array]:

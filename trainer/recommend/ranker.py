@@ -99,14 +99,14 @@ class Ranker:
         return rows_QK, scores_QK
 
     def _blocks(self) -> Iterable[Block]:
-        """Return the rows in blocks: the kept ones, or new ones, which are kept if the ranker does so."""
+        """Return the rows in blocks: new ones or, if the ranker keeps vectors, one block of all, made once."""
         if self._kept_blocks is not None:
             return self._kept_blocks
         vectors = partial(self._source.vectors, self._table.name)
-        blocks = item_blocks(self._score, self._table.rows, vectors, self._penalty_R)
+        table = self._score, self._table.rows, vectors, self._penalty_R
         if not self._keep_vectors:
-            return blocks
-        self._kept_blocks = list(blocks)
+            return item_blocks(*table)
+        self._kept_blocks = list(item_blocks(*table, size=self._table.rows))
         return self._kept_blocks
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -168,7 +168,7 @@ class CheckpointManager:
         return StopResult(state.step, self._writer.checkpoint_of(state.step))
 
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
 _SIGN_OF_LIFE_SECONDS = 5.0
 
 
@@ -266,9 +266,13 @@ class CheckpointWriter:
         """Return once nothing is being written. Emit signs of life while waiting, so that no stall is detected."""
         phase = PhaseEvent(name="checkpoint")
         sign_of_life = PeriodicAction(self._on_event, every_seconds=_SIGN_OF_LIFE_SECONDS, clock=self._clock)
+        self.poll()
         while self.busy:
+            if self._commit_result is None:
+                time.sleep(_POLL_SECONDS)
+            else:
+                wait([self._commit_result], _POLL_SECONDS)
             self.poll()
-            time.sleep(_POLL_SECONDS)
             sign_of_life.after_step(0, phase)
 
     def close(self, *, abandon: bool) -> None:

@@ -15,10 +15,7 @@ from crossfade.kvstore.store import SaveResult, TableSpec, Traffic
 from crossfade.trainer.evaluation.paired_gain import Evaluation, exceeds_error
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers
-
-STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
-PHASES = (*STEP_PHASES, "sync", "evaluate", "save")
-BACKGROUND_PHASES = ("data", "sample")
+from crossfade.trainer.training.phases import BACKGROUND_PHASES, PHASES, STEP_PHASES
 
 
 @dataclass

@@ -27,7 +27,8 @@ from crossfade.trainer.runs.events import (
     StepEvent,
 )
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
-from crossfade.trainer.training.state import PHASES, STEP_PHASES, TrainState
+from crossfade.trainer.training.phases import PHASES, STEP_PHASES
+from crossfade.trainer.training.state import TrainState
 
 SAVED, FAILED = "saved", "failed"
 """Results of a checkpoint."""

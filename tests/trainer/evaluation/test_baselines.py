@@ -21,6 +21,7 @@ from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest
 from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.prepare.staging import check_free
+from crossfade.trainer.runs.shown_metrics import show_metric
 
 QUERIES, ITEMS, DEPTHS = 25, 30, [1, 4, 12]
 Pairs = list[tuple[int, int, float]]
@@ -136,7 +137,9 @@ def test_metrics_match_plain_rankings(data: Path, task: str, neighbors: int, mon
     for name, scores in plain_scores(neighbors).items():
         expected = plain_recall_and_ndcg(scores, truth, excluded)
         metrics = found["metrics"]["test"][name]
-        assert len(metrics) == 5 * len(DEPTHS)
+        assert len(metrics) == 2 * 5 * len(DEPTHS)
+        hit_rate = metrics["hit_rate@4"]
+        assert metrics["hit_rate@4_se"] == pytest.approx(math.sqrt(hit_rate * (1 - hit_rate) / (len(truth) - 1)))
         assert {metric: metrics[metric] for metric in expected} == pytest.approx(expected), name
         assert 0 < metrics["ndcg@4"] < 1
 
@@ -237,8 +240,9 @@ def test_report_and_terminal_have_the_task_and_the_baselines(workspace: Path) ->
     printed = (workspace / "printed").read_text().splitlines()
     for name, label in (("popularity", "by popularity"), ("item_cosine", "by item cosine")):
         for metric in ("recall", "ndcg"):
-            values = [f"{found['metrics']['test'][name][f'{metric}@{k}']:.4f}" for k in (5, 10)]
-            assert [*label.split(), *values] in [line.split() for line in printed]
+            shown = [show_metric(found["metrics"]["test"][name], f"{metric}@{k}") for k in (5, 10)]
+            assert " ± " in shown[0]
+            assert " ".join([label, *shown]) in [" ".join(line.split()) for line in printed]
     assert (
         "task new: 300 held-out pairs count; 300 are in an excluded split too and are dropped (task repeat counts them)"
     ) in printed

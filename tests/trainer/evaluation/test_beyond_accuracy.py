@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from crossfade.trainer.evaluation.segments import (
     parse_segments,
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.runs.shown_metrics import show_metric
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
 VACANT = [3, 17]
@@ -88,6 +90,8 @@ def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int])
                 found["diversity"].append(sum(distances) / len(distances))
             found["novelty"].append(sum(BITS_I[item] for item in shown) / len(shown))
         values |= {f"{name}@{k}": sum(each) / len(each) if each else None for name, each in found.items()}
+        several = {name: each for name, each in found.items() if len(each) > 1}
+        values |= {f"{name}@{k}_se": statistics.stdev(each) / len(each) ** 0.5 for name, each in several.items()}
     return values
 
 
@@ -306,7 +310,9 @@ def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
     assert table[0].split() == ["segment", "new", "casual", "regular", "heavy", "all"]
     assert table[1].split()[:2] == ["interactions", "0"]
     rows = {line.split()[0]: line.split()[1:] for line in table}
-    assert rows["ndcg@10"] == [f"{values['ndcg@10']:.4f}" for values in segments.values()]
+    shown = [show_metric(values, "ndcg@10") for values in segments.values()]
+    assert " ".join(rows["ndcg@10"]) == " ".join(shown)
+    assert " ± " in shown[0]
     assert rows["gini@5"] == ["-"] * 4 + [f"{segments['all']['gini@5']:.4f}"]
 
 

@@ -1,9 +1,12 @@
 """Spectral start: the leading singular vectors of the scaled matrix of interactions, one unit vector per row."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from builders import ITEM, QUERY, write_groups, write_vocabulary
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
@@ -14,7 +17,15 @@ from running_command import messages, succeeded
 from threadpoolctl import threadpool_limits
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_vectors
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.model.spec import make_model
+from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_start, spectral_vectors
+from crossfade.trainer.runs.job_inputs import select_rows
 
 QUERIES, ITEMS, DIM = 90, 60, 6
 
@@ -59,6 +70,37 @@ def test_results_depend_on_neither_threads_nor_the_order_of_pairs() -> None:
         found = spectral_vectors(query_N[::-1], item_N[::-1], **options)
     for found_RD, expected_RD in zip(found, expected, strict=True):
         assert_array_equal(found_RD, expected_RD)
+
+
+def write_weighted(folder: Path) -> IntArray:
+    """Write ``planted_pairs``, of which number n has the weight n mod 3 - 1 and the time n; return the weights."""
+    query_N, item_N = planted_pairs()
+    weight_N = np.arange(len(query_N)) % 3 - 1
+    columns = {QUERY: query_N, ITEM: item_N, "weight": weight_N.astype(np.float32), "timestamp": range(len(query_N))}
+    table, path = pa.table(columns), "train/part-00000.parquet"
+    write_groups(folder / path, [table.slice(0, 700), table.slice(700, 0), table.slice(700)])
+    entities = {name: write_vocabulary(folder, name, range(rows)) for name, rows in ((QUERY, QUERIES), (ITEM, ITEMS))}
+    train = Split(files=[file_entry(Folder(folder), path)])
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities=entities, splits={"train": train}, has_timestamp=True)
+    manifest.write(Folder(folder))
+    return weight_N
+
+
+@pytest.mark.parametrize("since", [None, 0, 300, 700, 1500])
+def test_only_interactions_of_positive_weight_within_the_time_range_count(tmp_path: Path, since: int | None) -> None:
+    weight_N, (query_N, item_N) = write_weighted(tmp_path / "data"), planted_pairs()
+    model = {"dim": DIM, "init": "spectral"}
+    job = load_job(write_job(tmp_path / "job.yaml", tmp_path / "data", model=model))
+    job = job.model_copy(update={"data": job.data.model_copy(update={"since": since})})
+    folder = Folder(tmp_path / "data")
+    manifest = read_manifest(folder)
+    selection = select_rows(job, folder, manifest, NullReporter())
+    with closing(InteractionReader(folder, manifest)) as reader:
+        found = spectral_start(reader, selection.groups, make_model(job, manifest), 1, NullReporter())
+    used_N = (weight_N > 0) & (np.arange(len(weight_N)) >= (since or 0))
+    expected = spectral_vectors(query_N[used_N], item_N[used_N], queries=QUERIES, items=ITEMS, dim=DIM, seed=1)
+    for name, expected_RD in zip((QUERY, ITEM), expected, strict=True):
+        assert_array_equal(found[name].vectors_RD, expected_RD)
 
 
 def test_blocks_have_the_wanted_rows_that_have_a_vector() -> None:

@@ -49,6 +49,10 @@ def fresh(workspace: Path, run: str) -> FloatArray:
         return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
 
 
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_gone(workspace: Path, run: str) -> None:
     old, new, initial = (
         checkpoint_arrays(workspace / "old", "customer"),
@@ -80,12 +84,14 @@ def test_rows_of_forgotten_customers_are_reset_on_servers(workspace: Path) -> No
     assert_gone(workspace, "servers")
 
 
-def test_run_on_the_old_data_cannot_resume(workspace: Path) -> None:
+def test_run_on_the_old_data_cannot_resume_and_is_not_touched(workspace: Path) -> None:
+    before = content_of(workspace / "old")
     result = crossfade_here("train", "job.yaml", "--run-dir", "old", "--resume", cwd=workspace)
     assert result.returncode == 2
     assert f"cannot resume: {workspace / 'data'} has changed since" in result.stderr
     assert "--set checkpoint.warm_start_from=" in result.stderr
     assert "(rows without an id are reset)" in result.stderr
+    assert content_of(workspace / "old") == before
 
 
 def test_run_after_a_warm_start_resumes_to_the_same_bits(workspace: Path) -> None:
