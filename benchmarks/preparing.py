@@ -1,12 +1,12 @@
 """Measure how fast raw events are generated and prepared, and in how much memory.
 
     .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
-    .venv/bin/python benchmarks/preparing.py --events 100e6           # 100 million
+    .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
 
-Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events, one track
-per two hundred. The last event of each customer is held out. Memory excludes the page cache (RssAnon of /proc).
-Processor seconds are the cost of the work on a machine that runs other work too.
+Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events (or another
+number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
+/proc). Processor seconds are the cost of the work on a machine that runs other work too.
 """
 
 from __future__ import annotations

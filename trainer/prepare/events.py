@@ -3,11 +3,12 @@
 
     table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (the numbers from 0 that ``IdEncoder`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers and ``seq`` are uint32, or
-int64 where there are more events. Where events have columns of context, the table ``event_context`` has their values by
-``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers, which are not
+consecutive, and ``seq`` are uint32, or int64 where there are more events. Where events have columns of context, the
+table ``event_context`` has their values by ``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id``
+of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, chec
 
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
-_NARROW_TYPE, _NARROW_ROWS = "UINTEGER", 1 << 32
-"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are this many events."""
+_NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
+"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
 class IdEncoder:
     """Builds the table ``events`` in blocks: a large file is one, and those of small files are buffered.
 
-    A block has at least as many rows as there are IDs, so that looking all of them up for each costs no more than the
+    The number of an ID is a hash of it, so that events need no join with a large table of IDs. The few IDs whose hash
+    another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
+    the tables ``others_query`` and ``others_item`` have them.
+
+    A block has at least as many rows as there are IDs, so that comparing all of them for each costs no more than the
     events do.
 
     Args:
@@ -80,9 +85,11 @@ class IdEncoder:
         self._buffered = 0
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
+        self._others = dict.fromkeys(SIDES, 0)
         self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE others_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
             connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
@@ -100,7 +107,7 @@ class IdEncoder:
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
         """
-        if self._rows < _NARROW_ROWS <= self._rows + rows:
+        if self._rows + rows >= 1 << _NARROW_BITS:
             self._widen()
         for side in SIDES:
             self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
@@ -119,8 +126,11 @@ class IdEncoder:
             self._encode_buffered()
 
     def _widen(self) -> None:
+        if self._number_type != _NARROW_TYPE:
+            return
         self._number_type = "BIGINT"
-        columns = [(f"ids_{side}", "number") for side in SIDES] + [("events", name) for name in (*SIDES, "seq")]
+        columns = [(f"{kind}_{side}", "number") for kind in ("ids", "others") for side in SIDES]
+        columns += [("events", name) for name in (*SIDES, "seq")]
         for table, column in columns:
             self._connection.execute(f"ALTER TABLE {table} ALTER {column} TYPE {self._number_type}")
 
@@ -135,6 +145,7 @@ class IdEncoder:
             )
             self._connection.execute(f"DROP TABLE ids_{side}")
             self._connection.execute(f"DROP TABLE found_{side}")
+            self._connection.execute(f"DROP TABLE others_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
     def _encode_buffered(self) -> None:
@@ -144,23 +155,64 @@ class IdEncoder:
             self._buffered = 0
 
     def _encode(self, block: str) -> None:
+        numbers, joins = "", ""
         for side in SIDES:
-            self._connection.execute(
-                f"INSERT INTO ids_{side} SELECT {self._known[side]} + row_number() OVER () - 1, id "
-                f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
-            )
-            self._empty(f"found_{side}")
-            self._known[side] = count_rows(self._connection, f"ids_{side}")
+            self._add_ids(side)
+            number = _hash_sql(f"{side}_id")
+            if self._others[side]:
+                joins += f" LEFT JOIN others_{side} ON others_{side}.id = {side}_id"
+                number = f"coalesce(others_{side}.number, {number})"
+            numbers += f"{number}, "
         self._connection.execute(
-            f"INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM {block} "
-            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id"
+            f"INSERT INTO events SELECT {numbers}weight, timestamp, split, seq FROM {block}{joins}"
         )
         if self._context:
             self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
 
+    def _add_ids(self, side: str) -> None:
+        """Move the IDs in ``found_SIDE`` to ``ids_SIDE`` if they are new; ``others_SIDE`` has those of a taken hash."""
+        self._connection.execute(
+            f"CREATE TABLE new AS SELECT {_hash_sql('id')} AS number, id "
+            f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
+        )
+        self._connection.execute(
+            f"CREATE TABLE taken AS SELECT number FROM (SELECT number FROM new UNION ALL "
+            f"SELECT number FROM ids_{side}) GROUP BY number HAVING count(*) > 1"
+        )
+        others = count_rows(self._connection, "new SEMI JOIN taken USING (number)")
+        if self._others[side] + others > _reserved():
+            self._widen()
+        first = (1 << _NARROW_BITS) - _reserved() + self._others[side]
+        self._connection.execute(
+            f"INSERT INTO others_{side} SELECT {first} + row_number() OVER () - 1, id "
+            "FROM new SEMI JOIN taken USING (number)"
+        )
+        self._others[side] += others
+        self._connection.execute(
+            f"INSERT INTO ids_{side} SELECT number, id FROM new ANTI JOIN taken USING (number) "
+            f"UNION ALL SELECT number, id FROM others_{side} WHERE number >= {first}"
+        )
+        for table in ("new", "taken"):
+            self._connection.execute(f"DROP TABLE {table}")
+        self._empty(f"found_{side}")
+        self._known[side] = count_rows(self._connection, f"ids_{side}")
+
     def _empty(self, table: str) -> None:
         """Delete the rows of ``table``, and what they take: TRUNCATE frees nothing in a database in memory."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
+
+
+_RESERVED_SHARE = 16
+"""One in so many numbers is reserved for IDs whose hash is taken: enough for those of a billion IDs."""
+
+
+def _reserved() -> int:
+    return (1 << _NARROW_BITS) // _RESERVED_SHARE
+
+
+def _hash_sql(column: str) -> str:
+    """Return SQL of a number below those that are reserved."""
+    return f"((hash({column}) >> {64 - _NARROW_BITS}) * {_RESERVED_SHARE - 1} // {_RESERVED_SHARE})"
 
 
 IdType = Literal["int64", "string"]
@@ -288,7 +340,7 @@ class _Reader:
         self._stats.rows += bad_lines
         self.records += bad_lines + count_rows(self._connection, counted_records(file))
         with read_errors(file):
-            if not count_rows(self._connection, "(SELECT 1 FROM raw LIMIT 1)"):
+            if not self._exists("true"):
                 self._stats.empty_files += 1
                 return
             typed = {*_TYPED_ROLES, *self._context}
@@ -367,18 +419,17 @@ class _Reader:
 
         Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
         """
-        integers, others = fetch_one(
-            self._connection,
-            f"SELECT count(*) FILTER ({INTEGER_TEXT.format(role)}), "
-            f"count(*) FILTER (NOT coalesce({INTEGER_TEXT.format(role)}, coalesce({role}, '') = '')) FROM raw",
-        )
-        if role == "timestamp" and integers and others:
-            return (
-                other
-                if find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
-                else "integer"
-            )
-        return other if others else "integer"
+        is_integer = INTEGER_TEXT.format(role)
+        if not self._exists(f"NOT coalesce({is_integer}, coalesce({role}, '') = '')"):
+            return "integer"
+        if role == "timestamp" and self._exists(is_integer):
+            mixed = find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
+            return "integer" if mixed is None else other
+        return other
+
+    def _exists(self, condition: str) -> bool:
+        """Return whether a row meets ``condition``; the first one ends the search."""
+        return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
         expected, first = self._types.setdefault(role, (found, file))

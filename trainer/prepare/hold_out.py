@@ -44,6 +44,8 @@ _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE = "none"
+_MOST_KEPT = 16
+"""The largest N of last-N for which the latest times of each query entity are found first: they are kept in memory."""
 _COLUMNS = "query, item, weight, timestamp, split, seq"
 _REASONS = {
     "last": "each query entity keeps one interaction in train, and none has two",
@@ -142,6 +144,7 @@ def create_interactions(connection: duckdb.DuckDBPyConnection, table: str) -> No
     """Create the view ``interactions`` of the events in ``table``, of which hold-outs move some to the table ``moved``.
 
     ``train_interactions`` are those of train: queries of it alone take half the time that they take of the union.
+    The view ``counts_split`` has the ``count`` of the interactions of each split, and of its ``positives``.
     The views ``counts_query`` and ``counts_item`` have each ID (``number``) of any split, and the ``count`` of its
     interactions of positive weight in train.
     """
@@ -152,6 +155,13 @@ def create_interactions(connection: duckdb.DuckDBPyConnection, table: str) -> No
     connection.execute(
         f"CREATE VIEW interactions AS SELECT {_COLUMNS} FROM train_interactions "
         f"UNION ALL SELECT {_COLUMNS} FROM {table} WHERE split <> 0 UNION ALL SELECT {_COLUMNS} FROM moved"
+    )
+    counted = "count(*) AS count, count(*) FILTER (weight > 0) AS positives"
+    connection.execute(  # without the join of train_interactions
+        "CREATE VIEW counts_split AS SELECT split, sum(count)::BIGINT AS count, sum(positives)::BIGINT AS positives "
+        f"FROM (SELECT split, {counted} FROM {table} GROUP BY split UNION ALL "
+        f"SELECT split, {counted} FROM moved GROUP BY split UNION ALL "
+        f"SELECT 0, -count, -positives FROM (SELECT {counted} FROM moved)) GROUP BY split"
     )
     for side in SIDES:
         connection.execute(
@@ -214,23 +224,35 @@ def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split
 
 
 def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
-    """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept."""
+    """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept.
+
+    Only those at or after the time of the last positive one to move are sorted: no earlier one is among the last.
+    """
     codes = map(ALL_SPLITS.index, numbers)
     bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
     cases = " ".join(f"WHEN place <= {bound} THEN {code}" for code, bound in bounds.items())
     kept = " + ".join(f"count(*) FILTER (count BETWEEN 1 AND {bound})" for bound in bounds.values())
     kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")
+    candidates, last = "train_interactions", max(bounds.values())
+    if last <= _MOST_KEPT:
+        since = "max(timestamp)" if last == 1 else f"max(timestamp, {last})[{last}]"  # of one, in half the time
+        connection.execute(
+            f"CREATE TABLE since AS SELECT query, {since} AS since FROM train_interactions WHERE weight > 0 "
+            "GROUP BY query"
+        )
+        candidates += " JOIN since USING (query) WHERE since IS NULL OR timestamp >= since"
     nth = "row_number() OVER latest"
     if fetch_count(connection, "SELECT count(*) FROM train_interactions WHERE weight < 0"):
         # A negative one is placed as the positive one before it in time would be.
         nth = "count(*) FILTER (weight > 0) OVER (latest ROWS UNBOUNDED PRECEDING) + (weight < 0)::BIGINT"
     connection.execute(
         f"INSERT INTO moved SELECT query, item, weight, timestamp, CASE {cases} END, seq FROM ("
-        f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM train_interactions "
-        "JOIN ids_item ON number = item "
+        f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM "
+        f"(SELECT {_COLUMNS} FROM {candidates}) JOIN ids_item ON number = item "
         "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id_rank DESC, seq DESC)"
-        f") JOIN counts_query ON number = query WHERE place <= {max(bounds.values())} AND place < count"
+        f") JOIN counts_query ON number = query WHERE place <= {last} AND place < count"
     )
+    connection.execute("DROP TABLE IF EXISTS since")
     return kept_rows
 
 

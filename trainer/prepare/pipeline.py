@@ -358,7 +358,8 @@ class _Preparation:
         for code, split in enumerate(ALL_SPLITS):
             found, positives = fetch_one(
                 self.connection,
-                f"SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = {code}",
+                "SELECT coalesce(sum(count)::BIGINT, 0), coalesce(sum(positives)::BIGINT, 0) FROM counts_split "
+                f"WHERE split = {code}",
             )
             assert isinstance(found, int)
             rows[split] = found

@@ -141,7 +141,7 @@ def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
     # for narrow numbers, and has more customers, items, and rows than they can count.
     monkeypatch.setattr(events, "_BLOCK_ROWS", 120)
     monkeypatch.setattr(events, "_NARROW_TYPE", "UTINYINT")
-    monkeypatch.setattr(events, "_NARROW_ROWS", 256)
+    monkeypatch.setattr(events, "_NARROW_BITS", 8)
     assert prepared("blocks") == whole
 
 
