@@ -24,7 +24,7 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
-from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_one
 from crossfade.trainer.prepare.event_values import (
     INTEGER_TEXT,
     Check,
@@ -83,6 +83,7 @@ class IdEncoder:
         self._connection = connection
         self._context = "".join(f", {name}" for name in context)
         self._buffered = 0
+        self._unlisted = False
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
         self._others = dict.fromkeys(SIDES, 0)
@@ -102,15 +103,17 @@ class IdEncoder:
             f"split UTINYINT, seq {_NARROW_TYPE})"
         )
 
-    def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
+    def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
+        None: the IDs are those of the events.
         """
         if self._rows + rows >= 1 << _NARROW_BITS:
             self._widen()
-        for side in SIDES:
-            self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
+        if ids is not None:
+            for side in SIDES:
+                self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
         block = (
             f"SELECT query_id, item_id, weight, timestamp, split, position + {self._rows} AS seq{self._context} "
             f"FROM {events}"
@@ -118,10 +121,11 @@ class IdEncoder:
         self._rows += rows
         enough = max(_BLOCK_ROWS, *self._known.values())
         if rows >= enough:
-            self._encode(f"({block})")
+            self._encode(f"({block})", find_ids=ids is None)
             return
         self._connection.execute(f"INSERT INTO buffered {block}")
         self._buffered += rows
+        self._unlisted |= ids is None
         if self._buffered >= enough:
             self._encode_buffered()
 
@@ -150,13 +154,15 @@ class IdEncoder:
 
     def _encode_buffered(self) -> None:
         if self._buffered:
-            self._encode("buffered")
+            self._encode("buffered", self._unlisted)
             self._empty("buffered")
-            self._buffered = 0
+            self._buffered, self._unlisted = 0, False
 
-    def _encode(self, block: str) -> None:
+    def _encode(self, block: str, find_ids: bool) -> None:
         numbers, joins = "", ""
         for side in SIDES:
+            if find_ids:
+                self._connection.execute(f"INSERT INTO found_{side} SELECT DISTINCT {side}_id FROM {block}")
             self._add_ids(side)
             number = _hash_sql(f"{side}_id")
             if self._others[side]:
@@ -202,6 +208,8 @@ class IdEncoder:
         self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
 
 
+_FEW_ROWS = 30_000
+"""Of a file of at most so many rows, a look at each costs less than tables of its IDs."""
 _RESERVED_SHARE = 16
 """One in so many numbers is reserved for IDs whose hash is taken: enough for those of a billion IDs."""
 
@@ -218,6 +226,8 @@ def _hash_sql(column: str) -> str:
 IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
+_SAMPLED_ROWS = 20
+_OF_INTEGERS = "-0123456789"
 
 
 @dataclass
@@ -325,6 +335,7 @@ class _Reader:
         self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self._types: dict[str, tuple[str, RawFile]] = {}
+        self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
@@ -338,23 +349,28 @@ class _Reader:
         self._stats.files += 1
         bad_lines = self._faults.count(missing=False) - faults_before
         self._stats.rows += bad_lines
-        self.records += bad_lines + count_rows(self._connection, counted_records(file))
+        counted = counted_records(file)
+        records = count_rows(self._connection, counted)
+        self.records += bad_lines + records
         with read_errors(file):
-            if not self._exists("true"):
+            rows = records if counted == "raw" else count_rows(self._connection, "raw")
+            if not rows:
                 self._stats.empty_files += 1
                 return
             typed = {*_TYPED_ROLES, *self._context}
+            self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
             checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
-            rows, sound = self._check(file, checks, timestamp, types, kinds)
+            has_few = rows <= _FEW_ROWS
+            rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
             if types.get("timestamp") == "datetime":
                 self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
-                self._insert(sound, types, timestamp, split, rows)
+                self._insert(sound, types, timestamp, split, rows, has_few)
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
@@ -380,7 +396,7 @@ class _Reader:
         if self._encoder is None:
             raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
         for side in SIDES:
-            self._connection.execute(f"DROP TABLE file_{side}")
+            self._connection.execute(f"DROP TABLE IF EXISTS file_{side}")
         self._encoder.finish()
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
@@ -419,13 +435,20 @@ class _Reader:
 
         Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
         """
-        is_integer = INTEGER_TEXT.format(role)
-        if not self._exists(f"NOT coalesce({is_integer}, coalesce({role}, '') = '')"):
+        is_other = f"NOT coalesce({INTEGER_TEXT}, coalesce({{0}}, '') = '')"
+        if role not in self._text_roles and not self._exists(is_other.format(role)):
             return "integer"
-        if role == "timestamp" and self._exists(is_integer):
+        if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)):
             mixed = find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
             return "integer" if mixed is None else other
         return other
+
+    def _find_texts(self, roles: Sequence[str]) -> None:
+        """Find the ``roles`` that have a text that is no integer in the first rows, as most that have any do."""
+        values = ", ".join(roles) or "NULL"
+        first = execute(self._connection, f"SELECT {values} FROM raw LIMIT {_SAMPLED_ROWS}")
+        texts = {role: (str(row[place] or "") for row in first) for place, role in enumerate(roles)}
+        self._text_roles = {role for role, found in texts.items() if any(text.strip(_OF_INTEGERS) for text in found)}
 
     def _exists(self, condition: str) -> bool:
         """Return whether a row meets ``condition``; the first one ends the search."""
@@ -451,14 +474,18 @@ class _Reader:
         timestamp: str,
         types: Mapping[str, str],
         kinds: Mapping[str, Kind],
+        has_few: bool,
     ) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
-        IDs are checked once each. Only a file that is at fault is searched for the rows that are.
+        IDs are checked once each, unless the file ``has_few`` rows. Only a file that is at fault is searched for the
+        rows that are.
         """
-        latest, numbers, violated = self._scan("raw", timestamp, [check for check in checks if check.role not in SIDES])
-        self._collect_ids("raw", timestamp)
-        for side in SIDES:
+        of_rows = checks if has_few else [check for check in checks if check.role not in SIDES]
+        latest, numbers, violated = self._scan("raw", timestamp, of_rows)
+        if not has_few:
+            self._collect_ids("raw", timestamp)
+        for side in () if has_few else SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
             violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
@@ -474,7 +501,8 @@ class _Reader:
             report_row_faults(self._connection, file, checks, self.columns, self._faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
-            self._collect_ids(sound, timestamp)
+            if not has_few:
+                self._collect_ids(sound, timestamp)
         if types.get("timestamp") == "integer":
             for option in self._time_range.dates():
                 check_seconds(option, latest)
@@ -511,7 +539,9 @@ class _Reader:
         before, after = self._time_range.outside_sql(timestamp)
         return f"{self._weight_sql} <> 0 AND NOT {before} AND NOT {after}"
 
-    def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
+    def _insert(
+        self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int, has_few: bool
+    ) -> None:
         if self._encoder is None:
             self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
         selected = ", ".join(
@@ -526,7 +556,8 @@ class _Reader:
             )
         )
         ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
-        self._encoder.add(f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})", rows, ids)
+        kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
+        self._encoder.add(kept, rows, None if has_few else ids)
 
     def _column(self, role: str) -> str:
         return self.columns[role]
