@@ -484,7 +484,7 @@ class _Reader:
         of_rows = checks if has_few else [check for check in checks if check.role not in SIDES]
         latest, numbers, violated = self._scan("raw", timestamp, of_rows)
         if not has_few:
-            self._collect_ids("raw", timestamp)
+            self._collect_ids("raw", self._kept_sql(timestamp) if any(numbers[1:]) else "true")
         for side in () if has_few else SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
@@ -502,7 +502,7 @@ class _Reader:
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
             if not has_few:
-                self._collect_ids(sound, timestamp)
+                self._collect_ids(sound, self._kept_sql(timestamp))
         if types.get("timestamp") == "integer":
             for option in self._time_range.dates():
                 check_seconds(option, latest)
@@ -527,12 +527,12 @@ class _Reader:
         violated = [check for check, is_violated in zip(checks, numbers[4:], strict=True) if is_violated]
         return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
 
-    def _collect_ids(self, relation: str, timestamp: str) -> None:
-        """Create the tables ``file_SIDE`` of each ID in ``relation``, and of whether an event to keep has it."""
+    def _collect_ids(self, relation: str, kept: str) -> None:
+        """Create the tables ``file_SIDE`` of the IDs in ``relation``, and of whether a ``kept`` event has each."""
         for side in SIDES:
             self._connection.execute(
                 f"CREATE OR REPLACE TABLE file_{side} AS "
-                f"SELECT {side}, bool_or({self._kept_sql(timestamp)}) AS is_kept FROM {relation} GROUP BY {side}"
+                f"SELECT {side}, bool_or({kept}) AS is_kept FROM {relation} GROUP BY {side}"
             )
 
     def _kept_sql(self, timestamp: str) -> str:
