@@ -67,8 +67,7 @@ class IdEncoder:
     another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
     the tables ``others_query`` and ``others_item`` have them.
 
-    A block has at least as many rows as there are IDs, so that comparing all of them for each costs no more than the
-    events do.
+    A block has at least a quarter as many rows as there are IDs, since all of them are compared with those of a block.
 
     Args:
         connection: The working database, in which the tables are created.
@@ -119,7 +118,7 @@ class IdEncoder:
             f"FROM {events}"
         )
         self._rows += rows
-        enough = max(_BLOCK_ROWS, *self._known.values())
+        enough = max(_BLOCK_ROWS, *(known // 4 for known in self._known.values()))
         if rows >= enough:
             self._encode(f"({block})", find_ids=ids is None)
             return
@@ -182,8 +181,8 @@ class IdEncoder:
             f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
         )
         self._connection.execute(
-            f"CREATE TABLE taken AS SELECT number FROM (SELECT number FROM new UNION ALL "
-            f"SELECT number FROM ids_{side}) GROUP BY number HAVING count(*) > 1"
+            "CREATE TABLE taken AS SELECT number FROM new GROUP BY number HAVING count(*) > 1 "
+            f"UNION SELECT number FROM new SEMI JOIN ids_{side} USING (number)"
         )
         others = count_rows(self._connection, "new SEMI JOIN taken USING (number)")
         if self._others[side] + others > _reserved():
