@@ -339,7 +339,7 @@ class _Preparation:
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Create the view ``interactions`` of ``table``, with the hold-outs applied."""
         plan = plan_hold_outs(self.options)
-        create_interactions(self.connection, table)
+        create_interactions(self.connection, table, plan)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
         self.facts["kept_for_train"] = apply_hold_outs(
             self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
