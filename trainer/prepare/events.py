@@ -446,8 +446,10 @@ class _Reader:
         """Find the ``roles`` that have a text that is no integer in the first rows, as most that have any do."""
         values = ", ".join(roles) or "NULL"
         first = execute(self._connection, f"SELECT {values} FROM raw LIMIT {_SAMPLED_ROWS}")
-        texts = {role: (str(row[place] or "") for row in first) for place, role in enumerate(roles)}
-        self._text_roles = {role for role, found in texts.items() if any(text.strip(_OF_INTEGERS) for text in found)}
+        columns = zip(roles, zip(*first, strict=True), strict=bool(roles))
+        self._text_roles = {
+            role for role, column in columns if any(str(value or "").strip(_OF_INTEGERS) for value in column)
+        }
 
     def _exists(self, condition: str) -> bool:
         """Return whether a row meets ``condition``; the first one ends the search."""
