@@ -1,12 +1,12 @@
 """Measure how fast raw events are generated and prepared, and in how much memory.
 
     .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
-    .venv/bin/python benchmarks/preparing.py --events 100e6           # 100 million
+    .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
 
-Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events, one track
-per two hundred. The last event of each customer is held out. Memory excludes the page cache (RssAnon of /proc).
-Processor seconds are the cost of the work on a machine that runs other work too.
+Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events (or another
+number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
+/proc). Processor seconds are the cost of the work on a machine that runs other work too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import argparse
 import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,20 +33,36 @@ from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIM
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
 _POLL_SECONDS = 0.1
+_BLOCK_BYTES = 512
 
 
 def main() -> None:
     """Generate and prepare, print the results, and delete the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=float, default=10e6, metavar="N", help="generate N raw events (default: 10e6)")
+    parser.add_argument(
+        "--events", type=float, nargs="+", default=[10e6], metavar="N", help="generate N raw events (default: 10e6)"
+    )
+    parser.add_argument(
+        "--events-per-customer",
+        type=int,
+        default=100,
+        metavar="N",
+        help="events of a customer on average (default: 100)",
+    )
     parser.add_argument(
         "--at", metavar="DIR", help="keep the data in this folder or s3:// URI (default: a temporary folder)"
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of 'crossfade prepare' (default: its own)")
     arguments = parser.parse_args()
-    events = int(arguments.events)
-    spec = SyntheticSpec(queries=max(1, events // 100), items=max(50, events // 200), interactions=events, genres=50)
+    for events in map(int, arguments.events):
+        _run(events, arguments)
+
+
+def _run(events: int, arguments: argparse.Namespace) -> None:
+    """Generate and prepare ``events``, print the results, and delete the data."""
+    queries = max(1, events // arguments.events_per_customer)
+    spec = SyntheticSpec(queries=queries, items=max(50, queries // 2), interactions=events, genres=50)
     with tempfile.TemporaryDirectory() as folder:
         at = (arguments.at or folder).rstrip("/")
         _print(
@@ -51,10 +70,10 @@ def main() -> None:
             f"{spec.query}s x {spec.items:,} {spec.item}s, {'on S3' if at.startswith('s3://') else 'in files'}"
         )
         try:
-            seconds, memory = _measured(_generate, at, spec)
-            _print(f"generated   {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
-            seconds, memory = _measured(_prepare, at, spec, arguments.work_dir, arguments.memory)
-            _print(f"prepared    {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
+            with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work:
+                _print(f"generated {_measured(_generate, Path(work), at, spec).describe(events)}")
+                measured = _measured(_prepare, Path(work), at, spec, Path(work), arguments.memory)
+                _print(f"prepared  {measured.describe(events)}, {measured.spilled / 2**30:.2f} GiB spilled")
             _print(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
         finally:
             for name in ("raw", "prepared"):
@@ -63,21 +82,54 @@ def main() -> None:
                 shutil.rmtree(at)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by the clock and of processors, and the largest memory and temporary files, in bytes."""
+
+    seconds: float
+    processors: float
+    memory: int
+    spilled: int
+
+    def describe(self, events: int) -> str:
+        """Describe all but the temporary files."""
+        return (
+            f"{self.seconds:7.1f} s, {events / self.seconds:11,.0f} events/s; {self.processors:7.1f} CPU s, "
+            f"{1e6 * self.processors / events:.2f} µs an event; {self.memory / 2**30:.2f} GiB"
+        )
+
+
 def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    """Run ``work`` in a separate process; return its seconds and its peak memory in bytes."""
-    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    begin, peak = time.perf_counter(), 0
+def _measured(run: Callable[..., None], work: Path, *arguments: Any) -> Measured:
+    """Call ``run`` in a separate process, whose temporary files are in ``work``."""
+    process = multiprocessing.get_context("spawn").Process(target=run, args=arguments)
+    begin, used, peak, spilled = time.perf_counter(), _processor_seconds(), 0, 0
     process.start()
     while process.is_alive():
         peak = max(peak, _anonymous_bytes(process.pid or 0))
+        spilled = max(spilled, _bytes_below(work))
         process.join(_POLL_SECONDS)
     if process.exitcode:
-        raise SystemExit(f"{work.__name__} failed with exit code {process.exitcode}")
-    return time.perf_counter() - begin, peak
+        raise SystemExit(f"{run.__name__} failed with exit code {process.exitcode}")
+    return Measured(time.perf_counter() - begin, _processor_seconds() - used, peak, spilled)
+
+
+def _processor_seconds() -> float:
+    """Return those of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the disk space of the files below ``folder``, some of which may be deleted meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * _BLOCK_BYTES
+    return total
 
 
 def _anonymous_bytes(pid: int) -> int:
@@ -94,7 +146,7 @@ def _generate(at: str, spec: SyntheticSpec) -> None:
     phases.end()
 
 
-def _prepare(at: str, spec: SyntheticSpec, work: Path | None, memory: float | None) -> None:
+def _prepare(at: str, spec: SyntheticSpec, work: Path, memory: float | None) -> None:
     phases = Phases()
     prepare(
         PrepareOptions.of(

@@ -102,13 +102,16 @@ def filter_k_core(
     Raises:
         InputError: no interaction of positive weight is left.
     """
-    ids = {side: count_rows(connection, f"ids_{side}") for side in SIDES}
     before = {side: _count_present(connection, source, side) for side in SIDES}
-    alive = {side: np.ones(ids[side], dtype=np.bool_) for side in SIDES}
+    alive = {side: np.ones(count_rows(connection, f"ids_{side}"), dtype=np.bool_) for side in SIDES}
+    connection.execute(
+        "CREATE TABLE positive_ranks AS SELECT q.id_rank - 1 AS query, i.id_rank - 1 AS item "
+        f"FROM {source} e JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item WHERE weight > 0"
+    )
     progress.phase("min-count", None, "round")
     changed, positives = True, 0
     while changed:
-        counts = _count_alive(connection, source, alive)
+        counts = _count_alive(connection, alive)
         positives = int(counts["query"].sum())
         changed = False
         for side, minimum in minimums.items():
@@ -116,12 +119,14 @@ def filter_k_core(
             alive[side] &= ~rare
             changed = changed or bool(rare.any())
         progress.advance(1)
+    connection.execute("DROP TABLE positive_ranks")
     if not positives:
         required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
         raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
     for side in SIDES:
-        numbers = pa.table({"number": np.flatnonzero(alive[side])})
-        execute_on(connection, numbers, f"CREATE TABLE alive_{side} AS SELECT number FROM part")
+        ranks = pa.table({"id_rank": np.flatnonzero(alive[side]) + 1})
+        ids = f"SELECT number FROM ids_{side} SEMI JOIN part USING (id_rank)"
+        execute_on(connection, ranks, f"CREATE TABLE alive_{side} AS {ids}")
     connection.execute(
         f"CREATE TABLE {target} AS SELECT e.* FROM {source} e "
         "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)"
@@ -136,10 +141,11 @@ def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str)
 
 
 def _count_alive(
-    connection: duckdb.DuckDBPyConnection, source: str, alive: Mapping[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]
+    connection: duckdb.DuckDBPyConnection, alive: Mapping[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]
 ) -> dict[str, IntArray]:
+    """Count the interactions in ``positive_ranks`` of each ID, by its place in the order of IDs, if both are alive."""
     counts = {side: np.zeros(len(alive[side]), dtype=np.int64) for side in SIDES}
-    for batch in connection.sql(f"SELECT query, item FROM {source} WHERE weight > 0").to_arrow_reader(_BATCH_ROWS):
+    for batch in connection.sql("SELECT query, item FROM positive_ranks").to_arrow_reader(_BATCH_ROWS):
         number_N = {side: batch.column(side).to_numpy() for side in SIDES}
         are_alive_N = alive["query"][number_N["query"]] & alive["item"][number_N["item"]]
         for side in SIDES:

@@ -3,11 +3,12 @@
 
     table = read_events(connection, {"train": files}, work, options, (), faults, progress)
 
-The table ``events`` has ``query`` and ``item`` (the numbers from 0 that ``IdEncoder`` gives the IDs), ``weight``
+The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers and ``seq`` are uint32, or
-int64 where there are more events. Where events have columns of context, the table ``event_context`` has their values by
-``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers, which are not
+consecutive, and ``seq`` are uint32, or int64 where there are more events. Where events have columns of context, the
+table ``event_context`` has their values by ``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id``
+of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
-from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_one
 from crossfade.trainer.prepare.event_values import (
     INTEGER_TEXT,
     Check,
@@ -54,16 +55,19 @@ from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, chec
 
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
-_NARROW_TYPE, _NARROW_ROWS = "UINTEGER", 1 << 32
-"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are this many events."""
+_NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
+"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
 class IdEncoder:
     """Builds the table ``events`` in blocks: a large file is one, and those of small files are buffered.
 
-    A block has at least as many rows as there are IDs, so that looking all of them up for each costs no more than the
-    events do.
+    The number of an ID is a hash of it, so that events need no join with a large table of IDs. The few IDs whose hash
+    another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
+    the tables ``others_query`` and ``others_item`` have them.
+
+    A block has at least a quarter as many rows as there are IDs, since all of them are compared with those of a block.
 
     Args:
         connection: The working database, in which the tables are created.
@@ -78,11 +82,14 @@ class IdEncoder:
         self._connection = connection
         self._context = "".join(f", {name}" for name in context)
         self._buffered = 0
+        self._unlisted = False
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
+        self._others = dict.fromkeys(SIDES, 0)
         self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE others_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
             connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
@@ -95,32 +102,38 @@ class IdEncoder:
             f"split UTINYINT, seq {_NARROW_TYPE})"
         )
 
-    def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
+    def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
+        None: the IDs are those of the events.
         """
-        if self._rows < _NARROW_ROWS <= self._rows + rows:
+        if self._rows + rows >= 1 << _NARROW_BITS:
             self._widen()
-        for side in SIDES:
-            self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
+        if ids is not None:
+            for side in SIDES:
+                self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
         block = (
             f"SELECT query_id, item_id, weight, timestamp, split, position + {self._rows} AS seq{self._context} "
             f"FROM {events}"
         )
         self._rows += rows
-        enough = max(_BLOCK_ROWS, *self._known.values())
+        enough = max(_BLOCK_ROWS, *(known // 4 for known in self._known.values()))
         if rows >= enough:
-            self._encode(f"({block})")
+            self._encode(f"({block})", find_ids=ids is None)
             return
         self._connection.execute(f"INSERT INTO buffered {block}")
         self._buffered += rows
+        self._unlisted |= ids is None
         if self._buffered >= enough:
             self._encode_buffered()
 
     def _widen(self) -> None:
+        if self._number_type != _NARROW_TYPE:
+            return
         self._number_type = "BIGINT"
-        columns = [(f"ids_{side}", "number") for side in SIDES] + [("events", name) for name in (*SIDES, "seq")]
+        columns = [(f"{kind}_{side}", "number") for kind in ("ids", "others") for side in SIDES]
+        columns += [("events", name) for name in (*SIDES, "seq")]
         for table, column in columns:
             self._connection.execute(f"ALTER TABLE {table} ALTER {column} TYPE {self._number_type}")
 
@@ -135,37 +148,85 @@ class IdEncoder:
             )
             self._connection.execute(f"DROP TABLE ids_{side}")
             self._connection.execute(f"DROP TABLE found_{side}")
+            self._connection.execute(f"DROP TABLE others_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
     def _encode_buffered(self) -> None:
         if self._buffered:
-            self._encode("buffered")
+            self._encode("buffered", self._unlisted)
             self._empty("buffered")
-            self._buffered = 0
+            self._buffered, self._unlisted = 0, False
 
-    def _encode(self, block: str) -> None:
+    def _encode(self, block: str, find_ids: bool) -> None:
+        numbers, joins = "", ""
         for side in SIDES:
-            self._connection.execute(
-                f"INSERT INTO ids_{side} SELECT {self._known[side]} + row_number() OVER () - 1, id "
-                f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
-            )
-            self._empty(f"found_{side}")
-            self._known[side] = count_rows(self._connection, f"ids_{side}")
+            if find_ids:
+                self._connection.execute(f"INSERT INTO found_{side} SELECT DISTINCT {side}_id FROM {block}")
+            self._add_ids(side)
+            number = _hash_sql(f"{side}_id")
+            if self._others[side]:
+                joins += f" LEFT JOIN others_{side} ON others_{side}.id = {side}_id"
+                number = f"coalesce(others_{side}.number, {number})"
+            numbers += f"{number}, "
         self._connection.execute(
-            f"INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM {block} "
-            "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id"
+            f"INSERT INTO events SELECT {numbers}weight, timestamp, split, seq FROM {block}{joins}"
         )
         if self._context:
             self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
+
+    def _add_ids(self, side: str) -> None:
+        """Move the IDs in ``found_SIDE`` to ``ids_SIDE`` if they are new; ``others_SIDE`` has those of a taken hash."""
+        self._connection.execute(
+            f"CREATE TABLE new AS SELECT {_hash_sql('id')} AS number, id "
+            f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
+        )
+        self._connection.execute(
+            "CREATE TABLE taken AS SELECT number FROM new GROUP BY number HAVING count(*) > 1 "
+            f"UNION SELECT number FROM new SEMI JOIN ids_{side} USING (number)"
+        )
+        others = count_rows(self._connection, "new SEMI JOIN taken USING (number)")
+        if self._others[side] + others > _reserved():
+            self._widen()
+        first = (1 << _NARROW_BITS) - _reserved() + self._others[side]
+        self._connection.execute(
+            f"INSERT INTO others_{side} SELECT {first} + row_number() OVER () - 1, id "
+            "FROM new SEMI JOIN taken USING (number)"
+        )
+        self._others[side] += others
+        self._connection.execute(
+            f"INSERT INTO ids_{side} SELECT number, id FROM new ANTI JOIN taken USING (number) "
+            f"UNION ALL SELECT number, id FROM others_{side} WHERE number >= {first}"
+        )
+        for table in ("new", "taken"):
+            self._connection.execute(f"DROP TABLE {table}")
+        self._empty(f"found_{side}")
+        self._known[side] = count_rows(self._connection, f"ids_{side}")
 
     def _empty(self, table: str) -> None:
         """Delete the rows of ``table``, and what they take: TRUNCATE frees nothing in a database in memory."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
 
 
+_FEW_ROWS = 30_000
+"""Of a file of at most so many rows, a look at each costs less than tables of its IDs."""
+_RESERVED_SHARE = 16
+"""One in so many numbers is reserved for IDs whose hash is taken: enough for those of a billion IDs."""
+
+
+def _reserved() -> int:
+    return (1 << _NARROW_BITS) // _RESERVED_SHARE
+
+
+def _hash_sql(column: str) -> str:
+    """Return SQL of a number below those that are reserved."""
+    return f"((hash({column}) >> {64 - _NARROW_BITS}) * {_RESERVED_SHARE - 1} // {_RESERVED_SHARE})"
+
+
 IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
+_SAMPLED_ROWS = 20
+_OF_INTEGERS = "-0123456789"
 
 
 @dataclass
@@ -273,6 +334,7 @@ class _Reader:
         self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self._types: dict[str, tuple[str, RawFile]] = {}
+        self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
@@ -286,23 +348,28 @@ class _Reader:
         self._stats.files += 1
         bad_lines = self._faults.count(missing=False) - faults_before
         self._stats.rows += bad_lines
-        self.records += bad_lines + count_rows(self._connection, counted_records(file))
+        counted = counted_records(file)
+        records = count_rows(self._connection, counted)
+        self.records += bad_lines + records
         with read_errors(file):
-            if not count_rows(self._connection, "(SELECT 1 FROM raw LIMIT 1)"):
+            rows = records if counted == "raw" else count_rows(self._connection, "raw")
+            if not rows:
                 self._stats.empty_files += 1
                 return
             typed = {*_TYPED_ROLES, *self._context}
+            self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
             checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
-            rows, sound = self._check(file, checks, timestamp, types, kinds)
+            has_few = rows <= _FEW_ROWS
+            rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
             if types.get("timestamp") == "datetime":
                 self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
-                self._insert(sound, types, timestamp, split, rows)
+                self._insert(sound, types, timestamp, split, rows, has_few)
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
@@ -328,7 +395,7 @@ class _Reader:
         if self._encoder is None:
             raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
         for side in SIDES:
-            self._connection.execute(f"DROP TABLE file_{side}")
+            self._connection.execute(f"DROP TABLE IF EXISTS file_{side}")
         self._encoder.finish()
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
@@ -367,18 +434,26 @@ class _Reader:
 
         Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
         """
-        integers, others = fetch_one(
-            self._connection,
-            f"SELECT count(*) FILTER ({INTEGER_TEXT.format(role)}), "
-            f"count(*) FILTER (NOT coalesce({INTEGER_TEXT.format(role)}, coalesce({role}, '') = '')) FROM raw",
-        )
-        if role == "timestamp" and integers and others:
-            return (
-                other
-                if find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
-                else "integer"
-            )
-        return other if others else "integer"
+        is_other = f"NOT coalesce({INTEGER_TEXT}, coalesce({{0}}, '') = '')"
+        if role not in self._text_roles and not self._exists(is_other.format(role)):
+            return "integer"
+        if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)):
+            mixed = find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
+            return "integer" if mixed is None else other
+        return other
+
+    def _find_texts(self, roles: Sequence[str]) -> None:
+        """Find the ``roles`` that have a text that is no integer in the first rows, as most that have any do."""
+        values = ", ".join(roles) or "NULL"
+        first = execute(self._connection, f"SELECT {values} FROM raw LIMIT {_SAMPLED_ROWS}")
+        columns = zip(roles, zip(*first, strict=True), strict=bool(roles))
+        self._text_roles = {
+            role for role, column in columns if any(str(value or "").strip(_OF_INTEGERS) for value in column)
+        }
+
+    def _exists(self, condition: str) -> bool:
+        """Return whether a row meets ``condition``; the first one ends the search."""
+        return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
         expected, first = self._types.setdefault(role, (found, file))
@@ -400,14 +475,18 @@ class _Reader:
         timestamp: str,
         types: Mapping[str, str],
         kinds: Mapping[str, Kind],
+        has_few: bool,
     ) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
-        IDs are checked once each. Only a file that is at fault is searched for the rows that are.
+        IDs are checked once each, unless the file ``has_few`` rows. Only a file that is at fault is searched for the
+        rows that are.
         """
-        latest, numbers, violated = self._scan("raw", timestamp, [check for check in checks if check.role not in SIDES])
-        self._collect_ids("raw", timestamp)
-        for side in SIDES:
+        of_rows = checks if has_few else [check for check in checks if check.role not in SIDES]
+        latest, numbers, violated = self._scan("raw", timestamp, of_rows)
+        if not has_few:
+            self._collect_ids("raw", self._kept_sql(timestamp) if any(numbers[1:]) else "true")
+        for side in () if has_few else SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
             violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
@@ -423,7 +502,8 @@ class _Reader:
             report_row_faults(self._connection, file, checks, self.columns, self._faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
-            self._collect_ids(sound, timestamp)
+            if not has_few:
+                self._collect_ids(sound, self._kept_sql(timestamp))
         if types.get("timestamp") == "integer":
             for option in self._time_range.dates():
                 check_seconds(option, latest)
@@ -448,19 +528,21 @@ class _Reader:
         violated = [check for check, is_violated in zip(checks, numbers[4:], strict=True) if is_violated]
         return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
 
-    def _collect_ids(self, relation: str, timestamp: str) -> None:
-        """Create the tables ``file_SIDE`` of each ID in ``relation``, and of whether an event to keep has it."""
+    def _collect_ids(self, relation: str, kept: str) -> None:
+        """Create the tables ``file_SIDE`` of the IDs in ``relation``, and of whether a ``kept`` event has each."""
         for side in SIDES:
             self._connection.execute(
                 f"CREATE OR REPLACE TABLE file_{side} AS "
-                f"SELECT {side}, bool_or({self._kept_sql(timestamp)}) AS is_kept FROM {relation} GROUP BY {side}"
+                f"SELECT {side}, bool_or({kept}) AS is_kept FROM {relation} GROUP BY {side}"
             )
 
     def _kept_sql(self, timestamp: str) -> str:
         before, after = self._time_range.outside_sql(timestamp)
         return f"{self._weight_sql} <> 0 AND NOT {before} AND NOT {after}"
 
-    def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
+    def _insert(
+        self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int, has_few: bool
+    ) -> None:
         if self._encoder is None:
             self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
         selected = ", ".join(
@@ -475,7 +557,8 @@ class _Reader:
             )
         )
         ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
-        self._encoder.add(f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})", rows, ids)
+        kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
+        self._encoder.add(kept, rows, None if has_few else ids)
 
     def _column(self, role: str) -> str:
         return self.columns[role]

@@ -2,7 +2,7 @@
 """Hold-outs: which interactions of ``train`` become ``valid`` or ``test``.
 
     plan = plan_hold_outs(options)
-    create_interactions(connection, "events")           # the view interactions, and how many each ID has in train
+    create_interactions(connection, "events", plan)     # the view interactions, and how many each ID has in train
     kept = apply_hold_outs(connection, plan, seed=0, timestamps="integer", progress=progress)
 
     last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
@@ -44,6 +44,8 @@ _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE = "none"
+_MOST_KEPT = 16
+"""The largest N of last-N for which the latest times of each query entity are found first: they are kept in memory."""
 _COLUMNS = "query, item, weight, timestamp, split, seq"
 _REASONS = {
     "last": "each query entity keeps one interaction in train, and none has two",
@@ -138,13 +140,33 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     return plan
 
 
-def create_interactions(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+def _steps(plan: Mapping[str, HoldOut]) -> list[dict[str, HoldOut]]:
+    """Return the hold-outs of ``plan`` that are applied together: all, if each takes the last interactions."""
+    all_last = all(hold_out.kind == "last" for hold_out in plan.values())
+    return [dict(plan)] if all_last and plan else [{split: hold_out} for split, hold_out in plan.items()]
+
+
+def _last_places(step: Mapping[str, HoldOut]) -> int:
+    """Return how many of the last interactions of a query entity the ``step`` takes."""
+    return sum(hold_out.number for hold_out in step.values())
+
+
+def _since_sql(places: int) -> str:
+    """Return SQL of the time of the last positive interaction of train at ``places``, null if there are fewer."""
+    positive = "FILTER (WHERE split = 0 AND weight > 0)"
+    return f"max(timestamp) {positive}" if places == 1 else f"(max(timestamp, {places}) {positive})[{places}]"
+
+
+def create_interactions(connection: duckdb.DuckDBPyConnection, table: str, plan: Mapping[str, HoldOut]) -> None:
     """Create the view ``interactions`` of the events in ``table``, of which hold-outs move some to the table ``moved``.
 
     ``train_interactions`` are those of train: queries of it alone take half the time that they take of the union.
+    The view ``counts_split`` has the ``count`` of the interactions of each split, and of its ``positives``.
     The views ``counts_query`` and ``counts_item`` have each ID (``number``) of any split, and the ``count`` of its
-    interactions of positive weight in train.
+    interactions of positive weight in train. The times that the first step of ``plan`` needs are found on the way.
     """
+    places = _last_places(_steps(plan)[0]) if plan else 0
+    since = {"query": f", {_since_sql(places)} AS since" if 0 < places <= _MOST_KEPT else "", "item": ""}
     connection.execute(f"CREATE TABLE moved AS SELECT {_COLUMNS} FROM {table} LIMIT 0")
     connection.execute(
         f"CREATE VIEW train_interactions AS SELECT {_COLUMNS} FROM {table} ANTI JOIN moved USING (seq) WHERE split = 0"
@@ -153,10 +175,17 @@ def create_interactions(connection: duckdb.DuckDBPyConnection, table: str) -> No
         f"CREATE VIEW interactions AS SELECT {_COLUMNS} FROM train_interactions "
         f"UNION ALL SELECT {_COLUMNS} FROM {table} WHERE split <> 0 UNION ALL SELECT {_COLUMNS} FROM moved"
     )
+    counted = "count(*) AS count, count(*) FILTER (weight > 0) AS positives"
+    connection.execute(  # without the join of train_interactions
+        "CREATE VIEW counts_split AS SELECT split, sum(count)::BIGINT AS count, sum(positives)::BIGINT AS positives "
+        f"FROM (SELECT split, {counted} FROM {table} GROUP BY split UNION ALL "
+        f"SELECT split, {counted} FROM moved GROUP BY split UNION ALL "
+        f"SELECT 0, -count, -positives FROM (SELECT {counted} FROM moved)) GROUP BY split"
+    )
     for side in SIDES:
         connection.execute(
             f"CREATE TABLE all_counts_{side} AS SELECT {side} AS number, "
-            f"count(*) FILTER (split = 0 AND weight > 0) AS count FROM {table} GROUP BY {side}"
+            f"count(*) FILTER (split = 0 AND weight > 0) AS count{since[side]} FROM {table} GROUP BY {side}"
         )
         connection.execute(
             f"CREATE VIEW counts_{side} AS SELECT number, a.count - coalesce(m.count, 0) AS count "
@@ -185,11 +214,10 @@ def apply_hold_outs(
         return 0
     progress.phase("hold out", len(plan), "split")
     kept = 0
-    all_last = all(hold_out.kind == "last" for hold_out in plan.values())
-    for step in [plan] if all_last else [{split: hold_out} for split, hold_out in plan.items()]:
+    for index, step in enumerate(_steps(plan)):
         hold_out = next(iter(step.values()))
         if hold_out.kind == "last":
-            kept += _take_last(connection, {split: each.number for split, each in step.items()})
+            kept += _take_last(connection, {split: each.number for split, each in step.items()}, is_first=index == 0)
         else:
             kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed, timestamps)
             kept += 0 if hold_out.by_default else kept_for_it
@@ -213,23 +241,33 @@ def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split
     )
 
 
-def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
-    """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept."""
+def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int], is_first: bool) -> int:
+    """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept.
+
+    ``is_first``: nothing has been moved yet, so that ``create_interactions`` has found the times that matter. Only
+    interactions at or after the time of the last positive one to move are sorted: no earlier one is among the last.
+    """
     codes = map(ALL_SPLITS.index, numbers)
     bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
     cases = " ".join(f"WHEN place <= {bound} THEN {code}" for code, bound in bounds.items())
     kept = " + ".join(f"count(*) FILTER (count BETWEEN 1 AND {bound})" for bound in bounds.values())
     kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")
+    candidates, last = "train_interactions", max(bounds.values())
+    if last <= _MOST_KEPT:
+        times = "all_counts_query"
+        if not is_first:
+            times = f"(SELECT query AS number, {_since_sql(last)} AS since FROM train_interactions GROUP BY query)"
+        candidates += f" JOIN {times} ON number = query WHERE since IS NULL OR timestamp >= since"
     nth = "row_number() OVER latest"
     if fetch_count(connection, "SELECT count(*) FROM train_interactions WHERE weight < 0"):
         # A negative one is placed as the positive one before it in time would be.
         nth = "count(*) FILTER (weight > 0) OVER (latest ROWS UNBOUNDED PRECEDING) + (weight < 0)::BIGINT"
     connection.execute(
         f"INSERT INTO moved SELECT query, item, weight, timestamp, CASE {cases} END, seq FROM ("
-        f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM train_interactions "
-        "JOIN ids_item ON number = item "
+        f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM "
+        f"(SELECT {_COLUMNS} FROM {candidates}) JOIN ids_item ON number = item "
         "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id_rank DESC, seq DESC)"
-        f") JOIN counts_query ON number = query WHERE place <= {max(bounds.values())} AND place < count"
+        f") JOIN counts_query ON number = query WHERE place <= {last} AND place < count"
     )
     return kept_rows
 

@@ -340,7 +340,7 @@ class _Preparation:
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Create the view ``interactions`` of ``table``, with the hold-outs applied."""
         plan = plan_hold_outs(self.options)
-        create_interactions(self.connection, table)
+        create_interactions(self.connection, table, plan)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
         self.facts["kept_for_train"] = apply_hold_outs(
             self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
@@ -359,7 +359,8 @@ class _Preparation:
         for code, split in enumerate(ALL_SPLITS):
             found, positives = fetch_one(
                 self.connection,
-                f"SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = {code}",
+                "SELECT coalesce(sum(count)::BIGINT, 0), coalesce(sum(positives)::BIGINT, 0) FROM counts_split "
+                f"WHERE split = {code}",
             )
             assert isinstance(found, int)
             rows[split] = found

@@ -34,6 +34,7 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.database import (
     exact_path,
+    execute,
     execute_on,
     fetch_count,
     fetch_one,
@@ -132,9 +133,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
 
 def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
     """Drop ``raw`` and the tables that it reads."""
-    connection.execute("DROP VIEW IF EXISTS raw")
-    connection.execute("DROP TABLE IF EXISTS raw_rows")
-    connection.execute("DROP TABLE IF EXISTS raw_lines")
+    connection.execute("DROP VIEW IF EXISTS raw; DROP TABLE IF EXISTS raw_rows; DROP TABLE IF EXISTS raw_lines")
 
 
 def counted_records(file: RawFile) -> str:
@@ -385,6 +384,7 @@ def _read_header(file: RawFile) -> list[str]:
 
 _EXACT_BELOW = 2**53
 """A double is one integer below this."""
+_SAMPLED_ROWS = 20
 _WHOLE_TEXT = r"-?[0-9]{1,15}\.0"
 
 
@@ -404,11 +404,10 @@ def integer_sql(column: str) -> str:
 
 def whole_texts(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
     """Return those of the ``columns`` of text, in a ``relation``, whose values are all as "42.0" or empty."""
-    likely = []
-    for column in columns:  # the first value rules out most of them at no cost
-        first = connection.execute(f"SELECT {column} FROM {relation} WHERE {column} <> '' LIMIT 1").fetchone()
-        if first is not None and str(first[0]).endswith(".0"):
-            likely.append(column)
+    # The first values rule out most of them at no cost.
+    first = execute(connection, f"SELECT {', '.join(columns) or 'NULL'} FROM {relation} LIMIT {_SAMPLED_ROWS}")
+    texts = {column: [str(row[place] or ".0") for row in first] for place, column in enumerate(columns)}
+    likely = [column for column in columns if all(text.endswith(".0") for text in texts[column])]
     return _true_of_all(
         connection, relation, likely, [f"{c} = '' OR regexp_full_match({c}, '{_WHOLE_TEXT}')" for c in likely]
     )
@@ -466,6 +465,8 @@ def check_parquet(
                 values += chunk.num_values
                 pages += chunk.total_uncompressed_size
     _check(file, max(values * _NUMBER_BYTES, pages), limit)
+    if values * pages <= limit:  # no text is larger than all pages
+        return
     texts = [_text_bytes(schema.field(column)) for column in columns if _holds_text(schema.field(column).type)]
     if texts:
         source = f"read_parquet({literal(exact_path(file.path))})"
