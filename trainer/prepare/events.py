@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
+from pydantic import TypeAdapter
 
 from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -37,6 +38,7 @@ from crossfade.trainer.prepare.event_values import (
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
@@ -53,6 +55,9 @@ from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 
 SIDES = ("query", "item")
+READ_STEP = "read"
+_KEPT_PARTS = 10
+"""Reading is kept at the ends of files, after about each such part of the bytes."""
 _BLOCK_ROWS = 4_000_000
 _NARROW_TYPE, _NARROW_ROWS = "UINTEGER", 1 << 32
 """Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are this many events."""
@@ -80,6 +85,7 @@ class IdEncoder:
         self._buffered = 0
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
+        self._kept = dict.fromkeys((*SIDES, "seq"), 0)
         self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
@@ -116,7 +122,7 @@ class IdEncoder:
         self._connection.execute(f"INSERT INTO buffered {block}")
         self._buffered += rows
         if self._buffered >= enough:
-            self._encode_buffered()
+            self.encode_buffered()
 
     def _widen(self) -> None:
         self._number_type = "BIGINT"
@@ -126,7 +132,7 @@ class IdEncoder:
 
     def finish(self) -> None:
         """Encode the events that are still buffered, and rank the IDs."""
-        self._encode_buffered()
+        self.encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(
@@ -137,11 +143,30 @@ class IdEncoder:
             self._connection.execute(f"DROP TABLE found_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
-    def _encode_buffered(self) -> None:
+    def encode_buffered(self) -> None:
+        """Encode the events of small files that wait for more."""
         if self._buffered:
             self._encode("buffered")
             self._empty("buffered")
             self._buffered = 0
+
+    def keep(self, journal: Journal, state: Mapping[str, Any]) -> None:
+        """Keep the rows since the last call, and the ``state`` of the reader."""
+        self.encode_buffered()
+        tables = {f"ids_{side}": f"FROM ids_{side} WHERE number >= {self._kept[side]}" for side in SIDES}
+        for table in ("events", "event_context") if self._context else ("events",):
+            tables[table] = f"FROM {table} WHERE seq >= {self._kept['seq']}"
+        journal.save(READ_STEP, {**state, "rows": self._rows}, self._connection, tables)
+        self._kept = {**self._known, "seq": self._rows}
+
+    def restore(self, journal: Journal, rows: int) -> None:
+        """Load what was kept of the first ``rows`` data rows."""
+        if rows >= _NARROW_ROWS:
+            self._widen()
+        journal.load(READ_STEP, self._connection)
+        self._rows = rows
+        self._known = {side: count_rows(self._connection, f"ids_{side}") for side in SIDES}
+        self._kept = {**self._known, "seq": rows}
 
     def _encode(self, block: str) -> None:
         for side in SIDES:
@@ -207,8 +232,11 @@ def read_events(
     string_id_sides: Collection[str],
     faults: Faults,
     progress: ProgressReporter,
+    journal: Journal,
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
+
+    The first files, whose events are in the ``journal``, are not read again.
 
     The IDs of ``string_id_sides`` stay strings in files without types, even if all of them are integers.
 
@@ -222,14 +250,22 @@ def read_events(
     check_formats(connection, options.timestamp_format)
     reader = _Reader(connection, options, string_id_sides, faults)
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
-    progress.phase("read events", sum(file.bytes for _, file in order), "B")
-    with fetch_files([file for _, file in order], work, possible_columns(reader.columns)) as local_files:
-        for (code, source), file in zip(order, local_files, strict=True):
+    total = sum(file.bytes for _, file in order)
+    progress.phase("read events", total, "B")
+    done = reader.restore(journal)
+    progress.advance(sum(file.bytes for _, file in order[:done]))
+    left, unkept = order[done:], 0
+    with fetch_files([file for _, file in left], work, possible_columns(reader.columns)) as local_files:
+        for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
             try:
                 reader.read(file, code)
             except InputError as error:
                 faults.add_error(error)
             progress.advance(source.bytes)
+            unkept += source.bytes
+            if unkept >= total / _KEPT_PARTS or number == len(order):
+                reader.keep(journal, number, len(order))
+                unkept = 0
     close_raw(connection)
     faults.check(reader.records)
     return reader.finish()
@@ -250,6 +286,10 @@ def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dic
         "timestamp": options.timestamp,
     }
     return {**{role: column for role, column in columns.items() if column is not None}, **context}
+
+
+_TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str, tuple[str, RawFile]])
+_STATS = TypeAdapter(ReadStats)
 
 
 class _Reader:
@@ -304,6 +344,39 @@ class _Reader:
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows)
 
+    def keep(self, journal: Journal, done: int, files: int) -> None:
+        """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
+        if self._encoder is None or self._faults.rejected or not journal.is_on:
+            return
+        state = {
+            "done": done,
+            "progress": f"{done} of {files} files are read",
+            "types": _TYPES_FOUND.dump_python(self._types, mode="json"),
+            "stats": _STATS.dump_python(self._stats, mode="json"),
+            "records": self.records,
+            "ambiguity": self._ambiguity.state(),
+            "faults": self._faults.state(),
+        }
+        self._encoder.keep(journal, state)
+
+    def restore(self, journal: Journal) -> int:
+        """Continue from what was kept; return how many files it is of."""
+        state = journal.state(READ_STEP)
+        if state is None:
+            return 0
+        self._types = _TYPES_FOUND.validate_python(state["types"])
+        self._stats = _STATS.validate_python(state["stats"])
+        self.records = state["records"]
+        self._ambiguity.restore(state["ambiguity"])
+        self._faults.restore(state["faults"])
+        self._encoder = self._new_encoder()
+        self._encoder.restore(journal, state["rows"])
+        return int(state["done"])
+
+    def _new_encoder(self) -> IdEncoder:
+        query_type, item_type = (self._types[side][0] for side in SIDES)
+        return IdEncoder(self._connection, query_type, item_type, self._context)
+
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
         if file.format == "lightgcn":
@@ -328,7 +401,7 @@ class _Reader:
         if self._encoder is None:
             raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
         for side in SIDES:
-            self._connection.execute(f"DROP TABLE file_{side}")
+            self._connection.execute(f"DROP TABLE IF EXISTS file_{side}")
         self._encoder.finish()
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
@@ -462,7 +535,7 @@ class _Reader:
 
     def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         if self._encoder is None:
-            self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
+            self._encoder = self._new_encoder()
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
