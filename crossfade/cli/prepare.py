@@ -36,8 +36,9 @@ header, or a JSON object in each line (.jsonl, .ndjson); .dat is read as .tsv. T
 as in .csv.gz and .jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
 
 OUT appears when everything is done, and not at all after an error. Killed or stopped with 64 MB of events or more, the
-same command continues from what is kept in .OUT.prepare beside it, or in --work-dir. Ids keep their type: integers stay integers, text
-stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
+same command continues from what is kept in .OUT.prepare beside it, or in --work-dir. Ids keep their type: integers stay
+integers, text stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade
+synthesize'.
 """
 
 

@@ -132,6 +132,7 @@ class Journal:
         assert self._folder is not None
         self.remove()
         create_folder(self._folder)
+        self._folder.chmod(0o700)  # as a folder of temporary files
         if self._dataset is not None:
             create_folder(self._dataset)
         state = {"identity": self._identity, "tag": f"-{uuid.uuid4().hex[:12]}"}

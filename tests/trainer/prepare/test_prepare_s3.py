@@ -394,9 +394,8 @@ def test_killed_preparation_continues_on_s3(
 
 
 def test_large_and_small_objects_are_fetched_in_pieces(workspace: Folder, tmp_path: Path) -> None:
-    large = write_parquet(
-        tmp_path / "large.parquet", customer=[str(n) * 20 for n in range(300_000)], item=[1] * 300_000
-    )
+    texts = [os.urandom(48).hex() for _ in range(200_000)]
+    large = write_parquet(tmp_path / "large.parquet", customer=texts, item=[1] * len(texts))
     small = write_parquet(tmp_path / "small.parquet", customer=["a"], item=[1])
     assert large.stat().st_size > 2 * _CHUNK_BYTES
     paths = [small, large, *[small] * 12]
