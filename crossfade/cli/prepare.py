@@ -35,8 +35,10 @@ _NOTES = """\
 header, or a JSON object in each line (.jsonl, .ndjson); .dat is read as .tsv. They may be compressed with gzip or zstd,
 as in .csv.gz and .jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
 
-OUT appears when everything is done, and not at all after an error. Ids keep their type: integers stay integers, text
-stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
+OUT appears when everything is done, and not at all after an error. Killed or stopped with 64 MB of events or more, the
+same command continues from what is kept in .OUT.prepare beside it, or in --work-dir. Ids keep their type: integers stay
+integers, text stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade
+synthesize'.
 """
 
 
@@ -51,7 +53,7 @@ def run(options: PrepareOptions) -> int:
     """Prepare a dataset, and print a summary and the command to run next.
 
     Raises:
-        CrossfadeError: preparing failed; nothing is left behind.
+        CrossfadeError: preparing failed.
     """
     from crossfade.display import print_prepared, progress_bars
     from crossfade.trainer.prepare.lastfm import prepare_sample

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
+from pydantic import TypeAdapter
 
 from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -38,6 +39,7 @@ from crossfade.trainer.prepare.event_values import (
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
@@ -54,6 +56,9 @@ from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 
 SIDES = ("query", "item")
+READ_STEP = "read"
+_KEPT_PARTS = 10
+"""Reading is kept at the ends of files, after about each such part of the bytes."""
 _BLOCK_ROWS = 4_000_000
 _NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
 """Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
@@ -86,6 +91,8 @@ class IdEncoder:
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
         self._others = dict.fromkeys(SIDES, 0)
+        self._kept = dict.fromkeys(("events", *(f"{kind}_{side}" for kind in ("ids", "others") for side in SIDES)), 0)
+        self._kept |= {"event_context": 0} if context else {}
         self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
@@ -126,7 +133,7 @@ class IdEncoder:
         self._buffered += rows
         self._unlisted |= ids is None
         if self._buffered >= enough:
-            self._encode_buffered()
+            self.encode_buffered()
 
     def _widen(self) -> None:
         if self._number_type != _NARROW_TYPE:
@@ -139,7 +146,7 @@ class IdEncoder:
 
     def finish(self) -> None:
         """Encode the events that are still buffered, and rank the IDs."""
-        self._encode_buffered()
+        self.encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(
@@ -151,11 +158,34 @@ class IdEncoder:
             self._connection.execute(f"DROP TABLE others_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
-    def _encode_buffered(self) -> None:
+    def encode_buffered(self) -> None:
+        """Encode the events of small files that wait for more."""
         if self._buffered:
             self._encode("buffered", self._unlisted)
             self._empty("buffered")
             self._buffered, self._unlisted = 0, False
+
+    def keep(self, journal: Journal, state: Mapping[str, Any]) -> None:
+        """Keep the rows since the last call, and the ``state`` of the reader."""
+        self.encode_buffered()
+        # Rows are only ever appended, so that those of before have the lowest rowids.
+        added = {table: f"FROM {table} WHERE rowid >= {kept}" for table, kept in self._kept.items()}
+        encoder = {"rows": self._rows, "is_narrow": self._number_type == _NARROW_TYPE}
+        journal.save(READ_STEP, {**state, **encoder}, self._connection, added)
+        self._count_kept()
+
+    def restore(self, journal: Journal, rows: int, is_narrow: bool) -> None:
+        """Load what was kept of the first ``rows`` data rows."""
+        if not is_narrow:
+            self._widen()
+        journal.load(READ_STEP, self._connection)
+        self._rows = rows
+        self._known = {side: count_rows(self._connection, f"ids_{side}") for side in SIDES}
+        self._others = {side: count_rows(self._connection, f"others_{side}") for side in SIDES}
+        self._count_kept()
+
+    def _count_kept(self) -> None:
+        self._kept = {table: count_rows(self._connection, table) for table in self._kept}
 
     def _encode(self, block: str, find_ids: bool) -> None:
         numbers, joins = "", ""
@@ -268,8 +298,11 @@ def read_events(
     string_id_sides: Collection[str],
     faults: Faults,
     progress: ProgressReporter,
+    journal: Journal,
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
+
+    The first files, whose events are in the ``journal``, are not read again.
 
     The IDs of ``string_id_sides`` stay strings in files without types, even if all of them are integers.
 
@@ -283,14 +316,22 @@ def read_events(
     check_formats(connection, options.timestamp_format)
     reader = _Reader(connection, options, string_id_sides, faults)
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
-    progress.phase("read events", sum(file.bytes for _, file in order), "B")
-    with fetch_files([file for _, file in order], work, possible_columns(reader.columns)) as local_files:
-        for (code, source), file in zip(order, local_files, strict=True):
+    total = sum(file.bytes for _, file in order)
+    progress.phase("read events", total, "B")
+    done = reader.restore(journal)
+    progress.advance(sum(file.bytes for _, file in order[:done]))
+    left, unkept = order[done:], 0
+    with fetch_files([file for _, file in left], work, possible_columns(reader.columns)) as local_files:
+        for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
             try:
                 reader.read(file, code)
             except InputError as error:
                 faults.add_error(error)
             progress.advance(source.bytes)
+            unkept += source.bytes
+            if unkept >= total / _KEPT_PARTS or number == len(order):
+                reader.keep(journal, number, len(order))
+                unkept = 0
     close_raw(connection)
     faults.check(reader.records)
     return reader.finish()
@@ -311,6 +352,10 @@ def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dic
         "timestamp": options.timestamp,
     }
     return {**{role: column for role, column in columns.items() if column is not None}, **context}
+
+
+_TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str, tuple[str, RawFile]])
+_STATS = TypeAdapter(ReadStats)
 
 
 class _Reader:
@@ -370,6 +415,39 @@ class _Reader:
                 self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
+
+    def keep(self, journal: Journal, done: int, files: int) -> None:
+        """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
+        if self._encoder is None or self._faults.rejected or not journal.is_on:
+            return
+        state = {
+            "done": done,
+            "progress": f"{done} of {files} files are read",
+            "types": _TYPES_FOUND.dump_python(self._types, mode="json"),
+            "stats": _STATS.dump_python(self._stats, mode="json"),
+            "records": self.records,
+            "ambiguity": self._ambiguity.state(),
+            "faults": self._faults.state(),
+        }
+        self._encoder.keep(journal, state)
+
+    def restore(self, journal: Journal) -> int:
+        """Continue from what was kept; return how many files it is of."""
+        state = journal.state(READ_STEP)
+        if state is None:
+            return 0
+        self._types = _TYPES_FOUND.validate_python(state["types"])
+        self._stats = _STATS.validate_python(state["stats"])
+        self.records = state["records"]
+        self._ambiguity.restore(state["ambiguity"])
+        self._faults.restore(state["faults"])
+        self._encoder = self._new_encoder()
+        self._encoder.restore(journal, state["rows"], state["is_narrow"])
+        return int(state["done"])
+
+    def _new_encoder(self) -> IdEncoder:
+        query_type, item_type = (self._types[side][0] for side in SIDES)
+        return IdEncoder(self._connection, query_type, item_type, self._context)
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
@@ -544,7 +622,7 @@ class _Reader:
         self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int, has_few: bool
     ) -> None:
         if self._encoder is None:
-            self._encoder = IdEncoder(self._connection, types["query"], types["item"], self._context)
+            self._encoder = self._new_encoder()
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from pydantic import TypeAdapter
 
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named, plain
 from crossfade.base.io.output import staged_file
@@ -132,6 +134,9 @@ class _Problem:
     places: list[Place] = field(default_factory=list)
 
 
+_PROBLEMS = TypeAdapter(dict[str, _Problem])
+
+
 class EventFaultsError(InputError):
     """Event files have several faults.
 
@@ -171,6 +176,14 @@ class Faults:
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
         return replace(self, quarantine=self.quarantine if keep_lines else None, _problems={})
+
+    def state(self) -> Any:
+        """Return the faults as JSON for ``restore``."""
+        return _PROBLEMS.dump_python(self._problems, mode="json")
+
+    def restore(self, state: Any) -> None:
+        """Continue from a ``state``."""
+        self._problems = _PROBLEMS.validate_python(state)
 
     def add(
         self,

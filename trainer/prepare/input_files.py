@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.prepare.options import Format
 
@@ -59,6 +60,11 @@ class RawFile:
         """The size of the file."""
         return self.path.stat().st_size
 
+    def version(self) -> object:
+        """Return what differs if the file is another one or was changed."""
+        status = self.path.stat()
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
     def compression(self) -> Compression | None:
         """Return how the file is compressed, by its first bytes: a copy or a renamed file lacks the extension."""
         with self.path.open("rb") as file:
@@ -78,6 +84,11 @@ class RemoteFile:
     key: str
     bytes: int
     format: Format
+    modified: float
+
+    def version(self) -> object:
+        """Return what differs if the object is another one or was replaced."""
+        return [str(self), self.bytes, self.modified]
 
     def __str__(self) -> str:
         """Return the URI."""
@@ -90,6 +101,10 @@ class StandardInput:
 
     format: Format
     bytes: int = 0
+
+    def version(self) -> object:
+        """Return None: it cannot be read again."""
+        return None
 
     def __str__(self) -> str:
         """Return the name for messages."""
@@ -137,8 +152,8 @@ def infer_format(path: str) -> Format:
 def _find(option: str, pattern: str, file_format: Format | None) -> list[Source]:
     if pattern.startswith(_S3):
         return [
-            RemoteFile(bucket, key, size, file_format or infer_format(f"{bucket.uri}/{key}"))
-            for bucket, key, size in _find_objects(option, pattern)
+            RemoteFile(bucket, key, found.bytes, file_format or infer_format(f"{bucket.uri}/{key}"), found.modified)
+            for bucket, key, found in _find_objects(option, pattern)
         ]
     return [RawFile(path, file_format or infer_format(str(path))) for path in _find_paths(option, pattern)]
 
@@ -168,16 +183,16 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     return found
 
 
-def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
-    """Return the bucket, key and bytes of each object that ``pattern`` matches, ordered by key."""
+def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, FoundFile]]:
+    """Return the bucket, key and listing of each object that ``pattern`` matches, ordered by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
     with translate_storage_errors(f"{option}", unreachable=InputError):
         bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()
-        if last and entries.get(last) is not None:
-            return [(bucket, key, entries[last] or 0)]
+        if last and (named := entries.get(last)) is not None:
+            return [(bucket, key, named)]
         if not last or last in entries:
             raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
         if not glob.has_magic(key):
@@ -185,28 +200,28 @@ def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
         found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
         raise InputError(f"{option}: matches no object; check the pattern")
-    return [(bucket, match, size) for match, size in found]
+    return [(bucket, match, listed) for match, listed in found]
 
 
 def _below(bucket: Folder, path: str) -> Folder:
     return bucket.child(path) if path else bucket
 
 
-def _match_objects(bucket: Folder, path: str, parts: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield key and bytes of the objects below ``path`` that match ``parts``, listing only folders that match."""
+def _match_objects(bucket: Folder, path: str, parts: list[str]) -> Iterator[tuple[str, FoundFile]]:
+    """Yield key and listing of the objects below ``path`` that match ``parts``, listing only folders that match."""
     first, rest = parts[0], parts[1:]
     if not glob.has_magic(first) and rest:
         yield from _match_objects(bucket, f"{path}{first}/", rest)
         return
     if first == "**" and rest:
         yield from _match_objects(bucket, path, rest)
-    for name, size in _below(bucket, path.rstrip("/")).entries().items():
+    for name, listed in _below(bucket, path.rstrip("/")).entries().items():
         if name.startswith(".") and not first.startswith("."):
             continue  # as in a shell
-        if size is None:
+        if listed is None:
             if first == "**":
                 yield from _match_objects(bucket, f"{path}{name}/", parts)
             elif rest and fnmatch.fnmatchcase(name, first):
                 yield from _match_objects(bucket, f"{path}{name}/", rest)
         elif not rest and fnmatch.fnmatchcase(name, first):
-            yield path + name, size
+            yield path + name, listed

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from crossfade.base.errors import CrossfadeError, InputError, OptionError, optio
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
@@ -43,7 +44,7 @@ from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.feature_columns import plan_columns
-from crossfade.trainer.prepare.hold_out import apply_hold_outs, create_interactions, plan_hold_outs
+from crossfade.trainer.prepare.hold_out import HoldOut, apply_hold_outs, create_interactions, plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
     STANDARD_INPUT,
@@ -52,6 +53,7 @@ from crossfade.trainer.prepare.input_files import (
     StandardInput,
     find_files,
 )
+from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
@@ -160,6 +162,22 @@ def _check_no_columns(options: PrepareOptions, file: Source) -> None:
         )
 
 
+def _identify(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> str | None:
+    """Identify the preparation by what its dataset depends on; None if it is to keep nothing.
+
+    That is where the files are small, and where there is something that cannot be read again or continued.
+    """
+    events = list(chain(*inputs.events.values()))
+    if sum(file.bytes for file in events) < KEPT_FROM_BYTES or options.quarantine is not None:
+        return None
+    versions = [file.version() for file in [*events, *inputs.names.values(), *chain(*inputs.features, *inputs.content)]]
+    if None in versions:
+        return None
+    resources = {"memory", "threads", "work_dir", "overwrite", "skip_existing"}
+    reference = base.reference(Folder(options.out)).model_dump(mode="json") if base else None
+    return identify(options.model_dump(mode="json", exclude=resources), versions, reference)
+
+
 _logger = logging.getLogger(__name__)
 
 _FEW_HELD_OUT = 100
@@ -173,7 +191,8 @@ def prepare(
 
     Messages count the rows of Parquet files from ``first_row``.
 
-    The dataset appears completely, in one step; on an error or Ctrl-C nothing is left behind.
+    The dataset appears completely, in one step; after an error, nothing is left behind. Of large files, what was done
+    before a kill or Ctrl-C is kept, and the same call continues (``journal.py``).
 
     Raises:
         InputError: an option or a file is wrong; the message names it, the place, and how to fix it.
@@ -190,7 +209,7 @@ def prepare(
     base = find_base(options)
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
-        staged_output(options.out, options.overwrite, options.work_dir) as staged,
+        staged_output(options.out, options.overwrite, options.work_dir, _identify(options, inputs, base)) as staged,
         ExitStack() as opened,
     ):
         warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])
@@ -253,7 +272,7 @@ class _Preparation:
             query=options.query.name,
             item=options.item.name,
             entities=entities,
-            splits={split: self._write_split(split, rows[split], events) for split in ALL_SPLITS if rows[split]},
+            splits={split: self._keep_split(split, rows[split], events) for split in ALL_SPLITS if rows[split]},
             features=features,
             content=content,
             context=[plan.name for plan in context],
@@ -278,6 +297,7 @@ class _Preparation:
             self.base.string_id_sides() if self.base else (),
             self.faults,
             self.progress,
+            self.staged.journal,
         )
         self.facts |= _describe_stats(events.stats, self.faults)
         if not fetch_count(self.connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
@@ -342,9 +362,7 @@ class _Preparation:
         plan = plan_hold_outs(self.options)
         create_interactions(self.connection, table, plan)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
-        self.facts["kept_for_train"] = apply_hold_outs(
-            self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
-        )
+        self.facts["kept_for_train"] = self._move(plan, events)
         negative, first, last = fetch_one(
             self.connection, f"SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM {table}"
         )
@@ -352,6 +370,19 @@ class _Preparation:
         self.facts["negative"] = negative
         if isinstance(first, int) and isinstance(last, int):
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
+
+    def _move(self, plan: Mapping[str, HoldOut], events: EventTable) -> int:
+        """Move what is held out, unless that was kept; return how many interactions were kept for train."""
+        journal = self.staged.journal
+        if (state := journal.state("hold out")) is not None:
+            journal.load("hold out", self.connection)
+            return int(state["kept_for_train"])
+        kept = apply_hold_outs(
+            self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
+        )
+        if plan:
+            journal.save("hold out", {"kept_for_train": kept}, self.connection, {"moved": "FROM moved"})
+        return kept
 
     def _count_splits(self) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
@@ -408,6 +439,19 @@ class _Preparation:
             f"CREATE TABLE places AS SELECT number, row, row_number() OVER (ORDER BY {self._shuffle('row')}) AS place "
             "FROM vocabulary_query WHERE number IS NOT NULL"
         )
+
+    def _keep_split(self, split: str, rows: int, events: EventTable) -> Split:
+        """Write a split, unless that was kept."""
+        journal, folder, step = self.staged.journal, self.staged.folder, f"write {split}"
+        if (state := journal.state(step)) is not None:
+            kept = Split.model_validate(state)
+            with suppress(InputError):
+                if [file_entry(folder, file.path) for file in kept.files] == kept.files:
+                    return kept
+        written = self._write_split(split, rows, events)
+        local = [] if folder.path is None else [folder.path / file.path for file in written.files]
+        journal.save(step, written.model_dump(mode="json"), files=local)
+        return written
 
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self.options

@@ -19,7 +19,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -51,6 +51,7 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
+from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *ALL_SPLITS}
@@ -71,6 +72,7 @@ class Staged:
         work: A local folder for temporary files.
         lock: The lock of the dataset at ``out``; None if there is none yet on a file system.
         tag: A suffix of the file names that makes them unique; empty on file systems.
+        journal: The steps that are kept for the same command after a kill.
     """
 
     out: Folder
@@ -79,6 +81,7 @@ class Staged:
     work: Path
     lock: WriterLock | None
     tag: str = ""
+    journal: Journal = field(default_factory=Journal)
 
     def __post_init__(self) -> None:
         self._replaced = self.out.version(FILE_NAME) if self.tag else None
@@ -201,11 +204,14 @@ def read_complete(out: Folder) -> DatasetManifest | None:
 
 
 @contextmanager
-def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | None = None) -> Iterator[Staged]:
+def staged_output(
+    out: str | os.PathLike[str], overwrite: bool, work: Path | None = None, identity: str | None = None
+) -> Iterator[Staged]:
     """Stage a dataset to write at ``out``, a path or URI; nothing of it remains unless it is published.
 
     Temporary files go to a new folder in ``work``; by default next to a local ``out``, else to the system's folder of
-    temporary files.
+    temporary files. With an ``identity``, they go to a folder that is always the same, with a journal: what is kept
+    there after a kill is used again if it was of the same ``identity``.
 
     Raises:
         InputError: ``out`` exists and may not be replaced, it or ``work`` cannot be written, or another process writes
@@ -215,6 +221,9 @@ def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | Non
     if not folder.on_s3 and not overwrite:
         check_free(folder, overwrite)
     with ExitStack() as stack:
+        if identity is not None:
+            yield stack.enter_context(_stage_kept(folder, overwrite, work, identity))
+            return
         # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
         own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
         if folder.on_s3:
@@ -248,29 +257,72 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
             stack.callback(shutil.rmtree, inner, ignore_errors=True)
             if work is None:
                 inner.mkdir()
+            shutil.rmtree(kept_folder(out, None), ignore_errors=True)
         except OSError as error:
-            raise InputError(
-                f"{target.parent}: cannot be written: {error.strerror or error}; choose another {_OUT}"
-            ) from error
-        is_folder = target.is_dir() and not target.is_symlink()
-        lock = stack.enter_context(folder_writer(out)) if is_folder else None
-        check_free(out, overwrite)
-        yield Staged(out, overwrite, Folder(partial), work or inner, lock)
+            raise _cannot_write(target, error) from error
+        yield _staged_in(stack, out, overwrite, partial, work or inner)
+
+
+def _cannot_write(target: Path, error: OSError) -> InputError:
+    return InputError(f"{target.parent}: cannot be written: {error.strerror or error}; choose another {_OUT}")
+
+
+def _staged_in(stack: ExitStack, out: Folder, overwrite: bool, partial: Path, work: Path) -> Staged:
+    """Lock the dataset at the path ``out``, if there is one, and return what is written in ``partial``."""
+    target = _path(out).absolute()
+    is_folder = target.is_dir() and not target.is_symlink()
+    lock = stack.enter_context(folder_writer(out)) if is_folder else None
+    check_free(out, overwrite)
+    return Staged(out, overwrite, Folder(partial), work, lock)
 
 
 @contextmanager
-def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
-    tag = f"-{uuid.uuid4().hex[:12]}"
+def _stage_kept(out: Folder, overwrite: bool, work: Path | None, identity: str) -> Iterator[Staged]:
+    """Stage with a journal."""
+    kept = kept_folder(out, work)
+    if work is not None:
+        with _work_folder(work):
+            pass  # it can be written
+    with ExitStack() as stack:
+        if out.on_s3:
+            staged = stack.enter_context(_stage_on_s3(out, overwrite, kept / "work", identity))
+        else:
+            target = _path(out).absolute()
+            dataset = kept_folder(out, None) / "dataset"
+            try:
+                stack.enter_context(staged_folder(target, dataset))
+                journal = stack.enter_context(open_journal(kept, identity, dataset))
+            except OSError as error:
+                raise _cannot_write(kept, error) from error
+            staged = _staged_in(stack, out, overwrite, dataset, kept / "work")
+            staged.journal = journal
+        shutil.rmtree(staged.work, ignore_errors=True)
+        staged.work.mkdir()
+        stack.callback(shutil.rmtree, staged.work, ignore_errors=True)
+        staged.journal.is_used = True
+        yield staged
+
+
+@contextmanager
+def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None = None) -> Iterator[Staged]:
+    journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
             out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
-            check_free(out, overwrite)
-            staged = Staged(out, overwrite, out, work, lock, tag)
+            if identity is not None:
+                journal = stack.enter_context(open_journal(work.parent, identity, None))
+                if journal.replaced_tag is not None and not _is_published(out, journal.replaced_tag):
+                    _delete_tagged(out, journal.replaced_tag)
+                if _is_published(out, journal.tag):
+                    journal.clear()
+                tag = journal.tag
+            check_free(out, overwrite, tag if journal.steps else "")
+            staged = Staged(out, overwrite, out, work, lock, tag, journal)
         try:
             yield staged
-        except BaseException:
-            if not _is_published(out, tag):
+        except BaseException as error:
+            if not journal.outlives(error) and not _is_published(out, tag):
                 _delete_tagged(out, tag)
             raise
 

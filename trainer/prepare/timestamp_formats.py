@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import duckdb
 
@@ -248,6 +249,14 @@ class TimestampAmbiguity:
                 del self._undecided[text]
             elif _occurs(connection, fits):
                 self._used.add(text)
+
+    def state(self) -> dict[str, Any]:
+        """Return what was read as JSON for ``restore``."""
+        return {"without_zone": self.without_zone, "undecided": self._undecided, "used": sorted(self._used)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state``."""
+        self.without_zone, self._undecided, self._used = state["without_zone"], state["undecided"], set(state["used"])
 
     def warn(self) -> None:
         """Log a warning for each format that day and month could be swapped in, as far as the values show."""

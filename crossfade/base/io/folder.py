@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
 
@@ -173,8 +174,8 @@ class Folder:
         with self._naming():
             return sorted(self._files.names(self._prefix))
 
-    def entries(self) -> dict[str, int | None]:
-        """Return the size of each file in it by name, and None for each folder; empty if it does not exist."""
+    def entries(self) -> dict[str, FoundFile | None]:
+        """Return each file in it by name, and None for each folder; empty if it does not exist."""
         with self._naming():
             return self._files.entries(self._prefix)
 
@@ -288,10 +289,13 @@ class _LocalFiles:
             return [path.name for path in (self.root / prefix).iterdir()]
         return []
 
-    def entries(self, prefix: str) -> dict[str, int | None]:
+    def entries(self, prefix: str) -> dict[str, FoundFile | None]:
         with suppress(FileNotFoundError):
-            paths = list((self.root / prefix).iterdir())
-            return {path.name: None if path.is_dir() else path.stat().st_size for path in paths}
+            found = {path.name: path.stat() for path in (self.root / prefix).iterdir()}
+            return {
+                name: None if S_ISDIR(status.st_mode) else FoundFile(status.st_size, status.st_mtime)
+                for name, status in found.items()
+            }
         return {}
 
     def check_bucket(self) -> None:

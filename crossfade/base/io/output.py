@@ -26,11 +26,11 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, kept: Path | None = None) -> Iterator[Path]:
     """Create an empty folder beside ``target``, which only this process writes meanwhile.
 
     If it has not been moved by ``replace_folder`` in the end, it is deleted, and so are folders that were created for
-    it.
+    it. With ``kept``, that folder is used instead, which may exist, and which the caller deletes.
 
     Raises:
         InputError: another process writes ``target``.
@@ -42,9 +42,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(output_lock(target))
         restore_folder(target)
-        staging = _new_path(target)
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        staging.mkdir()
+        staging = kept or _new_path(target)
+        if kept is None:
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        staging.mkdir(parents=kept is not None, exist_ok=kept is not None)
         yield staging
 
 

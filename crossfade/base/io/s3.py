@@ -219,16 +219,16 @@ class S3Files:
         """Return the names directly below ``prefix``."""
         return [info.base_name for info in self.retry(lambda: self._list(prefix, recursive=False))]
 
-    def entries(self, prefix: str) -> dict[str, int | None]:
-        """Return the sizes of objects directly below ``prefix`` by name; None for a prefix of further objects."""
+    def entries(self, prefix: str) -> dict[str, FoundFile | None]:
+        """Return the objects directly below ``prefix`` by name; None for a prefix of further objects."""
         listed = self.retry(lambda: self._list(prefix, recursive=False))
-        return {info.base_name: info.size if info.is_file else None for info in listed}
+        return {info.base_name: _found(info) if info.is_file else None for info in listed}
 
     def files(self, prefix: str) -> dict[str, FoundFile]:
         """Return all objects below ``prefix`` by path."""
         start = len(self._root + prefix)
         listed = self.retry(lambda: self._list(prefix, recursive=True))
-        return {info.path[start:]: FoundFile(info.size, info.mtime.timestamp()) for info in listed if info.is_file}
+        return {info.path[start:]: _found(info) for info in listed if info.is_file}
 
     def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
         from pyarrow import fs
@@ -251,6 +251,10 @@ class S3Files:
         """Delete all objects below ``prefix``."""
         with suppress(FileNotFoundError):
             self.retry(lambda: self._reads.delete_dir((self._root + prefix).rstrip("/")))
+
+
+def _found(info: Any) -> FoundFile:
+    return FoundFile(info.size, info.mtime.timestamp())
 
 
 class _S3RandomFile(RandomFile):

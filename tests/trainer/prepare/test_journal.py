@@ -1,0 +1,223 @@
+"""A large preparation that is killed: the same command continues from what was kept, and gives the same bytes."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed_process import holding
+from needs import root
+from preparing import InterruptingReporter, random_events, write_parquet
+from small_disk import MountError, fill, mounted_disk
+
+from crossfade.base.errors import InputError
+from crossfade.trainer.prepare import pipeline
+from crossfade.trainer.prepare.journal import Journal
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.staging import staged_output
+
+pytestmark = pytest.mark.slow
+
+Example = tuple[list[Path], dict[str, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _always_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 0)
+    caplog.set_level(logging.INFO)
+
+
+def inputs(folder: Path) -> list[Path]:
+    """Write three files; the rows of the second that lack a value are left out."""
+    return [write_events(folder / f"{seed}.parquet", seed, missing=seed == 1) for seed in range(3)]
+
+
+def write_events(path: Path, seed: int, missing: bool = False) -> Path:
+    events = random_events(900, seed)
+    if missing:
+        events["when"][3] = events["item"][7] = None
+    return write_parquet(path, **events, place=[f"p{number % 7}" for number in range(900)])
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """Return input files, and the dataset that a command makes of them that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("example")
+    files = inputs(folder / "in")
+    prepare(options(folder / "out", files))
+    return files, contents(folder / "out")
+
+
+def options(out: Path | str, files: list[Path], **others: Any) -> PrepareOptions:
+    given = {"timestamp": "when", "hold_out": "last-1", "context": ["place=place"], "on_missing": "drop"}
+    return PrepareOptions.of(out=out, train=files, threads=2, **(given | others))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Return the bytes of each file of a dataset."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def killed_after(saves: int, given: PrepareOptions) -> None:
+    """Prepare in a process that is killed once the journal has ``saves`` steps."""
+
+    def enlist(patch: pytest.MonkeyPatch) -> None:
+        save = Journal.save
+
+        def save_and_die(journal: Journal, *arguments: Any, **named: Any) -> None:
+            save(journal, *arguments, **named)
+            if len(journal.steps) == saves:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        patch.setattr(Journal, "save", save_and_die)
+
+    assert killed(given, enlist)
+
+
+def killed_at_sync(number: int, given: PrepareOptions) -> bool:
+    """Prepare in a process that is killed when it syncs for the ``number``-th time; return whether it was."""
+
+    def enlist(patch: pytest.MonkeyPatch) -> None:
+        sync, left = os.fsync, [number]
+
+        def sync_or_die(descriptor: int) -> None:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            sync(descriptor)
+
+        patch.setattr(os, "fsync", sync_or_die)
+
+    return killed(given, enlist)
+
+
+def killed(given: PrepareOptions, enlist: Callable[[pytest.MonkeyPatch], None]) -> bool:
+    """Prepare in a process of its own, changed by ``enlist``; return whether it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            enlist(pytest.MonkeyPatch())
+            prepare(given)
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize(
+    ("saves", "message"),
+    [(1, "1 of 3 files are read"), (3, "3 of 3 files are read"), (4, "read, hold out"), (5, "hold out, write train")],
+)
+def test_same_command_continues_with_same_bytes(
+    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture, saves: int, message: str
+) -> None:
+    files, undisturbed = example
+    given = options(tmp_path / "data/out", files)
+    killed_after(saves, given)
+    assert not (tmp_path / "data/out").exists()
+    caplog.clear()
+    prepare(given)
+    assert message in caplog.text
+    assert contents(tmp_path / "data/out") == undisturbed
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["out"]
+
+
+def test_killed_again_and_again(example: Example, tmp_path: Path) -> None:
+    files, undisturbed = example
+    out = tmp_path / "data/out"
+    for kills in count():
+        killed_at_sync(12 + 2 * kills, options(out, files, work_dir=tmp_path))
+        if out.exists():
+            break
+    assert kills > 3
+    assert contents(out) == undisturbed
+    prepare(options(out, files, work_dir=tmp_path, overwrite=True))
+    assert contents(out) == undisturbed
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("name", ["1-events.arrow", "*-moved.arrow", "dataset/train/*", "journal"])
+def test_damaged_file_is_made_again(
+    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    files, undisturbed = example
+    given = options(tmp_path / "data/out", files)
+    killed_after(6, given)
+    path = sorted((tmp_path / "data/.out.prepare").glob(name))[-1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    caplog.clear()
+    prepare(given)
+    assert ("is damaged: it is done again" in caplog.text) == (name != "journal")
+    assert contents(tmp_path / "data/out") == undisturbed
+
+
+@pytest.mark.parametrize("changed", ["input", "options", "small"])
+def test_other_preparation_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    files = inputs(tmp_path / "in")
+    killed_after(5, options(tmp_path / "data/out", files))
+    seed = 0
+    if changed == "input":
+        write_events(files[2], 9)
+    elif changed == "options":
+        seed = 1
+    else:
+        monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 1 << 30)
+    caplog.clear()
+    prepare(options(tmp_path / "data/out", files, seed=seed))
+    assert "continues" not in caplog.text
+    prepare(options(tmp_path / "undisturbed", files, seed=seed))
+    assert contents(tmp_path / "data/out") == contents(tmp_path / "undisturbed")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["out"]
+
+
+def test_interrupt_keeps_and_error_does_not(example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files, _ = example
+    given = options(tmp_path / "data/out", files)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(given, InterruptingReporter("write train"))
+    assert "the same command continues" in caplog.text
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".out.prepare"]
+    assert not (tmp_path / "data/.out.prepare/work").exists()
+    with pytest.raises(InputError, match="takes no interaction"):
+        prepare(options(tmp_path / "data/out", files, hold_out="after:1000000000"))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_second_command_is_refused_and_disturbs_nothing(example: Example, tmp_path: Path) -> None:
+    files, _ = example
+    given = options(tmp_path / "out", files)
+    killed_after(5, given)
+    before = contents(tmp_path / ".out.prepare")
+    with holding(lambda: staged_output(tmp_path / "out", overwrite=False)):
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=r"has been writing it since"):
+            prepare(given)
+        assert contents(tmp_path) == before
+
+
+def test_full_disk_of_kept_steps_ends_keeping_only(
+    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, undisturbed = example
+    try:
+        with mounted_disk(tmp_path / "disk", 1 << 20) as disk:
+            fill(disk, leave=32 << 10)
+            prepare(options(tmp_path / "out", files, work_dir=disk))
+            assert [path.name for path in disk.iterdir()] == ["filler"]
+    except MountError as reason:
+        pytest.skip(root(reason))
+    assert caplog.text.count("the disk is full") == 1
+    assert contents(tmp_path / "out") == undisturbed
