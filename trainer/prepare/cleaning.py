@@ -22,7 +22,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count, fetch_one
-from crossfade.trainer.prepare.events import SIDES
+from crossfade.trainer.prepare.id_encoder import SIDES
 
 _BATCH_ROWS = 1 << 20
 _FRACTION = 1024

@@ -35,7 +35,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, check_seconds
 from crossfade.trainer.prepare.database import fetch_count, fetch_one
-from crossfade.trainer.prepare.events import SIDES
+from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
 Kind = Literal["last", "random", "after"]

@@ -15,7 +15,7 @@ from preparing import InterruptingReporter, random_events, write_parquet
 from small_disk import MountError, fill, mounted_disk
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.prepare import pipeline
+from crossfade.trainer.prepare import id_encoder, pipeline
 from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -128,6 +128,20 @@ def test_same_command_continues_with_same_bytes(
     assert message in caplog.text
     assert contents(tmp_path / "data/out") == undisturbed
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("bits", [8, 11, 12])
+def test_continues_with_numbers_of_taken_hashes(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    files, undisturbed = example
+    # So few that the hashes of many IDs are taken, and that the first file, the third, or none has too many events.
+    monkeypatch.setattr(id_encoder, "_NARROW_TYPE", "USMALLINT")
+    monkeypatch.setattr(id_encoder, "_NARROW_BITS", bits)
+    given = options(tmp_path / "out", files)
+    killed_after(2, given)
+    prepare(given)
+    assert contents(tmp_path / "out") == undisturbed
 
 
 def test_killed_again_and_again(example: Example, tmp_path: Path) -> None:

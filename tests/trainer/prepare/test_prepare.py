@@ -15,7 +15,7 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import events
+from crossfade.trainer.prepare import events, id_encoder
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
@@ -140,10 +140,10 @@ def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
     # The first file waits to the end, and the others are blocks; the second has been encoded when the third is too much
     # for narrow numbers, and has more customers, items, and rows than they can count. The hashes of many are taken. The
     # third has more rows than few.
-    monkeypatch.setattr(events, "_BLOCK_ROWS", 120)
+    monkeypatch.setattr(id_encoder, "_BLOCK_ROWS", 120)
     monkeypatch.setattr(events, "_FEW_ROWS", 150)
-    monkeypatch.setattr(events, "_NARROW_TYPE", "UTINYINT")
-    monkeypatch.setattr(events, "_NARROW_BITS", 8)
+    monkeypatch.setattr(id_encoder, "_NARROW_TYPE", "UTINYINT")
+    monkeypatch.setattr(id_encoder, "_NARROW_BITS", 8)
     assert prepared("blocks") == whole
 
 

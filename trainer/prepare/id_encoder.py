@@ -1,0 +1,203 @@
+# ruff: noqa: S608  (what is put into SQL is a name or a number of this program)
+"""Encode the IDs of events as numbers, block by block, and keep what was encoded in a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from crossfade.trainer.prepare.database import count_rows
+from crossfade.trainer.prepare.journal import Journal
+
+SIDES = ("query", "item")
+READ_STEP = "read"
+"""The step of a journal that has what was encoded."""
+_BLOCK_ROWS = 4_000_000
+_NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
+"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
+_TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
+_RESERVED_SHARE = 16
+"""One in so many numbers is reserved for IDs whose hash is taken: enough for those of a billion IDs."""
+
+
+class IdEncoder:
+    """Builds the table ``events`` in blocks: a large file is one, and those of small files are buffered.
+
+    The number of an ID is a hash of it, so that events need no join with a large table of IDs. The few IDs whose hash
+    another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
+    the tables ``others_query`` and ``others_item`` have them.
+
+    A block has at least a quarter as many rows as there are IDs, since all of them are compared with those of a block.
+
+    Args:
+        connection: The working database, in which the tables are created.
+        query_type: The type of the query IDs, 'integer' or 'string'.
+        item_type: The type of the item IDs.
+        context: The columns of the values of context, as text, which ``event_context`` keeps by ``seq``.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str, context: Sequence[str] = ()
+    ) -> None:
+        self._connection = connection
+        self._context = "".join(f", {name}" for name in context)
+        self._buffered = 0
+        self._unlisted = False
+        self._rows = 0
+        self._known = dict.fromkeys(SIDES, 0)
+        self._others = dict.fromkeys(SIDES, 0)
+        self._kept = dict.fromkeys(("events", *(f"{kind}_{side}" for kind in ("ids", "others") for side in SIDES)), 0)
+        self._kept |= {"event_context": 0} if context else {}
+        self._number_type = _NARROW_TYPE
+        for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
+            connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE others_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
+        texts = "".join(f", {name} VARCHAR" for name in context)
+        connection.execute(
+            f"CREATE TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"timestamp BIGINT, split UTINYINT, seq BIGINT{texts})"
+        )
+        connection.execute(f"CREATE TABLE event_context (seq BIGINT{texts})")
+        connection.execute(
+            f"CREATE TABLE events (query {_NARROW_TYPE}, item {_NARROW_TYPE}, weight FLOAT, timestamp BIGINT, "
+            f"split UTINYINT, seq {_NARROW_TYPE})"
+        )
+
+    def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+        """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
+
+        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
+        None: the IDs are those of the events.
+        """
+        if self._rows + rows >= 1 << _NARROW_BITS:
+            self._widen()
+        if ids is not None:
+            for side in SIDES:
+                self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
+        block = (
+            f"SELECT query_id, item_id, weight, timestamp, split, position + {self._rows} AS seq{self._context} "
+            f"FROM {events}"
+        )
+        self._rows += rows
+        enough = max(_BLOCK_ROWS, *(known // 4 for known in self._known.values()))
+        if rows >= enough:
+            self._encode(f"({block})", find_ids=ids is None)
+            return
+        self._connection.execute(f"INSERT INTO buffered {block}")
+        self._buffered += rows
+        self._unlisted |= ids is None
+        if self._buffered >= enough:
+            self.encode_buffered()
+
+    def _widen(self) -> None:
+        if self._number_type != _NARROW_TYPE:
+            return
+        self._number_type = "BIGINT"
+        columns = [(f"{kind}_{side}", "number") for kind in ("ids", "others") for side in SIDES]
+        columns += [("events", name) for name in (*SIDES, "seq")]
+        for table, column in columns:
+            self._connection.execute(f"ALTER TABLE {table} ALTER {column} TYPE {self._number_type}")
+
+    def finish(self) -> None:
+        """Encode the events that are still buffered, and rank the IDs."""
+        self.encode_buffered()
+        self._connection.execute("DROP TABLE buffered")
+        for side in SIDES:
+            self._connection.execute(
+                "CREATE TABLE ranked AS SELECT number, id, "
+                f"row_number() OVER (ORDER BY id)::{self._number_type} AS id_rank FROM ids_{side}"
+            )
+            self._connection.execute(f"DROP TABLE ids_{side}")
+            self._connection.execute(f"DROP TABLE found_{side}")
+            self._connection.execute(f"DROP TABLE others_{side}")
+            self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
+
+    def encode_buffered(self) -> None:
+        """Encode the events of small files that wait for more."""
+        if self._buffered:
+            self._encode("buffered", self._unlisted)
+            self._empty("buffered")
+            self._buffered, self._unlisted = 0, False
+
+    def keep(self, journal: Journal, state: Mapping[str, Any]) -> None:
+        """Keep the rows since the last call, and the ``state`` of the reader."""
+        self.encode_buffered()
+        # Rows are only ever appended, so that those of before have the lowest rowids.
+        added = {table: f"FROM {table} WHERE rowid >= {kept}" for table, kept in self._kept.items()}
+        encoder = {"rows": self._rows, "is_narrow": self._number_type == _NARROW_TYPE}
+        journal.save(READ_STEP, {**state, **encoder}, self._connection, added)
+        self._count_kept()
+
+    def restore(self, journal: Journal, rows: int, is_narrow: bool) -> None:
+        """Load what was kept of the first ``rows`` data rows."""
+        if not is_narrow:
+            self._widen()
+        journal.load(READ_STEP, self._connection)
+        self._rows = rows
+        self._known = {side: count_rows(self._connection, f"ids_{side}") for side in SIDES}
+        self._others = {side: count_rows(self._connection, f"others_{side}") for side in SIDES}
+        self._count_kept()
+
+    def _count_kept(self) -> None:
+        self._kept = {table: count_rows(self._connection, table) for table in self._kept}
+
+    def _encode(self, block: str, find_ids: bool) -> None:
+        numbers, joins = "", ""
+        for side in SIDES:
+            if find_ids:
+                self._connection.execute(f"INSERT INTO found_{side} SELECT DISTINCT {side}_id FROM {block}")
+            self._add_ids(side)
+            number = _hash_sql(f"{side}_id")
+            if self._others[side]:
+                joins += f" LEFT JOIN others_{side} ON others_{side}.id = {side}_id"
+                number = f"coalesce(others_{side}.number, {number})"
+            numbers += f"{number}, "
+        self._connection.execute(
+            f"INSERT INTO events SELECT {numbers}weight, timestamp, split, seq FROM {block}{joins}"
+        )
+        if self._context:
+            self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
+
+    def _add_ids(self, side: str) -> None:
+        """Move the IDs in ``found_SIDE`` to ``ids_SIDE`` if they are new; ``others_SIDE`` has those of a taken hash."""
+        self._connection.execute(
+            f"CREATE TABLE new AS SELECT {_hash_sql('id')} AS number, id "
+            f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
+        )
+        self._connection.execute(
+            "CREATE TABLE taken AS SELECT number FROM new GROUP BY number HAVING count(*) > 1 "
+            f"UNION SELECT number FROM new SEMI JOIN ids_{side} USING (number)"
+        )
+        others = count_rows(self._connection, "new SEMI JOIN taken USING (number)")
+        if self._others[side] + others > _reserved():
+            self._widen()
+        first = (1 << _NARROW_BITS) - _reserved() + self._others[side]
+        self._connection.execute(
+            f"INSERT INTO others_{side} SELECT {first} + row_number() OVER () - 1, id "
+            "FROM new SEMI JOIN taken USING (number)"
+        )
+        self._others[side] += others
+        self._connection.execute(
+            f"INSERT INTO ids_{side} SELECT number, id FROM new ANTI JOIN taken USING (number) "
+            f"UNION ALL SELECT number, id FROM others_{side} WHERE number >= {first}"
+        )
+        for table in ("new", "taken"):
+            self._connection.execute(f"DROP TABLE {table}")
+        self._empty(f"found_{side}")
+        self._known[side] = count_rows(self._connection, f"ids_{side}")
+
+    def _empty(self, table: str) -> None:
+        """Delete the rows of ``table``, and what they take: TRUNCATE frees nothing in a database in memory."""
+        self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
+
+
+def _reserved() -> int:
+    return (1 << _NARROW_BITS) // _RESERVED_SHARE
+
+
+def _hash_sql(column: str) -> str:
+    """Return SQL of a number below those that are reserved."""
+    return f"((hash({column}) >> {64 - _NARROW_BITS}) * {_RESERVED_SHARE - 1} // {_RESERVED_SHARE})"
