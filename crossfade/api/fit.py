@@ -105,7 +105,8 @@ def _fit(
             if events is not None:
                 _write_events(plays, options, events)
             with progress_bars(bar_type(progress)) as reporter:
-                prepare(options, reporter, first_row=1 if events is None else 0)  # as ``iloc`` counts
+                first_row = 1 if events is None else 0  # as ``iloc`` counts
+                prepare(options, reporter, first_row=first_row, keep=False)
         values = {"name": "model", "data": {"path": options.out}, "metrics": {"port": None}}
         train(Job(values, settings).config, RunFolder(folder / _RUN_FOLDER), progress=progress)
         return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)

@@ -67,6 +67,12 @@ PREPARING_ADVICE = (
     f"name another disk with {option_named('out')} and, for temporary files, with "
     f"{option_named('work_dir')} (or TMPDIR)"
 )
+
+
+class ResourceError(CrossfadeError):
+    """The preparation needs more memory than it may use: with more, the same command continues."""
+
+
 TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
 
 
@@ -191,7 +197,7 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
         except duckdb.OutOfMemoryException as error:
             if "failed to offload data block" in str(error):  # what was free at the start is spilled
                 raise full_disk_error(folder, disk_advice) from error
-            raise CrossfadeError(
+            raise ResourceError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
                 f"raise {option_named('memory')}, lower {option_named('threads')}, or name a larger disk with "
                 f"{option_named('work_dir', 'DIR')}"

@@ -63,7 +63,8 @@ class RawFile:
     def version(self) -> object:
         """Return what differs if the file is another one or was changed."""
         status = self.path.stat()
-        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+        # Copies that keep the time of the last change have another inode, and another time of the last status change.
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
     def compression(self) -> Compression | None:
         """Return how the file is compressed, by its first bytes: a copy or a renamed file lacks the extension."""

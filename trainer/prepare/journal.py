@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -39,7 +40,7 @@ from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore import __version__
-from crossfade.trainer.prepare.database import execute_on
+from crossfade.trainer.prepare.database import ResourceError, execute_on
 
 KEPT_FROM_BYTES = 64 << 20
 """Preparations of less input take seconds, and keep nothing."""
@@ -57,7 +58,10 @@ def identify(*parts: object) -> str:
 
 
 def kept_folder(out: Folder, work: Path | None) -> Path:
-    """Return where a preparation of ``out`` keeps its steps: beside it, or in ``work`` under a name of its own."""
+    """Return where a preparation of ``out`` keeps its steps: beside it, or in ``work`` under a name of its own.
+
+    A dataset on S3 without ``work`` keeps them in the system's folder of temporary files.
+    """
     if work is None and out.path is not None:
         target = out.path.absolute()
         return target.with_name(f".{target.name}.prepare")
@@ -100,6 +104,10 @@ class Journal:
         entries = self._read()
         if not entries or entries[0].state["identity"] != identity:
             self.replaced_tag = entries[0].state["tag"] if entries else None
+            if len(entries) > 1:
+                _logger.warning(
+                    f"{folder}: deleting what was kept: the input, the options, or the versions have changed"
+                )
             self.clear()
             return
         whole = next((index for index, entry in enumerate(entries) if not self._is_whole(entry)), len(entries))
@@ -132,7 +140,8 @@ class Journal:
         assert self._folder is not None
         self.remove()
         create_folder(self._folder)
-        self._folder.chmod(0o700)  # as a folder of temporary files
+        with suppress(PermissionError):  # of file systems that map owners
+            self._folder.chmod(0o700)  # as a folder of temporary files
         if self._dataset is not None:
             create_folder(self._dataset)
         state = {"identity": self._identity, "tag": f"-{uuid.uuid4().hex[:12]}"}
@@ -140,14 +149,17 @@ class Journal:
         replace_file(self._folder / _JOURNAL, _line(self._entries[0]))
 
     def remove(self) -> None:
-        """Delete the folder, and that of the dataset unless it was published."""
+        """Delete the folder, and the folder of the dataset unless the dataset was published."""
         for folder in (self._folder, self._dataset and self._dataset.parent):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def outlives(self, error: BaseException) -> bool:
-        """Return whether steps are kept after ``error``: that it was stopped, storage failed, or it never began."""
-        stopped = isinstance(error, StorageUnavailableError) or not isinstance(error, Exception)
+        """Return whether steps are kept after ``error``.
+
+        They are where the preparation was stopped, storage failed, memory did not suffice, or it never began.
+        """
+        stopped = isinstance(error, StorageUnavailableError | ResourceError) or not isinstance(error, Exception)
         return bool(self.steps) and (stopped or not self.is_used)
 
     def save(
@@ -160,10 +172,8 @@ class Journal:
     ) -> None:
         """Keep ``step``: its ``state``, the rows of ``tables`` (queries, by table), and ``files`` that were synced.
 
-        Where the disk is full, nothing is kept from here on.
-
-        Raises:
-            OSError: the folder cannot be written for another reason.
+        Where the disk is full or fails, what was kept is deleted, since the preparation may need its room, and nothing
+        is kept from here on.
         """
         if not self.is_on or self._folder is None:
             return
@@ -183,12 +193,12 @@ class Journal:
                 journal.flush()
                 os.fsync(journal.fileno())
         except (OSError, pa.ArrowException) as error:
-            if not is_full_disk(error):
-                raise
-            for path in written:
-                path.unlink(missing_ok=True)
-            _logger.warning(f"{self._folder}: the disk is full, so that a kill from here on costs what is done later")
-            self.is_on = False
+            cause = "the disk is full" if is_full_disk(error) else f"cannot be written: {error}"
+            _logger.warning(f"{self._folder}: {cause}; goes on without keeping what is done")
+            for path in (self._folder / _JOURNAL, *self._folder.glob("*.arrow")):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            self._entries, self.is_on = self._entries[:1], False
             return
         self._entries.append(entry)
 
@@ -241,6 +251,19 @@ def _write_table(relation: duckdb.DuckDBPyRelation, path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _claim(folder: Path) -> None:
+    """Create ``folder``, or check that no other user has made it in a folder of all users, such as /tmp."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        is_shared = bool(folder.parent.stat().st_mode & stat.S_ISVTX)
+        if not stat.S_ISDIR(found.st_mode) or (is_shared and found.st_uid != os.geteuid()):
+            raise InputError(
+                f"{folder}: was not made by this user; name another folder with {option_named('work_dir')}"
+            ) from None
+
+
 @contextmanager
 def open_journal(folder: Path, identity: str, dataset: Path | None) -> Iterator[Journal]:
     """Open the journal of a preparation, which must be the only one that uses ``folder``.
@@ -249,11 +272,10 @@ def open_journal(folder: Path, identity: str, dataset: Path | None) -> Iterator[
     continues.
 
     Raises:
-        InputError: it belongs to another user, who could have put anything there.
+        InputError: another user, who could have put anything there, has made it in a folder of all users.
         OSError: it cannot be written.
     """
-    if sys.platform != "win32" and os.path.lexists(folder) and folder.lstat().st_uid != os.geteuid():
-        raise InputError(f"{folder}: is of another user; name another folder with {option_named('work_dir')}")
+    _claim(folder)
     journal = Journal(folder, identity, dataset)
     if journal.steps:
         _logger.info(f"continues from {folder}: {journal.progress()}")

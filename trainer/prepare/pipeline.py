@@ -185,14 +185,14 @@ _FEW_HELD_OUT = 100
 
 
 def prepare(
-    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1
+    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1, keep: bool = True
 ) -> DatasetManifest:
     """Write the prepared dataset ``options.out`` of files with events, and return its manifest.
 
     Messages count the rows of Parquet files from ``first_row``.
 
-    The dataset appears completely, in one step; after an error, nothing is left behind. Of large files, what was done
-    before a kill or Ctrl-C is kept, and the same call continues (``journal.py``).
+    The dataset appears completely, in one step; after an error of the input, nothing is left behind. With ``keep``,
+    what was done of large files before a kill or Ctrl-C is kept, and the same call continues (``journal.py``).
 
     Raises:
         InputError: an option or a file is wrong; the message names it, the place, and how to fix it.
@@ -207,9 +207,10 @@ def prepare(
         )
     inputs = find_inputs(options)
     base = find_base(options)
+    identity = _identify(options, inputs, base) if keep else None
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
-        staged_output(options.out, options.overwrite, options.work_dir, _identify(options, inputs, base)) as staged,
+        staged_output(options.out, options.overwrite, options.work_dir, identity) as staged,
         ExitStack() as opened,
     ):
         warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])

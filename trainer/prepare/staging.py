@@ -6,8 +6,9 @@ with staged_output("s3://music/lastfm", overwrite=True) as staged:
 
 On a file system the files are written to a folder next to the output and moved there in one step. On S3, where nothing
 can be moved, they get unique names; the manifest, written last, makes them the dataset, and then the files of the
-dataset before it are deleted. If the block ends without ``publish``, nothing remains. A lock keeps other processes from
-writing the same output; on S3, the manifest also replaces only the one that was there when the block began.
+dataset before it are deleted. If the block ends without ``publish``, nothing remains but what a journal keeps. A lock
+keeps other processes from writing the same output; on S3, the manifest also replaces only the one that was there when
+the block began.
 """
 
 from __future__ import annotations
@@ -257,10 +258,11 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
             stack.callback(shutil.rmtree, inner, ignore_errors=True)
             if work is None:
                 inner.mkdir()
-            shutil.rmtree(kept_folder(out, None), ignore_errors=True)
         except OSError as error:
             raise _cannot_write(target, error) from error
-        yield _staged_in(stack, out, overwrite, partial, work or inner)
+        staged = _staged_in(stack, out, overwrite, partial, work or inner)
+        shutil.rmtree(kept_folder(out, None), ignore_errors=True)
+        yield staged
 
 
 def _cannot_write(target: Path, error: OSError) -> InputError:
@@ -291,16 +293,25 @@ def _stage_kept(out: Folder, overwrite: bool, work: Path | None, identity: str) 
             dataset = kept_folder(out, None) / "dataset"
             try:
                 stack.enter_context(staged_folder(target, dataset))
-                journal = stack.enter_context(open_journal(kept, identity, dataset))
             except OSError as error:
-                raise _cannot_write(kept, error) from error
+                raise _cannot_write(dataset, error) from error
             staged = _staged_in(stack, out, overwrite, dataset, kept / "work")
-            staged.journal = journal
+            staged.journal = _opened(stack, kept, identity, dataset)
         shutil.rmtree(staged.work, ignore_errors=True)
         staged.work.mkdir()
         stack.callback(shutil.rmtree, staged.work, ignore_errors=True)
         staged.journal.is_used = True
         yield staged
+
+
+def _opened(stack: ExitStack, kept: Path, identity: str, dataset: Path | None) -> Journal:
+    """Open the journal in the folder ``kept`` until ``stack`` ends."""
+    try:
+        return stack.enter_context(open_journal(kept, identity, dataset))
+    except OSError as error:
+        raise InputError(
+            f"{kept}: cannot be written: {error.strerror or error}; choose another {option_named('work_dir')}"
+        ) from error
 
 
 @contextmanager
@@ -311,10 +322,10 @@ def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None 
             out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
             if identity is not None:
-                journal = stack.enter_context(open_journal(work.parent, identity, None))
+                journal = _opened(stack, work.parent, identity, None)
                 if journal.replaced_tag is not None and not _is_published(out, journal.replaced_tag):
                     _delete_tagged(out, journal.replaced_tag)
-                if _is_published(out, journal.tag):
+                if out.exists(FILE_NAME) and journal.tag.encode() in out.read(FILE_NAME):
                     journal.clear()
                 tag = journal.tag
             check_free(out, overwrite, tag if journal.steps else "")

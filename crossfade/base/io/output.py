@@ -30,7 +30,7 @@ def staged_folder(target: Path, kept: Path | None = None) -> Iterator[Path]:
     """Create an empty folder beside ``target``, which only this process writes meanwhile.
 
     If it has not been moved by ``replace_folder`` in the end, it is deleted, and so are folders that were created for
-    it. With ``kept``, that folder is used instead, which may exist, and which the caller deletes.
+    it. With ``kept``, that folder is used instead; it may exist and hold files, and the caller deletes it.
 
     Raises:
         InputError: another process writes ``target``.

@@ -1,5 +1,6 @@
 """A large preparation that is killed: the same command continues from what was kept, and gives the same bytes."""
 
+import json
 import logging
 import os
 import signal
@@ -8,15 +9,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from killed_process import holding
 from needs import root
 from preparing import InterruptingReporter, random_events, write_parquet
 from small_disk import MountError, fill, mounted_disk
+from waiting import wait_until
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.prepare import id_encoder, pipeline
-from crossfade.trainer.prepare.journal import Journal
+from crossfade.trainer.prepare.journal import Journal, open_journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.staging import staged_output
@@ -107,9 +110,21 @@ def killed(given: PrepareOptions, enlist: Callable[[pytest.MonkeyPatch], None]) 
             code = 0
         finally:
             os._exit(code)
-    status = os.waitpid(pid, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status != 0
+    statuses: list[int] = []
+
+    def has_ended() -> bool:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        statuses.extend([status] if found else [])
+        return bool(found)
+
+    try:
+        wait_until(has_ended, "the end of the preparation")
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    assert statuses in ([0], [signal.SIGKILL])
+    return statuses != [0]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +212,45 @@ def test_other_preparation_begins_anew(
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["out"]
 
 
+def test_copy_of_same_size_and_time_is_other_input(tmp_path: Path) -> None:
+    files = inputs(tmp_path / "in")
+    killed_after(5, options(tmp_path / "data/out", files))
+    status = files[1].stat()
+    write_events(tmp_path / "copy.parquet", 1)
+    (tmp_path / "copy.parquet").write_bytes((tmp_path / "copy.parquet").read_bytes()[: status.st_size])
+    with (tmp_path / "copy.parquet").open("ab") as copy:
+        copy.truncate(status.st_size)
+    os.utime(tmp_path / "copy.parquet", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "copy.parquet").replace(files[1])
+    with pytest.raises(InputError, match=r"1\.parquet"):  # it was read, and is damaged
+        prepare(options(tmp_path / "data/out", files))
+
+
+def test_lack_of_memory_keeps(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, undisturbed = example
+    given = options(tmp_path / "out", files)
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise duckdb.OutOfMemoryException("failed to allocate data")
+
+    with monkeypatch.context() as patch, pytest.raises(CrossfadeError, match="needs more memory"):
+        patch.setattr(pipeline, "write_relation", fail)
+        prepare(given)
+    assert (tmp_path / ".out.prepare/journal").exists()
+    prepare(options(tmp_path / "out", files, memory=1))
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_folder_of_all_users_that_was_not_made_here_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "kept").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="was not made by this user"), open_journal(tmp_path / "kept", "x", None):
+        pass
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_interrupt_keeps_and_error_does_not(example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files, _ = example
     given = options(tmp_path / "data/out", files)
@@ -214,9 +268,11 @@ def test_second_command_is_refused_and_disturbs_nothing(example: Example, tmp_pa
     files, _ = example
     given = options(tmp_path / "out", files)
     killed_after(5, given)
-    before = contents(tmp_path / ".out.prepare")
-    with holding(lambda: staged_output(tmp_path / "out", overwrite=False)):
+    journal = (tmp_path / ".out.prepare/journal").read_bytes()
+    identity = json.loads(journal.splitlines()[0].partition(b" ")[2])["state"]["identity"]
+    with holding(lambda: staged_output(tmp_path / "out", overwrite=False, identity=identity)):
         before = contents(tmp_path)
+        assert before[".out.prepare/journal"] == journal
         with pytest.raises(InputError, match=r"has been writing it since"):
             prepare(given)
         assert contents(tmp_path) == before
