@@ -233,9 +233,10 @@ def test_lack_of_memory_keeps(example: Example, tmp_path: Path, monkeypatch: pyt
     def fail(*arguments: object, **named: object) -> None:
         raise duckdb.OutOfMemoryException("failed to allocate data")
 
-    with monkeypatch.context() as patch, pytest.raises(CrossfadeError, match="needs more memory"):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_relation", fail)
-        prepare(given)
+        with pytest.raises(CrossfadeError, match="needs more memory"):
+            prepare(given)
     assert (tmp_path / ".out.prepare/journal").exists()
     prepare(options(tmp_path / "out", files, memory=1))
     assert contents(tmp_path / "out") == undisturbed
