@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
 
-Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events (or another
+``crossfade synthesize --raw-events`` writes the events, with text IDs: one customer per hundred events (or another
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
 """
@@ -118,7 +118,7 @@ def _measured(run: Callable[..., None], work: Path, *arguments: Any) -> Measured
 
 
 def _processor_seconds() -> float:
-    """Return those of all processes that have ended."""
+    """Return the processor seconds of all processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -13,6 +13,7 @@ from crossfade.base.options import Number, option
 from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import align, print_line, print_lines
+from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.processes import ProcessRow
@@ -102,7 +103,7 @@ def _screen(run: Summary) -> Iterator[str]:
         yield _line("", run.advice)
     if baselines := run.baselines.get("valid"):
         values = (
-            f"{name.replace('_', ' ')} {text.decimals(found.get(run.best_metric))}" for name, found in baselines.items()
+            f"{name.replace('_', ' ')} {show_metric(found, run.best_metric)}" for name, found in baselines.items()
         )
         yield _line("baselines", f"{run.best_metric} on valid by {', by '.join(values)}")
     yield _line(

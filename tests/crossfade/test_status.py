@@ -169,14 +169,20 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
     assert "damaged: critical: no" in printed
 
 
-def test_early_stop_and_lost_steps_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_early_stop_baselines_and_lost_steps_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = [step(333, at=9), epoch(1, at=9, step=10, quality=0.31), epoch(2, at=19, step=20, quality=0.29)]
     restarts = [{"generation": 2, "cause": "x", "step": 433, "lost_steps": 333, "lost_seconds": 5.6}]
-    report = {"metrics": {"valid": {"ndcg@10": 0.31}}, "stopped_early": True}
+    baselines = {"popularity": {"ndcg@10": 0.21, "ndcg@10_se": 0.02}, "item_cosine": {"ndcg@10": 0.32}}
+    report = {
+        "metrics": {"valid": {"ndcg@10": 0.31}},
+        "baselines": {"metrics": {"valid": baselines}, "notes": []},
+        "stopped_early": True,
+    }
     folder = write_run(tmp_path / "plays", metrics=events, state=state("done", at=19), report=report, restarts=restarts)
     lines = printed_by(folder, capsys=capsys).splitlines()
     assert lines[0].startswith("plays: done, stopped early, ")
     assert "metric       best ndcg@10 on valid 0.3100 in epoch 1; 0.2900 in the last evaluation" in lines
+    assert "baselines    ndcg@10 on valid by popularity 0.2100 ± 0.0200, by item cosine 0.3200" in lines
     assert "restarts     1; the last one lost 333 steps since the last checkpoint, 5.6 s" in lines
 
 

@@ -124,7 +124,7 @@ class Injector:
             return
         if fault.kind == "freeze":
             self._kill_if_undetected(victim)
-        names = self.training.role_names()
+        names = self.training.layout.role_names()
         self._wait(lambda: has_ended(victim) and sorted(self.training.roles()) == names, "the next generation")
 
     def _slow(self, fault: Fault) -> None:
@@ -144,7 +144,7 @@ class Injector:
     def _resume(self) -> None:
         self.training.command.process.communicate(timeout=RECOVERY_SECONDS)
         self.training.resume()
-        self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the resumed run")
+        self._wait(lambda: sorted(self.training.roles()) == self.training.layout.role_names(), "the resumed run")
 
     def _throttle(self, fault: Fault) -> None:
         proxy = self.training.layout.proxy
@@ -194,7 +194,7 @@ class Injector:
                 self._wait(lambda: not self.training.roles(), "the job that waits for the host")
         finally:
             host.restore_link()
-        self._wait(lambda: sorted(self.training.roles()) == self.training.role_names(), "the next generation")
+        self._wait(lambda: sorted(self.training.roles()) == self.training.layout.role_names(), "the next generation")
 
     def _await_steps(self, fault: Fault) -> None:
         seen = len(self.training.events("step"))
@@ -274,7 +274,7 @@ def run_chaos(
         training.finish(RUN_SECONDS)
     variables = ledger_variables(folder, "disturbed", step_seconds=step_seconds, clock_jumps=True)
     with layout.running("disturbed", job, variables) as training:
-        planned = plan_faults(seed, faults, steps, layout.name, training.role_names())
+        planned = plan_faults(seed, faults, steps, layout.name, layout.role_names())
         injector = Injector(training, log)
         for fault in planned:
             injector.inject(fault)

@@ -66,6 +66,13 @@ class Layout:
             return {"cluster": {**at, "servers": 3, "workers": 2}}
         return {"cluster": {"servers": 2, "workers": 2}}
 
+    def role_names(self) -> list[str]:
+        """Return the names of all roles of a generation."""
+        if not self.servers:
+            return ["train"]
+        servers = [f"server-{number}" for number in range(self.servers)]
+        return ["scheduler", *servers, *(f"worker-{number}" for number in range(self.workers))]
+
     def checkpoints(self, run: str) -> str:
         """Return where the checkpoints of ``run`` are."""
         if self.disk is not None:
@@ -124,13 +131,6 @@ class ChaosTraining:
         if not self.layout.servers:
             return {"train": psutil.Process(self.command.process.pid)}
         return {name: role for command in (self.command, *self._agents) for name, role in command.roles().items()}
-
-    def role_names(self) -> list[str]:
-        """Return the names of all roles of a generation."""
-        if not self.layout.servers:
-            return ["train"]
-        servers = [f"server-{number}" for number in range(self.layout.servers)]
-        return ["scheduler", *servers, *(f"worker-{number}" for number in range(self.layout.workers))]
 
     def agent_of(self, host: Host) -> RunningCommand:
         """Return the agent on a host other than the first."""

@@ -8,9 +8,9 @@
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with
-their standard errors. They take
-the positive interactions of train and no hyperparameters, so a run that does not exceed them has learned little.
+Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
+standard errors. They take the positive interactions of train and no hyperparameters, so a run that does not exceed them
+has learned little.
 
 A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
 says why. The queries are those of the run, all or a sample; with more than ``MAX_PAIRS`` pairs to hold out and exclude,
@@ -236,6 +236,9 @@ def _share(count: int, kernel: Callable[..., None], *arguments: Any) -> None:
     """Call ``kernel`` with the bounds of parts of 0 to ``count``, and ``arguments``, in threads."""
     threads = get_num_threads()
     bounds = np.linspace(0, count, _PARTS_OF_THREAD * threads + 1).astype(np.int64)
-    with ThreadPoolExecutor(threads, thread_name_prefix="baselines") as pool:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="baselines")
+    try:
         for done in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds.tolist())]:
             done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # so that Ctrl-C waits only for the parts that have begun

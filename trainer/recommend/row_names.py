@@ -206,7 +206,7 @@ class RowNames:
     def _folded(self, column: str, fold: Fold) -> Iterable[tuple[Any, Any]]:
         """Return rows and their texts in ``column`` as ``fold`` compares them, in parts.
 
-        Those of a kept vocabulary stay in memory, too.
+        The texts of a kept vocabulary stay in memory, too.
         """
         if (column, fold) in self._kept:
             return self._kept[column, fold]

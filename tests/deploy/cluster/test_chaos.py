@@ -17,9 +17,11 @@ ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
 def test_run_under_random_faults_equals_an_undisturbed_run(tmp_path: Path) -> None:
     try:
         with layout_of("host", tmp_path) as layout:
-            # A slow worker, and a kill while roles start. A step takes long, so that few last as long as both.
-            layout.servers = 1
-            run_chaos(layout, seed=49, faults=2, epochs=8, step_seconds=0.15)
+            # A step takes long, so that few last as long as both faults.
+            layout.servers, seed = 1, 49
+            slow, kill = plan_faults(seed, 2, 100, layout.name, layout.role_names())
+            assert (slow.kind, slow.role, kill.kind, kill.moment) == ("slow", "worker-1", "kill", "start-up")
+            run_chaos(layout, seed, faults=2, epochs=8, step_seconds=0.15)
     except MountError as reason:
         pytest.skip(root(reason))
 

@@ -110,6 +110,7 @@ def test_run_in_process_survives_a_pause_an_outage_at_its_resume_and_one_until_i
     assert start["step"] >= saved
     assert f"crossfade: the checkpoint of step {STEPS} was not written: {checkpoints}/step-" in result.stderr
     assert_undisturbed(run_dir, undisturbed)
+    assert report_of(run_dir)["checkpoints"]["failed"] == len(training.events("checkpoint_failed"))
     # Earlier checkpoints are there, and the run can be resumed from them.
     succeeded(crossfade_here(*resume, cwd=workspace))
     assert_undisturbed(run_dir, undisturbed)
