@@ -85,13 +85,19 @@ def _listening() -> Iterator[None]:
             signal.raise_signal(received)
 
 
+def _in_notebook() -> bool:
+    """Return whether this process runs the cells of a notebook; one that only starts kernels imports ipykernel, too."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def bar_type(progress: bool | None) -> Any:
     """Return what creates a progress bar, called as ``tqdm`` is: in terminals and notebooks, unless one is requested.
 
     Args:
         progress: whether to show bars; None: if stderr is a terminal, or in a notebook.
     """
-    in_notebook = "ipykernel" in sys.modules
+    in_notebook = _in_notebook()
     if progress is False or (progress is None and not (in_notebook or sys.stderr.isatty())):
         return partial(tqdm, disable=True)
     if in_notebook and find_spec("ipywidgets") is not None:

@@ -1,5 +1,6 @@
 """``crossfade.fit`` trains on every kind of table and on files, and returns results of the same kind."""
 
+import importlib
 import logging
 import os
 import signal
@@ -125,6 +126,7 @@ def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
 def test_fit_in_a_thread_prints_nothing_and_leaves_no_file_without_the_model(
     plays: pd.DataFrame, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    importlib.import_module("ipykernel")  # as a process that starts kernels does, and is no notebook
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of commands that other tests ran
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     models: list[crossfade.Model] = []
