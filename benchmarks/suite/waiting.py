@@ -19,7 +19,7 @@ from peers.columns import TRACK, USER
 from crossfade.trainer.training.phases import STEP_PHASES
 from suite.processes import run_command
 from suite.training import TIMEOUT_SECONDS, read_report, train_command
-from suite.waiting_work import CSV_SHARE, TIME, make_events, make_plays
+from suite.waiting_work import TIME, make_events, make_plays
 
 if TYPE_CHECKING:
     from suite.plan import Planner
@@ -72,7 +72,7 @@ class _Waits:
         columns = (*SIDES, "--timestamp", TIME, "--hold-out", "last-1")
         out = ("--out", str(self._made / "prepared"), "--overwrite")
         figures = self._timed([*CROSSFADE, "prepare", "--events", str(file), *columns, *out])
-        return _with_rate(figures, self.sizes.events // (CSV_SHARE if kind == "csv" else 1))
+        return _with_rate(figures, self.sizes.events)
 
     def prepare_plain(self) -> Figures:
         """Prepare the events of the Parquet file by plain DuckDB statements."""

@@ -36,14 +36,14 @@ def _prepare(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
         f"""Preparing: `crossfade prepare --timestamp time --hold-out last-1` of {sizes.events:,} events with text IDs,
         of {sizes.event_users:,} customers, and of {sizes.event_tracks:,} tracks by Zipf's law with exponent
-        {POPULARITY:g}; from CSV, of a tenth of them. Beside it, four DuckDB statements: they number customers and
+        {POPULARITY:g}. Beside it, four DuckDB statements: they number customers and
         tracks by frequency, join, and write the numbers in the same order. They check nothing and hold nothing out.
         Both are commands, with their start. Memory is that of the largest process."""
     )
     rows = []
     for name, text in PREPARE.items():
         key = f"waiting/prepare/{name}"
-        ratio = results.ratio(key, "waiting/prepare/plain", "seconds") if name != "csv" else None
+        ratio = results.ratio(key, "waiting/prepare/plain", "seconds")
         cells = [cell(results, key, figure) for figure in _SECONDS]
         cells += [cell(results, key, "events_per_second", 1e-6), cell(results, key, "peak_gib")]
         rows.append([text, *cells, _ratio(ratio)])

@@ -27,8 +27,6 @@ TIME = "time"
 FIRST_TIME, SPAN = 1_600_000_000, 30_000_000
 """Seconds since 1970 of the first event, and seconds from there to the last."""
 POPULARITY = 0.9
-CSV_SHARE = 10
-"""Events of the Parquet file for each event of the CSV file."""
 CHUNK = 1_000_000
 GENRES, GENRES_OF_USER, OWN_GENRES = 40, 3, 0.8
 """Planted tastes: genres, how many of them a customer has, and the share of plays that are of those."""
@@ -60,9 +58,9 @@ def make_events(folder: Path, sizes: WaitingSizes) -> Path:
     """Write raw events with text IDs and timestamps, unless they exist.
 
     Returns:
-        the folder of ``events.parquet``, and ``events.csv`` with the first tenth of them.
+        the folder of ``events.parquet`` and ``events.csv``.
     """
-    made = folder / f"events-{sizes.events}-{sizes.event_users}-{sizes.event_tracks}"
+    made = folder / f"raw-{sizes.events}-{sizes.event_users}-{sizes.event_tracks}"
     return _made_once(made, lambda unfinished: _write_events(unfinished, sizes))
 
 
@@ -89,15 +87,13 @@ def _made_once(made: Path, write: Callable[[Path], None]) -> Path:
 
 def _write_events(folder: Path, sizes: WaitingSizes) -> None:
     schema = pa.schema([(USER, pa.string()), (TRACK, pa.string()), (TIME, pa.int64())])
-    left = sizes.events // CSV_SHARE
     with (
         pq.ParquetWriter(folder / "events.parquet", schema) as parquet,
         csv.CSVWriter(folder / "events.csv", schema, write_options=csv.WriteOptions(quoting_style="none")) as text,
     ):
         for chunk in _event_chunks(sizes, schema):
             parquet.write_table(chunk)
-            text.write_table(chunk.slice(0, left))
-            left = max(0, left - len(chunk))
+            text.write_table(chunk)
 
 
 def _event_chunks(sizes: WaitingSizes, schema: pa.Schema) -> Iterator[pa.Table]:
