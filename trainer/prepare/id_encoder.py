@@ -19,17 +19,17 @@ _NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
 """Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 _RESERVED_SHARE = 16
-"""One in so many numbers is reserved for IDs whose hash is taken: enough for those of a billion IDs."""
+"""One in so many numbers is reserved for IDs whose hash is taken: enough for a billion IDs."""
 
 
 class IdEncoder:
-    """Builds the table ``events`` in blocks: a large file is one, and those of small files are buffered.
+    """Builds the table ``events`` in blocks: a large file is one block, and the rows of small files are buffered.
 
     The number of an ID is a hash of it, so that events need no join with a large table of IDs. The few IDs whose hash
     another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
     the tables ``others_query`` and ``others_item`` have them.
 
-    A block has at least a quarter as many rows as there are IDs, since all of them are compared with those of a block.
+    A block has at least a quarter as many rows as there are IDs, since each block is compared with all of them.
 
     Args:
         connection: The working database, in which the tables are created.
@@ -69,8 +69,8 @@ class IdEncoder:
     def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
-        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and those of context.
-        None: the IDs are those of the events.
+        Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and the context's
+        columns. Where ``ids`` is None, they are found in the events.
         """
         if self._rows + rows >= 1 << _NARROW_BITS:
             self._widen()
@@ -125,7 +125,7 @@ class IdEncoder:
     def keep(self, journal: Journal, state: Mapping[str, Any]) -> None:
         """Keep the rows since the last call, and the ``state`` of the reader."""
         self.encode_buffered()
-        # Rows are only ever appended, so that those of before have the lowest rowids.
+        # Rows are only ever appended, so that earlier rows have the lowest rowids.
         added = {table: f"FROM {table} WHERE rowid >= {kept}" for table, kept in self._kept.items()}
         encoder = {"rows": self._rows, "is_narrow": self._number_type == _NARROW_TYPE}
         journal.save(READ_STEP, {**state, **encoder}, self._connection, added)
@@ -162,7 +162,7 @@ class IdEncoder:
             self._connection.execute(f"INSERT INTO event_context SELECT seq{self._context} FROM {block}")
 
     def _add_ids(self, side: str) -> None:
-        """Move the IDs in ``found_SIDE`` to ``ids_SIDE`` if they are new; ``others_SIDE`` has those of a taken hash."""
+        """Move new IDs from ``found_SIDE`` to ``ids_SIDE``, and to ``others_SIDE`` if their hash is taken."""
         self._connection.execute(
             f"CREATE TABLE new AS SELECT {_hash_sql('id')} AS number, id "
             f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"

@@ -58,7 +58,7 @@ def identify(*parts: object) -> str:
 
 
 def kept_folder(out: Folder, work: Path | None) -> Path:
-    """Return where a preparation of ``out`` keeps its steps: beside it, or in ``work`` under a name of its own.
+    """Return where a preparation of ``out`` keeps its steps: next to it, or in ``work`` under a name made from it.
 
     A dataset on S3 without ``work`` keeps them in the system's folder of temporary files.
     """

@@ -100,7 +100,7 @@ def killed_at_sync(number: int, given: PrepareOptions) -> bool:
 
 
 def killed(given: PrepareOptions, enlist: Callable[[pytest.MonkeyPatch], None]) -> bool:
-    """Prepare in a process of its own, changed by ``enlist``; return whether it was killed."""
+    """Prepare in a separate process, changed by ``enlist``; return whether it was killed."""
     pid = os.fork()
     if pid == 0:
         code = 1
