@@ -275,6 +275,17 @@ class JobConfig(Section):
         description="margin of hinge and warp between the item's score and its negatives'; for ccl, the cosine up to "
         "which a negative costs nothing",
     )
+    top_k: AtLeastOne | None = Field(
+        None,
+        description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "
+        "all items weighs up to twice as much, and one far below it little, so that training minds what can be among "
+        "the first K; null: all count alike",
+    )
+    top_k_temperature: Positive = Field(
+        0.3,
+        description="difference of scores over which the weight of top_k changes, in the units of margin: lower is "
+        "sharper, and less is learned of items far down the list",
+    )
     negatives: NegativesConfig = NegativesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -336,6 +347,7 @@ class JobConfig(Section):
             raise ValueError(
                 "negatives.logq_correction corrects for sampling, but negatives.kind 'all' does not sample"
             )
+        self._check_top_k()
         if self.train.compute_dtype == "bfloat16" and negatives.kind == "per_example":
             raise ValueError(
                 "train.compute_dtype 'bfloat16' is for matrix products with negatives that examples share, but "
@@ -349,6 +361,26 @@ class JobConfig(Section):
                 "it or negatives.num_hard out"
             )
         return self
+
+    def _check_top_k(self) -> None:
+        """Check that ``top_k`` has a loss that it weighs, and negatives whose number of draws is known."""
+        negatives = self.negatives
+        if self.top_k is None:
+            return
+        if self.loss != "softmax":
+            raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
+        if negatives.num_hard is not None:
+            raise ValueError(
+                "top_k estimates the K-th highest score of all items, and the hardest negatives are no sample of them: "
+                "leave it or negatives.num_hard out"
+            )
+        is_uniform = negatives.kind in {"shared", "per_example"} and negatives.sampling == "uniform"
+        if not (negatives.kind in {"auto", "all"} or is_uniform or negatives.logq_correction):
+            raise ValueError(
+                f"top_k estimates the K-th highest score of all items, so it needs to be known how often each is drawn "
+                f"by negatives.kind '{negatives.kind}' and sampling '{negatives.sampling}': set "
+                "negatives.logq_correction to true, or negatives.kind to all"
+            )
 
     def starting_points(self) -> dict[str, str]:
         """Return the paths and URIs that a new run reads its rows from, by key."""

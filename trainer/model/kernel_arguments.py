@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from crossfade.trainer.model.spec import Score
 
 
+class TopK(NamedTuple):
+    """By what the weights of examples depend on their place in the list of their query, under softmax.
+
+    Attributes:
+        count: K; 0: they do not.
+        sharpness: T/τ, which differences of scores are multiplied by.
+        items_per_negative: how many items a negative stands for, without logQ correction.
+    """
+
+    count: np.int64
+    sharpness: np.float32
+    items_per_negative: np.float32
+
+
 class Uses(NamedTuple):
     """The uses of active rows; as in ``ActiveRows``."""
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import allocating_kernel, njit
-from crossfade.trainer.model.kernel_arguments import ScoreScales
-from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
+from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, kth_highest, largest, log_sigmoid_loss, sum_lanes
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 """Numbers of the losses. Those from HINGE on have a margin."""
@@ -35,6 +35,7 @@ class LossParams(NamedTuple):
         negative_weight: v, the total weight of the negatives under ccl.
         ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
         max_score: 1/T, the largest cosine score.
+        top_k: which examples weigh more under softmax.
     """
 
     code: int
@@ -42,6 +43,7 @@ class LossParams(NamedTuple):
     negative_weight: np.float32
     ranks_per_negative: np.float32
     max_score: np.float32
+    top_k: TopK
 
 
 class Objective(NamedTuple):
@@ -159,31 +161,6 @@ def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[n
 
 
 @njit(cache=True, error_model="numpy")
-def _kth_highest(scores_C, k):  # type: ignore[no-untyped-def]
-    """Return the ``k``-th highest score by quickselect (Hoare 1961), which reorders ``scores_C``.
-
-    Numba compiles ``np.partition``, with its error messages, for longer than the rest of ``hard_negatives_loss``.
-    """
-    low, high = 0, scores_C.shape[0] - 1
-    while low < high:
-        pivot = scores_C[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while scores_C[i] > pivot:
-                i += 1
-            while scores_C[j] < pivot:
-                j -= 1
-            if i <= j:
-                scores_C[i], scores_C[j] = scores_C[j], scores_C[i]
-                i += 1
-                j -= 1
-        if j < k - 1 < i:
-            break
-        low, high = (low, j) if k - 1 <= j else (i, high)
-    return scores_C[k - 1]
-
-
-@njit(cache=True, error_model="numpy")
 def hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` as if only the ``num_hard`` negatives with the highest scores had been drawn.
 
@@ -192,7 +169,7 @@ def hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, wei
     count = scores_C.shape[0]
     for c in range(count):
         parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    lowest = _kth_highest(parts_C.copy(), num_hard)
+    lowest = kth_highest(parts_C.copy(), num_hard)
     chosen_K, chosen = np.zeros(num_hard, np.int64), 0
     for c in range(count):
         if parts_C[c] > lowest:

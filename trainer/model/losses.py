@@ -59,6 +59,7 @@ import numpy as np
 
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import LossKind, resolved
+from crossfade.trainer.model.kernel_arguments import TopK
 from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
 
 LOSS_CODES: dict[LossKind, int] = {
@@ -80,20 +81,48 @@ class LossSpec:
         temperature: T, which the scores have been divided by.
         margin: m·T, the margin before that division.
         negative_weight: v, the total weight of the negatives under ``ccl``.
+        top_k: K, by which ``softmax`` weighs examples; None: all count alike.
+        top_k_temperature: τ, in the units of the margin.
+        has_all_items: whether the negatives are all items, so that each stands for itself.
     """
 
     kind: LossKind
     temperature: float = 1.0
     margin: float = 0.5
     negative_weight: float = 1.0
+    top_k: int | None = None
+    top_k_temperature: float = 0.3
+    has_all_items: bool = False
 
     @staticmethod
     def of(job: JobConfig) -> LossSpec:
         """Build the loss of a job."""
-        return LossSpec(job.loss, resolved(job.model.temperature), job.margin, job.negatives.weight)
+        return LossSpec(
+            job.loss,
+            resolved(job.model.temperature),
+            margin=job.margin,
+            negative_weight=job.negatives.weight,
+            top_k=job.top_k,
+            top_k_temperature=job.top_k_temperature,
+            has_all_items=job.negatives.kind == "all",
+        )
+
+    @property
+    def sharpness(self) -> float:
+        """T/τ, which differences of scores are multiplied by where they make weights."""
+        return self.temperature / self.top_k_temperature
+
+    def items_per_negative(self, items: int, negatives: int) -> float:
+        """Return how many of ``items`` each of an example's ``negatives`` stands for, without logQ correction."""
+        return 1.0 if self.has_all_items else items / max(negatives, 1)
 
     def params(self, items: int, negatives: int) -> LossParams:
         """Return the arguments of the kernels, for ``negatives`` per example out of a table of ``items``."""
         ranks_per_negative = (items - 1) / max(negatives, 1)
         values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
-        return LossParams(LOSS_CODES[self.kind], *map(np.float32, values))
+        return LossParams(LOSS_CODES[self.kind], *map(np.float32, values), self.top_k_params(items, negatives))
+
+    def top_k_params(self, items: int, negatives: int) -> TopK:
+        """Return the part of ``params`` that weights depend on."""
+        values = self.sharpness, self.items_per_negative(items, negatives)
+        return TopK(np.int64(self.top_k or 0), *map(np.float32, values))

@@ -41,8 +41,8 @@ from crossfade.kvstore.lanes import (
     sum_of,
 )
 from crossfade.kvstore.vector_ir import LANES
-from crossfade.trainer.model.kernel_arguments import ScoreScales, Uses
-from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
+from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK, Uses
+from crossfade.trainer.model.loss_math import ONE, ZERO, exp, kth_highest, log_sigmoid_loss, top_k_weight
 
 _LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES
@@ -149,6 +149,35 @@ def _largest(row_C, offset_C, dot_scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", inline="always")
+def _largest_of_step(row_C, offset_C, c, scale):  # type: ignore[no-untyped-def]
+    w, x = _scores(row_C, offset_C, c, scale), _scores(row_C, offset_C, c + LANES, scale)
+    y, z = _scores(row_C, offset_C, c + 2 * LANES, scale), _scores(row_C, offset_C, c + 3 * LANES, scale)
+    return largest_of(maximum(maximum(w, x), maximum(y, z)))
+
+
+@njit(cache=True, error_model="numpy")
+def _kth_score(row_C, offset_C, dot_scale, k):  # type: ignore[no-untyped-def]
+    """Return the ``k``-th highest score, or the lowest of fewer; -inf if there is none.
+
+    The row is read once. Scores above the ``k``-th highest so far are kept, and few are: of those in random order,
+    k·log(C/k). Steps of lanes without one are skipped by their maximum.
+    """
+    kept_N, kept, floor = np.empty(2 * k + _STEP, np.float32), 0, _LOWEST
+    scale, count = splat(dot_scale), row_C.shape[0]
+    for c in range(0, count, _STEP):
+        if c + _STEP <= count and not _largest_of_step(row_C, offset_C, c, scale) > floor:
+            continue
+        for n in range(c, min(c + _STEP, count)):
+            score = dot_scale * row_C[n] - offset_C[n]
+            if score > floor:
+                kept_N[kept] = score
+                kept += 1
+        if kept > 2 * k:
+            floor, kept = kth_highest(kept_N[:kept], k), k
+    return kth_highest(kept_N[:kept], min(k, kept)) if kept else _LOWEST
+
+
+@njit(cache=True, error_model="numpy", inline="always")
 def _store_power(row_C, offset_C, c, scale, largest):  # type: ignore[no-untyped-def]
     power = _exp_lanes(subtract(_scores(row_C, offset_C, c, scale), largest))
     store(row_C, c, power)
@@ -249,39 +278,47 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
     return weight * (np.float32(math.log(total)) + largest - score), positive * factor - weight, factor
 
 
+@njit(cache=True, error_model="numpy", inline="always")
+def _weight(weight, top_k, above):  # type: ignore[no-untyped-def]
+    """Return the weight of an example whose item's score is ``above`` the K-th highest."""
+    return weight * top_k_weight(above * top_k.sharpness) if top_k.count else weight
+
+
 @njit(cache=True, error_model="numpy", nogil=True)
-def all_items_softmax_pass(tile, offset_C, item_B, weight_B, uses: Uses, dot_scale, loss_N, factor_A):  # type: ignore[no-untyped-def]
+def all_items_softmax_pass(tile, items, item_B, weight_B, uses: Uses, top_k: TopK, loss_N, factor_A):  # type: ignore[no-untyped-def]
     """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
 
     Dot products become powers, and queries are multiplied by factors.
 
     Args:
         tile: the ``Tile``, of queries.
-        offset_C: subtracted from the scores of the items.
+        items: ``offset_C``, subtracted from the scores of the items, and the factor of dot products in a score.
         item_B: the examples' items, by place in the pool.
         weight_B: the examples' weights, none below 0.
         uses: the ``Uses`` of the queries.
-        dot_scale: factor of dot products in a score.
+        top_k: which examples weigh more.
         loss_N: filled with losses, in the order of ``order_N``.
         factor_A: filled with factors of the powers.
     """
     first, query_TD, scores_TC = tile
+    offset_C, dot_scale = items
     _, order_N, starts_A1 = uses
     for t in range(scores_TC.shape[0]):
         row_C, query_D, a = scores_TC[t], query_TD[t], first + t
         largest, weight = _largest(row_C, offset_C, dot_scale), ZERO
+        gap = largest - _kth_score(row_C, offset_C, dot_scale, top_k.count) if top_k.count else ZERO
         for n in range(starts_A1[a], starts_A1[a + 1]):
             item = item_B[order_N[n]]
             loss_N[n] = largest - (dot_scale * row_C[item] - offset_C[item])
-            weight += weight_B[order_N[n]]
+            weight += _weight(weight_B[order_N[n]], top_k, gap - loss_N[n])
         total = store_powers(row_C, offset_C, dot_scale, largest)
         log_total = np.float32(math.log(total))
         factor_A[a] = weight / total
         for n in range(starts_A1[a], starts_A1[a + 1]):
-            b = order_N[n]
-            loss_N[n] = weight_B[b] * (loss_N[n] + log_total)
+            own_weight = _weight(weight_B[order_N[n]], top_k, gap - loss_N[n])
+            loss_N[n] = own_weight * (loss_N[n] + log_total)
             if weight > ZERO:
                 # In this order, since total / weight overflows where weights are tiny.
-                row_C[item_B[b]] -= (weight_B[b] / weight) * total
+                row_C[item_B[order_N[n]]] -= (own_weight / weight) * total
         for d in range(query_D.shape[0]):
             query_D[d] *= factor_A[a]

@@ -125,7 +125,7 @@ class CpuEngine:
         else:
             in_batch = negatives.kind in IN_BATCH_KINDS
             self._gradients = PoolGradients(loss, model.score, in_batch=in_batch, **options)
-        self._all_items = AllItemsGradients(model.score)
+        self._all_items = AllItemsGradients(loss, model.score)
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""
@@ -458,8 +458,9 @@ _MIN_SUMS, _MAX_SUMS = 8, 64
 class AllItemsGradients:
     """Computes losses and gradients of batches whose examples have all items as negatives."""
 
-    def __init__(self, score: Score) -> None:
-        """Prepare for ``score``."""
+    def __init__(self, loss: LossSpec, score: Score) -> None:
+        """Prepare for ``loss``, a softmax, of ``score``."""
+        self._loss = loss
         self._scales = ScoreScales.of(score)
         self._sharing = WorkSharing()
         self._scratch = Scratch()
@@ -469,7 +470,8 @@ class AllItemsGradients:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the losses, in the order of ``batch.query.order_N``, and the gradients of both sides' vectors."""
         dot_scale, norm_scale = self._scales
-        examples = batch.item_index_B, weight_B, batch.query.uses, dot_scale
+        top_k = self._loss.top_k_params(len(item_AD), len(item_AD))
+        examples = batch.item_index_B, weight_B, batch.query.uses, top_k
         offset_C = self._scratch.array("offsets", len(item_AD))
         fill_squares(item_AD, norm_scale, offset_C)
         size = _chunk_size(len(query_AD), item_AD.nbytes)
@@ -488,7 +490,8 @@ class AllItemsGradients:
                 query_TD[:] = query_AD[part]
                 slope_TC = self._scratch.array("scores", len(query_TD), len(item_AD))
                 np.matmul(query_TD, item_AD.T, out=slope_TC)
-                all_items_softmax_pass(Tile(start, query_TD, slope_TC), offset_C, *examples, loss_N, factor_A)
+                tile_of_queries = Tile(start, query_TD, slope_TC)
+                all_items_softmax_pass(tile_of_queries, (offset_C, dot_scale), *examples, loss_N, factor_A)
                 np.matmul(slope_TC, item_AD, out=query_gradient_AD[part])
                 # The slopes of a query add up to 0, so its squared norm, a term of all its scores, gets no gradient.
                 scale_rows(query_gradient_AD[part], factor_A[part], dot_scale)
