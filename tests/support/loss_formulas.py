@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from engine_cases import (
     CASES,
+    DRAWS,
     ITEM_TABLE,
     LOG_Q,
     MARGIN,
     NEGATIVE_WEIGHT,
     QUERY_TABLE,
     TEMPERATURE,
+    TOP_K_TEMPERATURE,
     Case,
     Result,
 )
@@ -56,9 +58,14 @@ def score_of(kind: ScoreKind, query_D: Vector, item_D: Vector) -> Number:
     return (query_D * item_D).sum() / lengths / TEMPERATURE if lengths > 0 else 0.0
 
 
-def loss_of(case: Case, queries_BD: Sequence[Vector], items_ND: Sequence[Vector]) -> Number:
-    """Return the loss of ``case`` over its global size, from the vectors of each example's query and of all items."""
-    total = 0.0
+def loss_of(
+    case: Case, queries_BD: Sequence[Vector], items_ND: Sequence[Vector], at: tuple[Any, Any] | None = None
+) -> Number:
+    """Return the loss of ``case`` over its global size, from the vectors of each example's query and of all items.
+
+    What counts as a constant is computed from the vectors ``at``, by default the same.
+    """
+    total, (fixed_BD, fixed_ND) = 0.0, at or (queries_BD, items_ND)
     for example, (item, query_D) in enumerate(zip(case.items_B, queries_BD, strict=True)):
         drawn = case.negatives_of(example)
         counted = [row for row, owner in drawn if row != item and owner != case.query_of(example)]
@@ -68,8 +75,27 @@ def loss_of(case: Case, queries_BD: Sequence[Vector], items_ND: Sequence[Vector]
         weight = float(case.weight_B[example])
         ranks = (case.items - 1) / max(count, 1)
         loss = example_loss(case.loss, scores[item], others[:count], count, ranks, positive=weight >= 0)
+        if case.top_k and weight > 0:
+            plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
+            weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])
         total = total + abs(weight) * loss
     return total / case.global_size
+
+
+def top_k_weight(k: int, scores: list[float], shares: list[float]) -> float:
+    """Return 2σ((s − β)/τ) of the first of ``scores``; β is the highest from which their ``shares`` add up to k."""
+    reached = [
+        floor for floor in scores if sum(s for s, score in zip(shares, scores, strict=True) if score >= floor) >= k
+    ]
+    beta = max(reached, default=min(scores))
+    return 2 / (1 + math.exp(-(scores[0] - beta) * TEMPERATURE / TOP_K_TEMPERATURE))
+
+
+def items_of(case: Case, row: int) -> float:
+    """Return how many items a negative stands for."""
+    if case.log_q:
+        return math.exp(-float(LOG_Q[row]))
+    return 1.0 if case.negatives == "all" else case.items / DRAWS
 
 
 def example_loss(
@@ -129,8 +155,10 @@ def by_differences(case: Case) -> Result:
     """Return what ``by_autograd`` does, by central differences."""
     step, tables = 1e-5, [QUERY_TABLE.astype(np.float64), ITEM_TABLE.astype(np.float64)]
 
+    start = QUERY_TABLE[case.queries_B].astype(np.float64), ITEM_TABLE.astype(np.float64)
+
     def loss() -> float:
-        return float(loss_of(case, tables[0][case.queries_B], tables[1]))
+        return float(loss_of(case, tables[0][case.queries_B], tables[1], start))
 
     gradients = []
     for table_ND in tables:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import allocating_kernel, njit
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
-from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, kth_highest, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.top_k_kernels import kth_highest
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 """Numbers of the losses. Those from HINGE on have a margin."""

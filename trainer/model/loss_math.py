@@ -1,4 +1,4 @@
-"""float32 arithmetic for the loss kernels: eˣ, log(1 + eˣ) for x ≤ 0, −log σ(x), sums, order and dot products.
+"""float32 arithmetic for the loss kernels: eˣ, log(1 + eˣ) for x ≤ 0, −log σ(x), sums, maxima and dot products.
 
     loss, pull = log_sigmoid_loss(x)        # −log σ(x), σ(−x)
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from crossfade.kvstore.jit import njit
 
-ZERO, ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _EXP_COEFFICIENTS = tuple(
     np.float32(c)
@@ -46,7 +46,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 @njit(cache=True, error_model="numpy")
 def log1p_of_exp(power):  # type: ignore[no-untyped-def]
     """Compute log(1 + p) for a power p = eˣ in [0, 1]: 2·artanh(z) with z = p / (2 + p) ≤ 1/3, by artanh's series."""
-    z = power / (_TWO + power)
+    z = power / (np.float32(2.0) + power)
     square = z * z
     # Unrolled: a loop over the coefficients would remain a loop, which does not vectorize.
     series = _ARTANH_COEFFICIENTS[7] * square + _ARTANH_COEFFICIENTS[6]
@@ -56,7 +56,7 @@ def log1p_of_exp(power):  # type: ignore[no-untyped-def]
     series = series * square + _ARTANH_COEFFICIENTS[2]
     series = series * square + _ARTANH_COEFFICIENTS[1]
     series = series * square + _ARTANH_COEFFICIENTS[0]
-    return _TWO * z * series
+    return np.float32(2.0) * z * series
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -94,38 +94,6 @@ def log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
     tail = ONE / (ONE + power)
     loss = log1p_of_exp(power) - min(x, ZERO)
     return loss, (power * tail if x >= ZERO else tail)
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def top_k_weight(x):  # type: ignore[no-untyped-def]
-    """Return the factor of an example's weight, 2σ(x): 1 where its item has the K-th highest score, and x is 0."""
-    _, chance = log_sigmoid_loss(-x)
-    return _TWO * chance
-
-
-@njit(cache=True, error_model="numpy")
-def kth_highest(scores_C, k):  # type: ignore[no-untyped-def]
-    """Return the ``k``-th highest score by quickselect (Hoare 1961), which moves the ``k`` highest to the front.
-
-    Numba compiles ``np.partition``, with its error messages, for longer than all that calls it.
-    """
-    low, high = 0, scores_C.shape[0] - 1
-    while low < high:
-        pivot = scores_C[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while scores_C[i] > pivot:
-                i += 1
-            while scores_C[j] < pivot:
-                j -= 1
-            if i <= j:
-                scores_C[i], scores_C[j] = scores_C[j], scores_C[i]
-                i += 1
-                j -= 1
-        if j < k - 1 < i:
-            break
-        low, high = (low, j) if k - 1 <= j else (i, high)
-    return scores_C[k - 1]
 
 
 @njit(cache=True, error_model="numpy", inline="always")

@@ -28,7 +28,6 @@ from crossfade.kvstore.lanes import (
     add,
     dot_lanes,
     largest_of,
-    load,
     load_first,
     maximum,
     multiply,
@@ -42,7 +41,15 @@ from crossfade.kvstore.lanes import (
 )
 from crossfade.kvstore.vector_ir import LANES
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK, Uses
-from crossfade.trainer.model.loss_math import ONE, ZERO, exp, kth_highest, log_sigmoid_loss, top_k_weight
+from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
+from crossfade.trainer.model.top_k_kernels import (
+    fill_shares,
+    kept_scores,
+    kth_score,
+    sampled_kth_score,
+    scores_at,
+    weight_above,
+)
 
 _LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES
@@ -77,6 +84,9 @@ class Pool(NamedTuple):
         first_in_batch: the first of the examples whose items are in-batch negatives.
         end_in_batch: their end.
         offset_C: subtracted from the scores of the pool.
+        norm_C: the part of ``offset_C`` that is no logQ correction.
+        log_q_C: the other part; empty: 0.
+        top_k: which examples weigh more.
     """
 
     examples: int
@@ -84,6 +94,9 @@ class Pool(NamedTuple):
     first_in_batch: int
     end_in_batch: int
     offset_C: FloatArray
+    norm_C: FloatArray
+    log_q_C: FloatArray
+    top_k: TopK
 
 
 class ExampleResults(NamedTuple):
@@ -118,11 +131,6 @@ def _exp_lanes(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _scores(row_C, offset_C, c, scale):  # type: ignore[no-untyped-def]
-    return subtract(multiply(load(row_C, c), scale), load(offset_C, c))
-
-
-@njit(cache=True, error_model="numpy", inline="always")
 def _rest_of_scores(row_C, offset_C, c, scale):  # type: ignore[no-untyped-def]
     rest = row_C.shape[0] - c
     return subtract(multiply(load_first(row_C, c, rest, _LOWEST), scale), load_first(offset_C, c, rest, ZERO))
@@ -135,13 +143,13 @@ def _largest(row_C, offset_C, dot_scale):  # type: ignore[no-untyped-def]
     w = x = y = z = splat(_LOWEST)
     c, count = 0, row_C.shape[0]
     while c + _STEP <= count:
-        w = maximum(w, _scores(row_C, offset_C, c, scale))
-        x = maximum(x, _scores(row_C, offset_C, c + LANES, scale))
-        y = maximum(y, _scores(row_C, offset_C, c + 2 * LANES, scale))
-        z = maximum(z, _scores(row_C, offset_C, c + 3 * LANES, scale))
+        w = maximum(w, scores_at(row_C, offset_C, c, scale))
+        x = maximum(x, scores_at(row_C, offset_C, c + LANES, scale))
+        y = maximum(y, scores_at(row_C, offset_C, c + 2 * LANES, scale))
+        z = maximum(z, scores_at(row_C, offset_C, c + 3 * LANES, scale))
         c += _STEP
     while c + LANES <= count:
-        w = maximum(w, _scores(row_C, offset_C, c, scale))
+        w = maximum(w, scores_at(row_C, offset_C, c, scale))
         c += LANES
     if c < count:
         x = maximum(x, _rest_of_scores(row_C, offset_C, c, scale))
@@ -149,59 +157,8 @@ def _largest(row_C, offset_C, dot_scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _four_scores(row_C, offset_C, c, scale):  # type: ignore[no-untyped-def]
-    w, x = _scores(row_C, offset_C, c, scale), _scores(row_C, offset_C, c + LANES, scale)
-    return w, x, _scores(row_C, offset_C, c + 2 * LANES, scale), _scores(row_C, offset_C, c + 3 * LANES, scale)
-
-
-@njit(cache=True, error_model="numpy")
-def _floor_of_kth_score(row_C, offset_C, dot_scale, k, out_N):  # type: ignore[no-untyped-def]
-    """Return a score that at least ``k`` reach: the ``k``-th highest of the maxima of each of ``_STEP`` lanes.
-
-    About 1.2·k scores exceed it where k is a third of these. -inf if there are fewer lanes than ``k``, or scores.
-    """
-    count, scale = row_C.shape[0], splat(dot_scale)
-    if k > _STEP or count < _STEP:
-        return _LOWEST
-    w, x, y, z = _four_scores(row_C, offset_C, 0, scale)
-    for c in range(_STEP, count - _STEP + 1, _STEP):
-        a, b, d, e = _four_scores(row_C, offset_C, c, scale)
-        w, x, y, z = maximum(w, a), maximum(x, b), maximum(y, d), maximum(z, e)
-    store(out_N, 0, w)
-    store(out_N, LANES, x)
-    store(out_N, 2 * LANES, y)
-    store(out_N, 3 * LANES, z)
-    return kth_highest(out_N[:_STEP], k)
-
-
-@njit(cache=True, error_model="numpy")
-def _kth_score(row_C, offset_C, dot_scale, k, kept_N):  # type: ignore[no-untyped-def]
-    """Return the ``k``-th highest score, or the lowest of fewer; -inf if there is none.
-
-    Scores above a floor that ``k`` reach are kept, and few are. Steps of lanes without one are skipped by their
-    maximum. ``kept_N`` is scratch memory, of 2·k + ``_STEP``.
-    """
-    floor, kept, scale, count = _floor_of_kth_score(row_C, offset_C, dot_scale, k, kept_N), 0, splat(dot_scale), len(row_C)
-    for c in range(0, count, _STEP):
-        if c + _STEP <= count:
-            w, x, y, z = _four_scores(row_C, offset_C, c, scale)
-            if not largest_of(maximum(maximum(w, x), maximum(y, z))) > floor:
-                continue
-        for n in range(c, min(c + _STEP, count)):
-            score = dot_scale * row_C[n] - offset_C[n]
-            if score > floor:
-                kept_N[kept] = score
-                kept += 1
-        if kept > 2 * k:
-            floor, kept = kth_highest(kept_N[:kept], k), k
-    if kept >= k or (kept and floor == _LOWEST):
-        return kth_highest(kept_N[:kept], min(k, kept))
-    return floor
-
-
-@njit(cache=True, error_model="numpy", inline="always")
 def _store_power(row_C, offset_C, c, scale, largest):  # type: ignore[no-untyped-def]
-    power = _exp_lanes(subtract(_scores(row_C, offset_C, c, scale), largest))
+    power = _exp_lanes(subtract(scores_at(row_C, offset_C, c, scale), largest))
     store(row_C, c, power)
     return power
 
@@ -264,7 +221,10 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
     item_index_N, item_order_N, item_starts_A1 = item_uses
     query_index_N, query_order_N, query_starts_A1 = query_uses
     loss_B, slope_B, factor_B = results
-    offset_C = pool.offset_C
+    offset_C, weighs = pool.offset_C, pool.top_k.count > 0
+    weighed = scores_TC.shape[1] if weighs else 0
+    share_C, plain_C = np.empty(weighed, np.float32), np.empty(weighed, np.float32)
+    fill_shares(share_C, pool.log_q_C, pool.top_k)
     for t in range(scores_TC.shape[0]):
         b, row_C, query_D = first + t, scores_TC[t], query_TD[t]
         item, query = item_index_N[b], query_index_N[b]
@@ -275,7 +235,13 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
         item_uses_N = item_order_N[item_starts_A1[item] : item_starts_A1[item + 1]]
         query_uses_N = query_order_N[query_starts_A1[query] : query_starts_A1[query + 1]]
         _fill_uncounted(row_C, _LOWEST, item_uses_N, query_uses_N, pool)
-        loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, scales.dot, score, weight_B[b])
+        weight = weight_B[b]
+        if weighs and weight > ZERO:
+            for c in range(row_C.shape[0]):
+                plain_C[c] = scales.dot * row_C[c] - pool.norm_C[c]
+            above = score - sampled_kth_score(plain_C, share_C, score, pool.top_k.count)
+            weight = weight_above(weight, pool.top_k, above)
+        loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, scales.dot, score, weight)
         _fill_uncounted(row_C, ZERO, item_uses_N, query_uses_N, pool)
         for d in range(query_D.shape[0]):
             query_D[d] *= factor_B[b]
@@ -300,12 +266,6 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
     return weight * (np.float32(math.log(total)) + largest - score), positive * factor - weight, factor
 
 
-@njit(cache=True, error_model="numpy", inline="always")
-def _weight(weight, top_k, above):  # type: ignore[no-untyped-def]
-    """Return the weight of an example whose item's score is ``above`` the K-th highest."""
-    return weight * top_k_weight(above * top_k.sharpness) if top_k.count else weight
-
-
 @njit(cache=True, error_model="numpy", nogil=True)
 def all_items_softmax_pass(tile, items, item_B, weight_B, uses: Uses, top_k: TopK, loss_N, factor_A):  # type: ignore[no-untyped-def]
     """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
@@ -325,20 +285,20 @@ def all_items_softmax_pass(tile, items, item_B, weight_B, uses: Uses, top_k: Top
     first, query_TD, scores_TC = tile
     offset_C, dot_scale = items
     _, order_N, starts_A1 = uses
-    kept_N = np.empty(2 * top_k.count + _STEP, np.float32)
+    kept_N = np.empty(kept_scores(top_k.count), np.float32)
     for t in range(scores_TC.shape[0]):
         row_C, query_D, a = scores_TC[t], query_TD[t], first + t
         largest, weight = _largest(row_C, offset_C, dot_scale), ZERO
-        gap = largest - _kth_score(row_C, offset_C, dot_scale, top_k.count, kept_N) if top_k.count else ZERO
+        gap = largest - kth_score(row_C, offset_C, dot_scale, top_k.count, kept_N) if top_k.count else ZERO
         for n in range(starts_A1[a], starts_A1[a + 1]):
             item = item_B[order_N[n]]
             loss_N[n] = largest - (dot_scale * row_C[item] - offset_C[item])
-            weight += _weight(weight_B[order_N[n]], top_k, gap - loss_N[n])
+            weight += weight_above(weight_B[order_N[n]], top_k, gap - loss_N[n])
         total = store_powers(row_C, offset_C, dot_scale, largest)
         log_total = np.float32(math.log(total))
         factor_A[a] = weight / total
         for n in range(starts_A1[a], starts_A1[a + 1]):
-            own_weight = _weight(weight_B[order_N[n]], top_k, gap - loss_N[n])
+            own_weight = weight_above(weight_B[order_N[n]], top_k, gap - loss_N[n])
             loss_N[n] = own_weight * (loss_N[n] + log_total)
             if weight > ZERO:
                 # In this order, since total / weight overflows where weights are tiny.

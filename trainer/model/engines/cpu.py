@@ -411,11 +411,13 @@ class PoolGradients:
     def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
         """Compute a tile by the kernel for softmax over the complete pool."""
         batch, in_batch = arrays.batch, chunk.in_batch_examples
-        offset_C = self._scratch.array("offsets", len(pool.square_C))
-        np.multiply(pool.square_C, self._scales.norm, out=offset_C)
+        norm_C = offset_C = self._scratch.array("norms", len(pool.square_C))
+        np.multiply(pool.square_C, self._scales.norm, out=norm_C)
         if len(pool.log_q_C):
-            offset_C += pool.log_q_C
-        negatives = Pool(len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop, offset_C)
+            offset_C = self._scratch.array("offsets", len(norm_C))
+            np.add(norm_C, pool.log_q_C, out=offset_C)
+        offsets = offset_C, norm_C, pool.log_q_C, self._loss.top_k_params(self._items, len(norm_C))
+        negatives = Pool(len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop, *offsets)
         uses = batch.item.uses, batch.query_groups.uses
         results = ExampleResults(arrays.loss_B, arrays.slope_B, arrays.factor_B)
         pool_softmax_pass(tile, arrays.item_AD, *uses, arrays.weight_B, negatives, self._scales, results)
