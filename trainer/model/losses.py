@@ -54,6 +54,7 @@ had been drawn (Zhang et al., "Optimizing top-N collaborative filtering via dyna
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -106,6 +107,9 @@ class LossSpec:
             top_k_temperature=job.top_k_temperature,
             has_all_items=job.negatives.kind == "all",
         )
+
+    HALVINGS: ClassVar[int] = 20
+    """Halvings of the range of an example's scores by which β is found in samples: it is within a millionth."""
 
     @property
     def sharpness(self) -> float:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from crossfade.trainer.model.kernel_arguments import TopK
 from crossfade.trainer.model.loss_kernels import LOGISTIC, LossParams, hard_negatives_loss
 
-PARAMS = LossParams(LOGISTIC, *map(np.float32, (0.5, 1.0, 1.0, 5.0)))
+NO_TOP_K = TopK(np.int64(0), np.float32(1.0), np.float32(1.0))
+PARAMS = LossParams(LOGISTIC, *map(np.float32, (0.5, 1.0, 1.0, 5.0)), NO_TOP_K)
 
 
 @pytest.mark.slow

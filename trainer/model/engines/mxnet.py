@@ -226,7 +226,7 @@ class MXNetGradients:
         for rows in (arrays.query_AD, arrays.item_AD):
             rows.attach_grad()
         if shares_scores:
-            losses = yield from self._with_shared_scores(arrays)
+            losses = yield from self._with_shared_scores(part, arrays)
         elif part.pools:
             losses = yield from self._with_pools(part, arrays)
         else:
@@ -247,7 +247,8 @@ class MXNetGradients:
         """Return the losses of examples, times the size of their weights."""
         nd = self._nd
         sign_T1 = nd.reshape(1 - 2 * (weight_T < 0), (-1, 1))
-        return nd.abs(weight_T) * self._loss.losses(scores, sign_T1)
+        loss_T = nd.abs(weight_T) * self._loss.losses(scores, sign_T1)
+        return loss_T if self._loss.top_k is None else loss_T * self._loss.weights_at_top(scores, sign_T1)
 
     def _tiles(self, rows: Array, part: slice, scores: int) -> list[slice]:
         """Split ``part`` of ``rows``, each of which has ``scores``."""
@@ -300,10 +301,11 @@ class MXNetGradients:
             square_T1, square_1C = self._squares(query_TD).reshape((-1, 1)), self._squares(pool_CD).reshape((1, -1))
             positive_T1 = positive_T1 - square_T1 - self._squares(item_TD).reshape((-1, 1))
             negative_TC = nd.broadcast_sub(nd.broadcast_sub(negative_TC, square_T1), square_1C)
+        log_q_1C = None
         if arrays.log_q_N is not None:
-            log_q_C = self._joined([arrays.log_q_N[used] for used in negatives])
-            negative_TC = nd.broadcast_sub(negative_TC, log_q_C.reshape((1, -1)))
-        return Scores(positive_T1, negative_TC, excluded_TC)
+            log_q_1C = self._joined([arrays.log_q_N[used] for used in negatives]).reshape((1, -1))
+            negative_TC = nd.broadcast_sub(negative_TC, log_q_1C)
+        return Scores(positive_T1, negative_TC, excluded_TC, log_q_1C)
 
     def _excluded(self, arrays: PartArrays, pool: Pool, own: slice, negatives: list[slice]) -> Array:
         """Return 1 for negatives that do not count: an example's own item, and other items of its query in the batch.
@@ -327,18 +329,21 @@ class MXNetGradients:
 
     # ---- all items are negatives, and a query is scored once
 
-    def _with_shared_scores(self, arrays: PartArrays) -> Queued[list[Array]]:
+    def _with_shared_scores(self, part: BatchPart, arrays: PartArrays) -> Queued[list[Array]]:
         """Compute −Σ_b w_b (s_b − log Σ_j e^{s_j}), whose sum over all items j includes the example's own.
 
         The squared norm of the query, a term of all its scores, is left out.
         """
         nd, scale, has_norms = self._nd, self._score.dot_scale, bool(self._score.norm_scale)
+        weight_B, weight_A = arrays.weight_B, arrays.weight_A
+        if self._loss.top_k is not None:
+            weight_B, weight_A = yield from self._weights_at_top(part, arrays, self._loss.top_k)
         with self._autograd.record():
             query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
             item_BD = nd.take(item_AD, arrays.item_index_N[: arrays.weight_B.size])
             own_B = scale * nd.sum(nd.take(query_AD, arrays.query_index_B) * item_BD, axis=1)
             own_B = own_B - self._squares(item_BD) if has_norms else own_B
-            own_loss_B = -arrays.weight_B * own_B
+            own_loss_B = -weight_B * own_B
         query_gradient_AD, item_gradient_AD = nd.zeros_like(query_AD), nd.zeros_like(item_AD)
         queries_AD, items_AD = query_AD.detach(), item_AD.detach()
         losses: list[Array] = []
@@ -348,14 +353,36 @@ class MXNetGradients:
             query_TD = queries_AD[tile]
             self._autograd.mark_variables([query_TD, items_AD], [query_gradient_AD[tile], item_gradient_AD], "add")
             with self._autograd.record():
-                score_TA = nd.dot(scale * query_TD, items_AD, transpose_b=True)
-                if has_norms:
-                    score_TA = nd.broadcast_sub(score_TA, self._squares(items_AD).reshape((1, -1)))
-                loss_T = arrays.weight_A[tile] * self._loss.log_sum_exp(score_TA)[:, 0]
+                loss_T = weight_A[tile] * self._loss.log_sum_exp(self._item_scores(query_TD, items_AD))[:, 0]
             loss_T.backward()
             losses.append(loss_T.detach())
         self._autograd.backward([query_AD, item_AD, own_loss_B], [query_gradient_AD, item_gradient_AD, None])
         return [*losses, own_loss_B]
+
+    def _item_scores(self, query_TD: Array, items_AD: Array) -> Array:
+        """Return the scores of queries with all items, but for the queries' squared norms."""
+        score_TA = self._nd.dot(self._score.dot_scale * query_TD, items_AD, transpose_b=True)
+        if self._score.norm_scale:
+            score_TA = self._nd.broadcast_sub(score_TA, self._squares(items_AD).reshape((1, -1)))
+        return score_TA
+
+    def _weights_at_top(self, part: BatchPart, arrays: PartArrays, k: int) -> Queued[tuple[Array, Array]]:
+        """Return the weights of examples, and their sums by query, by the examples' places among all items."""
+        nd, tops = self._nd, []
+        query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
+        for tile in self._tiles(query_AD, slice(0, len(query_AD)), len(item_AD)):
+            if tops:
+                yield tops[-1]
+            scores_TA = self._item_scores(query_AD[tile], item_AD)
+            tops.append(nd.topk(scores_TA, k=min(k, len(item_AD)), axis=1, ret_typ="value")[:, -1])
+        item_BD = nd.take(item_AD, arrays.item_index_N[: arrays.weight_B.size])
+        own_B = self._score.dot_scale * nd.sum(nd.take(query_AD, arrays.query_index_B) * item_BD, axis=1)
+        own_B = own_B - self._squares(item_BD) if self._score.norm_scale else own_B
+        above_B = own_B - nd.take(self._joined(tops), arrays.query_index_B)
+        weight_B = arrays.weight_B * self._loss.weight_at_top(above_B)
+        yield weight_B
+        weight_A = np.bincount(part.query.index_N, weight_B.asnumpy(), len(query_AD)).astype(np.float32)
+        return weight_B, nd.array(weight_A, ctx=weight_B.context)
 
     # ---- negatives per example
 
@@ -378,9 +405,9 @@ class MXNetGradients:
             with self._autograd.record():
                 score_TU = self._use_scores(query_TD, nd.take(items_AD, index_TU))
                 negative_TC = nd.slice_axis(score_TU, axis=1, begin=1, end=None)
-                if log_q_N is not None:
-                    negative_TC = negative_TC - log_q_N[examples:].reshape((examples, -1))[tile]
-                scores = Scores(nd.slice_axis(score_TU, axis=1, begin=0, end=1), negative_TC, excluded_TC)
+                log_q_TC = None if log_q_N is None else log_q_N[examples:].reshape((examples, -1))[tile]
+                negative_TC = negative_TC if log_q_TC is None else negative_TC - log_q_TC
+                scores = Scores(nd.slice_axis(score_TU, axis=1, begin=0, end=1), negative_TC, excluded_TC, log_q_TC)
                 loss_T = self._losses(arrays.weight_B[tile], scores)
             loss_T.backward()
             losses.append(loss_T.detach())
@@ -408,11 +435,13 @@ class Scores:
         positive_B1: of the examples' items.
         negative_BC: of their negatives.
         excluded_BC: 1 for those that do not count, and 0 for the others, float32.
+        log_q_BC: what has been subtracted from them, or of the pool, (1, C); None: nothing.
     """
 
     positive_B1: Array
     negative_BC: Array
     excluded_BC: Array
+    log_q_BC: Array | None
 
     @property
     def negatives(self) -> int:
@@ -432,6 +461,7 @@ class ScoreLoss:
         self._num_hard = num_hard
         self._items = items
         self._margin = spec.margin / spec.temperature
+        self.top_k = spec.top_k
 
     def losses(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
@@ -452,6 +482,35 @@ class ScoreLoss:
         violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
         hinge_B = nd.sum(violation_BC, axis=1) / kept
         return hinge_B if kind == "hinge" else nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), hinge_B)
+
+    def weight_at_top(self, above: Array) -> Array:
+        """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
+        return 2 * self._nd.sigmoid(above * self._spec.sharpness)
+
+    def weights_at_top(self, scores: Scores, sign_B1: Array) -> Array:
+        """Return the factor of the weight of each example, (B,), or 1 where its sign is -1: constants."""
+        assert self.top_k is not None
+        with self._autograd.pause():
+            factor_B1 = self.weight_at_top(scores.positive_B1 - self._sampled_kth_score(scores, self.top_k))
+            return self._nd.where(sign_B1 > 0, factor_B1, self._nd.ones_like(factor_B1))[:, 0]
+
+    def _sampled_kth_score(self, scores: Scores, k: int) -> Array:
+        """Estimate the K-th highest score of all items, (B, 1), as ``top_k_kernels.sampled_kth_score`` does."""
+        nd, own_B1, counts_BC = self._nd, scores.positive_B1, 1 - scores.excluded_BC
+        share_BC = counts_BC * self._spec.items_per_negative(self._items, scores.negatives)
+        plain_BC = scores.negative_BC
+        if scores.log_q_BC is not None:
+            share_BC = nd.broadcast_mul(counts_BC, nd.exp(-scores.log_q_BC))
+            plain_BC = nd.broadcast_add(plain_BC, scores.log_q_BC)
+        plain_BC = nd.broadcast_mul(own_B1, scores.excluded_BC) + plain_BC * counts_BC
+        low_B1 = nd.minimum(own_B1, nd.min(plain_BC, axis=1, keepdims=True))
+        high_B1 = nd.maximum(own_B1, nd.max(plain_BC, axis=1, keepdims=True))
+        for _ in range(self._spec.HALVINGS):
+            middle_B1 = low_B1 + 0.5 * (high_B1 - low_B1)
+            above_BC = nd.broadcast_greater_equal(plain_BC, middle_B1)
+            reached_B1 = nd.sum(above_BC * share_BC, axis=1, keepdims=True) + (own_B1 >= middle_B1) >= k
+            low_B1, high_B1 = nd.where(reached_B1, middle_B1, low_B1), nd.where(reached_B1, high_B1, middle_B1)
+        return low_B1 + 0.5 * (high_B1 - low_B1)
 
     def log_sum_exp(self, score_BC: Array) -> Array:
         """Return log Σ_j e^{s_j} of each row of scores, (B, 1), without overflow.

@@ -247,6 +247,7 @@ class TorchGradients:
                 self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1)),
                 self._pool_scores(tensors, query_BD, pool_CD, drawn, pool),
                 self._excluded(tensors, own, index_C, pool),
+                self._log_q_of(tensors, drawn, pool),
             )
             losses_B, slope_B, slope_BC = self._slopes(tensors.weight_B[examples], scores)
             loss += losses_B.sum(dtype=torch.float64)
@@ -278,9 +279,13 @@ class TorchGradients:
 
     def _pool_scores(self, tensors: PartTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool) -> Tensor:
         scores_BC = self._scores(query_BD, pool_CD, self._product(query_BD, pool_CD.T))
-        if len(tensors.log_q_N):
-            scores_BC -= self._torch.cat([tensors.log_q_N[drawn], tensors.log_q_N[pool.in_batch]])
-        return scores_BC
+        log_q_C = self._log_q_of(tensors, drawn, pool)
+        return scores_BC if log_q_C is None else scores_BC.sub_(log_q_C)
+
+    def _log_q_of(self, tensors: PartTensors, drawn: slice, pool: Pool) -> Tensor | None:
+        """Return what is subtracted from the scores of a pool; None: nothing."""
+        log_q_N = tensors.log_q_N
+        return self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]]) if len(log_q_N) else None
 
     def _excluded(self, tensors: PartTensors, own: slice, index_C: Tensor, pool: Pool) -> Tensor:
         """Return which negatives do not count: the example's own item, and other items of its query in the batch."""
@@ -306,13 +311,23 @@ class TorchGradients:
         query_index_B, item_index_B = tensors.query_index_B, tensors.item_index_N[: len(tensors.weight_B)]
         own_B = (query_AD.index_select(0, query_index_B) * item_AD.index_select(0, item_index_B)).sum(dim=1)
         square_C = (item_AD * item_AD).sum(dim=1) if twice else None
+        own_B = scale * own_B
+        if square_C is not None:
+            # The squared norm of the query is a term of all its scores, so it has no gradient.
+            own_B -= self._score.norm_scale * square_C.index_select(0, item_index_B)
         weight_A1 = self._sum_by_row(tensors.weight_B[:, None], tensors.query_order_B, tensors.query_starts_A1)
         item_gradient_AD, query_gradient_AD = torch.zeros_like(item_AD), torch.empty_like(query_AD)
-        total_A = query_AD.new_empty(len(query_AD))
+        total_A, kth_A = query_AD.new_empty(len(query_AD)), query_AD.new_zeros(len(query_AD))
+        top_k, weight_B = self._loss.top_k, tensors.weight_B
         for part in _split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
             scores_AC = scale * self._product(query_AD[part], item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
+            if top_k is not None:
+                kth_A[part] = scores_AC.topk(min(top_k, len(item_AD)), dim=1).values[:, -1]
+                # Those of queries whose scores are yet to be computed are not used.
+                weight_B = tensors.weight_B * self._loss.weight_at_top(own_B - kth_A.index_select(0, query_index_B))
+                weight_A1 = self._sum_by_row(weight_B[:, None], tensors.query_order_B, tensors.query_starts_A1)
             powers_AC, top_A, sum_A = powers_of(scores_AC)
             total_A[part] = top_A + sum_A.log()
             slope_AC = powers_AC.mul_(weight_A1[part] / sum_A[:, None])
@@ -320,12 +335,10 @@ class TorchGradients:
             item_gradient_AD += scale * self._product(slope_AC.T, query_AD[part])
             if square_C is not None:
                 item_gradient_AD -= (twice * slope_AC.sum(dim=0))[:, None] * item_AD
-        own_B = scale * own_B
-        if square_C is not None:
-            # The squared norm of the query is a term of all its scores, so it has no gradient.
-            own_B -= self._score.norm_scale * square_C.index_select(0, item_index_B)
-        loss_B = tensors.weight_B * (total_A.index_select(0, query_index_B) - own_B)
-        self._subtract_own(tensors, (query_AD, item_AD), (query_gradient_AD, item_gradient_AD))
+        loss_B = weight_B * (total_A.index_select(0, query_index_B) - own_B)
+        self._subtract_own(
+            replace(tensors, weight_B=weight_B), (query_AD, item_AD), (query_gradient_AD, item_gradient_AD)
+        )
         return loss_B.sum(dtype=torch.float64), query_gradient_AD, item_gradient_AD
 
     def _subtract_own(
@@ -360,10 +373,11 @@ class TorchGradients:
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
             scores_BC = self._scores(query_BD, negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
-            if len(tensors.log_q_N):
-                scores_BC = scores_BC - tensors.log_q_N[examples:].view(examples, count)[some]
+            log_q_BC = tensors.log_q_N[examples:].view(examples, count)[some] if len(tensors.log_q_N) else None
+            if log_q_BC is not None:
+                scores_BC = scores_BC - log_q_BC
             own_scores_B = self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1))
-            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None])
+            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None], log_q_BC)
             losses_B, slope_BU[some, 0], slope_BU[some, 1:] = self._slopes(tensors.weight_B[some], scores)
             loss += losses_B.sum(dtype=torch.float64)
         return loss, *self._per_example_sums(tensors, query_AD, item_AD, slope_BU)
@@ -416,11 +430,13 @@ class Scores:
         positive_B: of the examples' items.
         negative_BC: of their negatives, float32.
         excluded_BC: which of these do not count.
+        log_q_BC: what has been subtracted from them, or of the pool, (C,); None: nothing.
     """
 
     positive_B: Tensor
     negative_BC: Tensor
     excluded_BC: Tensor
+    log_q_BC: Tensor | None = None
 
 
 class ScoreLoss:
@@ -433,6 +449,7 @@ class ScoreLoss:
         self._num_hard = num_hard
         self._items = items
         self._margin = spec.margin / spec.temperature
+        self.top_k = spec.top_k
 
     def slopes(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses (B,), and their derivatives by the scores of items (B,) and of negatives (B, C).
@@ -470,12 +487,36 @@ class ScoreLoss:
         With x = ±(log Σ_j e^{s_j} − s), the loss is log(1 + eˣ), whose derivative by x is σ(x).
         """
         torch = self._torch
+        if self.top_k is not None:
+            above_B = scores.positive_B - self._sampled_kth_score(scores, self.top_k)
+            cost_B = torch.where(sign_B > 0, cost_B * self.weight_at_top(above_B), cost_B)
         powers_BC, top_B, sum_B = powers_of(scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf))
         cost_B = cost_B * (sum_B > 0)
         gap_B = sign_B * (top_B - scores.positive_B + sum_B.clamp_min(1.0).log())
         slope_B = cost_B * sign_B * torch.sigmoid(gap_B)
         slope_BC = powers_BC.mul_((slope_B / sum_B.clamp_min(1.0))[:, None])
         return cost_B * torch.nn.functional.softplus(gap_B), -slope_B, slope_BC
+
+    def weight_at_top(self, above_B: Tensor) -> Tensor:
+        """Return the factors of the weights of examples whose items' scores are ``above_B`` the K-th highest."""
+        factor_B: Tensor = 2.0 * self._torch.sigmoid(above_B * self._spec.sharpness)
+        return factor_B
+
+    def _sampled_kth_score(self, scores: Scores, k: int) -> Tensor:
+        """Estimate the K-th highest score of all items, as ``top_k_kernels.sampled_kth_score`` does."""
+        torch, plain_BC, own_B = self._torch, scores.negative_BC, scores.positive_B
+        share: Any = self._spec.items_per_negative(self._items, plain_BC.shape[1])
+        if scores.log_q_BC is not None:
+            plain_BC, share = plain_BC + scores.log_q_BC, torch.exp(-scores.log_q_BC)
+        share_BC = torch.where(scores.excluded_BC, 0.0, share)
+        plain_BC = torch.where(scores.excluded_BC, own_B[:, None], plain_BC)
+        everything_BU = torch.cat([own_B[:, None], plain_BC], dim=1)
+        low_B, high_B = everything_BU.aminmax(dim=1)
+        for _ in range(self._spec.HALVINGS):
+            middle_B = low_B + 0.5 * (high_B - low_B)
+            reached_B = ((plain_BC >= middle_B[:, None]) * share_BC).sum(dim=1) + (own_B >= middle_B) >= k
+            low_B, high_B = torch.where(reached_B, middle_B, low_B), torch.where(reached_B, high_B, middle_B)
+        return low_B + 0.5 * (high_B - low_B)
 
     def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
