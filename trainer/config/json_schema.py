@@ -92,6 +92,27 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         {"properties": {"loss": _losses_without("warp")}},
     ),
     (
+        "top_k needs loss softmax, and negatives that are not only the hardest",
+        _has(top_k={"type": "integer"}),
+        {
+            "properties": {
+                "loss": {"const": "softmax"},
+                "negatives": {"properties": {"num_hard": {"type": "null"}}},
+            }
+        },
+    ),
+    (
+        "top_k needs all items, or negatives of which it is known how often each is drawn",
+        {
+            **_has(top_k={"type": "integer"}),
+            "anyOf": [
+                _has(negatives=_has(kind={"enum": ["in_batch", "mixed"]})),
+                _has(negatives=_has(kind={"enum": ["shared", "per_example"]}, sampling="popularity")),
+            ],
+        },
+        _has(negatives=_has(logq_correction=True)),
+    ),
+    (
         "hosts that share no folder need checkpoint.path on S3",
         _has(cluster=_has(shared_run_dir=False, servers={"minimum": 1}, hosts={"minimum": 2})),
         _has(checkpoint=_has(path={"type": "string", "pattern": "^s3://"})),

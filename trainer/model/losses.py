@@ -14,7 +14,7 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
                 ``negatives.logq_correction``, log Q_j is subtracted from each s_j, where Q_j is how often the negative
                 is expected in the pool, so that the sum estimates that over all items (Bengio and Senécal 2008; Yi et
                 al., RecSys 2019). The item itself is always present, Q = 1 (Khrylchenko et al., "Correcting the LogQ
-                correction", RecSys 2025)
+                correction", RecSys 2025). With ``top_k``, w is multiplied by v, below
 - ``hinge``     w/C · Σ_j [m + s_j − s]₊
                 Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.num_hard: 1`` the triplet loss on the hardest
                 negative, Schroff et al., "FaceNet", CVPR 2015
@@ -25,6 +25,19 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
                 logarithm counts as a constant
 - ``ccl``       w · (1/T − s + v/C · Σ_j [s_j − m]₊), for cosine scores only, whose maximum is 1/T
                 cosine contrastive loss, Mao et al., "SimpleX", CIKM 2021; v is ``negatives.weight``
+
+With ``top_k`` K, the weight w > 0 of an example under ``softmax`` is multiplied by v = 2σ((s − β)·T/τ), a constant
+without a gradient, with β the query's K-th highest score of all items and τ ``top_k_temperature``: an item above the
+K-th place counts for up to 2, and one far below it for little. It follows from a bound of −log DCG@K: SL@K, Yang et
+al., "Breaking the top-K barrier: advancing top-K ranking metrics optimization in recommender systems", KDD 2025. There,
+β is estimated every few epochs; here, in each step, from its scores. So it is never stale, and no state of a run:
+checkpoints, resumed runs, and servers need nothing for it.
+
+- Where all items are negatives, β is exact.
+- Otherwise it is the score down to which the items that the negatives stand for, and the example's own, add up to K.
+  With N items, each of C uniform negatives stands for N/C; with a logQ correction, for 1/Q_j (Hansen and Hurwitz,
+  Annals of Mathematical Statistics 1943). Where that is above K, β is the highest negative. In-batch negatives without
+  the correction are a sample of unknown probabilities, and are refused.
 
 Margins m are in units of the score before it is divided by the temperature T: ``margin``/T.
 

@@ -35,6 +35,7 @@ class Case:
     sizes: tuple[int, ...]
     weight_B: FloatArray
     log_q: bool
+    top_k: int | None = None
     seed: int = 1
 
     @property
@@ -59,7 +60,8 @@ class Case:
         tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
         negatives = NegativesConfig(kind=self.kind, count=max(len(self.drawn_N), 1))
         model = ModelSpec(*tables, Score.of(self.score, TEMPERATURE))
-        return CpuEngine(model, LossSpec("softmax", TEMPERATURE), negatives)
+        loss = LossSpec("softmax", TEMPERATURE, top_k=self.top_k, has_all_items=self.kind == "all")
+        return CpuEngine(model, loss, negatives)
 
     def result(self) -> Result:
         batch = self.batch()
@@ -84,6 +86,14 @@ CASES = {
     "all": make_case("all", "cosine", drawn=0, weights=[1, 0.5, 0], log_q=False),
     "all, euclidean": make_case("all", "euclidean", drawn=0, weights=[1, 0.5], log_q=False),
 }
+CASES |= {
+    "in batch, top 20": replace(CASES["in batch"], top_k=20),
+    "mixed, top 3": replace(CASES["mixed"], top_k=3),
+    "shared, top 20": replace(make_case("shared", "cosine", drawn=128, weights=[1, -1], log_q=False), top_k=20),
+    "all, top 20": replace(CASES["all"], top_k=20),
+    "all, top 100": replace(CASES["all"], top_k=100),
+    "all, more than there are": replace(CASES["all"], top_k=1000),
+}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -103,6 +113,19 @@ def scores_by(score: ScoreKind, query_D: FloatArray, item_CD: FloatArray) -> tup
     return cosine_C1[:, 0] / TEMPERATURE, by_query_CD, by_item_CD
 
 
+def factor_at_top(case: Case, scores_C: FloatArray, log_q_C: FloatArray | None) -> float:
+    """Return the factor of the weight of an example, which has the first of ``scores_C``."""
+    if case.top_k is None:
+        return 1.0
+    shares_C = np.ones(len(scores_C))
+    if case.kind != "all":
+        shares_C[1:] = ITEMS / len(case.drawn_N) if log_q_C is None else np.exp(-log_q_C)
+    order_C = np.argsort(-scores_C)
+    place = np.searchsorted(shares_C[order_C].cumsum(), case.top_k)
+    beta = scores_C[order_C[min(place, len(order_C) - 1)]]
+    return float(2 / (1 + np.exp((beta - scores_C[0]) * TEMPERATURE / 0.3)))
+
+
 def reference(case: Case) -> Result:
     """Compute example by example, in float64."""
     batch = case.batch()
@@ -119,11 +142,13 @@ def reference(case: Case) -> Result:
         uses_C = uses_C[batch.item.index_N[uses_C] != item]
         rows_C = np.array([item, *batch.item.index_N[uses_C]])
         scores_C, by_query_CD, by_item_CD = scores_by(case.score, query_AD[query], item_AD[rows_C])
+        factor = factor_at_top(case, scores_C, batch.log_q_N[uses_C] if case.log_q else None)
         if case.log_q:
             scores_C[1:] -= batch.log_q_N[uses_C]
         power_C = np.exp(scores_C - scores_C.max())
         probability_C = power_C / power_C.sum()
         weight = float(case.weight_B[b]) / batch.global_size
+        weight *= factor if weight > 0 else 1.0
         slope_C = weight * probability_C
         slope_C[0] -= weight
         if weight < 0:  # The derivative of |w|·−log(1 − p); 0 without negatives.
