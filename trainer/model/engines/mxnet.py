@@ -368,7 +368,8 @@ class MXNetGradients:
 
     def _weights_at_top(self, part: BatchPart, arrays: PartArrays, k: int) -> Queued[tuple[Array, Array]]:
         """Return the weights of examples, and their sums by query, by the examples' places among all items."""
-        nd, tops = self._nd, []
+        nd = self._nd
+        tops: list[Array] = []
         query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
         for tile in self._tiles(query_AD, slice(0, len(query_AD)), len(item_AD)):
             if tops:
