@@ -19,12 +19,12 @@ class TopK(NamedTuple):
     """By what the weights of examples depend on their place in the list of their query, under softmax.
 
     Attributes:
-        count: K; 0: they do not.
+        k: K; 0: they do not.
         sharpness: T/τ, which differences of scores are multiplied by.
         items_per_negative: how many items a negative stands for, without logQ correction.
     """
 
-    count: np.int64
+    k: np.int64
     sharpness: np.float32
     items_per_negative: np.float32
 

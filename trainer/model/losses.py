@@ -136,10 +136,16 @@ class LossSpec:
     def params(self, items: int, negatives: int) -> LossParams:
         """Return the arguments of the kernels, for ``negatives`` per example out of a table of ``items``."""
         ranks_per_negative = (items - 1) / max(negatives, 1)
-        values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
-        return LossParams(LOSS_CODES[self.kind], *map(np.float32, values), self.top_k_params(items, negatives))
+        return LossParams(
+            LOSS_CODES[self.kind],
+            np.float32(self.margin / self.temperature),
+            np.float32(self.negative_weight),
+            np.float32(ranks_per_negative),
+            np.float32(1.0 / self.temperature),
+            self.top_k_params(items, negatives),
+        )
 
     def top_k_params(self, items: int, negatives: int) -> TopK:
         """Return the part of ``params`` that weights depend on."""
-        values = self.sharpness, self.items_per_negative(items, negatives)
-        return TopK(np.int64(self.top_k or 0), *map(np.float32, values))
+        items_per_negative = np.float32(self.items_per_negative(items, negatives))
+        return TopK(np.int64(self.top_k or 0), np.float32(self.sharpness), items_per_negative)

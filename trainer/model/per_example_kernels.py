@@ -186,7 +186,7 @@ def _weight_at_top(weight, top_k, score, scores_C, share_C, examples, b):  # typ
     fill_shares(share_C, log_q_N[first : first + scores_C.shape[0]], top_k)
     for c in range(scores_C.shape[0]):
         share_C[c] = share_C[c] if row_N[first + c] != row_N[b] else _ZERO
-    return weight_above(weight, top_k, score - sampled_kth_score(scores_C, share_C, score, top_k.count))
+    return weight_above(weight, top_k, score - sampled_kth_score(scores_C, share_C, score, top_k.k))
 
 
 @inner_kernel()
@@ -207,7 +207,7 @@ def _query_gradient(results, x, query_AD, a, item_RD, examples, end, loss_inputs
         for c in range(first, first + count):
             put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), scales))
         weight = get(weight_B, b)
-        if params.top_k.count and weight > _ZERO:
+        if params.top_k.k and weight > _ZERO:
             weight = _weight_at_top(weight, params.top_k, score, slope_N[first : first + count], parts_C, examples, b)
         if log_q_N.shape[0]:
             for c in range(first, first + count):

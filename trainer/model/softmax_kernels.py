@@ -221,7 +221,7 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
     item_index_N, item_order_N, item_starts_A1 = item_uses
     query_index_N, query_order_N, query_starts_A1 = query_uses
     loss_B, slope_B, factor_B = results
-    offset_C, weighs = pool.offset_C, pool.top_k.count > 0
+    offset_C, weighs = pool.offset_C, pool.top_k.k > 0
     weighed = scores_TC.shape[1] if weighs else 0
     share_C, plain_C = np.empty(weighed, np.float32), np.empty(weighed, np.float32)
     fill_shares(share_C, pool.log_q_C, pool.top_k)
@@ -239,7 +239,7 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
         if weighs and weight > ZERO:
             for c in range(row_C.shape[0]):
                 plain_C[c] = scales.dot * row_C[c] - pool.norm_C[c]
-            above = score - sampled_kth_score(plain_C, share_C, score, pool.top_k.count)
+            above = score - sampled_kth_score(plain_C, share_C, score, pool.top_k.k)
             weight = weight_above(weight, pool.top_k, above)
         loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, scales.dot, score, weight)
         _fill_uncounted(row_C, ZERO, item_uses_N, query_uses_N, pool)
@@ -285,11 +285,11 @@ def all_items_softmax_pass(tile, items, item_B, weight_B, uses: Uses, top_k: Top
     first, query_TD, scores_TC = tile
     offset_C, dot_scale = items
     _, order_N, starts_A1 = uses
-    kept_N = np.empty(kept_scores(top_k.count), np.float32)
+    kept_N = np.empty(kept_scores(top_k.k), np.float32)
     for t in range(scores_TC.shape[0]):
         row_C, query_D, a = scores_TC[t], query_TD[t], first + t
         largest, weight = _largest(row_C, offset_C, dot_scale), ZERO
-        gap = largest - kth_score(row_C, offset_C, dot_scale, top_k.count, kept_N) if top_k.count else ZERO
+        gap = largest - kth_score(row_C, offset_C, dot_scale, top_k.k, kept_N) if top_k.k else ZERO
         for n in range(starts_A1[a], starts_A1[a + 1]):
             item = item_B[order_N[n]]
             loss_N[n] = largest - (dot_scale * row_C[item] - offset_C[item])

@@ -46,7 +46,7 @@ def _factor(x):  # type: ignore[no-untyped-def]
 @njit(cache=True, error_model="numpy", inline="always")
 def weight_above(weight, top_k, above):  # type: ignore[no-untyped-def]
     """Return the weight of an example whose item's score is ``above`` the K-th highest."""
-    return weight * _factor(above * top_k.sharpness) if top_k.count else weight
+    return weight * _factor(above * top_k.sharpness) if top_k.k else weight
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -166,13 +166,26 @@ def _bounds(scores_C):  # type: ignore[no-untyped-def]
     return -largest_of(lowest), largest_of(highest)
 
 
+@njit(cache=True, error_model="numpy", inline="always")
+def _counted(scores_C, share_C, c, floor):  # type: ignore[no-untyped-def]
+    return where_at_least(load(scores_C, c), floor, load(share_C, c), splat(ZERO))
+
+
 @njit(cache=True, error_model="numpy")
-def _shares_from(scores_C, share_C, floor):  # type: ignore[no-untyped-def]
-    """Return the sum of the shares of negatives that score at least ``floor``."""
-    total, nothing, lowest = splat(ZERO), splat(ZERO), splat(floor)
-    for c in range(0, scores_C.shape[0], LANES):
-        total = add(total, where_at_least(_at(scores_C, c, _LOWEST), lowest, _at(share_C, c, ZERO), nothing))
-    return sum_of(total)
+def _shares_from(scores_C, share_C, lowest):  # type: ignore[no-untyped-def]
+    """Return the sum of the shares of negatives that score at least ``lowest``."""
+    floor, c, count = splat(lowest), 0, scores_C.shape[0]
+    w = x = y = z = splat(ZERO)
+    while c + _STEP <= count:
+        w = add(w, _counted(scores_C, share_C, c, floor))
+        x = add(x, _counted(scores_C, share_C, c + LANES, floor))
+        y = add(y, _counted(scores_C, share_C, c + 2 * LANES, floor))
+        z = add(z, _counted(scores_C, share_C, c + 3 * LANES, floor))
+        c += _STEP
+    while c < count:
+        w = add(w, where_at_least(_at(scores_C, c, _LOWEST), floor, _at(share_C, c, ZERO), splat(ZERO)))
+        c += LANES
+    return sum_of(add(add(w, x), add(y, z)))
 
 
 @njit(cache=True, error_model="numpy")

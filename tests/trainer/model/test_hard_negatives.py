@@ -6,8 +6,8 @@ import pytest
 from crossfade.trainer.model.kernel_arguments import TopK
 from crossfade.trainer.model.loss_kernels import LOGISTIC, LossParams, hard_negatives_loss
 
-NO_TOP_K = TopK(np.int64(0), np.float32(1.0), np.float32(1.0))
-PARAMS = LossParams(LOGISTIC, *map(np.float32, (0.5, 1.0, 1.0, 5.0)), NO_TOP_K)
+ONE = np.float32(1.0)
+PARAMS = LossParams(LOGISTIC, np.float32(0.5), ONE, ONE, np.float32(5.0), TopK(np.int64(0), ONE, ONE))
 
 
 @pytest.mark.slow
