@@ -63,7 +63,7 @@ def loss_of(
 ) -> Number:
     """Return the loss of ``case`` over its global size, from the vectors of each example's query and of all items.
 
-    What counts as a constant is computed from the vectors ``at``, by default the same.
+    What counts as a constant is computed from the vectors ``at``, by default from the same.
     """
     total, (fixed_BD, fixed_ND) = 0.0, at or (queries_BD, items_ND)
     for example, (item, query_D) in enumerate(zip(case.items_B, queries_BD, strict=True)):
@@ -143,11 +143,17 @@ def leaves_of(tables: Mapping[str, FloatArray]) -> dict[str, Any]:
     return {name: torch.tensor(table, dtype=torch.float64, requires_grad=True) for name, table in tables.items()}
 
 
+def constants_of(case: Case) -> tuple[FloatArray, FloatArray]:
+    """Return the vectors that constants of ``case`` are computed from: the queries of its examples, and all items."""
+    return QUERY_TABLE[case.queries_B].astype(np.float64), ITEM_TABLE.astype(np.float64)
+
+
 def by_autograd(case: Case) -> Result:
     """Return the loss of ``case``, and its gradients by complete tables."""
     leaves = leaves_of({"query": QUERY_TABLE, "item": ITEM_TABLE})
     queries, items = leaves["query"].unbind(), leaves["item"].unbind()
-    loss, gradients = autograd(loss_of(case, [queries[row] for row in case.queries_B], items), leaves)
+    loss = loss_of(case, [queries[row] for row in case.queries_B], items, constants_of(case))
+    loss, gradients = autograd(loss, leaves)
     return loss, gradients["query"], gradients["item"]
 
 
@@ -155,10 +161,10 @@ def by_differences(case: Case) -> Result:
     """Return what ``by_autograd`` does, by central differences."""
     step, tables = 1e-5, [QUERY_TABLE.astype(np.float64), ITEM_TABLE.astype(np.float64)]
 
-    start = QUERY_TABLE[case.queries_B].astype(np.float64), ITEM_TABLE.astype(np.float64)
+    constants = constants_of(case)
 
     def loss() -> float:
-        return float(loss_of(case, tables[0][case.queries_B], tables[1], start))
+        return float(loss_of(case, tables[0][case.queries_B], tables[1], constants))
 
     gradients = []
     for table_ND in tables:
