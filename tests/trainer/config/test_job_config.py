@@ -166,6 +166,7 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         ("a value out of range", "train: {epochs: 0}\n", ()),
         ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
         ("a loss that the score does not suit", "loss: ccl\nmodel: {score: dot}\n", ()),
+        ("top_k with a loss that it does not weigh", "loss: bpr\ntop_k: 20\n", ()),
         ("a spectral start that does not suit the model", "model: {init: spectral, score: dot}\n", ()),
         (
             "a spectral start beside a warm start",
