@@ -8,8 +8,8 @@
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-With ``tuned``, als and ease of ``tuned_baselines.py`` stand beside them, fit to train with the settings that are best on
-valid by ``evaluate.best_metric``.
+With ``tuned``, als and ease of ``tuned_baselines.py`` stand beside them, fit to train with the settings that have the
+highest ``evaluate.best_metric`` on valid.
 
 All rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
 standard errors. The first two take the positive interactions of train and no hyperparameters, so a run that does not
