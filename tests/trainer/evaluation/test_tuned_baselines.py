@@ -55,7 +55,7 @@ def test_als_recovers_groups_of_customers_and_the_smallest_regularization_fits_b
     own_RI = np.kron(np.eye(3), np.ones((12, 8)))
     train_RI = np.where(np.random.default_rng(1).random(own_RI.shape) < 0.6, own_RI, 0).astype(np.float32)
     model = Als(csr_matrix(train_RI))
-    scores = [model.fit(factors=8, regularization=penalty, alpha=10.0)(np.arange(36)) for penalty in (1.0, 1000.0)]
+    scores = [model.fit(factors=3, regularization=penalty, alpha=10.0)(np.arange(36)) for penalty in (1.0, 1000.0)]
     missing_RI = (own_RI > 0) & (train_RI == 0)
     assert scores[0][missing_RI].min() > scores[0][own_RI == 0].max()
     errors = [np.abs(score_RI - own_RI)[own_RI > 0].mean() for score_RI in scores]
@@ -140,22 +140,21 @@ def test_note_says_how_to_install_implicit_and_what_is_too_large(data: Path, mon
 
 
 def test_run_is_below_a_baseline_by_more_than_the_paired_error(data: Path) -> None:
-    """The same means: below by the error of paired differences, but not by that of both means."""
+    """The same gap is above the error of paired differences, and below that of two means."""
     job = make_job(data)
     found = load_baselines(job, ["test"])
-    baseline, sums = found["metrics"]["test"]["item_cosine"], np.array(found["sums"]["test"]["item_cosine"])
-    queries = len(
-        {query for query, items in by_query("test").items() if items - by_query("train", "valid").get(query, set())}
-    )
+    baseline, sums = found["metrics"]["test"]["popularity"], np.array(found["sums"]["test"]["popularity"])
+    known = by_query("train", "valid")
+    queries = sum(bool(items - known.get(query, set())) for query, items in by_query("test").items())
     assert sums.sum() / queries == pytest.approx(baseline["ndcg@4"])
-    lost = np.where(np.arange(GROUPS) % 2 == 0, 0.5 * sums, 0.0)
+    lost = np.where(np.arange(GROUPS) % 2 == 0, 0.3 * sums, 0.0)
     metrics = {**baseline, "ndcg@4": (sums - lost).sum() / queries, "queries": queries}
     error = math.sqrt(GROUPS * lost.var(ddof=1)) / queries
     gap = lost.sum() / queries
     assert error < gap < baseline["ndcg@4_se"]
     paired = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost})
     figures = f"{baseline['ndcg@4']:.4f}, by {gap:.4f} ± {error:.4f}"
-    expected = f"ndcg@4 on test is {metrics['ndcg@4']:.4f}, below item cosine ({figures}): try "
+    expected = f"ndcg@4 on test is {metrics['ndcg@4']:.4f}, below popularity ({figures}): try "
     assert paired["shortfall"].startswith(expected)
     assert "model.dim=128" in paired["shortfall"]
     assert compare_with_baselines(job, {"test": metrics})["shortfall"] is None
