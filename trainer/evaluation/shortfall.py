@@ -71,5 +71,6 @@ def _describe(job: JobConfig, split: SplitName, metrics: Mapping[str, float], be
     metric, model = job.evaluate.best_metric, job.model
     return (
         f"{metric} on {split} is {metrics[metric]:.4f}, below {' and '.join(below)}: try model.dim={2 * model.dim}, a "
-        f"higher or lower model.temperature (now {model.temperature}), train.item_frequency_power, or 'crossfade tune'"
+        f"higher or lower model.temperature (now {model.temperature}), train.item_frequency_power, or, with numbers of "
+        "plays as weights, train.weight_scale=log"
     )
