@@ -86,8 +86,6 @@ class Summary:
     """Metrics of rankings without training, by split and name."""
     baseline_notes: list[str]
     """Why some are missing, in words."""
-    shortfall: str | None
-    """Which of them the run is below, and what to change."""
     task: str
     """What these metrics count as held out, ``new`` or ``repeat``; empty if the job does not say."""
     traffic: dict[str, int]
@@ -97,6 +95,8 @@ class Summary:
     failure: LastFailure | None
     processes: list[ProcessRow]
     alerts: list[Alert] = field(default_factory=list)
+    shortfall: str | None = None
+    """Which baselines the run is below, and what to change."""
     run_id: str | None = None
 
     @property
@@ -176,7 +176,6 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         metrics=report.metrics or ({"valid": valid} if valid else {}),
         baselines=report.baselines.metrics,
         baseline_notes=report.baselines.notes,
-        shortfall=report.baselines.shortfall,
         task=str(run.setting("evaluate", "task") or ""),
         traffic=_traffic(run, done=state == "done"),
         phase_seconds=report.seconds_by_phase or _phase_seconds(run),
@@ -186,7 +185,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         processes=process_rows(run, live=live),
         run_id=run.identity.id,
     )
-    summary.alerts = find_alerts(run, summary, now)
+    summary.shortfall, summary.alerts = report.baselines.shortfall, find_alerts(run, summary, now)
     return summary
 
 
