@@ -228,6 +228,8 @@ class TrainDisplay:
 
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
+        if shortfall := report.get("baselines", {}).get("shortfall"):
+            print_line(shortfall)
         print_line(
             f"{counted(report['examples'], 'example')} in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {counted(report['epochs'], 'epoch')}, "
@@ -246,7 +248,7 @@ class TrainDisplay:
             print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
             print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
-        print_metrics(report["metrics"], report["task"], self._best_metric, report.get("baselines"), interactions)
+        print_metrics(report["metrics"], report["task"], report.get("baselines"), interactions)
         if (advice := report.get("advice")) is not None:
             print_line(advice)
         print_line(f"embeddings and report: {folder}")
@@ -255,14 +257,13 @@ class TrainDisplay:
 def print_metrics(
     metrics: dict[str, dict[str, float]],
     task: str,
-    best_metric: str,
     baselines: dict[str, Any] | None = None,
     interactions: Mapping[str, int] | None = None,
 ) -> None:
     """Print a table for each split, a row for each metric and a column for each depth K, and what ``task`` counts.
 
     ``interactions`` is the number of those in each split, which is explained if not as many pairs count. Recall and
-    ndcg have those of ``baselines`` below them, as ``load_baselines`` returns them.
+    ndcg have those of ``baselines`` below them, as ``compare_with_baselines`` returns them.
     """
     baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
@@ -274,9 +275,6 @@ def print_metrics(
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
             print_line(f"metrics of cold items are left out: {split} has only {cold:,} queries with one")
-        for label, found in of_split.items():
-            if values[best_metric] < found[best_metric]:
-                print_line(f"{best_metric} on {split} is below that {label.strip()}, without training")
     for note in baselines["notes"]:
         print_line(note)
 

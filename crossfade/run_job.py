@@ -434,20 +434,20 @@ def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunConte
     if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
         StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
     if report["metrics"]:
-        report["baselines"] = _load_baselines(job, list(report["metrics"]))
+        report["baselines"] = _compare_with_baselines(job, report["metrics"])
         folder.write_report(report)
     return report
 
 
-def _load_baselines(job: JobConfig, splits: list[SplitName]) -> dict[str, Any]:
+def _compare_with_baselines(job: JobConfig, metrics: dict[SplitName, dict[str, float]]) -> dict[str, Any]:
     """Return the metrics of rankings without training; a note if they fail, since the run itself is done."""
     from crossfade.base.errors import CrossfadeError
-    from crossfade.trainer.evaluation.baselines import load_baselines
+    from crossfade.trainer.evaluation.shortfall import compare_with_baselines
 
     try:
-        return load_baselines(job, splits, in_training=True)
+        return compare_with_baselines(job, metrics, in_training=True)
     except CrossfadeError as error:
-        return {"metrics": {}, "notes": [f"baselines are not computed: {error}"]}
+        return {"shortfall": None, "metrics": {}, "notes": [f"baselines are not computed: {error}"]}
 
 
 def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:

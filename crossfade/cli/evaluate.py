@@ -26,6 +26,7 @@ _EXAMPLES = (
     ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
     ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
     ("crossfade evaluate runs/kinds --segments kind", "Compare plays and likes, or other values of context."),
+    ("crossfade evaluate runs/lastfm --baselines", "Compare with tuned matrix factorization and a linear model."),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
     ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
     (
@@ -44,6 +45,9 @@ After ± is the standard error of a mean over queries. Of more queries than --ma
 job), a sample is evaluated, which is the same for every run on the dataset.
 
 Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
+--baselines adds als, factors by alternating least squares of the package implicit, and ease, a linear model of at most
+10,000 items or queries. They are fit up to 18 and 6 times, choosing by the job's best metric on valid, and kept beside
+the data, where an interrupted command resumes. A run below a baseline by more than the error is named first.
 
 --segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and
 heavy are thirds of the others; with N, segments start at each N; with a context entity of the dataset, they have the
@@ -79,15 +83,17 @@ def run(options: EvaluateCommand) -> int:
         InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
             that are compared have different datasets.
     """
-    from crossfade.display import print_metrics
-    from crossfade.trainer.evaluation.run_evaluation import evaluate_run, job_for
+    from crossfade.display import print_metrics, progress_bars
+    from crossfade.trainer.evaluation.run_evaluation import evaluate_run
 
-    results = evaluate_run(options)
+    with progress_bars() as bars:
+        results = evaluate_run(options, bars)
     if options.json_:
         print(json.dumps(results))
         return 0
-    best_metric = job_for(options).evaluate.best_metric
-    print_metrics({str(options.split): results[options.split]}, results["task"], best_metric, results["baselines"])
+    if shortfall := results["baselines"]["shortfall"]:
+        print_line(shortfall)
+    print_metrics({str(options.split): results[options.split]}, results["task"], results["baselines"])
     if "segments" in results:
         print_line()
         _print_segments(results["segments"])

@@ -101,6 +101,8 @@ def _screen(run: Summary) -> Iterator[str]:
         yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
     if run.advice is not None:
         yield _line("", run.advice)
+    if run.shortfall is not None:
+        yield _line("", run.shortfall)
     if baselines := run.baselines.get("valid"):
         values = (
             f"{name.replace('_', ' ')} {show_metric(found, run.best_metric)}" for name, found in baselines.items()

@@ -361,11 +361,15 @@ def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None,
 
 
 def results(shown: Sequence[RunView]) -> Component:
-    """Build a table for each split of the last evaluation: a row for each metric, a column for each depth."""
+    """Build a table for each split of the last evaluation: a row for each metric, a column for each depth.
+
+    Runs that are below a baseline are named before.
+    """
     splits = dict.fromkeys(split for each in shown for split in each.summary.metrics)
     notes = dict.fromkeys(note for each in shown for note in each.summary.baseline_notes)
+    below = [html.P(f"{run.name}: {run.shortfall}") for run in (each.summary for each in shown) if run.shortfall]
     tables = [_quality(split, shown) for split in splits]
-    return [*tables, *(html.P(note, className="hint") for note in notes)] or html.P(
+    return [*below, *tables, *(html.P(note, className="hint") for note in notes)] or html.P(
         "Not evaluated yet.", className="hint"
     )
 

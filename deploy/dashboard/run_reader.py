@@ -168,8 +168,9 @@ class RunFile(BaseModel):
 
 
 class BaselinesOfReport(BaseModel):
-    """Metrics of rankings without training, by split and name, and notes on them."""
+    """Metrics of rankings without training, by split and name, notes on them, and which the run is below."""
 
+    shortfall: str | None = None
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     notes: list[str] = []
 

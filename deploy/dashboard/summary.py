@@ -95,6 +95,8 @@ class Summary:
     failure: LastFailure | None
     processes: list[ProcessRow]
     alerts: list[Alert] = field(default_factory=list)
+    shortfall: str | None = None
+    """Which baselines the run is below, and what to change."""
     run_id: str | None = None
 
     @property
@@ -183,7 +185,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         processes=process_rows(run, live=live),
         run_id=run.identity.id,
     )
-    summary.alerts = find_alerts(run, summary, now)
+    summary.shortfall, summary.alerts = report.baselines.shortfall, find_alerts(run, summary, now)
     return summary
 
 

@@ -140,6 +140,11 @@ class TrainConfig(Section):
     item_frequency_power: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.15, description="exponent of the item's count in train in that weight; above 0, popular items weigh more"
     )
+    weight_scale: Literal["linear", "log"] = Field(
+        "linear",
+        description="how the weight w of an interaction counts. linear: as it is, for event weights; log: as "
+        "log2(1 + |w|), with its sign, for numbers of plays, which would otherwise leave little to the others",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="seed that determines every random number of the run"
     )

@@ -8,14 +8,18 @@
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
-standard errors. They take the positive interactions of train and no hyperparameters, so a run that does not exceed them
-has learned little.
+With ``tuned``, als and ease of ``tuned_baselines.py`` stand beside them, fit to train with the settings that have the
+highest ``evaluate.best_metric`` on valid.
+
+All rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
+standard errors. The first two take the positive interactions of train and no hyperparameters, so a run that does not
+exceed them has learned little.
 
 A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
 says why. The queries are those of the run, all or a sample; with more than ``MAX_PAIRS`` pairs to hold out and exclude,
 every n-th of them is ranked. Results are kept beside the data, in ``baselines.json``, unless it is on S3 or may not be
-written.
+written. Tuned ones that are kept there are returned whether they are asked for or not, and settings that have been
+measured are not measured again.
 
 Shapes: Q queries, K ranks or depths, M metrics, I items, R rows of the query entity, N pairs of a query and an item.
 """
@@ -26,7 +30,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -35,15 +39,28 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.errors import MissingExtraError
 from crossfade.base.json_text import validate_json
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest, data_fingerprint
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baseline_kernels import nearest_items, rank_by_neighbors, rank_in_order
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out, train_pairs
+from crossfade.trainer.evaluation.paired_gain import GroupSums
 from crossfade.trainer.evaluation.ranking import EvalMetrics, QuerySums
+from crossfade.trainer.evaluation.tuned_baselines import (
+    MAX_SIDE,
+    TUNED,
+    Scores,
+    Settings,
+    TunedBaseline,
+    choose,
+    fits_of,
+    rank_by_scores,
+)
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
@@ -58,18 +75,29 @@ _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 _PARTS_OF_THREAD = 16
 """The first items, which are the most frequent, take longer than others."""
-_VERSION = 2
+_VERSION = 3
 
 Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
 
 
-def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: bool = False) -> dict[str, Any]:
-    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words.
+def load_baselines(
+    job: JobConfig,
+    splits: Sequence[SplitName],
+    *,
+    in_training: bool = False,
+    tuned: ProgressReporter | None = None,
+) -> dict[str, Any]:
+    """Return the ``metrics`` of the baselines by split and name, their ``sums``, and ``notes`` in words.
 
-    They are computed once per dataset, split, and number of queries.
+    They are computed once per dataset, split, and number of queries. ``sums`` are those of ``GroupSums`` for
+    ``evaluate.best_metric``, empty where a sample of the run's queries is ranked.
 
-    ``in_training``: on the queries of valid that are evaluated during training (``evaluate.max_queries``).
+    Args:
+        job: the job of a run.
+        splits: the splits to rank.
+        in_training: rank the queries of valid that are evaluated during training (``evaluate.max_queries``).
+        tuned: compute the tuned baselines too, which takes minutes; it gets their progress.
 
     Raises:
         InputError: the dataset cannot be read.
@@ -77,7 +105,7 @@ def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: 
     data, manifest, _, job = open_inputs(job)
     with closing(open_lineage(job, data, manifest)) as lineage:
         sizes = {split: _queries(manifest, job.evaluate, split, in_training=in_training) for split in splits}
-        return _load_baselines(lineage, job.evaluate, sizes)
+        return _load_baselines(lineage, job.evaluate, sizes, tuned)
 
 
 def _queries(manifest: DatasetManifest, spec: EvaluateConfig, split: SplitName, *, in_training: bool) -> int | None:
@@ -87,22 +115,31 @@ def _queries(manifest: DatasetManifest, spec: EvaluateConfig, split: SplitName, 
 
 
 def _load_baselines(
-    lineage: LineageReader, spec: EvaluateConfig, sizes: Mapping[SplitName, int | None]
+    lineage: LineageReader,
+    spec: EvaluateConfig,
+    sizes: Mapping[SplitName, int | None],
+    tuned: ProgressReporter | None,
 ) -> dict[str, Any]:
     kept = _Kept(lineage)
-    found = {split: kept.results.get(_key(split, spec, size)) for split, size in sizes.items()}
-    missing = [split for split, result in found.items() if result is None]
-    if missing:
-        baselines = _Baselines(lineage, spec)
-        for split in missing:
-            key = _key(split, spec, sizes[split])
-            found[split] = kept.results[key] = baselines.evaluate(split, sizes[split])
-        kept.write()
-    results = {split: result for split, result in found.items() if result is not None}
-    return {
-        "metrics": {split: result["metrics"] for split, result in results.items()},
-        "notes": list(dict.fromkeys(note for result in results.values() for note in result["notes"])),
-    }
+    quick, slow = _Baselines(lineage, spec), _TunedBaselines(lineage, spec, kept, tuned or NullReporter())
+    found: dict[str, Any] = {"metrics": {split: {} for split in sizes}, "sums": {split: {} for split in sizes}}
+    notes: list[str] = []
+    for split, size in sizes.items():
+        key = _key(split, spec, size)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {key: partial(quick.evaluate, split, size)}
+        for name in TUNED:
+            if tuned is not None or f"{name}: {key}" in kept.results:
+                parts[f"{name}: {key}"] = partial(slow.evaluate_tuned, name, split, size)
+        for part, evaluate in parts.items():
+            try:
+                result = kept.result(part, evaluate)
+            except MissingExtraError as error:
+                notes.append(str(error))
+                continue
+            found["metrics"][split] |= result["metrics"]
+            found["sums"][split] |= result["sums"]
+            notes += result["notes"]
+    return {**found, "notes": list(dict.fromkeys(notes))}
 
 
 def _key(split: SplitName, spec: EvaluateConfig, size: int | None) -> str:
@@ -110,23 +147,25 @@ def _key(split: SplitName, spec: EvaluateConfig, size: int | None) -> str:
     excluded = ", ".join(sorted(spec.excluded_from(split))) or "nothing"
     by = "" if spec.by == "query" else f", by {spec.by}"
     sample = "" if size is None else f", {size} queries"
-    return f"{split}, without {excluded}, k {sorted(set(spec.k))}{by}{sample}"
+    return f"{split}, without {excluded}, k {sorted(set(spec.k))}, {spec.best_metric}{by}{sample}"
 
 
 class _Result(BaseModel):
-    """The metrics of each baseline, and notes."""
+    """The metrics of each baseline, the sums of its best metric by group of queries, and notes."""
 
     metrics: dict[str, dict[str, float]]
+    sums: dict[str, list[float]]
     notes: list[str]
 
 
 class _File(BaseModel):
-    """The file that keeps results."""
+    """The file that keeps results, and the best metric on valid of the settings that were tried, by baseline."""
 
     version: int
     fingerprint: int
     base_datasets: list[int] = []
     results: dict[str, _Result]
+    tried: dict[str, dict[str, float]] = {}
 
 
 class _Kept:
@@ -140,16 +179,24 @@ class _Kept:
             "base_datasets": lineage.fingerprints(),
         }
         self.results: dict[str, dict[str, Any]] = {}
+        self.tried: dict[str, dict[str, float]] = {}
         # A file that cannot be read or written costs time and nothing else.
         with suppress(OSError, ValueError):
             found = None if data.on_s3 else validate_json(_File, data.read(BASELINES_FILE)).model_dump()
             if found is not None and found.items() >= self._stamp.items():
-                self.results = found["results"]
+                self.results, self.tried = found["results"], found["tried"]
+
+    def result(self, key: str, evaluate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of ``key``, which ``evaluate`` computes if it is not kept yet."""
+        if key not in self.results:
+            self.results[key] = evaluate()
+            self.write()
+        return self.results[key]
 
     def write(self) -> None:
         with suppress(OSError):
             if not self._data.on_s3:
-                text = json.dumps({**self._stamp, "results": self.results}, indent=1) + "\n"
+                text = json.dumps({**self._stamp, "results": self.results, "tried": self.tried}) + "\n"
                 self._data.write(BASELINES_FILE, text.encode())
 
 
@@ -160,16 +207,26 @@ class _Baselines:
         self._lineage, self._manifest, self._spec = lineage, lineage.manifest, spec
 
     def evaluate(self, split: SplitName, size: int | None) -> dict[str, Any]:
-        """Return the metrics on ``size`` queries of ``split``, None: all, by name of the baseline, and notes."""
-        every = max(1, -(-self._pairs(split, size) // MAX_PAIRS))
-        held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every, queries=size)
-        notes = [f"baselines rank for one query in {every}"] if every > 1 else []
-        metrics = {"popularity": self._metrics(held_out, self._popularity)}
+        """Return the results on ``size`` queries of ``split``, None: all, as ``_Result`` describes them."""
+        rankings: dict[str, Ranking] = {"popularity": self._popularity}
+        notes = []
         if excess := self._excess():
             notes.append(f"item_cosine is not computed: {excess}")
         else:
-            metrics["item_cosine"] = self._metrics(held_out, self._item_cosine)
-        return {"metrics": metrics, "notes": notes}
+            rankings["item_cosine"] = self._item_cosine
+        return self._results(split, size, rankings, notes)
+
+    def _results(
+        self, split: SplitName, size: int | None, rankings: Mapping[str, Ranking], notes: list[str]
+    ) -> dict[str, Any]:
+        """Return the metrics of ``rankings`` by name, and their sums, and ``notes``."""
+        every = max(1, -(-self._pairs(split, size) // MAX_PAIRS))
+        held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every, queries=size)
+        sampled = [f"baselines rank for one query in {every}"] if every > 1 else []
+        sums = {name: GroupSums(self._spec.best_metric) for name in rankings}
+        metrics = {name: self._metrics(held_out, rank, sums[name]) for name, rank in rankings.items()}
+        of_groups = {name: found.of_all(np.asarray).tolist() for name, found in sums.items()} if every == 1 else {}
+        return {"metrics": metrics, "sums": of_groups, "notes": sampled + notes}
 
     def _pairs(self, split: SplitName, size: int | None) -> int:
         """Return about how many pairs are held out and excluded: as many for each row of the query entity."""
@@ -177,11 +234,13 @@ class _Baselines:
         rows = self._manifest.entities[self._manifest.query].rows
         return pairs if size is None else -(-pairs * min(size, rows) // rows)
 
-    def _metrics(self, held_out: HeldOut, rank: Ranking) -> EvalMetrics:
+    def _metrics(self, held_out: HeldOut, rank: Ranking, sums: GroupSums) -> EvalMetrics:
         depths = sorted(set(self._spec.k))
         hits = QuerySums(depths)
         for chunk in held_out.chunks(max(1, _MAX_RANKED // depths[-1])):
-            hits.add(rank(chunk, depths[-1]), chunk.truth)
+            best_item_QK = rank(chunk, depths[-1])
+            hits.add(best_item_QK, chunk.truth)
+            sums.observe(chunk, best_item_QK)
         metrics, errors = EvalMetrics(), EvalMetrics()
         for place, depth in enumerate(depths):
             metrics |= hits.means(place, f"@{depth}")
@@ -191,11 +250,14 @@ class _Baselines:
     def _excess(self) -> str:
         """Return which limit of ``item_cosine`` the dataset exceeds; empty if none."""
         counts_R = self._counts(self._manifest.query)
-        found = (
-            ("interactions in train", self._lineage.train_rows(), MAX_INTERACTIONS),
+        return self._above(
             (f"rows of {self._manifest.item}", self._manifest.entities[self._manifest.item].rows, MAX_ITEMS),
             (f"pairs of items of a {self._manifest.query}", int(np.square(counts_R).sum()), MAX_PRODUCTS),
         )
+
+    def _above(self, *limits: tuple[str, int, int]) -> str:
+        """Describe which of ``limits`` the dataset exceeds, and ``MAX_INTERACTIONS``; empty if none."""
+        found = (("interactions in train", self._lineage.train_rows(), MAX_INTERACTIONS), *limits)
         return "; ".join(f"{number:,} {what}, of {limit:,} at most" for what, number, limit in found if number > limit)
 
     def _counts(self, entity: str) -> IntArray:
@@ -230,6 +292,67 @@ class _Baselines:
         best_item_QK = np.full((len(chunk.queries_Q), depth), -1, np.int64)
         _share(len(best_item_QK), rank_by_neighbors, chunk.queries_Q, self._neighbors, excluded, best_item_QK)
         return best_item_QK
+
+
+class _TunedBaselines(_Baselines):
+    """Computes the baselines of ``tuned_baselines.py``, each with the settings that are best on valid."""
+
+    def __init__(self, lineage: LineageReader, spec: EvaluateConfig, kept: _Kept, reporter: ProgressReporter) -> None:
+        super().__init__(lineage, spec)
+        self._kept, self._reporter = kept, reporter
+
+    def evaluate_tuned(self, name: str, split: SplitName, size: int | None) -> dict[str, Any]:
+        """Return the results of the baseline ``name``, or a note on why there are none.
+
+        Raises:
+            MissingExtraError: its package is not installed.
+        """
+        if excess := self._excess_of(name):
+            return {"metrics": {}, "sums": {}, "notes": [f"{name} is not computed: {excess}"]}
+        model = TUNED[name](self._train_RI)
+        settings = self._choose(name, model)
+        chosen = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        notes = [f"{name}: {chosen}, chosen on valid by {self._spec.best_metric}"]
+        return self._results(split, size, {name: self._ranking(model.fit(**settings))}, notes)
+
+    def _excess_of(self, name: str) -> str:
+        if "valid" not in self._manifest.splits:
+            return "its settings are chosen on the split valid, which the dataset does not have"
+        entities = self._manifest.entities
+        sides = {side: entities[side].rows for side in (self._manifest.query, self._manifest.item)}
+        smaller = min(sides, key=lambda side: sides[side])
+        return self._above(*([(f"rows of {smaller}", sides[smaller], MAX_SIDE)] if name == "ease" else []))
+
+    @cached_property
+    def _train_RI(self) -> Any:
+        """The distinct pairs of train, as a sparse matrix of ones."""
+        from scipy.sparse import csr_matrix
+
+        shape = [self._manifest.entities[name].rows for name in (self._manifest.query, self._manifest.item)]
+        query_N, item_N = np.divmod(train_pairs(self._lineage), shape[1])
+        return csr_matrix((np.ones(len(item_N), np.float32), (query_N, item_N)), shape=shape)
+
+    def _ranking(self, scores: Scores) -> Ranking:
+        rankable_I = np.zeros(self._train_RI.shape[1], np.bool_)
+        rankable_I[self._order_I] = True
+        return partial(rank_by_scores, scores, rankable_I)
+
+    def _choose(self, name: str, model: TunedBaseline) -> Settings:
+        """Return the settings with the best metric on the queries of valid that training evaluates."""
+        size = _queries(self._manifest, self._spec, "valid", in_training=True)
+        tried = self._kept.tried.setdefault(f"{name}: {_key('valid', self._spec, size)}", {})
+
+        def measure(settings: Settings) -> float:
+            key = json.dumps(settings)
+            if key not in tried:
+                results = self._results("valid", size, {name: self._ranking(model.fit(**settings))}, [])
+                tried[key] = results["metrics"][name][self._spec.best_metric]
+                self._kept.write()
+            self._reporter.advance(1)
+            return tried[key]
+
+        self._reporter.phase(f"choose settings of {name} on valid", fits_of(model), "fit")
+        return choose(model, measure)
 
 
 def _share(count: int, kernel: Callable[..., None], *arguments: Any) -> None:

@@ -99,6 +99,12 @@ class EvaluateOptions(ModelSource):
         group="rankings",
         value="N|auto|all",
     )
+    baselines: bool = option(
+        False,
+        "rank by alternating least squares and EASE as well, with settings chosen on valid, in minutes; later "
+        "evaluations on the dataset show them too",
+        group="segments and comparison",
+    )
     segments: tuple[str, ...] | None = option(
         None,
         "print metrics, diversity and novelty by segments of queries, and the inequality of exposure; with N, start "

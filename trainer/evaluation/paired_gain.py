@@ -65,7 +65,13 @@ class GroupSums:
 
 def exceeds_error(sums_G: FloatArray, earlier_G: FloatArray) -> bool:
     """Return whether the mean of ``sums_G`` is above that of ``earlier_G`` by more than the error of the difference."""
-    difference_G = sums_G - earlier_G
+    difference, error = difference_of(sums_G, earlier_G)
+    return difference > error
+
+
+def difference_of(sums_G: FloatArray, other_G: FloatArray) -> tuple[float, float]:
+    """Return the sum of the first less that of the others, and its error, 0 where fewer than two groups differ."""
+    difference_G = sums_G - other_G
     if np.count_nonzero(difference_G) < 2:  # the error would equal the difference, but for rounding
-        return bool(difference_G.sum() > 0)
-    return bool(difference_G.sum() > math.sqrt(len(difference_G) * difference_G.var(ddof=1)))
+        return float(difference_G.sum()), 0.0
+    return float(difference_G.sum()), math.sqrt(len(difference_G) * difference_G.var(ddof=1))

@@ -10,19 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
-from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import read_labels
 from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
+from crossfade.trainer.evaluation.paired_gain import GroupSums
 from crossfade.trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate_embeddings
+from crossfade.trainer.evaluation.shortfall import compare_with_baselines
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 
@@ -30,8 +34,10 @@ _LABEL_SEED = 1
 """The seed of the sample of rows whose labels are compared, so that runs with other seeds are measured on the same."""
 
 
-def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
+def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = None) -> dict[str, Any]:
     """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments and labels.
+
+    ``reporter`` gets the progress of tuning baselines.
 
     Raises:
         InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
@@ -41,7 +47,7 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
     other = _open_other(RunEmbeddings(job, folder.embeddings), options) if options.compare is not None else None
     labels = options.labels
     precision = evaluate_labels(job, folder.embeddings, labels, options.label_min_count) if labels else None
-    observers: list[RankingObserver] = []
+    observers: list[RankingObserver] = [sums := GroupSums(job.evaluate.best_metric)]
     if options.segments is not None:
         observers.append(segments := load_segment_metrics(job, folder.embeddings, options.segments))
     if other is not None:
@@ -50,7 +56,12 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
         "task": job.evaluate.task,
         options.split: evaluate_embeddings(job, folder.embeddings, options.split, observers=observers),
     }
-    results["baselines"] = load_baselines(job, [options.split])
+    results["baselines"] = compare_with_baselines(
+        job,
+        {options.split: results[options.split]},
+        {options.split: sums.of_all(np.asarray)},
+        tuned=(reporter or NullReporter()) if options.baselines else None,
+    )
     if labels:
         results["labels"] = {labels.entity: precision}
     if options.segments is not None:

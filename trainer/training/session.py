@@ -272,6 +272,7 @@ def _open_batches(
         vocabularies[manifest.query].counts() if train.query_frequency_power else None,
         train.item_frequency_power,
         vocabularies[manifest.item].counts() if train.item_frequency_power else None,
+        log_scale=train.weight_scale == "log",
     )
     return BatchSource(schedule, sampler, weighting, towers.add_tower_inputs, store.rank, store.workers)
 

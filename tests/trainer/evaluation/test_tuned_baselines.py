@@ -1,0 +1,161 @@
+"""Tuned baselines: their scores, how settings are chosen and kept, and when a run is said to be below a baseline."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plain_rankings import ITEMS, by_query, make_job, plain_recall_and_ndcg, write_pairs
+from scipy.sparse import csr_matrix
+
+from crossfade.base.arrays import FloatArray
+from crossfade.trainer.data.manifest import BASELINES_FILE
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.evaluation import baselines
+from crossfade.trainer.evaluation.baselines import load_baselines
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.paired_gain import GROUPS
+from crossfade.trainer.evaluation.shortfall import compare_with_baselines
+from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of, rank_by_scores
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_pairs(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def pairs_of(queries: int, items: int) -> FloatArray:
+    draw = np.random.default_rng(7)
+    return (draw.random((queries, items)) < 0.2).astype(np.float32)
+
+
+def plain_ease(train_RI: FloatArray, penalty: float) -> FloatArray:
+    """Return the scores as Steck defines them, by the inverse of the items' side."""
+    P = np.linalg.inv(train_RI.T.astype(float) @ train_RI + penalty * np.eye(train_RI.shape[1]))
+    B = P / -np.diag(P)
+    np.fill_diagonal(B, 0.0)
+    return np.asarray(train_RI @ B)
+
+
+@pytest.mark.parametrize(("queries", "items"), [(40, 15), (15, 40)])
+def test_ease_is_its_closed_form_by_the_smaller_side(queries: int, items: int) -> None:
+    train_RI = pairs_of(queries, items)
+    queries_Q = np.array([3, 0, 7])
+    found_QI = Ease(csr_matrix(train_RI)).fit(regularization=5.0)(queries_Q)
+    np.testing.assert_allclose(found_QI, plain_ease(train_RI, 5.0)[queries_Q], atol=1e-9)
+
+
+def test_als_recovers_groups_of_customers_and_the_smallest_regularization_fits_best() -> None:
+    pytest.importorskip("implicit")
+    own_RI = np.kron(np.eye(3), np.ones((12, 8)))
+    train_RI = np.where(np.random.default_rng(1).random(own_RI.shape) < 0.6, own_RI, 0).astype(np.float32)
+    model = Als(csr_matrix(train_RI))
+    scores = [model.fit(factors=3, regularization=penalty, alpha=10.0)(np.arange(36)) for penalty in (1.0, 1000.0)]
+    missing_RI = (own_RI > 0) & (train_RI == 0)
+    assert scores[0][missing_RI].min() > scores[0][own_RI == 0].max()
+    errors = [np.abs(score_RI - own_RI)[own_RI > 0].mean() for score_RI in scores]
+    assert errors[0] < errors[1]
+
+
+def test_settings_are_chosen_one_after_the_other_from_the_best_so_far() -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def measure(settings: Any) -> float:
+        seen.append(tuple(settings.values()))
+        return -abs(settings["factors"] - 128) - abs(settings["regularization"] - 30) - abs(settings["alpha"] - 1)
+
+    train_RI = csr_matrix(pairs_of(4, 4))
+    pytest.importorskip("implicit")
+    assert choose(Als(train_RI), measure) == {"factors": 128, "regularization": 30.0, "alpha": 1.0}
+    assert len(seen) == fits_of(Als(train_RI))
+    assert seen[0] == (64, 1.0, 3.0)
+    assert choose(Ease(train_RI), lambda settings: settings["regularization"]) == {"regularization": 3000.0}
+
+
+def test_best_scores_are_ranked_without_excluded_and_vacant_items() -> None:
+    scores = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
+    excluded = ItemLists(np.array([0, 1, 3]), np.array([1, 0, 3]))
+    chunk = HeldOut(np.array([0, 1]), ItemLists(np.array([0, 1, 2]), np.array([2, 1])), excluded)
+    rankable_I = np.array([True, True, False, True])
+    found_QK = rank_by_scores(lambda queries_Q: scores[queries_Q], rankable_I, chunk, 3)
+    assert found_QK.tolist() == [[3, 0, -1], [1, -1, -1]]
+
+
+def test_ease_is_chosen_on_valid_and_ranks_as_its_formula(data: Path) -> None:
+    found = load_baselines(make_job(data), ["test"], tuned=NullReporter())
+    tried = json.loads((data / BASELINES_FILE).read_text())["tried"]
+    (of_ease,) = (values for key, values in tried.items() if key.startswith("ease: valid"))
+    chosen = json.loads(max(of_ease, key=of_ease.__getitem__))["regularization"]
+    assert f"ease: regularization {chosen:g}, chosen on valid by ndcg@4" in found["notes"]
+    train = by_query("train")
+    train_RI = np.array([[item in train.get(query, ()) for item in range(ITEMS)] for query in range(25)], float)
+    excluded = {split: by_query(*of) for split, of in (("valid", ["train"]), ("test", ["train", "valid"]))}
+    for penalty, split in [(json.loads(key)["regularization"], "valid") for key in of_ease] + [(chosen, "test")]:
+        truth = {query: items - excluded[split].get(query, set()) for query, items in by_query(split).items()}
+        truth = {query: items for query, items in truth.items() if items and query in train}
+        score_RI = plain_ease(train_RI, penalty)
+        scores = {query: dict(enumerate(score_RI[query].tolist())) for query in truth}
+        expected = plain_recall_and_ndcg(scores, truth, excluded[split])
+        if split == "test":
+            metrics = found["metrics"]["test"]["ease"]
+            assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+        else:
+            assert of_ease[json.dumps({"regularization": penalty})] == pytest.approx(expected["ndcg@4"])
+
+
+def test_tuned_baselines_are_kept_and_shown_without_being_asked_for(data: Path) -> None:
+    pytest.importorskip("implicit")
+    job = make_job(data)
+    assert list(load_baselines(job, ["test"])["metrics"]["test"]) == ["popularity", "item_cosine"]
+    first = load_baselines(job, ["test"], tuned=NullReporter())
+    assert list(first["metrics"]["test"]) == ["popularity", "item_cosine", "als", "ease"]
+    kept = json.loads((data / BASELINES_FILE).read_text())
+    assert load_baselines(job, ["test"]) == first
+    # Settings that were measured before an interruption are not measured again.
+    for values in kept["tried"].values():
+        values.update(dict.fromkeys(values, 0.0) | {list(values)[-1]: 9.0})
+    kept["results"] = {}
+    (data / BASELINES_FILE).write_text(json.dumps(kept))
+    notes = load_baselines(job, ["test"], tuned=NullReporter())["notes"]
+    assert "ease: regularization 3000, chosen on valid by ndcg@4" in notes
+    (of_als,) = (note for note in notes if note.startswith("als"))
+    assert re.fullmatch(r"als: factors \d+, regularization [\d.]+, alpha [\d.]+, chosen on valid by ndcg@4", of_als)
+
+
+def test_note_says_how_to_install_implicit_and_what_is_too_large(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
+    monkeypatch.setattr(baselines, "MAX_SIDE", 20)
+    found = load_baselines(make_job(data), ["test"], tuned=NullReporter())
+    assert list(found["metrics"]["test"]) == ["popularity", "item_cosine"]
+    assert found["notes"] == [
+        "the baseline als needs the package 'implicit', which is not installed here: pip install "
+        "'crossfade[baselines]'",
+        "ease is not computed: 25 rows of customer, of 20 at most",
+    ]
+
+
+def test_run_is_below_a_baseline_by_more_than_the_paired_error(data: Path) -> None:
+    """The same gap is above the error of paired differences, and below that of two means."""
+    job = make_job(data)
+    found = load_baselines(job, ["test"])
+    baseline, sums = found["metrics"]["test"]["popularity"], np.array(found["sums"]["test"]["popularity"])
+    known = by_query("train", "valid")
+    queries = sum(bool(items - known.get(query, set())) for query, items in by_query("test").items())
+    assert sums.sum() / queries == pytest.approx(baseline["ndcg@4"])
+    lost = np.where(np.arange(GROUPS) % 2 == 0, 0.3 * sums, 0.0)
+    metrics = {**baseline, "ndcg@4": (sums - lost).sum() / queries, "queries": queries}
+    error = math.sqrt(GROUPS * lost.var(ddof=1)) / queries
+    gap = lost.sum() / queries
+    assert error < gap < baseline["ndcg@4_se"]
+    paired = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost})
+    figures = f"{baseline['ndcg@4']:.4f}, by {gap:.4f} ± {error:.4f}"
+    expected = f"ndcg@4 on test is {metrics['ndcg@4']:.4f}, below popularity ({figures}): try "
+    assert paired["shortfall"].startswith(expected)
+    assert "model.dim=128" in paired["shortfall"]
+    assert compare_with_baselines(job, {"test": metrics})["shortfall"] is None
+    assert compare_with_baselines(job, {"test": {**baseline, "queries": queries}})["shortfall"] is None

@@ -1,0 +1,76 @@
+"""Compare the metrics of a run with those of baselines, and name those that it does not reach.
+
+    found = compare_with_baselines(job, {"test": metrics}, {"test": sums_G})
+    found["shortfall"]      # "ndcg@10 on test is 0.2078: below als (0.2150, by 0.0072 ± 0.0021); try …", or None
+
+A baseline is named if it is ahead by more than the standard error of the difference. With the run's sums over groups of
+queries (``paired_gain.py``), that is the error of paired differences; without, it is combined from both means' errors,
+which is larger.
+
+Shapes: G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crossfade.base.arrays import FloatArray
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.split_names import SplitName
+from crossfade.trainer.evaluation.baselines import load_baselines
+from crossfade.trainer.evaluation.paired_gain import difference_of
+from crossfade.trainer.runs.shown_metrics import error_of
+
+
+def compare_with_baselines(
+    job: JobConfig,
+    metrics: Mapping[SplitName, Mapping[str, float]],
+    sums: Mapping[SplitName, FloatArray] | None = None,
+    *,
+    in_training: bool = False,
+    tuned: ProgressReporter | None = None,
+) -> dict[str, Any]:
+    """Return the ``metrics`` of the baselines by split and name, ``notes``, and the ``shortfall`` in words, or None.
+
+    Args:
+        job: the job of the run.
+        metrics: those of the run, by split.
+        sums: the run's ``GroupSums`` of ``evaluate.best_metric`` by split, if there are any.
+        in_training: as ``load_baselines`` takes it.
+        tuned: likewise.
+
+    Raises:
+        InputError: the dataset cannot be read.
+    """
+    found = load_baselines(job, list(metrics), in_training=in_training, tuned=tuned)
+    sums_of = found.pop("sums")
+    split: SplitName = "test" if "test" in metrics else next(iter(metrics))
+    of_run = (sums or {}).get(split)
+    below = []
+    for name, baseline in found["metrics"][split].items():
+        metric, sums_G = job.evaluate.best_metric, sums_of[split].get(name)
+        gap = baseline[metric] - metrics[split][metric]
+        if of_run is not None and sums_G is not None:
+            error = difference_of(np.array(sums_G), of_run)[1] / metrics[split]["queries"]
+        else:
+            error = math.hypot(*(values.get(error_of(metric), 0.0) for values in (baseline, metrics[split])))
+        if gap > error:
+            below.append((gap, f"{name.replace('_', ' ')} ({baseline[metric]:.4f}, by {gap:.4f} ± {error:.4f})"))
+    return {"shortfall": _describe(job, split, metrics[split], [text for _, text in sorted(below)[::-1]]), **found}
+
+
+def _describe(job: JobConfig, split: SplitName, metrics: Mapping[str, float], below: list[str]) -> str | None:
+    """Return a sentence that names the baselines ``below`` which the run is, best first, and what to change."""
+    if not below:
+        return None
+    metric, model = job.evaluate.best_metric, job.model
+    return (
+        f"{metric} on {split} is {metrics[metric]:.4f}, below {' and '.join(below)}: try model.dim={2 * model.dim}, a "
+        f"higher or lower model.temperature (now {model.temperature}), train.item_frequency_power, or, with numbers of "
+        "plays as weights, train.weight_scale=log"
+    )
