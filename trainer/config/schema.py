@@ -42,6 +42,7 @@ from crossfade.trainer.config.sections import (
     OptimizerConfig,
     Positive,
     Section,
+    Span,
     TimeValue,
     TrackingConfig,
     as_list,
@@ -139,6 +140,12 @@ class TrainConfig(Section):
     )
     item_frequency_power: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.15, description="exponent of the item's count in train in that weight; above 0, popular items weigh more"
+    )
+    half_life: Span | None = Field(
+        None,
+        description="age after which the weight of an interaction halves, scaled to 1 on average: 30d, 36h, or an "
+        "integer in the unit of the timestamps; null: all ages weigh the same",
+        examples=["30d"],
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="seed that determines every random number of the run"

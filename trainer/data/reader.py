@@ -30,7 +30,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
-from crossfade.trainer.data.time_range import TimeRange
+from crossfade.trainer.data.time_range import AgeWeights, TimeRange
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.query_history import HistoryWindows
@@ -153,16 +153,17 @@ class InteractionReader:
         manifest: DatasetManifest,
         threads: int = DEFAULT_READER_THREADS,
         context: Sequence[str] = (),
+        ages: AgeWeights | None = None,
     ) -> None:
         """Read the dataset in ``folder`` with up to ``threads`` threads, which start when they are needed.
 
-        ``context`` are the context entities whose rows are read.
+        ``context`` are the context entities whose rows are read; ``ages`` multiply the weights of interactions.
         """
         # A separate Folder object, since interrupt() would otherwise stop other users of the caller's.
         self._folder = Folder(folder.uri)
         self._files = ParquetFiles(self._folder)
         self._manifest = manifest
-        self._context = context
+        self._context, self._ages = context, ages
         self._max_ahead = threads
         self._interrupted = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader", initializer=yield_to_computation)
@@ -193,14 +194,18 @@ class InteractionReader:
         context = self._context if context is None else context
         names = [self._manifest.query, self._manifest.item, WEIGHT, *context]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
-        wants_timestamps = timestamps or history_length is not None
+        wants_timestamps = timestamps or history_length is not None or self._ages is not None
         has_timestamps = group.time_range is not None or (wants_timestamps and self._manifest.has_timestamp)
         table = self._files.read(group.file, group.index, [*names, TIMESTAMP] if has_timestamps else names)
         timestamp_N = column_of(table, TIMESTAMP, pa.int64(), where) if has_timestamps else None
+        weight_N = self._weights(table, where)
+        if self._ages is not None:
+            assert timestamp_N is not None
+            weight_N = weight_N * self._ages.factors(timestamp_N)
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
-            self._weights(table, where),
+            weight_N,
             np.stack([self._rows(table, name, where, lowest=-1) for name in context], axis=1) if context else None,
             timestamp_N=timestamp_N if timestamps else None,
         )

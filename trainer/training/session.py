@@ -251,7 +251,7 @@ def _open_batches(
     job, model, manifest = inputs.job, inputs.model, inputs.manifest
     train, negatives = job.train, job.negatives
     context = [table.name for table in model.context]
-    reader = InteractionReader(inputs.folder, manifest, job.data.reader_threads, context)
+    reader = InteractionReader(inputs.folder, manifest, job.data.reader_threads, context, selection.ages)
     opened.enter_context(closing(reader))
     schedule = BatchSchedule(
         reader,
