@@ -4,11 +4,13 @@
     found["metrics"]["test"]["item_cosine"]["ndcg@10"], found["notes"]
 
 - popularity: items by their number of interactions in train
+- recent_popularity: items by their number of interactions among the latest ``RECENT_SHARE`` of train, then by that in
+  all of train; only with timestamps
 - item_cosine: items by the sum, over the items that the query has in train, of the cosine of the two items' sets of
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
 
-Both rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
+All rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
 standard errors. They take the positive interactions of train and no hyperparameters, so a run that does not exceed them
 has learned little.
 
@@ -47,6 +49,8 @@ from crossfade.trainer.evaluation.ranking import EvalMetrics, QuerySums
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
+RECENT_SHARE = 0.2
+"""Of interactions, not of time: a few wrong timestamps may span decades."""
 MAX_INTERACTIONS = 1 << 23
 """Interactions in train for ``item_cosine``; each takes at most about 100 bytes of memory."""
 MAX_ITEMS = 1 << 17
@@ -58,7 +62,7 @@ _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 _PARTS_OF_THREAD = 16
 """The first items, which are the most frequent, take longer than others."""
-_VERSION = 2
+_VERSION = 3
 
 Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
@@ -165,6 +169,8 @@ class _Baselines:
         held_out = load_held_out(self._lineage, split, self._spec, rank=0, workers=every, queries=size)
         notes = [f"baselines rank for one query in {every}"] if every > 1 else []
         metrics = {"popularity": self._metrics(held_out, self._popularity)}
+        if self._manifest.has_timestamp and self._lineage.train_rows() <= MAX_INTERACTIONS:
+            metrics["recent_popularity"] = self._metrics(held_out, self._recent_popularity)
         if excess := self._excess():
             notes.append(f"item_cosine is not computed: {excess}")
         else:
@@ -209,6 +215,23 @@ class _Baselines:
 
     def _popularity(self, chunk: HeldOut, depth: int) -> IntArray:
         best_item_QK: IntArray = rank_in_order(self._order_I, chunk.excluded.starts_Q1, chunk.excluded.items_N, depth)
+        return best_item_QK
+
+    @cached_property
+    def _recent_order_I(self) -> IntArray:
+        """The items, the most frequent of the latest interactions first; ``_order_I`` breaks ties."""
+        parts = [(part, part.weight_N > 0) for part in self._lineage.read_train(timestamps=True)]
+        item_N = np.concatenate([part.item_N[positive_N] for part, positive_N in parts])
+        timestamp_N = np.concatenate([part.timestamp_N[positive_N] for part, positive_N in parts])  # type: ignore[index]
+        since = np.quantile(timestamp_N, 1 - RECENT_SHARE, method="lower")
+        items = self._manifest.entities[self._manifest.item].rows
+        recent_I = np.bincount(item_N[timestamp_N >= since], minlength=items)
+        recent_order_I: IntArray = self._order_I[np.argsort(-recent_I[self._order_I], kind="stable")]
+        return recent_order_I
+
+    def _recent_popularity(self, chunk: HeldOut, depth: int) -> IntArray:
+        excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
+        best_item_QK: IntArray = rank_in_order(self._recent_order_I, *excluded, depth)
         return best_item_QK
 
     @cached_property
