@@ -69,7 +69,7 @@ Ranking = Callable[[HeldOut, int], IntArray]
 
 
 def load_baselines(job: JobConfig, splits: Sequence[SplitName], *, in_training: bool = False) -> dict[str, Any]:
-    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words.
+    """Return the ``metrics`` of the baselines by split and name, and ``notes`` in words, on them and on the hold-out.
 
     They are computed once per dataset, split, and number of queries.
 
@@ -103,9 +103,10 @@ def _load_baselines(
             found[split] = kept.results[key] = baselines.evaluate(split, sizes[split])
         kept.write()
     results = {split: result for split, result in found.items() if result is not None}
+    of_data = lineage.manifest.random_test_notes() if "test" in results else []
     return {
         "metrics": {split: result["metrics"] for split, result in results.items()},
-        "notes": list(dict.fromkeys(note for result in results.values() for note in result["notes"])),
+        "notes": [*dict.fromkeys(note for result in results.values() for note in result["notes"]), *of_data],
     }
 
 
