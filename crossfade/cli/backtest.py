@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from crossfade.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from crossfade.deploy.tuning.backtest import WindowResult
+    from crossfade.trainer.data.manifest import DatasetManifest
 
 _EXAMPLES = (
     ("crossfade backtest data/plays", "Predict each of ten windows from its past, with the defaults of a job."),
@@ -58,30 +60,33 @@ def run(options: BacktestCommand) -> int:
     from crossfade.deploy.tuning.study_folder import study_errors
     from crossfade.display import progress_bars
 
-    backtest = Backtest.open(options)
-    metric = backtest.job.evaluate.best_metric
+    with closing(Backtest.open(options)) as backtest, study_errors(backtest.folder):
+        metric, manifest = backtest.job.evaluate.best_metric, backtest.source.manifest
 
-    def print_window(result: WindowResult) -> None:
-        if not options.json_:
-            print_line(_describe(result, metric), flush=True)
+        def print_window(result: WindowResult) -> None:
+            if not options.json_:
+                print_line(_describe(result, metric, manifest), flush=True)
 
-    with study_errors(backtest.folder), stopper.deferred(), progress_bars() as bars:
-        bars.phase("backtest", backtest.epochs, "epoch")
-        backtest.run(bars.advance, print_window, lambda: stopper.number is not None)
-    results = backtest.results()
+        with stopper.deferred(), progress_bars() as bars:
+            bars.phase("backtest", backtest.epochs, "epoch")
+            backtest.run(bars.advance, print_window, lambda: stopper.number is not None)
+        results = backtest.results()
     if stopper.number is not None:
         stopper.check(f"after {len(results)} of {len(backtest.windows)} windows; the same command resumes the backtest")
     _print(results, metric, as_json=options.json_)
     return 0
 
 
-def _describe(result: WindowResult, metric: str) -> str:
+def _describe(result: WindowResult, metric: str, manifest: DatasetManifest) -> str:
     """Describe a window in a line: its times, sizes, and the metric of the model and of each baseline."""
+    from crossfade.trainer.prepare.summary import format_time
+
     window = result.window
+    since, until = (format_time(manifest, time) for time in (window.since, window.until))
     values = ", ".join(f"{name.replace('_', ' ')} {of[metric]:.4f}" for name, of in result.metrics.items())
     new = f", {window.new_queries:,} without a past left out" if window.new_queries else ""
     return (
-        f"window {window.number} from {window.since} to before {window.until}: {window.past:,} interactions before it, "
+        f"window {window.number}, from {since} to before {until}: {window.past:,} interactions before it, "
         f"{window.end - window.past:,} in it; {metric}: {values}{new}"
     )
 

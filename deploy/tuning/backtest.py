@@ -1,8 +1,8 @@
 """Backtest a job by a rolling origin: each window is predicted by a training on its past, and by the baselines.
 
-    backtest = Backtest.open(BacktestOptions.of(data="data/plays", windows=10))
-    backtest.run(on_epochs=print, on_window=print, stop_requested=lambda: False)
-    summarize(backtest.results())["model"]["ndcg@10"]
+    with closing(Backtest.open(BacktestOptions.of(data="data/plays", windows=10))) as backtest:
+        backtest.run(on_epochs=print, on_window=print, stop_requested=lambda: False)
+        summarize(backtest.results())["model"]["ndcg@10"]
 
     FOLDER/  job.yaml  study.lock  backtest.json  window-01.json  window-01/  window-01.log ...
 
@@ -122,7 +122,7 @@ def cut_windows(interactions: Interactions, windows: int, first: float, queries:
 
 
 class Backtest:
-    """A backtest in one folder."""
+    """A backtest in one folder, which no other process runs until ``close``."""
 
     def __init__(
         self, folder: Path, job: JobConfig, windows: Sequence[Window], lock: IO[bytes], source: WindowSource
@@ -184,7 +184,7 @@ class Backtest:
         Raises:
             ClusterError: a training failed.
         """
-        with closing(self._lock), closing(TrialProcess()) as process:
+        with closing(TrialProcess()) as process:
             for window in self.windows:
                 if stop_requested():
                     return
@@ -195,6 +195,10 @@ class Backtest:
                     return
                 on_epochs(self.job.train.epochs - ended)
                 on_window(self.results()[window.number - 1])
+
+    def close(self) -> None:
+        """Let other processes run the backtest."""
+        self._lock.close()
 
     def _result_path(self, window: Window) -> Path:
         return self.folder / f"{window.name}.json"
@@ -335,7 +339,7 @@ def summarize(results: Sequence[WindowResult]) -> dict[str, dict[str, float]]:
             found[name] = dict(_means([{key: of[key] for key in of if is_metric(key)} for of in windows]))
     of_model = [result.metrics[MODEL] for result in results]
     found[MODEL]["queries"] = sum(metrics["queries"] for metrics in of_model)
-    found[MODEL]["queries_cold"] = min(metrics["queries_cold"] for metrics in of_model)
+    found[MODEL]["queries_cold"] = min(metrics.get("queries_cold", 0) for metrics in of_model)
     return found
 
 

@@ -3,13 +3,14 @@
 import json
 import math
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_here import crossfade_here, rejected_here
+from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.errors import InputError
@@ -41,7 +42,7 @@ def test_windows_have_equal_sizes_and_keep_equal_times_together() -> None:
 
 
 def test_queries_without_a_positive_past_are_counted() -> None:
-    interactions = timed([0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 3], [1, -1, 1, 1, 1, 1])
+    interactions = timed([0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 0], [1, -1, 1, 1, 1, 1])
     (window, _) = cut_windows(interactions, 2, 0.34, queries=4)
     assert (window.past, window.end, window.new_queries) == (2, 4, 1)
     with pytest.raises(InputError, match="window 2 has no interaction of positive weight of a query that has an earl"):
@@ -53,11 +54,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare plays with genres of tracks and devices of plays; backtest them."""
     folder = tmp_path_factory.mktemp("backtest")
     draw = np.random.default_rng(1)
-    rows = zip(draw.integers(0, CUSTOMERS, EVENTS), draw.integers(0, TRACKS, EVENTS), draw.integers(0, 3, EVENTS))
-    lines = [
-        f"c{customer},{track},{1000 + at},{'' if device == 2 else device}"
-        for at, (customer, track, device) in enumerate(rows)
-    ]
+    rows = draw.integers(0, [CUSTOMERS, TRACKS, 3], (EVENTS, 3)).tolist()
+    lines = [f"c{row[0]},{row[1]},{1000 + at},{['', 'phone', 'desk'][row[2]]}" for at, row in enumerate(rows)]
     (folder / "plays.csv").write_text("\n".join(["customer,track,at,device", *lines]))
     (folder / "tracks.csv").write_text("\n".join(["id,genre", *(f"{track},g{track % 4}" for track in range(TRACKS))]))
     prepare(
@@ -84,9 +82,9 @@ def opened(workspace: Path, out: Path, **options: Any) -> Backtest:
 def test_dataset_of_a_window_has_its_past_and_its_queries_with_features_and_context(
     workspace: Path, tmp_path: Path
 ) -> None:
-    backtest = opened(workspace, tmp_path / "out")
-    window, data = backtest.windows[0], tmp_path / "window"
-    backtest.source.write(window, data)
+    with closing(opened(workspace, tmp_path / "out")) as backtest:
+        window, data = backtest.windows[0], tmp_path / "window"
+        backtest.source.write(window, data)
     manifest = read_manifest(Folder(data))
     times = {
         split: np.concatenate([pq.read_table(data / file.path)["timestamp"].to_numpy() for file in files.files])
@@ -123,17 +121,21 @@ def test_repeated_backtest_keeps_windows_and_rejects_others(workspace: Path) -> 
     (folder / "window-02.json").unlink()
     text = succeeded(crossfade_here("backtest", "data", *SETTINGS, cwd=workspace)).stdout
     assert (folder / "window-01.json").stat().st_mtime_ns == kept
-    assert [line.split(" from ")[0] for line in text.splitlines()[:2]] == ["window 1", "window 2"]
+    assert [line.split(",")[0] for line in text.splitlines()[:2]] == ["window 1", "window 2"]
     found = json.loads((workspace / "found.json").read_text())
     assert json.loads((folder / "window-02.json").read_text()) == found["windows"][1]["metrics"]
     shown = f"{found['means']['item_cosine']['ndcg@10']:.4f} ± "
     assert any(line.startswith("  by item cosine") and shown in line for line in text.splitlines())
-    message = rejected_here("backtest", "data", *SETTINGS, "--first", "0.6", cwd=workspace)
-    assert "holds a backtest of other windows or data" in message
-    message = rejected_here("backtest", "data", *SETTINGS, "--set", "model.dim=9", cwd=workspace)
-    assert "holds a study of another job: model.dim was 8 and is now 9" in message
-    backtest = opened(workspace, folder, overwrite=True)
-    assert backtest.results() == []
+    for options, message in (
+        (("--first", "0.6"), "holds a backtest of other windows or data"),
+        (("--set", "model.dim=9"), "holds a study of another job: model.dim was 8 and is now 9"),
+    ):
+        rejected = crossfade_here("backtest", "data", *SETTINGS, *options, cwd=workspace)
+        assert (rejected.returncode, message in rejected.stderr) == (2, True)
+    with closing(opened(workspace, folder, overwrite=True)) as backtest:
+        assert backtest.results() == []
+        with pytest.raises(InputError, match="another process runs this study"):
+            opened(workspace, folder, overwrite=True)
 
 
 @pytest.mark.slow
