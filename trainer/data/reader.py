@@ -31,6 +31,7 @@ from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
 from crossfade.trainer.data.time_range import AgeWeights, TimeRange
+from crossfade.trainer.data.time_values import TimeSpan, exceed_seconds_range
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.query_history import HistoryWindows
@@ -48,6 +49,8 @@ def yield_to_computation() -> None:
 
 
 DEFAULT_READER_THREADS = 4
+_MEASURED_GROUPS = 64
+"""Row groups, evenly spaced, whose timestamps give the mean weight by age. Small datasets have no more."""
 
 Value = TypeVar("Value")
 
@@ -282,3 +285,30 @@ class InteractionReader:
                 "data again"
             )
         return column
+
+
+def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_life: TimeSpan) -> AgeWeights:
+    """Return the weights by age of the interactions of ``groups``, which are 1 on average.
+
+    The mean is that of up to ``_MEASURED_GROUPS`` row groups, so that every worker finds the same without reading all.
+
+    Raises:
+        InputError: the half-life is in seconds and timestamps are not, or a file cannot be read.
+        StorageUnavailableError: storage does not answer.
+    """
+
+    def times(group: RowGroup) -> IntArray:
+        timestamp_N: IntArray = reader.files.column(group.file, group.index, TIMESTAMP, pa.int64())
+        return timestamp_N if group.time_range is None else timestamp_N[group.time_range.contains(timestamp_N)]
+
+    places = np.unique(np.linspace(0, len(groups) - 1, _MEASURED_GROUPS).astype(np.int64))
+    timestamp_N = np.concatenate(list(reader.map(times, [groups[place] for place in places])))
+    latest = int(timestamp_N.max())
+    if half_life.in_seconds and exceed_seconds_range(latest):
+        raise InputError(
+            f"train.half_life is {half_life.text}, which is counted in seconds, but the timestamps of "
+            f"{reader.files.folder.uri} reach {latest}, which is not a time in seconds; give an integer in the unit of "
+            "the column"
+        )
+    unscaled = AgeWeights(half_life.length, latest, mean=1.0)
+    return AgeWeights(half_life.length, latest, mean=float(unscaled.factors(timestamp_N).mean(dtype=np.float64)))

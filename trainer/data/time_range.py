@@ -2,7 +2,7 @@
 
     time_range = TimeRange.of("2024-05-01", None)
     row_counts = count_within(reader, manifest, split, time_range, reporter)    # for each row group of each file
-    factor_N = weigh_by_age(reader, groups, TimeSpan.parse("30d")).factors(timestamp_N)
+    factor_N = AgeWeights(half_life=2_592_000, latest=1_704_067_200, mean=0.3).factors(timestamp_N)
 
 A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps. The footer
 of a file has the smallest and the largest timestamp of each row group; where these decide, nothing else of it is read.
@@ -21,14 +21,11 @@ from crossfade.base.errors import InputError, command
 from crossfade.trainer.data.column_names import TIMESTAMP
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.time_values import TimeSpan, exceed_seconds_range, iso_seconds
+from crossfade.trainer.data.time_values import exceed_seconds_range, iso_seconds
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.parquet import ParquetFiles
-    from crossfade.trainer.data.reader import RowGroup
 
-_MEASURED_GROUPS = 64
-"""Row groups, evenly spaced, whose timestamps give the mean weight by age. Small datasets have no more."""
 _MAX_HALVINGS = 100.0
 """Older interactions weigh no less, so that weights stay normal float32 numbers and keep their sign."""
 
@@ -104,7 +101,7 @@ class TimeRange:
 
 
 class Reader(Protocol):
-    """What ``count_within`` and ``weigh_by_age`` need of an ``InteractionReader``, which imports this module."""
+    """What ``count_within`` needs of an ``InteractionReader``, which imports this module."""
 
     @property
     def files(self) -> ParquetFiles:
@@ -189,31 +186,3 @@ class AgeWeights:
     def _halvings(self, timestamp_N: IntArray) -> FloatArray:
         """Return minus the age in half-lives, float64 (N,); float, since ages of integers may overflow."""
         return np.clip((timestamp_N.astype(np.float64) - self.latest) / self.half_life, -_MAX_HALVINGS, 0.0)
-
-
-def weigh_by_age(reader: Reader, groups: Sequence[RowGroup], half_life: TimeSpan) -> AgeWeights:
-    """Return the weights by age of the interactions of ``groups``, which are 1 on average.
-
-    The mean is that of up to ``_MEASURED_GROUPS`` row groups, so that every worker finds the same without reading all.
-
-    Raises:
-        InputError: the half-life is in seconds and timestamps are not, or a file cannot be read.
-        StorageUnavailableError: storage does not answer.
-    """
-    import pyarrow as pa
-
-    def times(group: RowGroup) -> IntArray:
-        timestamp_N: IntArray = reader.files.column(group.file, group.index, TIMESTAMP, pa.int64())
-        return timestamp_N if group.time_range is None else timestamp_N[group.time_range.contains(timestamp_N)]
-
-    places = np.unique(np.linspace(0, len(groups) - 1, _MEASURED_GROUPS).astype(np.int64))
-    timestamp_N = np.concatenate(list(reader.map(times, [groups[place] for place in places])))
-    latest = int(timestamp_N.max())
-    if half_life.in_seconds and exceed_seconds_range(latest):
-        raise InputError(
-            f"train.half_life is {half_life.text}, which is counted in seconds, but the timestamps of "
-            f"{reader.files.folder.uri} reach {latest}, which is not a time in seconds; give an integer in the unit of "
-            "the column"
-        )
-    unscaled = AgeWeights(half_life.length, latest, mean=1.0)
-    return AgeWeights(half_life.length, latest, mean=float(unscaled.factors(timestamp_N).mean(dtype=np.float64)))

@@ -24,10 +24,10 @@ from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
-from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
+from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups, weigh_by_age
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.data.time_range import AgeWeights, count_within, weigh_by_age
+from crossfade.trainer.data.time_range import AgeWeights, count_within
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.model.spectral_start import check_columns

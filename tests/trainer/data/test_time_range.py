@@ -20,10 +20,10 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
-from crossfade.trainer.data.reader import InteractionReader, row_groups
+from crossfade.trainer.data.reader import InteractionReader, row_groups, weigh_by_age
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
-from crossfade.trainer.data.time_range import TimeRange, parse_time_value, weigh_by_age
+from crossfade.trainer.data.time_range import TimeRange, parse_time_value
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.runs.job_inputs import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
