@@ -201,14 +201,10 @@ class InteractionReader:
         has_timestamps = group.time_range is not None or (wants_timestamps and self._manifest.has_timestamp)
         table = self._files.read(group.file, group.index, [*names, TIMESTAMP] if has_timestamps else names)
         timestamp_N = column_of(table, TIMESTAMP, pa.int64(), where) if has_timestamps else None
-        weight_N = self._weights(table, where)
-        if self._ages is not None:
-            assert timestamp_N is not None
-            weight_N = weight_N * self._ages.factors(timestamp_N)
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
-            weight_N,
+            self._weights(table, where, timestamp_N),
             np.stack([self._rows(table, name, where, lowest=-1) for name in context], axis=1) if context else None,
             timestamp_N=timestamp_N if timestamps else None,
         )
@@ -275,7 +271,7 @@ class InteractionReader:
             )
         return column
 
-    def _weights(self, table: pa.Table, where: str) -> FloatArray:
+    def _weights(self, table: pa.Table, where: str, timestamp_N: IntArray | None) -> FloatArray:
         column: FloatArray = column_of(table, WEIGHT, pa.float32(), where)
         finite = np.isfinite(column)
         if not finite.all():
@@ -284,7 +280,10 @@ class InteractionReader:
                 f"{where}, row {first}: column '{WEIGHT}' is {column[first]}, but weights must be finite; prepare the "
                 "data again"
             )
-        return column
+        if self._ages is None:
+            return column
+        assert timestamp_N is not None
+        return column * self._ages.factors(timestamp_N)
 
 
 def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_life: TimeSpan) -> AgeWeights:
