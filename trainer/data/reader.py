@@ -301,8 +301,8 @@ def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_lif
         return timestamp_N if group.time_range is None else timestamp_N[group.time_range.contains(timestamp_N)]
 
     places = np.unique(np.linspace(0, len(groups) - 1, _MEASURED_GROUPS).astype(np.int64))
-    timestamp_N = np.concatenate(list(reader.map(times, [groups[place] for place in places])))
-    latest = int(timestamp_N.max())
+    parts = list(reader.map(times, [groups[place] for place in places]))
+    latest = max(int(part.max()) for part in parts)
     if half_life.in_seconds and exceed_seconds_range(latest):
         raise InputError(
             f"train.half_life is {half_life.text}, which is counted in seconds, but the timestamps of "
@@ -310,4 +310,5 @@ def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_lif
             "the column"
         )
     unscaled = AgeWeights(half_life.length, latest, mean=1.0)
-    return AgeWeights(half_life.length, latest, mean=float(unscaled.factors(timestamp_N).mean(dtype=np.float64)))
+    total = sum(float(unscaled.factors(part).sum(dtype=np.float64)) for part in parts)
+    return AgeWeights(half_life.length, latest, mean=total / sum(map(len, parts)))
