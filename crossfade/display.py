@@ -270,7 +270,7 @@ def print_metrics(
         of_split = {
             f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
         }
-        _print_quality(split, values, of_split)
+        print_quality(split, values, of_split)
         repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
@@ -279,7 +279,7 @@ def print_metrics(
         print_line(note)
 
 
-def _print_quality(split: str, values: dict[str, float], baselines: Mapping[str, dict[str, float]]) -> None:
+def print_quality(split: str, values: dict[str, float], baselines: Mapping[str, dict[str, float]]) -> None:
     """Print the metrics of a split: means over queries with their standard errors, all means below each other."""
     shown = shown_metrics(values)
     depths = list(dict.fromkeys(name.partition("@")[2] for name in shown))

@@ -62,6 +62,7 @@ COMMANDS: dict[str, str | None] = {
     "dashboard": "serve a page that shows runs",
     "export": "write embeddings as Parquet, numpy, safetensors, or for vector databases",
     "evaluate": "evaluate the embeddings of a run",
+    "backtest": "train on the past of each window of time, and judge on the window",
     "recommend": "recommend items to customers",
     "index": "build an index of items for fast approximate search",
     "similar": "print the nearest neighbors of items or queries",

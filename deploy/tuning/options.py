@@ -1,16 +1,22 @@
-"""Options of ``crossfade tune``."""
+"""Options of ``crossfade tune`` and ``crossfade backtest``."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, option
-from crossfade.trainer.config.options import JobOptions
+from crossfade.base.options import Integer, Share, option
+from crossfade.trainer.config.options import JobOptions, OptionalJob
+from crossfade.trainer.data.split_names import SplitName
+from crossfade.trainer.runs.options import Location
+
+if TYPE_CHECKING:
+    from crossfade.trainer.config.schema import JobConfig
 
 RUNG_KEYS = ("train.epochs", "train.max_steps", "train.eval_every_epochs")
 """Keys of the job that successive halving sets, so that they cannot be searched."""
@@ -51,3 +57,47 @@ class TuneOptions(JobOptions):
                 problem = f"{quick} sets it to train some settings for less time"
                 raise OptionError("search", found=key, problem=problem, fix="search another key")
         return self
+
+
+_backtest = partial(option, group="backtest")
+
+
+class BacktestOptions(OptionalJob):
+    """Which dataset is cut into windows, how, and what is trained."""
+
+    data: Location = _backtest(
+        ..., "cut the interactions of this dataset, a folder or s3://BUCKET/PREFIX", value="DATA", positional=True
+    )
+    windows: Integer = _backtest(10, "judge N windows, of as many interactions each", value="N", ge=2)
+    first: Share = _backtest(
+        0.5,
+        "train for the first window on this share of the interactions, the earliest",
+        value="SHARE",
+        gt=0,
+        lt=1,
+    )
+    splits: tuple[SplitName, ...] = _backtest(
+        ("train", "valid", "test"),
+        "cut the interactions of these splits together (default: of all)",
+        min_length=1,
+    )
+    out: Path | None = _backtest(
+        None, "keep the windows in DIR, and resume those there (default: runs/DATA-backtest)", value="DIR"
+    )
+    overwrite: bool = _backtest(False, "delete an earlier backtest in DIR instead of resuming it")
+    job: Path | None = option(
+        None, "take the settings of this job file (YAML) (default: those of all keys)", group="job", value="JOB"
+    )
+
+    def load_backtest_job(self) -> JobConfig:
+        """Return the job that is named, or one with defaults, of the dataset.
+
+        Raises:
+            InputError: the file is missing, or the job is invalid.
+        """
+        from crossfade.trainer.config.loading import load_job, make_job
+
+        path = f"data.path={json.dumps(self.data)}"
+        if self.job is not None:
+            return load_job(self.job, [*self.set, path])
+        return make_job(json.dumps({"name": "backtest", "data": {"path": self.data}}), "the job", [*self.set, path])

@@ -1,10 +1,11 @@
-"""The folder of a tuning study, which one process at a time runs.
+"""The folder of a study, by tuning or by a backtest, which one process at a time runs.
 
-FOLDER/  job.yaml  study.lock  best.yaml  study.journal or quick.json  and a run folder and a log for each training
+FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and study.journal, quick.json or backtest.json
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,12 @@ from crossfade.trainer.runs.job_inputs import load_inputs
 from crossfade.trainer.runs.run_folder import JOB_FILE, default_run_dir
 
 JOURNAL_FILE, QUICK_FILE, BEST_FILE, LOCK_FILE = "study.journal", "quick.json", "best.yaml", "study.lock"
-_KINDS = {JOURNAL_FILE: f"without {option_named('quick')}", QUICK_FILE: f"with {option_named('quick')}"}
+BACKTEST_FILE = "backtest.json"
+_KINDS = {
+    JOURNAL_FILE: f"without {option_named('quick')}",
+    QUICK_FILE: f"with {option_named('quick')}",
+    BACKTEST_FILE: "of windows",
+}
 OTHER_FOLDER = f"name another folder with {option_named('out')}"
 """How the study is run whose state is in a file of this name."""
 
@@ -73,7 +79,7 @@ def plan_study(options: TuneOptions) -> StudyPlan:
 def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
     """Claim ``folder`` for a study of ``job`` while the returned file is open; create it if it does not exist.
 
-    ``state_file`` is ``JOURNAL_FILE`` or ``QUICK_FILE``, by the kind of the study.
+    ``state_file`` is one of ``_KINDS``, by the kind of the study.
 
     Raises:
         InputError: the folder holds something else, another study, or one that another process runs.
@@ -92,14 +98,31 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
         raise InputError(f"{folder}: holds a study of another job: {', '.join(differences)}; {OTHER_FOLDER}")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        lock = opened.enter_context((folder / LOCK_FILE).open("wb"))
-        try:
-            try_lock(lock)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process runs this study; wait for it, or {OTHER_FOLDER}") from None
+        lock = opened.enter_context(_lock(folder))
         replace_file(path, text.encode())
         opened.pop_all()
     return lock
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    lock = (folder / LOCK_FILE).open("wb")
+    try:
+        try_lock(lock)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(f"{folder}: another process runs this study; wait for it, or {OTHER_FOLDER}") from None
+    return lock
+
+
+def discard_study(folder: Path, state_file: str) -> None:
+    """Delete ``folder`` if it holds a study of the kind of ``state_file``.
+
+    Raises:
+        InputError: another process runs it.
+    """
+    if (folder / state_file).exists():
+        with _lock(folder):
+            shutil.rmtree(folder)
 
 
 @contextmanager

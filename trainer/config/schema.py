@@ -42,6 +42,7 @@ from crossfade.trainer.config.sections import (
     OptimizerConfig,
     Positive,
     Section,
+    Span,
     TimeValue,
     TrackingConfig,
     as_list,
@@ -144,6 +145,12 @@ class TrainConfig(Section):
         "linear",
         description="how the weight w of an interaction counts. linear: as it is, for event weights; log: as "
         "log2(1 + |w|), with its sign, for numbers of plays, which would otherwise leave little to the others",
+    )
+    half_life: Span | None = Field(
+        None,
+        description="age after which the weight of an interaction halves, scaled to 1 on average: 30d, 36h, or an "
+        "integer in the unit of the timestamps; null: all ages weigh the same",
+        examples=["30d"],
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="seed that determines every random number of the run"

@@ -31,6 +31,7 @@ from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.time_values import TimeSpan
 
 Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
@@ -48,6 +49,18 @@ TimeValue = Annotated[
     BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
 ]
 
+
+def _check_span(value: object) -> object:
+    try:
+        TimeSpan.parse(value)
+    except ValueError:
+        raise ValueError(
+            f"expected days or hours, such as 30d or 36h, or an integer from 1, but found {value!r:.100}"
+        ) from None
+    return value
+
+
+Span = Annotated[int | str, BeforeValidator(_check_span)]
 
 Value = TypeVar("Value")
 

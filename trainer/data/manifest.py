@@ -271,6 +271,16 @@ class DatasetManifest(_Strict):
         """Return, for each feature, the entity whose rows have it."""
         return {name: entity for entity, features in self.features.items() for name in features}
 
+    def random_test_notes(self) -> list[str]:
+        """Return a sentence, in a list, if test was held out at random although interactions have timestamps."""
+        how = self.source.get("hold_out_test") or self.source.get("hold_out")
+        if not self.has_timestamp or not str(how).startswith("random"):
+            return []
+        return [
+            "test is held out at random, although interactions have times: it does not show how well the future is "
+            "predicted (a hold-out after:TIME does)"
+        ]
+
     def files(self) -> list[DataFile]:
         """Return every file of vocabularies, pending IDs, features, content and splits."""
         features = [feature for some in self.features.values() for feature in some.values()]

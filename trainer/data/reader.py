@@ -30,7 +30,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
-from crossfade.trainer.data.time_range import TimeRange
+from crossfade.trainer.data.time_range import AgeWeights, TimeRange
+from crossfade.trainer.data.time_values import TimeSpan, exceed_seconds_range
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.query_history import HistoryWindows
@@ -48,6 +49,8 @@ def yield_to_computation() -> None:
 
 
 DEFAULT_READER_THREADS = 4
+_MEASURED_GROUPS = 64
+"""Row groups, evenly spaced, whose timestamps give the mean weight by age. Small datasets have no more."""
 
 Value = TypeVar("Value")
 
@@ -153,16 +156,25 @@ class InteractionReader:
         manifest: DatasetManifest,
         threads: int = DEFAULT_READER_THREADS,
         context: Sequence[str] = (),
+        ages: AgeWeights | None = None,
+        *,
+        log_weights: bool = False,
     ) -> None:
         """Read the dataset in ``folder`` with up to ``threads`` threads, which start when they are needed.
 
-        ``context`` are the context entities whose rows are read.
+        Args:
+            folder: the dataset.
+            manifest: its manifest.
+            threads: row groups that are read at a time.
+            context: the context entities whose rows are read.
+            ages: multiply the weights of interactions.
+            log_weights: before that, replace each weight w by ±log₂(1 + |w|), so that 1 stays 1.
         """
         # A separate Folder object, since interrupt() would otherwise stop other users of the caller's.
         self._folder = Folder(folder.uri)
         self._files = ParquetFiles(self._folder)
         self._manifest = manifest
-        self._context = context
+        self._context, self._ages, self._log_weights = context, ages, log_weights
         self._max_ahead = threads
         self._interrupted = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader", initializer=yield_to_computation)
@@ -193,14 +205,14 @@ class InteractionReader:
         context = self._context if context is None else context
         names = [self._manifest.query, self._manifest.item, WEIGHT, *context]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
-        wants_timestamps = timestamps or history_length is not None
+        wants_timestamps = timestamps or history_length is not None or self._ages is not None
         has_timestamps = group.time_range is not None or (wants_timestamps and self._manifest.has_timestamp)
         table = self._files.read(group.file, group.index, [*names, TIMESTAMP] if has_timestamps else names)
         timestamp_N = column_of(table, TIMESTAMP, pa.int64(), where) if has_timestamps else None
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
-            self._weights(table, where),
+            self._weights(table, where, timestamp_N),
             np.stack([self._rows(table, name, where, lowest=-1) for name in context], axis=1) if context else None,
             timestamp_N=timestamp_N if timestamps else None,
         )
@@ -267,7 +279,7 @@ class InteractionReader:
             )
         return column
 
-    def _weights(self, table: pa.Table, where: str) -> FloatArray:
+    def _weights(self, table: pa.Table, where: str, timestamp_N: IntArray | None) -> FloatArray:
         column: FloatArray = column_of(table, WEIGHT, pa.float32(), where)
         finite = np.isfinite(column)
         if not finite.all():
@@ -276,4 +288,37 @@ class InteractionReader:
                 f"{where}, row {first}: column '{WEIGHT}' is {column[first]}, but weights must be finite; prepare the "
                 "data again"
             )
-        return column
+        if self._log_weights:
+            column = np.copysign(np.log2(1 + np.abs(column)), column)
+        if self._ages is None:
+            return column
+        assert timestamp_N is not None
+        return column * self._ages.factors(timestamp_N)
+
+
+def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_life: TimeSpan) -> AgeWeights:
+    """Return the weights by age of the interactions of ``groups``, which are 1 on average.
+
+    The mean is that of up to ``_MEASURED_GROUPS`` row groups, so that every worker finds the same without reading all.
+
+    Raises:
+        InputError: the half-life is in seconds and timestamps are not, or a file cannot be read.
+        StorageUnavailableError: storage does not answer.
+    """
+
+    def times(group: RowGroup) -> IntArray:
+        timestamp_N: IntArray = reader.files.column(group.file, group.index, TIMESTAMP, pa.int64())
+        return timestamp_N if group.time_range is None else timestamp_N[group.time_range.contains(timestamp_N)]
+
+    places = np.unique(np.linspace(0, len(groups) - 1, _MEASURED_GROUPS).astype(np.int64))
+    parts = list(reader.map(times, [groups[place] for place in places]))
+    latest = max(int(part.max()) for part in parts)
+    if half_life.in_seconds and exceed_seconds_range(latest):
+        raise InputError(
+            f"train.half_life is {half_life.text}, which is counted in seconds, but the timestamps of "
+            f"{reader.files.folder.uri} reach {latest}, which is not a time in seconds; give an integer in the unit of "
+            "the column"
+        )
+    unscaled = AgeWeights(half_life.length, latest, mean=1.0)
+    total = sum(float(unscaled.factors(part).sum(dtype=np.float64)) for part in parts)
+    return AgeWeights(half_life.length, latest, mean=total / sum(map(len, parts)))

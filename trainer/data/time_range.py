@@ -1,7 +1,8 @@
-"""Time ranges of interactions: ``since`` <= timestamp < ``until``, and how many of each row group lie in one.
+"""Time ranges of interactions: ``since`` <= timestamp < ``until``, how many lie in one, and weights by age.
 
     time_range = TimeRange.of("2024-05-01", None)
     row_counts = count_within(reader, manifest, split, time_range, reporter)    # for each row group of each file
+    factor_N = AgeWeights(half_life=2_592_000, latest=1_704_067_200, mean=0.3).factors(timestamp_N)
 
 A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps. The footer
 of a file has the smallest and the largest timestamp of each row group; where these decide, nothing else of it is read.
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, command
 from crossfade.trainer.data.column_names import TIMESTAMP
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
@@ -24,6 +25,9 @@ from crossfade.trainer.data.time_values import exceed_seconds_range, iso_seconds
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.parquet import ParquetFiles
+
+_MAX_HALVINGS = 100.0
+"""Older interactions weigh no less, so that weights stay normal float32 numbers and keep their sign."""
 
 TimeValue = int | str
 
@@ -164,3 +168,21 @@ def _count_file(files: ParquetFiles, file: DataFile, time_range: TimeRange) -> t
             lows.append(int(column.min()))
             highs.append(int(column.max()))
     return counts, int(min(lows)), int(max(highs))
+
+
+@dataclass(frozen=True)
+class AgeWeights:
+    """Factors of weights, which halve with each ``half_life`` of age before ``latest``, divided by their ``mean``."""
+
+    half_life: int
+    latest: int
+    mean: float
+
+    def factors(self, timestamp_N: IntArray) -> FloatArray:
+        """Return the factor of the weight of an interaction at each time, float32 (N,)."""
+        factor_N: FloatArray = (np.exp2(self._halvings(timestamp_N)) / self.mean).astype(np.float32)
+        return factor_N
+
+    def _halvings(self, timestamp_N: IntArray) -> FloatArray:
+        """Return minus the age in half-lives, float64 (N,); float, since ages of integers may overflow."""
+        return np.clip((timestamp_N.astype(np.float64) - self.latest) / self.half_life, -_MAX_HALVINGS, 0.0)

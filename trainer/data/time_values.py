@@ -1,4 +1,4 @@
-"""Points in time given as options, and time ranges of raw events between two of them.
+"""Points in time and spans given as options, and time ranges of raw events between two points.
 
     selected = EventTimeRange.parse("2024-05-01", None, has_timestamp=True)
     too_early, too_late = selected.outside_sql("timestamp")
@@ -17,6 +17,7 @@ from crossfade.base.errors import OptionError, option_named
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
+_SECONDS = {"h": 3600, "d": 86_400}
 
 
 def iso_seconds(text: str, *, begins: bool) -> int:
@@ -35,6 +36,29 @@ def iso_seconds(text: str, *, begins: bool) -> int:
 def exceed_seconds_range(latest: int) -> bool:
     """Return whether timestamps up to ``latest`` must be in a smaller unit than seconds."""
     return latest >= _MIN_MILLISECONDS
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """A time between two events: ``length``, in the unit of the timestamps; seconds if ``in_seconds``."""
+
+    text: str
+    length: int
+    in_seconds: bool
+
+    @staticmethod
+    def parse(text: object) -> TimeSpan:
+        """Parse ``90d``, ``36h`` or an integer in the unit of the timestamps.
+
+        Raises:
+            ValueError: the text has none of these forms.
+        """
+        if isinstance(text, TimeSpan):
+            return text
+        found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text := str(text))
+        if not found or int(found[1]) < 1:
+            raise ValueError(text)
+        return TimeSpan(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
 
 
 @dataclass(frozen=True)

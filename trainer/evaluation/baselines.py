@@ -4,6 +4,8 @@
     found["metrics"]["test"]["item_cosine"]["ndcg@10"], found["notes"]
 
 - popularity: items by their number of interactions in train
+- recent_popularity: items by their number of interactions among the latest ``RECENT_SHARE`` of train, then by that in
+  all of train; only with timestamps
 - item_cosine: items by the sum, over the items that the query has in train, of the cosine of the two items' sets of
   queries; of each item's neighbors, the ``NEIGHBORS`` nearest (item-based top-N recommendation; Deshpande and Karypis,
   TOIS 2004)
@@ -64,6 +66,8 @@ from crossfade.trainer.evaluation.tuned_baselines import (
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 
 NEIGHBORS = 400
+RECENT_SHARE = 0.2
+"""Of interactions, not of time: a few wrong timestamps may span decades."""
 MAX_INTERACTIONS = 1 << 23
 """Interactions in train for ``item_cosine``; each takes at most about 100 bytes of memory."""
 MAX_ITEMS = 1 << 17
@@ -75,7 +79,7 @@ _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 _PARTS_OF_THREAD = 16
 """The first items, which are the most frequent, take longer than others."""
-_VERSION = 3
+_VERSION = 4
 
 Ranking = Callable[[HeldOut, int], IntArray]
 """Returns the items of each query of a chunk, best first, to a depth: int64 (Q, K), padded with -1."""
@@ -88,7 +92,8 @@ def load_baselines(
     in_training: bool = False,
     tuned: ProgressReporter | None = None,
 ) -> dict[str, Any]:
-    """Return the ``metrics`` of the baselines by split and name, their ``sums``, and ``notes`` in words.
+    """Return the ``metrics`` of the baselines by split and name, their ``sums``, and ``notes`` in
+    words, on them and on the hold-out.
 
     They are computed once per dataset, split, and number of queries. ``sums`` are those of ``GroupSums`` for
     ``evaluate.best_metric``, empty where a sample of the run's queries is ranked.
@@ -139,6 +144,8 @@ def _load_baselines(
             found["metrics"][split] |= result["metrics"]
             found["sums"][split] |= result["sums"]
             notes += result["notes"]
+    if "test" in sizes:
+        notes += lineage.manifest.random_test_notes()
     return {**found, "notes": list(dict.fromkeys(notes))}
 
 
@@ -210,6 +217,8 @@ class _Baselines:
         """Return the results on ``size`` queries of ``split``, None: all, as ``_Result`` describes them."""
         rankings: dict[str, Ranking] = {"popularity": self._popularity}
         notes = []
+        if self._manifest.has_timestamp and self._lineage.train_rows() <= MAX_INTERACTIONS:
+            rankings["recent_popularity"] = self._recent_popularity
         if excess := self._excess():
             notes.append(f"item_cosine is not computed: {excess}")
         else:
@@ -271,6 +280,23 @@ class _Baselines:
 
     def _popularity(self, chunk: HeldOut, depth: int) -> IntArray:
         best_item_QK: IntArray = rank_in_order(self._order_I, chunk.excluded.starts_Q1, chunk.excluded.items_N, depth)
+        return best_item_QK
+
+    @cached_property
+    def _recent_order_I(self) -> IntArray:
+        """The items, the most frequent of the latest interactions first; ``_order_I`` breaks ties."""
+        parts = [(part, part.weight_N > 0) for part in self._lineage.read_train(timestamps=True)]
+        item_N = np.concatenate([part.item_N[positive_N] for part, positive_N in parts])
+        timestamp_N = np.concatenate([part.timestamp_N[positive_N] for part, positive_N in parts])  # type: ignore[index]
+        since = np.quantile(timestamp_N, 1 - RECENT_SHARE, method="lower")
+        items = self._manifest.entities[self._manifest.item].rows
+        recent_I = np.bincount(item_N[timestamp_N >= since], minlength=items)
+        recent_order_I: IntArray = self._order_I[np.argsort(-recent_I[self._order_I], kind="stable")]
+        return recent_order_I
+
+    def _recent_popularity(self, chunk: HeldOut, depth: int) -> IntArray:
+        excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
+        best_item_QK: IntArray = rank_in_order(self._recent_order_I, *excluded, depth)
         return best_item_QK
 
     @cached_property

@@ -187,28 +187,18 @@ class FrequencyWeighting:
     Queries with thousands of interactions would otherwise dominate the loss, while evaluation counts every query once.
     With power p, an interaction of a query that has n interactions in train weighs n^p, scaled so that weights average
     1: p = 0 weighs every interaction the same, p = −1 every query. The same holds for items, where p > 0 favors popular
-    ones. On a log scale, the weight w that an interaction has before is ±log₂(1 + |w|): 1 stays 1.
+    ones.
     """
 
     def __init__(
-        self,
-        query_power: float,
-        query_counts_Q: IntArray | None,
-        item_power: float,
-        item_counts_I: IntArray | None,
-        *,
-        log_scale: bool = False,
+        self, query_power: float, query_counts_Q: IntArray | None, item_power: float, item_counts_I: IntArray | None
     ) -> None:
         """Compute the factor of each row. Counts in train are required only where the power is not 0."""
-        self._log_scale = log_scale
         self._query_factor_Q = _factors(query_power, query_counts_Q)
         self._item_factor_I = _factors(item_power, item_counts_I)
 
     def apply(self, batch: Batch) -> Batch:
-        """Return ``batch`` with its weights multiplied; the same object where nothing changes them."""
-        if self._log_scale:
-            weight_B = np.copysign(np.log2(1 + np.abs(batch.weight_B)), batch.weight_B)
-            batch = replace(batch, weight_B=weight_B)
+        """Return ``batch`` with its weights multiplied; the same object where both powers are 0."""
         for factor_R, active in ((self._query_factor_Q, batch.query), (self._item_factor_I, batch.item)):
             if factor_R is not None:
                 batch = replace(batch, weight_B=batch.weight_B * _of_examples(factor_R, active, len(batch)))

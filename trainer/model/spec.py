@@ -265,7 +265,7 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     history = _history(source, job, manifest, towers, tables[1]) if uses_history else None
     has_query_vectors = job.model.query_features != [HISTORY] or history is None
     frozen = tuple(job.model.frozen)
-    _check_moments(source, job, manifest)
+    _check_timestamps(source, job, manifest)
     model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors, frozen)
     _check_tables(source, job, model)
     return model
@@ -334,11 +334,12 @@ def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
         raise InputError(f"{source}: model.frozen names every table, so there is nothing to train; leave one out")
 
 
-def _check_moments(source: str, job: JobConfig, manifest: DatasetManifest) -> None:
-    if job.evaluate.by == "moment" and not manifest.has_timestamp:
+def _check_timestamps(source: str, job: JobConfig, manifest: DatasetManifest) -> None:
+    half_life = None if job.train.half_life is None else f"train.half_life is {job.train.half_life}"
+    found = "evaluate.by is 'moment'" if job.evaluate.by == "moment" else half_life
+    if found is not None and not manifest.has_timestamp:
         raise InputError(
-            f"{source}: evaluate.by is 'moment', but {job.data.path} has no timestamps; prepare it with "
-            f"{option_named('timestamp')}"
+            f"{source}: {found}, but {job.data.path} has no timestamps; prepare it with {option_named('timestamp')}"
         )
 
 

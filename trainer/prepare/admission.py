@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
 """Admission and expiry: an ID gets a row after enough events over all datasets, and loses it if unseen for too long.
 
-    max_ages = {"track": MaxAge.parse("90d")}
+    max_ages = {"track": TimeSpan.parse("90d")}
     policies = plan_id_policies(connection, "events", sides, id_types, {"track": 5}, max_ages, base)
     for policy in policies.values():
         count_sightings(connection, policy, "events", base)     # the table seen_item (number, id, count, last_seen)
@@ -24,12 +24,11 @@ import pyarrow as pa
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.trainer.data.time_values import TimeSpan, exceed_seconds_range
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
-from crossfade.trainer.prepare.option_values import MaxAge
 from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
@@ -37,7 +36,7 @@ from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 COLUMNS = ("id", "count", "last_seen")
 
 
-def _expire_before(max_age: MaxAge | None, newest: int | None) -> int | None:
+def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
     """Return the timestamp before which IDs have expired, ``newest`` being the timestamp of the last event.
 
     Raises:
@@ -61,7 +60,7 @@ def plan_id_policies(
     sides: Mapping[str, Side],
     id_types: Mapping[str, IdType],
     admit: Mapping[str, int],
-    max_ages: Mapping[str, MaxAge],
+    max_ages: Mapping[str, TimeSpan],
     base: BaseDataset | None,
 ) -> dict[Side, IdPolicy]:
     """Return the policies for the events in the table ``source``; sides without an option have none.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, ValidationInfo
 
 from crossfade.base.errors import OptionError
+from crossfade.trainer.data.time_values import TimeSpan
 
 ALL = "*"
 """Stands for both entities where a span is given for each entity."""
@@ -24,7 +24,6 @@ HOUR, WEEKDAY, PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:prev
 DERIVED_CONTEXT = (HOUR, WEEKDAY, PREVIOUS)
 """What context may be derived from the times of events (``event_context.py``)."""
 _FLOAT_MAX = 3.4028234663852886e38
-_SECONDS = {"h": 3600, "d": 86_400}
 
 Value = TypeVar("Value")
 
@@ -54,29 +53,6 @@ class EntityColumn:
             raise ValueError("expected the name of a column, or NAME=COLUMN")
         name, _, column = text.partition("=")
         return EntityColumn(name, column or None)
-
-
-@dataclass(frozen=True)
-class MaxAge:
-    """The maximum time that an ID may be unseen: ``length``, in the timestamps' unit; seconds if ``in_seconds``."""
-
-    text: str
-    length: int
-    in_seconds: bool
-
-    @staticmethod
-    def parse(text: object) -> MaxAge:
-        """Parse ``90d``, ``36h`` or an integer in the unit of the timestamps.
-
-        Raises:
-            ValueError: the text has none of these forms.
-        """
-        if isinstance(text, MaxAge):
-            return text
-        found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text := str(text))
-        if not found or int(found[1]) < 1:
-            raise ValueError(text)
-        return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
 
 
 @dataclass(frozen=True)
@@ -257,9 +233,9 @@ Context = Annotated[
     Mapping[str, str], _by_name(str, "NAME=COLUMN, each name once, as in hour=timestamp:hour", commas=False)
 ]
 Spans = Annotated[
-    Mapping[str, MaxAge],
+    Mapping[str, TimeSpan],
     _by_name(
-        MaxAge.parse, "days or hours, as in 90d or 36h, or an integer from 1, or ENTITY=SPAN for each entity once"
+        TimeSpan.parse, "days or hours, as in 90d or 36h, or an integer from 1, or ENTITY=SPAN for each entity once"
     ),
     BeforeValidator(_of_all),
 ]

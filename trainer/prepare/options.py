@@ -16,7 +16,7 @@ from pydantic import model_validator
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, Share, option
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
-from crossfade.trainer.data.time_values import EventTimeRange
+from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
 from crossfade.trainer.prepare.option_values import (
     ALL,
     QUARANTINE,
@@ -28,7 +28,6 @@ from crossfade.trainer.prepare.option_values import (
     EntityColumn,
     Features,
     Location,
-    MaxAge,
     Minimums,
     MissingPolicy,
     Names,
@@ -277,7 +276,7 @@ class PrepareOptions(Options):
         """Return the side of each of the two entities."""
         return {self.query.name: "query", self.item.name: "item"}
 
-    def max_ages(self) -> dict[str, MaxAge]:
+    def max_ages(self) -> dict[str, TimeSpan]:
         """Return how long an ID of an entity may be unseen."""
         ages = dict(self.expire_after)
         for_all = ages.pop(ALL, None)

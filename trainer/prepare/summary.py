@@ -190,17 +190,19 @@ def _signs_and_times(manifest: DatasetManifest) -> list[str]:
         lines.append(f"{facts['negative']:,} of all interactions have a negative weight (negative feedback)")
     first, last = facts.get("first_timestamp"), facts.get("last_timestamp")
     if isinstance(first, int) and isinstance(last, int):
-        are_dates = facts.get("timestamps_are_dates")
         zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
-        lines.append(f"time: from {_utc(first) if are_dates else first} to {_utc(last) if are_dates else last}{zone}")
+        lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}{zone}")
     return lines
 
 
-def _utc(seconds: int) -> str:
+def format_time(manifest: DatasetManifest, timestamp: int) -> str:
+    """Format a timestamp of the dataset, as a date if they were read from dates."""
+    if not manifest.source.get("timestamps_are_dates"):
+        return str(timestamp)
     try:
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (OverflowError, ValueError, OSError):
-        return str(seconds)  # outside the years that Python supports
+        return str(timestamp)  # outside the years that Python supports
 
 
 def _count(facts: Facts, name: str, noun: str) -> str:
@@ -240,6 +242,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
             "choose the epoch by (hold_out_valid none: keep them in train)"
         )
+    lines += manifest.random_test_notes()
     if facts.get("kept_for_train"):
         lines.append(
             f"not held out: {_count(facts, 'kept_for_train', 'interaction')}, since each {manifest.query} "

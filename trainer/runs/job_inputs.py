@@ -24,10 +24,11 @@ from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
-from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
+from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups, weigh_by_age
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.data.time_range import count_within
+from crossfade.trainer.data.time_range import AgeWeights, count_within
+from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.model.spectral_start import check_columns
 from crossfade.trainer.runs.run_folder import ROW_COUNTS_FILE
@@ -97,10 +98,12 @@ class RowSelection:
     Attributes:
         groups: the row groups, each with the number of its selected rows.
         row_counts: selected rows of each row group of each file; None if the job has no time range.
+        ages: what the weights of the rows are multiplied by; None if the job has no half-life.
     """
 
     groups: Sequence[RowGroup]
     row_counts: list[list[int]] | None = None
+    ages: AgeWeights | None = None
 
     @property
     def rows(self) -> int:
@@ -147,16 +150,19 @@ def select_rows(
         row_counts: selected rows of each row group of each file; None: count them, if the job has a time range.
 
     Raises:
-        InputError: no interaction is in the time range, or a file cannot be read.
+        InputError: no interaction is in the time range, the half-life has another unit than timestamps, or a file
+            cannot be read.
         StorageUnavailableError: storage does not answer.
     """
-    train, time_range = manifest.splits["train"], job.data.time_range()
-    if time_range is None:
-        return RowSelection(row_groups(train))
-    if row_counts is None:
-        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+    train, time_range, half_life = manifest.splits["train"], job.data.time_range(), job.train.half_life
+    with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
+        if time_range is None:
+            row_counts = None
+        elif row_counts is None:
             row_counts = count_within(reader, manifest, train, time_range, progress)
-    return RowSelection(row_groups(train, time_range, row_counts), row_counts)
+        groups = row_groups(train, time_range, row_counts)
+        ages = None if half_life is None else weigh_by_age(reader, groups, TimeSpan.parse(half_life))
+    return RowSelection(groups, row_counts, ages)
 
 
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:

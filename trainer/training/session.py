@@ -251,7 +251,14 @@ def _open_batches(
     job, model, manifest = inputs.job, inputs.model, inputs.manifest
     train, negatives = job.train, job.negatives
     context = [table.name for table in model.context]
-    reader = InteractionReader(inputs.folder, manifest, job.data.reader_threads, context)
+    reader = InteractionReader(
+        inputs.folder,
+        manifest,
+        job.data.reader_threads,
+        context,
+        selection.ages,
+        log_weights=train.weight_scale == "log",
+    )
     opened.enter_context(closing(reader))
     schedule = BatchSchedule(
         reader,
@@ -272,7 +279,6 @@ def _open_batches(
         vocabularies[manifest.query].counts() if train.query_frequency_power else None,
         train.item_frequency_power,
         vocabularies[manifest.item].counts() if train.item_frequency_power else None,
-        log_scale=train.weight_scale == "log",
     )
     return BatchSource(schedule, sampler, weighting, towers.add_tower_inputs, store.rank, store.workers)
 

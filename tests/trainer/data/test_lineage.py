@@ -17,7 +17,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import LineageReader, _base_folder, refer_to_base
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.option_values import MaxAge
+from crossfade.trainer.data.time_values import TimeSpan
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def test_all_splits_of_base_datasets_are_known_and_only_train_counts(tmp_path: P
 @pytest.mark.slow
 def test_rows_that_were_forgotten_or_belong_to_another_id_now_are_left_out(tmp_path: Path) -> None:
     """Customer b and item 2 expire; x gets the row of b. Item 3 is forgotten in the newest dataset only."""
-    age = {"customer": MaxAge.parse("100"), "item": MaxAge.parse("100")}
+    age = {"customer": TimeSpan.parse("100"), "item": TimeSpan.parse("100")}
     day(tmp_path, "day1", [("a", 1), ("b", 1), ("b", 2), ("a", 3)], at=0, expire_after=age)
     data = day(tmp_path, "day2", [("a", 1), ("a", 3), ("x", 1)], "day1", at=90, expire_after=age)
     assert ids(data, "customer") == ["a", "b", "x"]

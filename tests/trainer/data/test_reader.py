@@ -55,6 +55,13 @@ def test_weights_of_either_sign_are_read_unchanged(tmp_path: Path) -> None:
     assert read.weight_N.tolist() == np.array(weights, np.float32).tolist()
 
 
+def test_log_weights_keep_signs(tmp_path: Path) -> None:
+    files = [[make_interactions(range(4), range(4), [1.0, -1.0, -7.0, 0.0])]]
+    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    [read] = InteractionReader(Folder(tmp_path), manifest, log_weights=True).read_all(manifest.splits["train"])
+    assert read.weight_N.tolist() == [1.0, -1.0, -3.0, 0.0]
+
+
 VALID: SplitFiles = [[make_interactions(range(5), range(5)), make_interactions(range(4), range(4))]]
 SECOND_GROUP = "train/part-00000.parquet, row group 1"
 

@@ -20,10 +20,11 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
 from crossfade.trainer.data.parquet import ParquetFiles, file_entry
-from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reader import InteractionReader, row_groups, weigh_by_age
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
-from crossfade.trainer.data.time_range import TimeRange, parse_time_value
+from crossfade.trainer.data.time_range import AgeWeights, TimeRange, parse_time_value
+from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.runs.job_inputs import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
@@ -188,6 +189,45 @@ def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
     ):
         reader.read(replace(group, time_range=time_range))
+
+
+@pytest.mark.parametrize("since", [FIRST + DAY, FIRST + 45 * DAY])
+def test_weights_halve_with_age_and_average_one(tmp_path: Path, since: int) -> None:
+    manifest = write_timed(tmp_path, clustered=False)
+    job = load_job_arguments(tmp_path, since=since)
+    job = job.model_copy(update={"train": job.train.model_copy(update={"half_life": "10d"})})
+    selection = select_rows(job, Folder(tmp_path), manifest, NullReporter())
+    factors: dict[int, float] = {}
+    with (
+        closing(InteractionReader(Folder(tmp_path), manifest)) as plain,
+        closing(InteractionReader(Folder(tmp_path), manifest, ages=selection.ages)) as aged,
+    ):
+        for group in selection.groups:
+            number_N, weight_N = plain.read(group).weight_N, aged.read(group).weight_N
+            factors |= dict(zip(number_N.astype(int).tolist(), (weight_N / number_N).tolist(), strict=True))
+    assert sorted(factors) == list(range((since - FIRST) // DAY, 160))
+    assert np.mean(list(factors.values())) == pytest.approx(1)
+    for number, factor in factors.items():
+        assert factor == pytest.approx(factors[159] * 0.5 ** ((159 - number) / 10))
+
+
+def test_logarithms_of_weights_are_taken_before_ages(tmp_path: Path) -> None:
+    manifest = write_timed(tmp_path)
+    ages = AgeWeights(half_life=10 * DAY, latest=FIRST + 159 * DAY, mean=1.0)
+    with closing(InteractionReader(Folder(tmp_path), manifest, ages=ages, log_weights=True)) as reader:
+        weight_N = np.concatenate([part.weight_N for part in reader.read_all(manifest.splits["train"])])
+    number_N = np.arange(160)
+    assert weight_N.dtype == np.float32
+    np.testing.assert_allclose(weight_N, np.log2(1 + number_N) * 0.5 ** ((159 - number_N) / 10), rtol=1e-6)
+
+
+def test_half_life_in_days_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
+    manifest = write_timed(tmp_path, unit=1000)
+    with (
+        closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
+        pytest.raises(InputError, match=r"train.half_life is 10d, which is counted in seconds, but the timestamps of"),
+    ):
+        weigh_by_age(reader, row_groups(manifest.splits["train"]), TimeSpan.parse("10d"))
 
 
 @pytest.fixture

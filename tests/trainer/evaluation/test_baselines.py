@@ -17,6 +17,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest
 from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.staging import check_free
 from crossfade.trainer.runs.shown_metrics import show_metric
 
@@ -86,6 +88,28 @@ def test_dataset_above_a_limit_has_popularity_only_and_the_output_says_why(
     counts = Counter(query for query, _, weight in PAIRS["train"] if weight > 0)
     products = sum(count**2 for count in counts.values())
     assert found["notes"] == [f"item_cosine is not computed: {products:,} pairs of items of a customer, of 100 at most"]
+
+
+@pytest.mark.slow
+def test_recent_popularity_counts_latest_interactions_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "RECENT_SHARE", 0.4)
+    rows = {"train": [(0, 1), (1, 2), (1, 3), (1, 4), (2, 6), (2, 5)], "test": [(2, 9), (2, 9), (0, 9), (1, 9)]}
+    for split, events in rows.items():
+        lines = [f"{query},{item},{at}" for query, (item, at) in enumerate(events)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["customer,item,at", *lines]))
+    files = {split: [tmp_path / f"{split}.csv"] for split in rows}
+    manifest = prepare(PrepareOptions.of(**files, timestamp="at", out=tmp_path / "data"))
+    found = load_baselines(make_job(tmp_path / "data", k=[1, 2], best_metric="ndcg@1", task="repeat"), ["test"])
+    recalls = {
+        name: [metrics[f"recall@{k}"] for k in (1, 2)]
+        for name, metrics in found["metrics"]["test"].items()
+        if name != "item_cosine"
+    }
+    assert recalls == {"popularity": [0.25, 0.75], "recent_popularity": [0.5, 0.75]}
+    assert found["notes"] == []
+    manifest.model_copy(update={"source": {"hold_out": "random:0.1"}}).write(Folder(tmp_path / "data"))
+    (note,) = load_baselines(make_job(tmp_path / "data"), ["test"])["notes"]
+    assert note.startswith("test is held out at random, although interactions have times")
 
 
 def test_large_split_is_ranked_for_every_nth_query(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,14 +43,6 @@ def test_weights_of_either_sign_are_multiplied() -> None:
     np.testing.assert_allclose(weighted_B, plain_B * weights, rtol=1e-6)
 
 
-def test_log_scale_takes_logarithms_of_weights_and_keeps_signs() -> None:
-    weights = np.array([1, -1, 3, 0, 1, 7, -3, 352_698])
-    found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None, log_scale=True).apply(batch_of(weights)).weight_B
-    plain_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(8))).weight_B
-    assert found_B.dtype == np.float32
-    np.testing.assert_allclose(found_B / plain_B, [1, -1, 2, 0, 1, 3, -2, np.log2(352_699)], rtol=1e-6)
-
-
 def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
     found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)

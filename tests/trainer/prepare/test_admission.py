@@ -17,8 +17,9 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.option_values import FeatureFile, MaxAge
+from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.validate import validate
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}
-MAX_AGE = MaxAge.parse("20")
+MAX_AGE = TimeSpan.parse("20")
 
 
 def day(folder: Path, name: str, events: list[Event], **options: Any) -> Path:
@@ -229,7 +230,7 @@ def test_problems_of_pending_ids_are_reported(tmp_path: Path) -> None:
         ("--admit that admits no interaction", {"admit": {"customer": 2, "item": 9}}),
         (
             "--expire-after in days with timestamps in milliseconds",
-            {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"},
+            {"expire_after": {"item": TimeSpan.parse("90d")}, "timestamp": "ms"},
         ),
     ],
 )

@@ -123,6 +123,27 @@ def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path) -
     assert "by default" not in format_summary(manifests["none"], Folder(tmp_path / "none"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hold_outs", "warns"),
+    [
+        ({"hold_out": "random:0.2"}, True),
+        ({"hold_out_test": "random:0.2"}, True),
+        ({"hold_out": "last-1"}, False),
+        ({}, False),
+    ],
+)
+def test_random_test_split_of_timed_interactions_is_named(
+    tmp_path: Path, hold_outs: dict[str, str], warns: bool
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(300))
+    timed = prepare_files(tmp_path / "timed", train, timestamp="when", **hold_outs)
+    assert ("test is held out at random" in format_summary(timed, Folder(tmp_path / "timed"))) is warns
+    if warns:
+        untimed = prepare_files(tmp_path / "untimed", train, **hold_outs)
+        assert not untimed.random_test_notes()
+
+
 def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hold_out, "DEFAULT_PAIRS", 30)
     train = write_parquet(tmp_path / "e.parquet", **random_events(3000))

@@ -7,7 +7,8 @@ import pytest
 from error_table import documented
 
 from crossfade.base.errors import OptionError
-from crossfade.trainer.prepare.option_values import ALL, EntityColumn, FeatureFile, MaxAge, NamesFile
+from crossfade.trainer.data.time_values import TimeSpan
+from crossfade.trainer.prepare.option_values import ALL, EntityColumn, FeatureFile, NamesFile
 from crossfade.trainer.prepare.options import ForgetOptions, PrepareOptions, SynthesizeOptions, ValidateOptions
 
 TIMES: dict[str, Any] = {"timestamp": "at"}
@@ -23,10 +24,10 @@ FEATURES: dict[str, Any] = {"features": "item=tags.csv:id:tag"}
         ({"min_count": ["customer=5,item=10"]}, {"customer": 5, "item": 10}),
         ({"admit": ["customer=5", "item=1"]}, {"customer": 5, "item": 1}),
         ({"event_weights": "a=b=1,skip=-1", "event": "e"}, {"a=b": 1.0, "skip": -1.0}),
-        ({"expire_after": "90d", **TIMES}, {ALL: MaxAge("90d", 90 * 86400, True)}),
+        ({"expire_after": "90d", **TIMES}, {ALL: TimeSpan("90d", 90 * 86400, True)}),
         (
             {"expire_after": "customer=36h,item=7", **TIMES},
-            {"customer": MaxAge("36h", 36 * 3600, True), "item": MaxAge("7", 7, False)},
+            {"customer": TimeSpan("36h", 36 * 3600, True), "item": TimeSpan("7", 7, False)},
         ),
         ({"names": ["item=C:/songs.csv:id:title"]}, {"item": NamesFile("C:/songs.csv", "id", "title")}),
         ({"content": "item=a.parquet:id:x,y=z"}, (FeatureFile("item", "a.parquet", "id", {"x": "x", "y": "z"}),)),
@@ -44,7 +45,7 @@ def test_options_have_forms_as_text(values: dict[str, Any], expected: object) ->
 
 def test_one_span_is_of_both_entities() -> None:
     options = PrepareOptions.of(out="out", train="a.csv", query="user", expire_after="9", timestamp="at")
-    assert options.max_ages() == {"user": MaxAge("9", 9, False), "item": MaxAge("9", 9, False)}
+    assert options.max_ages() == {"user": TimeSpan("9", 9, False), "item": TimeSpan("9", 9, False)}
 
 
 def test_quarantine_is_a_file() -> None:
