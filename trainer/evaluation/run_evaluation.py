@@ -17,7 +17,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.baselines import load_baselines
-from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
+from crossfade.trainer.evaluation.beyond_accuracy import ALL, load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import read_labels
@@ -44,12 +44,21 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
     observers: list[RankingObserver] = []
     if options.segments is not None:
         observers.append(segments := load_segment_metrics(job, folder.embeddings, options.segments))
+    if options.is_reranked:
+        observers.append(shown := load_segment_metrics(job, folder.embeddings, []))
     if other is not None:
         observers.append(queries := QueryMetrics(job.evaluate.k))
     results: dict[str, Any] = {
         "task": job.evaluate.task,
-        options.split: evaluate_embeddings(job, folder.embeddings, options.split, observers=observers),
+        options.split: evaluate_embeddings(
+            job, folder.embeddings, options.split, observers=observers, reranking=options
+        ),
     }
+    if options.is_reranked:
+        results["reranking"] = {
+            "model": _evaluate_model(job, folder, options),
+            "reranked": results[options.split] | shown.metrics()[ALL],
+        }
     results["baselines"] = load_baselines(job, [options.split])
     if labels:
         results["labels"] = {labels.entity: precision}
@@ -66,7 +75,15 @@ def evaluate_rankings(options: EvaluateOptions) -> EvalMetrics:
     Raises:
         InputError: as ``evaluate_run``.
     """
-    return evaluate_embeddings(job_for(options), RunFolder(Path(options.source)).embeddings, options.split)
+    embeddings = RunFolder(Path(options.source)).embeddings
+    return evaluate_embeddings(job_for(options), embeddings, options.split, reranking=options)
+
+
+def _evaluate_model(job: JobConfig, folder: RunFolder, options: EvaluateOptions) -> dict[str, Any]:
+    """Return the metrics of the model's own rankings, and of what they show."""
+    shown = load_segment_metrics(job, folder.embeddings, [])
+    metrics = evaluate_embeddings(job, folder.embeddings, options.split, observers=[shown])
+    return metrics | shown.metrics()[ALL]
 
 
 def job_for(options: EvaluateOptions) -> JobConfig:
