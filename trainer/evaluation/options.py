@@ -66,8 +66,8 @@ class RerankingOptions(Options):
     """How lists differ from the best by the model's score alone (``reranking.py`` has the formulas)."""
 
     group_notes: ClassVar[Mapping[str, str]] = {
-        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best 10 * N\n"
-        "items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
+        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
+        "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
         "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
         "any of them. Scores that are shown leave out D and E."
     }
