@@ -57,7 +57,7 @@ def evaluate_run(options: EvaluateOptions) -> dict[str, Any]:
     if options.is_reranked:
         results["reranking"] = {
             "model": _evaluate_model(job, folder, options),
-            "reranked": results[options.split] | shown.metrics()[ALL],
+            "reranked": shown.metrics()[ALL] | results[options.split],
         }
     results["baselines"] = load_baselines(job, [options.split])
     if labels:
@@ -83,7 +83,7 @@ def _evaluate_model(job: JobConfig, folder: RunFolder, options: EvaluateOptions)
     """Return the metrics of the model's own rankings, and of what they show."""
     shown = load_segment_metrics(job, folder.embeddings, [])
     metrics = evaluate_embeddings(job, folder.embeddings, options.split, observers=[shown])
-    return metrics | shown.metrics()[ALL]
+    return shown.metrics()[ALL] | metrics
 
 
 def job_for(options: EvaluateOptions) -> JobConfig:

@@ -323,7 +323,7 @@ def test_command_shows_what_re_ranking_changes(workspace: Path) -> None:
     own = ("evaluate", "run", "--segments", "--k", 10, "--compare", "run")
     plain = json.loads(succeeded(crossfade_here(*own, "--json", cwd=workspace)).stdout)
     before, after = found["reranking"]["model"], found["reranking"]["reranked"]
-    assert before == plain["test"] | plain["segments"]["all"]
+    assert before == plain["segments"]["all"] | plain["test"]
     assert {name: after[name] for name in found["test"]} == found["test"]
     assert after["diversity@10"] > before["diversity@10"] + 0.1
     printed = succeeded(crossfade_here(*command, "--compare", "run", cwd=workspace)).stdout

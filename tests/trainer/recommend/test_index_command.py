@@ -103,7 +103,7 @@ def test_re_ranked_recommendations_are_those_of_exact_search(workspace: Path) ->
     """The candidates of twenty are all tracks here, so that damping by the index misses none."""
     for options in (
         ("--popularity-damping", 0.5),
-        ("--popularity-damping", 1, "--diversity", 0.4, "--exploration", 0.1),
+        ("--popularity-damping", 1, "--diversity", 0.4),
     ):
         customers = ("run", "--customer", "c010", "c003", "-k", 20, *options)
         assert tracks(*customers, "--index", "all", cwd=workspace) == tracks(*customers, cwd=workspace)
