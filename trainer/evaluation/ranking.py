@@ -128,18 +128,12 @@ def evaluate(
         observers: get this worker's rankings.
         reranking: changes the rankings of all items, not those among cold ones.
     """
-    depths = sorted(set(spec.k))
-    ranked = depths[-1] if reranking is None else reranking.options.depth(depths[-1])
-    depth_K, item_I = np.array(depths), held_out.item_I
-    items = model.item.rows if item_I is None else len(item_I)
+    depth_K, item_I = np.unique(spec.k), held_out.item_I
+    depths: list[int] = depth_K.tolist()
     hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
-    ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
-    seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
-    for chunk in held_out.chunks(max(QUERY_BLOCK, _MAX_RANKED // ranked)):
-        if reranking is None:
-            best_item_QK = _rank(source, model, chunk, depths[-1])
-        else:
-            best_item_QK = _rerank(source, model, chunk, depths[-1], reranking, counts_N)
+    ranked_K, held_out_popularity, seen_KN = 0.0 * depth_K, 0.0, np.zeros((len(depths), model.item.rows), np.bool_)
+    for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
+        best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
@@ -147,10 +141,10 @@ def evaluate(
         mark_seen(best_item_QK, depth_K, seen_KN)
         for observer in observers:
             observer.observe(chunk, best_item_QK)
-    seen_KN = np.logical_or.accumulate(seen_KN)
-    hits = hits.of_all(all_reduce)
+    seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
     counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
     pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
+    items = model.item.rows if item_I is None else len(item_I)
     metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
         metrics |= hits.means(place, f"@{k}")
@@ -199,8 +193,23 @@ def evaluate_embeddings(
     return evaluate(source, model, held_out, job.evaluate, counts_N, all_reduce, observers, change)
 
 
-def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:
+def _chunk_queries(depth: int, reranking: Reranking | None) -> int:
+    """Return how many queries are ranked together."""
+    ranked = depth if reranking is None else reranking.options.depth(depth)
+    return max(QUERY_BLOCK, _MAX_RANKED // ranked)
+
+
+def _rank(
+    source: VectorSource,
+    model: ModelSpec,
+    chunk: HeldOut,
+    depth: int,
+    reranking: Reranking | None,
+    counts_N: IntArray,
+) -> IntArray:
     """Rank the items of the catalog for each query of ``chunk``."""
+    if reranking is not None:
+        return _rerank(source, model, chunk, depth, reranking, counts_N)
     if chunk.item_I is None:
         return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
     return rank_among(

@@ -91,7 +91,7 @@ class Ranker:
             best = self._rank(query_QD[queries_Q], lists, depth)
             groups = self._candidates.groups
             limits = groups.starts_R1, groups.values_N, self._candidates.max_per_group
-            full_Q = _limit_per_group(*best, *limits, queries_Q, rows_QK, scores_QK, enough)
+            full_Q = _limit_per_group(*best, limits, queries_Q, rows_QK, scores_QK, enough)
             queries_Q = queries_Q[~full_Q] if depth < self._num_candidates else queries_Q[:0]
         return rows_QK, scores_QK
 
@@ -115,12 +115,15 @@ class Ranker:
 
 
 @njit(cache=True)
-def _limit_per_group(best_QJ, score_QJ, starts_R1, values_N, max_per_group, queries_Q, rows_QK, scores_QK, enough):  # type: ignore[no-untyped-def]
-    """Copy the best rows to ``rows_QK[queries_Q]``, but at most ``max_per_group`` rows of a group.
+def _limit_per_group(best_QJ, score_QJ, limits, queries_Q, rows_QK, scores_QK, enough):  # type: ignore[no-untyped-def]
+    """Copy the best rows to ``rows_QK[queries_Q]``, but at most so many rows of a group.
+
+    ``limits`` are where the groups of each row start, the groups, and the most rows of one.
 
     Returns:
         Which queries have ``enough`` rows, or no more candidates, bool (Q,).
     """
+    starts_R1, values_N, max_per_group = limits
     count = rows_QK.shape[1]
     full_Q = np.zeros(queries_Q.shape[0], np.bool_)
     for q in range(queries_Q.shape[0]):

@@ -28,7 +28,10 @@ def test_explored_lists_stay_until_the_seed_changes(model: crossfade.Model) -> N
         everyone["track"][everyone["user"] == "user_3"].tolist()
     )
     assert not model.recommend("all", **options, seed=5)["track"].equals(everyone["track"])
-    assert model.evaluate("valid", popularity_damping=1, k=3)["popularity@3"] < model.evaluate("valid", k=3)["popularity@3"]
+    assert (
+        model.evaluate("valid", popularity_damping=1, k=3)["popularity@3"]
+        < model.evaluate("valid", k=3)["popularity@3"]
+    )
 
 
 def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
