@@ -45,7 +45,7 @@ def _train(events: pa.Table, settings: Mapping[str, Any]) -> None:
         settings=settings,
         progress=False,
     )
-    model.recommend(["0"], k=10)
+    model.recommend(["0"], k=10, diversity=0.5)
     model.similar(["0"])
 
 

@@ -265,7 +265,7 @@ def _recommend(model: Opened, options: RecommendOptions, texts: Sequence[str] | 
         rows_Q = np.flatnonzero(model.trained_rows(model.query))
     else:
         rows_Q = np.array(list(dict.fromkeys(model.find(model.query, texts).tolist())), np.int64)
-    step = part_queries(model, options.k)
+    step = part_queries(model, options.depth(options.k))
     parts = [rows_Q[start : start + step] for start in range(0, len(rows_Q), step)]
     tables = [
         recommendation_table(model, model.ids(model.query, part_Q), model.recommend(part_Q, options))

@@ -27,6 +27,10 @@ _EXAMPLES = (
     ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
     ("crossfade evaluate runs/kinds --segments kind", "Compare plays and likes, or other values of context."),
     ("crossfade evaluate runs/lastfm --baselines", "Compare with tuned matrix factorization and a linear model."),
+    (
+        "crossfade evaluate runs/lastfm --popularity-damping 0.15 --diversity 0.3",
+        "Measure what re-ranking costs, and what it gives, beside the model's own rankings.",
+    ),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
     ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
     (
@@ -57,10 +61,12 @@ Diversity is the mean of 1 - cosine between two items of a ranking, novelty the 
 an item in train), and gini the inequality of how often items are ranked: 0 if all are equally often, 1 if all rankings
 show one item.
 
---compare ranks for the same queries by OTHER_RUN, with the options and the evaluate section of RUN's job. Differences
+--compare ranks for the same queries by OTHER_RUN, with the evaluate section of RUN's job, and without re-ranking: if
+OTHER_RUN is RUN, the effect of re-ranking is tested. Differences
 are RUN less OTHER_RUN. p is that of a paired permutation test, by Holm's correction for the number of metrics; the
 interval is a bootstrap over queries."""
 
+_RERANKED = ("recall", "ndcg", "coverage", "diversity", "novelty", "gini")
 Values = Mapping[str, float | int | None]
 
 
@@ -97,6 +103,9 @@ def run(options: EvaluateCommand) -> int:
     if "segments" in results:
         print_line()
         _print_segments(results["segments"])
+    if "reranking" in results:
+        print_line()
+        _print_reranking(**results["reranking"])
     if "comparison" in results:
         print_line()
         _print_comparison(results["comparison"], options.source)
@@ -125,6 +134,18 @@ def _print_segments(segments: Mapping[str, Values]) -> None:
     for metric in metrics:
         cells = ((values.get(metric), values.get(error_of(metric))) for values in segments.values())
         rows.append([metric, *("-" if value is None else with_error(value, error) for value, error in cells)])
+    print_table(rows)
+
+
+def _print_reranking(model: Values, reranked: Values) -> None:
+    """Print the metrics of the model's own rankings, of re-ranked ones, and the change in percent."""
+    rows = [["", "model", "re-ranked", "change"]]
+    names = list(filter(is_metric, reranked))
+    for name in (name for metric in _RERANKED for name in names if name.startswith(f"{metric}@")):
+        before, value = model[name], reranked[name]
+        if before is not None and value is not None:
+            change = f"{100 * (value / before - 1):+.1f} %" if before else "-"
+            rows.append([name, f"{before:.4f}", f"{value:.4f}", change])
     print_table(rows)
 
 

@@ -32,6 +32,10 @@ _EXAMPLES = (
         "Recommend jazz, and less popular artists.",
     ),
     (
+        "crossfade recommend runs/lastfm --customer 2 --popularity-damping 0.15 --diversity 0.2 --exploration 0.01",
+        "Recommend what is less popular and less alike, at the cost of about 1 % of recall.",
+    ),
+    (
         "crossfade recommend runs/plays --all -k 20 --max-per artist=2 --out recs.parquet",
         "Write twenty tracks for every customer, at most two of an artist.",
     ),
@@ -52,9 +56,8 @@ _NOTES = """\
 Items and customers without an interaction of positive weight in train have no trained vector (unless they have
 features) and are left out.
 
-The score is the model's: cosine, dot product, or minus the squared distance. --popularity-damping A subtracts
-A * T * log(1 + count), with T the model's temperature; 0 is the model's own ranking, and 1, for a softmax model, ranks
-by how much more likely an item is for this customer than for anyone.
+The score is the model's: cosine, dot product, or minus the squared distance. For a softmax model, a popularity damping
+of 1 ranks by how much more likely an item is for this customer than for anyone. --index damps its best items only.
 
 Somebody who was not in training, or has listened to more since, gets a vector from a history: the one that best
 explains it, with the items' vectors as they are, in milliseconds; or, in a model that trained with histories, their

@@ -187,6 +187,10 @@ class ForeignRequestError(CrossfadeError):
     """A page of another site may have sent a request that costs more than a look-up."""
 
 
+_COSTLY = ("where", "popularity_damping", "diversity", "exploration")
+"""Parameters that cost more than a look-up, unless they are 0."""
+
+
 class BodyTypeError(CrossfadeError):
     """A body is not of the type application/json, which a page of another site cannot send."""
 
@@ -197,12 +201,12 @@ def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_to
     Raises:
         ForeignRequestError: it may be.
     """
-    is_damped = isinstance(query, RecommendQuery) and query.popularity_damping > 0
+    costs = [name for name in _COSTLY if getattr(query, name, None)]
     says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
-    if (query.where is not None or is_damped) and not has_token and not says_whose:
+    if costs and not has_token and not says_whose:
         raise ForeignRequestError(
-            "a GET with 'where' or 'popularity_damping' needs the header X-Requested-With, with any value, which pages "
-            "of other sites cannot send; add it, or send a POST"
+            f"a GET with '{costs[0]}' needs the header X-Requested-With, with any value, which pages of other sites "
+            "cannot send; add it, or send a POST"
         )
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
+from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
@@ -59,7 +60,17 @@ def _declared(options: type[RankingOptions], name: str, **limits: Any) -> Any:
     for entry in field.metadata:
         if isinstance(entry, Ge):
             bounds["ge"] = entry.ge
+        if isinstance(entry, Le):
+            bounds["le"] = entry.le
     return Field(default, description=field.description, **bounds, **limits)
+
+
+_DAMPING = _declared(RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False)
+_DIVERSITY = _declared(RecommendOptions, "diversity", allow_inf_nan=False)
+_EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
+_SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
+Fraction = Annotated[float, Field(strict=True)]
+"""A number in a body."""
 
 
 class _Body(BaseModel):
@@ -93,15 +104,16 @@ class _Ranking(_Body):
 
 class _Recommendations(_Ranking):
     exclude: Splits = _declared(RecommendOptions, "exclude")
-    popularity_damping: Annotated[float, Field(strict=True)] = _declared(
-        RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False
-    )
+    popularity_damping: Fraction = _DAMPING
+    diversity: Fraction = _DIVERSITY
+    exploration: Fraction = _EXPLORATION
+    seed: Annotated[int, Field(strict=True), BeforeValidator(_whole)] = _SEED
 
     @cached_property
     def options(self) -> RecommendOptions:
         """The options of the ranking."""
-        own: dict[str, Any] = {"exclude": tuple(self.exclude), "popularity_damping": self.popularity_damping}
-        return RecommendOptions.model_construct(**self._values(), **own)
+        own: dict[str, Any] = {name: getattr(self, name) for name in RerankingOptions.model_fields}
+        return RecommendOptions.model_construct(**self._values(), exclude=tuple(self.exclude), **own)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -163,7 +175,10 @@ class RecommendQuery(RankingQuery):
     """Parameters of a request for the recommendations of one query."""
 
     exclude: Splits = _declared(RecommendOptions, "exclude")
-    popularity_damping: float = _declared(RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False)
+    popularity_damping: float = _DAMPING
+    diversity: float = _DIVERSITY
+    exploration: float = _EXPLORATION
+    seed: int = _SEED
 
 
 class SimilarQuery(RankingQuery):

@@ -57,6 +57,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,7 @@ from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
     Truth,
@@ -77,7 +79,9 @@ from crossfade.trainer.evaluation.metric_kernels import (
     mark_seen,
     sum_popularity,
 )
-from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
+from crossfade.trainer.evaluation.options import RerankingOptions
+from crossfade.trainer.evaluation.reranking import Reranking
+from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
@@ -110,6 +114,7 @@ def evaluate(
     counts_N: IntArray,
     all_reduce: AllReduceFunction,
     observers: Sequence[RankingObserver] = (),
+    reranking: Reranking | None = None,
 ) -> EvalMetrics:
     """Compute the metrics over all workers' queries.
 
@@ -121,15 +126,14 @@ def evaluate(
         counts_N: the items' counts in train, int64 (items,).
         all_reduce: sums values over all workers.
         observers: get this worker's rankings.
+        reranking: changes the rankings of all items, not those among cold ones.
     """
-    depths = sorted(set(spec.k))
-    depth_K, item_I = np.array(depths), held_out.item_I
-    items = model.item.rows if item_I is None else len(item_I)
+    depth_K, item_I = np.unique(spec.k), held_out.item_I
+    depths: list[int] = depth_K.tolist()
     hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
-    ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
-    seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
-    for chunk in held_out.chunks(max(QUERY_BLOCK, _MAX_RANKED // depths[-1])):
-        best_item_QK = _rank(source, model, chunk, depths[-1])
+    ranked_K, held_out_popularity, seen_KN = 0.0 * depth_K, 0.0, np.zeros((len(depths), model.item.rows), np.bool_)
+    for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
+        best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
@@ -137,10 +141,10 @@ def evaluate(
         mark_seen(best_item_QK, depth_K, seen_KN)
         for observer in observers:
             observer.observe(chunk, best_item_QK)
-    seen_KN = np.logical_or.accumulate(seen_KN)
-    hits = hits.of_all(all_reduce)
+    seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
     counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
     pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
+    items = model.item.rows if item_I is None else len(item_I)
     metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
         metrics |= hits.means(place, f"@{k}")
@@ -160,12 +164,13 @@ def evaluate_embeddings(
     split: SplitName,
     store: RowStore | None = None,
     observers: Sequence[RankingObserver] = (),
+    reranking: RerankingOptions | None = None,
 ) -> EvalMetrics:
     """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
 
     As many queries are evaluated as ``evaluate.final`` says.
 
-    ``observers`` get the rankings.
+    ``observers`` get the rankings, which ``reranking`` changes.
 
     Raises:
         InputError: the dataset or the embeddings cannot be read, or there is no such split.
@@ -182,16 +187,47 @@ def evaluate_embeddings(
         held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
     all_reduce = store.all_reduce if store else np.asarray
-    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)
+    source, change = EmbeddingFiles(embeddings), None
+    if reranking is not None and reranking.is_reranked:
+        change = Reranking.of(reranking, job)
+    return evaluate(source, model, held_out, job.evaluate, counts_N, all_reduce, observers, change)
 
 
-def _rank(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int) -> IntArray:
+def _chunk_queries(depth: int, reranking: Reranking | None) -> int:
+    """Return how many queries are ranked together."""
+    ranked = depth if reranking is None else reranking.options.depth(depth)
+    return max(QUERY_BLOCK, _MAX_RANKED // ranked)
+
+
+def _rank(
+    source: VectorSource,
+    model: ModelSpec,
+    chunk: HeldOut,
+    depth: int,
+    reranking: Reranking | None,
+    counts_N: IntArray,
+) -> IntArray:
     """Rank the items of the catalog for each query of ``chunk``."""
+    if reranking is not None:
+        return _rerank(source, model, chunk, depth, reranking, counts_N)
     if chunk.item_I is None:
         return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
     return rank_among(
         source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context, chunk.histories
     )
+
+
+def _rerank(
+    source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int, reranking: Reranking, counts_N: IntArray
+) -> IntArray:
+    """Rank the same, by scores without the temperature as recommendations are, and re-rank."""
+    penalty_N = reranking.damping(counts_N)
+    if chunk.item_I is not None:
+        penalty_N[np.delete(np.arange(len(penalty_N)), chunk.item_I)] = np.inf
+    query_QD = query_vectors(source, model, chunk.queries_Q, chunk.context, chunk.histories)
+    vectors, candidates = partial(source.vectors, model.item.name), reranking.options.depth(depth)
+    best = rank_vectors(query_QD, reranking.score, len(penalty_N), vectors, chunk.excluded, candidates, penalty_N)
+    return reranking.choose(*best, depth, chunk.queries_Q, source, model.item)[0]
 
 
 class QuerySums:

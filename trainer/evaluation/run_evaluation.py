@@ -19,7 +19,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
-from crossfade.trainer.evaluation.beyond_accuracy import load_segment_metrics
+from crossfade.trainer.evaluation.beyond_accuracy import ALL, load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
 from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
 from crossfade.trainer.evaluation.labels import read_labels
@@ -50,12 +50,21 @@ def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = N
     observers: list[RankingObserver] = [sums := GroupSums(job.evaluate.best_metric)]
     if options.segments is not None:
         observers.append(segments := load_segment_metrics(job, folder.embeddings, options.segments))
+    if options.is_reranked:
+        observers.append(shown := load_segment_metrics(job, folder.embeddings, []))
     if other is not None:
         observers.append(queries := QueryMetrics(job.evaluate.k))
     results: dict[str, Any] = {
         "task": job.evaluate.task,
-        options.split: evaluate_embeddings(job, folder.embeddings, options.split, observers=observers),
+        options.split: evaluate_embeddings(
+            job, folder.embeddings, options.split, observers=observers, reranking=options
+        ),
     }
+    if options.is_reranked:
+        results["reranking"] = {
+            "model": _evaluate_model(job, folder, options),
+            "reranked": shown.metrics()[ALL] | results[options.split],
+        }
     results["baselines"] = compare_with_baselines(
         job,
         {options.split: results[options.split]},
@@ -77,7 +86,15 @@ def evaluate_rankings(options: EvaluateOptions) -> EvalMetrics:
     Raises:
         InputError: as ``evaluate_run``.
     """
-    return evaluate_embeddings(job_for(options), RunFolder(Path(options.source)).embeddings, options.split)
+    embeddings = RunFolder(Path(options.source)).embeddings
+    return evaluate_embeddings(job_for(options), embeddings, options.split, reranking=options)
+
+
+def _evaluate_model(job: JobConfig, folder: RunFolder, options: EvaluateOptions) -> dict[str, Any]:
+    """Return the metrics of the model's own rankings, and of what they show."""
+    shown = load_segment_metrics(job, folder.embeddings, [])
+    metrics = evaluate_embeddings(job, folder.embeddings, options.split, observers=[shown])
+    return shown.metrics()[ALL] | metrics
 
 
 def job_for(options: EvaluateOptions) -> JobConfig:

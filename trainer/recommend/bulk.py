@@ -168,7 +168,7 @@ def _recommend_in_parts(
 ) -> int:
     folder = _open_parts(out, _request(model, selection, options, queries_Q))
     counts_Q = model.trained.counts(model.query)[queries_Q]
-    starts_P1 = part_starts(counts_Q, part_queries(model, options.k))
+    starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
     paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     with tempfile.TemporaryDirectory(prefix="histories-", dir=folder) as work:
@@ -225,7 +225,7 @@ def _write_parts(
     for number in missing:
         part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
         excluded = histories.load(number).lists
-        rankings = selection.rank(model.query_vectors(part_Q, options), excluded, options.k)
+        rankings = selection.rank(model.query_vectors(part_Q, options), excluded, options.k, part_Q)
         table = recommendation_table(model, model.ids(model.query, part_Q), rankings)
         write_tables(paths[number], [table])
         reporter.advance(len(part_Q))
@@ -263,7 +263,7 @@ def _request(model: Model, selection: Selection, options: RecommendOptions, quer
         "options": options.model_dump(mode="json", include=_OPTIONS),
         "candidates": selection.fingerprint,
         "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
-        "part_queries": part_queries(model, options.k),
+        "part_queries": part_queries(model, options.depth(options.k)),
     }
     plain: dict[str, Any] = json.loads(json.dumps(request))
     return plain

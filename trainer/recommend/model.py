@@ -26,12 +26,12 @@ import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.reranking import Reranking
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
@@ -170,11 +170,13 @@ class Selection:
         ranker: ranks them.
         subset: the few rows that ``ranker`` has; None: all rows of the entity.
         denied_N: rows to leave out besides.
+        reranking: how to choose the rows of a list from its best; None: it has the best.
     """
 
     ranker: Ranker
     subset: RowSubset | None = None
     denied_N: IntArray | None = None
+    reranking: Reranking | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -182,24 +184,28 @@ class Selection:
         listed = b"" if self.subset is None else self.subset.rows(np.arange(self.subset.table.rows)).tobytes()
         return f"{self.ranker.fingerprint} {zlib.crc32(listed):08x}"
 
-    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
-        """Return the ``k`` best rows for each of ``query_QD``, float32, without those ``excluded`` for it."""
+    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
+        """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it.
+
+        ``keys_Q`` is what each query is recognized by when rows are drawn by chance, int64.
+        """
         if self.denied_N is not None:
             excluded = _with_all(excluded, self.denied_N)
-        if self.subset is None:
-            return Rankings(*self.ranker.rank(query_QD, excluded, k))
-        places_QK, scores_QK = self.ranker.rank(query_QD, self.subset.places(excluded), k)
-        return Rankings(self.subset.rows(places_QK), scores_QK)
+        if self.subset is not None:
+            excluded = self.subset.places(excluded)
+        if self.reranking is None:
+            ranked = self.ranker.rank(query_QD, excluded, k)
+        else:
+            best = self.ranker.rank(query_QD, excluded, self.reranking.options.depth(k), k)
+            ranked = self.reranking.choose(*best, k, keys_Q, self.ranker.source, self.ranker.table)
+        return Rankings(*ranked if self.subset is None else (self.subset.rows(ranked[0]), ranked[1]))
 
 
 class Model:
     """A trained model, opened: it keeps what it has read for the next answer.
 
     A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
-    candidate, unless it has features. An item's score is s - α·T·log(1 + c), where s is the model's score, T its
-    temperature, c the item's interactions of positive weight in train, and α the popularity damping. For a softmax
-    model, s/T estimates log p(item | query) up to a constant, so that α = 1 ranks by p(item | query) / p(item), the
-    lift, and 0 < α < 1 lies between.
+    candidate, unless it has features. Lists of items may be re-ranked (``reranking.py``).
 
     ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
     another thread may ask quick ones.
@@ -329,7 +335,7 @@ class Model:
         """
         selection = self.select_items(options)
         excluded = self.histories(rows_Q, options.exclude, reporter).lists if options.exclude else _nothing(rows_Q)
-        return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k)
+        return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k, rows_Q)
 
     def recommend_to_histories(
         self, histories: Histories, options: RecommendOptions, reporter: ProgressReporter = _SILENT
@@ -344,7 +350,7 @@ class Model:
         reporter.phase("fold in", queries, self.query)
         query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))
         excluded = histories if options.exclude else histories.without_items()
-        return selection.rank(query_QD, excluded.lists, options.k)
+        return selection.rank(query_QD, excluded.lists, options.k, histories.keys())
 
     def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
         """Rank the rows of an entity by their cosine with each of ``rows_Q``, int64, without itself.
@@ -356,7 +362,7 @@ class Model:
         entity = self.entity(options.entity)
         selection = self._select(entity, "cosine", options)
         itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
-        return selection.rank(self.vectors(entity, rows_Q), itself, options.k)
+        return selection.rank(self.vectors(entity, rows_Q), itself, options.k, rows_Q)
 
     def describe(self) -> dict[str, Any]:
         """Describe the model: its job, score, and the entities that have vectors."""
@@ -396,6 +402,9 @@ class Model:
         if options.allow or options.deny or options.max_per is not None:
             return False
         ranker, table = self._rankers.get(_key(entity, metric, options)), self.tables[entity]
+        chosen = options.depth(options.k) if isinstance(options, RecommendOptions) and options.chooses else 0
+        if options.k * chosen * table.dim > _QUICK_VALUES:
+            return False
         is_small = table.rows * max(table.dim, _LEAST_DIM) <= _QUICK_VALUES
         return isinstance(ranker, IndexRanker) or (ranker is not None and is_small)
 
@@ -405,7 +414,13 @@ class Model:
         Raises:
             InputError: a filter is invalid, or leaves no item, or the index is missing or another one.
         """
-        return self._select(self.item, self.score, options)
+        selection = self._select(self.item, self.score, options)
+        if not options.chooses:
+            return selection
+        reranking = Reranking.of(options, self.trained.job)
+        if isinstance(selection.ranker, IndexRanker):
+            reranking = replace(reranking, damping_R=self._damping(options))
+        return replace(selection, reranking=reranking)
 
     def _select(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
@@ -453,7 +468,8 @@ class Model:
         keep_vectors: bool = False,
     ) -> Ranker:
         damping_R, table = self._damping(options), self.tables[entity]
-        index = self.files.index(entity, metric, options) if damping_R is None else None
+        is_searched = damping_R is None or options.index is not None
+        index = self.files.index(entity, metric, options) if is_searched else None
         if index is not None:
             return IndexRanker(index, self.trained, table, _score(metric), candidates)
         return Ranker(self.trained.vectors, table, _score(metric), candidates, damping_R, keep_vectors=keep_vectors)
@@ -466,12 +482,10 @@ class Model:
         return replace(candidates, kept_R=kept_R)
 
     def _damping(self, options: RankingOptions) -> FloatArray | None:
-        """Return α·T·log(1 + c) of each item, float32 (R,); None without popularity damping."""
+        """Return the damping of each item, float32 (R,); None without popularity damping."""
         if not isinstance(options, RecommendOptions) or not options.popularity_damping:
             return None
-        scale = options.popularity_damping * resolved(self.trained.job.model.temperature)
-        damping_R: FloatArray = (scale * np.log1p(self.trained.counts(self.item))).astype(np.float32)
-        return damping_R
+        return Reranking.of(options, self.trained.job).damping(self.trained.counts(self.item))
 
 
 def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenModel[Model]:

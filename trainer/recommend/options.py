@@ -20,7 +20,7 @@ from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import Labels
+from crossfade.trainer.evaluation.options import Labels, RerankingOptions
 from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8"]
@@ -168,7 +168,7 @@ class SimilarOptions(RankingOptions):
     )
 
 
-class RecommendOptions(RankingOptions):
+class RecommendOptions(RerankingOptions, RankingOptions):
     """How to recommend items to queries, such as customers."""
 
     exclude: Annotated[tuple[SplitName, ...], AfterValidator(_distinct)] = option(
@@ -177,9 +177,6 @@ class RecommendOptions(RankingOptions):
         "datasets (default: all splits)",
         group="ranking",
         optional_values=True,
-    )
-    popularity_damping: Number = option(
-        0.0, "rank popular items lower; 0 is the model's own ranking", group="ranking", value="A", ge=0
     )
     context: Annotated[
         tuple[Annotated[tuple[str, str], BeforeValidator(_pair)], ...],
@@ -196,14 +193,12 @@ class RecommendOptions(RankingOptions):
     def _check(self) -> Self:
         if len(dict(self.context)) < len(self.context):
             raise OptionError("context", problem="expected each name once")
-        if self.index is not None and self.popularity_damping:
-            raise OptionError(
-                "popularity_damping",
-                found=self.popularity_damping,
-                problem="an index does not rank by it",
-                fix=f"leave out {option_named('index')}",
-            )
         return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether lists are chosen from more items than they show: an index does not rank by popularity."""
+        return super().chooses or (self.index is not None and self.popularity_damping > 0)
 
     def check_for_histories(self) -> None:
         """Check that nothing is asked for that only queries of the training have.

@@ -47,8 +47,8 @@ class Ranker:
         ``damping_R`` is subtracted from the score of each row, float32 (R,). ``keep_vectors``: hold the vectors of a
         table of at most 32 MiB, ready to rank, since that takes longer than to rank a query.
         """
-        self._source = source
-        self._table = table
+        self.source = source
+        self.table = table
         self._score = score
         self._candidates = candidates
         damping_R = np.zeros(table.rows, np.float32) if damping_R is None else damping_R
@@ -66,7 +66,9 @@ class Ranker:
                 crc = zlib.crc32(array.tobytes(), crc)
         return f"{crc:08x} {self._candidates.max_per_group}"
 
-    def rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+    def rank(
+        self, query_QD: FloatArray, excluded: ItemLists, count: int, enough: int | None = None
+    ) -> tuple[IntArray, FloatArray]:
         """Return the ``count`` best candidates for each query, best first: rows int64 and scores float32 (Q, K).
 
         Args:
@@ -74,7 +76,9 @@ class Ranker:
             excluded: the rows left out for each query.
             count: length of a ranking, at most the number of candidates; where fewer are left to a query, it is padded
                 with row -1 and score -inf.
+            enough: rows from which on a ranking is not deepened because of limits per group; None: ``count``.
         """
+        enough = min(enough or count, max(1, self._num_candidates))
         count = min(count, max(1, self._num_candidates))
         if self._candidates.groups is None:
             return self._rank(query_QD, excluded, count)
@@ -87,7 +91,7 @@ class Ranker:
             best = self._rank(query_QD[queries_Q], lists, depth)
             groups = self._candidates.groups
             limits = groups.starts_R1, groups.values_N, self._candidates.max_per_group
-            full_Q = _limit_per_group(*best, *limits, queries_Q, rows_QK, scores_QK)
+            full_Q = _limit_per_group(*best, limits, queries_Q, rows_QK, scores_QK, enough)
             queries_Q = queries_Q[~full_Q] if depth < self._num_candidates else queries_Q[:0]
         return rows_QK, scores_QK
 
@@ -102,21 +106,24 @@ class Ranker:
         """Return the rows in blocks: new ones or, if the ranker keeps vectors, one block of all, made once."""
         if self._kept_blocks is not None:
             return self._kept_blocks
-        vectors = partial(self._source.vectors, self._table.name)
-        table = self._score, self._table.rows, vectors, self._penalty_R
+        vectors = partial(self.source.vectors, self.table.name)
+        table = self._score, self.table.rows, vectors, self._penalty_R
         if not self._keep_vectors:
             return item_blocks(*table)
-        self._kept_blocks = list(item_blocks(*table, size=self._table.rows))
+        self._kept_blocks = list(item_blocks(*table, size=self.table.rows))
         return self._kept_blocks
 
 
 @njit(cache=True)
-def _limit_per_group(best_QJ, score_QJ, starts_R1, values_N, max_per_group, queries_Q, rows_QK, scores_QK):  # type: ignore[no-untyped-def]
-    """Copy the best rows to ``rows_QK[queries_Q]``, but at most ``max_per_group`` rows of a group.
+def _limit_per_group(best_QJ, score_QJ, limits, queries_Q, rows_QK, scores_QK, enough):  # type: ignore[no-untyped-def]
+    """Copy the best rows to ``rows_QK[queries_Q]``, but at most so many rows of a group.
+
+    ``limits`` are where the groups of each row start, the groups, and the most rows of one.
 
     Returns:
-        Which queries have a complete ranking, or no more candidates, bool (Q,).
+        Which queries have ``enough`` rows, or no more candidates, bool (Q,).
     """
+    starts_R1, values_N, max_per_group = limits
     count = rows_QK.shape[1]
     full_Q = np.zeros(queries_Q.shape[0], np.bool_)
     for q in range(queries_Q.shape[0]):
@@ -137,5 +144,5 @@ def _limit_per_group(best_QJ, score_QJ, starts_R1, values_N, max_per_group, quer
             if allowed:
                 rows_QK[query, kept], scores_QK[query, kept] = row, score_QJ[q, j]
                 kept += 1
-        full_Q[q] = full_Q[q] or kept == count
+        full_Q[q] = full_Q[q] or kept >= enough
     return full_Q

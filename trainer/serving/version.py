@@ -104,7 +104,8 @@ class Version:
         """Answer one request and start the processes for conditions, so that the first of a client finds all loaded."""
         self.metadata.start()
         some_Q = np.flatnonzero(self.model.trained_rows(self.model.query))[:1]
-        self.model.recommend(some_Q, RecommendOptions())
+        for options in (RecommendOptions(), RecommendOptions(diversity=0.5)):
+            self.model.recommend(some_Q, options)
 
     def close(self) -> None:
         """End the processes for conditions; files are closed when nothing refers to them."""

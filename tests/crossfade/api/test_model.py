@@ -21,6 +21,19 @@ def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
     assert model.recommend("user_3", k=2)["track"].tolist() == found["track"].tolist()[2:]
 
 
+def test_explored_lists_stay_until_the_seed_changes(model: crossfade.Model) -> None:
+    options = {"k": 3, "exploration": 0.5, "diversity": 0.3}
+    everyone = model.recommend("all", **options, seed=4)
+    assert model.recommend("user_3", **options, seed=4)["track"].tolist() == (
+        everyone["track"][everyone["user"] == "user_3"].tolist()
+    )
+    assert not model.recommend("all", **options, seed=5)["track"].equals(everyone["track"])
+    assert (
+        model.evaluate("valid", popularity_damping=1, k=3)["popularity@3"]
+        < model.evaluate("valid", k=3)["popularity@3"]
+    )
+
+
 def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
     assert len(model.recommend("all", k=2)) == 2 * len(model.ids("user"))
 

@@ -79,6 +79,11 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         recommended(workspace, "--customer", customer, *options) for customer in ("c011", "c010")
     ]
     assert server.post("invocations", body) == (200, both)
+    options = {"popularity_damping": 0.3, "diversity": 0.6, "exploration": 0.2, "seed": 9}
+    words = (word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value))
+    reranked = recommended(workspace, "--customer", "c010", "-k", 5, *words)
+    assert server.post("recommend", {"ids": ["c010"], "k": 5, **options})[1]["results"][0]["items"] == reranked
+    assert reranked != found["result"]["items"]
     everything = recommended(workspace, "--customer", "c010", "-k", 5, "--exclude")
     assert server.get("recommend", id="c010", k=5, exclude="")[1]["result"]["items"] == everything
     assert server.post("recommend", {"ids": ["c010"], "k": 5, "exclude": []})[1]["results"][0]["items"] == everything
@@ -144,6 +149,8 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", {"ids": ["c010"], "k": True}, 422, "should be a valid integer"),
         ("recommend", {"ids": ["c010"], "popularity_damping": "1"}, 422, "should be a valid number"),
         ("recommend", b'{"ids": ["c010"], "popularity_damping": 1e999}', 422, "should be a finite number"),
+        ("recommend", {"ids": ["c010"], "diversity": 1.5}, 422, "less than or equal to 1"),
+        ("recommend", {"ids": ["c010"], "seed": 2**60}, 422, "less than or equal to 9007199254740991"),
         ("recommend", b'{"ids": [1e999]}', 422, "should be a valid integer"),
         ("recommend", b'{"histories": [[{"id": 5001, "weight": 1e999}]]}', 422, "should be a finite number"),
         ("recommend", b'{"ids": ["\\ud800"]}', 422, "JSON decode error"),
@@ -194,6 +201,8 @@ def test_pages_of_other_sites_send_no_request(server: RunningServer) -> None:
         ({}, "recommend?id=c010&where=count%3E0", 403),
         ({}, "similar?id=5001&where=count%3E0", 403),
         ({}, "recommend?id=c010&popularity_damping=1", 403),
+        ({}, "recommend?id=c010&exploration=0.1", 403),
+        ({"X-Requested-With": "a program"}, "recommend?id=c010&exploration=0.1&diversity=1&seed=3", 200),
         ({}, "recommend?id=c010", 200),
     ):
         assert status_of(address, route, headers) == status, (headers, route)

@@ -316,6 +316,24 @@ def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
     assert rows["gini@5"] == ["-"] * 4 + [f"{segments['all']['gini@5']:.4f}"]
 
 
+@pytest.mark.slow
+def test_command_shows_what_re_ranking_changes(workspace: Path) -> None:
+    command = ("evaluate", "run", "--diversity", 0.8, "--popularity-damping", 0.2, "--k", 10)
+    found = json.loads(succeeded(crossfade_here(*command, "--json", cwd=workspace)).stdout)
+    own = ("evaluate", "run", "--segments", "--k", 10, "--compare", "run")
+    plain = json.loads(succeeded(crossfade_here(*own, "--json", cwd=workspace)).stdout)
+    before, after = found["reranking"]["model"], found["reranking"]["reranked"]
+    assert before == plain["segments"]["all"] | plain["test"]
+    assert {name: after[name] for name in found["test"]} == found["test"]
+    assert after["diversity@10"] > before["diversity@10"] + 0.05
+    printed = succeeded(crossfade_here(*command, "--compare", "run", cwd=workspace)).stdout
+    table, tested = (part.splitlines() for part in printed.split("\n\n")[1:3])
+    assert table[0].split() == ["model", "re-ranked", "change"]
+    change = f"{100 * (after['gini@10'] / before['gini@10'] - 1):+.1f}"
+    assert table[-1].split() == ["gini@10", f"{before['gini@10']:.4f}", f"{after['gini@10']:.4f}", change, "%"]
+    assert tested[2].split()[:3] == ["recall@10", f"{after['recall@10']:.4f}", f"{before['recall@10']:.4f}"]
+
+
 def test_command_divides_customers_at_given_numbers(workspace: Path) -> None:
     result = crossfade_here("evaluate", "run", "--segments", 5, 12, "--k", 10, "--json", cwd=workspace)
     segments = json.loads(succeeded(result).stdout)["segments"]

@@ -99,6 +99,16 @@ def test_recommendations_are_those_of_exact_search(workspace: Path) -> None:
     assert tracks(*new, "--index", "all", cwd=workspace) == tracks(*new, cwd=workspace)
 
 
+def test_re_ranked_recommendations_are_those_of_exact_search(workspace: Path) -> None:
+    """The candidates of twenty are all tracks here, so that damping by the index misses none."""
+    for options in (
+        ("--popularity-damping", 0.5),
+        ("--popularity-damping", 1, "--diversity", 0.4),
+    ):
+        customers = ("run", "--customer", "c010", "c003", "-k", 20, *options)
+        assert tracks(*customers, "--index", "all", cwd=workspace) == tracks(*customers, cwd=workspace)
+
+
 def test_search_deepens_until_there_are_enough(workspace: Path) -> None:
     customer = ("run", "--customer", "c010", "c003", "-k", TRACKS)
     found = tracks(*customer, "--index", "nearest", cwd=workspace)
@@ -207,8 +217,6 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path, monkeypat
     (tmp_path / "other" / "notes.txt").touch()
     rejected_here("--overwrite of another folder", *command, tmp_path / "other", "--overwrite", cwd=workspace)
     assert (tmp_path / "other" / "notes.txt").exists()
-    customer = ("recommend", "run", "--customer", "c010", "--index", "all")
-    rejected_here("popularity damping by an index", *customer, "--popularity-damping", 0.5, cwd=workspace)
     monkeypatch.setitem(sys.modules, "faiss", None)
     rejected_here("an index without FAISS", *command, tmp_path / "new", cwd=workspace)
     assert not (tmp_path / "new").exists()

@@ -19,7 +19,7 @@ from object_store import running_object_store
 from running_command import succeeded
 from written_runs import write_run
 
-from crossfade.base.arrays import FloatArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -111,6 +111,41 @@ def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None
 
     assert mean_count("--popularity-damping", 0) == mean_count()
     assert mean_count("--popularity-damping", 1) < mean_count("--popularity-damping", 0.5) < mean_count()
+
+
+def genres_of(found: Recommended) -> float:
+    return float(np.mean([len({(track - 5000) % GENRES for track in ids}) for ids in found.values()]))
+
+
+def test_re_ranked_lists_are_diverse_and_the_same_in_a_file(workspace: Path, tmp_path: Path) -> None:
+    options = ("-k", 6, "--diversity", 0.9, "--exploration", 0.2, "--seed", 20260301)
+    customers = ("--customer", *(f"c{number:03d}" for number in range(20)))
+    found, out = tracks(recommend("run", *customers, *options, cwd=workspace)), tmp_path / "recs.parquet"
+    assert genres_of(found) > 2 * genres_of(tracks(recommend("run", *customers, "-k", 6, cwd=workspace)))
+    assert all(len(set(ids)) == 6 and not set(ids) & played()[customer] for customer, ids in found.items())
+    succeeded(crossfade_here("recommend", "run", "--all", *options, "--out", out, cwd=workspace))
+    everyone = read_file(out)
+    assert {customer: everyone[customer] for customer in found} == found
+    other = tracks(recommend("run", *customers, *options[:-1], 20260302, cwd=workspace))
+    assert other != found
+    new = ("--history", "5008", "5013", *options)
+    assert recommend("run", *new, cwd=workspace) == recommend("run", *new, cwd=workspace)
+    assert recommend("run", *new, cwd=workspace) != recommend("run", *new[:-1], 7, cwd=workspace)
+
+
+def test_re_ranked_lists_keep_filters_and_limits(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "songs.csv").write_text(
+        "track,genre\n" + "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
+    )
+    options = ("--max-per", "genre=2", "--metadata", tmp_path / "songs.csv", "--where", "id > 5020", "-k", 6)
+    random = ("--exploration", 1, "--diversity", 0.5)
+    for listed in ((), ("--allow", tmp_path / "ids.txt")):
+        (tmp_path / "ids.txt").write_text("".join(f"{5000 + row}\n" for row in range(0, TRACKS, 3)))
+        [ids] = tracks(recommend("run", "--customer", "c010", *options, *random, *listed, cwd=workspace)).values()
+        assert len(set(ids)) == 6
+        assert max(Counter((track - 5000) % GENRES for track in ids).values()) <= 2
+        assert all(track > 5020 and (not listed or (track - 5000) % 3 == 0) for track in ids)
+        assert not set(ids) & played()["c010"]
 
 
 def test_filters_and_limits_per_group_hold(workspace: Path, tmp_path: Path) -> None:
@@ -249,11 +284,11 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     ranked: list[int] = []
     rank = Selection.rank
 
-    def interrupted(self: Selection, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
+    def interrupted(self: Selection, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
         ranked.append(len(query_QD))
         if len(ranked) == 3:
             raise OSError("the disk is full")
-        return rank(self, query_QD, excluded, k)
+        return rank(self, query_QD, excluded, k, keys_Q)
 
     monkeypatch.setattr(Selection, "rank", interrupted)
     assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
@@ -353,6 +388,7 @@ def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
 INVALID = {
     "a count of recommendations below 1": "--customer c010 -k 0",
     "a negative popularity damping": "--customer c010 --popularity-damping nan",
+    "a diversity above 1": "--customer c010 --diversity 1.5",
     "recommendations to all without a file": "--all",
     "--json with --out": "--customer c010 --json --out x.parquet",
     "--show with --out": "--customer c010 --show genre --out x.parquet",

@@ -173,7 +173,8 @@ def test_indexes_of_both_scores_find_what_exact_ranking_does(
     assert searched.is_quick("track", "dot", options)
     assert not served.is_quick("track", "dot", options)
     assert not searched.is_quick("track", "dot", RecommendOptions(k=5, where="id > 5020"))
-    for other in (options, RecommendOptions(k=5, popularity_damping=0.5)):
+    assert not searched.is_quick("track", "dot", RecommendOptions(k=5, diversity=0.2))
+    for other in (options, RecommendOptions(k=5, popularity_damping=0.5), RecommendOptions(k=5, diversity=0.2)):
         found = searched.recommend(EVERYONE, other)
         np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, other).rows_QK)
     rows_Q, similar = np.arange(0, TRACKS, 7), SimilarOptions(k=5)

@@ -1,0 +1,137 @@
+"""Re-ranked lists against a plain implementation that compares every candidate with every item listed."""
+
+import numpy as np
+import pytest
+from builders import ITEM, QUERY, random_rows
+
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.evaluation import reranking
+from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.options import RerankingOptions
+from crossfade.trainer.evaluation.ranking import evaluate
+from crossfade.trainer.evaluation.reranking import Reranking
+from crossfade.trainer.model.spec import ModelSpec, Score
+
+QUERIES, ITEMS, CANDIDATES, DIM, TEMPERATURE = 40, 90, 50, 20, 0.2
+KEYS_Q = np.arange(QUERIES)
+COUNTS_R = np.arange(ITEMS) ** 2 % 70
+TABLE = TableSpec(ITEM, ITEMS, DIM, 0.1)
+
+
+class Vectors:
+    """Vectors in memory, read in order."""
+
+    def __init__(self) -> None:
+        self.tables = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        assert (np.diff(rows_N) > 0).all()
+        return self.tables[entity][rows_N]
+
+
+SOURCE = Vectors()
+UNIT_ID = SOURCE.tables[ITEM] / np.linalg.norm(SOURCE.tables[ITEM], axis=1, keepdims=True)
+
+
+def reranked(damping_R: FloatArray | None = None, **options: float) -> Reranking:
+    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE, damping_R)
+
+
+def best() -> tuple[IntArray, FloatArray]:
+    """Return the candidates of each query; the last has three, and the others as many as there are."""
+    scores_QI = SOURCE.tables[QUERY] @ SOURCE.tables[ITEM].T
+    rows_QC = np.argsort(-scores_QI, axis=1, kind="stable")[:, :CANDIDATES]
+    scores_QC = np.take_along_axis(scores_QI, rows_QC, axis=1).astype(np.float32)
+    rows_QC[-1, 3:], scores_QC[-1, 3:] = -1, -np.inf
+    return rows_QC, scores_QC
+
+
+def choose(reranking: Reranking, count: int = 10, queries_Q: IntArray = KEYS_Q) -> tuple[IntArray, FloatArray]:
+    rows_QC, scores_QC = best()
+    return reranking.choose(rows_QC[queries_Q], scores_QC[queries_Q], count, queries_Q, SOURCE, TABLE)
+
+
+def plain_list(scores: dict[int, float], diversity: float, count: int) -> list[int]:
+    """List by maximal marginal relevance; ``scores`` of candidates are in their order."""
+    listed: list[int] = []
+    while len(listed) < min(count, len(scores)):
+        values = {
+            item: (1 - diversity) * score / TEMPERATURE
+            - diversity * max((float(UNIT_ID[item] @ UNIT_ID[other]) for other in listed), default=0.0)
+            for item, score in scores.items()
+            if item not in listed
+        }
+        listed.append(max(values, key=lambda item: values[item]))
+    return listed
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("damping", [0.0, 0.7])
+def test_lists_are_those_of_maximal_marginal_relevance(
+    diversity: float, damping: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the same whatever the number of vectors in memory."""
+    damping_R = reranked(popularity_damping=damping).damping(COUNTS_R)
+    np.testing.assert_allclose(damping_R, damping * TEMPERATURE * np.log(1 + COUNTS_R), rtol=1e-6)
+    (rows_QC, scores_QC), change = best(), reranked(damping_R, diversity=diversity)
+    rows_QK, scores_QK = choose(change)
+    for query in range(QUERIES):
+        known = rows_QC[query][rows_QC[query] >= 0]
+        scores = {int(row): float(score - damping_R[row]) for row, score in zip(known, scores_QC[query], strict=False)}
+        expected = plain_list(scores, diversity, 10)
+        assert rows_QK[query].tolist() == expected + [-1] * (10 - len(expected))
+        np.testing.assert_allclose(scores_QK[query, : len(expected)], [scores[item] for item in expected], rtol=1e-5)
+    assert np.isneginf(scores_QK[-1, 3:]).all()
+    monkeypatch.setattr(reranking, "_MAX_VALUES", 1)
+    np.testing.assert_array_equal(choose(change)[0], rows_QK)
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    for found, expected in zip(choose(reranked()), best(), strict=True):
+        np.testing.assert_array_equal(found, expected[:, :10])
+
+
+def test_chance_depends_on_seed_and_query_alone() -> None:
+    rows_QK, _ = choose(reranked(exploration=0.3))
+    some_Q = np.array([30, 3, 7])
+    np.testing.assert_array_equal(choose(reranked(exploration=0.3), queries_Q=some_Q)[0], rows_QK[some_Q])
+    other_QK, _ = choose(reranked(exploration=0.3, seed=2**70 + 5))
+    assert 0.2 < (other_QK[:-1] != rows_QK[:-1]).any(axis=1).mean() <= 1
+    for rows_K in rows_QK:
+        listed = rows_K[rows_K >= 0]
+        assert len(set(listed.tolist())) == len(listed)
+    assert set(rows_QK[-1, :3]) == set(best()[0][-1, :3])
+
+
+def test_share_of_places_is_explored_evenly() -> None:
+    """Of 40 x 200 places of lists of one, a tenth has one of the 50 candidates, all as often."""
+    (rows_QC, _), places = best(), []
+    for seed in range(200):
+        rows_QK, _ = choose(reranked(exploration=0.1, seed=seed), count=1)
+        places.append((rows_QC[:-1] == rows_QK[:-1]).argmax(axis=1))
+    times_C = np.bincount(np.concatenate(places), minlength=CANDIDATES)
+    explored = times_C[1:].sum() / times_C.sum()
+    assert explored == pytest.approx(0.1 * (CANDIDATES - 1) / CANDIDATES, abs=0.01)
+    assert times_C[1:25].sum() / times_C[1:].sum() == pytest.approx(24 / 49, abs=0.05)
+
+
+def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
+    vacant = [3, 17]
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TABLE, Score.of("dot", TEMPERATURE))
+    scores_QI = SOURCE.tables[QUERY].astype(float) @ SOURCE.tables[ITEM].T.astype(float)
+    scores_QI -= 0.4 * TEMPERATURE * np.log(1 + COUNTS_R)
+    scores_QI[:, vacant] = -np.inf
+    items = [[int(item) for item in np.argsort(-scores_I, kind="stable")[: ITEMS - 2]] for scores_I in scores_QI]
+    lists = [
+        plain_list({item: float(scores_I[item]) for item in of_query}, 0.6, 5)
+        for scores_I, of_query in zip(scores_QI, items, strict=True)
+    ]
+    nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
+    truth = ItemLists(np.arange(QUERIES + 1), np.array([of_query[2] for of_query in lists]))
+    held_out = HeldOut(KEYS_Q, truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
+    spec, change = EvaluateConfig(k=[2, 3, 5], best_metric="ndcg@3"), reranked(popularity_damping=0.4, diversity=0.6)
+    metrics = evaluate(SOURCE, model, held_out, spec, COUNTS_R, np.asarray, reranking=change)
+    assert [metrics[f"recall@{k}"] for k in spec.k] == [0.0, 1.0, 1.0]
+    assert metrics["coverage@5"] == len({item for of_query in lists for item in of_query}) / (ITEMS - 2)
