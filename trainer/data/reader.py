@@ -51,6 +51,9 @@ def yield_to_computation() -> None:
 DEFAULT_READER_THREADS = 4
 _MEASURED_GROUPS = 64
 """Row groups, evenly spaced, whose timestamps give the mean weight by age. Small datasets have no more."""
+_LATEST = 0.999
+"""The quantile of timestamps that counts as the present."""
+_LN_2 = np.float32(np.log(2.0))
 
 Value = TypeVar("Value")
 
@@ -289,7 +292,7 @@ class InteractionReader:
                 "data again"
             )
         if self._log_weights:
-            column = np.copysign(np.log2(1 + np.abs(column)), column)
+            column = np.copysign(np.log1p(np.abs(column)) / _LN_2, column)
         if self._ages is None:
             return column
         assert timestamp_N is not None
@@ -300,6 +303,8 @@ def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_lif
     """Return the weights by age of the interactions of ``groups``, which are 1 on average.
 
     The mean is that of up to ``_MEASURED_GROUPS`` row groups, so that every worker finds the same without reading all.
+    Ages begin at the quantile ``_LATEST`` of their timestamps: beside a wrong one of the future, all others would have
+    no weight.
 
     Raises:
         InputError: the half-life is in seconds and timestamps are not, or a file cannot be read.
@@ -310,9 +315,9 @@ def weigh_by_age(reader: InteractionReader, groups: Sequence[RowGroup], half_lif
         timestamp_N: IntArray = reader.files.column(group.file, group.index, TIMESTAMP, pa.int64())
         return timestamp_N if group.time_range is None else timestamp_N[group.time_range.contains(timestamp_N)]
 
-    places = np.unique(np.linspace(0, len(groups) - 1, _MEASURED_GROUPS).astype(np.int64))
+    places = np.unique(((np.arange(_MEASURED_GROUPS) + 0.5) * len(groups) / _MEASURED_GROUPS).astype(np.int64))
     parts = list(reader.map(times, [groups[place] for place in places]))
-    latest = max(int(part.max()) for part in parts)
+    latest = int(np.quantile(np.concatenate(parts), _LATEST, method="higher"))
     if half_life.in_seconds and exceed_seconds_range(latest):
         raise InputError(
             f"train.half_life is {half_life.text}, which is counted in seconds, but the timestamps of "

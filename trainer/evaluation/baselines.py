@@ -14,14 +14,14 @@ With ``tuned``, als and ease of ``tuned_baselines.py`` stand beside them, fit to
 highest ``evaluate.best_metric`` on valid.
 
 All rank the items that ``ranking.py`` ranks for the same queries, and have its metrics of a query's hits, with their
-standard errors. The first two take the positive interactions of train and no hyperparameters, so a run that does not
-exceed them has learned little.
+standard errors. The first three take the positive interactions of train and no hyperparameters, so a run that does
+not exceed them has learned little.
 
-A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets popularity only, and a note that
-says why. The queries are those of the run, all or a sample; with more than ``MAX_PAIRS`` pairs to hold out and exclude,
-every n-th of them is ranked. Results are kept beside the data, in ``baselines.json``, unless it is on S3 or may not be
-written. Tuned ones that are kept there are returned whether they are asked for or not, and settings that have been
-measured are not measured again.
+A dataset of more than ``MAX_INTERACTIONS``, ``MAX_ITEMS`` or ``MAX_PRODUCTS`` gets no item_cosine, one of more than
+``MAX_INTERACTIONS`` popularity only, and a note that says why. The queries are those of the run, all or a sample; with
+more than ``MAX_PAIRS`` pairs to hold out and exclude, every n-th of them is ranked. Results are kept beside the data,
+in ``baselines.json``, unless it is on S3 or may not be written. Tuned ones that are kept there are returned whether
+they are asked for or not, and settings that have been measured are not measured again.
 
 Shapes: Q queries, K ranks or depths, M metrics, I items, R rows of the query entity, N pairs of a query and an item.
 """
@@ -92,11 +92,11 @@ def load_baselines(
     in_training: bool = False,
     tuned: ProgressReporter | None = None,
 ) -> dict[str, Any]:
-    """Return the ``metrics`` of the baselines by split and name, their ``sums``, and ``notes`` in
-    words, on them and on the hold-out.
+    """Return the ``metrics`` of the baselines by split and name, their ``sums``, and ``notes`` in words.
 
-    They are computed once per dataset, split, and number of queries. ``sums`` are those of ``GroupSums`` for
-    ``evaluate.best_metric``, empty where a sample of the run's queries is ranked.
+    Notes are on the baselines and on the hold-out. Results are computed once per dataset, split, and number of queries.
+    ``sums`` are those of ``GroupSums`` for ``evaluate.best_metric``, empty where a sample of the run's queries is
+    ranked.
 
     Args:
         job: the job of a run.
@@ -133,8 +133,10 @@ def _load_baselines(
         key = _key(split, spec, size)
         parts: dict[str, Callable[[], dict[str, Any]]] = {key: partial(quick.evaluate, split, size)}
         for name in TUNED:
-            if tuned is not None or f"{name}: {key}" in kept.results:
+            if f"{name}: {key}" in kept.results or (tuned is not None and not slow.excess_of(name)):
                 parts[f"{name}: {key}"] = partial(slow.evaluate_tuned, name, split, size)
+            elif tuned is not None:
+                notes.append(f"{name} is not computed: {slow.excess_of(name)}")
         for part, evaluate in parts.items():
             try:
                 result = kept.result(part, evaluate)
@@ -328,20 +330,19 @@ class _TunedBaselines(_Baselines):
         self._kept, self._reporter = kept, reporter
 
     def evaluate_tuned(self, name: str, split: SplitName, size: int | None) -> dict[str, Any]:
-        """Return the results of the baseline ``name``, or a note on why there are none.
+        """Return the results of the baseline ``name``.
 
         Raises:
             MissingExtraError: its package is not installed.
         """
-        if excess := self._excess_of(name):
-            return {"metrics": {}, "sums": {}, "notes": [f"{name} is not computed: {excess}"]}
         model = TUNED[name](self._train_RI)
         settings = self._choose(name, model)
         chosen = ", ".join(f"{key} {value:g}" for key, value in settings.items())
         notes = [f"{name}: {chosen}, chosen on valid by {self._spec.best_metric}"]
         return self._results(split, size, {name: self._ranking(model.fit(**settings))}, notes)
 
-    def _excess_of(self, name: str) -> str:
+    def excess_of(self, name: str) -> str:
+        """Describe why the baseline ``name`` cannot be computed; empty: it can."""
         if "valid" not in self._manifest.splits:
             return "its settings are chosen on the split valid, which the dataset does not have"
         entities = self._manifest.entities
@@ -366,13 +367,15 @@ class _TunedBaselines(_Baselines):
     def _choose(self, name: str, model: TunedBaseline) -> Settings:
         """Return the settings with the best metric on the queries of valid that training evaluates."""
         size = _queries(self._manifest, self._spec, "valid", in_training=True)
-        tried = self._kept.tried.setdefault(f"{name}: {_key('valid', self._spec, size)}", {})
+        metric = self._spec.best_metric
+        at_cutoff = self._spec.model_copy(update={"k": [int(metric.partition("@")[2])]})
+        tried = self._kept.tried.setdefault(f"{name}: {_key('valid', at_cutoff, size)}", {})
 
         def measure(settings: Settings) -> float:
             key = json.dumps(settings)
             if key not in tried:
                 results = self._results("valid", size, {name: self._ranking(model.fit(**settings))}, [])
-                tried[key] = results["metrics"][name][self._spec.best_metric]
+                tried[key] = results["metrics"][name][metric]
                 self._kept.write()
             self._reporter.advance(1)
             return tried[key]

@@ -159,7 +159,7 @@ def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, draw_QK
                         nearest_C[c] = max(nearest_C[c], cosine)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _choose(place_QC, scores_QC, unit_ED, weights, draw_QK, chosen_QK):  # type: ignore[no-untyped-def]
     """Write the candidates that each place of a list takes, int64, -1 where none is left.
 

@@ -52,11 +52,12 @@ def compare_with_baselines(
     split: SplitName = "test" if "test" in metrics else next(iter(metrics))
     of_run = (sums or {}).get(split)
     below = []
-    for name, baseline in found["metrics"][split].items():
+    queries = metrics[split].get("queries", 0)
+    for name, baseline in found["metrics"][split].items() if queries else ():
         metric, sums_G = job.evaluate.best_metric, sums_of[split].get(name)
         gap = baseline[metric] - metrics[split][metric]
         if of_run is not None and sums_G is not None:
-            error = difference_of(np.array(sums_G), of_run)[1] / metrics[split]["queries"]
+            error = difference_of(np.array(sums_G), of_run)[1] / queries
         else:
             error = math.hypot(*(values.get(error_of(metric), 0.0) for values in (baseline, metrics[split])))
         if gap > error:
@@ -69,8 +70,10 @@ def _describe(job: JobConfig, split: SplitName, metrics: Mapping[str, float], be
     if not below:
         return None
     metric, model = job.evaluate.best_metric, job.model
+    log_scale = (
+        ", with numbers of plays as weights train.weight_scale=log," if job.train.weight_scale == "linear" else ""
+    )
     return (
-        f"{metric} on {split} is {metrics[metric]:.4f}, below {' and '.join(below)}: try model.dim={2 * model.dim}, a "
-        f"higher or lower model.temperature (now {model.temperature}), train.item_frequency_power, or, with numbers of "
-        "plays as weights, train.weight_scale=log"
+        f"{metric} on {split} is {metrics[metric]:.4f}, below {', '.join(below)}: try model.dim={2 * model.dim}, a "
+        f"higher or lower model.temperature (now {model.temperature}){log_scale} or train.item_frequency_power"
     )

@@ -211,6 +211,25 @@ def test_weights_halve_with_age_and_average_one(tmp_path: Path, since: int) -> N
         assert factor == pytest.approx(factors[159] * 0.5 ** ((159 - number) / 10))
 
 
+def test_wrong_timestamp_of_the_future_leaves_the_others_their_weights(tmp_path: Path) -> None:
+    times_N = FIRST + np.arange(2_000) * DAY // 10
+    times_N[7] = FIRST + 30_000 * DAY
+    numbers_N = np.arange(len(times_N))
+    table = timed_table(numbers_N, 1, timed=False).append_column("timestamp", pa.array(times_N))
+    write_groups(tmp_path / "train/part-00000.parquet", [table])
+    entities = {
+        QUERY: write_vocabulary(tmp_path, QUERY, range(QUERIES)),
+        ITEM: write_vocabulary(tmp_path, ITEM, range(ITEMS)),
+    }
+    split = Split(files=[file_entry(Folder(tmp_path), "train/part-00000.parquet")])
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities=entities, splits={"train": split}, has_timestamp=True)
+    with closing(InteractionReader(Folder(tmp_path), manifest)) as reader:
+        ages = weigh_by_age(reader, row_groups(split), TimeSpan.parse("30d"))
+    factor_N = ages.factors(times_N)
+    assert factor_N[7] == factor_N[-1] == factor_N.max()
+    assert factor_N[-1001] == pytest.approx(factor_N[-1] * 0.5 ** (100 / 30), rel=0.02)
+
+
 def test_logarithms_of_weights_are_taken_before_ages(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path)
     ages = AgeWeights(half_life=10 * DAY, latest=FIRST + 159 * DAY, mean=1.0)
