@@ -99,7 +99,7 @@ def cut_windows(interactions: Interactions, windows: int, first: float, queries:
     """
     total, timestamp_N = len(interactions), interactions.timestamp_N
     if not total:
-        raise OptionError("splits", problem="these splits have no interaction", fix="name others, or prepare other data")
+        raise OptionError("splits", problem="they have no interaction", fix="name others")
     assert timestamp_N is not None
     places_W1 = np.linspace(first * total, total, windows + 1).astype(np.int64)
     # Interactions of one time are in one window.

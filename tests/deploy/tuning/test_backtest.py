@@ -48,7 +48,7 @@ def test_queries_without_a_positive_past_are_counted() -> None:
     assert (window.past, window.end, window.new_queries) == (2, 4, 1)
     with pytest.raises(InputError, match="window 2 has no interaction of positive weight of a query that has an earl"):
         cut_windows(timed([0, 1, 2, 3], [0, 0, 0, 1]), 2, 0.5, queries=2)
-    with pytest.raises(InputError, match=r"splits: these splits have no interaction"):
+    with pytest.raises(InputError, match=r"splits: they have no interaction; name others"):
         cut_windows(timed([], []), 2, 0.5, queries=2)
 
 
