@@ -440,7 +440,7 @@ def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunConte
 
 
 def _compare_with_baselines(job: JobConfig, metrics: dict[SplitName, dict[str, float]]) -> dict[str, Any]:
-    """Return the metrics of rankings without training; a note if they fail, since the run itself is done."""
+    """Return the metrics of the baselines; a note if they fail, since the run itself is done."""
     from crossfade.base.errors import CrossfadeError
     from crossfade.trainer.evaluation.shortfall import compare_with_baselines
 

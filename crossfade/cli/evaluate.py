@@ -48,7 +48,8 @@ _NOTES = """\
 After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
 job), a sample is evaluated, which is the same for every run on the dataset.
 
-Baselines are rankings by popularity, and by the sum of an item's cosines to those that the query has in train.
+Baselines are rankings by popularity, by recent popularity if there are timestamps, and by item cosine: the sum of an
+item's cosines to those that the query has in train.
 --baselines adds als, factors by alternating least squares of the package implicit, and ease, a linear model of at most
 10,000 items or queries. They are fit up to 18 and 6 times, choosing by the job's best metric on valid, and kept beside
 the data, where an interrupted command resumes. A run below a baseline by more than the error is named first.

@@ -168,7 +168,7 @@ class RunFile(BaseModel):
 
 
 class BaselinesOfReport(BaseModel):
-    """Metrics of rankings without training, by split and name, notes on them, and which the run is below."""
+    """Metrics of baselines, by split and name, notes on them, and which the run is below."""
 
     shortfall: str | None = None
     metrics: dict[str, dict[str, dict[str, float]]] = {}

@@ -83,7 +83,7 @@ class Summary:
     metrics: dict[str, dict[str, float]]
     """The metrics of the last evaluation, by split."""
     baselines: dict[str, dict[str, dict[str, float]]]
-    """Metrics of rankings without training, by split and name."""
+    """Metrics of baselines, by split and name."""
     baseline_notes: list[str]
     """Why some are missing, in words."""
     task: str

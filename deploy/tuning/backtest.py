@@ -7,9 +7,10 @@
     FOLDER/  job.yaml  study.lock  backtest.json  window-01.json  window-01/  window-01.log ...
 
 The interactions of a dataset are ordered by time. After the first ``first`` of them, the others are cut into windows of
-as many interactions each. A window becomes a dataset of its own: its past is train, with a random valid to choose the
-epoch by, and the window is test, without queries that have no past. IDs, counts, popularity, and baselines thus follow
-from the past alone. IDs are the rows of the dataset that is backtested; features, content, and context are kept.
+as many interactions each. A window becomes a dataset of its own: its past is train, with the default valid of prepare
+to choose the epoch by, and the window is test, without queries that have no past. Of a past too sparse for a valid, the
+last epoch is judged. IDs, counts, popularity, and baselines thus follow from the past alone. IDs are the rows of the
+dataset that is backtested; features, content, and context are kept.
 
 Windows with a result are kept when a backtest is repeated, and a training that was interrupted resumes. All
 interactions are in memory, at about 100 bytes each while a window is written.
@@ -43,7 +44,7 @@ from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, data_fingerprint
 from crossfade.trainer.data.reader import InteractionReader, Interactions, concatenate
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.hold_out import DEFAULT_FRACTION
+from crossfade.trainer.prepare.hold_out import DEFAULT
 from crossfade.trainer.prepare.option_values import EntityColumn, FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -94,9 +95,11 @@ def cut_windows(interactions: Interactions, windows: int, first: float, queries:
     """Cut ``interactions``, ordered by time, of ``queries`` rows: ``windows`` of equal size after a share of ``first``.
 
     Raises:
-        InputError: there are too few times, or a window has no query with a past.
+        InputError: there are no interactions, or a window has no query with a past.
     """
-    timestamp_N, total = interactions.timestamp_N, len(interactions)
+    total, timestamp_N = len(interactions), interactions.timestamp_N
+    if not total:
+        raise OptionError("splits", problem="they have no interaction", fix="name others")
     assert timestamp_N is not None
     places_W1 = np.linspace(first * total, total, windows + 1).astype(np.int64)
     # Interactions of one time are in one window.
@@ -193,12 +196,17 @@ class Backtest:
                     ended = self._judge(window, process, on_epochs, stop_requested)
                 if not self._result_path(window).exists():
                     return
+                # Also of a process that was killed just after it wrote the result.
+                self._discard(window, process)
                 on_epochs(self.job.train.epochs - ended)
                 on_window(self.results()[window.number - 1])
 
     def close(self) -> None:
         """Let other processes run the backtest."""
         self._lock.close()
+
+    def _data_path(self, window: Window) -> Path:
+        return self.folder / f"{window.name}-data"
 
     def _result_path(self, window: Window) -> Path:
         return self.folder / f"{window.name}.json"
@@ -211,7 +219,7 @@ class Backtest:
         stop_requested: Callable[[], bool],
     ) -> int:
         """Prepare, train, and write the result, unless a stop is requested; return the epochs that have ended."""
-        data, run = self.folder / f"{window.name}-data", TrialRun(self.folder, window.name, process)
+        data, run = self._data_path(window), TrialRun(self.folder, window.name, process)
         if not (data / FILE_NAME).exists():
             self.source.write(window, data)
         ended = 0
@@ -229,11 +237,22 @@ class Backtest:
             report = run.report()
             metrics = {MODEL: report["metrics"]["test"], **report["baselines"]["metrics"].get("test", {})}
             replace_file(self._result_path(window), json.dumps(metrics).encode())
-            shutil.rmtree(data)
-            run.discard()
         elif not stop_requested():
             raise ClusterError(f"{window.name}: the training failed: {run.describe_failure()}")
         return ended
+
+    def _discard(self, window: Window, process: TrialProcess) -> None:
+        """Delete what judging ``window`` has left, but its result and its log."""
+        data = self._data_path(window)
+        shutil.rmtree(data, ignore_errors=True)
+        for path in _raw_paths(data).values():
+            path.unlink(missing_ok=True)
+        TrialRun(self.folder, window.name, process).discard()
+
+
+def _raw_paths(data: Path) -> dict[str, Path]:
+    """Return the files, by split, from which the dataset ``data`` of a window is prepared."""
+    return {split: data.with_name(f"{data.name}-{split}.parquet") for split in ("train", "test")}
 
 
 @dataclass(frozen=True)
@@ -246,17 +265,10 @@ class WindowSource:
 
     def write(self, window: Window, out: Path) -> None:
         """Prepare the dataset of ``window`` in ``out``."""
-        manifest, raw = (
-            self.manifest,
-            {split: out.with_name(f"{out.name}-{split}.parquet") for split in ("train", "test")},
-        )
-        past, future = (
-            self.interactions.take(slice(0, window.past)),
-            self.interactions.take(slice(window.past, window.end)),
-        )
+        manifest, raw = self.manifest, _raw_paths(out)
+        past = self.interactions.take(slice(0, window.past))
+        future = self.interactions.take(slice(window.past, window.end))
         known_N = np.isin(future.query_N, past.query_N[past.weight_N > 0])
-        pq.write_table(self._table(past), raw["train"])
-        pq.write_table(self._table(future.take(known_N)), raw["test"])
         attributes = {
             kind: [
                 FeatureFile(entity, self._pattern(of.files), "row", {name: "value"})
@@ -273,14 +285,18 @@ class WindowSource:
             weight=WEIGHT,
             timestamp=TIMESTAMP,
             context={name: name for name in manifest.context},
-            hold_out_valid=f"random:{DEFAULT_FRACTION}",
+            hold_out_valid=DEFAULT,
             order="grouped" if manifest.is_grouped else "random",
             out=str(out),
             overwrite=True,
         )
-        prepare(options, keep=False)
-        for path in raw.values():
-            path.unlink()
+        try:
+            pq.write_table(self._table(past), raw["train"])
+            pq.write_table(self._table(future.take(known_N)), raw["test"])
+            prepare(options, keep=False)
+        finally:
+            for path in raw.values():
+                path.unlink(missing_ok=True)
 
     def _table(self, interactions: Interactions) -> pa.Table:
         columns = {
@@ -322,7 +338,8 @@ def _read_by_time(folder: Folder, manifest: DatasetManifest, options: BacktestOp
     with closing(InteractionReader(folder, manifest)) as reader:
         parts = [part for split in splits for part in reader.read_all(split, manifest.context, timestamps=True)]
     interactions = concatenate(parts)
-    assert interactions.timestamp_N is not None
+    if interactions.timestamp_N is None:  # there are no parts
+        return interactions
     return interactions.take(np.argsort(interactions.timestamp_N, kind="stable"))
 
 

@@ -36,8 +36,8 @@ _KINDS = {
     QUICK_FILE: f"with {option_named('quick')}",
     BACKTEST_FILE: "of windows",
 }
-OTHER_FOLDER = f"name another folder with {option_named('out')}"
 """How the study is run whose state is in a file of this name."""
+OTHER_FOLDER = f"name another folder with {option_named('out')}"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from crossfade.trainer.data.split_names import SplitName
 
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"
-"""Metrics of rankings without training, which evaluations keep beside the data (docs/evaluation.md)."""
+"""Metrics of baselines, and what was tried for tuned ones; evaluations keep it beside the data (docs/evaluation.md)."""
 JOURNAL = "forget.json"
 """The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"

@@ -4,7 +4,8 @@
     beta = sampled_kth_score(scores_C, share_C, score, k)               # estimated from negatives
     weight = weight_above(weight, top_k, score - beta)
 
-``_factor`` is the weight as a function of (s − β)/τ, here and nowhere else.
+``_factor`` is the weight as a function of (s − β)/τ for all kernels. The engines torch and mxnet, which call none of
+them, have the same function in ``weight_at_top``.
 
 Shapes: C items or negatives, N scores that are kept.
 """

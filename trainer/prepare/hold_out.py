@@ -13,8 +13,8 @@ A hold-out leaves every query entity at least one interaction in ``train``: the 
 ``random`` moves all interactions of a pair or none.
 
 A dataset without a valid split gets a small one, unless ``none`` is asked for or test comes from files (which are then
-splits that others compare with): a random ``DEFAULT_FRACTION`` of the pairs in train, of at most about
-``DEFAULT_PAIRS``. Training needs it to choose an epoch.
+splits that others compare with, so it takes ``default`` to ask for one): a random ``DEFAULT_FRACTION`` of the pairs in
+train, of at most about ``DEFAULT_PAIRS``, or nothing if there are too few. Training needs it to choose an epoch.
 
 Interactions of negative weight (negative feedback) count neither among the last N nor as the one that stays. They
 follow the time or the draw of their pair, and evaluation never treats them as relevant.
@@ -43,7 +43,7 @@ Kind = Literal["last", "random", "after"]
 _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
-NONE = "none"
+NONE, DEFAULT = "none", "default"
 _MOST_KEPT = 16
 """The largest N of last-N for which the latest times of each query entity are found first: they are kept in memory."""
 _COLUMNS = "query, item, weight, timestamp, split, seq"
@@ -100,7 +100,7 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     """Plan which hold-out creates which split, in the order to apply them: ``test``, then ``valid`` from the rest.
 
     ``hold_out`` creates test and then valid in the same way, except ``after:``, which creates only test. Valid is also
-    held out by default, unless it or test has files; ``hold_out_valid`` ``none`` prevents it.
+    held out by default, unless it or test has files. ``hold_out_valid`` ``none`` prevents it; ``default`` asks for it.
 
     Raises:
         OptionError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or with files.
@@ -120,9 +120,9 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
         plan = {"test": parsed} if parsed.kind == "after" or valid == NONE else {"test": parsed, "valid": parsed}
     if test is not None:
         plan["test"] = HoldOut.parse("hold_out_test", test)
-    if valid is not None and valid != NONE:
+    if valid not in (None, NONE, DEFAULT):
         plan["valid"] = HoldOut.parse("hold_out_valid", valid)
-    if valid is None and "valid" not in plan and not options.valid and not options.test:
+    if valid == DEFAULT or (valid is None and "valid" not in plan and not options.valid and not options.test):
         text = f"random:{DEFAULT_FRACTION}"
         plan["valid"] = HoldOut("hold_out_valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
     for split, hold_out in plan.items():

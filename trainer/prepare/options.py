@@ -255,8 +255,8 @@ class PrepareOptions(Options):
     hold_out: str | None = _hold_outs(None, "hold out test, then again valid (after:TIME: test only)", value="HOW")
     hold_out_valid: str | None = _hold_outs(
         None,
-        "hold out valid; none: leave train as it is (default, unless valid or test has files: random:0.05, at most "
-        "about 100,000 pairs)",
+        "hold out valid; none: leave train as it is; default, also without this option unless valid or test has files: "
+        "random:0.05, at most about 100,000 pairs",
         value="HOW",
     )
     hold_out_test: str | None = _hold_outs(None, "hold out test", value="HOW")

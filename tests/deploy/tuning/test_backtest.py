@@ -19,6 +19,7 @@ from crossfade.deploy.tuning.backtest import Backtest, Window, cut_windows
 from crossfade.deploy.tuning.options import BacktestOptions
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import Interactions
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -47,6 +48,8 @@ def test_queries_without_a_positive_past_are_counted() -> None:
     assert (window.past, window.end, window.new_queries) == (2, 4, 1)
     with pytest.raises(InputError, match="window 2 has no interaction of positive weight of a query that has an earl"):
         cut_windows(timed([0, 1, 2, 3], [0, 0, 0, 1]), 2, 0.5, queries=2)
+    with pytest.raises(InputError, match=r"splits: they have no interaction; name others"):
+        cut_windows(timed([], []), 2, 0.5, queries=2)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,27 @@ def test_dataset_of_a_window_has_its_past_and_its_queries_with_features_and_cont
 
 
 @pytest.mark.slow
+def test_past_too_sparse_for_a_valid_is_judged_by_its_last_epoch(tmp_path: Path) -> None:
+    lines = [f"c{at % 8},{(at * 3 + at // 8) % 7},{1000 + at}" for at in range(16)]
+    (tmp_path / "plays.csv").write_text("\n".join(["customer,track,at", *lines]))
+    prepare(
+        PrepareOptions.of(
+            train=[tmp_path / "plays.csv"], item="track", timestamp="at", hold_out_valid="none", out=tmp_path / "data"
+        )
+    )
+    settings = ["train.epochs=2", "model.dim=4", "metrics.port=null"]
+    with closing(opened(tmp_path, tmp_path / "out", first=0.5, set=settings)) as backtest:
+        backtest.source.write(backtest.windows[0], tmp_path / "window")
+        assert {path.name for path in tmp_path.iterdir()} == {"plays.csv", "data", "out", "window"}
+        splits = read_manifest(Folder(tmp_path / "window")).splits
+        assert [splits[name].rows if name in splits else 0 for name in ALL_SPLITS] == [8, 0, 4]
+        ended: list[int] = []
+        backtest.run(on_epochs=ended.append, on_window=lambda _: None, stop_requested=lambda: False)
+        assert (sum(ended), len(backtest.results())) == (4, 2)
+        assert all("ndcg@10" in result.metrics["model"] for result in backtest.results())
+
+
+@pytest.mark.slow
 def test_means_are_over_windows_and_beside_baselines(workspace: Path) -> None:
     found = json.loads((workspace / "found.json").read_text())
     assert [(window["since"], window["until"]) for window in found["windows"]] == [(1450, 1675), (1675, 1900)]
@@ -119,8 +143,14 @@ def test_repeated_backtest_keeps_windows_and_rejects_others(workspace: Path) -> 
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
     kept = (folder / "window-01.json").stat().st_mtime_ns
     (folder / "window-02.json").unlink()
+    # A process that is killed may leave the data and the run folder of a window beside its result.
+    leftovers = [folder / "window-01-data", folder / "window-01", folder / "window-01-data-test.parquet"]
+    for path in leftovers[:2]:
+        path.mkdir()
+    leftovers[2].touch()
     text = succeeded(crossfade_here("backtest", "data", *SETTINGS, cwd=workspace)).stdout
     assert (folder / "window-01.json").stat().st_mtime_ns == kept
+    assert [path for path in leftovers if path.exists()] == []
     assert [line.split(",")[0] for line in text.splitlines()[:2]] == ["window 1", "window 2"]
     found = json.loads((workspace / "found.json").read_text())
     assert json.loads((folder / "window-02.json").read_text()) == found["windows"][1]["metrics"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from error_table import documented
 from finite_differences import numeric_gradient
 from history_towers import (
     CONTEXT_NK,
@@ -187,6 +188,14 @@ def test_moments_need_timestamps() -> None:
     job = job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"by": "moment"})})
     with pytest.raises(InputError, match=r"evaluate.by is 'moment', but d has no timestamps"):
         make_model(job, manifest(has_timestamp=False))
+
+
+def test_half_life_needs_timestamps() -> None:
+    job = job_with()
+    job = job.model_copy(update={"train": job.train.model_copy(update={"half_life": "30d"})})
+    with pytest.raises(InputError) as caught:
+        make_model(job, manifest(has_timestamp=False))
+    documented("a half-life without timestamps", str(caught.value), caught.value.exit_code)
 
 
 def test_content_needs_a_vector_besides_the_history() -> None:

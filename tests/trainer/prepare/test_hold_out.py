@@ -98,6 +98,9 @@ def test_given_split_stays_and_combines_with_hold_out_of_the_other(tmp_path: Pat
     assert manifest.splits["train"].rows + manifest.splits["valid"].rows == 2000
     manifest = prepare_files(tmp_path / "own", train, test=[test])
     assert (set(manifest.splits), manifest.splits["train"].rows) == ({"train", "test"}, 2000)
+    asked = prepare_files(tmp_path / "asked", train, test=[test], hold_out_valid="default")
+    assert (asked.splits["test"].rows, asked.source["valid_by_default"]) == (50, True)
+    assert asked.splits["valid"].rows / 2000 == pytest.approx(DEFAULT_FRACTION, abs=0.02)
 
 
 @pytest.mark.slow
