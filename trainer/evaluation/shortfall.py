@@ -1,7 +1,7 @@
 """Compare the metrics of a run with those of baselines, and name those that it does not reach.
 
     found = compare_with_baselines(job, {"test": metrics}, {"test": sums_G})
-    found["shortfall"]      # "ndcg@10 on test is 0.2078: below als (0.2150, by 0.0072 ± 0.0021); try …", or None
+    found["shortfall"]      # "ndcg@10 on test is 0.2078, below als (0.2150, by 0.0072 ± 0.0021): try …", or None
 
 A baseline is named if it is ahead by more than the standard error of the difference. With the run's sums over groups of
 queries (``paired_gain.py``), that is the error of paired differences; without, it is combined from both means' errors,
@@ -36,6 +36,8 @@ def compare_with_baselines(
     tuned: ProgressReporter | None = None,
 ) -> dict[str, Any]:
     """Return the ``metrics`` of the baselines by split and name, ``notes``, and the ``shortfall`` in words, or None.
+
+    Where no query of the run counts, there is nothing to compare, and no ``shortfall``.
 
     Args:
         job: the job of the run.

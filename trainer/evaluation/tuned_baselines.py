@@ -1,7 +1,7 @@
 """Baselines that are fit to train, with settings that are chosen on valid: what a model has to compete with.
 
     model = Ease(train_RI)
-    settings = choose(model.start, model.lines, lambda settings: ndcg_on_valid(model.fit(**settings)))
+    settings = choose(model, lambda settings: ndcg_on_valid(model.fit(**settings)))
     rank_by_scores(model.fit(**settings), rankable_I, chunk, depth=20)
 
 - als: matrix factorization by alternating least squares, in which a pair of train has the confidence alpha and every
