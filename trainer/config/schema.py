@@ -134,7 +134,7 @@ class TrainConfig(Section):
         "a decaying learning rate reaches its end",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
-        -0.5,
+        -0.25,
         description="exponent of the query's count in train in the weight of an interaction, scaled to 1 on average; "
         "0: every interaction weighs the same, -1: every query does",
     )
@@ -294,7 +294,7 @@ class JobConfig(Section):
         "the first K; null: all count alike",
     )
     top_k_temperature: Positive = Field(
-        0.3,
+        0.6,
         description="difference of scores over which the weight of top_k changes, in the units of margin: lower is "
         "sharper, and less is learned of items far down the list",
     )
@@ -462,7 +462,7 @@ _MAX_ITEMS = 2**15
 """Items up to which all of them are negatives: a step of a worker scores each of its queries against all."""
 _MAX_ITEMS_GROUPED, _MAX_SCORES_GROUPED = 2**17, 2**13
 """The same for a grouped dataset, and scores of an epoch by interaction: a query is scored about once an epoch."""
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.2
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.4
 _BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
 """The optimizer where only directions count. Rows that grew would turn ever more slowly."""
 _BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
@@ -476,12 +476,16 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """The rows of a dataset: of the query and the item entity, and of the train split, and whether they are grouped."""
+    """The rows of a dataset: of the query and the item entity, and of the train split, and whether they are grouped.
+
+    ``lift`` is that of co-occurrence, 1 where items are independent; None if it was not measured.
+    """
 
     queries: int
     items: int
     interactions: int
     is_grouped: bool
+    lift: float | None = None
 
 
 def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
@@ -509,14 +513,21 @@ def _fill(section: AnySection, **values: Any) -> AnySection:
 
 
 def _temperature(job: JobConfig, size: DatasetSize) -> float:
-    """Return a temperature, which decreases with the number of items, and with that of interactions to learn from.
+    """Return a temperature, lower where interactions say more: the more of them, and the higher their lift.
 
-    Fitted to what was best on the valid split: Last.fm 0.16, MovieLens-1M 0.18, Gowalla 0.11, and parts of them. The
+    At the optimum, cosine/T is the pointwise mutual information of query and item (Levy and Goldberg, NIPS 2014), which
+    cosines from -1 to 1 can only span with a T that fits its range. Fitted to what was best on valid on seventeen
+    splits, published ones and parts of them (docs/training.md). Without a lift, the number of items stands for it. The
     bounds hold where the data is far from those: at 0.05, logits are within ±20.
     """
     if job.model.score != "cosine":
         return 0.17
-    fitted = 1.67 * size.items**-0.155 * max(size.interactions, 1) ** -0.075
+    interactions = max(size.interactions, 1)
+    if size.lift is None:
+        fitted = min(1.67 * size.items**-0.155 * interactions**-0.075, 0.2)
+    else:
+        by_query, by_item = interactions / max(size.queries, 1), interactions / max(size.items, 1)
+        fitted = 0.68 * size.lift**-0.6 * by_query**-0.21 * by_item**-0.1
     return float(f"{min(max(fitted, _MIN_TEMPERATURE), _MAX_TEMPERATURE):.2g}")
 
 

@@ -174,8 +174,9 @@ class ModelConfig(Section):
     score: ScoreKind = Field("cosine", description="score function: dot, cosine, or euclidean (-squared distance)")
     temperature: Auto | Positive = Field(
         "auto",
-        description="divisor of the score in the loss; auto: 1.67 * items^-0.155 * interactions^-0.075 with cosine "
-        "scores, within 0.05 to 0.2, and 0.17 with others",
+        description="divisor of the score in the loss; auto: with cosine scores 0.68 * lift^-0.6 * (interactions per "
+        "query)^-0.21 * (interactions per item)^-0.1, within 0.05 to 0.4, with the lift of co-occurrence that "
+        f"{command('prepare')} measures; with others 0.17",
     )
     init: Literal["random", "spectral"] = Field(
         "random",

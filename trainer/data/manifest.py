@@ -193,7 +193,9 @@ class DatasetManifest(_Strict):
     rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
     rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
     out of the JSON if there is none. With ``is_grouped``, the interactions of a query entity are consecutive in
-    each split. ``source`` documents how the data were prepared, what was dropped and why.
+    each split. ``co_occurrence_lift`` is how many times as often as by chance the items of a query occur together for
+    other queries (``trainer/prepare/co_occurrence.py``); it is left out of the JSON if it was not measured. ``source``
+    documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -209,6 +211,7 @@ class DatasetManifest(_Strict):
     base: BaseReference | None = None
     has_timestamp: bool = False
     is_grouped: bool = False
+    co_occurrence_lift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -303,7 +306,7 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        empty = {name for name in ("content", "base") if not getattr(self, name)}
+        empty = {name for name in ("content", "base", "co_occurrence_lift") if not getattr(self, name)}
         return (self.model_dump_json(indent=1, exclude=empty) + "\n").encode()
 
 

@@ -106,7 +106,7 @@ class LossSpec:
     margin: float = 0.5
     negative_weight: float = 1.0
     top_k: int | None = None
-    top_k_temperature: float = 0.3
+    top_k_temperature: float = 0.6
     has_all_items: bool = False
 
     @staticmethod

@@ -51,7 +51,7 @@ def dataset_size(manifest: DatasetManifest) -> DatasetSize:
     """Return the size of a dataset that is prepared."""
     queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
     interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
-    return DatasetSize(queries, items, interactions, manifest.is_grouped)
+    return DatasetSize(queries, items, interactions, manifest.is_grouped, manifest.co_occurrence_lift)
 
 
 def open_lineage(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> LineageReader:

@@ -77,13 +77,32 @@ def test_final_evaluation_has_no_fewer_queries_than_one_during_training(given: o
     assert (spec.max_queries, spec.final) == (given, final)
 
 
-def test_temperature_is_lower_the_more_items_and_interactions_there_are() -> None:
+@pytest.mark.parametrize(
+    ("queries", "items", "interactions", "lift", "temperature"),
+    [
+        (1_885, 13_973, 64_315, 2.27, 0.17),
+        (6_039, 3_583, 590_733, 0.83, 0.17),
+        (29_858, 40_979, 719_081, 4.62, 0.1),
+        (13_436, 8_337, 82_106, 1.34, 0.31),
+        (10**8, 10**8, 10**10, 100.0, 0.05),
+        (10, 10, 10, 0.01, 0.4),
+    ],
+)
+def test_temperature_is_lower_the_more_interactions_say(
+    queries: int, items: int, interactions: int, lift: float, temperature: float
+) -> None:
+    """The sizes and lifts of Last.fm, MovieLens-1M, Gowalla, and half of Amazon Electronics; and the bounds."""
+    size = DatasetSize(queries, items, interactions, is_grouped=True, lift=lift)
+    assert resolved_job(size).model.temperature == temperature
+    assert resolved_job(size, "model.temperature=0.3").model.temperature == 0.3
+    assert resolved_job(size, "model.score=dot").model.temperature == 0.17
+
+
+def test_temperature_of_a_dataset_without_a_lift_follows_from_its_size() -> None:
     sizes = (DatasetSize(600, 3_000, 57_000, is_grouped=True), SMALL, MEDIUM, LARGE)
     assert [resolved_job(size).model.temperature for size in sizes] == [0.2, 0.17, 0.12, 0.067]
     huge = DatasetSize(10**8, 10**8, 10**10, is_grouped=True)
     assert resolved_job(huge).model.temperature == 0.05
-    assert resolved_job(MEDIUM, "model.temperature=0.3").model.temperature == 0.3
-    assert resolved_job(MEDIUM, "model.score=dot").model.temperature == 0.17
 
 
 def test_optimizer_follows_from_the_score() -> None:

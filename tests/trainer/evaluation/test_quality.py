@@ -24,6 +24,12 @@ def write_published(data: Path) -> None:
                 for customer in np.unique(customers_N)
             ]
             (data / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    for folder in ("ir_gowalla", "ir_electronic"):
+        (data / folder).mkdir(parents=True)
+        splits = planted_splits()
+        for split in ("train", "test"):
+            pairs = "".join(f"{customer}\t{track}\n" for customer, track in zip(*splits[split], strict=True))
+            (data / folder / f"{split}.tsv").write_text(f"user_procid\titem_procid\n{pairs}")
 
 
 def quality(workspace: Path, *options: str) -> subprocess.CompletedProcess[str]:
