@@ -216,10 +216,10 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("negative"):
         lines.append(f"{facts['negative']:,} of all interactions have a negative weight (negative feedback)")
-    if share := facts.get("heaviest_weight_share"):
+    if isinstance(share := facts.get("heaviest_weight_share"), float):
         lines.append(
-            f"weights: the heaviest 1 % of interactions have {share:.1%} of all weight in train; if they are numbers of "
-            "plays, train with train.weight_scale: log"
+            f"weights: the heaviest 1 % of interactions have {share:.1%} of all weight in train; if weights are "
+            "numbers of plays, train with train.weight_scale: log"
         )
     first, last = facts.get("first_timestamp"), facts.get("last_timestamp")
     if isinstance(first, int) and isinstance(last, int):

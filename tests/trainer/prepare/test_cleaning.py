@@ -170,8 +170,8 @@ def test_few_interactions_with_most_of_the_weight_are_named(tmp_path: Path) -> N
     manifest = prepare_files(tmp_path / "heavy", train, weight="plays", test=[test])
     assert manifest.source["heaviest_weight_share"] == round(400 / 1780, 4)
     summary = format_summary(manifest, Folder(tmp_path / "heavy"))
-    assert "the heaviest 1 % of interactions have 22.5% of all weight in train; if they are numbers of plays" in summary
-    assert "train with train.weight_scale: log" in summary
+    assert "the heaviest 1 % of interactions have 22.5% of all weight in train" in summary
+    assert "if weights are numbers of plays, train with train.weight_scale: log" in summary
     forget_dataset(Folder(tmp_path / "heavy"), pa.array(["1"]), "customer", NullReporter())
     assert "heaviest_weight_share" not in read_manifest(Folder(tmp_path / "heavy")).source
 
