@@ -7,10 +7,11 @@ those of JSON, and bounded.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator, with_config
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
@@ -20,6 +21,9 @@ from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
+MAX_COMPARISONS = 5_000_000
+"""Places times candidates of a request with diversity. Each costs up to 50 ns, so that all take the ranking thread, for
+which other requests wait, about a quarter of a second: as long as a condition may take."""
 MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
@@ -52,8 +56,8 @@ Splits = Annotated[list[SplitName], Field(max_length=len(ALL_SPLITS), fail_fast=
 """All splits, or none: a version has the histories of all together."""
 
 
-def _declared(options: type[RankingOptions], name: str, **limits: Any) -> Any:
-    """Return the field ``name`` of ``options`` as one of a request, with further ``limits``."""
+def _declared(options: type[RankingOptions], name: str, *, note: str = "", **limits: Any) -> Any:
+    """Return the field ``name`` of ``options`` as one of a request, with further ``limits`` and a ``note`` about it."""
     field = options.model_fields[name]
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     bounds: dict[str, Any] = {}
@@ -62,11 +66,16 @@ def _declared(options: type[RankingOptions], name: str, **limits: Any) -> Any:
             bounds["ge"] = entry.ge
         if isinstance(entry, Le):
             bounds["le"] = entry.le
-    return Field(default, description=field.description, **bounds, **limits)
+    return Field(default, description=f"{field.description}{note}", **bounds, **limits)
 
 
 _DAMPING = _declared(RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False)
-_DIVERSITY = _declared(RecommendOptions, "diversity", allow_inf_nan=False)
+_DIVERSITY = _declared(
+    RecommendOptions,
+    "diversity",
+    note=f"; above 0, the number of lists times k times candidates is at most {MAX_COMPARISONS:,}",
+    allow_inf_nan=False,
+)
 _EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
 _SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
 Fraction = Annotated[float, Field(strict=True)]
@@ -126,12 +135,35 @@ class HistoryItem(TypedDict):
     ]
 
 
+def _check_comparisons(request: _Recommendations, queries: int) -> None:
+    """Check that diversity takes no more than a bounded time.
+
+    Raises:
+        PydanticCustomError: it does.
+    """
+    if not request.diversity:
+        return
+    comparisons = queries * request.k * request.options.depth(request.k)
+    if comparisons > MAX_COMPARISONS:
+        raise PydanticCustomError(
+            "too_many_comparisons",
+            "With diversity, the number of lists times k times candidates should be at most {most}, which is {found} "
+            "here: ask for fewer lists at once, or for shorter ones",
+            {"most": f"{MAX_COMPARISONS:,}", "found": f"{comparisons:,}"},
+        )
+
+
 class KnownRequest(_Recommendations):
     """Recommendations for queries that were in training, such as customers, by ID."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_comparisons(self, len(self.ids))
+        return self
 
 
 class NewRequest(_Recommendations):
@@ -144,6 +176,11 @@ class NewRequest(_Recommendations):
     histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST, fail_fast=True)]] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_comparisons(self, len(self.histories))
+        return self
 
 
 RecommendRequest = KnownRequest | NewRequest

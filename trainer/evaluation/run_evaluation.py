@@ -70,6 +70,7 @@ def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = N
         {options.split: results[options.split]},
         {options.split: sums.of_all(np.asarray)},
         tuned=(reporter or NullReporter()) if options.baselines else None,
+        reranking=options,
     )
     if labels:
         results["labels"] = {labels.entity: precision}

@@ -23,8 +23,11 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baselines import load_baselines
+from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.paired_gain import difference_of
 from crossfade.trainer.runs.shown_metrics import error_of
+
+_RERANKING = "popularity_damping", "diversity", "exploration"
 
 
 def compare_with_baselines(
@@ -34,6 +37,7 @@ def compare_with_baselines(
     *,
     in_training: bool = False,
     tuned: ProgressReporter | None = None,
+    reranking: RerankingOptions | None = None,
 ) -> dict[str, Any]:
     """Return the ``metrics`` of the baselines by split and name, ``notes``, and the ``shortfall`` in words, or None.
 
@@ -45,6 +49,7 @@ def compare_with_baselines(
         sums: the run's ``GroupSums`` of ``evaluate.best_metric`` by split, if there are any.
         in_training: as ``load_baselines`` takes it.
         tuned: likewise.
+        reranking: how the lists of the run were re-ranked, if they were; those of the baselines were not.
 
     Raises:
         InputError: the dataset cannot be read.
@@ -64,18 +69,26 @@ def compare_with_baselines(
             error = math.hypot(*(values.get(error_of(metric), 0.0) for values in (baseline, metrics[split])))
         if gap > error:
             below.append((gap, f"{name.replace('_', ' ')} ({baseline[metric]:.4f}, by {gap:.4f} ± {error:.4f})"))
-    return {"shortfall": _describe(job, split, metrics[split], [text for _, text in sorted(below)[::-1]]), **found}
+    shortfall = None
+    if below:
+        metric, names = job.evaluate.best_metric, ", ".join(text for _, text in sorted(below)[::-1])
+        advice = _describe_reranking(reranking) if reranking and reranking.is_reranked else _describe_settings(job)
+        shortfall = f"{metric} on {split} is {metrics[split][metric]:.4f}, below {names}: {advice}"
+    return {"shortfall": shortfall, **found}
 
 
-def _describe(job: JobConfig, split: SplitName, metrics: Mapping[str, float], below: list[str]) -> str | None:
-    """Return a sentence that names the baselines ``below`` which the run is, best first, and what to change."""
-    if not below:
-        return None
-    metric, model = job.evaluate.best_metric, job.model
+def _describe_settings(job: JobConfig) -> str:
+    """Return which settings of the model to change."""
     log_scale = (
         ", with numbers of plays as weights train.weight_scale=log," if job.train.weight_scale == "linear" else ""
     )
     return (
-        f"{metric} on {split} is {metrics[metric]:.4f}, below {', '.join(below)}: try model.dim={2 * model.dim}, a "
-        f"higher or lower model.temperature (now {model.temperature}){log_scale} or train.item_frequency_power"
+        f"try model.dim={2 * job.model.dim}, a higher or lower model.temperature (now {job.model.temperature})"
+        f"{log_scale} or train.item_frequency_power"
     )
+
+
+def _describe_reranking(options: RerankingOptions) -> str:
+    """Return that re-ranking, which costs accuracy, may be why: the model itself may be below no baseline."""
+    names = [name for name in _RERANKING if getattr(options, name) > 0]
+    return f"the lists are re-ranked ({', '.join(names).replace('_', ' ')}); compare without re-ranking first"

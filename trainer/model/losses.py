@@ -75,7 +75,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import LossKind, resolved
 from crossfade.trainer.model.kernel_arguments import TopK
 from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
-from crossfade.trainer.model.top_k_kernels import _HALVINGS  # a new name there would compile the kernels again
+from crossfade.trainer.model.top_k_kernels import HALVINGS
 
 LOSS_CODES: dict[LossKind, int] = {
     "bpr": BPR,
@@ -122,7 +122,7 @@ class LossSpec:
             has_all_items=job.negatives.kind == "all",
         )
 
-    HALVINGS: ClassVar[int] = _HALVINGS
+    HALVINGS: ClassVar[int] = HALVINGS
     """Halvings of the range of an example's scores by which β is found in samples: it is within a millionth."""
 
     @property

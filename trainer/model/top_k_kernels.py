@@ -33,7 +33,7 @@ from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
 
 _LOWEST, _LOWEST_FINITE = np.float32(-np.inf), np.finfo(np.float32).min
 _STEP = 4 * LANES
-_HALVINGS = 20
+HALVINGS = 20
 """Halvings of the range of scores: β is within a millionth of it."""
 
 
@@ -204,7 +204,7 @@ def sampled_kth_score(scores_C, share_C, score, k):  # type: ignore[no-untyped-d
     """
     lowest, highest = _bounds(scores_C)
     low, high = min(lowest, score), max(highest, score)
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         middle = low + np.float32(0.5) * (high - low)
         reached = _shares_from(scores_C, share_C, middle) + (ONE if score >= middle else ZERO)
         if reached >= k:

@@ -58,7 +58,7 @@ from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
-from crossfade.trainer.prepare.summary import Facts
+from crossfade.trainer.prepare.summary import Facts, heavy_weights
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
@@ -373,6 +373,8 @@ class _Preparation:
         self.facts["negative"] = negative
         if isinstance(first, int) and isinstance(last, int):
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
+        if self.options.weight is not None:
+            self.facts |= heavy_weights(self.connection)
 
     def _move(self, plan: Mapping[str, HoldOut], events: EventTable) -> int:
         """Move what is held out, unless that was kept; return how many interactions were kept for train."""

@@ -11,12 +11,29 @@ from command_here import crossfade_here
 from running_command import succeeded
 from serving import running_server
 
+from crossfade.deploy.serving.schemas import MAX_COMPARISONS
+
 pytestmark = pytest.mark.slow
 CONFIGURATION = """
+hooks = "limits"
+
 [checks]
 positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 """A schema cannot state which conditions (400) and IDs (404) are valid."""
+
+HOOKS = f"""
+import schemathesis
+
+@schemathesis.hook
+def filter_case(context, case):
+    body = case.body if isinstance(case.body, dict) else {{}}
+    lists, k = body.get("ids", body.get("histories")), body.get("k", 10)
+    if not body.get("diversity") or not isinstance(lists, list) or not isinstance(k, int | float):
+        return True
+    return len(lists) * k * 1000 <= {MAX_COMPARISONS}
+"""
+"""Nor can it state how many lists of which length diversity is for."""
 
 EXAMPLES = 5
 """For each operation; benchmarks/serving.py --schemathesis tries more."""
@@ -28,6 +45,7 @@ def test_every_response_is_as_described(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     with running_server("run", cwd=tmp_path) as server:
         (tmp_path / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
+        (tmp_path / "limits.py").write_text(HOOKS, encoding="utf-8")
         options = ("--max-examples", str(EXAMPLES), "--seed", "1", "--phases", "examples,coverage,fuzzing")
         options += ("--header", "X-Requested-With: schemathesis")
         result = subprocess.run(

@@ -150,6 +150,9 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", {"ids": ["c010"], "popularity_damping": "1"}, 422, "should be a valid number"),
         ("recommend", b'{"ids": ["c010"], "popularity_damping": 1e999}', 422, "should be a finite number"),
         ("recommend", {"ids": ["c010"], "diversity": 1.5}, 422, "less than or equal to 1"),
+        ("recommend", {"ids": ["c010"] * 6, "k": 1000, "diversity": 0.1}, 422, "at most 5,000,000, which is 6,000,000"),
+        ("recommend", {"ids": ["c010"] * 51, "k": 100, "diversity": 1}, 422, "at most 5,000,000, which is 5,100,000"),
+        ("recommend", {"histories": [[{"id": 5001}]] * 6, "k": 1000, "diversity": 0.1}, 422, "at most 5,000,000"),
         ("recommend", {"ids": ["c010"], "seed": 2**60}, 422, "less than or equal to 9007199254740991"),
         ("recommend", b'{"ids": [1e999]}', 422, "should be a valid integer"),
         ("recommend", b'{"histories": [[{"id": 5001, "weight": 1e999}]]}', 422, "should be a finite number"),
@@ -168,6 +171,9 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         assert (found, message in json.dumps(answer)) == (status, True), answer
     assert server.post("recommend", b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert server.get("recommend", **{f"p{number}": 1 for number in range(200)})[0] == 400
+    # What diversity compares is bounded; exploration alone compares nothing.
+    for count, k, change in ((5, 1000, "diversity"), (50, 100, "diversity"), (100, 1000, "exploration")):
+        assert server.post("recommend", {"ids": ["c010"] * count, "k": k, change: 0.1})[0] == 200, (count, k, change)
     # The largest valid body, and bodies with a fault in each of many places, which are not repeated.
     histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 100
     assert server.post("recommend", {"histories": histories, "k": 1})[0] == 200

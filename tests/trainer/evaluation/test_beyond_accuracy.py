@@ -326,6 +326,9 @@ def test_command_shows_what_re_ranking_changes(workspace: Path) -> None:
     assert before == plain["segments"]["all"] | plain["test"]
     assert {name: after[name] for name in found["test"]} == found["test"]
     assert after["diversity@10"] > before["diversity@10"] + 0.05
+    random = crossfade_here("evaluate", "run", "--exploration", 1, "--k", 10, cwd=workspace)
+    first = succeeded(random).stdout.splitlines()[0]
+    assert first.endswith("the lists are re-ranked (exploration); compare without re-ranking first"), first
     printed = succeeded(crossfade_here(*command, "--compare", "run", cwd=workspace)).stdout
     table, tested = (part.splitlines() for part in printed.split("\n\n")[1:3])
     assert table[0].split() == ["model", "re-ranked", "change"]

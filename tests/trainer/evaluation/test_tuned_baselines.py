@@ -18,6 +18,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.paired_gain import GROUPS
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
 from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of, rank_by_scores
@@ -162,6 +163,13 @@ def test_run_is_below_a_baseline_by_more_than_the_paired_error(data: Path) -> No
     expected = f"ndcg@4 on test is {metrics['ndcg@4']:.4f}, below popularity ({figures}): try "
     assert paired["shortfall"].startswith(expected)
     assert "model.dim=128" in paired["shortfall"]
+    damped = RerankingOptions.of(popularity_damping=0.5, exploration=0.1)
+    reranked = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost}, reranking=damped)
+    expected = expected.removesuffix("try ")
+    advice = "the lists are re-ranked (popularity damping, exploration); compare without re-ranking first"
+    assert reranked["shortfall"] == expected + advice
+    unchanged = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost}, reranking=RerankingOptions.of())
+    assert unchanged["shortfall"] == paired["shortfall"]
     assert compare_with_baselines(job, {"test": metrics})["shortfall"] is None
     assert compare_with_baselines(job, {"test": {**baseline, "queries": queries}})["shortfall"] is None
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
+from preparing import forget_dataset, interactions, prepare_files, vocabulary, write_parquet, write_text
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -105,7 +107,6 @@ def test_duplicates_sum_keeps_latest_time_and_drops_cancelled_pairs(tmp_path: Pa
     assert manifest.source["merged_duplicates"] == len(rows) + len(test) - len(weight) - 1
 
 
-@pytest.mark.slow
 def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     draw = random.Random(1)
     count = 150_000  # more than one of DuckDB's own row groups, so that threads do share the work
@@ -154,6 +155,51 @@ def test_negative_weights_are_kept_but_not_counted(tmp_path: Path) -> None:
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert {row["id"]: row["count"] for row in vocabulary(tmp_path / "out", "item")} == {1: 2, 2: 0, 3: 0}
     assert "3 of all interactions have a negative weight" in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+def weighted(path: Path, weights: list[float]) -> Path:
+    """Write an event of another item for each of ``weights``, by 50 customers."""
+    count = len(weights)
+    return write_parquet(path, customer=[row % 50 for row in range(count)], item=list(range(count)), plays=weights)
+
+
+def test_few_interactions_with_most_of_the_weight_are_named(tmp_path: Path) -> None:
+    # 10 of 1,000 positive ones are 1 %, of 20 that are as heavy; neither negative nor held-out ones count.
+    train = weighted(tmp_path / "train.parquet", [40.0] * 20 + [1.0] * 980 + [-1e6] * 500)
+    test = weighted(tmp_path / "test.parquet", [1e6] * 1000)
+    manifest = prepare_files(tmp_path / "heavy", train, weight="plays", test=[test])
+    assert manifest.source["heaviest_weight_share"] == round(400 / 1780, 4)
+    summary = format_summary(manifest, Folder(tmp_path / "heavy"))
+    assert "the heaviest 1 % of interactions have 22.5% of all weight in train" in summary
+    assert "if weights are numbers of plays, train with train.weight_scale: log" in summary
+    forget_dataset(Folder(tmp_path / "heavy"), pa.array(["1"]), "customer", NullReporter())
+    assert "heaviest_weight_share" not in read_manifest(Folder(tmp_path / "heavy")).source
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1.0] * 2000,
+        [1.0, 2.0, 3.0, 4.0, 5.0] * 400,
+        [1.0] * 1900 + [5.0] * 100,
+        [1e6] + [1.0] * 98,  # too few for 1 %
+    ],
+    ids=["all 1", "ratings", "most 1", "few"],
+)
+def test_ordinary_weights_are_not_named(tmp_path: Path, weights: list[float]) -> None:
+    train = weighted(tmp_path / "train.parquet", weights)
+    manifest = prepare_files(tmp_path / "out", train, weight="plays", hold_out_valid="none")
+    assert "heaviest_weight_share" not in manifest.source
+    assert "weights:" not in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+def test_weights_of_event_types_are_not_named(tmp_path: Path) -> None:
+    lines = [f"{row % 50},{row},{'sale' if row < 10 else 'play'}" for row in range(1000)]
+    train = write_text(tmp_path / "e.csv", "\n".join(["customer,item,what", *lines]) + "\n")
+    manifest = prepare_files(
+        tmp_path / "out", train, event="what", event_weights={"play": 1, "sale": 100}, hold_out_valid="none"
+    )
+    assert "heaviest_weight_share" not in manifest.source
 
 
 def test_last_n_counts_positives_and_takes_later_negatives(tmp_path: Path) -> None:
