@@ -21,7 +21,7 @@ from crossfade.trainer.model.spec import ModelSpec, Score
 
 pytestmark = pytest.mark.numbers
 
-TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 70, 200, 20
+TEMPERATURE, TOP_K_TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 0.3, 70, 200, 20
 Result = tuple[float, FloatArray, FloatArray]
 
 
@@ -60,7 +60,13 @@ class Case:
         tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
         negatives = NegativesConfig(kind=self.kind, count=max(len(self.drawn_N), 1))
         model = ModelSpec(*tables, Score.of(self.score, TEMPERATURE))
-        loss = LossSpec("softmax", TEMPERATURE, top_k=self.top_k, has_all_items=self.kind == "all")
+        loss = LossSpec(
+            "softmax",
+            TEMPERATURE,
+            top_k=self.top_k,
+            top_k_temperature=TOP_K_TEMPERATURE,
+            has_all_items=self.kind == "all",
+        )
         return CpuEngine(model, loss, negatives)
 
     def result(self) -> Result:
@@ -123,7 +129,7 @@ def factor_at_top(case: Case, scores_C: FloatArray, log_q_C: FloatArray | None) 
     order_C = np.argsort(-scores_C)
     place = np.searchsorted(shares_C[order_C].cumsum(), case.top_k)
     beta = scores_C[order_C[min(place, len(order_C) - 1)]]
-    return float(2 / (1 + np.exp((beta - scores_C[0]) * TEMPERATURE / 0.3)))
+    return float(2 / (1 + np.exp((beta - scores_C[0]) * TEMPERATURE / TOP_K_TEMPERATURE)))
 
 
 def reference(case: Case) -> Result:
