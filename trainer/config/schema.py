@@ -478,7 +478,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 class DatasetSize:
     """The rows of a dataset: of the query and the item entity, and of the train split, and whether they are grouped.
 
-    ``lift`` is that of co-occurrence, 1 where items are independent; None if it was not measured.
+    ``lift`` and ``items_per_query`` are as in the ``CoOccurrence`` of its manifest; None if it was not measured.
     """
 
     queries: int
@@ -486,6 +486,7 @@ class DatasetSize:
     interactions: int
     is_grouped: bool
     lift: float | None = None
+    items_per_query: float | None = None
 
 
 def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
@@ -513,21 +514,19 @@ def _fill(section: AnySection, **values: Any) -> AnySection:
 
 
 def _temperature(job: JobConfig, size: DatasetSize) -> float:
-    """Return a temperature, lower where interactions say more: the more of them, and the higher their lift.
+    """Return a temperature, lower where interactions say more: the more items a query has, and the higher their lift.
 
     At the optimum, cosine/T is the pointwise mutual information of query and item (Levy and Goldberg, NIPS 2014), which
-    cosines from -1 to 1 can only span with a T that fits its range. Fitted to what was best on valid on seventeen
-    splits, published ones and parts of them (docs/training.md). Without a lift, the number of items stands for it. The
-    bounds hold where the data is far from those: at 0.05, logits are within ±20.
+    cosines from -1 to 1 can only span with a T that fits its range. Fitted to what was best on valid on twenty splits,
+    published ones and parts of them (docs/training.md). Without a lift, the numbers of items and interactions stand for
+    it. The bounds hold where the data is far from those: at 0.05, logits are within ±20.
     """
     if job.model.score != "cosine":
         return 0.17
-    interactions = max(size.interactions, 1)
-    if size.lift is None:
-        fitted = min(1.67 * size.items**-0.155 * interactions**-0.075, 0.2)
+    if size.lift is None or size.items_per_query is None:
+        fitted = min(1.67 * size.items**-0.155 * max(size.interactions, 1) ** -0.075, 0.2)
     else:
-        by_query, by_item = interactions / max(size.queries, 1), interactions / max(size.items, 1)
-        fitted = 0.68 * size.lift**-0.6 * by_query**-0.21 * by_item**-0.1
+        fitted = 0.588 * size.lift**-0.45 * size.items_per_query**-0.25
     return float(f"{min(max(fitted, _MIN_TEMPERATURE), _MAX_TEMPERATURE):.2g}")
 
 

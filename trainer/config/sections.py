@@ -174,9 +174,9 @@ class ModelConfig(Section):
     score: ScoreKind = Field("cosine", description="score function: dot, cosine, or euclidean (-squared distance)")
     temperature: Auto | Positive = Field(
         "auto",
-        description="divisor of the score in the loss; auto: with cosine scores 0.68 * lift^-0.6 * (interactions per "
-        "query)^-0.21 * (interactions per item)^-0.1, within 0.05 to 0.4, with the lift of co-occurrence that "
-        f"{command('prepare')} measures; with others 0.17",
+        description="divisor of the score in the loss; auto: with cosine scores 0.588 * lift^-0.45 * (items per "
+        f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures; with "
+        "others 0.17",
     )
     init: Literal["random", "spectral"] = Field(
         "random",

@@ -185,6 +185,17 @@ class BaseReference(_Strict):
     fingerprint: Count
 
 
+class CoOccurrence(_Strict):
+    """How much the items of a query say about each other, in train (``trainer/prepare/co_occurrence.py``).
+
+    ``lift`` is how many times as often as by chance two items of a query are those of another; 1 if they are
+    independent. ``items_per_query`` is how many different items a query has on average.
+    """
+
+    lift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    items_per_query: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+
+
 class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
@@ -193,9 +204,8 @@ class DatasetManifest(_Strict):
     rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
     rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
     out of the JSON if there is none. With ``is_grouped``, the interactions of a query entity are consecutive in
-    each split. ``co_occurrence_lift`` is how many times as often as by chance the items of a query occur together for
-    other queries (``trainer/prepare/co_occurrence.py``); it is left out of the JSON if it was not measured. ``source``
-    documents how the data were prepared, what was dropped and why.
+    each split. ``co_occurrence`` is how much the items of a query say about each other, left out of the JSON if it was
+    not measured. ``source`` documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -211,7 +221,7 @@ class DatasetManifest(_Strict):
     base: BaseReference | None = None
     has_timestamp: bool = False
     is_grouped: bool = False
-    co_occurrence_lift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    co_occurrence: CoOccurrence | None = None
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -306,7 +316,7 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        empty = {name for name in ("content", "base", "co_occurrence_lift") if not getattr(self, name)}
+        empty = {name for name in ("content", "base", "co_occurrence") if not getattr(self, name)}
         return (self.model_dump_json(indent=1, exclude=empty) + "\n").encode()
 
 

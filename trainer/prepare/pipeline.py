@@ -30,7 +30,7 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
-from crossfade.trainer.prepare.co_occurrence import measure_lift
+from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
     fetch_count,
@@ -282,7 +282,7 @@ class _Preparation:
             base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
-            co_occurrence_lift=measure_lift(self.connection, rows["train"]),
+            co_occurrence=measure_co_occurrence(self.connection, rows["train"]),
             source={
                 **_describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",

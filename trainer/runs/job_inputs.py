@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +51,10 @@ def dataset_size(manifest: DatasetManifest) -> DatasetSize:
     """Return the size of a dataset that is prepared."""
     queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
     interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
-    return DatasetSize(queries, items, interactions, manifest.is_grouped, manifest.co_occurrence_lift)
+    size = DatasetSize(queries, items, interactions, manifest.is_grouped)
+    if (found := manifest.co_occurrence) is not None:
+        size = replace(size, lift=found.lift, items_per_query=found.items_per_query)
+    return size
 
 
 def open_lineage(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> LineageReader:

@@ -1,5 +1,6 @@
 """Values of a job that follow from others and from the size of its dataset."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,21 +79,14 @@ def test_final_evaluation_has_no_fewer_queries_than_one_during_training(given: o
 
 
 @pytest.mark.parametrize(
-    ("queries", "items", "interactions", "lift", "temperature"),
-    [
-        (1_885, 13_973, 64_315, 2.27, 0.17),
-        (6_039, 3_583, 590_733, 0.83, 0.17),
-        (29_858, 40_979, 719_081, 4.62, 0.1),
-        (13_436, 8_337, 82_106, 1.34, 0.31),
-        (10**8, 10**8, 10**10, 100.0, 0.05),
-        (10, 10, 10, 0.01, 0.4),
-    ],
+    ("lift", "items_per_query", "temperature"),
+    [(2.32, 34.1, 0.17), (1.18, 97.8, 0.17), (8.58, 23.9, 0.1), (1.75, 13.6, 0.24), (900.0, 99.0, 0.05), (0.1, 1, 0.4)],
 )
 def test_temperature_is_lower_the_more_interactions_say(
-    queries: int, items: int, interactions: int, lift: float, temperature: float
+    lift: float, items_per_query: float, temperature: float
 ) -> None:
-    """The sizes and lifts of Last.fm, MovieLens-1M, Gowalla, and half of Amazon Electronics; and the bounds."""
-    size = DatasetSize(queries, items, interactions, is_grouped=True, lift=lift)
+    """As of Last.fm, MovieLens-1M, Gowalla, and Amazon Electronics in published splits; and the bounds."""
+    size = replace(SMALL, lift=lift, items_per_query=items_per_query)
     assert resolved_job(size).model.temperature == temperature
     assert resolved_job(size, "model.temperature=0.3").model.temperature == 0.3
     assert resolved_job(size, "model.score=dot").model.temperature == 0.17
