@@ -82,9 +82,7 @@ def test_final_evaluation_has_no_fewer_queries_than_one_during_training(given: o
     ("lift", "items_per_query", "temperature"),
     [(2.32, 34.1, 0.17), (1.18, 97.8, 0.17), (8.58, 23.9, 0.1), (1.75, 13.6, 0.24), (900.0, 99.0, 0.05), (0.1, 1, 0.4)],
 )
-def test_temperature_is_lower_the_more_interactions_say(
-    lift: float, items_per_query: float, temperature: float
-) -> None:
+def test_temperature_is_lower_the_more_items_say(lift: float, items_per_query: float, temperature: float) -> None:
     """As of Last.fm, MovieLens-1M, Gowalla, and Amazon Electronics in published splits; and the bounds."""
     size = replace(SMALL, lift=lift, items_per_query=items_per_query)
     assert resolved_job(size).model.temperature == temperature
