@@ -21,9 +21,9 @@ from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
-MAX_COMPARISONS = 5_000_000
-"""Places times candidates of a request with diversity. Each costs up to 50 ns, so that all take the ranking thread, for
-which other requests wait, about a quarter of a second: as long as a condition may take."""
+MAX_COMPARISONS = 2_000_000
+"""Places times candidates of a request with diversity. With 64 columns each costs up to 50 ns, so that all take the
+ranking thread, for which other requests wait, about a tenth of a second."""
 MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"

@@ -188,8 +188,8 @@ class BaseReference(_Strict):
 class CoOccurrence(_Strict):
     """How much the items of a query say about each other, in train (``trainer/prepare/co_occurrence.py``).
 
-    ``lift`` is how many times as often as by chance two items of a query are those of another; 1 if they are
-    independent. ``items_per_query`` is how many different items a query has on average.
+    ``lift`` is how many times as often as by chance two items of one query also occur together at another; 1 if they
+    are independent. ``items_per_query`` is how many different items a query has on average.
     """
 
     lift: Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,8 +1,8 @@
 # ruff: noqa: S608  (what is put into SQL are numbers of this program)
 """How much the items of a query say about each other: the lift of co-occurrence, and the number of items.
 
-    found = measure_co_occurrence(connection, train_rows)
-    found.lift, found.items_per_query       # 8.2 and 24 for places that people visit, 1.2 and 98 for films
+    found = measure_co_occurrence(connection)
+    found.lift, found.items_per_query       # 8.4 and 24 for places that people visit, 1.2 and 98 for films
 
 Lift is P(i, j) / (P(i) · P(j)) in association rules (interest, Brin, Motwani, and Silverstein, "Beyond market baskets:
 generalizing association rules to correlations", SIGMOD 1997). Here P(j | i) is that of a random walk, from an item to
@@ -11,40 +11,53 @@ another query that has it, and on to another item of that query: queries with ma
 
 from __future__ import annotations
 
+import math
+
 import duckdb
 import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.manifest import CoOccurrence
-from crossfade.trainer.prepare.database import fetch_count
+from crossfade.trainer.prepare.database import fetch_count, fetch_one
 
-_MAX_QUERIES, _MAX_INTERACTIONS = 20_000, 2_000_000
-"""Queries and interactions that it is measured on: samples of this size give it within a few percent."""
+_MAX_INTERACTIONS, _MIN_QUERIES, _MAX_ITEMS = 2_000_000, 2_000, 5_000
+"""What it is measured on: interactions and queries of a random sample, and different items of one query."""
+_MIN_EVIDENCE = 100
+"""Random pairs of which another query has both items, from which on the lift is known within some percent."""
 _PAIRS, _PAIRS_AT_ONCE = 20_000, 100
 
 
-def measure_co_occurrence(connection: duckdb.DuckDBPyConnection, train_rows: int) -> CoOccurrence:
-    """Measure it in the view ``train_interactions``, on a random sample of its queries.
+def measure_co_occurrence(connection: duckdb.DuckDBPyConnection) -> CoOccurrence | None:
+    """Measure it in the view ``train_interactions``, on a random sample of the queries that have interactions there.
 
     Args:
-        connection: the database of a preparation, with ``places`` and ``vocabulary_item``.
-        train_rows: interactions in train.
+        connection: the database of a preparation, with ``places``, ``counts_query``, and ``vocabulary_item``.
+
+    Returns:
+        What was found; None if the sample has too few items in common.
     """
-    queries = max(1, _MAX_INTERACTIONS * fetch_count(connection, "SELECT count(*) FROM places") // max(train_rows, 1))
+    queries, positives = fetch_one(
+        connection, "SELECT count(*), coalesce(sum(count)::BIGINT, 0) FROM counts_query WHERE count > 0"
+    )
+    assert isinstance(queries, int)
+    assert isinstance(positives, int)
+    share = max(_MAX_INTERACTIONS / max(positives, 1), _MIN_QUERIES / max(queries, 1))
+    last = math.ceil(share * fetch_count(connection, "SELECT count(*) FROM places"))
     sampled = connection.execute(
-        "SELECT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
-        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {min(queries, _MAX_QUERIES)}"
+        "SELECT DISTINCT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
+        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {last} "
+        f"QUALIFY dense_rank() OVER (PARTITION BY q.place ORDER BY hash(i.row)) <= {_MAX_ITEMS}"
     ).fetchnumpy()
     return co_occurrence(sampled["place"], sampled["row"])
 
 
-def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccurrence:
+def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccurrence | None:
     """Return how much the items of queries say about each other, to three digits.
 
     The lift is (C + c) / (E + c). C sums, over random pairs of items of a query, the other queries that have both, each
     divided by the number of its other items. E is what C would be if the items kept their numbers of queries, and all
     else were chance (the configuration model, Newman, "Networks", 2010). c is what one such query adds on average, and
-    draws the lift to 1 where pairs hardly occur twice. Below 1, items are so popular that chance would give them to a
+    draws the lift to 1 where few pairs occur twice. Below 1, items are so popular that chance would give them to a
     query more than once.
 
     Args:
@@ -53,12 +66,13 @@ def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccur
         seed: seed of the random pairs.
 
     Returns:
-        The lift, 1 if no query has two items, and the mean number of items of a query, at least 1.
+        The lift, and the mean number of different items of a query; None if too few pairs occur twice to tell, and
+        chance would not have it that they do.
     """
     from scipy.sparse import csr_matrix, diags  # it takes a second
 
     if not len(query_N):
-        return CoOccurrence(lift=1, items_per_query=1)
+        return None
     queries_N, items_N = (np.unique(ids_N, return_inverse=True)[1] for ids_N in (query_N, item_N))
     has_QI = csr_matrix((np.ones(len(queries_N), np.float32), (queries_N, items_N)))
     has_QI.sum_duplicates()
@@ -80,5 +94,7 @@ def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccur
     others_P = np.maximum(has_QI.nnz - items_Q[query_P], 1)
     expected = float(np.sum((queries_I[one_P] - 1.0) * (queries_I[two_P] - 1) / others_P))
     one_query = float(np.mean(share_Q[query_P])) if len(query_P) else 1.0
+    if max(together, expected) < _MIN_EVIDENCE * one_query:
+        return None
     lift, items_per_query = (together + one_query) / (expected + one_query), float(np.mean(items_Q))
     return CoOccurrence(lift=float(f"{lift:.3g}"), items_per_query=float(f"{items_per_query:.3g}"))

@@ -24,7 +24,7 @@ import pyarrow as pa
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import CoOccurrence, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
@@ -282,7 +282,7 @@ class _Preparation:
             base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=events.timestamps is not None,
             is_grouped=options.order == "grouped",
-            co_occurrence=measure_co_occurrence(self.connection, rows["train"]),
+            co_occurrence=self._measure_co_occurrence(),
             source={
                 **_describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
@@ -373,7 +373,7 @@ class _Preparation:
         self.facts["negative"] = negative
         if isinstance(first, int) and isinstance(last, int):
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
-        if self.options.weight is not None:
+        if self.options.weight is not None or self.options.duplicates == "sum":
             self.facts |= heavy_weights(self.connection)
 
     def _move(self, plan: Mapping[str, HoldOut], events: EventTable) -> int:
@@ -444,6 +444,13 @@ class _Preparation:
             f"CREATE TABLE places AS SELECT number, row, row_number() OVER (ORDER BY {self._shuffle('row')}) AS place "
             "FROM vocabulary_query WHERE number IS NOT NULL"
         )
+
+    def _measure_co_occurrence(self) -> CoOccurrence | None:
+        """Return that of the base dataset, so that days of one model have one temperature, or measure it."""
+        if self.base is not None and self.base.manifest.co_occurrence is not None:
+            return self.base.manifest.co_occurrence
+        self.progress.phase("co-occurrence", None, "row")
+        return measure_co_occurrence(self.connection)
 
     def _keep_split(self, split: str, rows: int, events: EventTable) -> Split:
         """Write a split, unless that was kept."""

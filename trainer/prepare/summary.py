@@ -77,12 +77,12 @@ def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity
 
 def heavy_weights(connection: duckdb.DuckDBPyConnection) -> Facts:
     """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary."""
-    share = fetch_one(  # by distinct weight: far fewer than interactions
+    share = fetch_one(  # by weights within a percent of each other, of which there are few
         connection,
         "SELECT sum(weight * greatest(0, least(count, head - heavier))) / sum(weight * count) FROM ("
         f"SELECT weight, count, sum(count) OVER (ORDER BY weight DESC) - count AS heavier, "
-        f"sum(count) OVER () // {_HEAD_FRACTION} AS head FROM (SELECT weight::DOUBLE AS weight, count(*) AS count "
-        "FROM train_interactions WHERE weight > 0 GROUP BY weight))",
+        f"sum(count) OVER () // {_HEAD_FRACTION} AS head FROM (SELECT avg(weight::DOUBLE) AS weight, count(*) AS count "
+        "FROM train_interactions WHERE weight > 0 GROUP BY round(100 * ln(weight))))",
     )[0]
     found = 0.0 if share is None else round(float(str(share)), 4)  # threads add in any order
     return {"heaviest_weight_share": found} if found >= _HEAVY_SHARE else {}

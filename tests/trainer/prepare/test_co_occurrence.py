@@ -7,10 +7,12 @@ import pytest
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import CoOccurrence, read_manifest
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.co_occurrence import co_occurrence
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.runs.job_inputs import load_inputs
 
 
 def communities(count: int, seed: int = 0) -> tuple[IntArray, IntArray]:
@@ -20,11 +22,18 @@ def communities(count: int, seed: int = 0) -> tuple[IntArray, IntArray]:
     return customer_N, customer_N % count + count * generator.integers(400 // count, size=len(customer_N))
 
 
+def lift_of(customer_N: IntArray, item_N: IntArray) -> float:
+    found = co_occurrence(customer_N, item_N)
+    assert found is not None
+    return found.lift
+
+
 @pytest.mark.parametrize("count", [1, 4, 20])
 def test_lift_is_the_number_of_communities_that_share_nothing(count: int) -> None:
     """Customers of a track are those of one community, so they play its other tracks that many times as often."""
     customer_N, item_N = communities(count)
     found = co_occurrence(customer_N, item_N)
+    assert found is not None
     pairs = len(np.unique(customer_N * 400 + item_N))
     assert found.lift == pytest.approx(count, rel=0.08)
     assert found.items_per_query == pytest.approx(pairs / 2_000, rel=0.01)
@@ -33,7 +42,7 @@ def test_lift_is_the_number_of_communities_that_share_nothing(count: int) -> Non
 def test_popularity_and_activity_alone_give_no_lift() -> None:
     generator = np.random.default_rng(1)
     customer_N, item_N = (np.floor(rows * generator.random(60_000) ** 1.5).astype(np.int64) for rows in (5_000, 3_000))
-    assert co_occurrence(customer_N, item_N).lift == pytest.approx(1, abs=0.1)
+    assert lift_of(customer_N, item_N) == pytest.approx(1, abs=0.1)
 
 
 def test_queries_with_many_items_count_no_more_than_others() -> None:
@@ -41,7 +50,7 @@ def test_queries_with_many_items_count_no_more_than_others() -> None:
     customer_N, item_N = communities(4)
     heavy_N, played_N = (ids_N.ravel() for ids_N in np.meshgrid(np.arange(2_000, 2_010), np.arange(0, 400, 2)))
     joined = np.concatenate([customer_N, heavy_N]), np.concatenate([item_N, played_N])
-    assert co_occurrence(*joined).lift == pytest.approx(4, rel=0.15)
+    assert lift_of(*joined) == pytest.approx(4, rel=0.15)
 
 
 def test_names_and_order_of_rows_and_repeated_plays_change_nothing() -> None:
@@ -52,22 +61,59 @@ def test_names_and_order_of_rows_and_repeated_plays_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 500])
-def test_without_pairs_or_items_in_common_lift_is_one(rows: int) -> None:
+def test_too_few_items_in_common_say_nothing(rows: int) -> None:
     row_N = np.arange(rows)
-    for customer_N, items in ((row_N, 1), (row_N // 5, 5), (np.zeros_like(row_N), rows)):
-        expected = CoOccurrence(lift=1, items_per_query=max(min(items, rows), 1))
-        assert co_occurrence(customer_N, row_N) == expected
+    for customer_N in (row_N, row_N // 5, np.zeros_like(row_N)):
+        assert co_occurrence(customer_N, row_N) is None
+
+
+def test_thin_sample_of_a_large_catalog_says_nothing() -> None:
+    """Each track has a customer or two: few pairs of tracks occur twice, whatever the communities."""
+    generator = np.random.default_rng(3)
+    customer_N = np.repeat(np.arange(2_000), 5)
+    assert co_occurrence(customer_N, generator.integers(100_000, size=len(customer_N))) is None
+
+
+def write_plays(folder: Path, name: str, customer_N: IntArray, item_N: IntArray, weight: int = 1) -> Path:
+    lines = (f"{customer},{item},{weight}\n" for customer, item in zip(customer_N, item_N, strict=True))
+    (folder / name).write_text("customer,item,weight\n" + "".join(lines))
+    return folder / name
 
 
 @pytest.mark.slow
-def test_prepare_measures_train(tmp_path: Path) -> None:
+def test_prepare_measures_positive_interactions_of_train(tmp_path: Path) -> None:
+    """Neither skips nor customers of test alone change it, nor the number of threads; a run's temperature follows."""
     customer_N, item_N = communities(4)
-    lines = "".join(f"{customer},{item}\n" for customer, item in zip(customer_N, item_N, strict=True))
-    (tmp_path / "plays.csv").write_text("customer,item\n" + lines)
-    for threads in (1, 3):
-        out = tmp_path / f"data-{threads}"
-        prepare(PrepareOptions.of(train=[tmp_path / "plays.csv"], out=out, threads=threads))
-    found = read_manifest(Folder(tmp_path / "data-1")).co_occurrence
-    assert found is not None
-    assert found.lift == pytest.approx(4, rel=0.05)
-    assert found == read_manifest(Folder(tmp_path / "data-3")).co_occurrence
+    many_N = np.tile(customer_N, 4), np.tile(item_N, 4)  # more than DuckDB gives to one thread
+    train = [write_plays(tmp_path, "plays.csv", *many_N)]
+    other_N = np.repeat(np.arange(2_000, 9_000), 2)
+    test = [write_plays(tmp_path, "test.csv", other_N, other_N % 400)]
+    skips = write_plays(
+        tmp_path, "skips.csv", np.repeat(np.arange(9_000, 9_100), 400), np.tile(np.arange(400), 100), -1
+    )
+    found = []
+    for name, options in {
+        "plain": {"train": train, "threads": 1},
+        "more": {"train": [*train, skips], "test": test, "threads": 3},
+    }.items():
+        prepare(PrepareOptions.of(weight="weight", hold_out_valid="none", out=tmp_path / name, **options))
+        found.append(read_manifest(Folder(tmp_path / name)).co_occurrence)
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].lift == pytest.approx(4, rel=0.05)
+    assert found[1].lift == pytest.approx(found[0].lift, rel=0.02)
+    assert found[1].items_per_query == found[0].items_per_query
+    job = make_job(f"{{name: plays, data: {{path: {tmp_path / 'plain'}}}}}", "a test", [])
+    expected = 0.588 * found[0].lift ** -0.45 * found[0].items_per_query ** -0.25
+    assert load_inputs(job).job.model.temperature == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.slow
+def test_dataset_has_the_co_occurrence_of_its_base(tmp_path: Path) -> None:
+    plays = write_plays(tmp_path, "plays.csv", *communities(4))
+    day = write_plays(tmp_path, "day.csv", *communities(20))
+    prepare(PrepareOptions.of(train=[plays], out=tmp_path / "base"))
+    prepare(PrepareOptions.of(train=[day], base=tmp_path / "base", out=tmp_path / "next"))
+    base, after = (read_manifest(Folder(tmp_path / name)).co_occurrence for name in ("base", "next"))
+    assert base is not None
+    assert base == after
