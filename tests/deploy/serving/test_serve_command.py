@@ -172,7 +172,7 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     assert server.post("recommend", b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert server.get("recommend", **{f"p{number}": 1 for number in range(200)})[0] == 400
     # What diversity compares is bounded; exploration alone compares nothing.
-    for count, k, change in ((5, 1000, "diversity"), (50, 100, "diversity"), (100, 1000, "exploration")):
+    for count, k, change in ((2, 1000, "diversity"), (20, 100, "diversity"), (100, 1000, "exploration")):
         assert server.post("recommend", {"ids": ["c010"] * count, "k": k, change: 0.1})[0] == 200, (count, k, change)
     # The largest valid body, and bodies with a fault in each of many places, which are not repeated.
     histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 100
