@@ -143,7 +143,7 @@ A search over 100 settings found 0.1720 ± 0.0004 on valid at best (ndcg@10, thr
     "gowalla_split": """\
 The test split is no random sample of the interactions: the 50 items with the most interactions in train and valid have
 5.6 % of test, 1.49 times their share of train and valid. In the other splits here it is 0.99 to 1.00 times. So a
-ranking that favors popular items gains on this test and loses on valid, and settings chosen on valid do not show the
+ranking that favors popular items can gain on this test and lose on valid, and settings chosen on valid do not show the
 gain. On the split of Gowalla below, LightGCN and plain embeddings with the same loss are alike.
 """,
     "ir_electronic": """\

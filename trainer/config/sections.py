@@ -175,8 +175,8 @@ class ModelConfig(Section):
     temperature: Auto | Positive = Field(
         "auto",
         description="divisor of the score in the loss; auto: with cosine scores 0.588 * lift^-0.45 * (items per "
-        f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures; with "
-        "others 0.17",
+        f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures (if it "
+        "did not: 1.67 * items^-0.155 * interactions^-0.075, at most 0.2); with others 0.17",
     )
     init: Literal["random", "spectral"] = Field(
         "random",

@@ -23,7 +23,7 @@ from crossfade.trainer.prepare.database import fetch_count, fetch_one
 _MAX_INTERACTIONS, _MIN_QUERIES, _MAX_ITEMS = 2_000_000, 2_000, 5_000
 """What it is measured on: interactions and queries of a random sample, and different items of one query."""
 _MIN_EVIDENCE = 100
-"""Random pairs of which another query has both items, from which on the lift is known within some percent."""
+"""Co-occurrences, found or expected by chance, below which the lift would be off by more than about 10 %."""
 _PAIRS, _PAIRS_AT_ONCE = 20_000, 100
 
 
@@ -34,7 +34,7 @@ def measure_co_occurrence(connection: duckdb.DuckDBPyConnection) -> CoOccurrence
         connection: the database of a preparation, with ``places``, ``counts_query``, and ``vocabulary_item``.
 
     Returns:
-        What was found; None if the sample has too few items in common.
+        What was found; None if there are too few co-occurrences in the sample.
     """
     queries, positives = fetch_one(
         connection, "SELECT count(*), coalesce(sum(count)::BIGINT, 0) FROM counts_query WHERE count > 0"
@@ -66,8 +66,7 @@ def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccur
         seed: seed of the random pairs.
 
     Returns:
-        The lift, and the mean number of different items of a query; None if too few pairs occur twice to tell, and
-        chance would not have it that they do.
+        The lift, and the mean number of different items of a query; None if there are too few co-occurrences.
     """
     from scipy.sparse import csr_matrix, diags  # it takes a second
 
