@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.client
 import os
 import threading
+import time
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -22,6 +23,8 @@ ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 TIMEOUT_SECONDS = 2.0
+READY_SECONDS = 60.0
+"""How long a host that boots waits for the service: it limits the requests of an instance, and may start later."""
 _TOKEN_SECONDS = 21600
 _MAX_RESPONSE_BYTES = 1 << 20
 
@@ -75,6 +78,21 @@ class InstanceMetadata:
         if status != HTTPStatus.OK:
             raise StorageUnavailableError(f"{self.endpoint}: the metadata service answered {name} with status {status}")
         return text
+
+    def get_when_ready(self, name: str, seconds: float = READY_SECONDS, pause_seconds: float = 1.0) -> str | None:
+        """Return the value as ``get`` does, and ask again for ``seconds`` while the service does not answer.
+
+        Raises:
+            StorageUnavailableError: it has not answered in that time.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.get(name)
+            except StorageUnavailableError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause_seconds)
 
     def _authorized(self, name: str) -> tuple[int, str]:
         if self._token is None:

@@ -70,7 +70,7 @@ class Host:
         Raises:
             StorageUnavailableError: the metadata service does not answer.
         """
-        instance, address = metadata.get("instance-id"), metadata.get("local-ipv4")
+        instance, address = metadata.get_when_ready("instance-id"), metadata.get_when_ready("local-ipv4")
         if not instance or not address:
             raise StorageUnavailableError(f"{metadata.endpoint}: the metadata service has no instance-id or local-ipv4")
         return Host(number, instance, address)

@@ -71,6 +71,16 @@ def test_absent_or_silent_metadata_service_times_out() -> None:
             InstanceMetadata(endpoint, timeout_seconds=0.1).get("local-ipv4")
 
 
+def test_host_that_boots_asks_again_while_its_metadata_service_does_not_answer(metadata: Metadata) -> None:
+    metadata.values["local-ipv4"] = "10.0.0.5"
+    metadata.throttled = 3
+    client = InstanceMetadata(metadata.endpoint)
+    with pytest.raises(StorageUnavailableError, match="no token, but status 503"):
+        client.get_when_ready("local-ipv4", seconds=0)
+    assert client.get_when_ready("local-ipv4", pause_seconds=0.01) == "10.0.0.5"
+    assert metadata.throttled == 0
+
+
 def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> None:
     lines: list[str] = []
     monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
