@@ -34,7 +34,7 @@ _LARGEST_CHUNK = 256
 """Long enough that what a thread prefetches ahead in its own chunk covers almost all of it."""
 _CHUNKS_PER_THREAD = 8
 _POINTER = ir.IntType(8).as_pointer()
-_NEXT, _SUM, _FAILED, _COUNT, _SIZE, _FIRST_ARGUMENT = range(6)
+_NEXT, _SUM, _FAILED, _STARTED, _COUNT, _SIZE, _FIRST_ARGUMENT = range(7)
 """Fields of the memory that the threads of a loop share; the arguments follow."""
 
 
@@ -71,27 +71,43 @@ def for_chunks(context: Any, body: Any, count: Any, size: Any, arguments: Any) -
 
     The calls are shared among threads if there is more than one. Results are integers, or None, which counts as 0.
     """
+    return _loop(context, (body, count, size, arguments), by_thread=False)
+
+
+@intrinsic
+def for_chunks_by_thread(context: Any, body: Any, count: Any, size: Any, arguments: Any) -> Any:
+    """Do the same, but call ``body(begin, end, thread, *arguments)``, where threads have numbers below their count.
+
+    So a thread can use the same memory for all of its chunks, which is then in its cache.
+    """
+    return _loop(context, (body, count, size, arguments), by_thread=True)
+
+
+def _loop(context: Any, signature: tuple[Any, Any, Any, Any], *, by_thread: bool) -> Any:
+    """Return the types of a loop, and what generates it."""
+    body, _, _, arguments = signature
     if not isinstance(arguments, types.BaseTuple):
         raise TypingError(f"found {arguments}: expected a tuple of arguments")
-    kinds: tuple[Any, ...] = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments.types))  # type: ignore[attr-defined,no-untyped-call]
-    called = context.resolve_function_type(body, kinds, {})
+    numbers = 3 if by_thread else 2
+    kinds = [types.int64] * numbers + [types.unliteral(kind) for kind in arguments.types]  # type: ignore[attr-defined,no-untyped-call]
+    called = context.resolve_function_type(body, tuple(kinds), {})
     if called is None or called.return_type not in (types.none, types.int64):
         raise TypingError(f"{body} returns neither an integer nor None for {kinds}")
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         result = body.dispatcher.overloads[called.args]
         context.active_code_library.add_linking_library(result.library)
-        fields = [context.get_value_type(kind) for kind in called.args[2:]]
+        fields = [context.get_value_type(kind) for kind in called.args[numbers:]]
         shared = ir.LiteralStructType([INT64] * _FIRST_ARGUMENT + fields)
         memory = cgutils.alloca_once(builder, shared)  # type: ignore[no-untyped-call]
-        given = (INT64(0), INT64(0), INT64(0), values[1], values[2])
+        given = (INT64(0), INT64(0), INT64(0), INT64(0), values[1], values[2])
         taken = (
-            context.cast(builder, builder.extract_value(values[3], at), kind, called.args[2 + at])
+            context.cast(builder, builder.extract_value(values[3], at), kind, called.args[numbers + at])
             for at, kind in enumerate(signature.args[3].types)
         )
         for at, value in enumerate((*given, *taken)):
             builder.store(value, _field(builder, memory, at))
-        thread = _thread_function(context, builder.module, shared, result)
+        thread = _thread_function(context, builder.module, shared, result, by_thread=by_thread)
         _call_in_threads(context, builder, thread, memory, values)
         failed = builder.icmp_unsigned("!=", builder.load(_field(builder, memory, _FAILED)), INT64(0))
         with cgutils.if_unlikely(builder, failed):  # type: ignore[no-untyped-call]
@@ -105,7 +121,7 @@ def _field(builder: Any, memory: Any, number: int) -> Any:
     return builder.gep(memory, [ir.IntType(32)(0), ir.IntType(32)(number)], inbounds=True)
 
 
-def _thread_function(context: Any, module: Any, shared: Any, result: Any) -> Any:
+def _thread_function(context: Any, module: Any, shared: Any, result: Any, *, by_thread: bool) -> Any:
     """Generate the function that a thread runs: it claims chunks until there are none, and calls the body for each."""
     kind = ir.FunctionType(ir.VoidType(), [_POINTER] * 4)
     function = ir.Function(module, kind, module.get_unique_name("for_chunks"))
@@ -114,6 +130,7 @@ def _thread_function(context: Any, module: Any, shared: Any, result: Any) -> Any
     memory = builder.bitcast(function.args[3], shared.as_pointer())
     count, size = (builder.load(_field(builder, memory, at)) for at in (_COUNT, _SIZE))
     arguments = [builder.load(_field(builder, memory, at)) for at in range(_FIRST_ARGUMENT, len(shared.elements))]
+    numbers = [builder.atomic_rmw("add", _field(builder, memory, _STARTED), INT64(1), "seq_cst")] if by_thread else []
     claim, call, done = (builder.append_basic_block(name) for name in ("claim", "call", "done"))
     builder.branch(claim)
     builder.position_at_end(claim)
@@ -123,7 +140,7 @@ def _thread_function(context: Any, module: Any, shared: Any, result: Any) -> Any
     end = builder.add(begin, size)
     end = builder.select(builder.icmp_signed("<", end, count), end, count)
     status, value = context.call_internal_no_propagate(
-        builder, result.fndesc, result.signature, [begin, end, *arguments]
+        builder, result.fndesc, result.signature, [begin, end, *numbers, *arguments]
     )
     with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]
         builder.store_atomic(INT64(1), _field(builder, memory, _FAILED), "seq_cst", 8)

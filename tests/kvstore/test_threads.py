@@ -6,7 +6,14 @@ import pytest
 from numba.core.errors import TypingError
 
 from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
-from crossfade.kvstore.threads import MIN_PARALLEL_VALUES, balanced_chunk_size, chunk_size, for_chunks
+from crossfade.kvstore.threads import (
+    MIN_PARALLEL_VALUES,
+    balanced_chunk_size,
+    chunk_size,
+    for_chunks,
+    for_chunks_by_thread,
+    thread_count,
+)
 
 REPEATS = 5
 
@@ -35,6 +42,26 @@ def test_each_iteration_is_done_once(count: int, size: int) -> None:
         visits_N = np.zeros(count)
         assert _visit(visits_N, size, 1) == count
         assert (visits_N == 1).all()
+
+
+@inner_kernel(cache=False)
+def _count_by_thread(begin, end, thread, visits_KN):  # type: ignore[no-untyped-def]
+    for n in range(begin, end):
+        visits_KN[thread, n] += 1
+
+
+@njit(nogil=True)
+def _visit_by_thread(visits_KN, size):  # type: ignore[no-untyped-def]
+    for_chunks_by_thread(_count_by_thread, visits_KN.shape[1], size, (visits_KN[: thread_count()],))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_threads_have_numbers_below_their_count(size: int) -> None:
+    for _ in range(REPEATS):
+        visits_KN = np.zeros((numba.get_num_threads(), 100_000))
+        _visit_by_thread(visits_KN, size)
+        assert (visits_KN.sum(axis=0) == 1).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -6,8 +6,9 @@
     for batch_slice in schedule.slices(epoch=0, first_step=0, rank=0, workers=2):
         batch_slice.interactions, batch_slice.positions_B
 
-An epoch's row groups are shuffled and assigned to *partitions*; a worker reads the partitions whose number is its rank
-modulo the number of workers. Each step takes rows from every partition, in proportion to the rows the partition has, so
+An epoch's row groups are shuffled and assigned to *partitions*. Of P partitions, worker w of W reads those from ⌊w·P/W⌋
+up to ⌊(w+1)·P/W⌋, a block, so that gradients can be summed in an order that does not depend on W
+(``kvstore/tree_sums.py``). Each step takes rows from every partition, in proportion to the rows the partition has, so
 that all partitions end with the epoch's last step:
 
     rows of partition p in step t:  c(t) up to c(t+1), where c(t) = ⌊(n_p·t + p·T/P) / T⌋
@@ -89,6 +90,7 @@ class BatchSlice:
         global_size: examples of the global batch.
         partition_sizes_P: examples of each of the worker's partitions; empty: all are of a single one.
         partitions: number of partitions of the global batch.
+        first_partition: number of the worker's first partition; the others follow it.
     """
 
     interactions: Interactions
@@ -96,6 +98,7 @@ class BatchSlice:
     global_size: int
     partition_sizes_P: tuple[int, ...] = ()
     partitions: int = 1
+    first_partition: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,10 @@ class BatchSchedule:
             heapq.heappush(fill, (rows + self._groups[index].rows, partition))
         return assigned
 
+    def partitions_of(self, rank: int, workers: int) -> range:
+        """Return the numbers of the partitions that worker ``rank`` reads."""
+        return range(rank * self.partitions // workers, (rank + 1) * self.partitions // workers)
+
     def slices(
         self,
         epoch: int,
@@ -191,7 +198,7 @@ class BatchSchedule:
         timer = wait_timer or Stopwatch()
         streams = {
             partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, self._group_rows, timer)
-            for partition in range(rank, self.partitions, workers)
+            for partition in self.partitions_of(rank, workers)
         }
         for at in range(epoch, epoch + epochs):
             rows_P = _rows(assignment(at))
@@ -210,6 +217,7 @@ class BatchSchedule:
             int(count_P.sum()),
             tuple(int(count_P[partition]) for partition in streams),
             len(count_P),
+            next(iter(streams), 0),
         )
 
     def _rows_before(self, rows_P: IntArray, step: int) -> IntArray:

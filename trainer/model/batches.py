@@ -23,9 +23,11 @@ from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
+from crossfade.kvstore.tree_sums import leaf_shift
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reader import yield_to_computation
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch
@@ -36,9 +38,11 @@ from crossfade.trainer.model.active_rows import (
     group_combinations,
     sort_combinations,
 )
+from crossfade.trainer.model.kernel_arguments import Leaves
 from crossfade.trainer.model.negatives import NegativeSampler
 
 _UNCORRECTED = np.empty(0, np.float32)
+_NO_LEAVES = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Batch:
         global_size: examples of the step over all workers.
         log_q_N: float32, for each use of an item the log of its expected number of draws as a negative of one example
             (logQ correction); empty without correction.
-        partition_slices: the examples of each partition, which are one another's in-batch negatives.
+        partition_slices: the examples of each partition, which are one another's in-batch negatives; not where examples
+            are ordered.
+        leaf_B: the leaf of each example's partition in the tree by which gradients are summed, uint8.
         is_ordered: whether the examples are ordered by the row of their query, as negatives per example require.
         tower_inputs: by entity, what its vectors are made of; only for entities with features.
         context_AK: the context rows of each combination, int64, -1 for none; None without context.
@@ -74,6 +80,7 @@ class Batch:
     global_size: int
     log_q_N: FloatArray = field(default_factory=lambda: _UNCORRECTED)
     partition_slices: tuple[slice, ...] = ()
+    leaf_B: NDArray[np.uint8] = field(default_factory=lambda: _NO_LEAVES)
     is_ordered: bool = False
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
     context_AK: IntArray | None = None
@@ -88,6 +95,12 @@ class Batch:
     def normalized_weights(self) -> FloatArray:
         """Return the weights divided by ``global_size``, whose losses sum to the mean loss over all workers."""
         return self.weight_B / np.float32(self.global_size)
+
+    @property
+    def leaves(self) -> Leaves:
+        """Return what kernels read."""
+        assert len(self.leaf_B) == len(self)
+        return Leaves(self.leaf_B, int(self.leaf_B.max(initial=0)) + 1)
 
     @property
     def query_groups(self) -> ActiveRows:
@@ -134,7 +147,7 @@ def make_batch(
     if per_example:
         return _ordered_batch(batch_slice, uses_N, epoch, step, log_q_N)
     combinations = group_combinations(interactions)
-    ends_P = np.cumsum(batch_slice.partition_sizes_P or [len(interactions)])
+    starts_P1 = np.cumsum([0, *(batch_slice.partition_sizes_P or [len(interactions)])])
     return Batch(
         epoch=epoch,
         step=step,
@@ -143,7 +156,8 @@ def make_batch(
         weight_B=interactions.weight_N,
         global_size=batch_slice.global_size,
         log_q_N=log_q_N,
-        partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
+        partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise(starts_P1) if end > start),
+        leaf_B=_leaves(batch_slice),
         context_AK=combinations.context_AK,
         history=combinations.history,
         same_query=combinations.same_query,
@@ -160,6 +174,7 @@ def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: 
         weight_B=_reordered(batch_slice.interactions.weight_N, order_B),
         global_size=batch_slice.global_size,
         log_q_N=_reordered(log_q_N, order_B),
+        leaf_B=_reordered(_leaves(batch_slice), order_B),
         is_ordered=True,
         context_AK=combinations.context_AK,
         history=combinations.history,
@@ -179,6 +194,25 @@ def _reordered(values_N, order_B):  # type: ignore[no-untyped-def]
         for c in range(negatives):
             ordered_N[first + c] = values_N[from_first + c]
     return ordered_N
+
+
+def _leaves(batch_slice: BatchSlice) -> NDArray[np.uint8]:
+    """Return the leaf of each example of a slice, uint8 (B,)."""
+    sizes_P, first = batch_slice.partition_sizes_P or (len(batch_slice.interactions),), batch_slice.first_partition
+    partition_P = np.arange(first, first + len(sizes_P))
+    shift = leaf_shift(max(batch_slice.partitions, first + len(sizes_P)))
+    leaf_B: NDArray[np.uint8] = _repeat((partition_P >> shift).astype(np.uint8), np.array(sizes_P))
+    return leaf_B
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _repeat(leaf_P, sizes_P):  # type: ignore[no-untyped-def]
+    """Return each leaf as often as its size says, in a tenth of the time that numpy takes."""
+    leaf_B, first = np.empty(sizes_P.sum(), np.uint8), 0
+    for p in range(sizes_P.shape[0]):
+        leaf_B[first : first + sizes_P[p]] = leaf_P[p]
+        first += sizes_P[p]
+    return leaf_B
 
 
 class FrequencyWeighting:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from crossfade.trainer.model.spec import Score
@@ -35,6 +36,31 @@ class Uses(NamedTuple):
     index_N: IntArray
     order_N: IntArray
     starts_A1: IntArray
+
+
+class Leaves(NamedTuple):
+    """By what gradients are summed: the leaves of a tree of partitions (``kvstore/tree_sums.py``).
+
+    Attributes:
+        leaf_B: the leaf of each example, uint8.
+        leaf_count: how many leaves there are, up to the last one.
+    """
+
+    leaf_B: NDArray[np.uint8]
+    leaf_count: int
+
+
+class Vectors(NamedTuple):
+    """The vectors of active rows.
+
+    Attributes:
+        rows_AD: the vectors.
+        norm_A: norms of the rows that they are unit vectors of, which gradients are passed back to; empty: they are the
+            rows.
+    """
+
+    rows_AD: FloatArray
+    norm_A: FloatArray
 
 
 class ScoreScales(NamedTuple):

@@ -1,24 +1,25 @@
 """Gradients of examples that each have negatives of their own, by row, and updates of the rows in place.
 
-    by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, examples, objective)      # of pulled rows
-    by_item_AD = item_gradients(item_AD, ItemUses(query_AD, ..., slope_N), scales)
+    by_query_AD, loss_B, slope_N = query_gradients(query, item, examples, objective)            # of pulled Vectors
+    by_item_AD = item_gradients(item, ItemUses(query_AD, ..., slope_N), scales)
 
     loss_B, slope_N, divergent_rows = update_queries(tables, examples, objective, optimizer)    # of rows of tables
     divergent_rows = update_items(item_RD, rows_A, ItemUses(old_AD, ..., slope_N), scales, optimizer)
 
 Examples are ordered by query. They are visited query by query, then the uses of items item by item. So a row's gradient
-is summed in one place, in the order of its uses, without an array that has a gradient for each use, and in the second
-form a table's rows are read and written once. Both forms call the same functions, and ``update_row`` is what a store
-applies to gradients: they give the same bits. Updates of queries use items as they were before the step, and precede
-those of items, which use the queries of ``old_AD``.
+is summed in one place, without an array that has a gradient for each use, and in the second form a table's rows are
+read and written once. The uses in a partition are summed in their order, and partitions as a tree
+(``kvstore/tree_sums.py``), so sums do not depend on how workers divide the partitions. Both forms call the same
+functions, and ``update_row`` is what a store applies to gradients: they give the same bits. Updates of queries use
+items as they were before the step, and precede those of items, which use the queries of ``old_AD``.
 
 Threads claim chunks of rows. A row's result depends on no other row's, so it does not matter which thread computes it.
 Each thread prefetches rows of its own chunk only: a row that another thread also requests would move between the caches
 of two cores.
 
 Shapes: B examples, C negatives of an example, N uses of items (those of the examples, then the negatives of each in
-turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; X rows of an array that
-gradients are written to; K chunks; D columns.
+turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; X rows that leaves are
+summed in; K threads; D columns.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
@@ -33,14 +35,17 @@ from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
 from crossfade.kvstore.optimizers import update_row
 from crossfade.kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
-from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
+from crossfade.kvstore.threads import balanced_chunk_size, for_chunks_by_thread, thread_count
+from crossfade.kvstore.tree_sums import add_leaves, leaf_rows, leaf_stride, lowest
+from crossfade.trainer.model.kernel_arguments import Vectors
 from crossfade.trainer.model.loss_kernels import BPR, counted_loss
 from crossfade.trainer.model.loss_math import log_sigmoid_loss
+from crossfade.trainer.model.normalization_kernels import row_through_normalize
 from crossfade.trainer.model.top_k_kernels import fill_shares, sampled_kth_score, weight_above
 
 _ZERO, _TWO = np.float32(0.0), np.float32(2.0)
 _GAP = 32
-"""Values at least between the memory of chunks, so that no two threads write to the same cache line."""
+"""Values at least between the memory of threads, so that no two threads write to the same cache line."""
 
 
 class Examples(NamedTuple):
@@ -52,6 +57,8 @@ class Examples(NamedTuple):
         weight_B: weights of the examples.
         log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
         negatives: their number for each example, C.
+        leaf_B: as in ``Leaves``.
+        leaves: their number.
     """
 
     starts_A1: IntArray
@@ -59,6 +66,8 @@ class Examples(NamedTuple):
     weight_B: FloatArray
     log_q_N: FloatArray
     negatives: int
+    leaf_B: NDArray[np.uint8]
+    leaves: int
 
 
 class ItemUses(NamedTuple):
@@ -71,6 +80,8 @@ class ItemUses(NamedTuple):
         starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
         slope_N: derivatives by score, from a pass over the queries.
         negatives: their number for each example.
+        leaf_B: as in ``Leaves``.
+        leaves: their number.
     """
 
     query_AD: FloatArray
@@ -79,6 +90,8 @@ class ItemUses(NamedTuple):
     starts_A1: IntArray
     slope_N: FloatArray
     negatives: int
+    leaf_B: NDArray[np.uint8]
+    leaves: int
 
 
 class QueryTables(NamedTuple):
@@ -98,46 +111,68 @@ class QueryTables(NamedTuple):
 
 
 class _Results(NamedTuple):
-    """What a pass over queries fills: their gradients, the losses of examples, and the derivatives by score."""
+    """What a pass over queries fills beside their gradients: losses of examples, and derivatives by score."""
 
-    gradient_XD: FloatArray
     loss_B: FloatArray
     slope_N: FloatArray
 
 
+@allocating_kernel()
+def _results(examples):  # type: ignore[no-untyped-def]
+    return _Results(np.empty(examples.weight_B.shape[0], np.float32), np.empty(examples.row_N.shape[0], np.float32))
+
+
 class _Scratch(NamedTuple):
-    """Memory of each chunk of ``size`` queries: parts of an example's loss, and which of its negatives count, 1 or 0.
+    """Memory of each thread, by its number: parts of an example's loss, and which of its negatives count, 1 or 0."""
 
-    It is allocated for all chunks at once. Were it allocated by chunk, another function, which may allocate, would
-    surround the loop over a chunk, and LLVM would optimize all of the loop a second time.
-    """
-
-    size: int
     parts_KC: FloatArray
     counted_KC: IntArray
 
 
 @allocating_kernel()
-def _scratch(rows, size, count):  # type: ignore[no-untyped-def]
-    shape = -(-rows // size), count + _GAP
-    return _Scratch(size, np.empty(shape, np.float32), np.empty(shape, np.int32))
+def _scratch(count):  # type: ignore[no-untyped-def]
+    shape = thread_count(), count + _GAP
+    return _Scratch(np.empty(shape, np.float32), np.empty(shape, np.int32))
 
 
 @inner_kernel()
-def _of_chunk(scratch, begin, count):  # type: ignore[no-untyped-def]
-    chunk = begin // scratch.size
-    return scratch.parts_KC[chunk, :count], scratch.counted_KC[chunk, :count]
+def _of_thread(scratch, thread, count):  # type: ignore[no-untyped-def]
+    return scratch.parts_KC[thread, :count], scratch.counted_KC[thread, :count]
+
+
+class _Sums(NamedTuple):
+    """Memory in which each thread sums the leaves of a gradient (``kvstore/tree_sums.py``), and norms.
+
+    Attributes:
+        rows_XD: the leaves of a thread, ``stride`` rows after those of the one before.
+        stride: rows of ``rows_XD`` for each thread.
+        norm_A: as in ``Vectors``.
+    """
+
+    rows_XD: FloatArray
+    stride: int
+    norm_A: FloatArray
 
 
 @allocating_kernel()
-def _gradients_of_chunks(rows, size, dim):  # type: ignore[no-untyped-def]
-    """Return memory for a gradient of each chunk, at the row that ``_row_of_chunk`` returns."""
-    return np.empty((_row_of_chunk(rows + size, size, dim), dim), np.float32)
+def _sums(leaves, norm_A, dim):  # type: ignore[no-untyped-def]
+    return _Sums(leaf_rows(leaves, dim), leaf_stride(leaves, dim), norm_A)
+
+
+@inner_kernel(forceinline=False)
+def _through_normalize(sums, x, leaves, own_RD, r, a):  # type: ignore[no-untyped-def]
+    """Pass the leaves of the gradient by the unit row ``own_RD[r]``, the active row ``a``, back through its norm."""
+    while leaves:
+        row_through_normalize(sums.rows_XD, x + lowest(leaves), own_RD, r, get(sums.norm_A, a))
+        leaves &= leaves - 1
 
 
 @inner_kernel()
-def _row_of_chunk(begin, size, dim):  # type: ignore[no-untyped-def]
-    return begin // size * (1 + _GAP // dim)
+def _add_leaves(sums, x, leaves, own_RD, r, a):  # type: ignore[no-untyped-def]
+    """Return the row of the sum of all leaves, the gradient by ``own_RD[r]``, the active row ``a``."""
+    if sums.norm_A.shape[0]:
+        _through_normalize(sums, x, leaves, own_RD, r, a)
+    return add_leaves(sums.rows_XD, x, leaves)
 
 
 @inner_kernel()
@@ -190,48 +225,61 @@ def _weight_at_top(weight, top_k, score, scores_C, share_C, examples, b):  # typ
 
 
 @inner_kernel()
-def _query_gradient(results, x, query_AD, a, item_RD, examples, end, loss_inputs):  # type: ignore[no-untyped-def]
-    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``gradient_XD[x]``.
+def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, inputs):  # type: ignore[no-untyped-def]
+    """Compute the loss of example ``b`` of query ``a``, and its derivatives by score."""
+    (params, num_hard, scales), (parts_C, counted_C), _ = inputs
+    loss_B, slope_N = results
+    _, row_N, weight_B, log_q_N, count, _, _ = examples
+    first = weight_B.shape[0] + b * count
+    score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), scales)
+    for c in range(first, first + count):
+        put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), scales))
+    weight = get(weight_B, b)
+    if params.top_k.k and weight > _ZERO:
+        weight = _weight_at_top(weight, params.top_k, score, slope_N[first : first + count], parts_C, examples, b)
+    if log_q_N.shape[0]:
+        for c in range(first, first + count):
+            put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
+    if params.code == BPR and count == 1 and weight >= _ZERO:
+        loss, pull = log_sigmoid_loss(score - get(slope_N, first))
+        weight = weight if get(row_N, first) != get(row_N, b) else _ZERO
+        put(loss_B, b, weight * loss)
+        put(slope_N, b, -weight * pull)
+        put(slope_N, first, weight * pull)
+    else:
+        scores_C = slope_N[first : first + count]
+        for c in range(count):
+            # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
+            put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
+        loss, slope = counted_loss(params, score, scores_C, parts_C, np.int32(0), counted_C, weight, num_hard)
+        put(loss_B, b, loss)
+        put(slope_N, b, slope)
 
-    ``end`` is the end of the examples whose items may be prefetched.
+
+@inner_kernel()
+def _query_gradient(results, sums, x, query_AD, a, item_RD, examples, inputs):  # type: ignore[no-untyped-def]
+    """Compute losses and slopes of the examples of query ``a``, and its row's gradient.
+
+    Its leaves are those from row ``x`` of ``sums`` on. Returns the row of the gradient.
     """
-    (params, num_hard, scales), (parts_C, counted_C) = loss_inputs
-    out_XD, loss_B, slope_N = results
-    starts_A1, row_N, weight_B, log_q_N, count = examples
+    (_, _, scales), _, end = inputs
+    rows_XD, slope_N, leaves = sums.rows_XD, results.slope_N, np.int64(0)
+    starts_A1, row_N, count = examples.starts_A1, examples.row_N, examples.negatives
     query_square = dot(query_AD, a, query_AD, a) if scales.norm else _ZERO
     for b in range(get(starts_A1, a), get(starts_A1, a + 1)):
         if b + AHEAD < end:
-            _prefetch_items(item_RD, row_N, b + AHEAD, weight_B.shape[0], count)
-        first = weight_B.shape[0] + b * count
-        score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), scales)
-        for c in range(first, first + count):
-            put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), scales))
-        weight = get(weight_B, b)
-        if params.top_k.k and weight > _ZERO:
-            weight = _weight_at_top(weight, params.top_k, score, slope_N[first : first + count], parts_C, examples, b)
-        if log_q_N.shape[0]:
-            for c in range(first, first + count):
-                put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
-        if params.code == BPR and count == 1 and weight >= _ZERO:
-            loss, pull = log_sigmoid_loss(score - get(slope_N, first))
-            weight = weight if get(row_N, first) != get(row_N, b) else _ZERO
-            put(loss_B, b, weight * loss)
-            put(slope_N, b, -weight * pull)
-            put(slope_N, first, weight * pull)
+            _prefetch_items(item_RD, row_N, b + AHEAD, examples.weight_B.shape[0], count)
+        _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, inputs)
+        leaf = np.int64(get(examples.leaf_B, b))
+        if (leaves >> leaf) & 1:
+            _add_gradient(rows_XD, x + leaf, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
         else:
-            scores_C = slope_N[first : first + count]
-            for c in range(count):
-                # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
-                put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
-            loss, slope = counted_loss(params, score, scores_C, parts_C, np.int32(0), counted_C, weight, num_hard)
-            put(loss_B, b, loss)
-            put(slope_N, b, slope)
-        if b == get(starts_A1, a):
-            _set_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
-        else:
-            _add_gradient(out_XD, x, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
+            _set_gradient(rows_XD, x + leaf, get(slope_N, b), item_RD, np.int64(get(row_N, b)), query_AD, a, scales)
+        leaves |= np.int64(1) << leaf
+        first = examples.weight_B.shape[0] + b * count
         for c in range(first, first + count):
-            _add_gradient(out_XD, x, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, scales)
+            _add_gradient(rows_XD, x + leaf, get(slope_N, c), item_RD, np.int64(get(row_N, c)), query_AD, a, scales)
+    return _add_leaves(sums, x, leaves, query_AD, a, a)
 
 
 @inner_kernel()
@@ -243,22 +291,28 @@ def _example_of(use, examples, count):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _item_gradient(out_XD, x, item_RD, r, uses, a, end, scales):  # type: ignore[no-untyped-def]
-    """Compute the gradient of item ``r``, the active one ``a``, into ``out_XD[x]``.
+def _item_gradient(sums, x, item_RD, r, uses, a, end, scales):  # type: ignore[no-untyped-def]
+    """Compute the gradient of item ``r``, the active one ``a``; its leaves are those from row ``x`` of ``sums`` on.
+
+    Returns the row of the gradient.
 
     ``end`` is the end of the active items whose uses' queries may be prefetched.
     """
-    query_AD, index_B, order_N, starts_A1, slope_N, count = uses
-    first, last = get(starts_A1, a), get(starts_A1, end)
-    for n in range(first, get(starts_A1, a + 1)):
+    rows_XD, leaves = sums.rows_XD, np.int64(0)
+    query_AD, index_B, order_N, starts_A1, slope_N, count, leaf_B, _ = uses
+    last = get(starts_A1, end)
+    for n in range(get(starts_A1, a), get(starts_A1, a + 1)):
         if n + AHEAD < last:
             _prefetch_use(uses, n + AHEAD)
         use = get(order_N, n)
-        q = np.int64(get(index_B, _example_of(use, index_B.shape[0], count)))
-        if n == first:
-            _set_gradient(out_XD, x, get(slope_N, use), query_AD, q, item_RD, r, scales)
+        b = _example_of(use, index_B.shape[0], count)
+        q, leaf = np.int64(get(index_B, b)), np.int64(get(leaf_B, b))
+        if (leaves >> leaf) & 1:
+            _add_gradient(rows_XD, x + leaf, get(slope_N, use), query_AD, q, item_RD, r, scales)
         else:
-            _add_gradient(out_XD, x, get(slope_N, use), query_AD, q, item_RD, r, scales)
+            _set_gradient(rows_XD, x + leaf, get(slope_N, use), query_AD, q, item_RD, r, scales)
+        leaves |= np.int64(1) << leaf
+    return _add_leaves(sums, x, leaves, item_RD, r, a)
 
 
 @inner_kernel()
@@ -270,52 +324,59 @@ def _prefetch_use(uses, n):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _query_gradients(begin, end, query_AD, item_AD, examples, objective, results, scratch):  # type: ignore[no-untyped-def]
-    last, loss_inputs = get(examples.starts_A1, end), (objective, _of_chunk(scratch, begin, examples.negatives))
+def _query_gradients(begin, end, thread, vectors, examples, objective, results, memory):  # type: ignore[no-untyped-def]
+    (query_AD, item_AD), (gradient_AD, of_examples), (scratch, sums) = vectors, results, memory
+    x = thread * sums.stride
+    inputs = objective, _of_thread(scratch, thread, examples.negatives), get(examples.starts_A1, end)
     for a in range(begin, end):
-        _query_gradient(results, a, query_AD, a, item_AD, examples, last, loss_inputs)
+        root = _query_gradient(of_examples, sums, x, query_AD, a, item_AD, examples, inputs)
+        copy_row(gradient_AD, a, sums.rows_XD, root)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def query_gradients(query_AD, item_AD, examples, objective):  # type: ignore[no-untyped-def]
+def query_gradients(query: Vectors, item: Vectors, examples, objective):  # type: ignore[no-untyped-def]
     """Return the gradients of active queries, float32 (A, D), the losses (B,), and derivatives by score (N,).
 
     Args:
-        query_AD: vectors of the active queries.
-        item_AD: vectors of the active items.
+        query: ``Vectors`` of the active queries.
+        item: those of the active items.
         examples: the ``Examples``, whose rows of items are active ones.
         objective: the ``Objective``.
     """
-    loss_B = np.empty(examples.weight_B.shape[0], np.float32)
-    slope_N = np.empty(examples.row_N.shape[0], np.float32)
-    results = _Results(np.empty_like(query_AD), loss_B, slope_N)
-    rows, size = query_AD.shape[0], balanced_chunk_size(query_AD.shape[0])
-    scratch = _scratch(rows, size, examples.negatives)
-    for_chunks(_query_gradients, rows, size, (query_AD, item_AD, examples, objective, results, scratch))
-    return results
+    results, gradient_AD = _results(examples), np.empty_like(query.rows_AD)
+    rows, dim = query.rows_AD.shape
+    size = balanced_chunk_size(rows)
+    memory = _scratch(examples.negatives), _sums(examples.leaves, query.norm_A, dim)
+    arguments = ((query.rows_AD, item.rows_AD), examples, objective, (gradient_AD, results), memory)
+    for_chunks_by_thread(_query_gradients, rows, size, arguments)
+    return gradient_AD, results.loss_B, results.slope_N
 
 
 @inner_kernel()
-def _item_gradients_of_chunk(begin, end, item_AD, uses, scales, gradient_AD):  # type: ignore[no-untyped-def]
+def _item_gradients_of_chunk(begin, end, thread, item_AD, uses, scales, gradient_AD, sums):  # type: ignore[no-untyped-def]
+    x = thread * sums.stride
     for a in range(begin, end):
-        _item_gradient(gradient_AD, a, item_AD, a, uses, a, end, scales)
+        root = _item_gradient(sums, x, item_AD, a, uses, a, end, scales)
+        copy_row(gradient_AD, a, sums.rows_XD, root)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def item_gradients(item_AD, uses, scales):  # type: ignore[no-untyped-def]
-    """Return the gradients of active items ``item_AD``, float32 (A, D), from their ``ItemUses`` and ``ScoreScales``."""
-    gradient_AD = np.empty_like(item_AD)
-    size = balanced_chunk_size(item_AD.shape[0])
-    for_chunks(_item_gradients_of_chunk, item_AD.shape[0], size, (item_AD, uses, scales, gradient_AD))
+def item_gradients(item: Vectors, uses, scales):  # type: ignore[no-untyped-def]
+    """Return the gradients of active items, float32 (A, D), from their ``Vectors``, ``ItemUses``, and scales."""
+    gradient_AD = np.empty_like(item.rows_AD)
+    rows, dim = item.rows_AD.shape
+    size = balanced_chunk_size(rows)
+    arguments = (item.rows_AD, uses, scales, gradient_AD, _sums(uses.leaves, item.norm_A, dim))
+    for_chunks_by_thread(_item_gradients_of_chunk, rows, size, arguments)
     return gradient_AD
 
 
 @inner_kernel()
-def _update_queries(begin, end, tables, examples, objective, results, scratch, optimizer):  # type: ignore[no-untyped-def]
+def _update_queries(begin, end, thread, tables, examples, objective, results, memory):  # type: ignore[no-untyped-def]
     query_RD, rows_A, item_RD, old_AD = tables
-    starts_A1, divergent_rows = examples.starts_A1, 0
-    loss_inputs = objective, _of_chunk(scratch, begin, examples.negatives)
-    x = _row_of_chunk(begin, scratch.size, query_RD.shape[1])
+    starts_A1, divergent_rows, (scratch, sums, optimizer) = examples.starts_A1, 0, memory
+    x = thread * sums.stride
+    inputs = objective, _of_thread(scratch, thread, examples.negatives), get(starts_A1, end)
     for a in range(begin, min(begin + AHEAD, end)):
         prefetch_row(query_RD, get(rows_A, a))
     for b in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
@@ -325,8 +386,8 @@ def _update_queries(begin, end, tables, examples, objective, results, scratch, o
             prefetch_row(query_RD, get(rows_A, a + AHEAD))
             prefetch_row(optimizer, get(rows_A, a + AHEAD))
         copy_row(old_AD, a, query_RD, get(rows_A, a))
-        _query_gradient(results, x, old_AD, a, item_RD, examples, get(starts_A1, end), loss_inputs)
-        divergent_rows += update_row(query_RD, get(rows_A, a), results.gradient_XD, x, optimizer)
+        root = _query_gradient(results, sums, x, old_AD, a, item_RD, examples, inputs)
+        divergent_rows += update_row(query_RD, get(rows_A, a), sums.rows_XD, root, optimizer)
     return divergent_rows
 
 
@@ -337,20 +398,19 @@ def update_queries(tables, examples, objective, optimizer):  # type: ignore[no-u
     Other arguments are as in ``query_gradients``, then ``LazyOptimizer.for_kernels()``. Returns the losses (B,),
     derivatives by score (N,), and how many rows have diverged.
     """
-    loss_B = np.empty(examples.weight_B.shape[0], np.float32)
-    slope_N = np.empty(examples.row_N.shape[0], np.float32)
+    results, no_norms = _results(examples), examples.weight_B[:0]
     rows, size = tables.rows_A.shape[0], balanced_chunk_size(tables.rows_A.shape[0])
-    results = _Results(_gradients_of_chunks(rows, size, tables.query_RD.shape[1]), loss_B, slope_N)
-    arguments = (tables, examples, objective, results, _scratch(rows, size, examples.negatives), optimizer)
-    divergent_rows = for_chunks(_update_queries, rows, size, arguments)
-    return loss_B, slope_N, divergent_rows
+    sums = _sums(examples.leaves, no_norms, tables.query_RD.shape[1])
+    memory = _scratch(examples.negatives), sums, optimizer
+    arguments = (tables, examples, objective, results, memory)
+    divergent_rows = for_chunks_by_thread(_update_queries, rows, size, arguments)
+    return results.loss_B, results.slope_N, divergent_rows
 
 
 @inner_kernel()
-def _update_items(begin, end, item_RD, rows_A, uses, scales, gradients, optimizer):  # type: ignore[no-untyped-def]
-    starts_A1, divergent_rows = uses.starts_A1, 0
-    size, gradient_XD = gradients
-    x = _row_of_chunk(begin, size, item_RD.shape[1])
+def _update_items(begin, end, thread, item_RD, rows_A, uses, scales, memory):  # type: ignore[no-untyped-def]
+    starts_A1, divergent_rows, (sums, optimizer) = uses.starts_A1, 0, memory
+    x = thread * sums.stride
     for a in range(begin, min(begin + AHEAD, end)):
         prefetch_row(item_RD, get(rows_A, a))
     for n in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
@@ -359,8 +419,8 @@ def _update_items(begin, end, item_RD, rows_A, uses, scales, gradients, optimize
         if a + AHEAD < end:
             prefetch_row(item_RD, get(rows_A, a + AHEAD))
             prefetch_row(optimizer, get(rows_A, a + AHEAD))
-        _item_gradient(gradient_XD, x, item_RD, get(rows_A, a), uses, a, end, scales)
-        divergent_rows += update_row(item_RD, get(rows_A, a), gradient_XD, x, optimizer)
+        root = _item_gradient(sums, x, item_RD, get(rows_A, a), uses, a, end, scales)
+        divergent_rows += update_row(item_RD, get(rows_A, a), sums.rows_XD, root, optimizer)
     return divergent_rows
 
 
@@ -372,5 +432,5 @@ def update_items(item_RD, rows_A, uses, scales, optimizer):  # type: ignore[no-u
     in ``item_gradients``, then ``LazyOptimizer.for_kernels()``.
     """
     rows, size = rows_A.shape[0], balanced_chunk_size(rows_A.shape[0])
-    gradients = (size, _gradients_of_chunks(rows, size, item_RD.shape[1]))
-    return for_chunks(_update_items, rows, size, (item_RD, rows_A, uses, scales, gradients, optimizer))
+    sums = _sums(uses.leaves, uses.slope_N[:0], item_RD.shape[1])
+    return for_chunks_by_thread(_update_items, rows, size, (item_RD, rows_A, uses, scales, (sums, optimizer)))

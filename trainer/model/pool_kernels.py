@@ -1,10 +1,11 @@
 """Move rows between active rows, tiles and pools of negatives, and sum gradients by active row, compiled.
 
-Sums over the uses of an active row, and over the chunks of examples, run in a fixed order, whatever the number of
-threads. Threads take active rows with about as many uses each.
+A row's gradient is the sum over its uses in a partition, in their order, and over the partition's chunks, in theirs;
+then over partitions as a tree (``kvstore/tree_sums.py``). It depends neither on the number of threads nor on how
+workers divide partitions. Threads take active rows with about as many uses each.
 
 Shapes: A active rows, B examples, C negatives of a pool, N uses, K chunks of examples, R rows of all chunks' sums, P
-pools, D columns. Floats are float32.
+partitions, X rows that leaves are summed in, D columns. Floats are float32.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.elements import lower_bound
 from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.lanes import dot_lanes
-from crossfade.kvstore.threads import chunk_size, for_chunks
-from crossfade.trainer.model.kernel_arguments import ScoreScales, Uses
+from crossfade.kvstore.row_kernels import copy_row
+from crossfade.kvstore.threads import chunk_size, for_chunks, for_chunks_by_thread
+from crossfade.kvstore.tree_sums import add_leaves, leaf_rows, leaf_stride
+from crossfade.trainer.model.kernel_arguments import Leaves, ScoreScales, Uses, Vectors
+from crossfade.trainer.model.normalization_kernels import row_through_normalize
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""
@@ -90,89 +94,153 @@ class PoolSums(NamedTuple):
         sums_RD: for each chunk and each negative of its pool, the sum of queries' vectors, weighted by derivatives.
         slope_R: the sums of these derivatives; not used if squared norms do not count.
         row_K: first rows of the chunks.
-        chunk_P1: first chunks of the pools.
-        example_P: first examples of the pools.
+        chunk_P1: first chunks of the partitions.
+        example_P1: first examples of the partitions.
+        leaf_P: leaves of the partitions.
         drawn: number of drawn negatives, which come first in each pool.
-        in_batch: whether the items of a pool's examples follow.
+        in_batch: whether the items of a partition's examples follow.
     """
 
     sums_RD: FloatArray
     slope_R: FloatArray
     row_K: IntArray
     chunk_P1: IntArray
-    example_P: IntArray
+    example_P1: IntArray
+    leaf_P: IntArray
     drawn: int
     in_batch: bool
 
 
+@inner_kernel(forceinline=False)
+def _complete_leaf(rows_XD, x, scale, total, side: Vectors, a):  # type: ignore[no-untyped-def]
+    """Complete the sum g of a leaf, ``rows_XD[x]``, for active row a: scale·g − total·row, then normalization."""
+    if scale != np.float32(1.0) or total != np.float32(0.0):
+        for d in range(rows_XD.shape[1]):
+            rows_XD[x, d] = scale * rows_XD[x, d] - total * side.rows_AD[a, d]
+    if side.norm_A.shape[0]:
+        row_through_normalize(rows_XD, x, side.rows_AD, a, side.norm_A[a])
+
+
 @inner_kernel()
-def _sum_queries_of_parts(begin, end, own, products, query_AD, uses: Uses, scales: ScoreScales, out_AD):  # type: ignore[no-untyped-def]
-    slope_B, item_B, item_AD = own
-    product_BD, factor_B, total_B = products
-    _, order_N, starts_A1 = uses
-    columns = query_AD.shape[1]
+def _fill_with_zeros(rows_XD, x):  # type: ignore[no-untyped-def]
+    for d in range(rows_XD.shape[1]):
+        rows_XD[x, d] = np.float32(0.0)
+
+
+@inner_kernel()
+def _sum_queries_of_parts(begin, end, thread, terms, query: Vectors, uses: Uses, scales: ScoreScales, sums):  # type: ignore[no-untyped-def]
+    (slope_B, item_B, item_AD), (product_BD, factor_B, total_B) = terms
+    (_, order_N, starts_A1), ((leaf_B, count), rows_XD, out_AD) = uses, sums
+    first_leaf, norm_scale = thread * leaf_stride(count, out_AD.shape[1]), np.float32(2.0) * scales.norm
     for part in range(begin, end):
         first_row, end_row = _rows_of_part(starts_A1, part)
         for a in range(first_row, end_row):
-            total = np.float32(0.0)
-            for n in range(starts_A1[a], starts_A1[a + 1]):
-                b = order_N[n]
-                factor, slope, item = scales.dot * factor_B[b], scales.dot * slope_B[b], item_B[b]
-                for d in range(columns):
-                    out_AD[a, d] += factor * product_BD[b, d] + slope * item_AD[item, d]
-                if total_B.shape[0]:
-                    total += total_B[b]
-            if total_B.shape[0]:
-                total *= np.float32(2.0) * scales.norm
-                for d in range(columns):
-                    out_AD[a, d] -= total * query_AD[a, d]
+            n, leaves = np.int64(starts_A1[a]), np.int64(0)
+            while n < starts_A1[a + 1]:
+                leaf, total = np.int64(leaf_B[order_N[n]]), np.float32(0.0)
+                x = first_leaf + leaf
+                _fill_with_zeros(rows_XD, x)
+                while n < starts_A1[a + 1] and leaf_B[order_N[n]] == leaf:
+                    b = order_N[n]
+                    factor, slope, item = scales.dot * factor_B[b], scales.dot * slope_B[b], item_B[b]
+                    for d in range(rows_XD.shape[1]):
+                        rows_XD[x, d] += factor * product_BD[b, d] + slope * item_AD[item, d]
+                    if total_B.shape[0]:
+                        total += total_B[b]
+                    n += 1
+                _complete_leaf(rows_XD, x, np.float32(1.0), norm_scale * total, query, a)
+                leaves |= np.int64(1) << leaf
+            copy_row(out_AD, a, rows_XD, add_leaves(rows_XD, first_leaf, leaves))
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_query_gradients(own, products, query_AD, uses: Uses, scales: ScoreScales):  # type: ignore[no-untyped-def]
-    """Return the gradients of the active queries ``query_AD``, from ``OwnTerms``, ``PoolProducts``, and their uses."""
-    out_AD = np.zeros_like(query_AD)
-    for_chunks(_sum_queries_of_parts, _PARTS, 1, (own, products, query_AD, uses, scales, out_AD))
+def sum_query_gradients(terms, query: Vectors, uses: Uses, scales: ScoreScales, leaves: Leaves):  # type: ignore[no-untyped-def]
+    """Return the gradients of the active queries, from ``OwnTerms`` and ``PoolProducts``, and their uses."""
+    out_AD = np.empty_like(query.rows_AD)
+    sums = leaves, leaf_rows(leaves.leaf_count, out_AD.shape[1]), out_AD
+    for_chunks_by_thread(_sum_queries_of_parts, _PARTS, 1, (terms, query, uses, scales, sums))
     return out_AD
 
 
 @inner_kernel()
-def _sum_items_of_parts(begin, end, own, sums, item_AD, uses: Uses, scales: ScoreScales, out_AD):  # type: ignore[no-untyped-def]
-    slope_B, query_B, query_AD = own
-    sums_RD, slope_R, row_K, chunk_P1, example_P, drawn, in_batch = sums
-    _, order_N, starts_A1 = uses
-    examples, columns = slope_B.shape[0], item_AD.shape[1]
+def _add_sums(rows_XD, x, sums, pool, place):  # type: ignore[no-untyped-def]
+    """Add the sums of the chunks of a partition, at a place of the pool; return the sum of derivatives."""
+    total = np.float32(0.0)
+    for k in range(sums.chunk_P1[pool], sums.chunk_P1[pool + 1]):
+        row = sums.row_K[k] + place
+        for d in range(rows_XD.shape[1]):
+            rows_XD[x, d] += sums.sums_RD[row, d]
+        if sums.slope_R.shape[0]:
+            total += sums.slope_R[row]
+    return total
+
+
+@inner_kernel()
+def _pool_of(sums, example):  # type: ignore[no-untyped-def]
+    """Return the partition of an example, by its place among those of the worker."""
+    return lower_bound(sums.example_P1, example + 1) - 1
+
+
+@inner_kernel()
+def _add_part(rows_XD, x, terms, pool, order_N, uses):  # type: ignore[no-untyped-def]
+    """Add the terms of an item of a partition; return the first use of a later partition, and the sum of derivatives.
+
+    ``uses`` are the first use of this or a later one, the first use that is drawn, and the end.
+    """
+    (slope_B, query_B, query_AD), sums = terms
+    n, first_drawn, end_use = uses
+    total = np.float32(0.0)
+    while n < first_drawn and order_N[n] < sums.example_P1[pool + 1]:
+        use = order_N[n]
+        slope, query = slope_B[use], query_B[use]
+        total += slope
+        for d in range(rows_XD.shape[1]):
+            rows_XD[x, d] += slope * query_AD[query, d]
+        if sums.in_batch:
+            total += _add_sums(rows_XD, x, sums, pool, sums.drawn + use - sums.example_P1[pool])
+        n += 1
+    for m in range(first_drawn, end_use):
+        total += _add_sums(rows_XD, x, sums, pool, order_N[m] - slope_B.shape[0])
+    return n, total
+
+
+@inner_kernel()
+def _sum_items_of_parts(begin, end, thread, terms, item: Vectors, uses: Uses, scales: ScoreScales, out):  # type: ignore[no-untyped-def]
+    (_, order_N, starts_A1), (count, rows_XD, out_AD) = uses, out
+    sums, examples, norm_scale = terms[1], terms[0].slope_B.shape[0], np.float32(2.0) * scales.norm
+    pools, first_leaf = sums.leaf_P.shape[0], thread * leaf_stride(count, out_AD.shape[1])
     for part in range(begin, end):
         first_row, end_row = _rows_of_part(starts_A1, part)
         for a in range(first_row, end_row):
-            total = np.float32(0.0)
-            for n in range(starts_A1[a], starts_A1[a + 1]):
-                use = order_N[n]
-                place, first, last = use - examples, 0, row_K.shape[0]
-                if use < examples:
-                    slope, query = slope_B[use], query_B[use]
-                    total += slope
-                    for d in range(columns):
-                        out_AD[a, d] += slope * query_AD[query, d]
-                    pool = lower_bound(example_P, use + 1) - 1
-                    place = drawn + use - example_P[pool]
-                    first, last = chunk_P1[pool], (chunk_P1[pool + 1] if in_batch else chunk_P1[pool])
-                for k in range(first, last):
-                    row = row_K[k] + place
-                    for d in range(columns):
-                        out_AD[a, d] += sums_RD[row, d]
-                    if scales.norm:
-                        total += slope_R[row]
-            total *= np.float32(2.0) * scales.norm
-            for d in range(columns):
-                out_AD[a, d] = scales.dot * out_AD[a, d] - total * item_AD[a, d]
+            n, first_drawn, end_use = np.int64(starts_A1[a]), np.int64(starts_A1[a + 1]), np.int64(starts_A1[a + 1])
+            while first_drawn > n and order_N[first_drawn - 1] >= examples:
+                first_drawn -= 1
+            # Drawn items have terms of every partition, others of those where they are the item of an example.
+            is_drawn, leaves = first_drawn < end_use, np.int64(0)
+            pool = 0 if is_drawn else _pool_of(sums, order_N[n])
+            while pool < pools:
+                leaf, total = sums.leaf_P[pool], np.float32(0.0)
+                _fill_with_zeros(rows_XD, first_leaf + leaf)
+                while pool < pools and sums.leaf_P[pool] == leaf:
+                    n, more = _add_part(rows_XD, first_leaf + leaf, terms, pool, order_N, (n, first_drawn, end_use))
+                    total += more
+                    pool += 1
+                    if not is_drawn:
+                        pool = _pool_of(sums, order_N[n]) if n < first_drawn else pools
+                _complete_leaf(rows_XD, first_leaf + leaf, scales.dot, norm_scale * total, item, a)
+                leaves |= np.int64(1) << leaf
+            copy_row(out_AD, a, rows_XD, add_leaves(rows_XD, first_leaf, leaves))
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def sum_item_gradients(own, sums, item_AD, uses: Uses, scales: ScoreScales):  # type: ignore[no-untyped-def]
-    """Return the gradients of the active items ``item_AD``, from ``OwnTerms``, ``PoolSums``, and their uses."""
-    out_AD = np.zeros_like(item_AD)
-    for_chunks(_sum_items_of_parts, _PARTS, 1, (own, sums, item_AD, uses, scales, out_AD))
+def sum_item_gradients(terms, item: Vectors, uses: Uses, scales: ScoreScales, count):  # type: ignore[no-untyped-def]
+    """Return the gradients of the active items, from ``OwnTerms`` and ``PoolSums``, and their uses.
+
+    ``count`` is the number of leaves.
+    """
+    out_AD = np.empty_like(item.rows_AD)
+    out = count, leaf_rows(count, out_AD.shape[1]), out_AD
+    for_chunks_by_thread(_sum_items_of_parts, _PARTS, 1, (terms, item, uses, scales, out))
     return out_AD
 
 

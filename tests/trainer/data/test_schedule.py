@@ -122,7 +122,7 @@ def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
 
 
 def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
-    slices = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=2, workers=3))
+    slices = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=0, workers=3))
     assert slices
     for part in slices:
         assert len(part.interactions) == len(part.positions_B) == 0
@@ -147,9 +147,29 @@ def test_grouped_interactions_of_a_query_are_read_together(uneven_data: Path, wo
     for rank in range(workers):
         slices = schedule.slices(0, 0, rank, workers)
         queries = [part.interactions.query_N[start:end] for part in slices for start, end in partition_bounds(part)]
-        for partition in range(len(schedule.assign_partitions(0)[rank::workers])):
-            query_N = np.concatenate(queries[partition :: -(-schedule.partitions // workers)])
+        partitions = len(block_of(rank, workers, schedule.partitions))
+        for partition in range(partitions):
+            query_N = np.concatenate(queries[partition::partitions])
             assert np.count_nonzero(np.diff(query_N)) == len(np.unique(query_N)) - 1
+
+
+def block_of(rank: int, workers: int, partitions: int) -> range:
+    return range(rank * partitions // workers, (rank + 1) * partitions // workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_worker_reads_a_block_of_partitions(uneven_data: Path, workers: int) -> None:
+    schedule = schedule_of(uneven_data)
+    alone = next(schedule.slices(0, 0, 0, 1))
+    assert (alone.first_partition, len(alone.partition_sizes_P), alone.partitions) == (0, 4, 4)
+    for rank in range(workers):
+        part = next(schedule.slices(0, 0, rank, workers))
+        block = block_of(rank, workers, 4)
+        assert part.partition_sizes_P == tuple(alone.partition_sizes_P[partition] for partition in block)
+        if block:
+            assert part.first_partition == block[0]
+            first = sum(alone.partition_sizes_P[: block[0]])
+            assert examples_of(part) == examples_of(alone)[first : first + len(part.interactions)]
 
 
 def partition_bounds(part: BatchSlice) -> list[tuple[int, int]]:

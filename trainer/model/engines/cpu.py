@@ -3,16 +3,18 @@
     engine = CpuEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"))
     loss, gradients = engine.gradients(batch, vectors)
 
-Cosine scores are dot products of unit rows: vectors are normalized once, row by row, and gradients pass back through
-the normalization once, so what follows need not distinguish scores. There are three ways:
+Cosine scores are dot products of unit rows: vectors are normalized once, row by row, so what follows need not
+distinguish scores. Gradients pass back through the normalization as sums: of a leaf (``kvstore/tree_sums.py``) in the
+first two ways, whose results do not depend on how workers divide partitions, of all uses in the third:
 
 - ``PerExampleGradients``: examples that each have negatives of their own, and steps that update rows in place.
 - ``PoolGradients``: examples that share pools of negatives, three matrix products for each tile of scores.
 - ``AllItemsGradients``: softmax where all items are negatives: each query is scored once for all its examples.
 
 In the last two, a chunk of examples or queries is the work of one thread: it computes tiles of scores with
-single-threaded BLAS and sums the gradients of the pool. Gradients of the chunks are then added in their order. Neither
-chunks nor tiles depend on the number of threads, so results do not either.
+single-threaded BLAS and sums the gradients of the pool. Gradients of the chunks, in the second way those of a
+partition, are then added in their order. Neither chunks nor tiles depend on the number of threads, so results do not
+either.
 
 Shapes: A active rows, B or N examples, N also uses of items, C negatives of a pool or all items, T examples or queries
 of a tile, K chunks, R rows of the sums of all chunks, or of a table, D columns.
@@ -32,18 +34,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.kvstore.jit import get_num_threads, inner_kernel, njit
+from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizers import check_convergence
-from crossfade.kvstore.row_kernels import dot
-from crossfade.kvstore.threads import chunk_size, for_chunks
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.kernel_arguments import ScoreScales
+from crossfade.trainer.model.kernel_arguments import ScoreScales, Vectors
 from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
+from crossfade.trainer.model.normalization_kernels import normalize, through_normalize
 from crossfade.trainer.model.per_example_kernels import (
     Examples,
     ItemUses,
@@ -74,38 +75,7 @@ from crossfade.trainer.model.softmax_kernels import (
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
 
-_MIN_NORM = np.float32(1e-12)
-
-
-@inner_kernel()
-def _normalize_chunk(begin, end, rows_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
-    for a in range(begin, end):
-        norm_A[a] = max(np.sqrt(dot(rows_AD, a, rows_AD, a)), _MIN_NORM)
-        for d in range(rows_AD.shape[1]):
-            unit_AD[a, d] = rows_AD[a, d] / norm_A[a]
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def _normalize(rows_AD):  # type: ignore[no-untyped-def]
-    unit_AD, norm_A = np.empty_like(rows_AD), np.empty(rows_AD.shape[0], np.float32)
-    size = chunk_size(rows_AD.shape[0], rows_AD.size)
-    for_chunks(_normalize_chunk, rows_AD.shape[0], size, (rows_AD, unit_AD, norm_A))
-    return unit_AD, norm_A
-
-
-@inner_kernel()
-def _through_normalize_chunk(begin, end, gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
-    for a in range(begin, end):
-        along = dot(gradient_AD, a, unit_AD, a)
-        for d in range(gradient_AD.shape[1]):
-            gradient_AD[a, d] = (gradient_AD[a, d] - along * unit_AD[a, d]) / norm_A[a]
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def _through_normalize(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
-    """Turn gradients of unit rows u into those of the rows x, in place: (g − (g·u)u) / |x|."""
-    size = chunk_size(gradient_AD.shape[0], gradient_AD.size)
-    for_chunks(_through_normalize_chunk, gradient_AD.shape[0], size, (gradient_AD, unit_AD, norm_A))
+_NO_NORMS = np.empty(0, np.float32)
 
 
 class CpuEngine:
@@ -132,14 +102,11 @@ class CpuEngine:
         names = self._model.query.name, self._model.item.name
         if len(batch) == 0:
             return 0.0, {name: np.zeros_like(vectors[name]) for name in names}
-        rows = [np.ascontiguousarray(vectors[name]) for name in names]
-        norms: list[FloatArray] = []
+        sides = [Vectors(np.ascontiguousarray(vectors[name]), _NO_NORMS) for name in names]
         if self._model.score.normalized:
-            rows, norms = (list(pair) for pair in zip(*(_normalize(rows_AD) for rows_AD in rows), strict=True))
+            sides = [Vectors(*normalize(side.rows_AD)) for side in sides]
         method = self._all_items if self._all_softmax and batch.shares_query_scores else self._gradients
-        loss_B, *gradients = method.compute(batch, batch.normalized_weights(), *rows)
-        for gradient_AD, unit_AD, norm_A in zip(gradients, rows, norms, strict=False):
-            _through_normalize(gradient_AD, unit_AD, norm_A)
+        loss_B, *gradients = method.compute(batch, batch.normalized_weights(), *sides)
         return float(loss_B.sum(dtype=np.float64)), dict(zip(names, gradients, strict=True))
 
     def gpu_memory(self) -> None:
@@ -163,20 +130,20 @@ class PerExampleGradients:
         self._old_AD = np.empty((0, 0), np.float32)
 
     def compute(
-        self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray
+        self, batch: Batch, weight_B: FloatArray, query: Vectors, item: Vectors
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the losses of the examples, and the gradients of the active queries and items.
 
         Args:
             batch: the examples and negatives; there is at least one.
             weight_B: weights of the examples, float32.
-            query_AD: vectors of the active queries, float32 and contiguous.
-            item_AD: vectors of the active items.
+            query: vectors of the active queries, float32 and contiguous.
+            item: vectors of the active items.
         """
         count = _negatives(batch)
-        examples = Examples(batch.query.starts_A1, batch.item.index_N, weight_B, batch.log_q_N, count)
-        by_query_AD, loss_B, slope_N = query_gradients(query_AD, item_AD, examples, self._objective(count))
-        return loss_B, by_query_AD, item_gradients(item_AD, _item_uses(batch, query_AD, slope_N), self._scales)
+        examples = Examples(batch.query.starts_A1, batch.item.index_N, weight_B, batch.log_q_N, count, *batch.leaves)
+        by_query_AD, loss_B, slope_N = query_gradients(query, item, examples, self._objective(count))
+        return loss_B, by_query_AD, item_gradients(item, _item_uses(batch, query.rows_AD, slope_N), self._scales)
 
     def update(self, batch: Batch, weight_B: FloatArray, store: LocalStore, model: ModelSpec) -> FloatArray:
         """Take a step on the tables of ``model`` in ``store``, and return the losses of the examples.
@@ -189,7 +156,7 @@ class PerExampleGradients:
         query_name, item_name = model.query.name, model.item.name
         store.check({query_name: query.rows_A, item_name: item.rows_A})
         old_AD = self._old_rows(len(query.rows_A), model.query.dim)
-        examples = Examples(query.starts_A1, item.uses_N, weight_B, batch.log_q_N, count)
+        examples = Examples(query.starts_A1, item.uses_N, weight_B, batch.log_q_N, count, *batch.leaves)
         with store.updating(query_name, query.rows_A) as (query_RD, optimizer):
             tables = QueryTables(query_RD, query.rows_A, store.weights(item_name), old_AD)
             loss_B, slope_N, divergent_rows = update_queries(tables, examples, self._objective(count), optimizer)
@@ -220,8 +187,8 @@ def _negatives(batch: Batch) -> int:
 
 
 def _item_uses(batch: Batch, query_AD: FloatArray, slope_N: FloatArray) -> ItemUses:
-    item = batch.item
-    return ItemUses(query_AD, batch.query.index_N, item.order_N, item.starts_A1, slope_N, _negatives(batch))
+    item, negatives = batch.item, _negatives(batch)
+    return ItemUses(query_AD, batch.query.index_N, item.order_N, item.starts_A1, slope_N, negatives, *batch.leaves)
 
 
 _TILE_SCORES = 1 << 19
@@ -319,39 +286,41 @@ class PoolGradients:
         self._scratch = Scratch()
 
     def compute(
-        self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray
+        self, batch: Batch, weight_B: FloatArray, query: Vectors, item: Vectors
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the losses, and the gradients of the active rows' vectors ``query_AD`` and ``item_AD``."""
-        pools = list(batch.partition_slices) if self._in_batch else [slice(0, len(batch))]
-        chunks = self._chunks(batch, pools)
+        """Return the losses, and the gradients of the active rows."""
+        query_AD, item_AD, (leaf_B, leaves) = query.rows_AD, item.rows_AD, batch.leaves
+        chunks = self._chunks(batch)
         arrays = self._arrays(batch, weight_B, query_AD, item_AD, chunks[-1][-1].sums.stop)
         flat = [chunk for of_pool in chunks for chunk in of_pool]
         self._sharing.run(lambda chunk: self._compute_chunk(arrays, chunk), flat)
         products = PoolProducts(arrays.product_BD, arrays.factor_B, arrays.total_B)
         own = OwnTerms(arrays.slope_B, batch.item_index_B, item_AD)
-        query_gradient_AD = sum_query_gradients(own, products, query_AD, batch.query.uses, self._scales)
+        query_gradient_AD = sum_query_gradients((own, products), query, batch.query.uses, self._scales, batch.leaves)
+        starts = [part.start for part in batch.partition_slices]
         sums = PoolSums(
             arrays.sums_RD,
             arrays.slope_R,
             row_K=np.array([chunk.sums.start for chunk in flat]),
             chunk_P1=np.array([0, *accumulate(map(len, chunks))]),
-            example_P=np.array([pool.start for pool in pools]),
+            example_P1=np.array([*starts, len(batch)]),
+            leaf_P=leaf_B[starts].astype(np.int64),
             drawn=len(batch.negative_index_N),
             in_batch=self._in_batch,
         )
         own = OwnTerms(arrays.slope_B, batch.query.index_N, query_AD)
-        item_gradient_AD = sum_item_gradients(own, sums, item_AD, batch.item.uses, self._scales)
+        item_gradient_AD = sum_item_gradients((own, sums), item, batch.item.uses, self._scales, leaves)
         return arrays.loss_B, query_gradient_AD, item_gradient_AD
 
-    def _chunks(self, batch: Batch, pools: list[slice]) -> list[list[_Chunk]]:
-        """Return the chunks of each pool."""
+    def _chunks(self, batch: Batch) -> list[list[_Chunk]]:
+        """Return the chunks of each partition, which depend on no other one, nor on how many the worker has."""
         chunks: list[list[_Chunk]] = []
         row = 0
-        for examples in pools:
+        for examples in batch.partition_slices:
             in_batch = examples if self._in_batch else slice(0, 0)
             negatives = len(batch.negative_index_N) + in_batch.stop - in_batch.start
             chunks.append([])
-            count = examples.stop - examples.start
+            count = examples.stop - examples.start if self._in_batch else batch.global_size
             size = min(negatives // _CHUNKS_OF_POOL, -(-count // _MIN_CHUNKS))
             for part in _split(examples, max(_CHUNK_EXAMPLES, size)):
                 chunks[-1].append(_Chunk(part, in_batch, slice(row, row + negatives)))
@@ -468,9 +437,10 @@ class AllItemsGradients:
         self._scratch = Scratch()
 
     def compute(
-        self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray
+        self, batch: Batch, weight_B: FloatArray, query: Vectors, item: Vectors
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the losses, in the order of ``batch.query.order_N``, and the gradients of both sides' vectors."""
+        """Return the losses, in the order of ``batch.query.order_N``, and the gradients of both sides."""
+        query_AD, item_AD = query.rows_AD, item.rows_AD
         dot_scale, norm_scale = self._scales
         top_k = self._loss.top_k_params(len(item_AD), len(item_AD))
         examples = batch.item_index_B, weight_B, batch.query.uses, top_k
@@ -504,7 +474,11 @@ class AllItemsGradients:
                     slope_KC[chunk] = tile_C if is_first else slope_KC[chunk] + tile_C
 
         self._sharing.run(compute_chunk, range(len(chunks)))
-        return loss_N, query_gradient_AD, sum_chunks(sums_KCD, slope_KC, item_AD, self._scales)
+        item_gradient_AD = sum_chunks(sums_KCD, slope_KC, item_AD, self._scales)
+        for side, gradient_AD in ((query, query_gradient_AD), (item, item_gradient_AD)):
+            if len(side.norm_A):
+                through_normalize(gradient_AD, *side)
+        return loss_N, query_gradient_AD, item_gradient_AD
 
 
 def _chunk_size(queries: int, sums_bytes: int) -> int:
