@@ -1,4 +1,7 @@
-"""Tables in this process, updated in place: for runs without servers, and as the reference for runs with them."""
+"""Tables in this process, updated in place: for runs without servers, and as the reference for runs with them.
+
+``LocalStore`` can also hold one shard of each table, as each rank of ``sharded/store.py`` does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.file_names import WEIGHTS
-from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.format import TableShard, shard_rows
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -24,23 +27,20 @@ _CHUNK_ROWS = 1 << 16
 """Rows initialized at a time, so that their numbers take little memory."""
 
 
-def _init_table(table: TableSpec, first_row: int, seed: int) -> FloatArray:
-    """Allocate the weights of ``table`` and initialize its rows from ``first_row`` on."""
-    weights_ND: FloatArray = empty_rows(table.rows, table.dim)
-    for start in range(first_row, table.rows, _CHUNK_ROWS):
-        rows_R = np.arange(start, min(start + _CHUNK_ROWS, table.rows), dtype=np.int64)
-        init_rows(weights_ND[rows_R[0] : rows_R[-1] + 1], rows_R, seed=seed, table=table.name, std=table.init_std)
-    return weights_ND
-
-
 class LocalStore:
-    """The row store of a single process. Methods are as in ``RowStore``."""
+    """The row store of a single process. Methods are as in ``RowStore``.
+
+    With ``num_shards``, it holds the rows r with r mod ``num_shards`` = ``number`` of each table, and arguments named
+    positions number them: position i is row i·num_shards + number.
+    """
 
     rank = 0
     workers = 1
     first_step = 0
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0, num_shards: int = 1) -> None:
+        """Hold shard ``number`` of ``num_shards`` of each table."""
+        self._number, self._num_shards = number, num_shards
         self._tables: dict[str, TableSpec] = {}
         self._weights: dict[str, FloatArray] = {}
         self._optimizers: dict[str, LazyOptimizer] = {}
@@ -62,17 +62,33 @@ class LocalStore:
             source.check_fits(tables, optimizer)
         for table in tables:
             self._tables[table.name] = table
-            self._weights[table.name] = _init_table(table, source.rows(table.name) if source else 0, seed)
-            self._optimizers[table.name] = make_optimizer(optimizer, table.rows, table.dim)
+            self._weights[table.name] = self._init_table(table, source.rows(table.name) if source else 0, seed)
+            self._optimizers[table.name] = make_optimizer(optimizer, self._rows_here(table.rows), table.dim)
         if source is not None:
             source.load(self.shards())
         for name, rows_R in reset_rows.items():
             table = self._tables[name]
             check_rows(table, rows_R)
-            init_rows_at(self._weights[name], rows_R, rows_R, seed=seed, table=name, std=table.init_std)
-            self._optimizers[name].reset(rows_R)
+            here_R = rows_R[rows_R % self._num_shards == self._number]
+            positions_R = here_R // self._num_shards
+            init_rows_at(self._weights[name], positions_R, here_R, seed=seed, table=name, std=table.init_std)
+            self._optimizers[name].reset(positions_R)
         for shard in self.shards():
             self.stats.add_arrays(shard.table, shard.arrays)
+
+    def _rows_here(self, table_rows: int) -> int:
+        """Return how many of the first ``table_rows`` rows of a table are in this shard."""
+        return shard_rows(table_rows, self._number, self._num_shards)
+
+    def _init_table(self, table: TableSpec, first_row: int, seed: int) -> FloatArray:
+        """Allocate the weights of ``table`` and initialize its rows from ``first_row`` on."""
+        rows = self._rows_here(table.rows)
+        weights_ND: FloatArray = empty_rows(rows, table.dim)
+        for start in range(self._rows_here(first_row), rows, _CHUNK_ROWS):
+            stop = min(start + _CHUNK_ROWS, rows)
+            rows_R = np.arange(start, stop, dtype=np.int64) * self._num_shards + self._number
+            init_rows(weights_ND[start:stop], rows_R, seed=seed, table=table.name, std=table.init_std)
+        return weights_ND
 
     def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
         """Replace the values of rows."""
@@ -80,9 +96,15 @@ class LocalStore:
         self._weights[table][rows_A] = values_AD
 
     def shards(self) -> list[TableShard]:
-        """Return each table, weights and optimizer state, as its only shard: the same memory, not a copy."""
+        """Return the shard of each table, weights and optimizer state: the same memory, not a copy."""
         return [
-            TableShard(name, table.rows, 0, 1, {WEIGHTS: self._weights[name], **self._optimizers[name].state})
+            TableShard(
+                name,
+                table.rows,
+                self._number,
+                self._num_shards,
+                {WEIGHTS: self._weights[name], **self._optimizers[name].state},
+            )
             for name, table in self._tables.items()
         ]
 
@@ -95,7 +117,7 @@ class LocalStore:
             CheckpointError: it cannot start, or the previous save is still in progress.
         """
         self.check_not_saving(folder)
-        self._snapshot = Snapshot(folder, 0, 1, self.shards())
+        self._snapshot = Snapshot(folder, self._number, self._num_shards, self.shards())
 
     def check_not_saving(self, folder: str) -> None:
         """Check that no save is in progress, so that another, into ``folder``, may start.
@@ -119,7 +141,7 @@ class LocalStore:
         pause_seconds, self._snapshot = self._snapshot.pause_seconds, None
         return SaveResult((written.part,), pause_seconds, written.seconds, written.bytes)
 
-    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
         """Copy the requested rows."""
         self.check(rows)
         return {name: self._weights[name].take(rows_A, axis=0) for name, rows_A in rows.items()}
@@ -148,15 +170,18 @@ class LocalStore:
         return self._weights[table]
 
     @contextmanager
-    def updating(self, table: str, rows_A: IntArray) -> Iterator[tuple[FloatArray, KernelOptimizer]]:
-        """Let a kernel update ``rows_A`` of ``table``, checked, in place.
+    def updating(self, table: str, positions_A: IntArray) -> Iterator[tuple[FloatArray, KernelOptimizer]]:
+        """Let a kernel update the rows at ``positions_A`` of ``table``, checked, in place.
 
         Yields the weights and the last argument of ``optimizers.update_row``.
         """
-        with self.stats.timed_update(table, len(rows_A)), name_divergence(table):
+        with self.stats.timed_update(table, len(positions_A)), name_divergence(table, self._row_of):
             if self._snapshot is not None:
-                self._snapshot.before_update(table, 0, rows_A)
+                self._snapshot.before_update(table, self._number, positions_A)
             yield self._weights[table], self._optimizers[table].for_kernels()
+
+    def _row_of(self, position: int) -> int:
+        return position * self._num_shards + self._number
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on."""

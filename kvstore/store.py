@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import StoreError
+from crossfade.base.errors import CheckpointError, StoreError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROW_ID_BYTES = 8
@@ -96,6 +96,25 @@ class SaveResult:
     seconds: float
     bytes: int
 
+    @staticmethod
+    def of(statuses: Sequence[Mapping[str, Any]], role: str) -> SaveResult | None:
+        """Join the statuses of a save in each of the ``role`` processes; None while one is in progress.
+
+        Raises:
+            CheckpointError: it failed in one of them.
+        """
+        if any(status["state"] == "running" for status in statuses):
+            return None
+        for number, status in enumerate(statuses):
+            if status["state"] != "saved":
+                raise CheckpointError(f"{role}-{number}: {status.get('message', 'has no save in progress')}")
+        return SaveResult(
+            tuple(FileDigest(**status["part"]) for status in statuses),
+            pause_seconds=max(status["pause_seconds"] for status in statuses),
+            seconds=max(status["seconds"] for status in statuses),
+            bytes=sum(status["bytes"] for status in statuses),
+        )
+
 
 NO_RESETS: Mapping[str, IntArray] = MappingProxyType({})
 
@@ -167,8 +186,10 @@ class RowStore(Protocol):
             CheckpointError: it failed. The tables are unaffected.
         """
 
-    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
         """Copy rows: for each table, from row numbers int64 (A,), sorted and unique, to values float32 (A, D).
+
+        Rows are as the tables hold them if ``exact``; otherwise, a store may round them on their way.
 
         Raises:
             StoreError: a row lies outside its table.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.grouping import copy_rows_from, copy_rows_to
 from crossfade.kvstore.mxnet.imports import (
     dense_view,
@@ -41,7 +40,6 @@ from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
     NO_RESETS,
-    FileDigest,
     RowGradient,
     SaveResult,
     TableSpec,
@@ -170,20 +168,9 @@ class MXNetStore:
         rows = [self._mx.nd.zeros(STATUS_LENGTH) for _ in range(self._servers)]
         for server, row in enumerate(rows):
             self._store.pull(status_key(server, self._servers), out=row)
-        statuses = [decode_status(row.asnumpy()) for row in rows]
-        if any(status["state"] == "running" for status in statuses):
-            return None
-        for server, status in enumerate(statuses):
-            if status["state"] != "saved":
-                raise CheckpointError(f"server-{server}: {status.get('message', 'has no save in progress')}")
-        return SaveResult(
-            tuple(FileDigest(**status["part"]) for status in statuses),
-            pause_seconds=max(status["pause_seconds"] for status in statuses),
-            seconds=max(status["seconds"] for status in statuses),
-            bytes=sum(status["bytes"] for status in statuses),
-        )
+        return SaveResult.of([decode_status(row.asnumpy()) for row in rows], "server")
 
-    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
         """Copy the requested rows. All keys are requested before the first answer is awaited."""
         blocks, requests = {}, []
         for name, rows_A in rows.items():

@@ -10,6 +10,7 @@ import pytest
 from builders import random_rows
 from needs import TORCH
 from saved_shards import load_table, make_manifest, save_store, wait_for_save
+from sharded_ranks import MirroredStore
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, StoreError
@@ -26,10 +27,18 @@ def open_device_store(memory_bytes: int | None) -> RowStore:
     return DeviceStore("cpu", memory_bytes)
 
 
+def open_sharded_store(ranks: int) -> RowStore:
+    """Return a store whose calls ``ranks`` ranks make."""
+    return MirroredStore(ranks)
+
+
 STORES: dict[str, Callable[[], RowStore]] = {
     "LocalStore": LocalStore,
     "DeviceStore": lambda: open_device_store(None),
     "DeviceStore with rows on the host": lambda: open_device_store(500),
+    "ShardedStore of one rank": lambda: open_sharded_store(1),
+    "ShardedStore of two ranks": lambda: open_sharded_store(2),
+    "ShardedStore of three ranks": lambda: open_sharded_store(3),
 }
 TABLES = [TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)]
 SGD = OptimizerSpec("sgd", learning_rate=1.0)

@@ -1,0 +1,325 @@
+"""Tables that are divided among ranks: sums as a tree, rounds in which ranks want different things, lost ranks."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drive_store import SEED, STEPS, TABLES, addends, gradient, lr_factor, optimizer
+from partition_trees import add_rows_as_tree
+from saved_shards import load_table, make_manifest, save_store, wait_for_save
+from sharded_ranks import SECRET, Meeting, RunningRanks, join_ranks, running_ranks
+
+from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import CheckpointError, ClusterError, DivergedError
+from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
+from crossfade.kvstore.local import LocalStore
+from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.kvstore.sharded import connections
+from crossfade.kvstore.sharded import ranks as ranks_module
+from crossfade.kvstore.sharded.ranks import MIN_SHARED_BYTES, Ranks
+from crossfade.kvstore.sharded.store import ShardedStore
+from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
+
+LARGE = [TableSpec("customer", rows=4_000, dim=64, init_std=0.1), TableSpec("track", rows=900, dim=5, init_std=0.5)]
+"""Tables of which messages are large enough for shared memory."""
+
+
+def all_rows(store: RowStore, tables: list[TableSpec] = TABLES) -> dict[str, FloatArray]:
+    return store.pull({table.name: np.arange(table.rows) for table in tables})
+
+
+def summed(step: int, workers: int, table: TableSpec) -> RowGradient:
+    """Return the sum of all ranks' gradients, row by row."""
+    pushed = [gradient(step, rank, table) for rank in range(workers)]
+    return RowGradient(*add_rows_as_tree([each.rows_A for each in pushed], [each.values_AD for each in pushed]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "hosts", "kind"), [(2, 1, "adam"), (3, 3, "rowwise_adagrad"), (5, 2, "adagrad")])
+def test_ranks_hold_after_each_step_what_one_process_holds(ranks: int, hosts: int, kind: OptimizerKind) -> None:
+    local = LocalStore()
+    local.create(TABLES, optimizer(kind), SEED)
+
+    def take_steps(store: ShardedStore) -> list[dict[str, FloatArray]]:
+        store.create(TABLES, optimizer(kind), SEED)
+        held = [all_rows(store)]
+        for step in range(STEPS):
+            store.set_lr_factor(lr_factor(step))
+            step_rows = {table.name: gradient(step, store.rank, table) for table in TABLES}
+            if step % 2:  # the rows that were pulled, so that only gradients are sent
+                store.pull({name: each.rows_A for name, each in step_rows.items()})
+            store.push(step_rows)
+            held.append(all_rows(store))
+        return held
+
+    with running_ranks(ranks, hosts=hosts) as running:
+        by_rank = running.each(take_steps)
+    expected = [all_rows(local)]
+    for step in range(STEPS):
+        local.set_lr_factor(lr_factor(step))
+        local.push({table.name: summed(step, ranks, table) for table in TABLES})
+        expected.append(all_rows(local))
+    for held in by_rank:
+        for step, tables in enumerate(expected):
+            for name, values_ND in tables.items():
+                assert held[step][name].tobytes() == values_ND.tobytes(), (step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_large_messages_arrive_whole_by_shared_memory_and_by_tcp(hosts: int) -> None:
+    generator = np.random.default_rng(1)
+    local = LocalStore()
+    local.create(LARGE, optimizer("sgd"), SEED)
+    rows = {table.name: np.sort(generator.choice(table.rows, table.rows // 2, replace=False)) for table in LARGE}
+    assert len(rows["customer"]) // 2 * 64 * 4 > 4 * MIN_SHARED_BYTES
+    values = {
+        name: generator.normal(size=(len(rows_A), dim)).astype(np.float32)
+        for (name, rows_A), dim in zip(rows.items(), (64, 5), strict=True)
+    }
+
+    def take_steps(store: ShardedStore) -> dict[str, FloatArray]:
+        store.create(LARGE, optimizer("sgd"), SEED)
+        for step in range(6):
+            some = {name: rows_A[step * 50 :] for name, rows_A in rows.items()}
+            store.pull(some)
+            push = {name: RowGradient(rows_A, values[name][step * 50 :]) for name, rows_A in some.items()}
+            empty = {name: RowGradient(each.rows_A[:0], each.values_AD[:0]) for name, each in push.items()}
+            store.push(push if store.rank == step % 2 else empty)
+        return all_rows(store, LARGE)
+
+    with running_ranks(2, hosts=hosts) as running:
+        by_rank = running.each(take_steps)
+    for step in range(6):
+        local.push({name: RowGradient(rows_A[step * 50 :], values[name][step * 50 :]) for name, rows_A in rows.items()})
+    for held in by_rank:
+        for name, values_ND in all_rows(local, LARGE).items():
+            assert held[name].tobytes() == values_ND.tobytes(), name
+
+
+@pytest.fixture
+def three() -> Iterator[RunningRanks]:
+    """Three ranks, with tables."""
+    with running_ranks(3) as running:
+        running.each(lambda store: store.create(TABLES, optimizer("sgd"), SEED))
+        yield running
+
+
+def test_ranks_pull_as_often_as_they_like_before_a_step(three: RunningRanks) -> None:
+    def work(store: ShardedStore) -> list[FloatArray]:
+        pulled = [store.pull({"customer": np.arange(store.rank, 60)})["customer"] for _ in range(3 * store.rank)]
+        store.push({table.name: gradient(0, store.rank, table) for table in TABLES})
+        store.barrier()
+        return pulled
+
+    first = three.each(all_rows)[0]["customer"]
+    for rank, pulled in enumerate(three.each(work)):
+        assert len(pulled) == 3 * rank
+        for block_AD in pulled:
+            np.testing.assert_array_equal(block_AD, first[rank:60])
+
+
+def test_tables_that_are_not_pushed_stay_as_they_are(three: RunningRanks) -> None:
+    def work(store: ShardedStore) -> dict[str, FloatArray]:
+        step = {table.name: gradient(0, store.rank, table) for table in TABLES}
+        store.pull({name: each.rows_A for name, each in step.items()})
+        store.push({"track": step["track"]})
+        return all_rows(store)
+
+    before = three.each(all_rows)[0]
+    after = three.each(work)[0]
+    np.testing.assert_array_equal(after["customer"], before["customer"])
+    assert (after["track"] != before["track"]).any()
+
+
+def test_sums_over_ranks_are_those_of_float64_in_their_order(three: RunningRanks) -> None:
+    expected_N = addends(0, 0) + addends(0, 1) + addends(0, 2)
+    for total_N in three.each(lambda store: store.all_reduce(addends(0, store.rank))):
+        np.testing.assert_array_equal(total_N, expected_N)
+
+
+def test_rank_0_saves_while_the_others_train(three: RunningRanks, tmp_path: Path) -> None:
+    spec, folder = optimizer("sgd"), step_folder(str(tmp_path), 1)
+
+    def work(store: ShardedStore) -> dict[str, FloatArray]:
+        before = all_rows(store)
+        if store.rank == 0:
+            store.save(folder)
+        store.push({table.name: gradient(0, store.rank, table) for table in TABLES})
+        if store.rank == 0:
+            commit(str(tmp_path), make_manifest(1, TABLES, spec, wait_for_save(store).parts))
+        store.barrier()
+        return before
+
+    before = three.each(work)[0]
+    for table in TABLES:
+        np.testing.assert_array_equal(load_table(folder, table, spec)["weights"], before[table.name])
+    assert len(list((tmp_path / "step-000000001").glob("part-*"))) == 3
+
+
+def test_save_that_fails_on_any_rank_fails_with_its_name(three: RunningRanks, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    three.first(lambda store: store.save(str(tmp_path / "file" / "step")))
+
+    def poll(store: ShardedStore) -> str:
+        with pytest.raises(CheckpointError, match=r"worker-0: .*file/step: could not be written") as caught:
+            wait_for_save(store)
+        return str(caught.value)
+
+    assert three.first(poll)
+
+
+@pytest.mark.slow
+def test_checkpoint_loads_into_any_number_of_ranks_and_into_one_process(tmp_path: Path) -> None:
+    spec = optimizer("adam")
+    uri = step_folder(str(tmp_path), 1)
+
+    def train_and_save(store: ShardedStore) -> dict[str, FloatArray]:
+        store.create(TABLES, spec, SEED)
+        store.push({table.name: gradient(0, store.rank, table) for table in TABLES})
+        if store.rank == 0:
+            save_store(store, str(tmp_path), 1, TABLES, spec)
+        return all_rows(store)
+
+    def load(store: RowStore) -> dict[str, FloatArray]:
+        store.create(TABLES, spec, SEED + 1, uri)
+        empty = {t.name: RowGradient(np.empty(0, np.int64), np.empty((0, t.dim), np.float32)) for t in TABLES}
+        store.push(empty if store.rank else {table.name: gradient(1, 0, table) for table in TABLES})
+        return all_rows(store)
+
+    with running_ranks(3) as running:
+        running.each(train_and_save)
+    expected = load(LocalStore())
+    for ranks in (1, 2, 4):
+        with running_ranks(ranks) as running:
+            loaded = running.each(load)[-1]
+        for name, values_ND in expected.items():
+            np.testing.assert_array_equal(loaded[name], values_ND)
+
+
+def test_diverged_row_is_named_by_its_owner_and_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "_ERROR_DELAY_SECONDS", 0.0)
+    running = RunningRanks(3)
+
+    def work(store: ShardedStore) -> str:
+        store.create(TABLES, optimizer("sgd"), SEED)
+        values_AD = np.full((1, 8), np.inf if store.rank == 0 else 0, np.float32)
+        try:
+            store.push({"customer": RowGradient(np.array([7]), values_AD)})
+            store.barrier()
+        except (DivergedError, ClusterError) as error:
+            store.abandon()
+            return str(error)
+        return ""
+
+    first, owner, last = running.each(work)
+    assert owner.startswith("table 'customer', row 7: the gradients or values of 1 of ")
+    assert "worker 0 has lost worker" in first
+    assert "worker 2 has lost worker" in last
+
+
+def test_lost_rank_ends_the_others_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "_ERROR_DELAY_SECONDS", 0.0)
+    first, second = join_ranks(2)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first.barrier)
+        second.close()
+        with pytest.raises(ClusterError, match="worker 0 has lost worker 1"):
+            waiting.result()
+    first.close()
+
+
+# ---- joining
+
+
+def listener(meeting: Meeting) -> tuple[str, int]:
+    """Return where rank 0 listens."""
+    host, port = json.loads(meeting.get("rank-0"))["tcp"]
+    return host, port
+
+
+def test_strangers_are_turned_away_and_the_listener_closes() -> None:
+    meeting = Meeting()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(Ranks.meet, meeting, SECRET, 0, 2, "127.0.0.1", 60.0)
+        address = listener(meeting)
+        with socket.create_connection(address) as scanner:
+            scanner.sendall(os.urandom(200))
+            assert scanner.recv(1000)[64:] == b""  # a proof and a challenge, and then nothing
+        with pytest.raises(ClusterError, match="what answers for worker 0 is not a worker of this job"):
+            Ranks.meet(meeting, "another-secret", 1, 2, "127.0.0.1", 60.0)
+        second = Ranks.meet(meeting, SECRET, 1, 2, "127.0.0.1", 60.0)
+        ranks = first.result(), second
+        for total in pool.map(_sum_of_ranks, ranks):
+            assert total == 1.0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    for each in ranks:
+        each.close()
+
+
+def test_rank_waits_for_one_that_waits_for_a_third_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    connect = connections._Listeners.connect
+
+    def watched(listeners: connections._Listeners, description: bytes, seconds: float) -> connections.Connection:
+        waited.append(seconds)
+        return connect(listeners, description, seconds)
+
+    monkeypatch.setattr(connections._Listeners, "connect", watched)
+    meeting = Meeting()
+    with ThreadPoolExecutor(3) as pool:
+        later = [pool.submit(Ranks.meet, meeting, SECRET, rank, 3, "127.0.0.1", 60.0) for rank in (2, 1)]
+        for rank in (1, 2):
+            meeting.get(f"rank-{rank}")
+        ranks = [Ranks.meet(meeting, SECRET, 0, 3, "127.0.0.1", 60.0), *(each.result() for each in later)]
+        assert list(pool.map(_sum_of_ranks, ranks)) == [3.0] * 3
+    assert len(waited) == 3
+    assert min(waited) > 3 * connections._HANDSHAKE_SECONDS
+    for each in ranks:
+        each.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"], ids=["one host", "two hosts"])
+def test_silent_strangers_delay_nobody_and_are_turned_away(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 1000.0)
+    monkeypatch.setattr(connections, "_MAX_GUESTS", 8)
+    meeting = Meeting()
+    with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
+        first = pool.submit(Ranks.meet, meeting, SECRET, 0, 3, "127.0.0.1", 60.0)
+        silent = [stack.enter_context(socket.create_connection(listener(meeting), 10.0)) for _ in range(20)]
+        for stranger in silent[:12]:
+            assert stranger.recv(1) == b""
+        others = [pool.submit(Ranks.meet, meeting, SECRET, rank, 3, host, 60.0) for rank in (1, 2)]
+        for each in [first, *others]:
+            each.result(30).close()
+
+
+def test_stranger_who_stays_silent_is_turned_away_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 0.05)
+    meeting = Meeting()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(Ranks.meet, meeting, SECRET, 0, 2, "127.0.0.1", 1.0)
+        with socket.create_connection(listener(meeting)) as stranger:
+            stranger.sendall(b"x")
+            assert stranger.recv(1) == b""
+            assert not first.done()
+        with pytest.raises(ClusterError, match="timed out; not connected to 1"):
+            first.result()
+
+
+def _sum_of_ranks(ranks: Ranks) -> float:
+    return float(ranks.sum(np.array([ranks.rank], np.float32))[0])
+
+
+def test_rank_that_does_not_come_is_named() -> None:
+    with pytest.raises(
+        ClusterError, match=r"worker 0 at 127\.0\.0\.1 could not connect .*: timed out; not connected to 1, 2"
+    ):
+        Ranks.meet(Meeting(), SECRET, 0, 3, "127.0.0.1", 0.05)
