@@ -1,4 +1,4 @@
-"""Run a job in its run folder: in this process, or on servers and workers that this process coordinates."""
+"""Run a job in its run folder: in this process, or in processes that this one coordinates: servers and workers."""
 
 from __future__ import annotations
 
@@ -116,12 +116,13 @@ def _train_once(options: TrainOptions) -> int:
     """
     from crossfade.deploy.aws.spot import monitor_spot
     from crossfade.deploy.cluster.state_writer import StateWriter
+    from crossfade.deploy.cluster.store_choice import choose_store
     from crossfade.display import TrainDisplay, progress_bars
     from crossfade.next_command import use_commands
     from crossfade.trainer.runs.run_folder import RunFolder, default_run_dir
 
-    job = options.load_job()
-    logs.context.update(role="coordinator" if job.cluster.servers else "in-process")
+    job = choose_store(options.load_job(), _logger.info)
+    logs.context.update(role="coordinator" if job.cluster.is_distributed else "in-process")
     folder = RunFolder(options.run_dir or default_run_dir(job))
     if options.standby and (ended := _wait_as_standby(job, folder)):
         _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
@@ -285,6 +286,7 @@ def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bo
 
 def _check_runtime(job: JobConfig) -> None:
     """Reject a job whose packages or GPUs are missing, or whose hosts and ports do not fit this machine."""
+    from crossfade.deploy.cluster.store_choice import require_store
     from crossfade.trainer.config.sections import on_gpu
     from crossfade.trainer.tracking.tracker import check_tracking
 
@@ -293,24 +295,19 @@ def _check_runtime(job: JobConfig) -> None:
         from crossfade.kvstore.torch.device import require_torch
 
         require_torch()
-    if job.cluster.servers or job.train.engine == "mxnet":
+    if job.train.engine == "mxnet":
         from crossfade.kvstore.mxnet.imports import require_mxnet
 
         require_mxnet()
-    if on_gpu(job.train.devices) and not job.cluster.servers:
+    require_store(job)
+    if on_gpu(job.train.devices) and not job.cluster.is_distributed:
         from crossfade.trainer.model.engines.engine import choose_engine
 
         choose_engine(job.train)
-    if job.all_reduces_dense:
-        from crossfade.trainer.model.allreduce import require_horovod
-
-        require_horovod()
-    if job.cluster.servers:
+    if job.cluster.is_distributed:
         from crossfade.deploy.cluster.supervision import check_hosts
-        from crossfade.deploy.topology import scheduler_address
 
         check_hosts(job.cluster)
-        scheduler_address(job.cluster)
 
 
 def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
@@ -330,7 +327,8 @@ def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
     from crossfade.deploy.cluster.process_metrics import process_metrics
     from crossfade.trainer.monitoring.http import serve_metrics
 
-    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
+    is_distributed, timeout = job.cluster.is_distributed, job.cluster.stall_timeout_seconds
+    role, stall = ("coordinator", None) if is_distributed else ("in-process", timeout)
     metrics = process_metrics(job.name, role, stall)
     with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
         yield listener
@@ -429,7 +427,7 @@ def run_in_folder(
 def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
     from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
-    train = _train_on_servers if job.cluster.servers else _train_in_process
+    train = _train_distributed if job.cluster.is_distributed else _train_in_process
     report = train(job, folder, show, context)
     if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
         StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
@@ -502,11 +500,13 @@ def _describe_process(job: JobConfig, context: RunContext) -> None:
     context.state.watch(status)
 
 
-def _train_on_servers(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
+def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
     from crossfade.base.signals import SpotInterruption, stopper
     from crossfade.deploy.cluster import supervision
 
-    roles = f"1 scheduler, {counted(job.cluster.servers, 'server')}, {counted(job.cluster.workers, 'worker')}"
+    servers, workers = counted(job.cluster.servers, "server"), counted(job.cluster.workers, "worker")
+    is_held = job.cluster.workers_hold_tables
+    roles = f"{workers}, which hold the tables" if is_held else f"1 scheduler, {servers}, {workers}"
     _print(f"starting {roles} (logs: {folder.logs})")
     _print_addresses(context, folder)
     how = ""

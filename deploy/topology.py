@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import random
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ class Role:
 
 
 def roles(cluster: ClusterConfig) -> Iterator[Role]:
-    """Yield all roles of a job, in the order in which they start."""
-    yield Role("scheduler", 0)
+    """Yield all roles of a job, in the order in which they start. Workers that hold the tables need no others."""
+    if not cluster.workers_hold_tables:
+        yield Role("scheduler", 0)
     for index in range(cluster.servers):
         yield Role("server", index)
     for index in range(cluster.workers):
@@ -79,15 +81,14 @@ UNPLACED = {"coordinator_address": None, "host": "127.0.0.1", "scheduler_port": 
 def assign_roles(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> dict[str, list[Role]]:
     """Assign the roles of a job to ``hosts``, of which the first is the coordinator's; spare hosts are left out.
 
-    The first host gets the scheduler. Servers and workers go in turn to the hosts that accept them; with
-    ``cluster.one_role_per_host`` the first host gets none of them unless no other host accepts them.
+    The first host gets the scheduler, if there is one. Servers and workers go in turn to the hosts that accept them;
+    with ``cluster.one_role_per_host`` the first host gets none of them unless no other host accepts them.
     """
     first = next(iter(hosts))
     if not cluster.one_role_per_host:
         hosts = dict(islice(hosts.items(), cluster.hosts))
     assigned: dict[str, list[Role]] = {host: [] for host in hosts}
-    counts: dict[RoleKind, int] = {"scheduler": 1, "server": cluster.servers, "worker": cluster.workers}
-    for kind, count in counts.items():
+    for kind, count in Counter(role.kind for role in roles(cluster)).items():
         eligible = [first] if kind == "scheduler" else _eligible_hosts(cluster, kind, hosts, assigned)
         for index in range(count):
             assigned[eligible[index % len(eligible)]].append(Role(kind, index))
@@ -128,6 +129,15 @@ class Address:
     def __str__(self) -> str:
         """Return ``HOST:PORT``."""
         return f"{self.host}:{self.port}"
+
+
+def host_address(cluster: ClusterConfig) -> str:
+    """Return the numeric address of ``cluster.host``, where this host's roles listen.
+
+    Raises:
+        InputError: it is not an address of this machine.
+    """
+    return scheduler_address(cluster.model_copy(update={"scheduler_port": 0})).host
 
 
 def scheduler_address(cluster: ClusterConfig) -> Address:

@@ -90,11 +90,12 @@ class Job:
     ) -> Model:
         """Train, and return the model.
 
-        Without servers, the job trains in this process; with servers, on processes of MXNet's key-value store that it
-        starts. Ctrl-C writes a checkpoint and returns the model of it; ``resume`` continues from there.
+        With one worker and no servers, the job trains in this process, else in processes that it starts: the servers
+        of MXNet's key-value store hold the tables, or without servers the workers do. Ctrl-C writes a checkpoint and
+        returns the model of it; ``resume`` continues from there.
 
         Args:
-            servers: processes that hold the tables; None: as in the job.
+            servers: processes that hold the tables, 0: the workers; None: as in the job.
             workers: processes that compute gradients; None: as in the job.
             run_dir: the folder of the run; None: runs/NAME.
             overwrite: whether to delete an earlier run in the folder instead of moving it aside.

@@ -18,6 +18,7 @@ from crossfade.api.wording import python_word
 from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
+from crossfade.deploy.cluster.store_choice import choose_store
 from crossfade.display import TrainDisplay, progress_bars
 from crossfade.run_job import RunContext, check_runnable, note_without_valid, run_in_folder, serve_own_metrics
 from crossfade.trainer.config.schema import JobConfig
@@ -45,6 +46,7 @@ def train(
     Raises:
         CrossfadeError: the job cannot run here, or failed.
     """
+    job = choose_store(job, _logger.info)
     bars = bar_type(progress)
     with progress_bars(bars) as reporter:
         inputs = check_runnable(job, folder, reporter, resume=resume)

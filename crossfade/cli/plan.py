@@ -30,6 +30,10 @@ or Kubernetes are written, with requests for that much memory, instead of the pl
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
+    (
+        "crossfade plan jobs/lastfm.yaml --set cluster.store=sharded --workers 4",
+        "Plan for workers that hold tables.",
+    ),
     ("crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2", "Plan for two EC2 instances."),
     ("crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit", "Predict the time of a step on a network."),
     ("crossfade plan jobs/plays.yaml --queries 5e7 --items 1e7 --interactions 1e10", "Plan for a dataset to come."),
@@ -44,16 +48,17 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-Tables, optimizer state and keys are exact. Other memory of a process is computed from the job, plus what idle processes
-were measured to use. "At most" includes what depends on the course of training: the held-out items that an evaluation
-gathers, and the rows that training changes while a checkpoint of them is being written.
+Tables, optimizer state and the keys of servers are exact. Other memory of a process is computed from the job, plus
+what idle processes were measured to use. "At most" includes what depends on the course of training: the held-out items
+that an evaluation gathers, and the rows that training changes while a checkpoint of them is being written.
 
 Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
 the vocabulary has no counts, or the dataset does not exist yet, they are an upper bound, and marked so. Seconds on the
 wire are those of the busiest network card: requests, answers and pushes follow one another, and none overlaps with
-computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute,
-from costs that were measured on one machine (docs/capacity.md); it is a guide, within about a third. It is not
-predicted for engines mxnet and torch, nor is the memory of a GPU.
+computing. All hosts count as equal. The time of a step adds what the slowest worker and the busiest server compute, or
+the slowest worker alone where the workers hold the tables, from costs that were measured on one machine
+(docs/capacity.md); it is a guide, within about a third. It is not predicted for engines mxnet and torch, nor is the
+memory of a GPU.
 
 --to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
 
@@ -97,8 +102,9 @@ def _report(prediction: Prediction) -> Iterator[str]:
     inputs, plan, instance, time = prediction.inputs, prediction.plan, prediction.instance, prediction.time
     cluster = inputs.job.cluster
     hosts = "one host" if cluster.host_count == 1 else f"{cluster.host_count} hosts"
-    roles = f"{counted(cluster.servers, 'server')}, {counted(cluster.workers, 'worker')}, {hosts}"
-    yield f"{inputs.job.name}: {roles if cluster.servers else 'in process'}"
+    servers, workers = counted(cluster.servers, "server"), counted(cluster.workers, "worker")
+    roles = f"{workers}, which hold the tables" if cluster.workers_hold_tables else f"{servers}, {workers}"
+    yield f"{inputs.job.name}: {f'{roles}, {hosts}' if cluster.is_distributed else 'in process'}"
     yield ""
     yield from _tables(inputs, plan)
     yield ""

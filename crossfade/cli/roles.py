@@ -31,7 +31,8 @@ _DETAILS = """
 hosts. Run by hand, a role is not supervised: when one dies, the others wait for it.
 """
 _NOTES = """\
-The environment locates the roles:
+Without servers (cluster.servers 0), the workers hold the tables, and only an agent starts them, since it tells them
+where they meet. For other jobs, the environment locates the roles:
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      number of servers and workers of the job

@@ -63,7 +63,7 @@ class TrainCommand(LogOptions, TrainOptions):
 
 @as_command(
     "train",
-    "Train embeddings as a job file specifies, in this process or on servers and workers.",
+    "Train embeddings as a job file specifies, in this process, on several workers, or on servers and workers.",
     _EXAMPLES,
     _NOTES,
 )

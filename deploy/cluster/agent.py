@@ -19,7 +19,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from crossfade.base.errors import ClusterError, option_named
@@ -171,24 +171,14 @@ class Agent:
                     each.remove_socket()
 
     def _start_roles(self, desired: DesiredState) -> None:
-        assert desired.scheduler is not None
         self._generation, self._failure, self._done, self._stop_requested = desired.generation, None, set(), False
         self._checkpoints_signaled = desired.checkpoints_requested
         names = ", ".join(desired.roles) or "no roles"
         self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
         roles = [Role.from_name(name) for name in desired.roles]
-        on_one_host = set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
-        topology = JobTopology(
-            scheduler=Address(desired.scheduler.host, socket_number() if on_one_host else desired.scheduler.port),
-            address=self._address,
-            servers=desired.servers,
-            workers=desired.workers,
-            workers_here=sum(role.kind == "worker" for role in roles),
-            rendezvous=desired.rendezvous,
-            on_one_host=on_one_host,
-        )
+        topology = self._topology(desired, roles)
         cores = len(os.sched_getaffinity(0))
-        credentials = RoleCredentials(desired.secret, [] if on_one_host else desired.hosts)
+        credentials = _credentials(desired, topology)
         try:
             self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
@@ -202,6 +192,22 @@ class Agent:
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
+
+    def _topology(self, desired: DesiredState, roles: Sequence[Role]) -> JobTopology:
+        """Return how ``roles`` of this host find the others: on one host by Unix sockets, which ps-lite has."""
+        scheduler, on_one_host = None, False
+        if desired.scheduler is not None:
+            on_one_host = set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
+            scheduler = Address(desired.scheduler.host, socket_number() if on_one_host else desired.scheduler.port)
+        return JobTopology(
+            scheduler=scheduler,
+            address=self._address,
+            servers=desired.servers,
+            workers=desired.workers,
+            workers_here=sum(role.kind == "worker" for role in roles),
+            rendezvous=desired.rendezvous,
+            on_one_host=on_one_host,
+        )
 
     def _check_job(self, desired: DesiredState) -> None:
         path = self._folder.path / JOB_FILE
@@ -303,6 +309,12 @@ class Agent:
         self._coordinator = desired.coordinator
         self._ended_generation, self._events, self._has_news = 0, [], True
         self._notify("joined the coordinator")
+
+
+def _credentials(desired: DesiredState, topology: JobTopology) -> RoleCredentials:
+    """Return what the roles get through their standard input. Horovod takes the rendezvous from the environment."""
+    rendezvous = None if topology.scheduler else desired.rendezvous
+    return RoleCredentials(desired.secret, [] if topology.on_one_host else desired.hosts, rendezvous)
 
 
 def job_digest(folder: RunFolder) -> str:

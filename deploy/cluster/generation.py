@@ -116,12 +116,13 @@ class Generation:
         An agent without roles gets no secret.
         """
         local = [role.name for role in self.assigned.get(agent, [])]
+        scheduler = self.spec.scheduler
         return DesiredState(
             action=action,
             generation=self.number,
             roles=local,
-            scheduler=Endpoint(host=self.spec.scheduler.host, port=self.spec.scheduler.port),
-            rendezvous=self.spec.rendezvous,
+            scheduler=Endpoint(host=scheduler.host, port=scheduler.port) if scheduler else None,
+            rendezvous=self.spec.rendezvous if local else None,
             checkpoint=self.spec.checkpoint,
             secret=self._secret if local else "",
             hosts=self._addresses,

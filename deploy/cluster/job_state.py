@@ -59,10 +59,11 @@ def outcome(state: State, message: str, error: str, notice: str | None) -> tuple
 class GenerationSpec:
     """What a generation starts from."""
 
-    scheduler: Address
+    scheduler: Address | None
+    """None: the workers hold the tables, and need none."""
     checkpoint: str | None = None
     step: int = 0
     skipped: Sequence[str] = ()
     """Why newer checkpoints than this one were skipped."""
     rendezvous: str | None = None
-    """HOST:PORT/SECRET where the workers meet for Horovod, if they do."""
+    """HOST:PORT/SECRET where the workers meet, if they connect to each other."""

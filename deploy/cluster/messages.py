@@ -110,8 +110,10 @@ class DesiredState(_Message):
     acknowledged_event: int = Field(0, description="the newest event that the coordinator has received")
     generation: int = 0
     roles: list[str] = []
-    scheduler: Endpoint | None = None
-    rendezvous: str | None = Field(None, description="HOST:PORT/SECRET where workers meet for Horovod, if they do")
+    scheduler: Endpoint | None = Field(None, description="None: the workers hold the tables, and need none")
+    rendezvous: str | None = Field(
+        None, repr=False, description="HOST:PORT/SECRET where workers meet, if they connect to each other"
+    )
     servers: int = 0
     workers: int = 0
     checkpoint: str | None = None

@@ -1,13 +1,13 @@
-"""A rendezvous for Horovod: a small key-value store over HTTP where the workers of a generation find each other.
+"""A rendezvous: a small key-value store over HTTP where the workers of a generation find each other.
 
     PUT     /SECRET:PORT/SCOPE/KEY   store the body
     GET     /SECRET:PORT/SCOPE/KEY   return the stored bytes, or 404 as long as there are none
     DELETE  /SECRET:PORT/SCOPE/KEY   remove them
 
-This is the protocol of Horovod's Gloo (``horovod/common/gloo/http_store.cc``). Its client sends no custom
-choosing, but takes HOST:PORT/SECRET for a host and appends the port and the path. So a client without the secret, which
-is new in each generation, gets 403, and so does a worker left over from an earlier generation. Values are Gloo's own
-addresses; nothing here parses them.
+Workers that hold the tables (``kvstore/sharded/``) use it, and Horovod's Gloo, whose protocol this is
+(``horovod/common/gloo/http_store.cc``). Horovod's client sends no header of our choosing, but takes HOST:PORT/SECRET
+for a host and appends the port and the path. So a client without the secret, which is new in each generation, gets 403,
+and so does a worker left over from an earlier generation. Values are the workers' addresses; nothing here parses them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedS
 
 MAX_KEY_BYTES = 256
 KEYS_PER_WORKER = 32
-"""Horovod 0.28.1 stores twelve: a host name and addresses for each of six groups of workers."""
+"""Horovod 0.28.1 stores twelve: a host name and addresses for each of six groups of workers. A worker that
+holds tables stores one."""
 VALUE_BYTES, VALUE_BYTES_PER_WORKER = 1024, 256
-"""A worker stores an address, of some 140 bytes, for each of the others in one value."""
+"""A worker of Horovod stores an address, of some 140 bytes, for each of the others in one value; one that holds tables
+stores some 200 bytes."""
 
 
 class _Handler(BoundedHandler):

@@ -20,11 +20,13 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 @dataclass(frozen=True)
 class RoleCredentials:
-    """The secret of a generation, with which commands are signed, and who may connect to its roles."""
+    """The secret of a generation, with which commands are signed, who may connect to its roles, and where they meet."""
 
     secret: str = field(repr=False)
     hosts: list[str] = field(default_factory=list)
     """Addresses from which others connect; empty if no filter is needed, as on one host, or wanted."""
+    rendezvous: str | None = field(default=None, repr=False)
+    """HOST:PORT/SECRET where workers that hold the tables meet; None: MXNet's servers hold them."""
 
     def send(self, pipe: IO[bytes]) -> None:
         """Write them to the standard input of a role, and close it."""

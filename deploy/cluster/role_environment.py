@@ -1,4 +1,4 @@
-"""The environment of a role's process: its threads and memory, and how MXNet's and Horovod's processes connect.
+"""The environment of a role's process: its threads and memory, and how its store's and Horovod's processes connect.
 
 role_environment(role, JobTopology(...), cores=8)             # OMP_NUM_THREADS, DMLC_ROLE, DMLC_PS_ROOT_URI, ...
 """
@@ -17,6 +17,8 @@ import psutil
 
 from crossfade.base.errors import ClusterError
 from crossfade.base.machine import thread_variables
+from crossfade.deploy.cluster.role_variables import ADDRESS_VARIABLE as ROLE_ADDRESS_VARIABLE
+from crossfade.deploy.cluster.role_variables import RANK_VARIABLE, RANKS_VARIABLE
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address, Role
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
@@ -25,22 +27,25 @@ from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIAB
 # every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _SOCKET_NUMBERS = 2**31 - 65536
-# Variables that roles must not inherit: ps-lite reads PORT, and DMLC_* of another job would name its scheduler.
+# Variables that roles must not inherit: ps-lite reads PORT, and those of another job would name its scheduler or ranks.
 _DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
-_DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
+_DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE)
 
 
 @dataclass(frozen=True)
 class JobTopology:
-    """What a role needs to join the others: the scheduler's address, its own, and the number of roles of each kind."""
+    """What a role needs to join the others: the scheduler's address, its own, and the number of roles of each kind.
 
-    scheduler: Address
+    Without a scheduler, the workers hold the tables, and connect to each other.
+    """
+
+    scheduler: Address | None
     address: str
     servers: int
     workers: int
     workers_here: int
     rendezvous: str | None = None
-    """HOST:PORT/SECRET of the workers' rendezvous for Horovod, if there is one."""
+    """HOST:PORT/SECRET of the workers' rendezvous, if there is one."""
     on_one_host: bool = False
     """Whether all roles run on this host, and so use Unix sockets, which ps-lite names after the numbers of ports."""
 
@@ -53,8 +58,8 @@ def socket_number() -> int:
 def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str, str]:
     """Return the environment of ``role``'s process.
 
-    It is this process's, without the token and other jobs' variables, and with those that MXNet and Horovod need. A
-    host's workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
+    It is this process's, without the token and other jobs' variables, and with those by which the roles find each
+    other. A host's workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
 
     Raises:
         ClusterError: no network interface has the host's address.
@@ -68,6 +73,16 @@ def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str,
         **thread_variables(topology.workers_here if role.kind == "worker" else cores, cores),
         **_MALLOC,
         **inherited,
+        ROLE_ADDRESS_VARIABLE: topology.address,
+        **_connecting_variables(role, topology),
+    }
+
+
+def _connecting_variables(role: Role, topology: JobTopology) -> dict[str, str]:
+    """Return a worker's rank, or the variables of MXNet and Horovod. Where ranks meet is not for an environment."""
+    if topology.scheduler is None:
+        return {RANK_VARIABLE: str(role.index), RANKS_VARIABLE: str(topology.workers)}
+    return {
         "DMLC_ROLE": role.kind,
         "DMLC_PS_ROOT_URI": topology.scheduler.host,
         "DMLC_PS_ROOT_PORT": str(topology.scheduler.port),

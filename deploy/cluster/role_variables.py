@@ -10,6 +10,10 @@ from crossfade.base.processes import die_with_parent
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
 """Name and generation of a role, for its log lines, and for users who inspect its process."""
+ADDRESS_VARIABLE = "CROSSFADE_ADDRESS"
+"""Address of its host, numeric, on which a role listens."""
+RANK_VARIABLE, RANKS_VARIABLE = "CROSSFADE_RANK", "CROSSFADE_RANKS"
+"""Rank of a worker that holds a part of the tables, and the number of ranks."""
 COMMAND_VARIABLE = "CROSSFADE_COMMAND"
 """ID of the command that coordinates the job: its roles commit no checkpoint once another has taken the run over."""
 _MAX_PID = 1 << 22

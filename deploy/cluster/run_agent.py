@@ -15,9 +15,9 @@ from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, read_to
 from crossfade.deploy.cluster.messages import DesiredState
 from crossfade.deploy.cluster.options import AgentOptions
 from crossfade.deploy.cluster.process_metrics import HostMetrics, process_metrics
+from crossfade.deploy.cluster.store_choice import require_store
 from crossfade.deploy.cluster.supervision import spot_callbacks
 from crossfade.deploy.topology import Address, check_local_address, local_address
-from crossfade.kvstore.mxnet.imports import require_mxnet
 from crossfade.trainer.monitoring.http import serve_metrics
 from crossfade.trainer.runs.run_folder import RunFolder
 
@@ -33,7 +33,6 @@ def run_agent(options: AgentOptions) -> int:
         StopSignal: the agent was stopped.
     """
     options.configure("agent")
-    require_mxnet()
     coordinator = Address.parse(options.join, option_named("join"))
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
     address = options.advertise_address or local_address(coordinator)
@@ -44,7 +43,7 @@ def run_agent(options: AgentOptions) -> int:
     def identify() -> None:
         # The job, which names the run, reaches the folder when the agent has joined.
         if agent.has_joined and not metrics.labels["run"]:
-            metrics.set_identity(run=_run_name(folder))
+            metrics.set_identity(run=_check_job(folder))
 
     with (
         serve_metrics(metrics, options.metrics_port, None, address, source=option_named("metrics_port")) as listener,
@@ -89,9 +88,15 @@ def _run_until_left(agent: Agent, options: AgentOptions, after_turn: Callable[[]
     return agent.final_state
 
 
-def _run_name(folder: RunFolder) -> str:
-    """Return the name of the run in ``folder``; '?' if its job cannot be read, which the agent reports itself."""
+def _check_job(folder: RunFolder) -> str:
+    """Return the name of the run in ``folder``; '?' if its job cannot be read, which the agent reports itself.
+
+    Raises:
+        MissingExtraError: the job's roles need a package that is not installed here. None has been started yet.
+    """
     try:
-        return folder.job().name
+        job = folder.job()
     except InputError:
         return "?"
+    require_store(job)
+    return job.name

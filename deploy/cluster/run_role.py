@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from crossfade.base import logs
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from crossfade.deploy.cluster.role_credentials import RoleCredentials
     from crossfade.deploy.cluster.role_events import EventPipe
     from crossfade.deploy.topology import RoleKind
+    from crossfade.kvstore.store import RowStore
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.model.allreduce import HorovodAllReduce
+    from crossfade.trainer.model.allreduce import AllReduce, HorovodAllReduce
     from crossfade.trainer.monitoring.registry import ProcessMetrics
     from crossfade.trainer.runs.events import Event, EventSink
     from crossfade.trainer.runs.run_folder import RunFolder
@@ -40,7 +41,7 @@ _QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
 def run_role(kind: RoleKind, options: SchedulerOptions) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
     from crossfade.deploy.cluster.role_events import EventPipe
-    from crossfade.deploy.cluster.role_variables import ROLE_VARIABLE, die_with_agent, role_generation
+    from crossfade.deploy.cluster.role_variables import RANK_VARIABLE, ROLE_VARIABLE, die_with_agent, role_generation
 
     gc.disable()  # until the role has started: imports create objects that stay, and scans of them take time
     options.configure(os.environ.get(ROLE_VARIABLE) or kind, role_generation())
@@ -58,8 +59,9 @@ def run_role(kind: RoleKind, options: SchedulerOptions) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         check_address_space(kind)
-        _check_environment(kind)
-        os.environ["DMLC_ROLE"] = kind
+        if not (started_by_agent and RANK_VARIABLE in os.environ):  # which workers that hold the tables have
+            _check_environment(kind)
+            os.environ["DMLC_ROLE"] = kind
         _run_role(kind, options, pipe, fail, started_by_agent=started_by_agent)
     except Exception as error:
         fail(error)
@@ -162,7 +164,7 @@ def _run_role(
         credentials.hosts.clear()
     metrics = process_metrics(job.name, kind, job.cluster.stall_timeout_seconds if kind == "worker" else None)
     port = 0 if started_by_agent and job.metrics.port is not None else job.metrics.port
-    with serve_metrics(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
+    with serve_metrics(metrics, port, job.metrics.host, _address()) as listener:
         if listener.address is not None:
             emit(MetricsAddress(address=listener.address))
         threading.Thread(target=_report_load, args=(emit, metrics), name="load", daemon=True).start()
@@ -174,6 +176,13 @@ def _run_role(
             _schedule(metrics, credentials)
         write_final_metrics(folder, job, metrics)
     _logger.info("ended")
+
+
+def _address() -> str:
+    """Return the address on which this role listens: its agent's, or for one that was started by hand MXNet's."""
+    from crossfade.deploy.cluster.role_variables import ADDRESS_VARIABLE
+
+    return os.environ.get(ADDRESS_VARIABLE) or os.environ["DMLC_NODE_HOST"]
 
 
 def _credentials(options: SchedulerOptions, *, started_by_agent: bool) -> RoleCredentials:
@@ -232,18 +241,14 @@ def _work(
     metrics: ProcessMetrics,
     credentials: RoleCredentials,
 ) -> None:
-    from crossfade.kvstore.mxnet.client import MXNetStore
-    from crossfade.trainer.model.allreduce import check_horovod_env
     from crossfade.trainer.runs.events import PhaseEvent
     from crossfade.trainer.training.hooks import TrainingHooks
     from crossfade.trainer.training.run import run_training
 
-    if job.all_reduces_dense:
-        check_horovod_env()
     metrics.state = lambda: "joining"
     emit(PhaseEvent(name="joining"))
-    store = MXNetStore(credentials.secret, credentials.hosts, job.cluster.max_key_bytes)
-    all_reduce = _open_all_reduce(job, store.rank, store.workers)
+    is_held = job.cluster.workers_hold_tables
+    store, all_reduce = _join_ranks(job, credentials, metrics) if is_held else _join_servers(job, credentials)
     _resume_garbage_collection()
     emit(PhaseEvent(name="joined"))
     hooks = TrainingHooks(
@@ -253,24 +258,53 @@ def _work(
         metrics=metrics,
     )
     run_training(job, folder, hooks, servers=store, checkpoint=checkpoint, all_reduce=all_reduce)
-    if all_reduce is not None:
-        all_reduce.close()
+    if job.needs_horovod:
+        cast("HorovodAllReduce", all_reduce).close()
     store.barrier()  # the first worker has written the report
     emit(PhaseEvent(name="leaving"))
     store.close()
 
 
+def _join_servers(job: JobConfig, credentials: RoleCredentials) -> tuple[RowStore, AllReduce | None]:
+    """Join MXNet's servers; return the store on them, and Horovod's all-reduce if the job needs it."""
+    from crossfade.kvstore.mxnet.client import MXNetStore
+    from crossfade.trainer.model.allreduce import HorovodAllReduce, check_horovod_env
+
+    if job.needs_horovod:
+        check_horovod_env()
+    store = MXNetStore(credentials.secret, credentials.hosts, job.cluster.max_key_bytes)
+    if not job.needs_horovod:
+        return store, None
+    return store, HorovodAllReduce(store.rank, store.workers, job.cluster.stall_timeout_seconds)
+
+
+def _join_ranks(
+    job: JobConfig, credentials: RoleCredentials, metrics: ProcessMetrics
+) -> tuple[RowStore, AllReduce | None]:
+    """Join the other workers, each of which holds a part of the tables; return the store, and the all-reduce."""
+    from crossfade.base.environment import environment_integer
+    from crossfade.base.errors import InputError, command
+    from crossfade.deploy.cluster.role_variables import RANK_VARIABLE, RANKS_VARIABLE
+    from crossfade.kvstore.sharded.ranks import Ranks
+    from crossfade.kvstore.sharded.store import ShardedStore
+    from crossfade.trainer.monitoring.registry import TableMetrics
+
+    if credentials.rendezvous is None:
+        raise InputError(
+            f"job '{job.name}': its workers hold the tables, and meet where only {command('train')} and "
+            f"{command('agent')} tell them: start the job with one of these, or set cluster.servers"
+        )
+    rank = environment_integer(RANK_VARIABLE, 0, 0, _MAX_ROLES)
+    num_ranks = environment_integer(RANKS_VARIABLE, 1, 1, _MAX_ROLES)
+    ranks = Ranks.join(credentials.rendezvous, rank, num_ranks, _address(), job.cluster.stall_timeout_seconds)
+    store = ShardedStore(ranks, job.cluster.wire_dtype)
+    metrics.register("rows", TableMetrics(store.stats))
+    return store, ranks if job.all_reduces_dense else None
+
+
 def _resume_garbage_collection() -> None:
     gc.freeze()
     gc.enable()
-
-
-def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduce | None:
-    from crossfade.trainer.model.allreduce import HorovodAllReduce
-
-    if not job.all_reduces_dense:
-        return None
-    return HorovodAllReduce(rank, workers, job.cluster.stall_timeout_seconds)
 
 
 def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:

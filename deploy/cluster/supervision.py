@@ -1,4 +1,4 @@
-"""Run a job on servers to its end: the coordinator and this host's agent in one process, and what they need.
+"""Run a distributed job to its end: the coordinator and this host's agent in one process, and what they need.
 
 Other hosts take part if the job sets cluster.coordinator_address: ``crossfade agent`` joins it on each.
 """
@@ -21,7 +21,7 @@ from crossfade.deploy.cluster.job_state import FINISHED, GenerationSpec, State
 from crossfade.deploy.cluster.process_metrics import HostMetrics, JobMetrics, target
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.state_writer import StateWriter
-from crossfade.deploy.topology import Address, scheduler_address
+from crossfade.deploy.topology import Address, host_address, scheduler_address
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
@@ -45,7 +45,7 @@ def check_hosts(cluster: ClusterConfig) -> None:
     """Check that the hosts of a job can join and reach one another, before anything is touched.
 
     Raises:
-        InputError: hosts have no way to join, or there is no token.
+        InputError: hosts have no way to join, there is no token, or roles cannot listen on this host.
     """
     if cluster.coordinator_address is not None:
         listen = Address.parse(cluster.coordinator_address, "cluster.coordinator_address")
@@ -60,6 +60,10 @@ def check_hosts(cluster: ClusterConfig) -> None:
             f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
             f"cluster.coordinator_address, as in {option_named('set', 'cluster.coordinator_address=10.0.0.1:7070')}"
         )
+    if cluster.workers_hold_tables:
+        host_address(cluster)
+    else:
+        scheduler_address(cluster)
 
 
 def is_loopback(host: str) -> bool:
@@ -141,7 +145,7 @@ def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, sp
     return Agent(
         folder,
         coordinator.handle_heartbeat,
-        scheduler_address(job.cluster).host,
+        host_address(job.cluster),
         identity=coordinator.local_agent,
         heartbeat_seconds=0.0,  # a call costs nothing, so each run_once makes one
         lease_seconds=float("inf"),
@@ -164,10 +168,10 @@ def _listen(job: JobConfig, coordinator: Coordinator, emit: EventSink, stack: Ex
 
 
 def _serve_rendezvous(job: JobConfig, stack: ExitStack) -> Rendezvous | None:
-    """Serve a rendezvous until ``stack`` closes, if workers all-reduce dense gradients."""
-    if not job.all_reduces_dense:
+    """Serve a rendezvous until ``stack`` closes, if the workers connect to each other."""
+    if not (job.cluster.workers_hold_tables or job.needs_horovod):
         return None
-    return stack.enter_context(serve_rendezvous(scheduler_address(job.cluster).host, job.cluster.workers))
+    return stack.enter_context(serve_rendezvous(host_address(job.cluster), job.cluster.workers))
 
 
 def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> EventSink:
@@ -307,7 +311,9 @@ class StartFinder:
     def _find_checkpoint(self, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
         return find_start_checkpoint(self._checkpoints, rejected, self._run_dir, allow_restart=self._allow_restart)
 
-    def _scheduler(self) -> Address:
+    def _scheduler(self) -> Address | None:
+        if self._job.cluster.workers_hold_tables:
+            return None
         try:
             return scheduler_address(self._job.cluster)
         except InputError as error:

@@ -169,7 +169,7 @@ def memory(shown: Sequence[RunView]) -> Figure:
 
 
 def updates(shown: Sequence[RunView]) -> Figure:
-    """Draw the rows updated per second by each server, or by the run in process."""
+    """Draw the rows updated per second by each server, or without servers by each worker or the run in process."""
 
     def rates(samples: ColumnBuffer) -> tuple[FloatArray, FloatArray]:
         time_N, updated_N, pid_N = samples["time"], samples["updated"], samples["pid"]
@@ -179,7 +179,7 @@ def updates(shown: Sequence[RunView]) -> Figure:
         return time_N[1:][same_N], np.diff(updated_N)[same_N] / seconds_N[same_N]
 
     reason = "A rate needs two reports of a process that holds tables, seconds apart."
-    return _by_process(shown, rates, reason, suffix="", kinds=("server", "in-process"))
+    return _by_process(shown, rates, reason, suffix="", holders=True)
 
 
 def _by_process(
@@ -188,11 +188,17 @@ def _by_process(
     reason: str,
     *,
     suffix: str,
-    kinds: tuple[str, ...] = ("scheduler", "server", "worker", "in-process"),
+    holders: bool = False,
 ) -> Figure:
+    """Draw a line for each process of the runs, or with ``holders`` for each that holds tables."""
     traces = []
     for each in shown:
-        for number, (name, samples) in enumerate(sorted(each.run.processes.samples.items())):
+        processes = sorted(each.run.processes.samples.items())
+        has_servers = any(name.startswith("server") for name, _ in processes)
+        kinds: tuple[str, ...] = ("scheduler", "server", "worker", "in-process")
+        if holders:
+            kinds = ("server" if has_servers else "worker", "in-process")
+        for number, (name, samples) in enumerate(processes):
             if not name.startswith(kinds):
                 continue
             time_N, value_N = pick(samples)

@@ -267,6 +267,11 @@ class RunReader:
         found = self.job.get(section)
         return found.get(key) if isinstance(found, dict) else None
 
+    def is_distributed(self) -> bool:
+        """Return whether the job has processes of its own: servers, or several workers."""
+        workers = self.setting("cluster", "workers")
+        return bool(self.setting("cluster", "servers")) or (isinstance(workers, int) and workers > 1)
+
     def problems(self) -> list[str]:
         """Return a description of each file or record that cannot be read."""
         tails = [problem for tail in (self._events, self._processes) if (problem := tail.problem()) is not None]

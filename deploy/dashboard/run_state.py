@@ -132,7 +132,7 @@ def _of_lost_command(run: RunReader, state: StateFile, message: str) -> LastFail
     return LastFailure(
         time=state.time,
         text=message,
-        role="coordinator" if run.setting("cluster", "servers") else IN_PROCESS,
+        role="coordinator" if run.is_distributed() else IN_PROCESS,
         host=host if isinstance(host, str) else None,
         cause=message,
         error=None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from crossfade.deploy.cluster.store_choice import choose_store
 from crossfade.deploy.doctor.findings import Finding, run_check
 from crossfade.deploy.doctor.host_checks import (
     check_gpus,
@@ -28,6 +29,7 @@ from crossfade.deploy.doctor.storage_checks import (
     check_dataset_storage,
     short_requests,
 )
+from crossfade.deploy.topology import roles
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import RunFolder
 
@@ -39,6 +41,10 @@ def examine(options: DoctorOptions) -> Iterator[Finding]:
         InputError: the run or job does not exist, or is invalid.
     """
     (job, run), seconds = options.load(), options.timeout
+    if job is not None:
+        notes: list[str] = []
+        job = choose_store(job, notes.append)
+        yield from (Finding("store", "warning", note) for note in notes)
     with short_requests():
         yield from _examine_host(job, seconds)
         if job is None or run is None:
@@ -48,8 +54,8 @@ def examine(options: DoctorOptions) -> Iterator[Finding]:
 
 
 def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
-    roles = 1 + job.cluster.servers + job.cluster.workers if job is not None and job.cluster.servers else 0
-    needs_mxnet = job is not None and (roles > 0 or job.train.engine == "mxnet")
+    count = len(list(roles(job.cluster))) if job is not None and job.cluster.is_distributed else 0
+    needs_mxnet = job is not None and (job.cluster.servers > 0 or job.train.engine == "mxnet")
     yield from run_check("packages", check_versions, seconds)
     yield from run_check("mxnet", partial(check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
     yield from run_check("gpu", partial(check_gpus, job), seconds)
@@ -57,7 +63,7 @@ def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
     yield from run_check("loopback", check_loopback, seconds)
     yield from run_check("huge pages", check_huge_pages, seconds)
     yield from run_check("memory limit", check_memory_limit, seconds)
-    yield from run_check("open files", partial(check_open_files, roles), seconds)
+    yield from run_check("open files", partial(check_open_files, count), seconds)
     yield from run_check("temporary", check_temporary_files, seconds)
 
 

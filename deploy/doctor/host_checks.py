@@ -72,7 +72,7 @@ def _run_python(code: str, seconds: float) -> tuple[int, str, str]:
 def check_mxnet(*, needed: bool, seconds: float) -> Iterator[Finding]:
     """Check that MXNet can be imported, if it is installed or the job needs it."""
     if find_spec("mxnet") is None and not needed:
-        yield Finding("mxnet", "ok", "is not installed: training runs in process only")
+        yield Finding("mxnet", "ok", "is not installed: workers hold the tables, and there are no servers")
         return
     code, version, problem = _run_python(_IMPORT_MXNET, seconds)
     if code == 0:

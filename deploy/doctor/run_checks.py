@@ -29,7 +29,7 @@ from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
 from crossfade.deploy.checkpoint_cleaning import find_uploads
 from crossfade.deploy.cluster.supervision import check_hosts
 from crossfade.deploy.doctor.findings import Finding, State
-from crossfade.deploy.topology import Address, check_free_port, scheduler_address
+from crossfade.deploy.topology import Address, check_free_port, roles
 from crossfade.kvstore.checkpoint.lifecycle import find_leftovers, list_checkpoints
 from crossfade.kvstore.torch.device import require_torch
 from crossfade.trainer.config.schema import JobConfig
@@ -62,7 +62,7 @@ class JobChecks:
             check_tracking(self.job)
             if self.job.train.engine == "torch":
                 require_torch()
-            if self.job.all_reduces_dense:
+            if self.job.needs_horovod:  # MXNet has a check of its own
                 require_horovod()
         except MissingExtraError as error:
             yield Finding("packages", "fix", error.worded(as_typed))
@@ -177,13 +177,14 @@ class JobChecks:
         if self.in_progress:
             return
         count = 1
-        if cluster.servers:
+        if cluster.is_distributed:
             check_hosts(cluster)
-            scheduler_address(cluster)
-            count += _PORTS_PER_ROLE * (1 + cluster.servers + cluster.workers)
+            count += _PORTS_PER_ROLE * len(list(roles(cluster)))
+        if cluster.workers_hold_tables or self.job.needs_horovod:
+            count += 1  # of the rendezvous
         if metrics.port:
             check_free_port("metrics.port", Address(metrics.host or cluster.host, metrics.port))
-        if cluster.servers and cluster.coordinator_address is not None:
+        if cluster.is_distributed and cluster.coordinator_address is not None:
             address = Address.parse(cluster.coordinator_address, "cluster.coordinator_address")
             check_free_port("cluster.coordinator_address", address)
         with ExitStack() as stack:

@@ -169,13 +169,13 @@ class TrialRun:
         arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
         arguments += [word for each in settings for word in ("--set", each)]
         self._exit_code = self._process.train(
-            arguments, self._log, lambda: watch(list(epochs.read())), warm=not self._has_servers(settings)
+            arguments, self._log, lambda: watch(list(epochs.read())), warm=not self._is_distributed(settings)
         )
         return self._exit_code
 
-    def _has_servers(self, settings: Sequence[str]) -> bool:
+    def _is_distributed(self, settings: Sequence[str]) -> bool:
         try:
-            return load_job(self._job, settings).cluster.servers > 0
+            return load_job(self._job, settings).cluster.is_distributed
         except InputError:  # the values of a trial may exclude each other; its training reports it
             return False
 

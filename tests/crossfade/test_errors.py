@@ -173,7 +173,7 @@ DENSE = ("--servers", 1, "--workers", 2, "--set", "model.dense={item: [8]}")
         ("horovod", DENSE, "dense layers of several workers without Horovod"),
         ("mlflow", ("--set", "tracking.mlflow=http://mlflow:5000"), "tracking.mlflow without its package"),
         ("tensorboard", ("--set", "tracking.tensorboard=true"), "tracking.tensorboard without its package"),
-        ("mxnet", ("--servers", 1), ""),
+        ("mxnet", ("--servers", 1, "--set", "cluster.store=mxnet"), ""),
         ("mxnet", ("--set", "train.engine=mxnet"), ""),
     ],
 )
@@ -203,6 +203,13 @@ def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     write_job(workspace / "run" / "job.yaml", workspace / "data", model=model, cluster={"servers": 1, "workers": 2})
     message = role_rejected("worker", workspace, {**ONE_OF_EACH, "HOROVOD_GLOO_IFACE": "lo"})
     documented("a worker without Horovod's environment variables", message)
+
+
+@pytest.mark.slow
+def test_worker_by_hand_is_rejected_where_workers_hold_the_tables(workspace: Path) -> None:
+    (workspace / "run").mkdir()
+    write_job(workspace / "run" / "job.yaml", workspace / "data", cluster={"workers": 2})
+    documented("a worker by hand whose job has no servers", role_rejected("worker", workspace, ONE_OF_EACH))
 
 
 READERS: dict[str, Callable[[], object]] = {

@@ -1,7 +1,7 @@
 """Inject random faults into trainings, and check that they end like undisturbed ones.
 
     python tests/support/chaos.py --seed 1 --faults 20 --layouts host s3
-    python tests/support/chaos.py --faults 200 --layouts process host s3 hosts        # in turn; takes about three hours
+    python tests/support/chaos.py --faults 200 --layouts process host sharded s3 hosts    # in turn; about three hours
 
 Each round trains a job twice in one layout (``chaos_layouts.py``): once undisturbed, and once with faults, while the
 wall clocks of all its processes jump by a day. The embeddings must be equal bit for bit, the ledger must hold each
@@ -40,7 +40,7 @@ from small_disk import fill, make_room
 from waiting import wait_until
 
 BATCH = 256
-EPOCHS_PER_FAULT = {"process": 24, "host": 32, "s3": 48, "hosts": 48}
+EPOCHS_PER_FAULT = {"process": 24, "host": 32, "sharded": 32, "s3": 48, "hosts": 48}
 """Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
 STEP_SECONDS = 0.03
 """Sleep in each step of the disturbed run."""
@@ -56,6 +56,7 @@ Moment = Literal["steps", "checkpoint", "start-up"]
 KINDS: dict[Name, list[Kind]] = {
     "process": ["kill", "terminate", "slow", "storage"],
     "host": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
+    "sharded": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
     "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage", "throttle"],
     "hosts": ["kill", "kill", "freeze", "cut", "cut", "slow"],
 }
@@ -119,7 +120,7 @@ class Injector:
     def _signal(self, fault: Fault) -> None:
         victim = self._victim(fault.role)
         victim.send_signal(SIGNALS[fault.kind])
-        if not self.training.layout.servers:
+        if not self.training.layout.is_distributed:
             self._resume()
             return
         if fault.kind == "freeze":
@@ -264,7 +265,7 @@ def run_chaos(
     settings["cluster"] = {"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000, **settings.get("cluster", {})}
     job = write_job(
         folder / "job.yaml",
-        write_planted(folder / "data", with_genres=layout.name == "host"),
+        write_planted(folder / "data", with_genres=layout.name in ("host", "sharded")),
         train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
         **settings,
@@ -283,7 +284,7 @@ def run_chaos(
         check_ledger(folder / f"{run}-ledger", epochs, steps, layout.workers)
     assert embeddings_of(folder / "disturbed") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
     report = json.loads((folder / "disturbed" / "report.json").read_text())
-    if layout.servers:
+    if layout.is_distributed:
         expected = sum(fault.kind in RESTARTING or fault.moment == "start-up" for fault in planned)
         assert report["restarts"] >= expected, f"{report['restarts']} restarts after {expected} faults of roles"
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(f.kind for f in planned).items()))

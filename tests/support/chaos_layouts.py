@@ -2,6 +2,7 @@
 
     process    in process, with dense layers, and checkpoints on a small disk
     host       on servers and workers of one host, with features of tracks, and checkpoints on a small disk
+    sharded    on workers of one host that hold the tables, with features of tracks, and checkpoints on a small disk
     s3         on servers and workers of one host, with checkpoints on S3, reached through a proxy
     hosts      on three hosts in network namespaces
 
@@ -25,8 +26,8 @@ from object_store import ObjectStore, running_object_store
 from running_command import RunningCommand, records, started
 from small_disk import mounted_disk
 
-Name = Literal["process", "host", "s3", "hosts"]
-LAYOUTS: tuple[Name, ...] = ("process", "host", "s3", "hosts")
+Name = Literal["process", "host", "sharded", "s3", "hosts"]
+LAYOUTS: tuple[Name, ...] = ("process", "host", "sharded", "s3", "hosts")
 _PORT = 7070
 
 
@@ -37,13 +38,13 @@ class Layout:
         self.name = name
         self.folder = folder
         self.workers = 1 if name == "process" else 2
-        self.servers = {"process": 0, "hosts": 3}.get(name, 2)
+        self.servers = {"process": 0, "sharded": 0, "hosts": 3}.get(name, 2)
         self.disk: Path | None = None
         self.store: ObjectStore | None = None
         self.proxy: Proxy | None = None
         self.hosts: list[Host] = []
         self.variables: dict[str, str] = {}
-        if name in ("process", "host"):
+        if name in ("process", "host", "sharded"):
             self.disk = stack.enter_context(mounted_disk(folder / "disk", DISK_BYTES))
         if name == "s3":
             (folder / "store").mkdir()
@@ -60,18 +61,25 @@ class Layout:
             return {"model": {"dense": {"item": [8], "query": [8]}}}
         if self.name == "host":
             return {"model": {"item_features": ["track", "genre"]}, "cluster": {"servers": 2, "workers": 2}}
+        if self.name == "sharded":
+            return {"model": {"item_features": ["track", "genre"]}, "cluster": {"store": "sharded", "workers": 2}}
         if self.name == "hosts":
             address = self.hosts[0].address
             at = {"host": address, "coordinator_address": f"{address}:{_PORT}", "hosts": 3}
             return {"cluster": {**at, "servers": 3, "workers": 2}}
         return {"cluster": {"servers": 2, "workers": 2}}
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether roles run in processes of their own."""
+        return self.workers > 1
+
     def role_names(self) -> list[str]:
         """Return the names of all roles of a generation."""
-        if not self.servers:
+        if not self.is_distributed:
             return ["train"]
-        servers = [f"server-{number}" for number in range(self.servers)]
-        return ["scheduler", *servers, *(f"worker-{number}" for number in range(self.workers))]
+        servers = ["scheduler", *(f"server-{number}" for number in range(self.servers))] if self.servers else []
+        return [*servers, *(f"worker-{number}" for number in range(self.workers))]
 
     def checkpoints(self, run: str) -> str:
         """Return where the checkpoints of ``run`` are."""
@@ -110,7 +118,7 @@ class ChaosTraining:
     def _start(self, *more: object) -> RunningCommand:
         host = self.layout.hosts[0] if self.layout.hosts else None
         options: list[object] = ["--set", f"checkpoint.path={self.layout.checkpoints(self.run_dir.name)}"]
-        if self.layout.servers:  # also so that only workers record steps
+        if self.layout.is_distributed:  # also so that only workers record steps
             options += ["--servers", self.layout.servers, "--workers", self.layout.workers]
         return self._enter(("train", self._job, "--run-dir", self.run_dir, *options, *more), host)
 
@@ -128,7 +136,7 @@ class ChaosTraining:
 
     def roles(self) -> dict[str, psutil.Process]:
         """Return the running roles on all hosts, by name; in process, the command as ``train``."""
-        if not self.layout.servers:
+        if not self.layout.is_distributed:
             return {"train": psutil.Process(self.command.process.pid)}
         return {name: role for command in (self.command, *self._agents) for name, role in command.roles().items()}
 

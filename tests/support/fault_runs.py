@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paced_training import Training, paced
 from run_results import assert_same_bits, report_of
+from running_command import records
 
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
@@ -40,6 +41,17 @@ def train(
 def checkpoint_option(checkpoints: object) -> tuple[str, str]:
     """Return the option that writes checkpoints to ``checkpoints``."""
     return "--set", f"checkpoint.path={checkpoints}"
+
+
+def wait_for_saves(training: Training, number: int) -> None:
+    """Wait until the ``number``-th generation that takes steps has written a checkpoint."""
+
+    def has_saved() -> bool:
+        seen = records(training.run_dir)
+        starts = [place for place, record in enumerate(seen) if record.get("name") == "training"]
+        return len(starts) == number and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
+
+    training.wait(has_saved, f"a checkpoint of generation {number}")
 
 
 def assert_undisturbed(run_dir: Path, undisturbed: Path) -> None:

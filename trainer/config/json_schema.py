@@ -39,9 +39,19 @@ def _losses_without(loss: LossKind) -> Schema:
 
 _RULES: tuple[tuple[str, Schema, Schema], ...] = (
     (
-        "several workers need a server",
-        _has(cluster=_has(workers={"minimum": 2})),
+        "several workers of cluster.store mxnet need a server",
+        _has(cluster=_has(store="mxnet", workers={"minimum": 2})),
         _has(cluster=_has(servers={"minimum": 1})),
+    ),
+    (
+        "cluster.store sharded has no servers: the workers hold the tables",
+        _has(cluster=_has(store="sharded")),
+        {"properties": {"cluster": {"properties": {"servers": {"const": 0}}}}},
+    ),
+    (
+        "cluster.wire_dtype is for workers that hold the tables, without servers",
+        _has(cluster=_has(wire_dtype={"enum": ["bfloat16", "stochastic_bfloat16"]})),
+        {"properties": {"cluster": {"properties": {"servers": {"const": 0}, "store": {"not": {"const": "mxnet"}}}}}},
     ),
     (
         "set either cluster.hosts or cluster.one_role_per_host",
@@ -64,11 +74,11 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         {"properties": {"negatives": {"properties": {"kind": {"not": {"const": "per_example"}}}}}},
     ),
     (
-        "train.tables device needs train.engine torch, and no servers",
+        "train.tables device needs train.engine torch, and a run in one process",
         _has(train=_has(tables="device")),
         {
             **_has(train=_has(engine="torch")),
-            "not": _has(cluster=_has(servers={"minimum": 1})),
+            "not": _has(cluster={"anyOf": [_has(servers={"minimum": 1}), _has(workers={"minimum": 2})]}),
         },
     ),
     (
@@ -114,7 +124,10 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
     ),
     (
         "hosts that share no folder need checkpoint.path on S3",
-        _has(cluster=_has(shared_run_dir=False, servers={"minimum": 1}, hosts={"minimum": 2})),
+        {
+            **_has(cluster=_has(shared_run_dir=False, hosts={"minimum": 2})),
+            "anyOf": [_has(cluster=_has(servers={"minimum": 1})), _has(cluster=_has(workers={"minimum": 2}))],
+        },
         _has(checkpoint=_has(path={"type": "string", "pattern": "^s3://"})),
     ),
 )

@@ -170,7 +170,7 @@ class TrainConfig(Section):
     )
     tables: Literal["auto", "host", "device"] = Field(
         "auto",
-        description="memory that holds the tables of a run without servers: the host's or, with engine torch, the "
+        description="memory that holds the tables of a run in one process: the host's or, with engine torch, the "
         "device's, with rows that do not fit in the host's; auto: device on a GPU",
     )
     device_memory_gib: Positive | None = Field(
@@ -316,12 +316,17 @@ class JobConfig(Section):
     @property
     def no_shared_run_dir(self) -> bool:
         """Whether the processes of this job may run on hosts that share no folder."""
-        return self.cluster.servers > 0 and not self.cluster.shared_run_dir
+        return self.cluster.is_distributed and not self.cluster.shared_run_dir
 
     @property
     def all_reduces_dense(self) -> bool:
-        """Whether several workers train dense layers, whose gradients Horovod sums."""
+        """Whether several workers train dense layers, whose gradients are summed over them."""
         return self.cluster.workers > 1 and self.model.has_dense_layers
+
+    @property
+    def needs_horovod(self) -> bool:
+        """Whether Horovod sums the gradients of dense layers; without servers, the workers' own store does."""
+        return self.all_reduces_dense and not self.cluster.workers_hold_tables
 
     @model_validator(mode="after")
     def _check_cluster(self) -> JobConfig:
@@ -336,17 +341,27 @@ class JobConfig(Section):
                 "checkpoint.warm_start_from gives rows other directions than model.init 'spectral' would give to new "
                 "ones: set model.init to random"
             )
-        if self.train.tables == "device" and self.cluster.servers:
-            raise ValueError(
-                f"train.tables is 'device', but cluster.servers is {self.cluster.servers}, which hold the tables: set "
-                "one of them to auto or 0"
-            )
+        self._check_holders()
         if self.cluster.workers > self.data.partitions:
             raise ValueError(
                 f"{self.cluster.workers} workers need at least as many partitions: raise data.partitions, now "
                 f"{self.data.partitions}"
             )
         return self
+
+    def _check_holders(self) -> None:
+        """Check that tables are not to be on a device where servers or several workers hold them."""
+        cluster, train = self.cluster, self.train
+        if train.tables == "device" and cluster.servers:
+            raise ValueError(
+                f"train.tables is 'device', but cluster.servers is {cluster.servers}, which hold the tables: set one "
+                "of them to auto or 0"
+            )
+        if train.tables == "device" and cluster.workers_hold_tables:
+            raise ValueError(
+                f"train.tables is 'device', but {cluster.workers} workers hold parts of the tables in the memory of "
+                "their hosts: set train.tables to auto, or cluster.workers to 1"
+            )
 
     @model_validator(mode="after")
     def _check_loss_and_negatives(self) -> JobConfig:

@@ -30,6 +30,7 @@ from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
+from crossfade.kvstore.sharded import WireDtype
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.time_values import TimeSpan
 
@@ -361,14 +362,29 @@ class CheckpointConfig(Section):
     )
 
 
-class ClusterConfig(Section):
-    """Processes of a distributed job. Without servers, one process trains and holds the tables."""
+StoreKind = Literal["auto", "mxnet", "sharded"]
+"""What holds the tables of a distributed job: MXNet's servers, or the workers."""
 
+
+class ClusterConfig(Section):
+    """Processes of a distributed job. One worker without servers trains in one process, which holds the tables."""
+
+    store: StoreKind = Field(
+        "auto",
+        description="what holds the tables of a job of several processes; mxnet: servers, of MXNet's key-value store; "
+        "sharded: the workers, each a part, so that there are no servers; auto: mxnet if there are servers and MXNet "
+        "is installed, else sharded",
+    )
+    wire_dtype: WireDtype = Field(
+        "float32",
+        description="how rows and gradients travel between hosts whose workers hold the tables; bfloat16: rounded to "
+        "nearest, half the bytes; stochastic_bfloat16: rounded at random, without bias; shared memory is not rounded",
+    )
     servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
-        0, description="processes that hold the tables; 0: train in one process"
+        0, description="processes that hold the tables; 0: the workers hold them"
     )
     workers: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(
-        1, description="processes that compute gradients"
+        1, description="processes that compute gradients; 1 without servers: train in one process"
     )
     host: str = Field("127.0.0.1", description="address that roles listen on and reach each other at")
     scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -426,13 +442,33 @@ class ClusterConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> ClusterConfig:
-        if self.workers > 1 and self.servers == 0:
+        if self.store == "mxnet" and self.workers > 1 and self.servers == 0:
             raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers")
+        if self.store == "sharded" and self.servers:
+            raise ValueError(
+                f"store is 'sharded', so the workers hold the tables, but servers is {self.servers}: set "
+                "cluster.servers to 0"
+            )
+        if self.wire_dtype != "float32" and (self.servers or self.store == "mxnet"):
+            raise ValueError(
+                f"wire_dtype is '{self.wire_dtype}', but MXNet's servers exchange float32: set cluster.servers to 0 "
+                "and cluster.store to sharded, or leave cluster.wire_dtype out"
+            )
         if self.one_role_per_host and self.hosts > 1:
             raise ValueError(
                 f"hosts is {self.hosts}, but one_role_per_host determines the number of hosts: set only one of them"
             )
         return self
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether roles run in processes of their own: servers, or more than one worker."""
+        return self.servers > 0 or self.workers > 1
+
+    @property
+    def workers_hold_tables(self) -> bool:
+        """Whether several workers hold the tables, the store ``sharded``."""
+        return self.servers == 0 and self.workers > 1
 
     @property
     def host_count(self) -> int:

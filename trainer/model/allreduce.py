@@ -8,6 +8,9 @@ which suits an all-reduce (Sergeev and Del Balso, Horovod, 2018). Gloo sums over
 of the network interface ``HOROVOD_GLOO_IFACE`` and finds the others by the rendezvous server at
 ``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Ranks are those of the key-value store, which also
 assign the examples, so the order of summation is the same in each run.
+
+This is for jobs with servers. Workers that hold the tables sum over their own connections
+(``kvstore/sharded/ranks.py``), without Horovod.
 """
 
 from __future__ import annotations

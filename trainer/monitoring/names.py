@@ -83,7 +83,7 @@ GROUPS = {
     "training": "in-process, worker",
     "first": "in-process, worker of rank 0",
     "gpu": "in-process, worker: where a GPU computes gradients",
-    "rows": "in-process, server",
+    "rows": "in-process, server, worker that holds tables",
     "server": "server",
     "job": "coordinator",
     "host": "coordinator, agent",

@@ -1,7 +1,8 @@
 """Choose what computes a run: the store of its tables, the engine of its gradients, and the step that joins them.
 
     composition = compose(job, model, towers)               # a run in this process
-    composition = compose(job, model, towers, servers)      # a worker of a distributed run, whose store is ``servers``
+    composition = compose(job, model, towers, servers)      # a worker of a distributed run, whose store is ``servers``,
+                                                            # MXNet's servers or all workers
     loss, rows = composition.step.take(batch, lr_factor, state)
 
 The engine follows from ``train.engine`` and ``train.device``. Without servers, tables are in the memory that
@@ -35,7 +36,7 @@ class Composition:
         engine: computes gradients.
         step: takes steps.
         notes: what the user should know about the choice of the engine, a line each.
-        stats: counters of the tables in this process; None: servers hold them.
+        stats: counters of the tables in this process; None: servers hold them, or all workers, who count themselves.
         describe_tables: returns lines for the user about where created tables are.
     """
 
@@ -54,7 +55,8 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
         job: the job.
         model: the tables and the score.
         towers: turn rows of tables into the vectors of ``model``.
-        servers: the worker's store on servers; None: the tables are in this process, whose store the caller closes.
+        servers: the worker's store on servers, or on all workers; None: the tables are in this process, whose store
+            the caller closes.
 
     Raises:
         MissingExtraError: a package is not installed.

@@ -31,7 +31,7 @@ def run_training(
 ) -> dict[str, Any] | StopResult:
     """Train as one worker of ``job``, from ``checkpoint`` if there is one.
 
-    The tables are on ``servers``, or in this process where that is None.
+    The tables are on ``servers``, which may be the workers themselves, or in this process where that is None.
 
     Rank 0 writes the events, the checkpoints and the report; without a shared run folder it emits the report.
     ``all_reduce`` sums the gradients of dense layers where several workers train them.

@@ -157,7 +157,7 @@ def open_session(
         job: the job; the session's has a value for each ``auto``.
         folder: the folder of the run, which has started.
         hooks: what the caller observes and requests.
-        servers: the worker's store on servers; None: the session has a store in this process, and closes it.
+        servers: the worker's store of several processes; None: the session has a store in this process, and closes it.
         all_reduce: sums gradients of dense layers over workers; None if there are no such layers or no other workers.
 
     Raises:

@@ -17,6 +17,7 @@ from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
+from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_process import _NETWORK_ABORT
 from crossfade.deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
@@ -274,6 +275,25 @@ def test_roles_get_numbers_for_gpus_and_neither_token_nor_secret_where_others_ca
     assert not path.exists()
     for file in coordinator.folder.path.rglob("*"):
         assert not file.is_file() or secret not in file.read_text()
+
+
+def test_workers_that_hold_tables_get_their_rank_and_where_they_meet_in_private(
+    agent: Agent, coordinator: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meet, foreign = "127.0.0.1:7000/fedcba9876543210", {"CROSSFADE_RANK": "7", "DMLC_PS_ROOT_URI": "10.0.0.9"}
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    sent: list[RoleCredentials] = []
+    monkeypatch.setattr(RoleCredentials, "send", lambda credentials, pipe: (sent.append(credentials), pipe.close()))
+    coordinator.set(roles=("worker-0", "worker-2"), workers=3, servers=0, scheduler=None, rendezvous=meet)
+    run_until(agent, lambda: len(coordinator.last.roles) == 2)
+    for child in children():
+        variables = child.environ()
+        assert variables["CROSSFADE_ROLE"] == f"worker-{variables['CROSSFADE_RANK']}"
+        assert (variables["CROSSFADE_RANKS"], variables["CROSSFADE_ADDRESS"]) == ("3", "127.0.0.2")
+        assert not any(name.startswith("DMLC_") for name in variables)
+        assert meet not in " ".join([*child.cmdline(), *variables.values()])
+    assert [credentials.rendezvous for credentials in sent] == [meet, meet]
 
 
 def sockets_of(agent: Agent) -> list[Path]:

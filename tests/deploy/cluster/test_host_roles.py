@@ -15,6 +15,7 @@ from crossfade.base.errors import InputError
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.topology import AcceptedRoles, assign_roles, missing_hosts
+from crossfade.deploy.topology import roles as all_roles
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.sections import ClusterConfig
 
@@ -72,6 +73,18 @@ def test_without_one_role_per_host_the_coordinators_host_has_roles() -> None:
         ["worker-1"],
         [],
     ]
+
+
+def test_workers_that_hold_the_tables_need_neither_scheduler_nor_servers() -> None:
+    separate, together = per_role(0, 3), ClusterConfig(workers=3, hosts=2)
+    assert [role.name for role in all_roles(separate)] == ["worker-0", "worker-1", "worker-2"]
+    assert assigned_names(separate, "worker", "all", "worker") == [[], ["worker-0"], ["worker-2"], ["worker-1"]]
+    assert assigned_names(separate) == [["worker-0", "worker-1", "worker-2"]]
+    assert assigned_names(together, "all") == [["worker-0", "worker-2"], ["worker-1"]]
+    assert (separate.host_count, together.host_count) == (4, 2)
+    hosts: dict[str, AcceptedRoles] = {"home": "all", "1": "server", "2": "worker"}
+    assert missing_hosts(separate, hosts) == 2
+    assert missing_hosts(together, hosts) == 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def rejection(path: Path | None) -> str:
 
 
 def test_credentials_pass_through_a_pipe_and_show_no_secret() -> None:
-    sent = RoleCredentials(SECRET, ["10.0.0.1", "10.0.0.2"])
+    sent = RoleCredentials(SECRET, ["10.0.0.1", "10.0.0.2"], f"10.0.0.1:7000/{SECRET}")
     reader, writer = os.pipe()
     sent.send(os.fdopen(writer, "wb"))
     with os.fdopen(reader, "rb") as pipe:

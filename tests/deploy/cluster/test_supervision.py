@@ -9,8 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command_here import crossfade_here
-from fault_runs import ON_ONE_SERVER, ROLES_OF_ONE_SERVER, assert_undisturbed, train
-from paced_training import Training
+from fault_runs import ON_ONE_SERVER, ROLES_OF_ONE_SERVER, assert_undisturbed, train, wait_for_saves
 from port_strangers import listening, scrape
 from run_results import report_of
 from running_command import messages, records, started, succeeded, wait_for_steps
@@ -60,17 +59,6 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
         assert "; lost: " in line
     log = (run_dir / "logs" / "server-0.log").read_text().splitlines()
     assert any(" server-0 generation=4 " in line for line in log)
-
-
-def wait_for_saves(training: Training, number: int) -> None:
-    """Wait until the ``number``-th generation that takes steps has written a checkpoint."""
-
-    def has_saved() -> bool:
-        seen = records(training.run_dir)
-        starts = [workspace for workspace, record in enumerate(seen) if record.get("name") == "training"]
-        return len(starts) == number and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
-
-    training.wait(has_saved, f"a checkpoint of generation {number}")
 
 
 def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_says(

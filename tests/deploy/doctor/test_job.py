@@ -72,6 +72,18 @@ def test_job_that_does_not_fit_gets_the_advice_of_the_plan(data: Path) -> None:
     assert (found.state, "lower model.dim to " in found.message) == ("fix", True)
 
 
+def test_workers_that_hold_the_tables_need_ports_but_neither_mxnet_nor_horovod(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = checks(data, model={"dense": {"item": [8]}}, cluster={"workers": 3})
+    for package in ("mxnet", "horovod"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert list(job.check_packages()) == []
+    found = only(job.check_ports)
+    # Its own for metrics, that of the rendezvous, and two of each worker.
+    assert (found.state, found.message) == ("ok", "as many as the job needs (8) are free on 127.0.0.1")
+
+
 def test_packages_that_the_job_needs_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = checks(
         data,

@@ -22,7 +22,7 @@ def test_nothing_but_the_use_of_the_machine_is_left_to_resolve() -> None:
     for overrides in ([], ["model.score=dot"], ["loss=bpr"]):
         job = resolved_job(SMALL, *overrides)
         automatic = {key for key, value in job.values().items() if value == "auto"}
-        assert automatic == {"train.engine", "train.device", "train.tables"}
+        assert automatic == {"train.engine", "train.device", "train.tables", "cluster.store"}
         assert resolve(job, LARGE) == job
 
 

@@ -53,10 +53,10 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
         ),
         (
             SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, scheduler_port, max_key_bytes, "
-            "hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, coordinator_address, "
-            "shared_run_dir, slow_host_timeout_seconds, max_restarts, stall_timeout_seconds, grace_period_seconds, "
-            "filter_ports",
+            "unknown key 'cluster.zzz'; known keys here: store, wire_dtype, servers, workers, host, "
+            "scheduler_port, max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
+            "coordinator_address, shared_run_dir, slow_host_timeout_seconds, max_restarts, stall_timeout_seconds, "
+            "grace_period_seconds, filter_ports",
         ),
         (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
         ("name: small\ndata: {}\n", "the key 'data.path' is missing"),
@@ -118,6 +118,15 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             "train: {tables: device, engine: torch}\ncluster: {servers: 2}",
             ["train.tables is 'device', but cluster.servers is 2, which hold the tables"],
         ),
+        (
+            "train: {tables: device, engine: torch}\ncluster: {workers: 2}",
+            ["train.tables is 'device', but 2 workers hold parts of the tables", "cluster.workers to 1"],
+        ),
+        (
+            "cluster: {store: sharded, servers: 2, workers: 2}",
+            ["cluster: store is 'sharded', so the workers hold the tables, but servers is 2: set cluster.servers to 0"],
+        ),
+        ("cluster: {store: redis}", ["cluster.store: ", "'auto', 'mxnet' or 'sharded'", "but found 'redis'"]),
         ("evaluate: {k: [10, 100000]}", ["evaluate.k.1: ", "less than or equal to 1000"]),
         ("loss: hinges", ["loss: ", "'bpr', 'logistic', 'softmax', 'hinge', ", "but found 'hinges'"]),
         (
@@ -170,7 +179,14 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
             "model: {init: spectral}\ncheckpoint: {warm_start_from: runs/a}\n",
             (),
         ),
-        ("workers without servers", "cluster: {workers: 3}\n", ()),
+        ("workers without servers", "cluster: {store: mxnet, workers: 3}\n", ()),
+        ("servers beside workers that hold the tables", "cluster: {store: sharded, servers: 2, workers: 2}\n", ()),
+        ("rounded rows with servers", "cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}\n", ()),
+        (
+            "tables on a device of several workers",
+            "train: {tables: device, engine: torch}\ncluster: {workers: 2}\n",
+            (),
+        ),
         ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
         ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
         ("credentials in tracking.mlflow", "tracking: {mlflow: 'https://me:secret@mlflow:5000'}\n", ()),
@@ -255,7 +271,8 @@ def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, ex
 def test_error_in_the_file_does_not_name_an_override(job_path: Path) -> None:
     assert error_of(job_path, SMALL + "train: {epochs: 0}\n", "train.seed=1").startswith("train.epochs: ")
     expected = "cluster: 3 workers need at least one server: set cluster.servers"
-    assert error_of(job_path, SMALL + "cluster: {workers: 3}\n", "cluster.grace_period_seconds=5") == expected
+    found = error_of(job_path, SMALL + "cluster: {store: mxnet, workers: 3}\n", "cluster.grace_period_seconds=5")
+    assert found == expected
 
 
 def patterns(schema: Any) -> Iterator[str]:

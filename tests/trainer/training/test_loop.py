@@ -56,7 +56,7 @@ class Fakes:
 
     # ---- store
 
-    def pull(self, active: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+    def pull(self, active: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
         self.calls.append("pull")
         return {name: np.zeros((len(rows_A), 2), np.float32) for name, rows_A in active.items()}
 
