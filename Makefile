@@ -56,8 +56,8 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
-chaos-long: setup ## inject 200 faults: in process, on one host, with S3, on three hosts; about three hours, as root
-	.venv/bin/python tests/support/chaos.py --faults 200 --layouts process host s3 hosts $(ARGS)
+chaos-long: setup ## inject 200 faults: in process, on servers, on workers with tables, with S3, on three hosts; as root
+	.venv/bin/python tests/support/chaos.py --faults 200 --layouts process host sharded s3 hosts $(ARGS)
 
 mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)

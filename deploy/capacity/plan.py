@@ -16,6 +16,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.machine import Machine, this_machine
 from crossfade.deploy.capacity.plan_inputs import PlanInputs
 from crossfade.deploy.capacity.process_memory import (
+    RANK_LIBRARIES_BYTES,
     SHARED_LIBRARIES_BYTES,
     MemoryItem,
     ProcessPlan,
@@ -95,9 +96,12 @@ def plan_capacity(inputs: PlanInputs) -> CapacityPlan:
 
 
 def role_hosts(job: JobConfig) -> list[list[Role]]:
-    """Return the roles of each host."""
+    """Return the roles of each host, the coordinator's first; of one process that trains, none."""
+    if not job.cluster.is_distributed:
+        return []
     hosts: dict[str, AcceptedRoles] = dict.fromkeys(map(str, range(job.cluster.host_count)), "all")
-    return list(assign_roles(job.cluster, hosts).values())
+    assigned = assign_roles(job.cluster, hosts)
+    return [assigned.get(host, []) for host in hosts]
 
 
 def _plan_table(job: JobConfig, layout: TableLayout) -> TablePlan:
@@ -108,11 +112,12 @@ def _plan_table(job: JobConfig, layout: TableLayout) -> TablePlan:
 
 
 def _plan_hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
-    if not job.cluster.servers:
+    if not job.cluster.is_distributed:
         yield HostPlan(("process",), processes[0].required_bytes, processes[0].peak_bytes)
         return
     by_name = {process.name: process for process in processes}
-    libraries = MemoryItem("shared libraries", SHARED_LIBRARIES_BYTES)
+    is_held = job.cluster.workers_hold_tables
+    libraries = MemoryItem("shared libraries", RANK_LIBRARIES_BYTES if is_held else SHARED_LIBRARIES_BYTES)
     for roles in role_hosts(job):
         # The command that starts the roles, or the agent of another host, which is as large.
         here = [by_name["train"], *(by_name[role.name] for role in roles)]
@@ -202,11 +207,20 @@ def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
         while hosts - low > 1:
             middle = (low + hosts) // 2
             low, hosts = (low, middle) if fits(_on_hosts(job, middle)) else (middle, hosts)
-        yield f"use {hosts} hosts like {machine.name} with a server each (cluster.hosts, cluster.servers)"
+        kind = _holder(job)
+        yield f"use {hosts} hosts like {machine.name} with a {kind} each (cluster.hosts, cluster.{kind}s)"
+
+
+def _holder(job: JobConfig) -> Literal["server", "worker"]:
+    """Return which roles hold the tables on several hosts."""
+    is_on_servers = job.cluster.servers or job.cluster.store == "mxnet"
+    return "server" if is_on_servers else "worker"
 
 
 def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
-    cluster = job.cluster.model_copy(update={"hosts": hosts, "servers": max(hosts, job.cluster.servers)})
+    """Return ``job`` on ``hosts`` hosts, with at least one role on each that holds tables."""
+    key = f"{_holder(job)}s"
+    cluster = job.cluster.model_copy(update={"hosts": hosts, key: max(hosts, getattr(job.cluster, key))})
     return job.model_copy(update={"cluster": cluster})
 
 

@@ -6,6 +6,7 @@ prediction.fit.verdict, prediction.time.step_seconds
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from crossfade.deploy.capacity.plan_inputs import PlanInputs, expected_inputs, r
 from crossfade.deploy.capacity.process_memory import evaluated_queries
 from crossfade.deploy.capacity.step_time import evaluation_seconds, step_seconds
 from crossfade.deploy.capacity.traffic import busiest_bytes
+from crossfade.deploy.cluster.store_choice import choose_store
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,21 +100,24 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
 
 
 def load_planned_job(options: PlannedJob) -> JobConfig:
-    """Return the job that is planned.
+    """Return the job that is planned: without MXNet here, the workers hold the tables, as ``crossfade train`` runs it.
 
     Raises:
-        InputError: it is invalid, or has several hosts without servers.
+        InputError: it is invalid, or has several hosts for one process.
     """
-    job = options.load_job()
-    if job.cluster.hosts > 1 and job.cluster.servers == 0:
-        raise InputError(f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers")
+    job = choose_store(options.load_job(), _logger.info)
+    if job.cluster.hosts > 1 and not job.cluster.is_distributed:
+        raise InputError(
+            f"{job.cluster.hosts} hosts need servers, or several workers, that hold the tables: set cluster.servers or "
+            "cluster.workers"
+        )
     return job
 
 
 def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
-    if not job.cluster.servers or plan.traffic is None:
-        return None
     hosts = role_hosts(job)
+    if not hosts or plan.traffic is None:
+        return None
     if own_hosts := len(hosts) == 1:
         hosts = [[role] for role in hosts[0]]
     return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
@@ -122,9 +129,10 @@ def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, 
     wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds
     if plan.traffic is None or not job.train.uses_cpu_engine or wire_seconds is None:
         return None
-    hosts = role_hosts(job) if job.cluster.servers else []
     keys = sum(table.keys for table in plan.tables)
-    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
+    seconds = step_seconds(
+        plan.steps, job.model.dim, role_hosts(job), cores=cores, keys=keys, wire_seconds=wire_seconds
+    )
     rate = plan.traffic.examples / seconds
     queries, items = evaluated_queries(inputs, "valid"), inputs.model.item.rows
     evaluation = evaluation_seconds(queries, items, job.model.dim, cores * job.cluster.host_count)

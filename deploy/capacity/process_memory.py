@@ -99,7 +99,7 @@ def _engine(inputs: PlanInputs, load: WorkerLoad) -> Iterable[MemoryItem]:
     job, engine = inputs.job, inputs.job.train.engine
     if engine not in PACKAGE_BYTES:
         return
-    if engine == "torch" or not job.cluster.servers:  # MXNet has the key-value store too
+    if engine == "torch" or not job.cluster.servers:  # servers are MXNet's, so their workers have it too
         yield MemoryItem(f"engine {engine}", PACKAGE_BYTES[engine])
     if job.negatives.kind == "per_example":
         scores = int(1 + load.negatives / max(load.examples, 1)) * job.model.dim
@@ -285,10 +285,13 @@ _MIB = 2**20
 SCHEDULER_BYTES = 87 * _MIB
 SERVER_BYTES = 104 * _MIB
 WORKER_BYTES = 121 * _MIB
+RANK_BYTES = 109 * _MIB
+"""A worker that holds a shard of the tables, and loads no MXNet."""
 COMMAND_BYTES = 60 * _MIB
 """``crossfade train`` itself, where it starts and watches the roles."""
-SHARED_LIBRARIES_BYTES = 195 * _MIB
-"""Resident libraries that a host's processes share: the resident size of a worker (``rss``) less its private memory."""
+SHARED_LIBRARIES_BYTES, RANK_LIBRARIES_BYTES = 195 * _MIB, 131 * _MIB
+"""Resident libraries that a host's processes share: the resident size of a worker (``rss``) less its private memory.
+The second is of workers without MXNet."""
 FIRST_RUN_BYTES = {"scheduler": 36 * _MIB, "server": 54 * _MIB, "worker": 99 * _MIB}
 """Memory left over in the first run after an installation, which compiles modules and kernels."""
 IN_PROCESS_BYTES = 211 * _MIB
@@ -299,6 +302,8 @@ UPLOAD_BYTES = 12 * _MIB
 """Memory of that process for each file that it uploads to S3 at a time; 64 files took 822 MB."""
 FILES_PER_SHARD = 2
 """The weights and, for most optimizers, one array of state, which are uploaded at the same time."""
+POSITION_COPIES_BYTES = 20
+"""Of a row that a worker uses, or updates for another: its number, its place and position in its shard, and copies."""
 SERVED_COPIES = 3
 """Copies of a step's rows that a server holds: as received, as merged, and as answered."""
 
@@ -341,13 +346,16 @@ def table_bytes(job: JobConfig, table: TableSpec) -> int:
 def plan_processes(
     inputs: PlanInputs, loads: Sequence[WorkerLoad], layouts: Sequence[TableLayout]
 ) -> list[ProcessPlan]:
-    """Return all processes of the job: one without servers, else the command, the scheduler, servers and workers."""
+    """Return all processes: one, or the command and the workers, and the scheduler and servers if it has servers."""
     cluster = inputs.job.cluster
-    if not cluster.servers:
+    if not cluster.is_distributed:
         return [_in_process(inputs, loads)]
+    command = ProcessPlan("train", (MemoryItem("process", COMMAND_BYTES),))
+    if cluster.workers_hold_tables:
+        return [command, *(_rank(inputs, loads, rank) for rank in range(cluster.workers))]
     server = _server(inputs, loads, layouts)
     return [
-        ProcessPlan("train", (MemoryItem("process", COMMAND_BYTES),)),
+        command,
         ProcessPlan("scheduler", _process("scheduler", SCHEDULER_BYTES)),
         *(ProcessPlan(f"server-{index}", server) for index in range(cluster.servers)),
         *(
@@ -363,19 +371,44 @@ def _process(kind: str, idle_bytes: int) -> tuple[MemoryItem, ...]:
 
 
 def _in_process(inputs: PlanInputs, loads: Sequence[WorkerLoad]) -> ProcessPlan:
+    tables = _tables(inputs, shards=1)
+    return ProcessPlan("process", (MemoryItem("process", IN_PROCESS_BYTES), *tables, *worker_items(inputs, loads[0])))
+
+
+def _tables(inputs: PlanInputs, shards: int) -> Iterable[MemoryItem]:
+    """Yield what a process that trains holds of the tables, one of ``shards`` shards of each, and to save them."""
     job = inputs.job
-    tables = []
+    local_rows = {table.name: -(-table.rows // shards) for table in inputs.model.tables}
     for table in inputs.model.tables:
-        tables.append(MemoryItem(f"{table.name}: weights of {table.rows:,} rows", table.bytes))
-        if state := table_bytes(job, table) - table.bytes:
-            tables.append(MemoryItem(f"{table.name}: state of {job.optimizer.kind}", state))
+        rows = local_rows[table.name]
+        yield MemoryItem(f"{table.name}: weights of {rows:,} rows", rows * table.dim * VALUE_BYTES)
+        if state := rows * state_bytes_per_row(job.optimizer.kind, table.dim):
+            yield MemoryItem(f"{table.name}: state of {job.optimizer.kind}", state)
+    yield from _checkpoint(job, local_rows, shards=1)
+
+
+def _rank(inputs: PlanInputs, loads: Sequence[WorkerLoad], rank: int) -> ProcessPlan:
+    """Return a worker that holds a shard of each table."""
+    job, workers = inputs.job, inputs.job.cluster.workers
+    row_bytes = job.model.dim * VALUE_BYTES
+    all_rows = sum(table.rows for table in inputs.model.tables)
+    rows_W = [min(row_uses(inputs, load), all_rows) for load in loads]
+    served_rows = sum(rows_W) // workers
+    sent_rows = max(rows_W[rank], served_rows)
+    if job.train.save_embeddings == "best":
+        sent_rows = max(sent_rows, min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors)))
+    remote = 1 - min(1, -(-workers // job.cluster.host_count) / workers)
+    received = int(remote * sent_rows * row_bytes)
     return ProcessPlan(
-        "process",
+        f"worker-{rank}",
         (
-            MemoryItem("process", IN_PROCESS_BYTES),
-            *tables,
-            *worker_items(inputs, loads[0]),
-            *_checkpoint(job, {table.name: table.rows for table in inputs.model.tables}, shards=1),
+            *_process("worker", RANK_BYTES),
+            *_tables(inputs, shards=workers),
+            # In both memories for messages, which alternate. On one host, receivers read them there.
+            MemoryItem("rows sent to other workers", 2 * sent_rows * row_bytes * (workers - 1) // workers),
+            *([MemoryItem("rows received from other hosts", received)] if received else []),
+            MemoryItem("positions of rows", POSITION_COPIES_BYTES * (rows_W[rank] + served_rows), "steps"),
+            *worker_items(inputs, loads[rank]),
         ),
     )
 

@@ -25,6 +25,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.topology import Role
+from crossfade.kvstore.sharded.store import POSITION_BYTES
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec, Traffic
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import NegativesConfig
@@ -41,6 +42,19 @@ WIRE_ROW_BYTES = ROW_ID_BYTES + 4
 WIRE_REQUEST_BYTES = ROW_ID_BYTES
 """What a pull sends to request a row. Measured at the sockets of real jobs of 4 and 64 columns, on 2 and 3 servers, the
 two account for all but 0.1 of the bytes per row, and for all but 50 bytes of a message."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a row takes on the wire beside its values: in a pull or a push, and in the request of a pull."""
+
+    row_bytes: int
+    request_bytes: int
+
+
+SERVERS_WIRE = Wire(WIRE_ROW_BYTES, WIRE_REQUEST_BYTES)
+RANKS_WIRE = Wire(0, POSITION_BYTES)
+"""Workers that hold the tables send row positions once a step; what they announce takes some 50 bytes a peer."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ class WorkerLoad:
 def worker_loads(
     job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Sequence[RowGroup]
 ) -> list[WorkerLoad]:
-    """Return the load of each worker: ``groups`` go to partitions, and partitions to workers in turn."""
+    """Return the load of each worker: ``groups`` go to partitions, and blocks of partitions to workers."""
     schedule = BatchSchedule(
         InteractionReader(folder, manifest),
         groups,
@@ -137,7 +151,8 @@ def worker_loads(
     loads, step_examples = [], schedule.rows / schedule.steps
     items = manifest.entities[manifest.item].rows
     for rank in range(job.cluster.workers):
-        local = slice(rank, None, job.cluster.workers)
+        of_rank = schedule.partitions_of(rank, job.cluster.workers)
+        local = slice(of_rank.start, of_rank.stop)
         examples = sum(map(sum, blocks_P[local])) / schedule.steps
         negatives = _negatives(job.negatives, examples, items)
         partition_examples = examples / max(1, len(blocks_P[local]))
@@ -255,7 +270,8 @@ class StepTraffic:
     bytes_pushed: float
     dense_equivalent_bytes_pushed: int
     bytes_all_reduced: float = 0.0
-    """What each worker sends, and receives, in the ring all-reduce of dense gradients."""
+    """What each worker sends, and receives, to sum dense gradients: by a ring, or in parts to each other worker."""
+    on_wire: Wire = SERVERS_WIRE
 
     @property
     def rows(self) -> tuple[float, ...]:
@@ -274,7 +290,7 @@ class StepTraffic:
 
     def wire(self, rows: float) -> tuple[float, float]:
         """Return the bytes on the wire of ``rows`` rows: with their values (in a pull or a push), and of requests."""
-        return rows * (WIRE_ROW_BYTES + self.dim * VALUE_BYTES), rows * WIRE_REQUEST_BYTES
+        return rows * (self.on_wire.row_bytes + self.dim * VALUE_BYTES), rows * self.on_wire.request_bytes
 
 
 def expect_traffic(
@@ -286,8 +302,7 @@ def expect_traffic(
     total: int,
 ) -> StepTraffic:
     """Return the expected traffic of a step of ``job``, whose train split has ``total`` interactions."""
-    tables, moved = [], Traffic()
-    owners = manifest.feature_owners()
+    tables, moved, owners = [], Traffic(), manifest.feature_owners()
     group_rows = job.data.group_rows
     row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
     piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
@@ -326,6 +341,7 @@ def expect_traffic(
         bytes_pushed=pushed * row_bytes,
         dense_equivalent_bytes_pushed=moved.dense_equivalent_bytes_pushed,
         bytes_all_reduced=_all_reduced_bytes(job, model),
+        on_wire=RANKS_WIRE if job.cluster.workers_hold_tables else SERVERS_WIRE,
     )
 
 
@@ -348,15 +364,20 @@ def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> floa
     """Return the bytes that the busiest network card moves in one direction in a step.
 
     Requests, answers and the push follow one another, and so does the all-reduce, whose ring may leave a host once per
-    worker. Traffic between a worker and servers on the same host stays off the wire.
+    worker; workers that hold the tables send each other a part of the sum. Rows between a worker and the holder of a
+    table on the same host stay off the wire.
     """
     workers = [sum(role.kind == "worker" for role in host) for host in hosts]
-    ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_all_reduced
-    servers = [sum(role.kind == "server" for role in host) for host in hosts]
+    holders = [sum(role.kind == "server" for role in host) for host in hosts]
+    if any(holders):
+        leaving: float = max(min(here, sum(workers) - here) for here in workers)
+    else:
+        holders = workers
+        leaving = max(here * (sum(workers) - here) for here in workers) / (sum(workers) - 1)
     rows_by_host = [sum(traffic.rows[role.index] for role in host if role.kind == "worker") for host in hosts]
     busiest_rows = 0.0
-    for here, local_rows in zip(servers, rows_by_host, strict=True):
-        share = here / sum(servers)
+    for here, local_rows in zip(holders, rows_by_host, strict=True):
+        share = here / sum(holders)
         busiest_rows = max(busiest_rows, local_rows * (1 - share), (sum(rows_by_host) - local_rows) * share)
     values, requests = traffic.wire(busiest_rows)
-    return requests + (1 + traffic.pushed_share) * values + ring
+    return requests + (1 + traffic.pushed_share) * values + leaving * traffic.bytes_all_reduced

@@ -1,5 +1,7 @@
 """Manifests by which Kubernetes runs a job: a Job for the coordinator, a StatefulSet of servers, a Job of workers.
 
+Where the workers hold the tables, there are no servers.
+
     files = kubernetes_files(job, size_hosts(job, plan), SchedulerFiles(image="registry/crossfade:cpu"))
 
 They are laid out for Kustomize: ``base`` and an overlay as an example. Each server and worker is an agent that accepts
@@ -51,7 +53,7 @@ def _manifest(api: str, kind: str, name: str, component: str | None = None, **mo
 
 def shares_volume(job: JobConfig) -> bool:
     """Return whether all pods of ``job`` mount the volume; with other shared storage, only the coordinator does."""
-    return bool(job.cluster.servers) and job.cluster.shared_run_dir
+    return job.cluster.is_distributed and job.cluster.shared_run_dir
 
 
 def claim(name: str, storage: str, *, shared: bool) -> Manifest:
@@ -82,12 +84,12 @@ class PodMaker:
         return math.ceil(self.job.cluster.grace_period_seconds + EXIT_TIMEOUT_SECONDS)
 
     def coordinator(self, size: HostSize) -> Manifest:
-        """Return the pod of ``crossfade train``, which also runs MXNet's scheduler, or trains if there are no servers.
+        """Return the pod of ``crossfade train``, which also runs MXNet's scheduler if there are servers, or trains.
 
         On a volume that pods share, a pod that was lost may hold the run's lock for a while after its replacement has
         started, which then waits.
         """
-        distributed = bool(self.job.cluster.servers)
+        distributed = self.job.cluster.is_distributed
         arguments = [
             *("train", f"{JOB_FOLDER}/job.yaml", f"--run-dir={self._run_dir}"),
             *(
@@ -136,9 +138,9 @@ class PodMaker:
         }
 
     def _variables(self) -> list[Manifest]:
-        """Return the variables for the pod's address and, with servers, the token by which agents authenticate."""
+        """Return the variables for the pod's address and, with agents, the token by which they authenticate."""
         address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-        if not self.job.cluster.servers:
+        if not self.job.cluster.is_distributed:
             return [address]
         token = {"secretKeyRef": {"name": f"{self.name}-token", "key": TOKEN_KEY}}
         return [address, {"name": TOKEN_VARIABLE, "valueFrom": token}]
@@ -189,7 +191,7 @@ def on_kubernetes(job: JobConfig) -> JobConfig:
         InputError: it is no valid job.
     """
     values = job.model_dump(mode="json")
-    values["cluster"] |= {**UNPLACED, "hosts": 1, "one_role_per_host": bool(job.cluster.servers)}
+    values["cluster"] |= {**UNPLACED, "hosts": 1, "one_role_per_host": job.cluster.is_distributed}
     values["metrics"] |= {"port": METRICS_PORT, "host": None}
     return check_job(values, "the job on Kubernetes")
 
@@ -254,13 +256,14 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) ->
     if options.claim is None:
         files["volume.yaml"] = [claim(name, options.storage, shared=shares_volume(job))]
     files["coordinator.yaml"] = [_job(name, "coordinator", pods.coordinator(sizes[0]), 1)]
-    if job.cluster.servers:
+    if job.cluster.is_distributed:
         servers = job.cluster.servers
         files["coordinator.yaml"].insert(0, _service(name, "coordinator", headless=False))
-        files["servers.yaml"] = [
-            _service(name, "server", headless=True),
-            _stateful_set(name, pods.agent("server", sizes[1]), servers),
-        ]
+        if servers:
+            files["servers.yaml"] = [
+                _service(name, "server", headless=True),
+                _stateful_set(name, pods.agent("server", sizes[1]), servers),
+            ]
         worker = pods.agent("worker", _largest(sizes[1 + servers :]))
         files["workers.yaml"] = [_job(name, "worker", worker, job.cluster.workers)]
         files["network-policy.yaml"] = [_network_policy(name)]
@@ -326,7 +329,7 @@ def _job(name: str, component: str, template: Manifest, completions: int) -> Man
 def _network_policy(name: str) -> Manifest:
     """Return a policy that lets pods of the job reach each other, and others only their metrics.
 
-    MXNet's listeners, on ports that the kernel assigns, serve everybody who reaches them.
+    Roles listen on ports that the kernel assigns; MXNet's listeners serve everybody who reaches them.
     """
     pods = {"podSelector": {"matchLabels": metadata(name)["labels"]}}
     ingress = [{"from": [pods]}, {"ports": [{"protocol": "TCP", "port": METRICS_PORT}]}]
@@ -344,7 +347,7 @@ def _overlay(job: JobConfig, options: SchedulerFiles) -> Manifest:
     if options.claim is None:
         storage_class = "efs-sc" if shares_volume(job) else "gp3"
         patches.append(_patch("PersistentVolumeClaim", f"{name}-runs", "/spec/storageClassName", storage_class))
-    component = "worker" if job.cluster.servers else "coordinator"
+    component = "worker" if job.cluster.is_distributed else "coordinator"
     node = {"node.kubernetes.io/instance-type": "r6i.4xlarge"}
     patches.append(_patch("Job", f"{name}-{component}", "/spec/template/spec/nodeSelector", node))
     return {

@@ -58,7 +58,7 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
 
 
 def _token_steps(options: PlanOptions, job: JobConfig) -> Iterator[str]:
-    if job.cluster.servers:
+    if job.cluster.is_distributed:
         where = f" --namespace {options.namespace}" if options.namespace else ""
         create = f"kubectl create secret generic {resource_name(job)}-token{where}"
         yield f"create the token of its pods: {create} --from-literal=token=$(openssl rand -hex 32)"

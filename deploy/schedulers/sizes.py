@@ -38,7 +38,7 @@ def size_hosts(job: JobConfig, plan: CapacityPlan, cores: int | None = None) -> 
     Where ``cores`` are given, each host that trains gets so many CPUs.
     """
     memory = [math.ceil((host.peak_bytes * HEADROOM + RESERVE_BYTES) / (64 * _MIB)) * 64 for host in plan.hosts]
-    if not job.cluster.servers:
+    if not job.cluster.is_distributed:
         return [HostSize(cores or IN_PROCESS_CPUS, memory[0])]
     busy, sizes = _busy_cpus(job, plan), []
     for roles, mib in zip(role_hosts(job), memory, strict=True):

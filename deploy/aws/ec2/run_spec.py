@@ -173,7 +173,10 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
 
 
 def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
-    """Return ``job`` as the hosts run it: on servers if there are several hosts, with checkpoints in ``storage``.
+    """Return ``job`` as the hosts run it, with checkpoints in ``storage``.
+
+    Several hosts get a server and a worker each, or only a worker with ``cluster.store: sharded``, if the job has no
+    servers and not several workers.
 
     Raises:
         InputError: it reads files of this machine.
@@ -188,8 +191,8 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
             raise InputError(f"{key}: {source} is on this machine, which the instances cannot read; copy it to S3")
     values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]
-    if hosts > 1 and not cluster["servers"]:
-        cluster["servers"] = cluster["workers"] = hosts
+    if hosts > 1 and not job.cluster.is_distributed:
+        cluster |= {"workers": hosts, "servers": 0 if cluster["store"] == "sharded" else hosts}
     cluster |= {**UNPLACED, "hosts": hosts, "shared_run_dir": False}
     values["checkpoint"]["path"] = f"{storage}/checkpoints"
     return check_job(values, "the job on EC2").model_dump(mode="json")

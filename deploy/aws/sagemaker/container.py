@@ -22,7 +22,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     """Return the job of the hyperparameters, with data, checkpoints and cluster set for this container.
 
     A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
-    the others override. All values are text, as on a command line.
+    the others override. All values are text, as on a command line. Several hosts get a server and a worker each; with
+    ``cluster.store: sharded``, a worker.
 
     Raises:
         InputError: they do not describe a valid job.
@@ -199,10 +201,8 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
             f"cluster.host={first.host}",
             f"cluster.coordinator_address={first}",
         ]
-        if "cluster.servers" not in given:
-            overrides.append(f"cluster.servers={len(hosts.names)}")
-        if "cluster.workers" not in given:
-            overrides.append(f"cluster.workers={len(hosts.names)}")
+        kinds = ("workers",) if _is_sharded(text, given) else ("servers", "workers")
+        overrides += [f"cluster.{kind}={len(hosts.names)}" for kind in kinds if f"cluster.{kind}" not in given]
     if text is None and "cluster.grace_period_seconds" not in given:
         overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
@@ -210,6 +210,15 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
         cluster = job.cluster.model_copy(update={"grace_period_seconds": STOP_SECONDS})
         job = job.model_copy(update={"cluster": cluster})
     return job
+
+
+def _is_sharded(text: str | None, given: Mapping[str, str]) -> bool:
+    """Return whether the workers are to hold the tables, before the job is checked."""
+    if (store := given.get("cluster.store")) is not None:
+        return store == "sharded"
+    with suppress(yaml.YAMLError, AttributeError):
+        return bool(yaml.safe_load(text or "{}").get("cluster", {}).get("store") == "sharded")
+    return False
 
 
 def _yaml_scalar(value: str) -> str:

@@ -20,7 +20,9 @@ from crossfade.trainer.prepare.synthetic import write_synthetic
 GIB = 2**30
 
 
-@pytest.mark.parametrize("cluster", [{}, {"servers": 2, "workers": 2}], ids=["in process", "on servers"])
+@pytest.mark.parametrize(
+    "cluster", [{}, {"servers": 2, "workers": 2}, {"workers": 2}], ids=["in process", "on servers", "in workers"]
+)
 def test_verdict_changes_at_required_and_peak_bytes(tmp_path: Path, zipf: Path, cluster: dict[str, Any]) -> None:
     inputs = read_inputs(zipf_job(tmp_path, zipf, cluster=cluster)).with_counts()
     plan = plan_capacity(inputs)
@@ -34,7 +36,8 @@ def test_verdict_changes_at_required_and_peak_bytes(tmp_path: Path, zipf: Path, 
     assert verdict(plan.required_bytes - 1) == "does not fit"
 
 
-def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["server", "worker"])
+def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path, kind: str) -> None:
     spec = SyntheticSpec(queries=4_000, items=3_000, interactions=20_000, valid=0, test=0)
     write_synthetic(tmp_path / "data", spec, seed=3)
     job = zipf_job(
@@ -44,7 +47,7 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
         optimizer={"kind": "adam"},
         negatives={"count": 8},
         train={"batch_size": 10, "save_embeddings": "none"},
-        cluster={"servers": 1, "max_key_bytes": 2**26},
+        cluster={"servers": 1, "max_key_bytes": 2**26} if kind == "server" else {"store": "sharded", "workers": 2},
     )
     inputs = read_inputs(job)
     machine = Machine("a machine", 4 * GIB)
@@ -54,6 +57,7 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
     assert dim.startswith("lower model.dim to ")
     assert optimizer == "set optimizer.kind to rowwise_adagrad"
     lower, few = int(dim.split()[-1]), int(hosts.removeprefix("use ").split()[0])
+    assert f"with a {kind} each (cluster.hosts, cluster.{kind}s)" in hosts
 
     def verdict(*settings: str) -> str:
         other = inputs.with_job(load_job(tmp_path / "job.yaml", settings))
@@ -62,8 +66,8 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
     assert verdict(f"model.dim={lower}") == "fits"
     assert verdict(f"model.dim={2 * lower}") != "fits"
     assert verdict("optimizer.kind=rowwise_adagrad") == "fits"
-    assert verdict(f"cluster.hosts={few}", f"cluster.servers={few}") == "fits"
-    assert verdict(f"cluster.hosts={few - 1}", f"cluster.servers={few - 1}") != "fits"
+    assert verdict(f"cluster.hosts={few}", f"cluster.{kind}s={few}") == "fits"
+    assert verdict(f"cluster.hosts={few - 1}", f"cluster.{kind}s={max(2, few - 1)}") != "fits"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from running_command import crossfade, started, succeeded, wait_for_steps
 
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.deploy.capacity.process_memory import SERVER_BYTES, MemoryItem, ProcessPlan
+from crossfade.deploy.capacity.process_memory import RANK_BYTES, SERVER_BYTES, MemoryItem, ProcessPlan
 from crossfade.kvstore.mxnet.server_protocol import make_layout
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec
@@ -79,6 +79,26 @@ def test_server_memory_equals_the_plan(tmp_path: Path, wide: Path, idle_bytes: i
             assert peak == pytest.approx(planned[name].required_bytes - SERVER_BYTES, rel=0.12)
 
 
+@pytest.mark.cluster
+@pytest.mark.usefixtures("compiled")
+def test_memory_of_a_worker_that_holds_tables_equals_the_plan(tmp_path: Path, wide: Path) -> None:
+    held = ("cluster.store=sharded", "cluster.workers=2")
+    planned = {process.name: process for process in plan_of(load_job(wide, held)).processes}
+    with started(
+        "train", wide, "--run-dir", "run", *(f"--set={setting}" for setting in held), cwd=tmp_path
+    ) as training:
+        wait_for_steps(training, tmp_path / "run")
+        roles = training.roles()
+        assert sorted(roles) == ["worker-0", "worker-1"]
+        for name, role in roles.items():
+            required = [part for part in planned[name].parts if part.required]
+            expected = sum(part.bytes for part in required if part.phase in {"always", "steps"})
+            assert expected > 2 * RANK_BYTES, "mostly tables"
+            # Both map the rows that they send each other, so each counts for half of them.
+            own = memory_of(role, "Pss_Anon", "smaps_rollup") + memory_of(role, "Pss_Shmem", "smaps_rollup")
+            assert own == pytest.approx(expected, rel=0.12)
+
+
 @pytest.fixture(scope="module")
 def compiled(wide: Path) -> None:
     """Compile the kernels, once on a machine: it takes memory that their process keeps."""
@@ -99,9 +119,9 @@ def test_memory_in_process_equals_the_plan(tmp_path: Path, wide: Path, engine: s
         assert psutil.Process(training.process.pid).memory_info().rss == pytest.approx(held, rel=0.15)
 
 
-def memory_of(process: psutil.Process, name: str) -> int:
-    """Read a value of ``/proc/PID/status`` in bytes: VmHWM (peak resident), RssAnon or RssFile."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+def memory_of(process: psutil.Process, name: str, file: str = "status") -> int:
+    """Read a value of a file in ``/proc/PID`` in bytes, such as VmHWM (peak resident), RssAnon or RssFile."""
+    for line in Path(f"/proc/{process.pid}/{file}").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"no {name}")

@@ -14,6 +14,7 @@ from crossfade.cli.main import make_parser
 from crossfade.deploy.aws.instance_types import INSTANCES, find_instance
 from crossfade.deploy.capacity.options import bits_per_second
 from crossfade.deploy.capacity.plan_inputs import expected_inputs
+from crossfade.deploy.cluster import store_choice
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
 
@@ -43,6 +44,35 @@ def test_printed_plan_names_every_process_and_its_memory(
     assert "use its loopback" in planned(capsys, planted, *shape, "--hosts", 1)
     assert "on the wire" not in planned(capsys, planted)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
+
+
+@pytest.mark.slow
+def test_plan_of_workers_that_hold_the_tables_has_no_servers_and_no_keys(
+    planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ("--set", "cluster.store=sharded", "--workers", 4, "--hosts", 2, "--bandwidth", "10Gbit")
+    printed = planned(capsys, planted, *shape)
+    assert "planted: 4 workers, which hold the tables, 2 hosts" in printed
+    for line in (
+        "host 0: train, worker-0, worker-2 ",
+        "  customer: weights of 75 rows ",
+        "  rows sent to other workers ",
+    ):
+        assert f"\n{line}" in printed
+    assert not re.search(r"server|scheduler|keys pushed", printed)
+    found = json.loads(planned(capsys, planted, "--json", *shape))
+    assert [table["keys"] for table in found["tables"]] == [0, 0]
+    assert found["time"]["step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_without_mxnet_servers_are_planned_as_workers_that_hold_the_tables(
+    planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_choice, "find_spec", lambda _name: None)
+    assert "planted: 3 workers, which hold the tables, one host" in planned(
+        capsys, planted, "--servers", 2, "--workers", 3
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +175,7 @@ def test_instance_types_are_found_by_name() -> None:
     [
         (("--instance-type", "p9.huge"), "instance_type p9.huge: unknown type; known types are"),
         (("--bandwidth", "10"), "bandwidth 10: expected a number and a unit"),
-        (("--hosts", 2), "2 hosts need servers that hold the tables"),
+        (("--hosts", 2), "2 hosts need servers, or several workers, that hold the tables"),
         (("--queries", "1e6", "--items", 10), "interactions: is missing; give queries, items and interactions, or"),
         (("--queries", 0, "--items", 10, "--interactions", 10), "queries 0: expected an integer from 1"),
     ],

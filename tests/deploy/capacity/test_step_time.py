@@ -7,6 +7,7 @@ from crossfade.deploy.capacity.step_time import (
     IN_PROCESS,
     POOL_FLOPS,
     SERVER,
+    SHARDED,
     SHARED_CORES,
     WORKER,
     WorkerStep,
@@ -47,6 +48,17 @@ def test_roles_that_share_few_cores_take_their_sum() -> None:
     total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM, merges=1)
     assert step_seconds([STEP, STEP], DIM, shared, cores=1) == pytest.approx(total / SHARED_CORES)
     assert step_seconds([STEP, STEP], DIM, shared, cores=64) == pytest.approx(total / 2)
+
+
+def test_workers_that_hold_the_tables_take_the_slowest_and_the_wire() -> None:
+    slow, three = WorkerStep(rows=40_000, uses=16_384), hosts("worker-0", "worker-1", "worker-2")
+    messages = 2 * SHARDED.key + 40_000 * DIM * SHARDED.merge * 2 / 3
+    seconds = step_seconds([STEP, slow, STEP], DIM, three, cores=8)
+    assert seconds == pytest.approx(slow.core_seconds(SHARDED, DIM) + messages)
+    wired = step_seconds([STEP, slow, STEP], DIM, three, cores=8, wire_seconds=0.01)
+    assert wired - seconds == pytest.approx(0.01)
+    shared = step_seconds([STEP] * 3, DIM, hosts("worker-0 worker-1 worker-2"), cores=1)
+    assert shared == pytest.approx(3 * step_seconds([STEP] * 3, DIM, three, cores=8) / SHARED_CORES)
 
 
 def test_cores_share_a_step_in_process() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ def test_traffic_on_servers_equals_the_plan(planted: Path, tmp_path: Path) -> No
     assert_as_planned(planted, tmp_path, "--servers", 2, "--workers", 2)
 
 
+@pytest.mark.cluster
+def test_traffic_of_workers_that_hold_the_tables_equals_the_plan(planted: Path, tmp_path: Path) -> None:
+    assert_as_planned(planted, tmp_path, "--servers", 0, "--workers", 2)
+
+
 def test_wire_bytes_are_those_of_the_busiest_card(tmp_path: Path, zipf: Path) -> None:
     traffic = plan_of(zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})).traffic
     assert traffic is not None
@@ -149,3 +155,19 @@ def test_wire_bytes_are_those_of_the_busiest_card(tmp_path: Path, zipf: Path) ->
     assert four == pytest.approx(max(*traffic.rows, sum(traffic.rows) / 2) * row)
     paired = busiest_bytes(traffic, [list(pair) for pair in zip(servers, workers, strict=True)])
     assert paired == pytest.approx(max(traffic.rows) / 2 * row)
+
+
+def test_wire_bytes_between_workers_that_hold_the_tables(tmp_path: Path, zipf: Path) -> None:
+    traffic = plan_of(zipf_job(tmp_path, zipf, cluster={"workers": 4})).traffic
+    assert traffic is not None
+    workers, row = [Role("worker", index) for index in range(4)], 2 * traffic.dim * 4 + 4
+    assert busiest_bytes(traffic, [workers]) == 0
+    # A card moves more in the direction in which it has most: what its worker asks for, or what the others do.
+    asked, served = max(traffic.rows) * 3 / 4, (sum(traffic.rows) - min(traffic.rows)) / 4
+    assert busiest_bytes(traffic, [[role] for role in workers]) == pytest.approx(max(asked, served) * row)
+    pairs = [workers[::2], workers[1::2]]
+    pair_rows = max(traffic.rows[0] + traffic.rows[2], traffic.rows[1] + traffic.rows[3])
+    assert busiest_bytes(traffic, pairs) == pytest.approx(pair_rows / 2 * row)
+    summed = replace(traffic, bytes_all_reduced=3e6)
+    # Each sends a third of it to each other worker, of which two are on the other host.
+    assert busiest_bytes(summed, pairs) - busiest_bytes(traffic, pairs) == pytest.approx(2 * 2 * 1e6)

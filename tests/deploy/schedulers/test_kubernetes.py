@@ -32,6 +32,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "shared": {},
     "s3": ON_S3,
     "in-process": {"cluster": {"servers": 0, "workers": 1}},
+    "sharded": {"cluster": {"store": "sharded", "servers": 0}},
     "gpus": {**ON_S3, "train": {"device": ["gpu:0", "gpu:1"]}},
 }
 
@@ -85,7 +86,7 @@ def test_job_in_the_config_map_is_the_job(made: Made) -> None:
     [text] = find(files, "ConfigMap", "planted-plays-job")["data"].values()
     assert make_job(text, "the ConfigMap") == job
     assert job.data.path == BUCKET_DATA
-    assert job.cluster.one_role_per_host == (job.cluster.servers > 0)
+    assert job.cluster.one_role_per_host == job.cluster.is_distributed
 
 
 def test_kustomization_lists_every_file(made: Made) -> None:
@@ -129,9 +130,12 @@ def test_selectors_find_the_pods_they_mean(made: Made) -> None:
         if manifest["kind"] in selector:
             wanted = selector[manifest["kind"]](spec).items()
             assert [pod for pod, found in labels.items() if wanted <= found.items()] == [name]
-    if "planted-plays-server" in labels:
+    if "planted-plays-worker" in labels:
         policy = find(files, "NetworkPolicy", "planted-plays")["spec"]
         assert all(policy["podSelector"]["matchLabels"].items() <= found.items() for found in labels.values())
+        # Every port between pods of the job: workers that hold the tables listen on free ones, as MXNet's roles do.
+        assert policy["ingress"][0] == {"from": [{"podSelector": policy["podSelector"]}]}
+    if "planted-plays-server" in labels:
         assert find(files, "StatefulSet", "planted-plays-server")["spec"]["serviceName"] == "planted-plays-server"
 
 
@@ -160,10 +164,11 @@ def test_pods_refer_to_what_exists(made: Made) -> None:
     volumes = [volume for _, template in pods(files) for volume in template["spec"]["volumes"]]
     claims = [volume for volume in volumes if "persistentVolumeClaim" in volume]
     # Without a shared folder, the coordinator alone keeps its run folder: the report, events and embeddings.
-    assert len(claims) == (3 if job.cluster.servers and job.cluster.shared_run_dir else 1)
+    pods_that_share = 1 + (job.cluster.servers > 0) + job.cluster.is_distributed
+    assert len(claims) == (pods_that_share if job.cluster.shared_run_dir else 1)
     if ("PersistentVolumeClaim", "planted-plays-runs") in existing:
         [mode] = find(files, "PersistentVolumeClaim", "planted-plays-runs")["spec"]["accessModes"]
-        assert mode == ("ReadWriteMany" if len(claims) == 3 else "ReadWriteOnce")
+        assert mode == ("ReadWriteMany" if len(claims) > 1 else "ReadWriteOnce")
 
 
 def test_secrets_are_references(made: Made) -> None:
@@ -172,7 +177,7 @@ def test_secrets_are_references(made: Made) -> None:
     for _, template in pods(files):
         [container] = template["spec"]["containers"]
         variables = {variable["name"]: variable for variable in container["env"]}
-        if job.cluster.servers:
+        if job.cluster.is_distributed:
             reference = {"secretKeyRef": {"name": "planted-plays-token", "key": "token"}}
             assert variables["CROSSFADE_TOKEN"] == {"name": "CROSSFADE_TOKEN", "valueFrom": reference}
         given = {name for name, variable in variables.items() if "value" in variable}
@@ -289,23 +294,25 @@ def is_healthy(probe: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_data: Path) -> None:
+@pytest.mark.parametrize("store", ["mxnet", "sharded"])
+def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_data: Path, store: str) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "data").symlink_to(planted_data)
-    job = scheduled_job(tmp_path, planted_data, cluster={"servers": 1, "workers": 1})
-    _, files = kubernetes_of(job, OPTIONS, data="/runs/data")
+    is_held = store == "sharded"
+    cluster = {"store": store, "servers": 0 if is_held else 1, "workers": 2 if is_held else 1}
+    _, files = kubernetes_of(scheduled_job(tmp_path, planted_data, cluster=cluster), OPTIONS, data="/runs/data")
     with ExitStack() as stack:
         local = LocalPods(tmp_path, files, stack)
         # The agents are there first, and wait for the coordinator.
-        server, server_probe = local.start("StatefulSet", "planted-server", 2)
-        worker, worker_probe = local.start("Job", "planted-worker", 3)
-        wait_until(lambda: is_healthy(server_probe) and is_healthy(worker_probe), "healthy agents")
+        pods = [("Job", "worker")] * 2 if is_held else [("StatefulSet", "server"), ("Job", "worker")]
+        agents = [local.start(kind, f"planted-{role}", number) for number, (kind, role) in enumerate(pods, start=2)]
+        wait_until(lambda: all(is_healthy(probe) for _, probe in agents), "healthy agents")
         coordinator, probe = local.start("Job", "planted-coordinator", 1)
         wait_until(lambda: is_healthy(probe), "a healthy coordinator")
         stderr = succeeded(coordinator.finish()).stderr
-        assert "1 scheduler, 1 server, 1 worker" in stderr
-        for agent, role in ((server, "server-0"), (worker, "worker-0")):
+        assert ("2 workers, which hold the tables" if is_held else "1 scheduler, 1 server, 1 worker") in stderr
+        for (agent, _), (_, role) in zip(agents, pods, strict=True):
             said = succeeded(agent.finish()).stderr
-            assert f": {role} (logs: " in said
+            assert f": {role}-" in said
             assert "the job is done" in said
     assert report_of(tmp_path / "runs" / "planted")["steps"] > 0

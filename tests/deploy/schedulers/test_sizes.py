@@ -22,6 +22,17 @@ def test_memory_is_the_peak_of_each_host_with_headroom(tmp_path: Path, planted_d
         assert least <= size.memory_mib * MIB < least + 64 * MIB
 
 
+def test_workers_that_hold_the_tables_have_a_host_each_beside_the_coordinator(
+    tmp_path: Path, planted_data: Path
+) -> None:
+    job = on_kubernetes(scheduled_job(tmp_path, planted_data, cluster={"store": "sharded", "servers": 0}))
+    plan = planned(job)
+    assert [host.processes for host in plan.hosts] == [("train",), *(("train", f"worker-{n}") for n in range(3))]
+    coordinator, *workers = size_hosts(job, plan)
+    assert (coordinator.cpus, len(workers)) == (0.5, 3)
+    assert all(worker.cpus == 1.5 and worker.memory_mib > coordinator.memory_mib for worker in workers)
+
+
 def test_cpus_follow_from_what_roles_compute(tmp_path: Path, planted_data: Path) -> None:
     # Nearly all the work is in the workers: 4 million scores a step, of few rows.
     heavy = {"negatives": {"kind": "shared", "count": 16_384}, "train": {"batch_size": 4096}, "model": {"dim": 64}}

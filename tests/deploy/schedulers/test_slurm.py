@@ -44,7 +44,7 @@ def directives(script: str) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in found)}
 
 
-@pytest.mark.parametrize("cluster", [{"servers": 0, "workers": 1}, {"hosts": 3}])
+@pytest.mark.parametrize("cluster", [{"servers": 0, "workers": 1}, {"hosts": 3}, {"servers": 0, "hosts": 3}])
 def test_script_is_valid_bash(tmp_path: Path, planted_data: Path, cluster: dict[str, Any]) -> None:
     files = files_of(scheduled_job(tmp_path, planted_data, cluster=cluster), tmp_path / "it's here; $HOME")
     script = tmp_path / "script"
@@ -59,9 +59,10 @@ def test_script_is_valid_bash(tmp_path: Path, planted_data: Path, cluster: dict[
     assert "run_dir='" in script.read_text(), "the path is quoted"
 
 
-def test_directives_request_the_plan(tmp_path: Path, planted_data: Path) -> None:
+@pytest.mark.parametrize("tables", [{"servers": 2}, {"store": "sharded", "servers": 0}])
+def test_directives_request_the_plan(tmp_path: Path, planted_data: Path, tables: dict[str, Any]) -> None:
     cluster = {"hosts": 3, "grace_period_seconds": 45.5}
-    job = scheduled_job(tmp_path, planted_data, cluster=cluster)
+    job = scheduled_job(tmp_path, planted_data, cluster=cluster | tables)
     found = directives(files_of(job, tmp_path, partition="long")["planted.sbatch"])
     sizes = size_hosts(on_slurm(job), planned(on_slurm(job)))
     assert found["nodes"] == str(len(sizes)) == "3"

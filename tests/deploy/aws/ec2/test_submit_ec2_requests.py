@@ -117,7 +117,13 @@ def test_instance_type_selects_image_and_machine_image(
 
 
 @pytest.mark.parametrize(
-    ("options", "servers", "workers"), [((), 3, 3), (("--set", "cluster.servers=2", "--workers", 1), 2, 1)]
+    ("options", "servers", "workers"),
+    [
+        ((), 3, 3),
+        (("--set", "cluster.servers=2", "--workers", 1), 2, 1),
+        (("--set", "cluster.store=sharded"), 0, 3),
+        (("--set", "cluster.store=sharded", "--workers", 6), 0, 6),
+    ],
 )
 def test_role_options_set_servers_and_workers(
     aws: AwsServer, job: Path, options: tuple[object, ...], servers: int, workers: int

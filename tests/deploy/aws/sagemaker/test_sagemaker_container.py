@@ -117,6 +117,10 @@ def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: 
     cluster = read_job(Paths(prepare(tmp_path / "b", overrides, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
+    text = {"job": "name: held\ncluster: {store: sharded}"}
+    for folder, store in (("e", {"cluster.store": "sharded"}), ("f", text)):
+        cluster = read_job(Paths(prepare(tmp_path / folder, parameters | store, hosts)), Hosts(hosts[0], hosts)).cluster
+        assert (cluster.hosts, cluster.servers, cluster.workers) == (3, 0, 3)
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
     assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
     with pytest.raises(InputError, match=r"set checkpoint\.path to a URI"):
