@@ -1,22 +1,32 @@
 """Predict training at sizes that no benchmark here reaches: the table of docs/internet-scale.md.
 
-    .venv/bin/python benchmarks/internet_scale.py [--hosts 16 64 256] [--vcpus 32] [--memory 256] [--price 2.016]
+    .venv/bin/python benchmarks/internet_scale.py [--hosts 16 64 256] [--vcpus 32] [--workers 4] [--price 2.016]
 
-It uses the costs of deploy/capacity/step_time.py, measured on one machine, and the layout of the key-value store. Each
-host runs one server and the given number of workers; customers of a step are assumed to differ, and tracks are drawn by
-Zipf's law, each with one uniform negative.
+It uses the costs of deploy/capacity/step_time.py, measured on one machine, for both stores: MXNet's servers, one a
+host, and workers that hold the tables. Customers of a step are assumed to differ, and tracks are drawn by Zipf's law,
+each with one uniform negative. The bill has one pass over the events, what comes before it (preparing), beside it
+(checkpoints), and after it (evaluations of valid and test), and the storage meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from crossfade.deploy.capacity.step_time import SERVER, WORKER, WorkerStep, step_seconds
-from crossfade.deploy.capacity.traffic import WIRE_REQUEST_BYTES, WIRE_ROW_BYTES
+from crossfade.deploy.capacity.step_time import (
+    SERVER,
+    SHARDED,
+    WORKER,
+    WorkerStep,
+    evaluation_seconds,
+    role_seconds,
+    step_seconds,
+)
+from crossfade.deploy.capacity.traffic import RANKS_WIRE, SERVERS_WIRE
 from crossfade.deploy.topology import Role
 from crossfade.kvstore.mxnet.server_protocol import MAX_KEY_BYTES, make_layout
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
@@ -24,9 +34,22 @@ from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 DIM = 64
 STATE_BYTES = 4
 ZIPF_EXPONENT = 1.1
-GIB = 2**30
-PARTS = ("worker", "server", "merges", "of_keys", "wire", "step")
-"""Columns of milliseconds. Those of worker and server are without merges and keys."""
+GIB, HOUR = 2**30, 3600.0
+STORES = ("mxnet", "sharded")
+PARTS = ("worker", "server", "copies", "messages", "wire", "step")
+"""Columns of milliseconds. Those of worker and server are without copies and messages."""
+BILL = ("prepare", "train", "save", "evaluate", "storage")
+
+PREPARE_CORE_SECONDS, PREPARE_EVENTS, PREPARE_GROWTH = 3.53e-6, 1e8, 1.42
+"""Processor seconds to prepare one of 100 million events, and how many times as many with five times the events
+(docs/scale.md, "Preparing data")."""
+SAVE_BYTES_PER_CORE_SECOND = 15.1 * GIB / 58 / 2
+"""What the writer of a checkpoint writes: 15.1 GiB in 50 to 66 s, by two servers (docs/scale.md, "Recovery")."""
+SAVE_INTERVAL_SECONDS, KEPT_CHECKPOINTS = 3600.0, 3
+RAW_EVENT_BYTES, PREPARED_EVENT_BYTES = 19.3, 8.1
+"""Bytes of 100 million events on disk, raw and prepared, an event (docs/scale.md, "Preparing data")."""
+QUERIES_PER_EXAMPLE, FINAL_FACTOR = 300, 10
+"""Queries of an evaluation: 300 · interactions / items on valid, ten times as many on test (docs/evaluation.md)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,21 @@ class Job:
     batch: int
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """Hosts that are alike: how many, workers and virtual CPUs of each, Gbit/s, and dollars an hour."""
+
+    count: int
+    workers_each: int
+    vcpus: int
+    gbit: float
+    price: float
+
+    def dollars(self, seconds: float, hosts: int | None = None) -> float:
+        """Return the price of ``hosts`` of them, None: all, for ``seconds``."""
+        return seconds / HOUR * self.price * (self.count if hosts is None else hosts)
+
+
 def distinct_tracks(tracks: int, draws: int) -> float:
     """Return the expected number of distinct tracks among ``draws`` by Zipf's law and as many uniform ones."""
     edges = np.unique(np.geomspace(1, tracks + 1, 20_000).astype(np.int64))
@@ -48,40 +86,76 @@ def distinct_tracks(tracks: int, draws: int) -> float:
     return float((1.0 - absent_K) @ count_K)
 
 
-def predict(job: Job, hosts: int, workers_each: int, vcpus: int, gbit: float) -> dict[str, float]:
-    """Return what a step takes on ``hosts`` hosts of one server each, and what each of them holds."""
+def predict(job: Job, hosts: Hosts, store: str) -> dict[str, float]:
+    """Return what a step takes with the tables in ``store``, what each host holds, and the bill in dollars."""
+    is_held = store == "sharded"
     tables = [TableSpec("customer", job.customers, DIM, 0.1), TableSpec("track", job.tracks, DIM, 0.1)]
-    keys = sum(layout.num_shards for layout in make_layout(tables, hosts, MAX_KEY_BYTES))
+    keys = 0 if is_held else sum(layout.num_shards for layout in make_layout(tables, hosts.count, MAX_KEY_BYTES))
     rows = job.batch + distinct_tracks(job.tracks, job.batch)
-    workers = hosts * workers_each
+    workers = hosts.count * hosts.workers_each
     step = WorkerStep(rows, 2.0 * job.batch)
-    host_rows = rows * workers_each * (1 - 1 / hosts)
-    wire_bytes = host_rows * (WIRE_REQUEST_BYTES + 2 * (WIRE_ROW_BYTES + DIM * VALUE_BYTES))
-    wire_seconds = wire_bytes * 8 / (gbit * 1e9)
+    wire = RANKS_WIRE if is_held else SERVERS_WIRE
+    host_rows = rows * hosts.workers_each * (1 - 1 / hosts.count)
+    wire_bytes = host_rows * (wire.request_bytes + 2 * (wire.row_bytes + DIM * VALUE_BYTES))
+    wire_seconds = wire_bytes * 8 / (hosts.gbit * 1e9)
     roles = [
-        [Role("server", host), *(Role("worker", host * workers_each + number) for number in range(workers_each))]
-        for host in range(hosts)
+        [Role("worker", host * hosts.workers_each + number) for number in range(hosts.workers_each)]
+        + [Role("server", host)] * (not is_held)
+        for host in range(hosts.count)
     ]
-    seconds = step_seconds([step] * workers, DIM, roles, cores=vcpus, keys=keys, wire_seconds=wire_seconds)
+    seconds = step_seconds([step] * workers, DIM, roles, cores=hosts.vcpus, keys=keys, wire_seconds=wire_seconds)
+    server_rows = 0.0 if is_held else rows * hosts.workers_each
+    worker = step.core_seconds(SHARDED if is_held else WORKER, DIM)
+    server = SERVER.seconds(server_rows, DIM) if server_rows else 0.0
+    messages = (workers - 1) * SHARDED.key if is_held else keys * WORKER.key + keys / hosts.count * workers * SERVER.key
+    by_worker, by_server = role_seconds([step] * workers, DIM, 0 if is_held else hosts.count, keys)
+    table_bytes = (job.customers + job.tracks) * (DIM * VALUE_BYTES + STATE_BYTES)
     rate = workers * job.batch / seconds
+    writers = hosts.count * (hosts.workers_each if is_held else 1)
     return {
-        "memory": (job.customers + job.tracks) * (DIM * VALUE_BYTES + STATE_BYTES + ROW_ID_BYTES) / hosts / GIB,
-        "keys": keys,
-        "worker": step.core_seconds(WORKER, DIM),
-        "server": SERVER.seconds(rows * workers_each, DIM),
-        "merges": SERVER.seconds(rows * workers_each, DIM, merges=workers - 1)
-        - SERVER.seconds(rows * workers_each, DIM),
-        "of_keys": keys * WORKER.key + keys / hosts * workers * SERVER.key,
+        "memory": (table_bytes + (0 if is_held else (job.customers + job.tracks) * ROW_ID_BYTES)) / hosts.count / GIB,
+        "worker": worker,
+        "server": server,
+        "copies": by_worker[0] + by_server - worker - server - messages,
+        "messages": messages,
         "wire": wire_seconds,
         "step": seconds,
         "rate": rate,
         "days": job.events / rate / 86_400,
+        **bill(job, hosts, table_bytes, job.events / rate, writers),
     }
+
+
+def bill(job: Job, hosts: Hosts, table_bytes: float, train_seconds: float, writers: int) -> dict[str, float]:
+    """Return the dollars of each part of ``BILL``; ``writers`` processes write a checkpoint."""
+    growth = PREPARE_GROWTH ** (math.log(max(1.0, job.events / PREPARE_EVENTS)) / math.log(5))
+    prepare_seconds = job.events * PREPARE_CORE_SECONDS * growth / hosts.vcpus
+    # The processors of a host that training goes without, and the last checkpoint, for which it waits.
+    saves = train_seconds / SAVE_INTERVAL_SECONDS
+    save_core_seconds = table_bytes / SAVE_BYTES_PER_CORE_SECOND
+    save_seconds = saves * save_core_seconds / (hosts.count * hosts.vcpus) + save_core_seconds / writers
+    queries = min(job.customers, QUERIES_PER_EXAMPLE * job.events / job.tracks)
+    evaluated = queries + min(job.customers, FINAL_FACTOR * queries)
+    evaluate_seconds = evaluation_seconds(int(evaluated), job.tracks, DIM, hosts.vcpus * hosts.count)
+    seconds = prepare_seconds + train_seconds + save_seconds + evaluate_seconds
+    stored = job.events * (RAW_EVENT_BYTES + PREPARED_EVENT_BYTES) + KEPT_CHECKPOINTS * table_bytes
+    return {
+        "prepare": hosts.dollars(prepare_seconds, 1),
+        "train": hosts.dollars(train_seconds),
+        "save": hosts.dollars(save_seconds),
+        "evaluate": hosts.dollars(evaluate_seconds),
+        "storage": stored / 1e9 * S3_DOLLARS_PER_GB_MONTH * seconds / (30 * 86_400),
+    }
+
+
+S3_DOLLARS_PER_GB_MONTH = 0.023
+"""AWS's list price of S3 Standard in us-east-1."""
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES, help="default: both")
     parser.add_argument("--customers", type=float, default=1.5e9, metavar="N", help="default: %(default)g")
     parser.add_argument("--tracks", type=float, default=62.5e6, metavar="N", help="default: %(default)g")
     parser.add_argument("--events", type=float, default=1e12, metavar="N", help="interactions (default: %(default)g)")
@@ -94,20 +168,19 @@ def main() -> int:
     arguments = parser.parse_args()
     customers, tracks = int(arguments.customers), int(arguments.tracks)
     print(f"{(customers + tracks) * DIM:,} parameters, {arguments.events:,.0f} interactions")
-    print(
-        f"hosts  workers    batch  GiB/host  keys |  {'  '.join(f'{name:>8}' for name in PARTS)} |  events/s     days"
-        "        USD"
-    )
+    heads = "".join(f"{name:>9}" for name in PARTS), "".join(f"{name:>9}" for name in BILL)
+    print(f"{'store':7}  hosts  workers    batch  GiB/host |{heads[0]} |  events/s   days |{heads[1]}  all USD")
     for batch in arguments.batches:
-        for hosts in arguments.hosts:
-            job = Job(customers, tracks, arguments.events, batch)
-            at = predict(job, hosts, arguments.workers, arguments.vcpus, arguments.gbit)
-            cost = at["days"] * 24 * hosts * arguments.price
-            times = "  ".join(f"{1e3 * at[name]:8.1f}" for name in PARTS)
-            print(
-                f"{hosts:5}  {hosts * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f}  {at['keys']:4.0f} |"
-                f"  {times} | {at['rate'] / 1e6:6.2f} M  {at['days']:7.1f}  {cost:9,.0f}"
-            )
+        for count in arguments.hosts:
+            hosts = Hosts(count, arguments.workers, arguments.vcpus, arguments.gbit, arguments.price)
+            for store in arguments.stores:
+                at = predict(Job(customers, tracks, arguments.events, batch), hosts, store)
+                times = "".join(f"{1e3 * at[name]:9.1f}" for name in PARTS)
+                dollars = "".join(f"{at[name]:9,.0f}" for name in BILL)
+                print(
+                    f"{store:7}  {count:5}  {count * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f} |{times} |"
+                    f" {at['rate'] / 1e6:7.2f} M  {at['days']:5.1f} |{dollars}  {sum(at[name] for name in BILL):7,.0f}"
+                )
     return 0
 
 

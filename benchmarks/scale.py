@@ -1,14 +1,16 @@
 """Measure memory and step time of jobs/billions.yaml as its tables grow: one batch size, 1/64 to all of the rows.
 
     .venv/bin/python benchmarks/scale.py [--parts 64 16 4 1] [--steps 400] [--repeats 1] [--json FILE]
-    .venv/bin/python benchmarks/scale.py --parts 1 --kill
+    .venv/bin/python benchmarks/scale.py --parts 1 --kill [--store sharded]
 
-Each size is a separate job, `crossfade train` with two servers and two workers, on synthetic listening with tables
-of that size; missing data is generated (20 seconds and 0.7 GB of disk for the largest). Memory is that of all processes
-of the job together: the sum of their proportional set sizes, which counts a page that several share once.
+Each size is a separate job, `crossfade train` with two servers and two workers, or with two workers that hold the
+tables (--store sharded), on synthetic listening with tables of that size; missing data is generated (20 seconds and 0.7
+GB of disk for the largest). Memory is that of all processes of the job together: the sum of their proportional set
+sizes, which counts a page that several share once.
 
-With --kill, the complete job runs with its checkpoints, and one server gets SIGKILL halfway: the job must resume by
-itself from a checkpoint and finish. It needs disk for three checkpoints, each as large as the tables.
+With --kill, the complete job runs with its checkpoints, and a process that holds tables, a server or a worker, gets
+SIGKILL halfway: the job must resume by itself from a checkpoint and finish. It needs disk for three checkpoints, each
+as large as the tables.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ CUSTOMERS, TRACKS, INTERACTIONS, GENRES = 50_000_000, 12_500_000, 20_000_000, 10
 DIM, VALUE_BYTES = 64, 4
 ROW_BYTES = DIM * VALUE_BYTES + VALUE_BYTES
 """Of weights and of the state of row-wise AdaGrad."""
+STORES = {"mxnet": {"servers": 2, "workers": 2}, "sharded": {"servers": 0, "workers": 2}}
+HOLDERS = {"mxnet": "server", "sharded": "worker"}
+"""By store, the role of the processes that hold the tables, two of them."""
 GIB = 2**30
 WARM_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -48,6 +52,7 @@ MEASURE_SECONDS = 5.0
 class Result:
     """The measurements of one run of one size. ``roles``: the peak memory of each process, GiB."""
 
+    store: str
     part: int
     parameters: int
     table_bytes: int
@@ -158,11 +163,25 @@ def is_half_way(run_dir: Path) -> bool:
     return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "checkpoint_saved"))
 
 
-def kill_a_server(root: psutil.Process) -> None:
-    """Send SIGKILL to one server of the job."""
-    server = next(child for child in root.children() if role_of(child).startswith("server"))
-    print(f"SIGKILL to {role_of(server)}", file=sys.stderr)
-    os.kill(server.pid, signal.SIGKILL)
+def kill_a_holder(root: psutil.Process, role: str) -> bool:
+    """Send SIGKILL to the last process of the job that has ``role``; return whether there was one."""
+    for child in reversed(root.children()):
+        with suppress(psutil.Error):  # it has ended
+            if (name := role_of(child)).startswith(role):
+                print(f"SIGKILL to {name}", file=sys.stderr)
+                child.kill()
+                return True
+    return False
+
+
+def overrides_of(data: Path, run_dir: Path, arguments: argparse.Namespace) -> list[str]:
+    """Return the keys of the job that differ, and their values."""
+    overrides = [f"data.path={data}", f"checkpoint.path={run_dir / 'checkpoints'}"]
+    overrides += [f"cluster.{name}={count}" for name, count in STORES[arguments.store].items()]
+    overrides.append(f"cluster.store={arguments.store}")
+    if not arguments.kill:
+        overrides += [f"train.max_steps={arguments.steps}", "checkpoint.interval_seconds=null"]
+    return [*overrides, *arguments.set]
 
 
 def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) -> Result:
@@ -171,11 +190,8 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
     run_dir = work / f"run-{part}"
     if run_dir.exists():
         shutil.rmtree(run_dir)
-    overrides = [f"data.path={data}", f"checkpoint.path={run_dir / 'checkpoints'}"]
-    if not arguments.kill:
-        overrides += [f"train.max_steps={arguments.steps}", "checkpoint.interval_seconds=null"]
     command = ["train", str(JOB), "--run-dir", str(run_dir)]
-    for override in [*overrides, *arguments.set]:
+    for override in overrides_of(data, run_dir, arguments):
         command += ["--set", override]
     started, begin = time.time(), time.monotonic()
     killed = not arguments.kill
@@ -184,17 +200,19 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
         while process.poll() is None:
             watch.poll()
             if not killed and is_half_way(run_dir):
-                kill_a_server(psutil.Process(process.pid))
-                killed = True
+                killed = kill_a_holder(psutil.Process(process.pid), HOLDERS[arguments.store])
             time.sleep(POLL_SECONDS)
     wall = time.monotonic() - begin
     if process.returncode:
         raise SystemExit((work / f"run-{part}.log").read_text())
+    if not killed:
+        raise SystemExit("the run ended before a process could be killed: give it more steps")
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     report = json.loads((run_dir / "report.json").read_text())
     events, steps = events_of(run_dir, "step"), report["steps"]
     rows = CUSTOMERS // part + TRACKS // part
     return Result(
+        store=arguments.store,
         part=part,
         parameters=report["parameters"],
         table_bytes=rows * ROW_BYTES,
@@ -215,6 +233,7 @@ def print_table(results: dict[int, list[Result]]) -> None:
     """Print one line per size: median times, peak memory."""
     smallest = statistics.median(result.step_ms for result in next(iter(results.values())))
     print(f"{len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
+    print(f"store {next(iter(results.values()))[0].store}; peak memory of all processes together")
     print("  parameters   tables   peak  bound    setup   ms/step  ratio  active rows/step")
     print("                  GiB    GiB    GiB        s")
     for runs in results.values():
@@ -238,7 +257,8 @@ def describe_end(run: Result) -> str:
     return (
         f"{run.parameters:,} parameters: {run.restarts} restarts, {saves['written']} checkpoints of "
         f"{run.table_bytes / GIB:.1f} GiB, longest pause {saves['longest_pause_seconds']:.3f} s "
-        f"({pause:.4f} s a GiB of a server's shard), {run.wall_seconds:.0f} s in all"
+        f"({pause:.4f} s a GiB of a shard), {run.wall_seconds:.0f} s in all; "
+        f"peaks of processes, GiB: {', '.join(f'{name} {peak}' for name, peak in run.roles.items())}"
     )
 
 
@@ -255,7 +275,10 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, help="keep the runs in this folder (default: a temporary one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job")
-    parser.add_argument("--kill", action="store_true", help="kill a server halfway; the job must still finish")
+    parser.add_argument("--store", choices=STORES, default="mxnet", help="what holds the tables (default: %(default)s)")
+    parser.add_argument(
+        "--kill", action="store_true", help="kill a process that holds tables halfway; the job must still finish"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     arguments = parser.parse_args()
     results: dict[int, list[Result]] = {part: [] for part in arguments.parts}

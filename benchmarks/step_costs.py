@@ -1,10 +1,11 @@
 """Measure the constants of deploy/capacity/step_time.py, and how well they predict steps that they were not fitted to.
 
-    .venv/bin/python benchmarks/step_costs.py [--repeats 3] [--in-process]
+    .venv/bin/python benchmarks/step_costs.py [--repeats 3] [--stores sharded]
 
-It trains with 2 servers and 1 to 8 workers, and in process, with several batches, columns, and negatives; takes the CPU
-time of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least
-squares of relative errors. Then it compares predicted and measured times of steps, for these and for other sizes.
+It trains with 2 servers and 1 to 8 workers, with 2 to 8 workers that hold the tables, and in process, with several
+batches, columns, and negatives; takes the CPU time of each role from the run's own samples (processes.jsonl); and fits
+the costs of a step by non-negative least squares of relative errors. Then it compares predicted and measured times of
+steps, for these and for other sizes.
 
 Shapes: M measurements, F factors of costs.
 """
@@ -18,7 +19,7 @@ import statistics
 import sys
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from suite.processes import ROOT
@@ -37,6 +38,9 @@ TABLE_ROWS = 1_000_000, 100_000
 SERVERS = 2
 MIN_SECONDS, START_SECONDS = 6.0, 1.5
 
+Store = Literal["mxnet", "sharded", "process"]
+"""What holds the tables: servers, the workers, or one process that trains."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -52,13 +56,20 @@ class Size:
     @property
     def name(self) -> str:
         """Describe it."""
-        uses, layout = f"{self.batch:6} x {1 + self.negatives}", f"{self.dim:3} columns, {self.keys(SERVERS):2} keys"
+        uses, layout = f"{self.batch:6} x {1 + self.negatives}", f"{self.dim:3} columns, {self.keys:2} keys"
         return f"{uses}, {layout}, {self.workers} workers, {self.ids}"
 
-    def keys(self, servers: int) -> int:
-        """Return the number of keys of the tables."""
+    @property
+    def keys(self) -> int:
+        """The number of keys of the tables on servers."""
         tables = [TableSpec(str(rows), rows, self.dim, 0.1) for rows in TABLE_ROWS]
-        return sum(layout.num_shards for layout in make_layout(tables, servers, self.key_bytes))
+        return sum(layout.num_shards for layout in make_layout(tables, SERVERS, self.key_bytes))
+
+    def differs(self, store: Store) -> bool:
+        """Return whether the size is another one in ``store``: keys are MXNet's, and one process has no workers."""
+        if store == "process":
+            return self.workers == Size.workers and self.key_bytes == DEFAULT_KEY_BYTES
+        return store == "mxnet" or (self.workers > 1 and self.key_bytes == DEFAULT_KEY_BYTES)
 
 
 FITTED = (
@@ -88,12 +99,12 @@ class Measured:
     server: float
 
 
-def measure(size: Size, servers: int) -> Measured:
-    """Train with ``servers`` servers and the workers of ``size``, 0: in process."""
+def measure(size: Size, store: Store) -> Measured:
+    """Train with the tables in ``store``."""
     work = make_work(FOLDER / "work", Draw(size.ids, *TABLE_ROWS, 4_000_000))
     run_dir = FOLDER / "runs" / "costs"
     steps = max(40, int(4e6 / size.batch / (1 + size.negatives) / size.dim * 64))
-    workers = size.workers if servers else 0
+    servers, workers = SERVERS if store == "mxnet" else 0, 0 if store == "process" else size.workers
     while True:
         job = bpr_job(work.dataset, steps=steps, batch=size.batch, dim=size.dim, negatives=size.negatives)
         job["cluster"] = {"max_key_bytes": size.key_bytes}
@@ -102,7 +113,7 @@ def measure(size: Size, servers: int) -> Measured:
             break
         steps = int(steps * (MIN_SECONDS + 2) / (result["seconds"] + 1))
     rows = result["rows_per_second"] * result["step_ms"] / 1e3 / max(1, workers)
-    cpu = core_seconds(run_dir) if servers else {}
+    cpu = core_seconds(run_dir) if workers else {}
     return Measured(result["step_ms"] / 1e3, rows, *(cpu.get(kind, 0.0) for kind in ("worker", "server")))
 
 
@@ -119,7 +130,7 @@ def core_seconds(run_dir: Path) -> dict[str, float]:
         if (kind := name.split("-")[0]) in found:
             seconds = load["cpu_seconds"] - first["processes"][name]["cpu_seconds"]
             found[kind].append(seconds / float(at[-1] - at[0]))
-    return {kind: statistics.mean(values) for kind, values in found.items()}
+    return {kind: statistics.mean(values) for kind, values in found.items() if values}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -139,54 +150,56 @@ def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
         used.pop(int(costs.argmin()))
 
 
-def factors_of(size: Size, measured: Measured, role: str) -> list[float]:
+def factors_of(size: Size, measured: Measured, store: Store, role: str) -> list[float]:
     """Return what each field of ``Costs`` is multiplied by in the core seconds of a step of ``role``."""
-    workers = size.workers if measured.server else 1
-    uses = size.batch / workers * (1 + size.negatives)
+    workers = 1 if store == "process" else size.workers
+    values = measured.rows * size.dim
     if role == "server":
-        rows = measured.rows * workers / SERVERS
-        keys = size.keys(SERVERS) / SERVERS * workers
-        return [1.0, rows, rows * size.dim, keys, rows * size.dim * (workers - 1), 0.0, 0.0]
-    keys = size.keys(SERVERS) if measured.server else 0
-    return [1.0, measured.rows, measured.rows * size.dim, keys, 0.0, uses, uses * size.dim]
+        share = workers / SERVERS
+        return [1.0, measured.rows * share, values * share, size.keys * share, values * share * (workers - 1), 0.0, 0.0]
+    uses = size.batch / workers * (1 + size.negatives)
+    if store == "sharded":
+        return [1.0, measured.rows, values, workers - 1, values * (workers - 1) / workers, uses, uses * size.dim]
+    return [1.0, measured.rows, values, size.keys if store == "mxnet" else 0, 0.0, uses, uses * size.dim]
 
 
-def predict(size: Size, measured: Measured, servers: int) -> float:
+def predict(size: Size, measured: Measured, store: Store) -> float:
     """Return the predicted seconds of a step on this machine."""
-    workers = size.workers if servers else 1
+    workers = 1 if store == "process" else size.workers
     step = WorkerStep(measured.rows, size.batch / workers * (1 + size.negatives))
-    roles = [Role("server", index) for index in range(servers)] + [Role("worker", index) for index in range(workers)]
-    keys = size.keys(servers) if servers else 0
+    roles = [Role("server", index) for index in range(SERVERS if store == "mxnet" else 0)]
+    roles += [Role("worker", index) for index in range(workers)]
     cores = len(os.sched_getaffinity(0))
-    return step_seconds([step] * workers, size.dim, [roles] if servers else [], cores=cores, keys=keys)
+    hosts = [] if store == "process" else [roles]
+    return step_seconds([step] * workers, size.dim, hosts, cores=cores, keys=size.keys if store == "mxnet" else 0)
 
 
-def measure_all(sizes: list[Size], repeats: int, server_counts: tuple[int, ...]) -> dict[tuple[Size, int], Measured]:
-    """Return the medians of each size on servers, and in process those that differ in more than keys and workers."""
-    measured = {}
-    for servers in server_counts:
-        for size in sizes:
-            if not servers and (size.workers != Size.workers or size.key_bytes != DEFAULT_KEY_BYTES):
-                continue
-            runs = [measure(size, servers) for _ in range(repeats)]
+def measure_all(sizes: list[Size], repeats: int, stores: list[Store]) -> dict[tuple[Size, Store], Measured]:
+    """Return the medians of each size in the stores that it differs in."""
+    measured: dict[tuple[Size, Store], Measured] = {}
+    for store in stores:
+        for size in (size for size in sizes if size.differs(store)):
+            runs = [measure(size, store) for _ in range(repeats)]
             medians = (statistics.median(values) for values in zip(*map(astuple, runs), strict=True))
-            measured[size, servers] = Measured(*medians)
-            print(f"{servers} servers, {size.name}: {_describe(measured[size, servers])}", file=sys.stderr, flush=True)
+            measured[size, store] = Measured(*medians)
+            print(f"{store}, {size.name}: {_describe(measured[size, store])}", file=sys.stderr, flush=True)
     return measured
 
 
-def fit_costs(measured: dict[tuple[Size, int], Measured], cores: int) -> None:
+def fit_costs(measured: dict[tuple[Size, Store], Measured], cores: int) -> None:
     """Fit the costs, print them, and use them for predictions from here on."""
-    for name, servers, of in (
-        ("WORKER", SERVERS, "worker"),
-        ("SERVER", SERVERS, "server"),
-        ("IN_PROCESS", 0, "seconds"),
-    ):
-        if all(at != servers for _, at in measured):
+    fits: tuple[tuple[str, Store, str], ...] = (
+        ("WORKER", "mxnet", "worker"),
+        ("SERVER", "mxnet", "server"),
+        ("SHARDED", "sharded", "worker"),
+        ("IN_PROCESS", "process", "seconds"),
+    )
+    for name, store, of in fits:
+        here = [(size, result) for (size, at), result in measured.items() if at == store and size in FITTED]
+        if not here:
             continue
-        here = [(size, result) for (size, at), result in measured.items() if at == servers and size in FITTED]
-        factors_MF = np.array([factors_of(size, result, of) for size, result in here])
-        seconds_M = np.array([getattr(result, of) * (1 if servers else cores) for _, result in here])
+        factors_MF = np.array([factors_of(size, result, store, of) for size, result in here])
+        seconds_M = np.array([getattr(result, of) * (cores if store == "process" else 1) for _, result in here])
         costs = Costs(*(float(f"{cost:.3g}") for cost in fit(factors_MF, seconds_M)))
         print(f"{name} = {costs}")
         setattr(step_time, name, costs)
@@ -197,17 +210,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="take medians of N (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="compare with the constants as they are; fit nothing")
-    parser.add_argument("--in-process", action="store_true", help="leave the costs on servers as they are")
+    stores = get_args(Store)
+    parser.add_argument("--stores", nargs="+", choices=stores, default=stores, help="leave the costs of others")
     arguments = parser.parse_args()
-    server_counts = (0,) if arguments.in_process else (SERVERS, 0)
-    measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats, server_counts)
+    measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats, arguments.stores)
     if not arguments.check:
         fit_costs(measured, len(os.sched_getaffinity(0)))
-    for (size, servers), result in measured.items():
-        predicted = predict(size, result, servers)
+    for (size, store), result in measured.items():
+        predicted = predict(size, result, store)
         kind = "fitted " if size in FITTED else "checked"
         milliseconds = f"measured {1e3 * result.seconds:6.1f} ms, predicted {1e3 * predicted:6.1f} ms"
-        print(f"{servers} servers, {size.name}, {kind}: {milliseconds}, {predicted / result.seconds - 1:+.0%}")
+        print(f"{store}, {size.name}, {kind}: {milliseconds}, {predicted / result.seconds - 1:+.0%}")
     return 0
 
 

@@ -1,15 +1,17 @@
 """TorchRec: embeddings sharded over ranks that exchange rows with Gloo, updated by FBGEMM's row-wise AdaGrad.
 
-``options`` of the task: ``ranks``, and ``plan``: row (each table's rows are split), table (each table is on one rank),
-or column (each table's columns are split).
+``options`` of the task: ``ranks``; ``plan``: row (each table's rows are split), table (each table is on one rank), or
+column (each table's columns are split); and ``pipelined``: with ``TrainPipelineSparseDist``, which exchanges IDs of the
+next batch while this one is computed. On CPUs it has no streams; what overlaps is what Gloo's threads send.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -44,12 +47,13 @@ class Bpr(torch.nn.Module):
             device=torch.device("meta"),
         )
 
-    def forward(self, ids: KeyedJaggedTensor) -> torch.Tensor:
-        """Compute the mean loss."""
+    def forward(self, ids: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the mean loss, and return it twice: as what is minimized, and as what a pipeline returns."""
         vectors = self.embeddings(ids)
         customer_BD, positive_BD, negative_BD = (vectors[name] for name in FEATURES)
         margin_B = (customer_BD * (positive_BD - negative_BD)).sum(dim=1)
-        return torch.nn.functional.softplus(-margin_B).mean()
+        loss = torch.nn.functional.softplus(-margin_B).mean()
+        return loss, loss.detach()
 
 
 def make_model(task: Task) -> DistributedModelParallel:
@@ -73,6 +77,21 @@ def make_model(task: Task) -> DistributedModelParallel:
     )
 
 
+def make_step(
+    model: DistributedModelParallel, batches: Iterator[KeyedJaggedTensor], is_pipelined: bool
+) -> Callable[[], object]:
+    """Return what takes one step. The backward pass updates the tables: their optimizer is fused into it."""
+    if not is_pipelined:
+
+        def step() -> None:
+            loss, _ = model(next(batches))
+            loss.backward()
+
+        return step
+    pipeline = TrainPipelineSparseDist(model, model.fused_optimizer, torch.device("cpu"))
+    return partial(pipeline.progress, batches)
+
+
 def run(rank: int, task: Task, meeting: str) -> None:
     """Train one rank's part of the batches; rank 0 prints the rate of all."""
     torch.set_num_threads(task.threads)
@@ -80,14 +99,17 @@ def run(rank: int, task: Task, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     model = make_model(task)
     lengths = torch.ones(len(FEATURES) * task.batch, dtype=torch.int64)
-    batches = task.batches(rank, ranks)
+    batches = (
+        KeyedJaggedTensor(keys=FEATURES, values=torch.from_numpy(np.concatenate(batch)), lengths=lengths)
+        for batch in task.batches(rank, ranks)
+    )
+    step = make_step(model, batches, task.options["pipelined"])
 
     def steps(count: int) -> float:
         dist.barrier()
         begin = time.perf_counter()
-        for batch in itertools.islice(batches, count):
-            ids = torch.from_numpy(np.concatenate(batch))
-            model(KeyedJaggedTensor(keys=FEATURES, values=ids, lengths=lengths)).backward()
+        for _ in range(count):
+            step()
         dist.barrier()
         return time.perf_counter() - begin
 

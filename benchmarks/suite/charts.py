@@ -13,7 +13,7 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 240, 56, 50
-COLORS = ("#2459a8", "#c2541b", "#3a7d44", "#7a4fa3", "#8a6d1f")
+COLORS = ("#2459a8", "#c2541b", "#3a7d44", "#7a4fa3", "#8a6d1f", "#5a6672")
 MAX_TICKS = 7
 _STEPS = (1, 2, 5)
 

@@ -6,13 +6,25 @@ import statistics
 from collections.abc import Iterator
 
 from suite.charts import Points
-from suite.cluster import PARTITIONS, SHARE, UNLIMITED, USUAL, process_counts
+from suite.cluster import (
+    NO_SERVERS,
+    PARTITIONS,
+    SHARE,
+    UNLIMITED,
+    USUAL,
+    bandwidth_key,
+    process_counts,
+    slow_key,
+    slow_runs,
+)
 from suite.markup import absence, cell, prose, spread, table, thousands
 from suite.plan import Scale
 from suite.results import Results
 from suite.targets import RATE
 
 CHART = "performance-bandwidth.svg"
+STORES = {USUAL: "dist_sync", NO_SERVERS: "sharded"}
+"""Stores by the servers of a job on two hosts."""
 _PHASES = ("pull", "gradients", "push")
 
 
@@ -25,20 +37,24 @@ def cluster_section(scale: Scale, results: Results) -> Iterator[str]:
 
 def bandwidth_chart(scale: Scale, results: Results) -> dict[str, Points]:
     """Return milliseconds of a step by Gbit/s, measured and as predicted from the unlimited step."""
-    unlimited = results.median(_bandwidth_key(UNLIMITED), "step_ms")
-    measured, predicted = [], []
-    for gbits in scale.gbits:
-        step = results.median(_bandwidth_key(gbits), "step_ms")
-        wire = results.median(_bandwidth_key(gbits), "predicted_wire_ms")
-        measured += [(float(gbits), step)] if step else []
-        predicted += [(float(gbits), unlimited + wire)] if unlimited and wire else []
-    return {"measured": measured, "unlimited + prediction": predicted}
+    chart: dict[str, Points] = {}
+    for servers, name in STORES.items():
+        unlimited = results.median(bandwidth_key(UNLIMITED, servers), "step_ms")
+        measured, predicted = [], []
+        for gbits in scale.gbits:
+            step = results.median(bandwidth_key(gbits, servers), "step_ms")
+            wire = results.median(bandwidth_key(gbits, servers), "predicted_wire_ms")
+            measured += [(float(gbits), step)] if step else []
+            predicted += [(float(gbits), unlimited + wire)] if unlimited and wire else []
+        chart |= {f"{name}, measured": measured, f"{name}, unlimited + predicted": predicted}
+    return chart
 
 
 def _processes(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
         f"""Milliseconds of a step of {scale.batch:,} triples, all workers together, as servers or workers grow; there
-        are {USUAL} of the other. All processes share this machine's cores, so this shows what processes cost, not what
+        are {USUAL} of the other. Of workers that hold the tables, there is nothing else, and one of them is a process
+        that trains by itself. All processes share this machine's cores, so this shows what processes cost, not what
         more machines bring."""
     )
     rows = []
@@ -51,58 +67,74 @@ def _processes(scale: Scale, results: Results) -> Iterator[str]:
     yield table(["of", "count", "ms", "thousand triples/s"], rows) + "\n"
 
 
-def _bandwidth_key(gbits: float) -> str:
-    return f"cluster/bandwidth/{gbits}"
-
-
 def _bandwidths(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
-        """The same work on two hosts with one server and one worker each, which `crossfade train` and
-        `crossfade agent` start. The hosts are network namespaces of this machine, and the kernel limits both directions
-        of their links. What one TCP connection moves between them was measured before each run; where that is less than
-        the limit, the cores are the limit. Megabytes are those of a step that both workers together pull and push, half
-        of them on the wire. The time on the wire is the prediction of `crossfade plan --hosts 2 --bandwidth RATE`; the
-        difference is that to the unlimited step of the same repeat."""
+        """The same work on two hosts, which `crossfade train` and `crossfade agent` start: with one server and one
+        worker each (dist_sync), or one worker that holds a part of the tables (sharded). The hosts are network
+        namespaces of this machine, and the kernel limits both directions of their links. What one TCP connection moves
+        between them was measured before each run; where that is less than the limit, the cores are the limit. Megabytes
+        are those of a step that both workers together pull and push, half of them on the wire. The time on the wire is
+        the prediction of `crossfade plan --hosts 2 --bandwidth RATE`; the difference is that to the unlimited step of
+        the same repeat."""
     )
-    rows = []
-    for gbits in (UNLIMITED, *scale.gbits):
-        key = _bandwidth_key(gbits)
-        moved = [cell(results, key, figure, 1e-6) for figure in ("bytes_pulled", "bytes_pushed")]
-        row = [f"{gbits} Gbit/s" if gbits else "unlimited", cell(results, key, "link_gbits")]
-        row += [cell(results, key, "step_ms"), *moved]
-        if gbits:
-            differences = results.differences(key, _bandwidth_key(UNLIMITED), "step_ms")
-            row += [cell(results, key, "predicted_wire_ms"), spread(differences) or absence(results, key)]
-        rows.append([*row, "", ""][:7])
-    head = ["links", "connection, Gbit/s", "step, ms", "MB pulled", "MB pushed", "predicted wire, ms", "difference, ms"]
+    rows = [
+        [name, *_bandwidth_row(results, gbits, servers)]
+        for servers, name in STORES.items()
+        for gbits in (UNLIMITED, *scale.gbits)
+    ]
+    head = [
+        "store",
+        "links",
+        "connection, Gbit/s",
+        "step, ms",
+        "MB pulled",
+        "MB pushed",
+        "predicted wire, ms",
+        "difference, ms",
+    ]
     yield table(head, rows)
     yield f"\n![Time of a step against bandwidth]({CHART})\n" if any(bandwidth_chart(scale, results).values()) else ""
 
 
+def _bandwidth_row(results: Results, gbits: float, servers: int) -> list[str]:
+    key = bandwidth_key(gbits, servers)
+    moved = [cell(results, key, figure, 1e-6) for figure in ("bytes_pulled", "bytes_pushed")]
+    row = [f"{gbits} Gbit/s" if gbits else "unlimited", cell(results, key, "link_gbits")]
+    row += [cell(results, key, "step_ms"), *moved]
+    if not gbits:
+        return [*row, "", ""]
+    differences = results.differences(key, bandwidth_key(UNLIMITED, servers), "step_ms")
+    return [*row, cell(results, key, "predicted_wire_ms"), spread(differences) or absence(results, key)]
+
+
 def _slow_workers(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
-        f"""Workers that may use {SHARE:g} of a core each, by CPU cgroups, and {USUAL} servers without a limit, so that
-        gradients are the bottleneck. The loss is a softmax over the batch of {scale.batch:,} examples in {PARTITIONS}
-        partitions. "Core" is the share of a core that a worker used; "at the limit" is the share of the kernel's
-        periods in which it used up its quota. Where the first is about {SHARE:g}, the quotas were the limit."""
+        f"""Workers that may use {SHARE:g} of a core each, by CPU cgroups. On dist_sync, {USUAL} servers have no limit,
+        so that gradients are the bottleneck. Sharded, the workers hold the tables and there is nothing else; one of
+        them is a process that trains by itself, and exchanges nothing. A softmax is over the batch of {scale.batch:,}
+        examples in {PARTITIONS} partitions. "Core" is the share of a core that a worker used; "at the limit" is the
+        share of the kernel's periods in which it used up its quota. Where the first is about {SHARE:g}, the quotas were
+        the limit."""
     )
     rows = []
-    one = f"cluster/quarter-cores/{min(scale.slow_workers)}"
-    for workers in scale.slow_workers:
-        key = f"cluster/quarter-cores/{workers}"
-        ratio = results.ratio(key, one, RATE)
-        phases = [result.values["phases_ms"] for result in results if result.key == key and result.values]
-        medians = [statistics.median(each[phase] for each in phases) if phases else None for phase in _PHASES]
-        rows.append(
-            [
-                str(workers),
-                cell(results, key, "step_ms"),
-                *("" if value is None else f"{value:.1f}" for value in medians),
-                cell(results, key, RATE, 1e-3),
-                f"{ratio:.2f}" if ratio else "",
-                cell(results, key, "worker_cpu_share"),
-                cell(results, key, "throttled_share"),
-            ]
-        )
-    head = ["workers", "step, ms", *_PHASES, "thousand examples/s", "over one", "core", "at the limit"]
+    for servers, loss in slow_runs():
+        one, *more = (slow_key(servers, loss, workers) for workers in scale.slow_workers)
+        for workers, key in zip(scale.slow_workers, (one, *more), strict=True):
+            rows.append([f"{STORES[servers]}, {loss}", *_slow_row(results, workers, key, one)])
+    head = ["store, loss", "workers", "step, ms", *_PHASES, "thousand examples/s", "over one", "core", "at the limit"]
     yield table(head, rows) + "\n"
+
+
+def _slow_row(results: Results, workers: int, key: str, one: str) -> list[str]:
+    ratio = results.ratio(key, one, RATE)
+    phases = [result.values["phases_ms"] for result in results if result.key == key and result.values]
+    medians = [statistics.median(each[phase] for each in phases) if phases else None for phase in _PHASES]
+    return [
+        str(workers),
+        cell(results, key, "step_ms"),
+        *("" if value is None else f"{value:.1f}" for value in medians),
+        cell(results, key, RATE, 1e-3),
+        f"{ratio:.2f}" if ratio else "",
+        cell(results, key, "worker_cpu_share"),
+        cell(results, key, "throttled_share"),
+    ]

@@ -13,7 +13,7 @@ from suite.charts import Points, line_chart
 from suite.cluster_page import CHART, bandwidth_chart, cluster_section
 from suite.gpu_page import gpu_section
 from suite.markup import absence, cell, prose, table, thousands
-from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
+from suite.plan import FULL, MXNET_MODES, PIPELINED, QUICK, TORCHREC_VARIANTS, Scale
 from suite.provenance import origin, results_of
 from suite.results import Result, Results
 from suite.targets import RATE, ROW_RATE, all_targets
@@ -32,13 +32,20 @@ PEERS = {
     "mxnet-row-sparse-sgd": "MXNet row_sparse, lazy SGD",
 }
 DISTRIBUTED = {
+    "sharded": "Crossfade, 2 workers that hold the tables",
     "crossfade": "Crossfade, 2 servers, 2 workers",
     "crossfade-1": "Crossfade, 1 server, 1 worker",
-    **{f"torchrec-{plan}": f"TorchRec, 2 ranks, {plan}-wise" for plan in TORCHREC_PLANS},
+    **{
+        key: f"TorchRec, 2 ranks, {variant['plan']}-wise{', pipelined' if variant[PIPELINED] else ''}"
+        for key, variant in TORCHREC_VARIANTS.items()
+    },
     "stock-groupadagrad": "stock MXNet, 2 servers, 2 workers, GroupAdaGrad",
     "stock-adagrad": "stock MXNet, 2 servers, 2 workers, AdaGrad",
     "stock-rows-only": "stock MXNet, moving rows only",
 }
+OVER_PEER = {"crossfade": "ratio"}
+OVER_ROW = {"sharded": "sharded / row", "crossfade": "dist_sync / row"}
+"""Columns of ratios over each row: by the key of the numerator, the head."""
 PHASES = ("data", "sample", "pull", "gradients", "push")
 LIMITS = {
     "triad_gbytes": ("memory, triad on all cores", "GB/s"),
@@ -148,23 +155,25 @@ def _single_section(scale: Scale, results: Results) -> Iterator[str]:
         implicit, Buffalo, and LightFM update rows without locks in random order (hogwild) and draw negatives by
         their own rules; the others apply exact steps of the batch."""
     )
-    yield from _rates(scale, results, "single", PEERS, RATE)
+    yield from _rates(scale, results, "single", PEERS, RATE, OVER_PEER)
 
 
 def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
-        """Thousand triples per second of all workers, on the same machine. TorchRec's ranks have one thread each and
-        exchange rows with Gloo. Stock MXNet is Gluon's SparseEmbedding and Trainer on the `dist_sync` store with its
-        own server and optimizer."""
+        """Thousand triples per second of all workers, on the same machine, and the ratios of Crossfade over each row:
+        two workers that hold the tables themselves (`cluster.store: sharded`), and two servers and two workers on
+        MXNet's `dist_sync` store. TorchRec's ranks have one thread each and exchange rows with Gloo; its kernels are
+        fused, and "pipelined" is its TrainPipelineSparseDist. Stock MXNet is Gluon's SparseEmbedding and Trainer on
+        that store with its own server and optimizer."""
     )
     training = {key: name for key, name in DISTRIBUTED.items() if key != "stock-rows-only"}
-    yield from _rates(scale, results, "distributed", training, RATE)
+    yield from _rates(scale, results, "distributed", training, RATE, OVER_ROW)
     yield prose(
         """Thousand rows per second that are pulled and pushed. The last row computes neither loss nor gradients, so it
         is an upper bound for any training on the stock store, not a training."""
     )
     without_ranks = {key: name for key, name in DISTRIBUTED.items() if not key.startswith("torchrec")}
-    yield from _rates(scale, results, "distributed", without_ranks, ROW_RATE)
+    yield from _rates(scale, results, "distributed", without_ranks, ROW_RATE, OVER_ROW)
 
 
 def _product_section(scale: Scale, results: Results) -> Iterator[str]:
@@ -188,7 +197,7 @@ def _product_section(scale: Scale, results: Results) -> Iterator[str]:
 def _growth_section(scale: Scale, results: Results) -> Iterator[str]:
     yield prose(
         """Milliseconds of a step of Crossfade as one size grows, and the rate in thousand triples per second; in
-        process, except where servers are named."""
+        process, except where workers are named."""
     )
     rows = [
         [axis, f"{size:,}", cell(results, key, "step_ms"), thousands(results.median(key, RATE))]
@@ -206,6 +215,7 @@ def _growth_keys(scale: Scale) -> dict[str, list[tuple[int, str]]]:
     names = {"batch": "triples of a step", "dim": "columns", "negatives": "negatives of an example"}
     return {
         "rows of the table": sorted(rows),
+        "rows, 2 workers that hold the tables": [(size, f"growth/sharded/{size}") for size in scale.server_rows],
         "rows, 2 servers, 2 workers": [(size, f"growth/servers/{size}") for size in scale.server_rows],
         **{names[axis]: [(size, f"growth/{axis}/{size}") for size in sizes] for axis, sizes in axes.items()},
     }
@@ -220,6 +230,7 @@ def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
     rows = []
     for section, key, name in (
         ("single", "crossfade", "in process"),
+        ("distributed", "sharded", "2 workers that hold the tables"),
         ("distributed", "crossfade-1", "1 server, 1 worker"),
         ("distributed", "crossfade", "2 servers, 2 workers"),
     ):
@@ -275,19 +286,21 @@ def _failures(results: Results) -> Iterator[str]:
         yield table(["measurement", "reason"], rows) + "\n"
 
 
-def _rates(scale: Scale, results: Results, section: str, names: dict[str, str], figure: str) -> Iterator[str]:
-    """Yield a table of rates: for each distribution the median, the range, and the ratio of Crossfade over the row."""
+def _rates(
+    scale: Scale, results: Results, section: str, names: dict[str, str], figure: str, over: dict[str, str]
+) -> Iterator[str]:
+    """Yield a table of rates: for each distribution the median, the range, and the ratios of ``over`` over the row."""
     rows = []
     for key, name in names.items():
         row = [name]
         for ids in scale.distributions:
             full = f"{section}/{ids}/{key}"
-            ratio = results.ratio(f"{section}/{ids}/crossfade", full, figure)
+            ratios = [results.ratio(f"{section}/{ids}/{numerator}", full, figure) for numerator in over]
             values = results.values(full, figure)
             spread = f"{thousands(min(values))} to {thousands(max(values))}" if values else ""
-            row += [_rate(results, full, figure), spread, f"{ratio:.2f}" if ratio else ""]
+            row += [_rate(results, full, figure), spread, *(f"{ratio:.2f}" if ratio else "" for ratio in ratios)]
         rows.append(row)
-    columns = [column for ids in scale.distributions for column in (ids, "range", "ratio")]
+    columns = [column for ids in scale.distributions for column in (ids, "range", *over.values())]
     yield table(["", *columns], rows) + "\n"
 
 

@@ -27,10 +27,10 @@ from suite.work import Distribution, Draw, Work, make_work
 SECTIONS = {
     "dense": "the time of a step against table rows: MXNet dense, MXNet row_sparse, Crossfade",
     "single": "training in one process against peers",
-    "distributed": "2 servers and 2 workers against TorchRec and stock MXNet",
+    "distributed": "2 workers that hold the tables, and 2 servers and 2 workers, against TorchRec and stock MXNet",
     "products": "softmax gradients and evaluation against their bare matrix products",
     "growth": "the time of a step against table rows, batch, columns, and negatives",
-    "cluster": "growth over servers and workers, with links of several bandwidths, and with slow workers",
+    "cluster": "growth over servers and workers of both stores, with links of several bandwidths, and slow workers",
     "waiting": "what people wait for besides training: preparing, a model from a frame, calls, commands, compiling",
     "limits": "what memory, loopback, and matrix products reach on this machine",
 }
@@ -46,12 +46,19 @@ MXNET_MODES = {
 MXNET_COPIES = {"mxnet-dense": 6, "mxnet-dense-sgd": 2, "mxnet-row-sparse": 2, "mxnet-row-sparse-sgd": 2}
 """Arrays as large as the tables that are in memory at the same time, at the peak."""
 TORCHREC_PLANS = ("row", "table", "column")
+PIPELINED = "pipelined"
+TORCHREC_VARIANTS = {
+    **{f"torchrec-{plan}": {"plan": plan, PIPELINED: False} for plan in TORCHREC_PLANS},
+    **{f"torchrec-{plan}-{PIPELINED}": {"plan": plan, PIPELINED: True} for plan in TORCHREC_PLANS},
+}
+"""By key, the options of ``peers/torchrec_bpr.py``."""
 STOCK_MODES = {
     "stock-groupadagrad": {"optimizer": "groupadagrad", "train": True},
     "stock-adagrad": {"optimizer": "adagrad", "train": True},
     "stock-rows-only": {"optimizer": "groupadagrad", "train": False},
 }
-IN_PROCESS = 0, 0
+IN_PROCESS, SERVERS, SHARDED = (0, 0), (2, 2), (0, 2)
+"""Servers and workers. Without servers, several workers hold the tables."""
 MAX_MXNET_ELEMENTS = 2**31
 MEMORY_FACTOR, MEMORY_BASE = 1.1, 3 * 2**29
 TIMEOUT_SECONDS = 600.0
@@ -62,9 +69,10 @@ GIB = 2**30
 class Scale:
     """Sizes of the work, and how long each measurement runs.
 
-    ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow on servers. ``gbits`` are bandwidths
-    of links, and ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade
-    takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
+    ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow in distributed jobs.
+    ``sharded_workers`` are counts of workers that hold the tables. ``gbits`` are bandwidths of links, and
+    ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade takes more steps
+    where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
     """
 
     name: str
@@ -91,6 +99,7 @@ class Scale:
     items: int
     cluster_servers: tuple[int, ...]
     cluster_workers: tuple[int, ...]
+    sharded_workers: tuple[int, ...]
     gbits: tuple[int, ...]
     slow_workers: tuple[int, ...]
     slow_seconds: float
@@ -122,6 +131,7 @@ FULL = Scale(
     items=40_000,
     cluster_servers=(1, 2, 4),
     cluster_workers=(1, 2, 4, 8),
+    sharded_workers=(1, 2, 4, 8),
     gbits=(1, 10, 25),
     slow_workers=(1, 2, 4),
     slow_seconds=20.0,
@@ -162,6 +172,7 @@ QUICK = Scale(
     items=10_000,
     cluster_servers=(1,),
     cluster_workers=(),
+    sharded_workers=(1, 4),
     gbits=(1,),
     slow_workers=(1, 2),
     slow_seconds=3.0,
@@ -218,7 +229,7 @@ class Planner:
         processes: tuple[int, int] = IN_PROCESS,
         **options: int,
     ) -> dict[str, Any]:
-        """Train with ``processes``: servers and workers."""
+        """Train with ``processes``: servers and workers. Without servers, several workers hold the tables."""
         scale, negatives = self.scale, options.get("negatives", 1)
         servers, workers = processes
         batch, dim = options.get("batch", scale.batch), options.get("dim", scale.dim)
@@ -227,7 +238,8 @@ class Planner:
         # Steps of other sizes take about as long together as the standard ones.
         cost = batch * dim * (2 + negatives) / (scale.batch * scale.dim * 3)
         kind = distribution, rows, processes, *options.items()
-        steps = self._steps.get(kind) or max(20, int((scale.server_steps if servers else scale.steps) / cost))
+        usual = scale.server_steps if servers or workers > 1 else scale.steps
+        steps = self._steps.get(kind) or max(20, int(usual / cost))
         while True:
             job = bpr_job(dataset, steps=steps, batch=batch, dim=dim, negatives=negatives)
             result = train(job, self.run_dir, servers=servers, workers=workers)
@@ -340,13 +352,11 @@ def _distributed(planner: Planner) -> Runs:
     half = planner.scale.batch // 2
     two = {"batch": half, "warm_up": 5, "threads_each": 1}
     for ids in planner.scale.distributions:
-        yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=(2, 2))
+        yield f"{ids}/sharded", partial(planner.crossfade, ids, processes=SHARDED)
+        yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=SERVERS)
         yield f"{ids}/crossfade-1", partial(planner.crossfade, ids, processes=(1, 1))
-        for plan in TORCHREC_PLANS:
-            yield (
-                f"{ids}/torchrec-{plan}",
-                partial(planner.peer, "torchrec_bpr", "torch", ids, ranks=2, plan=plan, **two),
-            )
+        for key, variant in TORCHREC_VARIANTS.items():
+            yield f"{ids}/{key}", partial(planner.peer, "torchrec_bpr", "torch", ids, ranks=2, **variant, **two)
         for mode, options in STOCK_MODES.items():
             yield (
                 f"{ids}/{mode}",
@@ -367,7 +377,8 @@ def _growth(planner: Planner) -> Runs:
     for rows in scale.growth_rows:
         yield f"rows/{rows}", partial(planner.crossfade, rows=rows)
     for rows in scale.server_rows:
-        yield f"servers/{rows}", partial(planner.crossfade, rows=rows, processes=(2, 2))
+        yield f"sharded/{rows}", partial(planner.crossfade, rows=rows, processes=SHARDED)
+        yield f"servers/{rows}", partial(planner.crossfade, rows=rows, processes=SERVERS)
     for batch in scale.batches:
         yield f"batch/{batch}", partial(planner.crossfade, batch=batch)
     for dim in scale.dims:

@@ -3,7 +3,8 @@
     result = train_on_shares(job, run_dir, servers=2, workers=4, share=0.25, seconds=20)
     result["triples_per_second"], result["worker_cpu_share"]
 
-Then the workers' gradients are the bottleneck, and a machine with few cores shows what more workers bring.
+Then the workers are the bottleneck, and a machine with few cores shows what more workers bring. Without servers, the
+workers hold the tables, and one is a process that trains by itself.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def train_on_shares(
     command = train_command(job, run_dir, servers, workers)
     with cpu_groups(workers, share) as groups, background(command, run_dir.with_suffix(".log")) as running:
         wait_while(lambda: not read_steps(run_dir), TIMEOUT_SECONDS, running)
-        processes = worker_processes(running.process.pid)
+        in_process = not servers and workers == 1
+        processes = [psutil.Process(running.process.pid)] if in_process else worker_processes(running.process.pid)
         if len(processes) != workers:
             raise MeasurementError(f"{len(processes)} of {workers} workers are running")
         try:

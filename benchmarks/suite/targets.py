@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from suite.plan import STOCK_MODES, TORCHREC_PLANS, Scale
+from suite.cluster import LOSSES, NO_SERVERS, USUAL, slow_key
+from suite.plan import STOCK_MODES, TORCHREC_VARIANTS, Scale
 from suite.results import Results
 from suite.waiting import COMMANDS
 
@@ -49,12 +50,8 @@ def all_targets(scale: Scale) -> list[Target]:
         for peer, name, bound in (("implicit", "implicit", 1.3), ("fbgemm", "FBGEMM", 6.0)):
             measure = partial(ratio_of, f"single/{ids}/crossfade", f"single/{ids}/{peer}", RATE)
             targets.append(Target(f"in process over {name}, {ids}", bound, True, measure))
-    plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
     for ids in scale.distributions:
-        measure = partial(_ratio_to_best, ids, plans, RATE)
-        targets.append(Target(f"dist_sync over TorchRec's best plan, {ids}", 2.0, True, measure))
-        measure = partial(_ratio_to_best, ids, STOCK_TRAINING, ROW_RATE)
-        targets.append(Target(f"dist_sync over training on stock MXNet, rows, {ids}", 2.0, True, measure))
+        targets += _distributed_targets(ids)
     for kind, name in (("in_batch", "batch negatives"), ("all", "all items")):
         measure = partial(median_of, f"products/{kind}", "share")
         targets.append(Target(f"softmax, {name}: share of bare products", 0.6, True, measure, percent=True))
@@ -68,13 +65,32 @@ def all_targets(scale: Scale) -> list[Target]:
         measure = partial(ratio_of, f"dense/crossfade/{most}", key, "step_ms")
         targets.append(Target(f"time of a step, {most:,} rows over {rows:,}", 1.25, False, measure))
     least, most = min(scale.server_rows), max(scale.server_rows)
-    measure = partial(ratio_of, f"growth/servers/{most}", f"growth/servers/{least}", "step_ms")
-    text = f"time of a step on 2 servers with 2 workers, {most:,} rows over {least:,}"
-    targets.append(Target(text, 1.25, False, measure))
+    for kind, name in (("sharded", "on 2 workers that hold the tables"), ("servers", "on 2 servers with 2 workers")):
+        measure = partial(ratio_of, f"growth/{kind}/{most}", f"growth/{kind}/{least}", "step_ms")
+        targets.append(Target(f"time of a step {name}, {most:,} rows over {least:,}", 1.25, False, measure))
     if 4 in scale.slow_workers:
-        measure = partial(ratio_of, "cluster/quarter-cores/4", "cluster/quarter-cores/1", RATE)
-        targets.append(Target("four workers over one, gradients the bottleneck", 3.5, True, measure))
+        targets += _slow_targets()
     return [*targets, *_waiting_targets()]
+
+
+def _distributed_targets(ids: str) -> Iterator[Target]:
+    key, variants = f"distributed/{ids}/", tuple(TORCHREC_VARIANTS)
+    measure = partial(_ratio_to_best, ids, "sharded", variants, RATE)
+    yield Target(f"sharded over TorchRec's best plan, {ids}", 2.0, True, measure)
+    measure = partial(ratio_of, f"{key}sharded", f"{key}crossfade", RATE)
+    yield Target(f"sharded over dist_sync, {ids}", 1.8, True, measure)
+    measure = partial(_ratio_to_best, ids, "crossfade", variants, RATE)
+    yield Target(f"dist_sync over TorchRec's best plan, {ids}", 2.0, True, measure)
+    measure = partial(_ratio_to_best, ids, "crossfade", STOCK_TRAINING, ROW_RATE)
+    yield Target(f"dist_sync over training on stock MXNet, rows, {ids}", 2.0, True, measure)
+
+
+def _slow_targets() -> Iterator[Target]:
+    for loss in LOSSES:
+        measure = partial(ratio_of, slow_key(NO_SERVERS, loss, 4), slow_key(NO_SERVERS, loss, 1), RATE)
+        yield Target(f"sharded, four workers over one, slow workers, {loss}", 3.2, True, measure)
+    measure = partial(ratio_of, slow_key(USUAL, "softmax", 4), slow_key(USUAL, "softmax", 1), RATE)
+    yield Target("four workers over one, gradients the bottleneck", 3.5, True, measure)
 
 
 def _waiting_targets() -> Iterator[Target]:
@@ -112,7 +128,7 @@ def _millions(key: str, figure: str, results: Results) -> float | None:
     return None if median is None else median / 1e6
 
 
-def _ratio_to_best(ids: str, names: tuple[str, ...], figure: str, results: Results) -> float | None:
-    """Return the ratio of Crossfade on servers over the best of several variants of a peer."""
-    best = best_key(results, f"distributed/{ids}/", names, figure)
-    return results.ratio(f"distributed/{ids}/crossfade", best, figure) if best else None
+def _ratio_to_best(ids: str, name: str, peers: tuple[str, ...], figure: str, results: Results) -> float | None:
+    """Return the ratio of the measurement ``name`` over the best of several variants of a peer."""
+    best = best_key(results, f"distributed/{ids}/", peers, figure)
+    return results.ratio(f"distributed/{ids}/{name}", best, figure) if best else None

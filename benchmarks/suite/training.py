@@ -55,6 +55,8 @@ def softmax_job(dataset: Path, *, steps: int, batch: int, dim: int, partitions: 
 def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int = 0) -> dict[str, Any]:
     """Run the job once; return its rate, the time of a step by phase, and the rows it moved per second.
 
+    Without servers, several workers hold the tables, and one, or 0, is one process that trains.
+
     Raises:
         MeasurementError: it failed.
     """
@@ -69,8 +71,10 @@ def train_command(job: dict[str, Any], run_dir: Path, servers: int = 0, workers:
     file = run_dir.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(job), encoding="utf-8")
     command = [sys.executable, "-m", "crossfade", "train", str(file), "--run-dir", str(run_dir), "--overwrite"]
-    if servers:
+    if servers or workers > 1:
         command += ["--servers", str(servers), "--workers", str(workers)]
+        # Not ``auto``, which takes another store where MXNet is not installed.
+        command += ["--set", f"cluster.store={'mxnet' if servers else 'sharded'}"]
     return command
 
 

@@ -1,11 +1,11 @@
 """Train on two hosts, which are network namespaces of this machine, with links of a given bandwidth.
 
-    result = train_on_two_hosts(job, run_dir, gbits=10)     # 0: as fast as they are
+    result = train_on_two_hosts(job, run_dir, gbits=10, servers=2)      # 0: as fast as they are
     result["step_ms"], result["bytes_pulled"], result["predicted_wire_ms"]
 
 They are started as users start them, ``crossfade train`` on one host and ``crossfade agent`` on the other; each has a
-server and a worker. The kernel limits both directions of both links (a token bucket, ``tc``'s tbf), which a connection
-between the hosts confirms before each run.
+worker, and a server unless the workers hold the tables. The kernel limits both directions of both links (a token
+bucket, ``tc``'s tbf), which a connection between the hosts confirms before each run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from net_hosts import Host, network, unavailable
 PORT = 7070
 LINK_SECONDS = 1.0
 COMMAND_SECONDS = 60.0
+HOSTS = 2
 TOLERANCE = 1.05
 """A connection may exceed the limit by this factor: the burst passes at once."""
 
 
-def train_on_two_hosts(job: dict[str, Any], run_dir: Path, gbits: float) -> dict[str, Any]:
+def train_on_two_hosts(job: dict[str, Any], run_dir: Path, gbits: float, *, servers: int = HOSTS) -> dict[str, Any]:
     """Run the job with links of ``gbits`` Gbit/s, 0: without a limit; return its figures next to the plan's.
+
+    Without ``servers``, the workers hold the tables.
 
     Raises:
         MeasurementError: this machine cannot create the hosts or limit their links, or the run failed.
@@ -41,27 +44,30 @@ def train_on_two_hosts(job: dict[str, Any], run_dir: Path, gbits: float) -> dict
     if reason := unavailable():
         raise MeasurementError(reason)
     try:
-        with network(2) as hosts:
+        with network(HOSTS) as hosts:
             for host in hosts:
                 if gbits:
                     host.limit_link(gbits)
             link = max(link_gbits(hosts), link_gbits(hosts[::-1]))
             if gbits and link > TOLERANCE * gbits:
                 raise MeasurementError(f"the link is not limited: {link:.1f} Gbit/s instead of {gbits:g}")
-            result = _train(job, run_dir, hosts)
+            result = _train(job, run_dir, hosts, servers)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise MeasurementError(f"the network of two hosts failed: {error}") from None
     report = read_report(run_dir)
     moved = {name: report[name] / report["steps"] for name in ("bytes_pulled", "bytes_pushed")}
-    predicted = {"predicted_wire_ms": 1e3 * predicted_seconds(run_dir.with_suffix(".yaml"), gbits)} if gbits else {}
-    return result | moved | predicted | {"link_gbits": link}
+    result |= moved | {"link_gbits": link}
+    if gbits:
+        result["predicted_wire_ms"] = 1e3 * predicted_seconds(run_dir.with_suffix(".yaml"), gbits, servers)
+    return result
 
 
-def _train(job: dict[str, Any], run_dir: Path, hosts: Sequence[Host]) -> dict[str, Any]:
+def _train(job: dict[str, Any], run_dir: Path, hosts: Sequence[Host], servers: int) -> dict[str, Any]:
     first, second = hosts
     token = {"CROSSFADE_TOKEN": secrets.token_hex(16)}
     listen = f"{first.address}:{PORT}"
-    train = [*first.within, *train_command(job, run_dir, servers=2, workers=2), "--set", "cluster.hosts=2"]
+    train = [*first.within, *train_command(job, run_dir, servers=servers, workers=HOSTS)]
+    train += ["--set", f"cluster.hosts={HOSTS}"]
     train += ["--set", f"cluster.host={first.address}", "--set", f"cluster.coordinator_address={listen}"]
     agent = [*second.within, sys.executable, "-m", "crossfade", "agent", "--join", listen, "--run-dir", str(run_dir)]
     with (
@@ -91,8 +97,10 @@ def link_gbits(hosts: Sequence[Host]) -> float:
     return 8e-9 * int(received) / float(seconds)
 
 
-def predicted_seconds(job: Path, gbits: float) -> float:
+def predicted_seconds(job: Path, gbits: float, servers: int) -> float:
     """Return the seconds of a step on the wire that ``crossfade plan`` predicts."""
-    command = [sys.executable, "-m", "crossfade", "plan", str(job), "--hosts", "2", "--servers", "2", "--workers", "2"]
-    plan = json.loads(run_command([*command, "--bandwidth", f"{gbits:g}Gbit", "--json"], COMMAND_SECONDS))
+    counts = {"hosts": HOSTS, "servers": servers, "workers": HOSTS}
+    options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
+    command = [sys.executable, "-m", "crossfade", "plan", str(job), *options, "--bandwidth", f"{gbits:g}Gbit", "--json"]
+    plan = json.loads(run_command(command, COMMAND_SECONDS))
     return float(plan["network"]["seconds"])
