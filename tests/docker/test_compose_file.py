@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from crossfade.deploy.capacity.plan import role_hosts
+from crossfade.trainer.config.loading import load_job
+
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("cpu", "torch", "cu112", "cu90")
 PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090, "serve": 8090}
@@ -22,6 +25,12 @@ def compose_file() -> dict[str, Any]:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
+
+
+def command_of(compose_file: dict[str, Any], service: str = "scheduler") -> list[str]:
+    """Return the arguments of a service."""
+    words: list[str] = compose_file["services"][service]["command"]
+    return words
 
 
 def variables_of(text: str) -> dict[str, str]:
@@ -38,6 +47,24 @@ def test_env_example_has_each_variable_with_its_default() -> None:
         if line and not line.startswith("#")
     )
     assert example == variables_of(compose)
+
+
+def test_without_servers_each_worker_container_gets_a_worker_that_holds_tables(compose_file: dict[str, Any]) -> None:
+    variables = variables_of(str(compose_file)) | {"SERVERS": "0", "WORKERS": "3"}
+    words = [
+        re.sub(r"\$\{(\w+):-[^}]*\}", lambda found: variables[found[1]], word) for word in command_of(compose_file)
+    ]
+    settings = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    sizes = [f"cluster.{word.removeprefix('--')}" for word in words if re.match("--(servers|workers)=", word)]
+    job = load_job(ROOT / "jobs" / "lastfm.yaml", [*settings, *sizes])
+    assert [[role.name for role in roles] for roles in role_hosts(job)] == [
+        [],
+        ["worker-0"],
+        ["worker-1"],
+        ["worker-2"],
+    ]
+    accepted = {name: command_of(compose_file, name)[-1] for name in ("server", "worker")}
+    assert accepted == {"server": "--roles=server", "worker": "--roles=worker"}
 
 
 def test_only_user_interfaces_publish_ports_and_on_loopback(compose_file: dict[str, Any]) -> None:
