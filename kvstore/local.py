@@ -170,12 +170,17 @@ class LocalStore:
         return self._weights[table]
 
     @contextmanager
-    def updating(self, table: str, positions_A: IntArray) -> Iterator[tuple[FloatArray, KernelOptimizer]]:
-        """Let a kernel update the rows at ``positions_A`` of ``table``, checked, in place.
+    def updating(
+        self, table: str, positions_A: IntArray, *, counts_rows: bool = True
+    ) -> Iterator[tuple[FloatArray, KernelOptimizer]]:
+        """Let a kernel update the rows at ``positions_A`` of ``table``, checked, in place, and count them if wanted.
 
         Yields the weights and the last argument of ``optimizers.update_row``.
         """
-        with self.stats.timed_update(table, len(positions_A)), name_divergence(table, self._row_of):
+        with (
+            self.stats.timed_update(table, len(positions_A) if counts_rows else 0),
+            name_divergence(table, self._row_of),
+        ):
             if self._snapshot is not None:
                 self._snapshot.before_update(table, self._number, positions_A)
             yield self._weights[table], self._optimizers[table].for_kernels()

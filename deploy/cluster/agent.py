@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from crossfade.base.errors import ClusterError, option_named
+from crossfade.base.machine import usable_cores
 from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_environment import JobTopology, role_environment, socket_number
@@ -177,7 +178,7 @@ class Agent:
         self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
         roles = [Role.from_name(name) for name in desired.roles]
         topology = self._topology(desired, roles)
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         credentials = _credentials(desired, topology)
         try:
             self._check_job(desired)

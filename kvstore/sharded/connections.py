@@ -10,9 +10,11 @@ once all others are connected.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import http.client
 import json
+import os
 import secrets
 import select
 import socket
@@ -29,7 +31,7 @@ from typing import Protocol
 
 from crossfade.base.errors import ClusterError
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS, _MAX_POLL_SECONDS = 0.02, 0.3
 _REQUEST_SECONDS = 30.0
 _HANDSHAKE_SECONDS = 10.0
 _MAX_GUESTS = 128
@@ -80,7 +82,7 @@ class RendezvousClient:
         return self._retry(lambda: self._request("GET", key, None), f"there is no {key}")
 
     def _retry(self, request: Callable[[], bytes | None], problem: str) -> bytes:
-        deadline, reason = time.monotonic() + self._timeout_seconds, ""
+        deadline, reason, pause = time.monotonic() + self._timeout_seconds, "", _POLL_SECONDS
         while True:
             try:
                 if (answer := request()) is not None:
@@ -91,7 +93,8 @@ class RendezvousClient:
                 raise ClusterError(
                     f"the workers' rendezvous at {self._place}: {problem} after {self._timeout_seconds:g} s{reason}"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.5 * pause, _MAX_POLL_SECONDS)
 
     def _request(self, method: str, key: str, body: bytes | None) -> bytes | None:
         connection = http.client.HTTPConnection(*self._address, timeout=_REQUEST_SECONDS)
@@ -103,7 +106,7 @@ class RendezvousClient:
             connection.close()
         if response.status == HTTPStatus.OK:
             return answer
-        if response.status == HTTPStatus.NOT_FOUND:
+        if response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE):  # not yet, or too many ask
             return None
         raise ClusterError(f"the workers' rendezvous at {self._place} answered with status {response.status}")
 
@@ -128,10 +131,9 @@ class _Listeners:
     @staticmethod
     def open(address: str, opened: ExitStack) -> _Listeners:
         tcp = opened.enter_context(socket.create_server((address, 0), backlog=_BACKLOG))
-        if sys.platform != "linux":
+        host = _memory_domain(address)
+        if host is None:
             return _Listeners(tcp, None, None)
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        host = f"{boot} {Path('/proc/self/ns/net').stat().st_ino} {address}"
         unix = opened.enter_context(socket.socket(socket.AF_UNIX))
         unix.bind(f"\0crossfade-{secrets.token_hex(16)}")
         unix.listen(_BACKLOG)
@@ -152,6 +154,20 @@ class _Listeners:
         connected.settimeout(seconds)
         connected.connect("\0" + there["unix"])
         return Connection(connected, is_local)
+
+
+def _memory_domain(address: str) -> str | None:
+    """Return what ranks of ``address`` that can share memory have in common; None where the system has no such memory.
+
+    Pythons that were built for old versions of Linux lack ``memfd_create``.
+    """
+    if sys.platform != "linux" or not hasattr(os, "memfd_create"):
+        return None
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/net').stat().st_ino} {address}"
+    except OSError:
+        return None
 
 
 def connect_ranks(
@@ -191,17 +207,18 @@ def connect_ranks(
                 + (f"; not connected to {', '.join(map(str, missing))}" if missing else "")
             ) from error
         for connection in connections.values():
-            _prepare(connection.socket)
+            _prepare(connection)
         connected.pop_all()
     return connections
 
 
-def _prepare(connected: socket.socket) -> None:
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        connected.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BYTES)
-    if connected.family != socket.AF_UNIX:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connected.setblocking(False)
+def _prepare(connection: Connection) -> None:
+    if connection.is_local:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.socket.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BYTES)
+    else:  # the kernel adapts the buffers of TCP to the network, unless they are set
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.socket.setblocking(False)
 
 
 def _proof(key: bytes, side: str, challenge: bytes, client: int, server: int) -> bytes:
@@ -279,7 +296,7 @@ def _accept(
                         yield proved.rank, proved.connection
                     else:
                         proved.connection.socket.close()
-            _turn_away(guests)
+            _turn_away(guests, _MAX_GUESTS + len(missing))
     finally:
         for guest in guests.values():
             guest.connection.socket.close()
@@ -298,7 +315,9 @@ def _welcome(listeners: _Listeners, listener: socket.socket) -> _Guest | None:
     """Accept a connection, unless it is gone."""
     try:
         accepted, _ = listener.accept()
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     accepted.setblocking(False)
     return _Guest(Connection(accepted, listener is listeners.unix), time.monotonic() + _HANDSHAKE_SECONDS)
@@ -318,9 +337,9 @@ def _hear(guests: dict[int, _Guest], number: int, key: bytes, rank: int) -> _Gue
     return guests.pop(number)
 
 
-def _turn_away(guests: dict[int, _Guest]) -> None:
-    """Close the connections of guests whose time is over, and of the first ones if there are too many."""
-    now, excess = time.monotonic(), len(guests) - _MAX_GUESTS
+def _turn_away(guests: dict[int, _Guest], limit: int) -> None:
+    """Close the connections of guests whose time is over, and of the first ones if there are more than ``limit``."""
+    now, excess = time.monotonic(), len(guests) - limit
     for place, (number, guest) in enumerate(list(guests.items())):
         if guest.until <= now or place < excess:
             del guests[number]

@@ -36,6 +36,8 @@ _PLACE = struct.Struct("<QQ")
 """What is sent in place of a section in shared memory: the size of its buffer, and where the section begins."""
 _ERROR_DELAY_SECONDS = 2.0
 """Time that a rank waits before it reports the loss of a peer, so that the peer reports its own error first."""
+_MAX_CALL_BYTES = 1 << 30
+"""Bytes that one call sends or receives: some systems take less than 2 GiB."""
 _NOTHING = memoryview(b"")
 _TOKEN = memoryview(b"\0")
 """Stands for an empty section on one host, so that whoever sends one waits for the receiver before it reuses memory."""
@@ -91,7 +93,7 @@ class _Peer:
     def _send(self) -> bool:
         try:
             if self.descriptor is None:
-                count = self.connection.socket.send(self.to_send)
+                count = self.connection.socket.send(self.to_send[:_MAX_CALL_BYTES])
             else:
                 count = socket.send_fds(self.connection.socket, [self.to_send], [self.descriptor])
         except BlockingIOError:
@@ -107,7 +109,7 @@ class _Peer:
                 self.to_receive[:count] = data
                 self.taken += descriptors
             else:
-                count = self.connection.socket.recv_into(self.to_receive)
+                count = self.connection.socket.recv_into(self.to_receive[:_MAX_CALL_BYTES])
         except BlockingIOError:
             return False
         if count == 0:
@@ -127,6 +129,11 @@ class _Peer:
             self.mapped[slot] = np.frombuffer(mmap(descriptor, buffer_size), np.uint8)
             os.close(descriptor)
         self.taken.clear()
+        if len(self.mapped[slot]) != buffer_size:
+            raise ClusterError(
+                "the memory of another worker on this host cannot be mapped: its descriptor did not arrive, as beyond "
+                "the limit of open files (ulimit -n)"
+            )
         return self.mapped[slot][begin : begin + size]
 
 

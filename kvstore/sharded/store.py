@@ -3,7 +3,7 @@
     store = ShardedStore(Ranks.join(rendezvous, rank, num_ranks, address, timeout_seconds))
 
 Row r of a table is on rank r mod W, with its optimizer state. A pull sends row numbers to their owners, which send
-rows back; a push sends gradients to the owners, which add them up in an order of ranks and update their shards. Each is
+rows back; a push sends gradients to the owners, which add them up as a tree over ranks and update their shards. Each is
 an all-to-all of active rows, of all tables of the same width together. A rank reads its own rows from its shard. Those
 of other hosts may be rounded (``wire.py``); only the shards themselves hold every bit, which exact pulls return.
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, StoreError
+from crossfade.kvstore.checkpoint.format import shard_rows
 from crossfade.kvstore.grouping import group_by_shard
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -55,8 +56,10 @@ from crossfade.kvstore.store import (
 )
 
 POSITION_BYTES = 4
+MAX_SHARD_ROWS = 1 << 32
+"""Positions in a shard are sent as unsigned numbers of 32 bits."""
 NO_POSITIONS = np.empty(0, np.uint32)
-_STATUS_BYTES = 1024
+_STATUS_BYTES = 8192
 _MAX_MESSAGE_LENGTH = 600
 _NONE: IntArray = np.empty(0, np.int64)
 
@@ -158,6 +161,12 @@ class ShardedStore:
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
         """Create this rank's shards, with its rows of ``checkpoint``."""
+        for table in tables:
+            if shard_rows(table.rows, 0, self.workers) > MAX_SHARD_ROWS:
+                raise StoreError(
+                    f"table '{table.name}' has {table.rows:,} rows, of which a worker can hold {MAX_SHARD_ROWS:,}: "
+                    "raise cluster.workers"
+                )
         self._tables = list(tables)
         self._numbers = {table.name: number for number, table in enumerate(tables)}
         dims = dict.fromkeys(table.dim for table in tables)
@@ -356,9 +365,10 @@ class ShardedStore:
 
     def _update(self, table: str, own: OwnGradients, sent: SentGradients) -> None:
         positions_K = np.concatenate([own.positions_A, sent.positions_K.astype(np.int64)])
-        with self._shard.updating(table, positions_K) as (weights_ND, optimizer):
+        # Rows that several ranks update count once, so the kernel counts them.
+        with self._shard.updating(table, positions_K, counts_rows=False) as (weights_ND, optimizer):
             rows, divergent_rows = apply_gradients(self.rank, weights_ND, optimizer, own, sent)
-            self.stats.updated_rows[table] += rows - len(positions_K)  # rows that several ranks update count once
+            self.stats.updated_rows[table] += rows
             check_convergence(divergent_rows, weights_ND, positions_K)
 
     def _replace(self, table: str, own: OwnGradients, sent: SentGradients) -> None:
@@ -396,9 +406,22 @@ class ShardedStore:
             received_W = nothing_W.copy()
             received_W[0] = len(body)
             body = self._ranks.exchange(nothing_W, received_W)[0]
-        answer = json.dumps(self._saves.execute(json.loads(body.tobytes()))).encode()
-        answers = self._ranks.gather(np.frombuffer(answer.ljust(_STATUS_BYTES), np.uint8))
-        return [json.loads(answer.tobytes()) for answer in answers]
+        return self._collect(self._saves.execute(json.loads(body.tobytes())))
+
+    def _collect(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        """Send an answer to rank 0, where those of all ranks are returned; elsewhere, there is only this rank's."""
+        nothing_W, sizes_W = np.zeros(self.workers, np.int64), self._ranks.sizes(_STATUS_BYTES)
+        if self.rank == 0:
+            self._ranks.buffer(0)
+            _, *others = self._ranks.exchange(nothing_W, sizes_W)
+            return [answer, *(json.loads(other.tobytes()) for other in others)]
+        text = json.dumps(answer).encode()
+        assert len(text) <= _STATUS_BYTES
+        self._ranks.buffer(_STATUS_BYTES)[:] = np.frombuffer(text.ljust(_STATUS_BYTES), np.uint8)
+        to_first_W = nothing_W.copy()
+        to_first_W[0] = _STATUS_BYTES
+        self._ranks.exchange(to_first_W, nothing_W)
+        return [answer]
 
     # ---- the rest
 

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from saved_shards import load_table, make_manifest, save_store, wait_for_save
 from sharded_ranks import SECRET, Meeting, RunningRanks, join_ranks, running_ranks
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import CheckpointError, ClusterError, DivergedError
+from crossfade.base.errors import CheckpointError, ClusterError, DivergedError, StoreError
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.sharded import connections
 from crossfade.kvstore.sharded import ranks as ranks_module
+from crossfade.kvstore.sharded import store as store_module
 from crossfade.kvstore.sharded.ranks import MIN_SHARED_BYTES, Ranks
 from crossfade.kvstore.sharded.store import ShardedStore
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
@@ -203,6 +204,51 @@ def test_checkpoint_loads_into_any_number_of_ranks_and_into_one_process(tmp_path
             np.testing.assert_array_equal(loaded[name], values_ND)
 
 
+def test_save_that_fails_with_a_long_reason_in_any_script_keeps_the_ranks_together(
+    three: RunningRanks, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "/".join(["контрольная-точка-" * 3] * 9)
+    three.first(lambda store: store.save(str(folder)))
+
+    def poll(store: ShardedStore) -> str:
+        with pytest.raises(CheckpointError, match="контрольная") as caught:
+            wait_for_save(store)
+        return str(caught.value)
+
+    assert len(json.dumps(three.first(poll))) > 1024
+    three.each(lambda store: store.pull({"customer": np.arange(9)}))
+
+
+def test_shard_that_32_bits_cannot_number_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAX_SHARD_ROWS", 233)
+    with running_ranks(3) as running:
+        for message in running.each(_rejection_of_tables):
+            assert message == "table 'customer' has 700 rows, of which a worker can hold 233: raise cluster.workers"
+
+
+def _rejection_of_tables(store: ShardedStore) -> str:
+    with pytest.raises(StoreError) as caught:
+        store.create(TABLES, optimizer("sgd"), SEED)
+    return str(caught.value)
+
+
+def test_memory_that_does_not_arrive_is_an_error_and_not_stale_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_descriptors(
+        source: socket.socket, size: int, _limit: int, _flags: int = 0
+    ) -> tuple[bytes, list[int], int, None]:
+        return source.recv(size), [], socket.MSG_CTRUNC, None
+
+    monkeypatch.setattr(socket, "recv_fds", without_descriptors)
+    ranks = join_ranks(2)
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(rank.gather, np.zeros(MIN_SHARED_BYTES, np.uint8)) for rank in ranks]:
+            with pytest.raises(ClusterError, match="its descriptor did not arrive"):
+                each.result()
+    for rank in ranks:
+        rank.close()
+
+
 def test_diverged_row_is_named_by_its_owner_and_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks_module, "_ERROR_DELAY_SECONDS", 0.0)
     running = RunningRanks(3)
@@ -251,7 +297,9 @@ def test_strangers_are_turned_away_and_the_listener_closes() -> None:
         address = listener(meeting)
         with socket.create_connection(address) as scanner:
             scanner.sendall(os.urandom(200))
-            assert scanner.recv(1000)[64:] == b""  # a proof and a challenge, and then nothing
+            assert len(scanner.recv(64, socket.MSG_WAITALL)) == 64  # a proof and a challenge
+            with suppress(ConnectionResetError):
+                assert scanner.recv(1) == b""
         with pytest.raises(ClusterError, match="what answers for worker 0 is not a worker of this job"):
             Ranks.meet(meeting, "another-secret", 1, 2, "127.0.0.1", 60.0)
         second = Ranks.meet(meeting, SECRET, 1, 2, "127.0.0.1", 60.0)
@@ -294,7 +342,7 @@ def test_silent_strangers_delay_nobody_and_are_turned_away(host: str, monkeypatc
     with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         first = pool.submit(Ranks.meet, meeting, SECRET, 0, 3, "127.0.0.1", 60.0)
         silent = [stack.enter_context(socket.create_connection(listener(meeting), 10.0)) for _ in range(20)]
-        for stranger in silent[:12]:
+        for stranger in silent[:10]:  # those beyond eight, and one for each rank that is missing
             assert stranger.recv(1) == b""
         others = [pool.submit(Ranks.meet, meeting, SECRET, rank, 3, host, 60.0) for rank in (1, 2)]
         for each in [first, *others]:
@@ -305,13 +353,14 @@ def test_stranger_who_stays_silent_is_turned_away_in_time(monkeypatch: pytest.Mo
     monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 0.05)
     meeting = Meeting()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(Ranks.meet, meeting, SECRET, 0, 2, "127.0.0.1", 1.0)
+        first = pool.submit(Ranks.meet, meeting, SECRET, 0, 2, "127.0.0.1", 60.0)
         with socket.create_connection(listener(meeting)) as stranger:
             stranger.sendall(b"x")
             assert stranger.recv(1) == b""
             assert not first.done()
-        with pytest.raises(ClusterError, match="timed out; not connected to 1"):
-            first.result()
+        monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 60.0)
+        Ranks.meet(meeting, SECRET, 1, 2, "127.0.0.1", 60.0).close()
+        first.result().close()
 
 
 def _sum_of_ranks(ranks: Ranks) -> float:

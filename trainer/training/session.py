@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from crossfade.base.errors import CheckpointError, option_named
 from crossfade.base.text import counted
@@ -217,7 +218,7 @@ def _best_embeddings(
             workers = store.rank, store.workers
             held_out = load_held_out(lineage, "valid", job.evaluate, *workers, towers.latest, queries)
             counts_N = lineage.counts(inputs.manifest.item)
-    vectors = TowerVectors(towers, store.pull)
+    vectors = TowerVectors(towers, partial(store.pull, exact=True))
     return BestEmbeddings(job, folder, store, inputs.model, vocabularies, vectors, held_out, counts_N)
 
 
