@@ -105,7 +105,7 @@ lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer v
 setup: ## set up .venv with all packages, nothing else
 	@sh deploy/setup.sh
 
-horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++
+horovod: setup ## build Horovod into .venv, for dense layers of several workers with servers; needs g++
 	@sh deploy/horovod.sh
 
 torch: setup ## install PyTorch into .venv, for train.engine torch; up to 3 GB

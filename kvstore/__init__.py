@@ -1,7 +1,8 @@
-"""Row stores: embedding tables that are pulled and pushed by row, in this process or on MXNet servers.
+"""Row stores: embedding tables that are pulled and pushed by row, in this process, on the workers, or on MXNet servers.
 
 Read ``store.py`` first (the protocol), then ``local.py`` (the shortest implementation), ``optimizers.py`` (what a push
-does to a row) and ``mxnet/server_protocol.py`` (which server holds a row).
+does to a row), ``sharded/store.py`` (tables divided among the workers) and ``mxnet/server_protocol.py`` (which server
+holds a row).
 """
 
 import os

@@ -85,10 +85,10 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class SaveResult:
-    """The tables of a checkpoint, written by all servers.
+    """The tables of a checkpoint, written by all processes that hold them: servers, workers, or one that trains alone.
 
-    ``parts`` has each server's list of files. ``pause_seconds`` is how long updates waited on the slowest server,
-    ``seconds`` how long writing took, ``bytes`` what all servers wrote.
+    ``parts`` has the list of files of each. ``pause_seconds`` is how long updates waited in the slowest, ``seconds``
+    how long writing took, ``bytes`` what all wrote.
     """
 
     parts: tuple[FileDigest, ...]

@@ -6,7 +6,7 @@
     coordinator.start_generation(GenerationSpec(...))     # while coordinator.state is PREPARING
 
 A state machine without input and output (``job_state`` has its states) that reads a monotonic clock and nothing else.
-MXNet has no failover, so any failed or silent process ends the generation on all hosts, and the next one starts from
+No store has failover, so any failed or silent process ends the generation on all hosts, and the next one starts from
 the newest complete checkpoint.
 """
 
@@ -318,7 +318,7 @@ class Coordinator:
             self._fail(Failure(message="a worker was asked to stop by another process"))
 
     def _await_end(self) -> None:
-        """Limit how long roles may take to end: MXNet lets none leave before all workers are at their last barrier."""
+        """Limit how long roles may take to end: none leaves its store before all workers are at their last barrier."""
         self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
 
     def _drain(self, cause: str, seconds: float) -> None:

@@ -98,7 +98,7 @@ class CheckpointSaved(_Event):
     step: Whole = Field(description="step of the checkpoint")
     checkpoint: str = Field(description="its path or URI")
     pause_seconds: Seconds = Field(description="seconds that training paused for it")
-    seconds: Seconds = Field(description="seconds from the request until all servers had written it")
+    seconds: Seconds = Field(description="seconds from the request until all parts were written")
     bytes: Whole = Field(description="its size")
 
 

@@ -2,7 +2,7 @@
 
 About once a second the workers synchronize: one all-reduce decides for all whether a checkpoint is due and
 whether to stop, and sums their counters. Rank 0 then starts a checkpoint and trains on: the store takes a snapshot of
-its tables while training continues. Once all servers have written theirs, a thread commits the checkpoint by its
+its tables while training continues. Once all parts of the tables are written, a thread commits the checkpoint by its
 manifest and deletes old ones.
 
 Of the run itself a checkpoint holds only the train state, a position (epoch, step) and counters: the job, the data and
