@@ -24,10 +24,11 @@ _EC2_EXAMPLES = (
     ("crossfade submit ec2 --cleanup plays-1a2b3c4d", "End a run, and delete what is left of it."),
 )
 _EC2_NOTES = """\
-The dataset must be on S3. Each of several hosts runs a server and a worker, unless the job or the options set more. The
-run's folder below --output gets the job, the log, checkpoints and, at the end, result/ with embeddings and report.
-Instances need a route to S3, SSM and ECR; those of the default network have one. No port is open to the internet.
-docs/aws.md lists the permissions of this command, and explains how to push an image to ECR.
+The dataset must be on S3. Each of several hosts runs a server and a worker, or with cluster.store: sharded a worker,
+unless the job or the options set more. The run's folder below --output gets the job, the log, checkpoints and, at the
+end, result/ with embeddings and report. Instances need a route to S3, SSM and ECR; those of the default network have
+one. No port is open to the internet. docs/aws.md lists the permissions of this command, and explains how to push an
+image to ECR.
 
 With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the host when
 there is capacity. A command must follow the run for that.

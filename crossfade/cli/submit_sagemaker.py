@@ -42,8 +42,9 @@ _EXAMPLES = (
 )
 _NOTES = """\
 The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each
-of several hosts runs a server and a worker, unless cluster.servers and cluster.workers are set. Checkpoints go to
-OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report and job to OUTPUT/NAME/output/model.tar.gz.
+of several hosts runs a server and a worker, or with cluster.store: sharded a worker, unless cluster.servers and
+cluster.workers are set. Checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report
+and job to OUTPUT/NAME/output/model.tar.gz.
 
 The image depends on the GPU of the instance type: crossfade:torch for T4 and newer (ml.g4dn, ml.g5, ml.p4d, ml.p5),
 crossfade:cu112 for V100 and M60 (ml.p3, ml.g3), crossfade:cu90 for K80 (ml.p2), crossfade:cpu without one. A job uses
