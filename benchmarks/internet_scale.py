@@ -94,9 +94,9 @@ def predict(job: Job, hosts: Hosts, store: str) -> dict[str, float]:
     rows = job.batch + distinct_tracks(job.tracks, job.batch)
     workers = hosts.count * hosts.workers_each
     step = WorkerStep(rows, 2.0 * job.batch)
-    wire = RANKS_WIRE if is_held else SERVERS_WIRE
+    wire = RANKS_WIRE["float32"] if is_held else SERVERS_WIRE
     host_rows = rows * hosts.workers_each * (1 - 1 / hosts.count)
-    wire_bytes = host_rows * (wire.request_bytes + 2 * (wire.row_bytes + DIM * VALUE_BYTES))
+    wire_bytes = host_rows * (wire.request_bytes + 2 * (wire.row_bytes + DIM * wire.value_bytes))
     wire_seconds = wire_bytes * 8 / (hosts.gbit * 1e9)
     roles = [
         [Role("worker", host * hosts.workers_each + number) for number in range(hosts.workers_each)]

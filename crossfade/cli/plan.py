@@ -79,14 +79,15 @@ def run(options: PlanCommand) -> int:
     Raises:
         InputError: the job, an option or the dataset is invalid.
     """
-    from crossfade.deploy.capacity.prediction import load_planned_job, predict
+    from crossfade.deploy.capacity.prediction import check_hosts, predict
     from crossfade.display import progress_bars
 
     if options.to is not None:
         from crossfade.deploy.schedulers.scheduler_files import write_files
 
         with progress_bars() as bars:
-            lines = list(write_files(options, load_planned_job(options), bars))
+            # The job as it is: other machines run it, with packages of their own.
+            lines = list(write_files(options, check_hosts(options.load_job()), bars))
         print_lines(lines)
         return 0
     with progress_bars() as bars:

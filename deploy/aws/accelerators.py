@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crossfade.base.errors import InputError, option_named
+from crossfade.deploy.topology import sizes_on_hosts
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import on_gpu
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
@@ -193,8 +194,9 @@ def notes(job: JobConfig, instance_type: str, hosts: int) -> Iterator[str]:
             f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
             f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
         )
-    if job.model.has_dense_layers and max(hosts, job.cluster.workers) > 1:  # each host runs a worker, or more
+    cluster = job.cluster.model_copy(update=sizes_on_hosts(job.cluster, hosts))
+    if job.model_copy(update={"cluster": cluster}).needs_horovod:
         yield (
-            "dense layers (model.dense) of several workers need Horovod: use an image that was built with "
-            "HOROVOD=1 (docs/docker.md)"
+            "dense layers (model.dense) of several workers need Horovod beside servers: use an image that was built "
+            "with HOROVOD=1 (docs/docker.md), or let the workers hold the tables (cluster.store: sharded)"
         )

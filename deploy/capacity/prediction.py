@@ -84,10 +84,12 @@ class Prediction:
 def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
     """Return what the job needs; nothing is started, and the vocabularies of the dataset are read once.
 
+    Without MXNet here, the workers hold the tables, as ``crossfade train`` runs it on this machine.
+
     Raises:
         InputError: the job, an option or the dataset is invalid.
     """
-    job = load_planned_job(options)
+    job = check_hosts(choose_store(options.load_job(), _logger.info))
     instance = find_instance(options.instance_type) if options.instance_type else None
     size = options.expected_size
     inputs = read_inputs(job, progress).with_counts() if size is None else expected_inputs(job, *size)
@@ -99,13 +101,12 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
     return Prediction(inputs, plan, check_fit(inputs, plan, machine), instance, network, time)
 
 
-def load_planned_job(options: PlannedJob) -> JobConfig:
-    """Return the job that is planned: without MXNet here, the workers hold the tables, as ``crossfade train`` runs it.
+def check_hosts(job: JobConfig) -> JobConfig:
+    """Return ``job``, whose hosts have something to do.
 
     Raises:
-        InputError: it is invalid, or has several hosts for one process.
+        InputError: it has several hosts for one process.
     """
-    job = choose_store(options.load_job(), _logger.info)
     if job.cluster.hosts > 1 and not job.cluster.is_distributed:
         raise InputError(
             f"{job.cluster.hosts} hosts need servers, or several workers, that hold the tables: set cluster.servers or "

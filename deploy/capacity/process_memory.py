@@ -21,6 +21,7 @@ from crossfade.deploy.capacity.traffic import CountHistogram, WorkerLoad
 from crossfade.kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
 from crossfade.kvstore.mxnet.server_protocol import TableLayout
 from crossfade.kvstore.optimizer_spec import state_bytes_per_row
+from crossfade.kvstore.sharded import WIRE_VALUE_BYTES
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_group_rows, content_width, lists_bytes
@@ -389,28 +390,41 @@ def _tables(inputs: PlanInputs, shards: int) -> Iterable[MemoryItem]:
 
 def _rank(inputs: PlanInputs, loads: Sequence[WorkerLoad], rank: int) -> ProcessPlan:
     """Return a worker that holds a shard of each table."""
-    job, workers = inputs.job, inputs.job.cluster.workers
-    row_bytes = job.model.dim * VALUE_BYTES
+    workers = inputs.job.cluster.workers
     all_rows = sum(table.rows for table in inputs.model.tables)
     rows_W = [min(row_uses(inputs, load), all_rows) for load in loads]
     served_rows = sum(rows_W) // workers
-    sent_rows = max(rows_W[rank], served_rows)
-    if job.train.save_embeddings == "best":
-        sent_rows = max(sent_rows, min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors)))
-    remote = 1 - min(1, -(-workers // job.cluster.host_count) / workers)
-    received = int(remote * sent_rows * row_bytes)
     return ProcessPlan(
         f"worker-{rank}",
         (
             *_process("worker", RANK_BYTES),
             *_tables(inputs, shards=workers),
-            # In both memories for messages, which alternate. On one host, receivers read them there.
-            MemoryItem("rows sent to other workers", 2 * sent_rows * row_bytes * (workers - 1) // workers),
-            *([MemoryItem("rows received from other hosts", received)] if received else []),
+            *_messages(inputs, max(rows_W[rank], served_rows)),
             MemoryItem("positions of rows", POSITION_COPIES_BYTES * (rows_W[rank] + served_rows), "steps"),
             *worker_items(inputs, loads[rank]),
         ),
     )
+
+
+def _messages(inputs: PlanInputs, step_rows: int) -> Iterable[MemoryItem]:
+    """Yield what a worker holds of messages with rows, of which a step has up to ``step_rows`` in each direction."""
+    job, workers = inputs.job, inputs.job.cluster.workers
+    row_bytes = job.model.dim * VALUE_BYTES
+    wire_bytes = job.model.dim * WIRE_VALUE_BYTES[job.cluster.wire_dtype]
+    exact_rows = 0  # which embeddings have, unrounded
+    if job.train.save_embeddings == "best":
+        exact_rows = min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors))
+    local = min(workers, -(-workers // job.cluster.host_count))
+    remote = workers - local
+    step_bytes = step_rows * ((local - 1) * row_bytes + remote * wire_bytes)
+    # In both memories for messages, which alternate. On one host, receivers read them there.
+    sent = 2 * max(step_bytes, exact_rows * (workers - 1) * row_bytes) // workers
+    yield MemoryItem("rows sent to other workers", sent)
+    received = max(step_rows * wire_bytes, exact_rows * row_bytes)
+    if wire_bytes < row_bytes:
+        received += step_rows * row_bytes  # the rounded rows once more, as float32
+    if remote:
+        yield MemoryItem("rows received from other hosts", received * remote // workers)
 
 
 def _server(inputs: PlanInputs, loads: Sequence[WorkerLoad], layouts: Sequence[TableLayout]) -> tuple[MemoryItem, ...]:

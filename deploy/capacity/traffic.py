@@ -25,6 +25,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.topology import Role
+from crossfade.kvstore.sharded import WIRE_VALUE_BYTES
 from crossfade.kvstore.sharded.store import POSITION_BYTES
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec, Traffic
 from crossfade.trainer.config.schema import JobConfig
@@ -46,15 +47,17 @@ two account for all but 0.1 of the bytes per row, and for all but 50 bytes of a 
 
 @dataclass(frozen=True)
 class Wire:
-    """What a row takes on the wire beside its values: in a pull or a push, and in the request of a pull."""
+    """What a row takes on the wire: beside its values in a pull or a push, in the request of a pull, and each value."""
 
     row_bytes: int
     request_bytes: int
+    value_bytes: int = VALUE_BYTES
 
 
 SERVERS_WIRE = Wire(WIRE_ROW_BYTES, WIRE_REQUEST_BYTES)
-RANKS_WIRE = Wire(0, POSITION_BYTES)
-"""Workers that hold the tables send row positions once a step; what they announce takes some 50 bytes a peer."""
+RANKS_WIRE = {dtype: Wire(0, POSITION_BYTES, value_bytes) for dtype, value_bytes in WIRE_VALUE_BYTES.items()}
+"""By ``cluster.wire_dtype``. Workers that hold the tables send row positions once a step; what they announce takes some
+50 bytes a peer."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,7 @@ class StepTraffic:
 
     def wire(self, rows: float) -> tuple[float, float]:
         """Return the bytes on the wire of ``rows`` rows: with their values (in a pull or a push), and of requests."""
-        return rows * (self.on_wire.row_bytes + self.dim * VALUE_BYTES), rows * self.on_wire.request_bytes
+        return rows * (self.on_wire.row_bytes + self.dim * self.on_wire.value_bytes), rows * self.on_wire.request_bytes
 
 
 def expect_traffic(
@@ -341,7 +344,7 @@ def expect_traffic(
         bytes_pushed=pushed * row_bytes,
         dense_equivalent_bytes_pushed=moved.dense_equivalent_bytes_pushed,
         bytes_all_reduced=_all_reduced_bytes(job, model),
-        on_wire=RANKS_WIRE if job.cluster.workers_hold_tables else SERVERS_WIRE,
+        on_wire=RANKS_WIRE[job.cluster.wire_dtype] if job.cluster.workers_hold_tables else SERVERS_WIRE,
     )
 
 

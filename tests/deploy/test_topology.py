@@ -1,12 +1,13 @@
-"""The port that the scheduler gets when the job names none."""
+"""The port that the scheduler gets when the job names none, and the roles of hosts where it leaves them open."""
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crossfade.deploy import topology
-from crossfade.deploy.topology import scheduler_address
+from crossfade.deploy.topology import scheduler_address, sizes_on_hosts
 from crossfade.trainer.config.sections import ClusterConfig
 
 CLUSTER = ClusterConfig(servers=1)
@@ -30,3 +31,26 @@ def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None
         taken = [listener.getsockname()[1] for listener in (first, second)]
         monkeypatch.setattr(topology, "_unassigned_ports", lambda: taken)
         assert scheduler_address(CLUSTER).port not in {0, *taken}
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({}, (3, 3)),
+        ({"workers": 1}, (3, 3)),
+        ({"store": "mxnet", "servers": 0}, (3, 3)),
+        ({"store": "sharded"}, (0, 3)),
+        ({"wire_dtype": "bfloat16"}, (0, 3)),
+        ({"servers": 0}, (0, 3)),
+        ({"workers": 8}, (0, 8)),
+        ({"servers": 6}, (6, 3)),
+        ({"servers": 6, "workers": 1}, (6, 1)),
+    ],
+)
+def test_hosts_get_servers_and_workers_that_the_job_leaves_open(given: dict[str, Any], sizes: tuple[int, int]) -> None:
+    cluster = ClusterConfig.model_validate(given)
+    values = {"servers": cluster.servers, "workers": cluster.workers, **sizes_on_hosts(cluster, 3)}
+    assert (values["servers"], values["workers"]) == sizes
+    assert sizes_on_hosts(cluster, 1) == {}
+    sized = ClusterConfig.model_validate(cluster.model_dump() | values)
+    assert sizes_on_hosts(sized, 3) == {}, "a job has its sizes once"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
 from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
-from crossfade.deploy.topology import UNPLACED
+from crossfade.deploy.topology import UNPLACED, sizes_on_hosts
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -175,8 +175,7 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
 def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     """Return ``job`` as the hosts run it, with checkpoints in ``storage``.
 
-    Several hosts get a server and a worker each, or only a worker with ``cluster.store: sharded``, if the job has no
-    servers and not several workers.
+    Where the job leaves servers and workers open, several hosts get those of ``sizes_on_hosts``.
 
     Raises:
         InputError: it reads files of this machine.
@@ -191,8 +190,6 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
             raise InputError(f"{key}: {source} is on this machine, which the instances cannot read; copy it to S3")
     values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]
-    if hosts > 1 and not job.cluster.is_distributed:
-        cluster |= {"workers": hosts, "servers": 0 if cluster["store"] == "sharded" else hosts}
-    cluster |= {**UNPLACED, "hosts": hosts, "shared_run_dir": False}
+    cluster |= {**sizes_on_hosts(job.cluster, hosts), **UNPLACED, "hosts": hosts, "shared_run_dir": False}
     values["checkpoint"]["path"] = f"{storage}/checkpoints"
     return check_job(values, "the job on EC2").model_dump(mode="json")

@@ -22,8 +22,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ import yaml
 
 from crossfade.base.errors import ClusterError, InputError
 from crossfade.base.io.durable_file import replace_file
-from crossfade.deploy.topology import Address
+from crossfade.deploy.topology import Address, sizes_on_hosts
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import open_inputs
@@ -179,8 +178,8 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     """Return the job of the hyperparameters, with data, checkpoints and cluster set for this container.
 
     A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
-    the others override. All values are text, as on a command line. Several hosts get a server and a worker each; with
-    ``cluster.store: sharded``, a worker.
+    the others override. All values are text, as on a command line. Where they leave servers and workers open, several
+    hosts get those of ``sizes_on_hosts``.
 
     Raises:
         InputError: they do not describe a valid job.
@@ -201,24 +200,16 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
             f"cluster.host={first.host}",
             f"cluster.coordinator_address={first}",
         ]
-        kinds = ("workers",) if _is_sharded(text, given) else ("servers", "workers")
-        overrides += [f"cluster.{kind}={len(hosts.names)}" for kind in kinds if f"cluster.{kind}" not in given]
     if text is None and "cluster.grace_period_seconds" not in given:
         overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
+    if sizes := sizes_on_hosts(job.cluster, len(hosts.names)):
+        overrides += [f"cluster.{key}={value}" for key, value in sizes.items()]
+        job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
     if job.cluster.grace_period_seconds > STOP_SECONDS:
         cluster = job.cluster.model_copy(update={"grace_period_seconds": STOP_SECONDS})
         job = job.model_copy(update={"cluster": cluster})
     return job
-
-
-def _is_sharded(text: str | None, given: Mapping[str, str]) -> bool:
-    """Return whether the workers are to hold the tables, before the job is checked."""
-    if (store := given.get("cluster.store")) is not None:
-        return store == "sharded"
-    with suppress(yaml.YAMLError, AttributeError):
-        return bool(yaml.safe_load(text or "{}").get("cluster", {}).get("store") == "sharded")
-    return False
 
 
 def _yaml_scalar(value: str) -> str:

@@ -19,7 +19,8 @@ from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import check_device, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, PROGRESS_PATTERN, TRAINING_CHANNEL, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
-from crossfade.deploy.topology import TOKEN_VARIABLE
+from crossfade.deploy.topology import TOKEN_VARIABLE, sizes_on_hosts
+from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
             "TrainingInputMode": options.input_mode,
             "MetricDefinitions": metric_definitions(job),
         },
-        "HyperParameters": hyperparameters(_with_checkpoints(submission)),
+        "HyperParameters": _parameters(submission),
         "OutputDataConfig": {"S3OutputPath": submission.output, **_key(options.output_key, "KmsKeyId")},
         "ResourceConfig": {
             "InstanceType": options.instance_type,
@@ -241,6 +242,22 @@ def _is_isolated(submission: Submission) -> bool:
             expected=f"one host and its data in {channel}",
         )
     return not uses if isolated is None else isolated
+
+
+def _parameters(submission: Submission) -> dict[str, str]:
+    """Return the hyperparameters of the job; with several hosts, servers and workers are among them in any case.
+
+    Raises:
+        InputError: the job cannot run on so many hosts.
+    """
+    job, hosts = _with_checkpoints(submission), submission.hosts
+    if hosts == 1:
+        return hyperparameters(job)
+    values = job.model_dump(mode="json")
+    values["cluster"] |= sizes_on_hosts(job.cluster, hosts)
+    job = check_job(values, "the job on SageMaker")
+    sizes = {f"cluster.{key}": str(values["cluster"][key]) for key in ("servers", "workers")}
+    return hyperparameters(job) | sizes
 
 
 def _with_checkpoints(submission: Submission) -> JobConfig:

@@ -119,6 +119,25 @@ def test_memory_in_process_equals_the_plan(tmp_path: Path, wide: Path, engine: s
         assert psutil.Process(training.process.pid).memory_info().rss == pytest.approx(held, rel=0.15)
 
 
+@pytest.mark.parametrize(("hosts", "remote"), [(1, 0), (2, 2), (4, 3)])
+def test_rounded_rows_take_half_of_messages_and_are_held_as_float32_too(
+    tmp_path: Path, zipf: Path, hosts: int, remote: int
+) -> None:
+    def messages(**cluster: str) -> tuple[int, int]:
+        cluster_keys = {"workers": 4, "hosts": hosts, **cluster}
+        plan = plan_of(zipf_job(tmp_path, zipf, cluster=cluster_keys, train={"save_embeddings": "none"}))
+        parts = {part.what: part.bytes for part in plan.processes[1].parts}
+        return parts["rows sent to other workers"], parts.get("rows received from other hosts", 0)
+
+    sent, received = messages()
+    step_bytes = sent * 4 // 3 // 2  # of all rows, as float32; sent from one of two memories, to three workers
+    assert received == pytest.approx(step_bytes * remote / 4, abs=4)
+    for dtype in ("bfloat16", "stochastic_bfloat16"):
+        sent_rounded, received_rounded = messages(wire_dtype=dtype)
+        assert sent_rounded == pytest.approx(2 * step_bytes * (3 - remote / 2) / 4, abs=4)
+        assert received_rounded == pytest.approx(step_bytes * remote * 1.5 / 4, abs=4)
+
+
 def memory_of(process: psutil.Process, name: str, file: str = "status") -> int:
     """Read a value of a file in ``/proc/PID`` in bytes, such as VmHWM (peak resident), RssAnon or RssFile."""
     for line in Path(f"/proc/{process.pid}/{file}").read_text().splitlines():

@@ -168,6 +168,9 @@ def test_wire_bytes_between_workers_that_hold_the_tables(tmp_path: Path, zipf: P
     pairs = [workers[::2], workers[1::2]]
     pair_rows = max(traffic.rows[0] + traffic.rows[2], traffic.rows[1] + traffic.rows[3])
     assert busiest_bytes(traffic, pairs) == pytest.approx(pair_rows / 2 * row)
+    rounded = plan_of(zipf_job(tmp_path, zipf, cluster={"workers": 4, "wire_dtype": "bfloat16"})).traffic
+    assert rounded is not None
+    assert busiest_bytes(rounded, pairs) == pytest.approx(pair_rows / 2 * (2 * traffic.dim * 2 + 4))
     summed = replace(traffic, bytes_all_reduced=3e6)
     # Each sends a third of it to each other worker, of which two are on the other host.
     assert busiest_bytes(summed, pairs) - busiest_bytes(traffic, pairs) == pytest.approx(2 * 2 * 1e6)

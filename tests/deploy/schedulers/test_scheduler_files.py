@@ -1,6 +1,7 @@
 """The options of ``crossfade plan --to``: what they write, and how they are rejected."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_manifests_are_written_as_options_specify(folder: Path) -> None:
         assert expected in text
     assert "kind: ServiceAccount" not in text
     assert yaml.safe_load((folder / "k8s/base/kustomization.yaml").read_text())["namespace"] == "music"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_keep_servers_that_this_machine_has_no_package_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "mxnet", None)
+    sizes = ("--servers", 2, "--workers", workers)
+    plan = ("plan", "job.yaml", *sizes, "--to", "kubernetes", "--out", f"of-{workers}", "--data", "s3://music/plays")
+    printed = succeeded(crossfade_here(*plan, cwd=folder)).stdout.splitlines()
+    expected = [["coordinator", "1"], ["server", "2"], ["worker", str(workers)]]
+    assert [line.split()[:2] for line in printed[1:4]] == expected
+    here = succeeded(crossfade_here("plan", "job.yaml", *sizes, cwd=folder)).stdout
+    assert ("2 workers, which hold the tables" if workers == 2 else "in process") in here
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ def test_instance_type_selects_image_and_machine_image(
         (("--set", "cluster.servers=2", "--workers", 1), 2, 1),
         (("--set", "cluster.store=sharded"), 0, 3),
         (("--set", "cluster.store=sharded", "--workers", 6), 0, 6),
+        (("--set", "cluster.wire_dtype=bfloat16"), 0, 3),
+        (("--servers", 0), 0, 3),
+        (("--servers", 2), 2, 3),
     ],
 )
 def test_role_options_set_servers_and_workers(

@@ -178,6 +178,19 @@ def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) 
     assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
 
 
+def test_request_has_the_roles_of_its_hosts(job: Path) -> None:
+    for overrides, servers, workers in (
+        ([], "3", "3"),
+        (["cluster.servers=0"], "0", "3"),
+        (["cluster.wire_dtype=bfloat16"], "0", "3"),
+        (["cluster.servers=6", "cluster.workers=1"], "6", "1"),
+    ):
+        parameters = make_request(submission(load_job(job, overrides), hosts=3))["HyperParameters"]
+        assert (parameters["cluster.servers"], parameters["cluster.workers"]) == (servers, workers)
+    with pytest.raises(InputError, match=r"the job on SageMaker: 64 workers need at least as many partitions"):
+        make_request(submission(load_job(job, ["data.partitions=16"]), hosts=64))
+
+
 def test_job_with_overlong_value_is_rejected(job: Path) -> None:
     long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
     with pytest.raises(InputError, match=r"data\.path: has 26\d\d characters"):
