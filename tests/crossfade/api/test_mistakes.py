@@ -71,7 +71,7 @@ OF_FIT: list[tuple[Fit, str]] = [
     ({"settings": [1]}, "settings=[1]: expected a dictionary"),
     ({"settings": {"model.dim": -3}}, 'settings={"model.dim": -3}: model.dim: input should be greater'),
     ({"settings": {"evaluate.k": {1}}}, "settings: evaluate.k: expected numbers, text, lists, and dictionaries"),
-    ({"settings": {"cluster.workers": 3}}, "set cluster.servers"),
+    ({"settings": {"cluster.workers": 3, "cluster.store": "mxnet"}}, "set cluster.servers"),
 ]
 OF_PLAYS: list[tuple[object, str]] = [
     (None, "plays: expected a table of pandas"),

@@ -5,8 +5,8 @@ import pytest
 from builders import random_rows
 
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
-from crossfade.trainer.model.engines.cpu import _normalize, _through_normalize
 from crossfade.trainer.model.kernel_arguments import ScoreScales
+from crossfade.trainer.model.normalization_kernels import normalize, through_normalize
 from crossfade.trainer.model.pool_kernels import sum_chunks
 
 pytestmark = pytest.mark.numbers
@@ -18,15 +18,15 @@ HALVES = np.array_split(np.arange(ROWS), 2)
 def test_few_rows_are_normalized_as_many_are() -> None:
     assert ROWS // 2 * DIM < MIN_PARALLEL_VALUES < ROWS * DIM
     rows_AD, gradient_AD = random_rows(ROWS, DIM, seed=1), random_rows(ROWS, DIM, seed=2)
-    unit_AD, norm_A = _normalize(rows_AD)
+    unit_AD, norm_A = normalize(rows_AD)
     through_AD = gradient_AD.copy()
-    _through_normalize(through_AD, unit_AD, norm_A)
+    through_normalize(through_AD, unit_AD, norm_A)
     np.testing.assert_allclose(np.linalg.norm(unit_AD, axis=1), 1, rtol=1e-6)
     for half in HALVES:
-        of_half_AD, norm_of_half_A = _normalize(rows_AD[half])
+        of_half_AD, norm_of_half_A = normalize(rows_AD[half])
         np.testing.assert_array_equal(of_half_AD, unit_AD[half])
         through_half_AD = gradient_AD[half]
-        _through_normalize(through_half_AD, of_half_AD, norm_of_half_A)
+        through_normalize(through_half_AD, of_half_AD, norm_of_half_A)
         np.testing.assert_array_equal(through_half_AD, through_AD[half])
 
 
