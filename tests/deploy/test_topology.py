@@ -37,7 +37,7 @@ def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None
     ("given", "sizes"),
     [
         ({}, (3, 3)),
-        ({"workers": 1}, (3, 3)),
+        ({"workers": 1}, (3, 1)),
         ({"store": "mxnet", "servers": 0}, (3, 3)),
         ({"store": "sharded"}, (0, 3)),
         ({"wire_dtype": "bfloat16"}, (0, 3)),
