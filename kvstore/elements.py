@@ -53,9 +53,8 @@ def put(_context: Any, array: Any, number: Any, value: Any) -> Any:
 
 
 @inner_kernel()
-def lower_bound(values_N, value):  # type: ignore[no-untyped-def]
-    """Return the first place in ``values_N``, which are sorted, whose value is not below ``value``."""
-    low, high = 0, values_N.shape[0]
+def lower_bound_between(values_N, value, low, high):  # type: ignore[no-untyped-def]
+    """Return the first place from ``low`` to ``high``, between which values are sorted, whose value is not below."""
     while low < high:
         middle = (low + high) >> 1
         if values_N[middle] < value:
@@ -63,3 +62,9 @@ def lower_bound(values_N, value):  # type: ignore[no-untyped-def]
         else:
             high = middle
     return low
+
+
+@inner_kernel()
+def lower_bound(values_N, value):  # type: ignore[no-untyped-def]
+    """Return the first place in ``values_N``, which are sorted, whose value is not below ``value``."""
+    return lower_bound_between(values_N, value, 0, values_N.shape[0])

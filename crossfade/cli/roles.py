@@ -31,7 +31,7 @@ _DETAILS = """
 hosts. Run by hand, a role is not supervised: when one dies, the others wait for it.
 """
 _NOTES = """\
-Without servers (cluster.servers 0), the workers hold the tables, and only an agent starts them, since it tells them
+Without servers (cluster.servers 0), the workers hold the tables, and only an agent starts them, since it gives them
 where they meet. For other jobs, the environment locates the roles:
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on

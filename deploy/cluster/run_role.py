@@ -291,8 +291,8 @@ def _join_ranks(
 
     if credentials.rendezvous is None:
         raise InputError(
-            f"job '{job.name}': its workers hold the tables, and meet where only {command('train')} and "
-            f"{command('agent')} tell them: start the job with one of these, or set cluster.servers"
+            f"job '{job.name}': its workers hold the tables, and only {command('train')} and "
+            f"{command('agent')} connect them: start the job with one of these, or set cluster.servers"
         )
     rank = environment_integer(RANK_VARIABLE, 0, 0, _MAX_ROLES)
     num_ranks = environment_integer(RANKS_VARIABLE, 1, 1, _MAX_ROLES)

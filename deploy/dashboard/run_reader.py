@@ -268,7 +268,7 @@ class RunReader:
         return found.get(key) if isinstance(found, dict) else None
 
     def is_distributed(self) -> bool:
-        """Return whether the job has processes of its own: servers, or several workers."""
+        """Return whether the job runs in several processes: servers, or several workers."""
         workers = self.setting("cluster", "workers")
         return bool(self.setting("cluster", "servers")) or (isinstance(workers, int) and workers > 1)
 

@@ -62,7 +62,7 @@ class JobChecks:
             check_tracking(self.job)
             if self.job.train.engine == "torch":
                 require_torch()
-            if self.job.needs_horovod:  # MXNet has a check of its own
+            if self.job.needs_horovod:  # MXNet is checked separately
                 require_horovod()
         except MissingExtraError as error:
             yield Finding("packages", "fix", error.worded(as_typed))

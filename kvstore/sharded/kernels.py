@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
+from crossfade.kvstore.elements import lower_bound_between
 from crossfade.kvstore.jit import allocating_kernel, inner_kernel, intrinsic, njit
 from crossfade.kvstore.optimizers import KernelOptimizer, update_row
 from crossfade.kvstore.row_kernels import add_scaled, copy_row
@@ -149,18 +150,6 @@ def _first_difference(x, y):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _place(positions_N, first, stop, low):  # type: ignore[no-untyped-def]
-    """Return the first place from ``first`` to ``stop`` whose position is not below ``low``."""
-    while first < stop:
-        middle = (first + stop) >> 1
-        if positions_N[middle] < low:
-            first = middle + 1
-        else:
-            stop = middle
-    return first
-
-
-@inner_kernel()
 def _position(own, sent, rank, w, at):  # type: ignore[no-untyped-def]
     return np.int64(own.positions_A[at]) if w == rank else np.int64(sent.positions_K[at])
 
@@ -171,10 +160,12 @@ def _find_range(rank, own, sent, low, high, at_W, stop_W):  # type: ignore[no-un
     for w in range(at_W.shape[0]):
         if w == rank:
             stop = own.positions_A.shape[0]
-            at_W[w], stop_W[w] = _place(own.positions_A, 0, stop, low), _place(own.positions_A, 0, stop, high)
+            at_W[w] = lower_bound_between(own.positions_A, low, 0, stop)
+            stop_W[w] = lower_bound_between(own.positions_A, high, 0, stop)
         else:
             first, stop = sent.starts_W1[w], sent.starts_W1[w + 1]
-            at_W[w], stop_W[w] = _place(sent.positions_K, first, stop, low), _place(sent.positions_K, first, stop, high)
+            at_W[w] = lower_bound_between(sent.positions_K, low, first, stop)
+            stop_W[w] = lower_bound_between(sent.positions_K, high, first, stop)
 
 
 @inner_kernel()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -231,6 +232,32 @@ def _rejection_of_tables(store: ShardedStore) -> str:
     with pytest.raises(StoreError) as caught:
         store.create(TABLES, optimizer("sgd"), SEED)
     return str(caught.value)
+
+
+def test_memory_is_not_reused_while_its_receiver_may_read_it() -> None:
+    sender, receiver = join_ranks(2)
+    nothing_W, refilled = np.zeros(2, np.int64), Event()
+    to_receiver_W = np.array([0, MIN_SHARED_BYTES])
+    from_sender_W = np.array([MIN_SHARED_BYTES, 0])
+
+    def send() -> None:
+        for number in (1, 2, 3):  # in two buffers in turn
+            sender.buffer(MIN_SHARED_BYTES)[:] = number
+            if number == 3:
+                refilled.set()
+            sender.exchange(to_receiver_W, nothing_W)
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        for number in (1, 2, 3):
+            receiver.buffer(0)
+            section = receiver.exchange(nothing_W, from_sender_W)[0]
+            if number == 1:  # the sender fills this buffer again only once the receiver is in the next exchange
+                assert not refilled.wait(0.5)
+            assert (section == number).all()
+        sending.result()
+    sender.close()
+    receiver.close()
 
 
 def test_memory_that_does_not_arrive_is_an_error_and_not_stale_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def agent(coordinator: ScriptedCoordinator) -> Iterator[Agent]:
         coordinator.send,
         "127.0.0.2",
         heartbeat_seconds=0.1,
-        lease_seconds=2.0,
+        lease_seconds=1.0,
         notify=coordinator.notified.append,
     )
     agent.run_once()

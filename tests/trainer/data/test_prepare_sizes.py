@@ -61,7 +61,7 @@ def test_prepare_of_huge_row_group_stays_within_memory_option(tmp_path: Path) ->
     write_in_one_group(raw, customer=np.arange(rows) * 7 % 100_003, track=np.arange(rows) * 11 % 10_007)
     output, peak = measured("prepare", "--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
     assert f"{rows:,} rows of 1 file" in output
-    assert peak < 0.15 * 2**30 + 360e6, peak  # what it takes besides varies by 50 MB with the load of the machine
+    assert peak < 0.15 * 2**30 + 330e6, peak
 
 
 @pytest.mark.slow
