@@ -1,7 +1,8 @@
 """Measure memory and step time of jobs/billions.yaml as its tables grow: one batch size, 1/64 to all of the rows.
 
     .venv/bin/python benchmarks/scale.py [--parts 64 16 4 1] [--steps 400] [--repeats 1] [--json FILE]
-    .venv/bin/python benchmarks/scale.py --parts 1 --kill [--store sharded]
+    .venv/bin/python benchmarks/scale.py --parts 1 --kill
+    .venv/bin/python benchmarks/scale.py --parts 1 --kill --store sharded --set train.epochs=12
 
 Each size is a separate job, `crossfade train` with two servers and two workers, or with two workers that hold the
 tables (--store sharded), on synthetic listening with tables of that size; missing data is generated (20 seconds and 0.7
@@ -209,6 +210,8 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
         raise SystemExit("the run ended before a process could be killed: give it more steps")
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     report = json.loads((run_dir / "report.json").read_text())
+    if arguments.kill and not report["restarts"]:
+        raise SystemExit("the run ended before the kill could interrupt it: give it more epochs, with --set")
     events, steps = events_of(run_dir, "step"), report["steps"]
     rows = CUSTOMERS // part + TRACKS // part
     return Result(
