@@ -21,7 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 ALL_EXTRAS = --extra mxnet --extra all --extra dev
-IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard --extra serve
+EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard --extra serve
+IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-fast test-kernels test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
@@ -96,6 +97,7 @@ format: setup ## reformat the code with ruff
 lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer versions)
 	$(COMPILE) --universal $(ALL_EXTRAS) --output-file requirements.lock $(ARGS) pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
+	$(COMPILE) --universal $(EXTRAS_IN_IMAGE) --output-file docker/requirements-slim.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --extra torch --output-file docker/requirements-torch.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in

@@ -54,8 +54,9 @@ available, choose another --instance-type, such as ml.g4dn.xlarge.
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C asks whether to stop the job or only to stop following.
 
---deploy starts 'crossfade serve' in crossfade:cpu with the job's model.tar.gz, on hosts that cost money until the
-endpoint is deleted (aws sagemaker delete-endpoint). An endpoint that exists answers on while it is updated.
+--deploy starts 'crossfade serve' in crossfade:cpu (crossfade:slim on Arm, such as ml.m6g) with the job's model.tar.gz,
+on hosts that cost money until the endpoint is deleted (aws sagemaker delete-endpoint). An endpoint that exists answers
+on while it is updated.
 
 Exit codes: 0 done (without --wait: submitted); 1 the job failed, or AWS cannot run it now; 2 invalid input; 130 no
 longer following; 143 the job was stopped.

@@ -1,12 +1,13 @@
-"""The GPU of each AWS instance type, the image variant whose engine has code for it, and how a job fits the type.
+"""The GPU and processor of each AWS instance type, the image variant for it, and how a job fits the type.
 
 Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
 ``trainer/model/engines/gpu_code.py``: variant torch has the first of ``TORCH_WHEELS``, and cu112 and cu90 have those of
-``MXNET_WHEELS``.
+``MXNET_WHEELS``. Only slim, without MXNet and PyTorch, is also for Arm.
 
     variant_of("ml.p2.xlarge")              # "cu90"
     variant_of("ml.g5.xlarge")              # "torch"
     variant_of("ml.g5.xlarge", "mxnet")     # "cu112"
+    variant_of("r7g.xlarge")                # "slim"
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crossfade.base.errors import InputError, option_named
+from crossfade.base.text import counted
 from crossfade.deploy.topology import sizes_on_hosts
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import on_gpu
+from crossfade.trainer.config.sections import ClusterConfig, on_gpu
 from crossfade.trainer.model.engines.cuda_driver import Capability, format_version
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.sections import EngineName
 
-Variant = Literal["cpu", "torch"] | MXNetVariant
+Variant = Literal["cpu", "slim", "torch"] | MXNetVariant
 
-ENGINES: dict[Variant, EngineName] = {"cpu": "cpu", "torch": "torch", "cu112": "mxnet", "cu90": "mxnet"}
+ENGINES: dict[Variant, EngineName] = {"cpu": "cpu", "slim": "cpu", "torch": "torch", "cu112": "mxnet", "cu90": "mxnet"}
 """The engine by which each variant computes where ``train.engine`` is auto."""
 _PACKAGES: dict[EngineName, str] = {"torch": "PyTorch", "mxnet": "MXNet"}
 
@@ -94,6 +96,8 @@ _NOT_NVIDIA = {
 _CPU_FAMILIES = re.compile(r"(c|d|h|hpc|i|im|is|m|r|t|u|u7i|u7in|u7inh|x|x2idn|x2iedn|x2iezn|z)[0-9]+[a-z0-9-]*")
 _ARM = re.compile(r"a1|[a-z]+[0-9]+[a-z]*g[a-z]*(-[a-z0-9]+)?")
 """By AWS's naming, a g after the generation's number means Graviton: m6g, c7gn, g5g."""
+_ARM_REASON = "has an Arm processor (Graviton), for which there is no MXNet package"
+_ARM_WITH_GPU = {"g5g": "NVIDIA T4G"}
 _TYPE = re.compile(r"([a-z][a-z0-9-]*)\.([a-z0-9-]+)")
 _OTHERS = "g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
 
@@ -115,16 +119,23 @@ def gpu_of(instance_type: str) -> Gpu | None:
             f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, but only NVIDIA GPUs are "
             f"supported; choose another type, such as {_OTHERS}"
         )
-    if _ARM.fullmatch(family):
+    if family in _ARM_WITH_GPU:
         raise InputError(
-            f"instance type '{instance_type}': has an Arm processor (Graviton), for which there is no MXNet "
-            f"package; choose another type, such as {_OTHERS}"
+            f"instance type '{instance_type}': its GPU ({_ARM_WITH_GPU[family]}) is beside an Arm processor, for which "
+            f"no image has an engine for GPUs; choose another type, such as {_OTHERS}"
         )
+    if _ARM.fullmatch(family):
+        return None
     if not _CPU_FAMILIES.fullmatch(family):
         raise InputError(
             f"instance type '{instance_type}': unknown family '{family}'; choose another type, such as {_OTHERS}"
         )
     return None
+
+
+def is_arm(instance_type: str) -> bool:
+    """Return whether ``instance_type`` has an Arm processor, AWS's Graviton."""
+    return _ARM.fullmatch(instance_type.removeprefix("ml.").partition(".")[0]) is not None
 
 
 def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
@@ -134,14 +145,8 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
         InputError: the type is unknown, or no variant that runs on it has the engine; the message has the reason.
     """
     gpu = gpu_of(instance_type)
-    if gpu is None and engine == "torch":
-        raise InputError(
-            f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:cpu, has no "
-            f"PyTorch; leave train.engine out, choose an {option_named('instance_type')} with a GPU, such as "
-            f"g4dn.xlarge or g5.xlarge, or set an {option_named('image')} that has PyTorch"
-        )
     if gpu is None:
-        return "cpu"
+        return _without_gpu(instance_type, engine)
     for variant in gpu.variants:
         if engine in ("auto", "cpu", ENGINES[variant]):
             return variant
@@ -150,6 +155,51 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
         f"(compute capability {format_version(gpu.capability)}); leave train.engine out, which uses "
         f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another {option_named('instance_type')}, such as "
         "g4dn.xlarge or g5.xlarge"
+    )
+
+
+def _without_gpu(instance_type: str, engine: EngineName) -> Variant:
+    """Return the variant for an instance without a GPU.
+
+    Raises:
+        InputError: the variant lacks the engine.
+    """
+    variant: Variant = "slim" if is_arm(instance_type) else "cpu"
+    if engine == "mxnet" and variant == "slim":
+        raise InputError(
+            f"train.engine is mxnet, but {instance_type} {_ARM_REASON}; leave train.engine out, or choose another "
+            f"{option_named('instance_type')}, such as r6i.4xlarge"
+        )
+    if engine == "torch":
+        raise InputError(
+            f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:{variant}, has no "
+            f"PyTorch; leave train.engine out, choose an {option_named('instance_type')} with a GPU, such as "
+            f"g4dn.xlarge or g5.xlarge, or set an {option_named('image')} that has PyTorch"
+        )
+    return variant
+
+
+def sizes_on_instances(cluster: ClusterConfig, instance_type: str, hosts: int) -> dict[str, int]:
+    """Return ``servers`` and ``workers`` on ``hosts`` instances of this type, where ``cluster`` leaves them open.
+
+    On Arm, workers hold the tables.
+
+    Raises:
+        InputError: the job needs servers, which are MXNet's, and the instances have an Arm processor.
+    """
+    if not is_arm(instance_type):
+        return sizes_on_hosts(cluster, hosts)
+    sizes = sizes_on_hosts(cluster.model_copy(update={"store": "sharded"}), hosts)
+    if cluster.store == "mxnet":
+        found = "cluster.store is mxnet"
+    elif servers := cluster.servers or sizes.get("servers"):
+        found = f"the job has {counted(servers, 'server')}"
+    else:
+        return sizes
+    workers = f" and cluster.workers to {hosts}" if hosts > 1 and cluster.workers == 1 else ""
+    raise InputError(
+        f"{found}, but {instance_type} {_ARM_REASON}; let the workers hold the tables (set cluster.store to sharded, "
+        f"cluster.servers to 0{workers}), or choose another {option_named('instance_type')}, such as r6i.4xlarge"
     )
 
 
@@ -194,7 +244,7 @@ def notes(job: JobConfig, instance_type: str, hosts: int) -> Iterator[str]:
             f"{instance_type} has a GPU ({gpu.name}) that the job does not use: {key} is cpu; an instance without one, "
             f"such as m5.xlarge, costs less ({key}=auto uses the GPU)"
         )
-    cluster = job.cluster.model_copy(update=sizes_on_hosts(job.cluster, hosts))
+    cluster = job.cluster.model_copy(update=sizes_on_instances(job.cluster, instance_type, hosts))
     if job.model_copy(update={"cluster": cluster}).needs_horovod:
         yield (
             "dense layers (model.dense) of several workers need Horovod beside servers: use an image that was built "

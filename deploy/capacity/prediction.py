@@ -12,6 +12,7 @@ from typing import Any
 
 from crossfade.base.errors import InputError
 from crossfade.base.machine import Machine, this_machine, usable_cores
+from crossfade.deploy.aws.accelerators import sizes_on_instances
 from crossfade.deploy.aws.instance_types import InstanceType, find_instance
 from crossfade.deploy.capacity.options import PlannedJob
 from crossfade.deploy.capacity.plan import CapacityPlan, Fit, check_fit, plan_capacity, role_hosts
@@ -89,8 +90,11 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
     Raises:
         InputError: the job, an option or the dataset is invalid.
     """
-    job = check_hosts(choose_store(options.load_job(), _logger.info))
+    job = options.load_job()
     instance = find_instance(options.instance_type) if options.instance_type else None
+    if instance is not None:
+        sizes_on_instances(job.cluster, instance.name, job.cluster.host_count)
+    job = check_hosts(choose_store(job, _logger.info))
     size = options.expected_size
     inputs = read_inputs(job, progress).with_counts() if size is None else expected_inputs(job, *size)
     plan = plan_capacity(inputs)

@@ -15,7 +15,7 @@ from crossfade.deploy.capacity.plan import role_hosts
 from crossfade.trainer.config.loading import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = ("cpu", "torch", "cu112", "cu90")
+VARIANTS = ("cpu", "slim", "torch", "cu112", "cu90")
 PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090, "serve": 8090}
 
 

@@ -1,4 +1,4 @@
-"""The image, built by a real engine: its size, user, labels and layers."""
+"""The image, built by a real engine: its size, user, labels and layers, and a job in its variant without MXNet."""
 
 import json
 import subprocess
@@ -14,6 +14,8 @@ from crossfade.kvstore import __version__
 pytestmark = pytest.mark.docker
 
 MAX_BYTES = 1_300_000_000
+MXNET_BYTES = 150_000_000
+"""What the variant without MXNet is smaller by, at least."""
 HEAD_BYTES = 1 << 20
 FORBIDDEN = (
     *("var/lib/apt/lists", "var/cache/apt", "root/.cache", "home/crossfade/.cache", "tmp", "run", "src"),
@@ -87,3 +89,26 @@ def test_layers_hold_no_caches_secrets_or_build_tools(engine: Engine) -> None:
     history = engine.docker("history", "--no-trunc", "--format", "{{json .}}", IMAGE)
     steps = [json.loads(line)["CreatedBy"] for line in history.splitlines()]
     assert not any("AWS_" in step or "TOKEN" in step or "proxy" in step.lower() for step in steps)
+
+
+TRAINING = """
+crossfade synthesize --queries 300 --items 200 --interactions 20000 --out /runs/data >&2
+echo '{name: plays, data: {path: /runs/data}, train: {epochs: 1}}' > /tmp/job.yaml
+crossfade train /tmp/job.yaml --workers 2 --run-dir /runs/plays >&2
+cat /runs/plays/report.json
+"""
+
+
+def test_slim_image_without_mxnet_is_smaller_and_trains_on_workers_that_hold_the_tables(engine: Engine) -> None:
+    slim = engine.build_variant("slim")
+    image, size = engine.inspect(slim), engine.inspect(IMAGE)["Size"]
+    print(f"{slim}: {image['Size'] / 1e6:,.0f} MB; {IMAGE}: {size / 1e6:,.0f} MB")
+    assert image["Size"] < size - MXNET_BYTES
+    assert image["Config"]["Labels"]["crossfade.variant"] == "slim"
+    run = ("run", "--rm", "--network", "none", "--entrypoint", "sh", slim, "-ec")
+    report = json.loads(engine.docker(*run, TRAINING))
+    assert (report["store"], report["servers"], report["workers"]) == ("ShardedStore", 0, 2)
+    assert "mxnet" not in report["versions"]
+    servers = TRAINING.replace("--workers 2", "--workers 2 --servers 2 --set cluster.store=mxnet")
+    rejected = engine.run("docker", *run, servers, check=False)
+    assert (rejected.returncode, "needs the package 'mxnet'" in rejected.stderr) == (2, True), rejected.stderr

@@ -23,6 +23,7 @@ from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "cpu": {"mxnet": "1.9.1"},
+    "slim": {},
     "torch": {"mxnet": "1.9.1", "torch": "2.13.0"},
     "cu112": {"mxnet-cu112": "1.9.1"},
     "cu90": {"mxnet-cu90": "1.6.0.post0"},
@@ -44,22 +45,28 @@ TORCH_LIBRARIES = {
     *("libnvrtc.so.13", "libnvshmem_host.so.3"),
 }
 """Libraries that those of PyTorch link, except those of its wheel, the driver and the system."""
+PLATFORMS = [
+    *(("slim", python, machine) for python in ("3.11", "3.12", "3.13") for machine in ("x86_64", "aarch64")),
+    *((variant, "3.11", "x86_64") for variant in ("torch", "cu112", "cu90")),
+]
+"""Variants with the Python versions and processors that their packages are for."""
 DOWNLOAD_SECONDS = 900
 CHECKED = {"torch": "7abda91602fd56e4", "cu112": "ba8e8b6dae486f11", "cu90": "ed815ceb881ee1a1"}
 """For each lock file, ``digest_of_libraries`` of the packages, up to 3 GB, that have been downloaded and checked."""
 _LIBRARIES = re.compile(r"(?:cuda|mxnet|nvidia|torch|triton)\b")
 
 
-def pins(path: Path) -> dict[str, str]:
-    """Return the version of each package of a lock file by name; each must have hashes."""
+def pins(path: Path, python: str = "3.11", machine: str = "x86_64") -> dict[str, str]:
+    """Return the version of each package that a lock file has for Linux, by name; each must have hashes."""
+    environment = {"sys_platform": "linux", "platform_machine": machine, "python_full_version": f"{python}.0"}
     versions = {}
     for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             assert hashes, requirement
             parsed = Requirement(requirement)
-            if re.search(r'python_full_version >= "3\.1[2-9]"', str(parsed.marker)):
-                continue  # images have Python 3.11
+            if parsed.marker is not None and not parsed.marker.evaluate(environment):
+                continue
             versions[canonicalize_name(parsed.name)] = next(iter(parsed.specifier)).version
     return versions
 
@@ -82,6 +89,15 @@ def test_variant_has_the_tested_versions_and_no_development_tools(variant: str) 
     assert others == {"torch": WITH_PYTORCH, "cpu": set()}.get(variant, set(VARIANTS[variant]))
     for package in set(image) & set(tested):
         assert image[package] == tested[package], f"{package}: run `make lock`"
+
+
+def test_slim_needs_neither_mxnet_nor_pytorch_on_any_python_and_processor() -> None:
+    lock = ROOT / "docker" / "requirements-slim.lock"
+    for python in ("3.11", "3.12", "3.13"):
+        image = pins(lock, python, "aarch64")
+        assert image == pins(lock, python, "x86_64")
+        assert {"numba", "numpy", "pyarrow", "boto3", "dash", "fastapi"} <= set(image)
+        assert not [name for name in image if re.match("mxnet|torch|triton|nvidia|horovod", name)]
 
 
 def test_variant_torch_has_the_cuda_version_that_its_gpus_are_listed_for() -> None:
@@ -109,15 +125,15 @@ def run_path(wheel: Path, name: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("variant", CHECKED)
-def test_gpu_variant_packages_are_available(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variant", "python", "machine"), PLATFORMS)
+def test_variant_packages_are_available(variant: str, python: str, machine: str, tmp_path: Path) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
-    platform = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_36", "--target", str(tmp_path))
+    platform = ("--python-version", python, "--python-platform", f"{machine}-manylinux_2_36", "--target", str(tmp_path))
     options = ("--dry-run", "--no-deps", "--require-hashes", "--only-binary", ":all:")
     command = [Path(sys.executable).with_name("uv"), "pip", "install", *options, *platform, "--requirement", str(lock)]
     found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
     installed = re.findall(r"^ \+ (\S+)==", found.stderr, re.MULTILINE)
-    assert {canonicalize_name(name) for name in installed} == set(pins(lock))
+    assert {canonicalize_name(name) for name in installed} == set(pins(lock, python, machine))
 
 
 @pytest.mark.docker

@@ -67,9 +67,10 @@ def canonical(name: str) -> str:
 
 
 def locked(*names: str) -> set[str]:
-    """Return the packages of lock files."""
+    """Return the packages of lock files, without those that are for Windows alone."""
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
-    return {canonical(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)}
+    lines = re.findall(r"^([A-Za-z0-9._-]+)==(.*)", text, re.MULTILINE)
+    return {canonical(name) for name, rest in lines if not rest.endswith("; sys_platform == 'win32' \\")}
 
 
 def license_of(package: str) -> str:

@@ -141,7 +141,13 @@ class Engine:
         for service in STAND_INS:
             self._build(tag_of(services[service]["image"]), "--target", service, str(context))
         shutil.rmtree(context)
-        self._build(IMAGE, "--file", "docker/Dockerfile", *BUILD_OPTIONS, ".")
+        self.build_variant("cpu")
+
+    def build_variant(self, variant: str) -> str:
+        """Build a variant of the product's image; return its name."""
+        options = ("--file", "docker/Dockerfile", "--build-arg", f"VARIANT={variant}", *BUILD_OPTIONS)
+        self._build(name := f"crossfade:{variant}", *options, ".")
+        return name
 
     def _build(self, name: str, *options: str) -> None:
         self.docker("build", "--quiet", "--network", "host", "--tag", name, *options)

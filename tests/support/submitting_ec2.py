@@ -21,7 +21,7 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
     server.client("s3").create_bucket(Bucket=BUCKET)
     ecr = server.client("ecr")
     ecr.create_repository(repositoryName="crossfade")
-    for variant in ("cpu", "torch", "cu112", "cu90"):
+    for variant in ("cpu", "slim", "torch", "cu112", "cu90"):
         kind = "application/vnd.oci.image.manifest.v1+json"
         manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{variant}"}, "layers": []}
         ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ECS = "/aws/service/ecs/optimized-ami/amazon-linux-2023"
 IMAGE_PARAMETERS: dict[Variant, str] = {
     "cpu": f"{_ECS}/recommended/image_id",
+    "slim": f"{_ECS}/arm64/recommended/image_id",
     "torch": f"{_ECS}/gpu/recommended/image_id",
     "cu112": f"{_ECS}/gpu/recommended/image_id",
     "cu90": f"{_ECS}/gpu/recommended/image_id",

@@ -13,9 +13,9 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
-from crossfade.deploy.aws.accelerators import Variant, check_device, variant_of
+from crossfade.deploy.aws.accelerators import Variant, check_device, sizes_on_instances, variant_of
 from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
-from crossfade.deploy.topology import UNPLACED, sizes_on_hosts
+from crossfade.deploy.topology import UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 
@@ -121,7 +121,7 @@ def make_spec(options: SubmitEc2Options, region: str, aws: Aws | None) -> RunSpe
     variant = variant_of(options.instance_type, "auto" if options.image else job.train.engine)
     name = new_run_name(job.name)
     storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))
-    values = cluster_job(job, options.hosts, storage)
+    values = cluster_job(job, options.instance_type, options.hosts, storage)
     account, owner = aws.caller() if aws else ("ACCOUNT", "OWNER")
     domain = aws.domain if aws else "amazonaws.com"
     return RunSpec(
@@ -172,13 +172,14 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
     return match[1], match[2].strip("/")
 
 
-def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
+def cluster_job(job: JobConfig, instance_type: str, hosts: int, storage: str) -> dict[str, Any]:
     """Return ``job`` as the hosts run it, with checkpoints in ``storage``.
 
-    Where the job leaves servers and workers open, several hosts get those of ``sizes_on_hosts``.
+    Where the job leaves servers and workers open, several hosts get those of
+    ``sizes_on_instances``.
 
     Raises:
-        InputError: it reads files of this machine.
+        InputError: it reads files of this machine, or needs servers that the instances cannot run.
     """
     if not job.data.path.startswith("s3://"):
         raise InputError(
@@ -190,6 +191,7 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
             raise InputError(f"{key}: {source} is on this machine, which the instances cannot read; copy it to S3")
     values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]
-    cluster |= {**sizes_on_hosts(job.cluster, hosts), **UNPLACED, "hosts": hosts, "shared_run_dir": False}
+    cluster |= {**sizes_on_instances(job.cluster, instance_type, hosts), **UNPLACED}
+    cluster |= {"hosts": hosts, "shared_run_dir": False}
     values["checkpoint"]["path"] = f"{storage}/checkpoints"
     return check_job(values, "the job on EC2").model_dump(mode="json")

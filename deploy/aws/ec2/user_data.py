@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 
+from crossfade.deploy.aws.accelerators import ENGINES
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
 
@@ -136,7 +137,7 @@ def user_data(spec: RunSpec, first: int) -> str:
         "key": key,
         "token_parameter": spec.token_parameter,
         "minutes": str(spec.minutes),
-        "gpus": "" if spec.variant == "cpu" else "--gpus all",
+        "gpus": "" if ENGINES[spec.variant] == "cpu" else "--gpus all",
         "prepare": "install_driver_470" if spec.variant == "cu90" and spec.ami is None else "",
         "driver": _DRIVER,
         "driver_url": _DRIVER_URL,

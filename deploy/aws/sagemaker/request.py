@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
-from crossfade.deploy.aws.accelerators import check_device, variant_of
+from crossfade.deploy.aws.accelerators import check_device, is_arm, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, PROGRESS_PATTERN, TRAINING_CHANNEL, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.topology import TOKEN_VARIABLE, sizes_on_hosts
@@ -155,6 +155,11 @@ def check_submission(submission: Submission) -> None:
             raise OptionError("max_wait_hours", found=found, problem=f"must be at least {least}, which it includes")
     _check_data(submission)
     check_device(submission.job, options.instance_type)
+    if is_arm(options.instance_type):
+        raise InputError(
+            f"instance type '{options.instance_type}': SageMaker trains on no type with an Arm processor (Graviton); "
+            f"choose another, such as ml.m5.2xlarge, or use EC2 ({command('submit ec2')})"
+        )
 
 
 def _check_data(submission: Submission) -> None:

@@ -146,6 +146,11 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
         ("r6i.4xlarge", None, "cpu"),
         ("c7i-flex.large", None, "cpu"),
         ("x2idn.16xlarge", None, "cpu"),
+        ("r7g.4xlarge", None, "slim"),
+        ("c7gn.xlarge", None, "slim"),
+        ("m8g.metal-24xl", None, "slim"),
+        ("ml.m6g.large", None, "slim"),
+        ("a1.large", None, "slim"),
     ],
 )
 def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, variant: str) -> None:
@@ -161,6 +166,7 @@ def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, vari
         ("g5.xlarge", "cpu", "torch"),
         ("p2.xlarge", "cpu", "cu90"),
         ("r6i.4xlarge", "mxnet", "cpu"),
+        ("r7g.4xlarge", "cpu", "slim"),
     ],
 )
 def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: EngineName, variant: str) -> None:
@@ -174,6 +180,8 @@ def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: 
         ("p2.xlarge", "torch", r"PyTorch has no code for the GPU of p2.xlarge, K80 .*, which uses MXNet, or choose"),
         ("p3.2xlarge", "torch", r"V100 \(compute capability 7.0\).* such as g4dn.xlarge or g5.xlarge"),
         ("r6i.4xlarge", "torch", r"r6i.4xlarge has no GPU, and the image for it, crossfade:cpu, has no PyTorch; leave"),
+        ("r7g.4xlarge", "torch", r"r7g.4xlarge has no GPU, and the image for it, crossfade:slim, has no PyTorch"),
+        ("r7g.4xlarge", "mxnet", r"r7g.4xlarge has an Arm processor .*, for which there is no MXNet package; leave"),
     ],
 )
 def test_engine_without_code_for_the_gpu_is_rejected_with_the_choices(
@@ -186,9 +194,7 @@ def test_engine_without_code_for_the_gpu_is_rejected_with_the_choices(
 @pytest.mark.parametrize(
     ("instance_type", "reason"),
     [
-        ("m6g.large", "Arm processor"),
-        ("ml.g5g.xlarge", "Arm processor"),
-        ("a1.large", "Arm processor"),
+        ("ml.g5g.xlarge", r"its GPU \(NVIDIA T4G\) is beside an Arm processor"),
         ("trn1.2xlarge", "AWS Trainium"),
         ("g4ad.xlarge", "AMD Radeon"),
         ("mac1.metal", "unknown family 'mac1'"),
@@ -201,7 +207,7 @@ def test_unsupported_instance_type_is_rejected_with_the_reason(instance_type: st
 
 
 def test_every_planned_instance_type_has_a_variant() -> None:
-    assert {variant_of(name) for name in INSTANCES} == {"cpu", "torch", "cu112", "cu90"}
+    assert {variant_of(name) for name in INSTANCES} == {"cpu", "slim", "torch", "cu112", "cu90"}
 
 
 def _product(usage: str, dollars: str) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.aws.accelerators import check_device, notes
+from crossfade.deploy.aws.accelerators import check_device, notes, sizes_on_instances
+from crossfade.deploy.topology import sizes_on_hosts
 from crossfade.trainer.config.schema import JobConfig
 
 
@@ -62,9 +63,43 @@ def test_family_that_aws_retires_is_reported_with_its_successor(instance_type: s
     assert found.endswith(successor)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "sizes"),
+    [
+        ({}, {"servers": 0, "workers": 3}),
+        ({"servers": 0}, {"servers": 0, "workers": 3}),
+        ({"workers": 6}, {}),
+        ({"store": "sharded", "workers": 2}, {}),
+    ],
+)
+def test_workers_hold_the_tables_on_arm(cluster: dict[str, Any], sizes: dict[str, int]) -> None:
+    assert sizes_on_instances(job_of({}, cluster=cluster).cluster, "r7g.large", 3) == sizes
+
+
+@pytest.mark.parametrize(
+    ("cluster", "found", "fix"),
+    [
+        ({"store": "mxnet"}, "cluster.store is mxnet", "cluster.servers to 0 and cluster.workers to 3"),
+        ({"servers": 2}, "the job has 2 servers", "cluster.servers to 0 and cluster.workers to 3"),
+        ({"servers": 1, "workers": 2}, "the job has 1 server", "cluster.servers to 0"),
+        ({"workers": 1}, "the job has 3 servers", "cluster.servers to 0 and cluster.workers to 3"),
+    ],
+)
+def test_job_that_needs_servers_is_rejected_on_arm_with_the_way_out(
+    cluster: dict[str, Any], found: str, fix: str
+) -> None:
+    given = job_of({}, cluster=cluster).cluster
+    with pytest.raises(InputError) as caught:
+        sizes_on_instances(given, "r7g.large", 3)
+    assert str(caught.value).startswith(f"{found}, but r7g.large has an Arm processor (Graviton), for which")
+    assert f"let the workers hold the tables (set cluster.store to sharded, {fix}), or choose" in str(caught.value)
+    assert sizes_on_instances(given, "r6i.large", 3) == sizes_on_hosts(given, 3)
+
+
 def test_dense_layers_of_several_workers_need_an_image_with_horovod() -> None:
     dense = job_of({}, model={"dim": 8, "dense": {"item": [8]}})
     assert list(notes(dense, "r6i.large", hosts=1)) == []
+    assert list(notes(dense, "r7g.large", hosts=2)) == []
     [note] = notes(dense, "r6i.large", hosts=2)
     assert "built with HOROVOD=" in note
     for cluster in ({"store": "sharded"}, {"workers": 4}, {"wire_dtype": "bfloat16"}, {"servers": 2, "workers": 1}):

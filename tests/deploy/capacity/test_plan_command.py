@@ -174,6 +174,7 @@ def test_instance_types_are_found_by_name() -> None:
     ("arguments", "message"),
     [
         (("--instance-type", "p9.huge"), "instance_type p9.huge: unknown type; known types are"),
+        (("--servers", 2, "--instance-type", "r7g.large"), "the job has 2 servers, but r7g.large has an Arm processor"),
         (("--bandwidth", "10"), "bandwidth 10: expected a number and a unit"),
         (("--hosts", 2), "2 hosts need servers, or several workers, that hold the tables"),
         (("--queries", "1e6", "--items", 10), "interactions: is missing; give queries, items and interactions, or"),

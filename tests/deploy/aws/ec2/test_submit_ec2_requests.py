@@ -17,6 +17,9 @@ from crossfade.deploy.aws.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow
 
+ROLES = {"slim": (0, 2)}
+"""Servers and workers of the jobs that are submitted to several hosts, by variant."""
+
 
 def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert detached(job, "--hosts", 2, "--spot", "--max-hours", 3, "--volume-gb", 200) == 0
@@ -101,6 +104,7 @@ def test_dry_run_prints_every_request_and_sends_none(
     ("options", "parameter", "variant"),
     [
         (("--instance-type", "r6i.large"), "amazon-linux-2023/recommended", "cpu"),
+        (("--instance-type", "r7g.large", "--hosts", "2"), "amazon-linux-2023/arm64/recommended", "slim"),
         (("--instance-type", "g5.xlarge"), "amazon-linux-2023/gpu/recommended", "torch"),
         (("--instance-type", "p2.xlarge"), "amazon-linux-2023/gpu/recommended", "cu90"),
     ],
@@ -114,6 +118,7 @@ def test_instance_type_selects_image_and_machine_image(
     [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
     assert spec["image"] == IMAGE.replace("cpu", variant)
     assert spec["variant"] == variant
+    assert (spec["job"]["cluster"]["servers"], spec["job"]["cluster"]["workers"]) == ROLES.get(variant, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,8 @@ def test_job_that_does_not_fit_its_instances_is_rejected(
     ):
         assert detached(job, "--set", setting) == 2
         assert expected in capsys.readouterr().err
+    assert detached(job, "--instance-type", "r7g.large", "--servers", 2) == 2
+    assert "the job has 2 servers, but r7g.large has an Arm processor" in capsys.readouterr().err
     assert aws.calls_of("RunInstances") == []
 
 
@@ -161,7 +168,7 @@ def test_image_of_the_user_may_have_any_engine(aws: AwsServer, job: Path) -> Non
     assert (spec["image"], spec["variant"]) == ("registry.example/mine:1", "cpu")
 
 
-@pytest.mark.parametrize("variant", ["cpu", "cu90"])
+@pytest.mark.parametrize("variant", ["cpu", "slim", "cu90"])
 def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path: Path, variant: Any) -> None:
     values: dict[str, Any] = {
         "run": new_run_name("x"),
@@ -182,6 +189,7 @@ def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path
     script = user_data(RunSpec(**values), 0)
     assert len(script.encode()) <= MAX_BYTES
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert re.findall("^gpus=(.*)", script, re.MULTILINE) == ["'--gpus all'" if variant == "cu90" else "''"]
     [command] = re.findall(r"docker run (.*?)\n\n?    echo", script, re.DOTALL)
     for option in ("--network host", "--user crossfade", "--cap-drop ALL", "--security-opt no-new-privileges"):
         assert option in command

@@ -41,6 +41,8 @@ def test_dry_run_prints_the_requests_and_sends_none(trained: AwsServer) -> None:
     assert model["PrimaryContainer"]["Environment"] == {"CROSSFADE_SERVE_DATA": "s3://music/plays"}
     [variant] = requests["CreateEndpointConfig"]["ProductionVariants"]
     assert (variant["InstanceType"], variant["InitialInstanceCount"]) == ("ml.c5.xlarge", 3)
+    on_arm = requests_of(trained, "--endpoint-type", "ml.m6g.large")["CreateModel"]["PrimaryContainer"]["Image"]
+    assert on_arm == CPU_IMAGE.replace("cpu", "slim")
     assert requests["CreateEndpoint"] == {"EndpointName": "plays", "EndpointConfigName": "plays-1-a"}
     assert {call.action for call in trained.calls}.isdisjoint({"CreateModel", "CreateEndpointConfig", "CreateEndpoint"})
 

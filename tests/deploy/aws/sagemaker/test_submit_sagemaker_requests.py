@@ -135,6 +135,7 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
         (("--spot", "--max-hours", 9, "--max-wait-hours", 3), "--max-wait-hours 3: must be at least --max-hours 9"),
         (("--max-wait-hours", 30), "--max-wait-hours 30: has no meaning without --spot"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
+        (("--instance-type", "ml.m6g.large"), "SageMaker trains on no type with an Arm processor (Graviton); choose"),
         (("--tag", "=x"), "--tag =x: expected NAME=VALUE"),
     ],
 )
