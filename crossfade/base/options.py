@@ -283,15 +283,18 @@ def _number(value: object) -> object:
     return number if math.isfinite(number) else str(value)
 
 
-def _share(value: object) -> object:
+def parse_share(value: object) -> float:
+    """Return ``value``, a number, its text, or a percentage, as a number; NaN if it is none."""
     text = str(value).strip()
     try:
-        share = (
-            math.nan if isinstance(value, bool) else float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        )
+        return math.nan if isinstance(value, bool) else float(text.removesuffix("%")) / (100 if text[-1:] == "%" else 1)
     except ValueError:
-        share = math.nan
-    if isinstance(value, bool) or not 0 <= share <= 1:
+        return math.nan
+
+
+def _share(value: object) -> object:
+    share = parse_share(value)
+    if not 0 <= share <= 1:
         raise ValueError("expected a share: 0.1 or 10%, at most 1 or 100%")
     return share
 

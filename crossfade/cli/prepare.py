@@ -18,9 +18,9 @@ _EXAMPLES = (
         "Read many files; weight events by type; hold out each customer's last event. Tracks get names.",
     ),
     (
-        "crossfade prepare --events day3.parquet --base data/day2 --timestamp at --admit track=5,customer=3 \\\n"
-        "                    --expire-after 90d --out data/day3",
-        "Extend a dataset in tables of bounded size: IDs get rows after some events, and lose them after 90 days.",
+        "crossfade prepare --events day3.parquet --base data/day2 --replay 1 --timestamp at \\\n"
+        "                    --admit track=5,customer=3 --expire-after 90d --out data/day3",
+        "Extend a dataset: IDs get rows after some events, and lose them after 90 days; earlier plays are replayed.",
     ),
     (
         "crossfade prepare --events scrobbles.csv.gz --query customer=user --item track=artist+title \\\n"

@@ -164,7 +164,7 @@ def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
         yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
     if inputs.job.model.init == "spectral":
         rows, columns = inputs.model.query.rows + inputs.model.item.rows, columns_of(inputs.job.model.dim)
-        pairs = BYTES_PER_INTERACTION * inputs.manifest.splits["train"].rows
+        pairs = BYTES_PER_INTERACTION * inputs.manifest.trained_on().rows
         yield MemoryItem("spectral start", pairs + COPIES_OF_VECTORS * VALUE_BYTES * rows * columns, "start")
 
 

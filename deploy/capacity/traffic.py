@@ -307,7 +307,7 @@ def expect_traffic(
     """Return the expected traffic of a step of ``job``, whose train split has ``total`` interactions."""
     tables, moved, owners = [], Traffic(), manifest.feature_owners()
     group_rows = job.data.group_rows
-    row_groups = [rows for file in manifest.splits["train"].files for rows in file.row_groups]
+    row_groups = [rows for file in manifest.trained_on().files for rows in file.row_groups]
     piece_rows = float(np.mean(row_groups)) if manifest.is_grouped else 1.0
     for table in model.tables:
         negatives = job.negatives if table == model.item else None

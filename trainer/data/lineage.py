@@ -45,7 +45,7 @@ WITHOUT_BASES = (
     "data.history_from_this_dataset_only: true)"
 )
 _logger = logging.getLogger(__name__)
-_BEFORE_ALL = np.iinfo(np.int64).min
+BEFORE_ALL = int(np.iinfo(np.int64).min)
 """The time of the interactions of a base dataset without timestamps."""
 
 
@@ -95,7 +95,7 @@ def open_bases(folder: Folder, manifest: DatasetManifest, without: str = WITHOUT
     last, extended, index = folder, manifest, len(manifest.lineage)
     while (reference := extended.base) is not None:
         location = _base_folder(last, reference)
-        with _explaining(location, folder, without):
+        with explaining_base(location, folder, without):
             base, fingerprint = read_manifest(location), data_fingerprint(location)
             # A deletion from the base dataset since changes its manifest, which then lists the fingerprint from before.
             if reference.fingerprint not in (fingerprint, *base.lineage):
@@ -109,7 +109,7 @@ def open_bases(folder: Folder, manifest: DatasetManifest, without: str = WITHOUT
         found.append(EarlierDataset(location, base, fingerprint, index))
         last, extended = location, base
     if extended.base is None and "base" in extended.source:
-        with _explaining(Folder(str(extended.source["base"])), folder, without):
+        with explaining_base(Folder(str(extended.source["base"])), folder, without):
             raise InputError(
                 f"{last.uri} was prepared by an earlier version, which did not record where it is: prepare that again"
             )
@@ -134,7 +134,7 @@ def _bucket(folder: Folder) -> str | None:
 
 
 @contextmanager
-def _explaining(base: Folder, folder: Folder, without: str) -> Iterator[None]:
+def explaining_base(base: Folder, folder: Folder, without: str) -> Iterator[None]:
     """Add to an error about the dataset in ``base`` why it is needed, and what to do."""
     try:
         yield
@@ -217,7 +217,7 @@ class LineageReader:
         count_R = Vocabulary(self.folder, self.manifest, entity).counts()
         for base in self.bases:
             if entity in base.manifest.entities:
-                with _explaining(base.folder, self.folder, WITHOUT_BASES):
+                with explaining_base(base.folder, self.folder, WITHOUT_BASES):
                     earlier_R = Vocabulary(base.folder, base.manifest, entity).counts()
                 count_R[: len(earlier_R)] += np.where(self._kept_rows(entity, base), earlier_R, 0)
         return count_R
@@ -240,14 +240,14 @@ class LineageReader:
     def _read_base(self, base: EarlierDataset, names: Sequence[str], timestamps: bool) -> Iterator[Interactions]:
         kept_query_R, kept_item_R = (self._kept_rows(name, base) for name in (self.manifest.query, self.manifest.item))
         with (
-            _explaining(base.folder, self.folder, WITHOUT_BASES),
+            explaining_base(base.folder, self.folder, WITHOUT_BASES),
             closing(InteractionReader(base.folder, base.manifest, self._threads)) as reader,
         ):
             for split in _splits(base.manifest, names):
                 for part in reader.read_all(split, (), timestamps=timestamps and base.manifest.has_timestamp):
                     kept = part.take(kept_query_R[part.query_N] & kept_item_R[part.item_N])
                     if timestamps and kept.timestamp_N is None:
-                        kept = replace(kept, timestamp_N=np.full(len(kept), _BEFORE_ALL))
+                        kept = replace(kept, timestamp_N=np.full(len(kept), BEFORE_ALL))
                     yield kept
 
     def _kept_rows(self, entity: str, base: EarlierDataset) -> BoolArray:

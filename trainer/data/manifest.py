@@ -7,6 +7,7 @@
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given, and an
                                                 int64 column for each context entity: a row of it, or -1 for none
+    DATA/replay/part-00000.parquet              as a split: interactions of base datasets to train on again
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
     DATA/content/ENTITY/COLUMN/part-00000.parquet       row int64 of ENTITY, value: a list of float32
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
@@ -44,6 +45,7 @@ VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
 PENDING = "pending"
+REPLAY = "replay"
 
 _VERSION: Literal[3] = 3
 _FIX_HINT = "; prepare the data again into another folder"
@@ -204,8 +206,10 @@ class DatasetManifest(_Strict):
     rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
     rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
     out of the JSON if there is none. With ``is_grouped``, the interactions of a query entity are consecutive in
-    each split. ``co_occurrence`` is how much the items of a query say about each other, left out of the JSON if it was
-    not measured. ``source`` documents how the data were prepared, what was dropped and why.
+    each split. ``replay`` are interactions of the base datasets, for training and nothing else: they are neither
+    history nor counted, and datasets that extend this one ignore them, since they have the originals; it is left out of
+    the JSON if there are none. ``co_occurrence`` is how much the items of a query say about each other, left out of the
+    JSON if it was not measured. ``source`` documents how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -214,6 +218,7 @@ class DatasetManifest(_Strict):
     item: EntityName
     entities: dict[EntityName, Entity]
     splits: dict[SplitName, Split]
+    replay: Split | None = None
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
     context: list[EntityName] = Field(default_factory=list)
@@ -272,6 +277,16 @@ class DatasetManifest(_Strict):
             raise ValueError("files have more rows than 64-bit integers can count")
         return self
 
+    def trained_on(self) -> Split:
+        """Return what is trained on: train, and then the interactions of base datasets that are replayed."""
+        parts = [self.splits["train"], *([self.replay] if self.replay else [])]
+        return Split(files=[file for part in parts for file in part.files])
+
+    def interactions(self) -> dict[str, Split]:
+        """Return all files of interactions by name: those of the splits, and those of ``REPLAY`` if there are any."""
+        parts: list[tuple[str, Split | None]] = [*self.splits.items(), (REPLAY, self.replay)]
+        return {name: part for name, part in parts if part is not None}
+
     def features_of(self, entity: str) -> dict[str, Feature]:
         """Return the features of ``entity`` by name, which may be none."""
         return self.features.get(entity, {})
@@ -295,11 +310,11 @@ class DatasetManifest(_Strict):
         ]
 
     def files(self) -> list[DataFile]:
-        """Return every file of vocabularies, pending IDs, features, content and splits."""
+        """Return every file of vocabularies, pending IDs, features, content, splits, and replay."""
         features = [feature for some in self.features.values() for feature in some.values()]
         content = [column for some in self.content.values() for column in some.values()]
-        splits = self.splits.values()
-        parts: list[Entity | Feature | Content | Split] = [*self.entities.values(), *features, *content, *splits]
+        interactions = self.interactions().values()
+        parts: list[Entity | Feature | Content | Split] = [*self.entities.values(), *features, *content, *interactions]
         pending = [file for entity in self.entities.values() for file in entity.pending]
         return [*(file for part in parts for file in part.files), *pending]
 
@@ -316,7 +331,7 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        empty = {name for name in ("content", "base", "co_occurrence") if not getattr(self, name)}
+        empty = {name for name in ("content", "replay", "base", "co_occurrence") if not getattr(self, name)}
         return (self.model_dump_json(indent=1, exclude=empty) + "\n").encode()
 
 

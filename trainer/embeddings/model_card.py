@@ -176,7 +176,7 @@ class ModelCard:
         yield "|---|---|"
         for name, entity in self.manifest.entities.items():
             yield f"| {name} | {entity.rows:,} |"
-        for split, files in self.manifest.splits.items():
+        for split, files in self.manifest.interactions().items():
             yield f"| interactions, {split} | {files.rows:,} |"
 
     def _metrics(self) -> Iterator[str]:

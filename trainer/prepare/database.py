@@ -111,6 +111,12 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def shuffled(seed: int, number: str) -> str:
+    """Return SQL that orders by a hash of ``seed`` and a unique integer, the SQL ``number``."""
+    # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
+    return f"hash(hash({seed}::BIGINT, {number}::BIGINT)), {number}"
+
+
 def exact_path(path: Path) -> str:
     """Escape ``*``, ``?`` and ``[`` in ``path``, which are wildcards for DuckDB."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))

@@ -166,10 +166,10 @@ class SplitCheck:
         self._groups_sorted, self._groups_mixed = 0, 0
 
     def run(self, progress: ProgressReporter) -> None:
-        """Read and check all splits."""
+        """Read and check all splits, and the replay."""
         if "train" not in self._manifest.splits or not self._manifest.splits["train"].rows:
             self._problems.add(f"{self._uri}: train has no interaction; expected at least one")
-        for split, described in self._manifest.splits.items():
+        for split, described in self._manifest.interactions().items():
             before = self._problems.count
             progress.phase(f"check {split}", described.rows, "row")
             for file in described.files:

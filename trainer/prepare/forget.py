@@ -155,7 +155,7 @@ class ForgetReport:
         requested: The number of IDs to forget.
         found: How many of them had a row.
         pending: How many of them were pending (without a row yet).
-        interactions: The number of deleted interactions by split.
+        interactions: The number of deleted interactions by split, and of those of the replay.
         files_rewritten: The number of files that were rewritten.
         leftovers_deleted: Whether files of an earlier, interrupted call were deleted.
     """
@@ -250,10 +250,10 @@ class PlannedDeletion:
         """Find what to delete of ``ids``; return self."""
         rows_R = self._find_rows(ids)
         pending = self._plan_pending(ids)
-        dropped: dict[str, int] = dict.fromkeys(self.manifest.splits, 0)
+        dropped: dict[str, int] = dict.fromkeys(self.manifest.interactions(), 0)
         if len(rows_R):
             self._vacant[self.entity] = rows_R
-            for split, described in self.manifest.splits.items():
+            for split, described in self.manifest.interactions().items():
                 dropped[split] = self._plan_split(split, described, rows_R)
             self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
             for owner, features in self.manifest.features.items():
@@ -431,7 +431,7 @@ class PlannedDeletion:
         def replaced(files: list[DataFile]) -> list[DataFile]:
             return [left for file in files if (left := replacements.get(file.path, file))]
 
-        entities = {}
+        entities, old_replay = {}, self.manifest.replay
         for name, entity in self.manifest.entities.items():
             vacant = np.union1d(np.array(entity.vacant_rows, np.int64), self._vacant.get(name, []))
             entities[name] = entity.model_copy(
@@ -444,6 +444,7 @@ class PlannedDeletion:
         changes = {
             "entities": entities,
             "splits": {split: Split(files=replaced(old.files)) for split, old in self.manifest.splits.items()},
+            "replay": Split(files=left) if old_replay and (left := replaced(old_replay.files)) else None,
             "features": replace_files(self.manifest.features, replaced),
             "content": replace_files(self.manifest.content, replaced),
             # Checkpoints trained on the old data identify them by the old manifest.

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, ValidationInfo
 
 from crossfade.base.errors import OptionError
+from crossfade.base.options import parse_share
 from crossfade.trainer.data.time_values import TimeSpan
 
 ALL = "*"
@@ -23,6 +24,8 @@ QUARANTINE = "quarantine="
 HOUR, WEEKDAY, PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
 DERIVED_CONTEXT = (HOUR, WEEKDAY, PREVIOUS)
 """What context may be derived from the times of events (``event_context.py``)."""
+MAX_REPLAY = 10
+"""The most interactions of base datasets for each new one."""
 _FLOAT_MAX = 3.4028234663852886e38
 
 Value = TypeVar("Value")
@@ -214,6 +217,13 @@ def _bad_line_policy(value: object) -> object:
     raise ValueError("expected fail, skip or quarantine=FILE")
 
 
+def _replay_share(value: object) -> object:
+    share = parse_share(value)
+    if not 0 < share <= MAX_REPLAY:
+        raise ValueError(f"expected a share above 0: 0.5 or 50%, at most {MAX_REPLAY} or {MAX_REPLAY:.0%}")
+    return share
+
+
 def _missing_policy(value: object) -> object:
     return "drop" if value == "skip" else value
 
@@ -252,4 +262,6 @@ Entity = Annotated[EntityColumn, BeforeValidator(EntityColumn.parse)]
 Delimiter = Annotated[str | None, BeforeValidator(_delimiter)]
 BadLinePolicy = Annotated[str, BeforeValidator(_bad_line_policy)]
 """``fail``, ``skip``, or ``quarantine=FILE``."""
+ReplayShare = Annotated[float, BeforeValidator(_replay_share)]
+"""A fraction or a percentage as text, also above 1."""
 MissingPolicy = Annotated[Literal["fail", "drop"], BeforeValidator(_missing_policy)]

@@ -31,6 +31,7 @@ from crossfade.trainer.prepare.option_values import (
     Minimums,
     MissingPolicy,
     Names,
+    ReplayShare,
     Spans,
     Weights,
 )
@@ -238,6 +239,12 @@ class PrepareOptions(Options):
         "extend an earlier dataset, a folder or s3://: its IDs keep their rows and features, new IDs follow",
         value="DATA",
     )
+    replay: ReplayShare | None = _base(
+        None,
+        "also train on interactions that are drawn at random from the train splits of DATA and its bases, SHARE times "
+        "as many as this dataset has: 0.5 or 50%, at most 10; against forgetting in runs that warm-start",
+        value="SHARE",
+    )
     admit: Minimums = _base(
         {},
         "give a new ID a row once it has K interactions of positive weight in this dataset and its bases together; "
@@ -381,6 +388,13 @@ class PrepareOptions(Options):
                 raise _no_such_entity(field, unknown, existing)
 
     def _check_admission(self) -> None:
+        if self.replay is not None and self.base is None:
+            raise OptionError(
+                "replay",
+                found=f"{self.replay:g}",
+                problem="draws from base datasets, and there is none",
+                fix=f"name one with {option_named('base', 'DATA')}",
+            )
         for entity, minimum in self.admit.items():
             if entity in self.catalog:
                 raise OptionError(

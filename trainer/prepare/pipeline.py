@@ -24,7 +24,8 @@ import pyarrow as pa
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.manifest import CoOccurrence, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.lineage import EarlierDataset
+from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
@@ -37,6 +38,7 @@ from crossfade.trainer.prepare.database import (
     fetch_one,
     full_disk_errors,
     identifier,
+    shuffled,
     warn_low_disk,
     working_database,
 )
@@ -56,6 +58,7 @@ from crossfade.trainer.prepare.input_files import (
 )
 from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
+from crossfade.trainer.prepare.replay import ReplayDraw, find_replayed
 from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
 from crossfade.trainer.prepare.summary import Facts, heavy_weights
@@ -208,6 +211,7 @@ def prepare(
         )
     inputs = find_inputs(options)
     base = find_base(options)
+    replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep else None
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
@@ -223,7 +227,7 @@ def prepare(
         with working_database(
             staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE
         ) as connection:
-            manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
+            manifest = _Preparation(connection, options, inputs, base, replayed, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()
         staged.publish(manifest)
@@ -238,6 +242,7 @@ class _Preparation:
     options: PrepareOptions
     inputs: Inputs
     base: BaseDataset | None
+    replayed: list[EarlierDataset]
     staged: Staged
     faults: Faults
     progress: ProgressReporter
@@ -270,7 +275,7 @@ class _Preparation:
             entities |= vocabularies.build_context(context, types)
         self.facts |= vocabularies.facts
         self._place_groups()
-        return DatasetManifest(
+        manifest = DatasetManifest(
             query=options.query.name,
             item=options.item.name,
             entities=entities,
@@ -289,6 +294,18 @@ class _Preparation:
                 **self.facts,
             },
         )
+        return manifest.model_copy(update={"replay": self._draw_replay(manifest)}) if self.replayed else manifest
+
+    def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
+        """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
+        assert self.options.replay is not None
+        draw = ReplayDraw(self.connection, self.options, self.replayed, manifest, self.progress)
+        rows = draw.create(round(self.options.replay * manifest.splits["train"].rows))
+        if not rows:
+            return None
+        self.progress.phase(f"write {REPLAY}", rows, "row")
+        schema = self._schema(manifest.has_timestamp)
+        return Split(files=write_relation(self.staged, REPLAY, schema, draw.relation(), rows, self.progress))
 
     def _read_events(self) -> EventTable:
         options = self.options
@@ -433,15 +450,11 @@ class _Preparation:
         values, features = vocabularies.build_features()
         return {**entities, **values}, features
 
-    def _shuffle(self, number: str) -> str:
-        """Return SQL that orders by a hash of a unique integer ``number`` and the seed."""
-        # Hashed twice: DuckDB combines the hashes of several values so cheaply that neighbors stay close together.
-        return f"hash(hash({self.options.seed}::BIGINT, {number}::BIGINT)), {number}"
-
     def _place_groups(self) -> None:
         """Create the table ``places`` of each query entity with events: number, row, and place in the grouped order."""
         self.connection.execute(
-            f"CREATE TABLE places AS SELECT number, row, row_number() OVER (ORDER BY {self._shuffle('row')}) AS place "
+            "CREATE TABLE places AS SELECT number, row, "
+            f"row_number() OVER (ORDER BY {shuffled(self.options.seed, 'row')}) AS place "
             "FROM vocabulary_query WHERE number IS NOT NULL"
         )
 
@@ -465,25 +478,30 @@ class _Preparation:
         journal.save(step, written.model_dump(mode="json"), files=local)
         return written
 
-    def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
+    def _schema(self, has_timestamp: bool) -> pa.Schema:
+        """Return the columns of splits."""
         options = self.options
         fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
-        if events.timestamps is not None:
+        if has_timestamp:
             fields.append((TIMESTAMP, pa.int64()))
-        fields += [(plan.name, pa.int64()) for plan in self.options.context_plans()]
+        fields += [(plan.name, pa.int64()) for plan in options.context_plans()]
+        return pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
+
+    def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
+        options = self.options
         context, joins = context_columns_sql(self.options.context_plans())
-        schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
         timestamp = ", timestamp" if events.timestamps is not None else ""
         group = "q.place, " if options.order == "grouped" else ""
         source = "train_interactions" if split == "train" else "interactions"
-        shuffled = self.connection.sql(
+        ordered = self.connection.sql(
             f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
             f"e.weight{timestamp}{context} FROM {source} e "
             "JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{self._shuffle('e.seq')}"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{shuffled(options.seed, 'e.seq')}"
         )
         self.progress.phase(f"write {split}", rows, "row")
-        written = Split(files=write_relation(self.staged, split, schema, shuffled, rows, self.progress))
+        schema = self._schema(events.timestamps is not None)
+        written = Split(files=write_relation(self.staged, split, schema, ordered, rows, self.progress))
         if written.rows != rows:
             raise CrossfadeError(
                 f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
@@ -512,7 +530,7 @@ def _describe_options(options: PrepareOptions) -> Facts:
     """Return what the manifest records of the options under ``source``."""
     texts = {
         name: getattr(options, name)
-        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base")
+        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
         if getattr(options, name) is not None
     }
     sides = (options.query, options.item)

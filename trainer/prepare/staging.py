@@ -43,6 +43,7 @@ from crossfade.trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     PENDING,
+    REPLAY,
     VOCABULARY,
     DataFile,
     DatasetManifest,
@@ -55,9 +56,11 @@ from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, VOCABULARY, FEATURES, CONTENT, PENDING, *ALL_SPLITS}
+_OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, *_OF_INTERACTIONS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(ALL_SPLITS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 

@@ -1,8 +1,8 @@
 """The inputs of a job: its dataset, the manifest, the model that fits both, and the interactions that it trains on.
 
-These are all of train, or those of the time range (``data.since``, ``data.until``). All workers need the number of rows
-before the first step. The command counts them once and leaves the counts in the run folder, where the workers of every
-generation find them. A worker that finds none counts for itself.
+These are all of train and of the replay, or those in the time range (``data.since``, ``data.until``). All workers need
+the number of rows before the first step. The command counts them once and leaves the counts in the run folder, where
+the workers of every generation find them. A worker that finds none counts for itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
@@ -29,6 +31,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.data.time_range import AgeWeights, count_within
 from crossfade.trainer.data.time_values import TimeSpan
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.model.spectral_start import check_columns
 from crossfade.trainer.runs.run_folder import ROW_COUNTS_FILE
@@ -50,7 +53,7 @@ class JobInputs(NamedTuple):
 def dataset_size(manifest: DatasetManifest) -> DatasetSize:
     """Return the size of a dataset that is prepared."""
     queries, items = (manifest.entities[name].rows for name in (manifest.query, manifest.item))
-    interactions = manifest.splits["train"].rows if "train" in manifest.splits else 0
+    interactions = manifest.trained_on().rows if "train" in manifest.splits else 0
     size = DatasetSize(queries, items, interactions, manifest.is_grouped)
     if (found := manifest.co_occurrence) is not None:
         size = replace(size, lift=found.lift, items_per_query=found.items_per_query)
@@ -157,7 +160,7 @@ def select_rows(
             cannot be read.
         StorageUnavailableError: storage does not answer.
     """
-    train, time_range, half_life = manifest.splits["train"], job.data.time_range(), job.train.half_life
+    train, time_range, half_life = manifest.trained_on(), job.data.time_range(), job.train.half_life
     with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
         if time_range is None:
             row_counts = None
@@ -168,8 +171,27 @@ def select_rows(
     return RowSelection(groups, row_counts, ages)
 
 
+def trained_counts(inputs: JobInputs, entity: str) -> IntArray:
+    """Return how often each row of the query or item entity occurs in what is trained on, where weights are above 0.
+
+    That is the count of the vocabulary and, what that leaves out, of the replay: int64 (R,).
+
+    Raises:
+        InputError: a file is missing or corrupt.
+        StorageUnavailableError: storage does not answer.
+    """
+    folder, manifest = inputs.folder, inputs.manifest
+    count_R = Vocabulary(folder, manifest, entity).counts()
+    if manifest.replay is not None:
+        with closing(InteractionReader(folder, manifest, inputs.job.data.reader_threads)) as reader:
+            for part in reader.read_all(manifest.replay, ()):
+                row_N = part.query_N if entity == manifest.query else part.item_N
+                np.add.at(count_R, row_N[part.weight_N > 0], 1)
+    return count_R
+
+
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
-    """Load the counts in ``run_dir``; None if there are none for this job and this dataset."""
+    """Load the counts of ``train``, what is trained on, from ``run_dir``; None if none are of this job and dataset."""
     try:
         record = validate_json(_RowCounts, read_regular(run_dir / ROW_COUNTS_FILE))
     except (OSError, ValueError):
@@ -192,7 +214,7 @@ def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) 
         InputError: one is.
     """
     limit = job.data.max_row_group_rows
-    for split in manifest.splits.values():
+    for split in manifest.interactions().values():
         for file in split.files:
             for index, rows in enumerate(file.row_groups):
                 if rows > limit:

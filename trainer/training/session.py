@@ -37,6 +37,7 @@ from crossfade.trainer.runs.job_inputs import (
     load_row_counts,
     open_lineage,
     select_rows,
+    trained_counts,
 )
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.best_embeddings import BestEmbeddings
@@ -183,14 +184,14 @@ def open_session(
         store, kernels = composition.store, describe_kernels(composition.engine.name)
         metrics.watch_gpu(composition.engine.gpu_memory)
         metadata = CheckpointMetadata.of(job, folder.run_id(), model.tables, folder.lock.command, kernels)
-        row_counts = load_row_counts(folder.path, job, metadata.data, manifest.splits["train"])
+        row_counts = load_row_counts(folder.path, job, metadata.data, manifest.trained_on())
         selection = select_rows(job, inputs.folder, manifest, PhaseReporter(of_every_worker), row_counts)
         vocabularies = {table.name: Vocabulary(inputs.folder, manifest, table.name) for table in model.vectors}
         checkpoints = opened.enter_context(
             CheckpointManager(store, job.checkpoint, folder.checkpoints(job), metadata, hooks, towers.dense.files)
         )
         embeddings = _best_embeddings(inputs, folder, store, vocabularies, towers)
-        batches = _open_batches(inputs, store, selection, vocabularies, towers, opened)
+        batches = _open_batches(inputs, store, selection, towers, opened)
         loop = TrainLoop(job, model, store, composition.step, batches, embeddings, checkpoints, hooks)
         yield TrainingSession(
             inputs, selection, composition, metadata, towers, loop, checkpoints, embeddings, metrics, of_every_worker
@@ -244,7 +245,6 @@ def _open_batches(
     inputs: JobInputs,
     store: RowStore,
     selection: RowSelection,
-    vocabularies: Mapping[str, Vocabulary],
     towers: Towers,
     opened: ExitStack,
 ) -> BatchSource:
@@ -273,13 +273,13 @@ def _open_batches(
     )
     if store.rank == 0:
         warn_odd_batches(train.batch_size, schedule.rows, schedule.partitions, negatives.kind)
-    counts_N = vocabularies[manifest.item].counts() if needs_counts(negatives, model.has_item_features) else None
+    counts_N = trained_counts(inputs, manifest.item) if needs_counts(negatives, model.has_item_features) else None
     sampler = NegativeSampler(negatives, model.item.rows, counts_N, train.seed, warm_only=model.has_item_features)
     weighting = FrequencyWeighting(
         train.query_frequency_power,
-        vocabularies[manifest.query].counts() if train.query_frequency_power else None,
+        trained_counts(inputs, manifest.query) if train.query_frequency_power else None,
         train.item_frequency_power,
-        vocabularies[manifest.item].counts() if train.item_frequency_power else None,
+        trained_counts(inputs, manifest.item) if train.item_frequency_power else None,
     )
     return BatchSource(schedule, sampler, weighting, towers.add_tower_inputs, store.rank, store.workers)
 

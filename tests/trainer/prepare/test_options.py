@@ -35,6 +35,7 @@ FEATURES: dict[str, Any] = {"features": "item=tags.csv:id:tag"}
         ({"on_bad_line": "drop"}, "skip"),
         ({"on_missing": "skip"}, "drop"),
         ({"max_bad": "10%"}, 0.1),
+        ({"replay": "250%", "base": "data"}, 2.5),
         ({"train": Path("a.csv")}, ("a.csv",)),
     ],
 )
@@ -75,6 +76,7 @@ def test_quarantine_is_a_file() -> None:
             for text in ("0d", "-3", "item=", "item=9d,item=8d", "=9d", "1.5d")
         ),
         ({"context": "device=a", "duplicates": "keep", "item": "device"}, "context"),
+        *(({"replay": share, "base": "data"}, "replay") for share in (0, -0.5, "half", "nan", True, 10.1, "")),
         ({"memory": -1}, "memory"),
         ({"threads": 0}, "threads"),
         ({"since": "soon", **TIMES}, "since"),
@@ -120,6 +122,8 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ("--admit with --catalog for one entity", {"admit": "item=2", "catalog": "item", **FEATURES}),
         ("malformed --expire-after", {"expire_after": "90 days", **TIMES}),
         ("--expire-after without --timestamp", {"expire_after": "90d"}),
+        ("--replay without --base", {"replay": "50%"}),
+        ("a replay that is no share", {"replay": "1200%", "base": "data"}),
         ("seed", {"seed": -1}),
         ("no files", {"train": None}),
     ],

@@ -86,6 +86,20 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_replay_on_s3_is_that_of_local_files(workspace: Folder, tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
+    found = []
+    for folder in (Folder(tmp_path / "out"), workspace):
+        prepare_files(f"{folder.uri}/base", train)
+        for share in (1, 0.5):  # the second replaces the first
+            options: dict[str, Any] = {"base": f"{folder.uri}/base", "replay": share, "overwrite": True}
+            manifest = prepare_files(f"{folder.uri}/new", train, **options)
+        assert manifest.replay is not None
+        found.append([folder.read(f"new/{file.path}") for file in manifest.replay.files])
+        assert set(folder.child("new").sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
+    assert found[0] == found[1]
+
+
 def test_synthetic_dataset_is_written_to_s3(workspace: Folder, tmp_path: Path) -> None:
     spec = SyntheticSpec(queries=100, items=50, interactions=5000)
     write_synthetic(tmp_path / "out", spec, 1)

@@ -1,0 +1,347 @@
+"""Replay: interactions of base datasets, drawn at random, which are trained on and nothing else."""
+
+import json
+import shutil
+from collections import Counter
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import write_job
+from command_here import crossfade_here, rejected_here
+from error_table import documented
+from preparing import InterruptingReporter, checksums, prepare_files, random_events, vocabulary_tuples, write_parquet
+from running_command import succeeded
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.data.lineage import BEFORE_ALL, LineageReader
+from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
+from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reader import InteractionReader, Interactions
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare import pipeline
+from crossfade.trainer.prepare.option_values import MAX_REPLAY
+from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
+from crossfade.trainer.prepare.validate import validate
+from crossfade.trainer.runs.job_inputs import load_inputs, select_rows, trained_counts
+
+pytestmark = pytest.mark.slow
+
+Pair = tuple[int, int]
+
+
+def day(folder: Path, name: str, base: str | None = None, *, count: int = 2000, **options: Any) -> DatasetManifest:
+    """Prepare random events, which differ from day to day; ``base`` names an earlier day."""
+    raw = folder / f"{name}.parquet"
+    if not raw.exists():
+        write_parquet(raw, **random_events(count, seed=sum(name.encode())))
+    values = {"timestamp": "when", "hold_out_valid": "none", **({"base": str(folder / base)} if base else {})}
+    return prepare_files(folder / name, raw, **{**values, **options})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare three days, of which the second has a test split, and the last replays half as much as it has."""
+    folder = tmp_path_factory.mktemp("days")
+    day(folder, "day1")
+    day(folder, "day2", "day1", hold_out_test="random:0.3")
+    day(folder, "day3", "day2", count=900, replay="50%")
+    return folder
+
+
+@pytest.fixture
+def days(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path, dirs_exist_ok=True))
+
+
+def tables(data: Path, split: Split | None) -> list[dict[str, Any]]:
+    files = split.files if split else []
+    return [row for file in files for row in pq.read_table(data / file.path).to_pylist()]
+
+
+def replayed(data: Path) -> Counter[tuple[Any, ...]]:
+    """Count the rows of the replay of a dataset."""
+    return Counter(tuple(row.values()) for row in tables(data, read_manifest(Folder(data)).replay))
+
+
+def of_bases(data: Path) -> Counter[tuple[Any, ...]]:
+    """Count the train interactions of the base datasets whose IDs still have their rows, in the rows of ``data``."""
+    with closing(LineageReader(Folder(data), read_manifest(Folder(data)))) as lineage:
+        own = len(tables(data, lineage.manifest.splits["train"]))
+        parts = list(lineage.read_train(timestamps=True))
+    rows = [
+        (query, item, weight, at)
+        for part in parts
+        for query, item, weight, at in zip(
+            part.query_N.tolist(), part.item_N.tolist(), part.weight_N.tolist(), part.timestamp_N.tolist(), strict=True
+        )
+    ]
+    return Counter(rows[: len(rows) - own])
+
+
+def test_share_of_own_train_is_drawn_from_train_of_all_bases(prepared: Path) -> None:
+    manifest = read_manifest(Folder(prepared / "day3"))
+    found = replayed(prepared / "day3")
+    assert manifest.splits["train"].rows == 900
+    assert found.total() == 450
+    assert found <= of_bases(prepared / "day3")
+    for name in ("day1", "day2"):  # rows are kept, so that those of a base dataset are the same in this one
+        train = Counter(
+            tuple(row.values()) for row in tables(prepared / name, manifest_of(prepared / name).splits["train"])
+        )
+        share = (found & train).total() / found.total()
+        assert share > 0.3, name
+    files = manifest.splits["train"].files, manifest.replay.files if manifest.replay else []
+    schemas = [pq.read_schema(prepared / "day3" / file.path) for [file] in files]
+    assert schemas[0] == schemas[1]
+
+
+def manifest_of(data: Path) -> DatasetManifest:
+    return read_manifest(Folder(data))
+
+
+def test_all_are_drawn_where_there_are_fewer_and_none_twice(days: Path) -> None:
+    day(days, "day4", "day3", count=500, replay=MAX_REPLAY)
+    found = replayed(days / "day4")
+    assert found == of_bases(days / "day4")
+    originals = [manifest_of(days / name).splits["train"].rows for name in ("day1", "day2", "day3")]
+    assert found.total() == sum(originals)  # without those that day3 replays
+
+
+def test_same_seed_draws_the_same_and_another_one_others(days: Path) -> None:
+    for name, seed in (("again", 0), ("other", 1)):
+        shutil.copy(days / "day3.parquet", days / f"{name}.parquet")
+        day(days, name, "day2", replay=0.5, seed=seed)
+    assert checksums(days / "again") == checksums(days / "day3")
+    assert (replayed(days / "other") & replayed(days / "day3")).total() < 300
+    assert replayed(days / "other").total() == 450
+
+
+def test_replay_changes_nothing_else(days: Path) -> None:
+    shutil.copy(days / "day3.parquet", days / "plain.parquet")
+    plain = day(days, "plain", "day2")
+    assert plain.replay is None
+    assert "replay" not in json.loads((days / "plain" / "manifest.json").read_text())
+    others = {path: value for path, value in checksums(days / "day3").items() if not path.startswith("replay/")}
+    assert others == checksums(days / "plain")
+    expected = plain.model_dump(exclude={"source", "replay"})
+    assert manifest_of(days / "day3").model_dump(exclude={"source", "replay"}) == expected
+    for name in ("day3", "plain"):
+        shutil.copy(days / "day3.parquet", days / f"after-{name}.parquet")
+        day(days, f"after-{name}", name)
+    assert checksums(days / "after-day3") == checksums(days / "after-plain")
+    known = []
+    for name in ("after-day3", "after-plain"):
+        with closing(LineageReader(Folder(days / name), manifest_of(days / name))) as lineage:
+            rows = [part.query_N for part in lineage.read_known(["train", "valid"])]
+            known.append((np.concatenate(rows).tolist(), lineage.counts("item").tolist(), lineage.train_rows()))
+    assert known[0] == known[1]
+
+
+def test_forgotten_and_expired_ids_are_not_drawn(tmp_path: Path) -> None:
+    plays = {0: "abcd" * 5 + "efgh", 100: "abc" * 8, 130: "abxyz" * 5, 135: "abxyzw" * 5}
+    base: dict[str, str] = {}
+    for at, items in plays.items():
+        columns = {"customer": [f"c{number % 4}" for number in range(len(items))], "item": list(items)}
+        raw = write_parquet(tmp_path / f"{at}.parquet", **columns, when=[at] * len(items))
+        options = {"expire_after": "item=40", "replay": 10} if base else {"expire_after": "item=40"}
+        prepare_files(tmp_path / f"data{at}", raw, timestamp="when", hold_out_valid="none", **options, **base)
+        if at == 100:
+            (tmp_path / "ids.txt").write_text("c1\n")
+            succeeded(crossfade_here("forget", "data100", "--ids", "ids.txt", cwd=tmp_path))
+        base = {"base": str(tmp_path / f"data{at}")}
+    last = tmp_path / "data135"
+    ids = {name: [row[1] for row in vocabulary_tuples(last, name)] for name in ("customer", "item")}
+    assert "x" in ids["item"][:8]  # it has the row of an item that expired
+    assert replayed(last) == of_bases(last) != Counter()
+    assert {ids["item"][item] for _, item, *_ in replayed(last)} == set("abcxyz")
+    assert replayed(last)[ids["customer"].index("c0"), ids["item"].index("x"), 1.0, 0] == 0
+    gone = [row for row, name in enumerate(ids["customer"]) if name in ("c1", None)]
+    from_before = [row for row in replayed(last) if row[0] in gone and row[3] < 130]
+    assert from_before == []
+
+
+def test_rows_are_grouped_as_in_train(days: Path) -> None:
+    for name, order in (("grouped", "grouped"), ("random", "random")):
+        day(days, name, "day2", replay=2, order=order)
+        queries = [row["customer"] for row in tables(days / name, manifest_of(days / name).replay)]
+        runs = 1 + sum(one != other for one, other in pairwise(queries))
+        assert (runs == len(set(queries))) == (order == "grouped")
+        assert queries != sorted(queries)
+
+
+def test_work_follows_new_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, count = np.random.default_rng(3), 96_000
+    columns = {"customer": random.integers(0, 4000, count), "item": random.integers(0, 50, count)}
+    raw = write_parquet(tmp_path / "base.parquet", **columns)
+    base = prepare_files(tmp_path / "base", raw, hold_out_valid="none")
+    assert sum(len(file.row_groups) for file in base.splits["train"].files) == 64
+    read: list[int] = []
+    original = InteractionReader.read
+
+    def recorded(self: InteractionReader, *arguments: Any, **options: Any) -> Interactions:
+        found = original(self, *arguments, **options)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(InteractionReader, "read", recorded)
+    for new, share, groups in ((600, 1, 32), (15_000, 1, 40), (15_000, 5, 64)):
+        read.clear()
+        raw = write_parquet(tmp_path / "new.parquet", **{name: values[:new] for name, values in columns.items()})
+        options = {"base": tmp_path / "base", "replay": share, "hold_out_valid": "none", "overwrite": True}
+        manifest = prepare_files(tmp_path / "new", raw, **options)
+        assert len(read) == groups
+        assert manifest.replay is not None
+        assert manifest.replay.rows == new * share
+        customers = {row["customer"] for row in tables(tmp_path / "new", manifest.replay)}
+        assert len(customers) > (400 if new == 600 else 2000)
+
+
+def test_base_without_times_or_context_has_none_in_the_replay(tmp_path: Path) -> None:
+    first = write_parquet(tmp_path / "first.parquet", customer=list("abab"), item=list("xxyy"))
+    prepare_files(tmp_path / "first", first, hold_out_valid="none")
+    columns = {"customer": ["a", "b"] * 4, "item": list("xyzx") * 2, "at": list(range(8)), "device": ["tv", "car"] * 4}
+    second = write_parquet(tmp_path / "second.parquet", **columns)
+    options: dict[str, Any] = {"timestamp": "at", "context": "device=device", "hold_out_valid": "none"}
+    for name, base in (("second", "first"), ("third", "second")):
+        manifest = prepare_files(tmp_path / name, second, base=tmp_path / base, replay=10, **options)
+    rows = tables(tmp_path / "third", manifest.replay)
+    ids = [row[1] for row in vocabulary_tuples(tmp_path / "third", "device")]
+    devices = {(row["timestamp"], "none" if row["device"] == -1 else ids[row["device"]]) for row in rows}
+    expected = {(at, device) for at, device in zip(columns["at"], columns["device"], strict=True)}
+    assert devices == expected | {(BEFORE_ALL, "none")}
+    assert len(rows) == 12
+
+
+def test_vacant_context_is_replayed_as_none(tmp_path: Path) -> None:
+    columns = {"customer": list("abab"), "item": list("xxyy"), "device": ["tv", "car", "tv", "car"]}
+    first = write_parquet(tmp_path / "first.parquet", **columns)
+    second = write_parquet(tmp_path / "second.parquet", customer=["c", "b"], item=["x", "y"], device=["tv", "car"])
+    options: dict[str, Any] = {"context": "device=device", "hold_out_valid": "none"}
+    prepare_files(tmp_path / "first", first, **options)
+    prepare_files(tmp_path / "second", second, base=tmp_path / "first", **options)
+    (tmp_path / "ids.txt").write_text("c\n")  # who alone used a television on the second day
+    succeeded(crossfade_here("forget", "second", "--ids", "ids.txt", cwd=tmp_path))
+    third = write_parquet(tmp_path / "third.parquet", customer=["b"], item=["y"], device=["car"])
+    manifest = prepare_files(tmp_path / "third", third, base=tmp_path / "second", replay=10, **options)
+    assert manifest.entities["device"].vacant_rows == [
+        manifest_of(tmp_path / "second").entities["device"].vacant_rows[0]
+    ]
+    found = Counter(row["device"] == -1 for row in tables(tmp_path / "third", manifest.replay))
+    assert found == {True: 2, False: 3}
+    assert check(tmp_path / "third") == []
+
+
+def check(data: Path) -> list[str]:
+    return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
+
+
+def test_forget_deletes_replayed_interactions(days: Path) -> None:
+    target = max(replayed(days / "day3"))[0]
+    [customer] = [row[1] for row in vocabulary_tuples(days / "day3", "customer") if row[0] == target]
+    before = replayed(days / "day3")
+    (days / "ids.txt").write_text(f"{customer}\n")
+    printed = succeeded(crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=days)).stdout
+    after = replayed(days / "day3")
+    dropped = sum(count for row, count in before.items() if row[0] == target)
+    assert dropped > 0
+    assert f"{dropped} of replay" in printed
+    assert after == Counter({row: count for row, count in before.items() if row[0] != target})
+    assert check(days / "day3") == []
+    everyone = [row[1] for row in vocabulary_tuples(days / "day3", "customer") if row[1] is not None]
+    (days / "ids.txt").write_text("\n".join(everyone[1:]))
+    succeeded(crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=days))
+    assert replayed(days / "day3").keys() == {row for row in before if row[0] == after_row(days, everyone[0])}
+    (days / "ids.txt").write_text(everyone[0])
+    succeeded(crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=days))
+    assert manifest_of(days / "day3").replay is None
+    assert not list((days / "day3" / "replay").glob("*.parquet"))
+
+
+def after_row(days: Path, customer: str) -> int:
+    return next(int(row[0]) for row in vocabulary_tuples(days / "day3", "customer") if row[1] == customer)
+
+
+def test_validate_checks_the_replay(days: Path) -> None:
+    data, manifest = days / "day3", manifest_of(days / "day3")
+    assert check(data) == []
+    assert manifest.replay is not None
+    [file] = manifest.replay.files
+    table = pq.read_table(data / file.path)
+    wrong = table.set_column(1, table.schema.field(1), pa.array([10**6, *table.column(1).to_pylist()[1:]]))
+    pq.write_table(wrong, data / file.path)
+    replaced = manifest.model_copy(update={"replay": Split(files=[file_entry(Folder(data), file.path)])})
+    replaced.write(Folder(data))
+    [problem] = check(data)
+    assert f"{file.path}, row group 0, row 0: column 'item' is 1000000" in problem
+
+
+def test_training_reads_train_and_replay(days: Path) -> None:
+    for name, run in (("day1", "run1"), ("day3", "run3")):
+        write_job(days / f"{run}.yaml", name)
+    succeeded(crossfade_here("train", "run1.yaml", "--run-dir", "run1", cwd=days))
+    times = [row["timestamp"] for row in tables(days / "day3", manifest_of(days / "day3").trained_on())]
+    late = sum(time >= 25 for time in times)
+    assert len(times) == 1350
+    assert 0 < late < 900
+    start = ("--set", "checkpoint.warm_start_from=run1/checkpoints")
+    for options, examples in (((), 1350), (("--set", "data.since=25"), late)):
+        succeeded(crossfade_here("train", "run3.yaml", "--run-dir", "run3", "--overwrite", *start, *options, cwd=days))
+        assert json.loads((days / "run3" / "report.json").read_text())["examples"] == 2 * examples
+    succeeded(crossfade_here("plan", "run3.yaml", cwd=days))
+
+
+def test_half_life_and_frequencies_count_the_replay(prepared: Path) -> None:
+    data = prepared / "day3"
+    values = {"name": "job", "data": {"path": str(data), "query": "customer", "item": "item"}}
+    inputs = load_inputs(check_job({**values, "train": {"half_life": 10}}, "test"))
+    selection = select_rows(inputs.job, inputs.folder, inputs.manifest, NullReporter())
+    assert selection.rows == 1350
+    assert {group.file.path.partition("/")[0] for group in selection.groups} == {"train", "replay"}
+    assert selection.ages is not None
+    found = Counter(row["item"] for row in tables(data, inputs.manifest.trained_on()))
+    assert trained_counts(inputs, "item").tolist() == [
+        found[item] for item in range(inputs.manifest.entities["item"].rows)
+    ]
+
+
+def test_summary_and_command_show_the_replay(days: Path) -> None:
+    columns = ("--timestamp", "when", "--hold-out-valid", "none")
+    options = ("--events", "day3.parquet", *columns, "--base", "day2", "--out", "shown")
+    printed = succeeded(crossfade_here("prepare", *options, "--replay", "150%", cwd=days)).stdout
+    [line] = [line for line in printed.splitlines() if line.split()[:1] == ["replay"]]
+    assert line.split()[1:3] == ["1,350", "interactions"]
+    assert line.endswith("; of base datasets, for training only")
+
+
+def test_interrupted_preparation_continues_to_the_same_replay(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 0)
+    columns: dict[str, Any] = {"timestamp": "when", "hold_out_valid": "none", "threads": 2}
+    raw, base = days / "day3.parquet", days / "day2"
+    options = PrepareOptions.of(out=days / "new", train=raw, base=base, replay=0.5, **columns)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(options, InterruptingReporter("write replay"))
+    pipeline.prepare(options)
+    assert checksums(days / "new") == checksums(days / "day3")
+
+
+def test_base_that_cannot_be_read_is_named(days: Path) -> None:
+    [file] = (days / "day1" / "train").iterdir()
+    data = file.read_bytes()
+    file.write_bytes(data[:-9])
+    shutil.copy(days / "day3.parquet", days / "new.parquet")
+    with pytest.raises(InputError) as raised:
+        day(days, "new", "day2", replay=1)
+    documented("--replay with a corrupt file of a base dataset", str(raised.value))
+    assert not (days / "new").exists()
+    (days / "day1").rename(days / "gone")
+    command = ("prepare", "--events", "day3.parquet", "--base", "day2", "--out", "new", "--timestamp", "when")
+    rejected_here("--replay with a missing base dataset", *command, "--replay", "1", cwd=days)
+    succeeded(crossfade_here(*command, cwd=days))

@@ -1,0 +1,191 @@
+# ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
+"""Draw the replay of a dataset: interactions of its base datasets, to train on beside the new ones.
+
+    draw = ReplayDraw(connection, options, find_replayed(base), manifest, progress)
+    rows = draw.create(50_000)              # at most
+    draw.relation()                         # them, with the columns of splits, in the order of train
+
+A run that warm-starts and sees new events only forgets what it has learned of others. What is drawn was in train, and
+its query and its item still have the rows that they had then. The draw is without replacement, and the same for the
+same seed and datasets.
+
+The work follows the number of rows that are drawn, rather than the size of the base datasets: only some of their row
+groups are read, at least ``_MIN_GROUPS`` and ``_READ_ROWS`` times as many rows as are drawn, and more only where many
+IDs have expired. All row groups have the same chance, and so have all rows of those that are read. Unless all are, the
+draw is approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of queries
+if the dataset is grouped, so that not every query takes part. And rows of large row groups are a little less likely
+than others, since there is then more to draw from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from crossfade.base.errors import option_named
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.lineage import BEFORE_ALL, EarlierDataset, explaining_base, open_bases
+from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.database import count_rows, execute_on, identifier, shuffled
+from crossfade.trainer.prepare.event_context import NO_ROW
+from crossfade.trainer.prepare.extend import BaseDataset
+from crossfade.trainer.prepare.options import PrepareOptions
+
+_WITHOUT = f"leave out {option_named('replay')}"
+_MIN_GROUPS = 32
+"""Row groups that are read, if there are as many: each holds the interactions of other queries."""
+_READ_ROWS = 4
+"""How many times as many rows are read as are drawn, if there are as many."""
+_THREADS = 4
+
+
+def find_replayed(base: BaseDataset) -> list[EarlierDataset]:
+    """Open the datasets to draw from: ``base`` and its base datasets, the oldest first.
+
+    Raises:
+        InputError: one cannot be reached, or is another one than was extended.
+        StorageUnavailableError: storage does not answer.
+    """
+    earlier = open_bases(base.folder, base.manifest, _WITHOUT)
+    return [*earlier, EarlierDataset(base.folder, base.manifest, base.fingerprint, len(base.manifest.lineage))]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A row group of a base dataset."""
+
+    base: EarlierDataset
+    group: RowGroup
+
+
+@dataclass(frozen=True)
+class ReplayDraw:
+    """Draws interactions of base datasets in the working database of a preparation.
+
+    Attributes:
+        connection: The database, which has the tables of all vocabularies.
+        options: The options of the preparation.
+        replayed: The datasets to draw from, as ``find_replayed`` returns them.
+        manifest: What is known of the new dataset.
+        progress: Receives the rows that are read.
+    """
+
+    connection: duckdb.DuckDBPyConnection
+    options: PrepareOptions
+    replayed: Sequence[EarlierDataset]
+    manifest: DatasetManifest
+    progress: ProgressReporter
+
+    def create(self, rows: int) -> int:
+        """Create the table ``replay`` of ``rows`` interactions, or fewer if there are not as many; return how many.
+
+        Raises:
+            InputError: a file of a base dataset is missing or corrupt.
+            StorageUnavailableError: storage does not answer.
+        """
+        contexts = [plan.key for plan in self.options.context_plans()]
+        columns = ", ".join(["query BIGINT", "item BIGINT", "weight FLOAT", "timestamp BIGINT"])
+        columns += "".join(f", {key} BIGINT" for key in contexts)
+        for table in ("replay_read", "replay_kept"):
+            self.connection.execute(f"CREATE TABLE {table} ({columns}, number BIGINT, lineage_index BIGINT)")
+        self._read_groups(rows)
+        self.connection.execute(
+            "CREATE TABLE replay AS SELECT * FROM replay_kept "
+            f"ORDER BY {shuffled(self.options.seed, 'number')} LIMIT {rows:d}"
+        )
+        for table in ("replay_read", "replay_kept"):
+            self.connection.execute(f"DROP TABLE {table}")
+        return count_rows(self.connection, "replay")
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the interactions of the table ``replay`` with the columns and in the order of train."""
+        seed, plans = self.options.seed, self.options.context_plans()
+        names = {"query": self.manifest.query, "item": self.manifest.item, "weight": "weight"}
+        names |= {"timestamp": "timestamp"} if self.manifest.has_timestamp else {}
+        names |= {plan.key: plan.name for plan in plans}
+        columns = ", ".join(f"r.{column} AS {identifier(name)}" for column, name in names.items())
+        group = f"{shuffled(seed, 'r.query')}, " if self.options.order == "grouped" else ""
+        return self.connection.sql(f"SELECT {columns} FROM replay r ORDER BY {group}{shuffled(seed, 'r.number')}")
+
+    def _read_groups(self, rows: int) -> None:
+        """Fill the table ``replay_kept`` from row groups in random order, until it has enough or all are read."""
+        places = self._shuffled_places()
+        stored, least = (sum(place.group.rows for place in some) for some in (places, places[:_MIN_GROUPS]))
+        self.progress.phase("read base datasets", min(stored, max(least, _READ_ROWS * rows)), "row")
+        groups, read, kept = 0, 0, 0
+        while groups < len(places) and (groups < _MIN_GROUPS or read < _READ_ROWS * rows or kept < rows):
+            first, wanted = groups, max(_READ_ROWS * rows - read, rows - kept)
+            while groups < len(places) and (groups < _MIN_GROUPS or wanted > 0):
+                wanted -= places[groups].group.rows
+                groups += 1
+            for part in self._read(places[first:groups], read):
+                execute_on(self.connection, part, "INSERT INTO replay_read BY NAME SELECT * FROM part")
+                self.progress.advance(part.num_rows)
+                read += part.num_rows
+            self._keep()
+            kept = count_rows(self.connection, "replay_kept")
+
+    def _shuffled_places(self) -> list[_Place]:
+        """Return the row groups of all train splits, in a random order that differs from dataset to dataset."""
+        places = [
+            _Place(base, group)
+            for base in self.replayed
+            if "train" in base.manifest.splits
+            for group in row_groups(base.manifest.splits["train"])
+        ]
+        random = np.random.default_rng((self.options.seed, len(self.replayed)))
+        return [places[index] for index in random.permutation(len(places))]
+
+    def _read(self, places: Sequence[_Place], number: int) -> Iterator[pa.Table]:
+        """Yield the rows of ``places``, one dataset after the other, numbered from ``number`` on."""
+        ordered = sorted(places, key=lambda place: place.base.index)
+        for _, of_base in groupby(ordered, key=lambda place: place.base.index):
+            chosen = list(of_base)
+            base, groups = chosen[0].base, [place.group for place in chosen]
+            with (
+                explaining_base(base.folder, Folder(self.options.out), _WITHOUT),
+                closing(InteractionReader(base.folder, base.manifest, _THREADS)) as reader,
+            ):
+                for part in reader.map(partial(self._table, reader, base), groups):
+                    yield part.append_column("number", pa.array(np.arange(number, number + part.num_rows)))
+                    number += part.num_rows
+
+    def _table(self, reader: InteractionReader, base: EarlierDataset, group: RowGroup) -> pa.Table:
+        """Read a row group; what a base dataset has no column of is earlier than all else, or no context."""
+        names = [plan.name for plan in self.options.context_plans() if plan.name in base.manifest.context]
+        found = reader.read(group, names, timestamps=base.manifest.has_timestamp)
+        timestamp_N = np.full(len(found), BEFORE_ALL) if found.timestamp_N is None else found.timestamp_N
+        columns = {"query": found.query_N, "item": found.item_N, "weight": found.weight_N, "timestamp": timestamp_N}
+        for plan in self.options.context_plans():
+            columns[plan.key] = np.full(len(found), NO_ROW)
+            if found.context_NK is not None and plan.name in names:
+                columns[plan.key] = found.context_NK[:, names.index(plan.name)]
+        columns["lineage_index"] = np.full(len(found), base.index)
+        return pa.table({name: pa.array(column_N) for name, column_N in columns.items()})
+
+    def _keep(self) -> None:
+        """Move the rows of ``replay_read`` whose IDs have kept their rows to ``replay_kept``.
+
+        As where a dataset is read with its base datasets (``lineage.py``), a row must have an ID, and not one that got
+        it later. Context that is vacant now is none.
+        """
+        joins = ""
+        for side, name in (("query", self.manifest.query), ("item", self.manifest.item)):
+            joins += f" JOIN vocabulary_{side} {side[0]} ON {side[0]}.row = r.{side} AND {side[0]}.id IS NOT NULL"
+            if self.manifest.entities[name].has_last_seen:
+                joins += f" AND {side[0]}.lineage_index <= r.lineage_index"
+        contexts = [plan.key for plan in self.options.context_plans()]
+        replaced = [f"CASE WHEN {key}.id IS NULL THEN {NO_ROW} ELSE r.{key} END AS {key}" for key in contexts]
+        joins += "".join(f" LEFT JOIN vocabulary_{key} {key} ON {key}.row = r.{key}" for key in contexts)
+        columns = f"r.* REPLACE ({', '.join(replaced)})" if replaced else "r.*"
+        self.connection.execute(f"INSERT INTO replay_kept SELECT {columns} FROM replay_read r{joins}")
+        self.connection.execute("DELETE FROM replay_read")
