@@ -86,6 +86,11 @@ def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> li
         "copies         datasets that extend this one, backups, older versions of objects in S3: forget there, or "
         "delete them",
     ]
+    if "compacted_from" in sources[0]:
+        lines.append(
+            f"compacted      {sources[0]['compacted_from']} and its bases, from which this one was made: forget there "
+            "too, or delete them"
+        )
     if this_dataset_only and "base" in sources[0]:
         lines.append(f"base dataset   {sources[0]['base']}, which this one extends: forget there too")
     return lines

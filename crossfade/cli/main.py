@@ -49,6 +49,7 @@ _WITHOUT_SCIPY = {"recommend", "similar"}
 _ROLES = ("scheduler", "server", "worker")
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
+    "compact": "write a dataset and its bases as one without a base",
     "validate": "check a dataset, and write a missing manifest",
     "forget": "delete IDs from a dataset",
     "synthesize": "generate a dataset or raw events",

@@ -38,7 +38,6 @@ SMALL_FILES = {
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
     "trainer/formats/faiss_indexes.py": "for an optional package",
     "trainer/maps/page.py": "a page with its assets",
-    "trainer/prepare/co_occurrence.py": "loads scipy",
     "trainer/recommend/history_file.py": "loads DuckDB",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""

@@ -37,7 +37,7 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
 )
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, Interactions
-from crossfade.trainer.data.split_names import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 WITHOUT_BASES = (
@@ -160,14 +160,15 @@ class LineageReader:
         threads: int = DEFAULT_READER_THREADS,
         *,
         this_dataset_only: bool = False,
+        without: str = WITHOUT_BASES,
     ) -> None:
         """Read the dataset in ``folder`` with up to ``threads`` threads; ``this_dataset_only``: without base datasets.
 
-        Nothing is read yet.
+        ``without`` says in an error how to do without base datasets. Nothing is read yet.
         """
         self.folder, self.manifest = folder, manifest
         self.own = InteractionReader(folder, manifest, threads)
-        self._threads, self._this_dataset_only = threads, this_dataset_only
+        self._threads, self._this_dataset_only, self._without = threads, this_dataset_only, without
 
     @cached_property
     def bases(self) -> list[EarlierDataset]:
@@ -178,7 +179,7 @@ class LineageReader:
             StorageUnavailableError: storage does not answer.
         """
         if not self._this_dataset_only:
-            return open_bases(self.folder, self.manifest)
+            return open_bases(self.folder, self.manifest, self._without)
         if self.manifest.base is not None:
             _warn_of_missing_history(self.folder.uri, self.manifest.base.location)
         return []
@@ -199,6 +200,17 @@ class LineageReader:
         """
         yield from self._read(ALL_SPLITS if splits else (), splits, timestamps)
 
+    def read_splits(self, *, timestamps: bool = False) -> Iterator[tuple[SplitName, Interactions]]:
+        """Yield all interactions of all datasets with their context, each part with the name of its split.
+
+        Otherwise as ``read_train``. Interactions of a base dataset that lacks a context entity have none of it.
+        """
+        timestamps, context = timestamps and self.manifest.has_timestamp, self.manifest.context
+        for base in self.bases:
+            yield from self._read_base(base, ALL_SPLITS, timestamps, context)
+        for name, split in self.manifest.splits.items():
+            yield from ((name, part) for part in self.own.read_all(split, context, timestamps=timestamps))
+
     def known_rows(self, splits: Sequence[str]) -> int:
         """Return how many interactions ``read_known`` reads, including those it leaves out."""
         return _rows(self.manifest, splits) + sum(
@@ -214,11 +226,11 @@ class LineageReader:
 
         Interactions with an ID of the other side that has expired since count.
         """
-        count_R = Vocabulary(self.folder, self.manifest, entity).counts()
+        count_R = Vocabulary(self.folder, self.manifest, entity).lineage_counts()
         for base in self.bases:
             if entity in base.manifest.entities:
-                with explaining_base(base.folder, self.folder, WITHOUT_BASES):
-                    earlier_R = Vocabulary(base.folder, base.manifest, entity).counts()
+                with explaining_base(base.folder, self.folder, self._without):
+                    earlier_R = Vocabulary(base.folder, base.manifest, entity).lineage_counts()
                 count_R[: len(earlier_R)] += np.where(self._kept_rows(entity, base), earlier_R, 0)
         return count_R
 
@@ -233,22 +245,26 @@ class LineageReader:
     def _read(self, of_bases: Sequence[str], of_this: Sequence[str], timestamps: bool) -> Iterator[Interactions]:
         timestamps = timestamps and self.manifest.has_timestamp
         for base in self.bases if of_bases else ():
-            yield from self._read_base(base, of_bases, timestamps)
+            yield from (part for _, part in self._read_base(base, of_bases, timestamps))
         for split in _splits(self.manifest, of_this):
             yield from self.own.read_all(split, (), timestamps=timestamps)
 
-    def _read_base(self, base: EarlierDataset, names: Sequence[str], timestamps: bool) -> Iterator[Interactions]:
+    def _read_base(
+        self, base: EarlierDataset, names: Sequence[str], timestamps: bool, context: Sequence[str] = ()
+    ) -> Iterator[tuple[SplitName, Interactions]]:
         kept_query_R, kept_item_R = (self._kept_rows(name, base) for name in (self.manifest.query, self.manifest.item))
         with (
-            explaining_base(base.folder, self.folder, WITHOUT_BASES),
+            explaining_base(base.folder, self.folder, self._without),
             closing(InteractionReader(base.folder, base.manifest, self._threads)) as reader,
         ):
-            for split in _splits(base.manifest, names):
-                for part in reader.read_all(split, (), timestamps=timestamps and base.manifest.has_timestamp):
+            in_base = [name for name in context if name in base.manifest.context]
+            for name in (name for name in base.manifest.splits if name in names):
+                split, has_timestamp = base.manifest.splits[name], base.manifest.has_timestamp
+                for part in reader.read_all(split, in_base, timestamps=timestamps and has_timestamp):
                     kept = part.take(kept_query_R[part.query_N] & kept_item_R[part.item_N])
                     if timestamps and kept.timestamp_N is None:
                         kept = replace(kept, timestamp_N=np.full(len(kept), BEFORE_ALL))
-                    yield kept
+                    yield name, _with_context(kept, in_base, context)
 
     def _kept_rows(self, entity: str, base: EarlierDataset) -> BoolArray:
         """Return which rows of ``entity`` in ``base`` have the same ID in this dataset: bool (R,)."""
@@ -259,6 +275,16 @@ class LineageReader:
             later_N = Vocabulary(self.folder, self.manifest, entity).rows_assigned_after(base.index)
             kept_R[later_N[later_N < len(kept_R)]] = False
         return kept_R
+
+
+def _with_context(part: Interactions, names: Sequence[str], context: Sequence[str]) -> Interactions:
+    """Return ``part``, whose context is that of ``names``, with that of ``context``: none where it lacks one."""
+    if len(names) == len(context):
+        return part
+    context_NK = np.full((len(part), len(context)), -1)
+    if part.context_NK is not None:
+        context_NK[:, [context.index(name) for name in names]] = part.context_NK
+    return replace(part, context_NK=context_NK)
 
 
 def _splits(manifest: DatasetManifest, names: Sequence[str]) -> list[Split]:

@@ -156,7 +156,9 @@ class Entity(_Strict):
 
     The optional columns: ``has_names`` for ``name``; ``has_warm`` for ``warm``, whether the row had an interaction of
     positive weight in the train split of this dataset or of its base datasets; ``has_last_seen`` for ``last_seen`` and
-    ``lineage_index``, when the ID last occurred and in which dataset of the lineage it got the row.
+    ``lineage_index``, when the ID last occurred and in which dataset of the lineage it got the row;
+    ``has_former_count`` for ``former_count``, what ``count`` lacks of the counts of the datasets that were compacted.
+    It is left out of the JSON if there is none.
     ``vacant_rows`` lists, sorted, the rows without an ID, since it was forgotten or has expired: they keep their place,
     so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row.
     """
@@ -166,6 +168,7 @@ class Entity(_Strict):
     has_names: bool = False
     has_warm: bool = False
     has_last_seen: bool = False
+    has_former_count: bool = False
     files: list[DataFile]
     vacant_rows: list[Count] = Field(default_factory=list)
     pending: list[DataFile] = Field(default_factory=list)
@@ -205,11 +208,13 @@ class DatasetManifest(_Strict):
     out of the JSON if empty. ``context`` are the entities that belong to events, such as the hour or the device, whose
     rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
     rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
-    out of the JSON if there is none. With ``is_grouped``, the interactions of a query entity are consecutive in
-    each split. ``replay`` are interactions of the base datasets, for training and nothing else: they are neither
-    history nor counted, and datasets that extend this one ignore them, since they have the originals; it is left out of
-    the JSON if there are none. ``co_occurrence`` is how much the items of a query say about each other, left out of the
-    JSON if it was not measured. ``source`` documents how the data were prepared, what was dropped and why.
+    out of the JSON if there is none. ``compacted`` is the fingerprint of the dataset that this one was compacted from,
+    whose rows, features, and content it has, left out likewise. With ``is_grouped``, the interactions of a query entity
+    are consecutive in each split. ``replay`` are interactions of the base datasets, for training and nothing else: they
+    are neither history nor counted, and datasets that extend this one ignore them, since they have the originals; it is
+    left out of the JSON if there are none. ``co_occurrence`` is how much the items of a query say about each other,
+    left out of the JSON if it was not measured. ``source`` documents how the data were prepared, what was dropped and
+    why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
@@ -224,6 +229,7 @@ class DatasetManifest(_Strict):
     context: list[EntityName] = Field(default_factory=list)
     lineage: list[Count] = Field(default_factory=list)
     base: BaseReference | None = None
+    compacted: Count | None = None
     has_timestamp: bool = False
     is_grouped: bool = False
     co_occurrence: CoOccurrence | None = None
@@ -331,8 +337,12 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        empty = {name for name in ("content", "replay", "base", "co_occurrence") if not getattr(self, name)}
-        return (self.model_dump_json(indent=1, exclude=empty) + "\n").encode()
+        empty = [name for name in ("content", "replay", "base", "co_occurrence") if not getattr(self, name)]
+        absent: dict[str, Any] = dict.fromkeys([*empty, *(["compacted"] if self.compacted is None else [])], True)
+        absent["entities"] = {
+            name: {"has_former_count"} for name, entity in self.entities.items() if not entity.has_former_count
+        }
+        return (self.model_dump_json(indent=1, exclude=absent) + "\n").encode()
 
 
 def read_manifest(folder: Folder) -> DatasetManifest:

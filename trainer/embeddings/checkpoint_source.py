@@ -161,7 +161,7 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
                 f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "
                 f"has {table.rows:,}; {fix}"
             )
-    if data_fingerprint(data) != fingerprint:
+    if fingerprint not in (data_fingerprint(data), manifest.compacted):
         raise InputError(
             f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; {fix}"
         )

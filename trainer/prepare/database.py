@@ -48,12 +48,12 @@ def _database_bytes(file: Source) -> float:
     return file.bytes * _TEMP_BYTES_PER_BYTE[file.format] * (_EXPANSION if is_compressed else 1.0)
 
 
-def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
-    """Print a warning on stderr if ``work`` has less free space than preparing ``files`` may take.
+def warn_low_disk(work: Path, needed: int) -> None:
+    """Print a warning on stderr if ``work`` has less free space than ``needed``, the bytes that may be written there.
 
     This is not an error, since the need is only an estimate.
     """
-    free, needed = shutil.disk_usage(work).free, estimate_temp_bytes(files)
+    free = shutil.disk_usage(work).free
     if free < needed:
         place = escape_unprintable(str(work))
         print(

@@ -68,7 +68,7 @@ _NO_ROWS = np.empty(0, np.int64)
 
 Change = Callable[[pa.Table], pa.Table]
 Column = TypeVar("Column", Feature, Content)
-_NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
+_NEVER_NULL = {"count": 0, "former_count": 0, "warm": False, "lineage_index": 0}
 """Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
 
 
@@ -449,6 +449,7 @@ class PlannedDeletion:
             "content": replace_files(self.manifest.content, replaced),
             # Checkpoints trained on the old data identify them by the old manifest.
             "lineage": [*self.manifest.lineage, data_fingerprint(self.folder)],
+            "compacted": None,
             # Statistics of all interactions are no longer true.
             "source": {name: fact for name, fact in self.manifest.source.items() if not name.endswith(COUNTED)},
         }

@@ -1,4 +1,4 @@
-"""The options of ``prepare``, ``validate``, ``forget``, and ``synthesize``, and the checks of them that need no file.
+"""The options of the commands that write, change, and check datasets, and the checks of them that need no file.
 
 options = PrepareOptions.of(train=["plays.parquet"], out="data/plays", query="customer=user_id", min_count="track=5")
 options.query.name, options.query.column                # customer, user_id
@@ -69,6 +69,16 @@ def _memory() -> Any:
     )
 
 
+def _work_dir() -> Any:
+    return _resources(
+        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
+    )
+
+
+def _threads() -> Any:
+    return _resources(None, "limit threads (default: one per core)", value="N", ge=1)
+
+
 def memory_bytes(gib: float | None) -> int | None:
     """Convert a limit of memory from GiB to bytes; None stays None."""
     return None if gib is None else int(gib * 2**30)
@@ -84,6 +94,20 @@ class ForgetOptions(Options):
     ids: str = _ids(..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", value="FILE")
     column: str | None = _ids(None, "read this column (default: the entity's name, or the only one)", value="COLUMN")
     entity: str | None = _ids(None, "delete IDs of this entity (default: the querying one)", value="NAME")
+
+
+class CompactOptions(Options):
+    """Which dataset to compact with its bases, and where to."""
+
+    data: Location = _dataset(
+        ..., "compact this folder or s3://BUCKET/PREFIX, and its bases", value="DATA", positional=True
+    )
+    without_timestamps: bool = _dataset(False, "leave out the times of interactions, such as where a base has none")
+    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
+    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
+    work_dir: Path | None = _work_dir()
+    memory: Number | None = _memory()
+    threads: Integer | None = _threads()
 
 
 class ValidateOptions(Options):
@@ -268,11 +292,9 @@ class PrepareOptions(Options):
     )
     hold_out_test: str | None = _hold_outs(None, "hold out test", value="HOW")
 
-    work_dir: Path | None = _resources(
-        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
-    )
+    work_dir: Path | None = _work_dir()
     memory: Number | None = _memory()
-    threads: Integer | None = _resources(None, "limit threads (default: one per core)", value="N", ge=1)
+    threads: Integer | None = _threads()
 
     @property
     def quarantine(self) -> Path | None:

@@ -21,9 +21,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.lineage import EarlierDataset
 from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
@@ -34,11 +33,10 @@ from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
+    estimate_temp_bytes,
     fetch_count,
     fetch_one,
     full_disk_errors,
-    identifier,
-    shuffled,
     warn_low_disk,
     working_database,
 )
@@ -60,6 +58,7 @@ from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.replay import ReplayDraw, find_replayed
 from crossfade.trainer.prepare.source_columns import PLUS
+from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
 from crossfade.trainer.prepare.summary import Facts, heavy_weights
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
@@ -218,7 +217,7 @@ def prepare(
         staged_output(options.out, options.overwrite, options.work_dir, identity) as staged,
         ExitStack() as opened,
     ):
-        warn_low_disk(staged.work, [file for files in inputs.events.values() for file in files])
+        warn_low_disk(staged.work, estimate_temp_bytes([file for files in inputs.events.values() for file in files]))
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
@@ -274,19 +273,20 @@ class _Preparation:
             types = create_context_values(self.connection, context, events)
             entities |= vocabularies.build_context(context, types)
         self.facts |= vocabularies.facts
-        self._place_groups()
+        layout = self._layout(events.timestamps is not None)
+        layout.place_groups(self.connection, "vocabulary_query WHERE number IS NOT NULL")
         manifest = DatasetManifest(
             query=options.query.name,
             item=options.item.name,
             entities=entities,
-            splits={split: self._keep_split(split, rows[split], events) for split in ALL_SPLITS if rows[split]},
+            splits={split: self._keep_split(split, rows[split], layout) for split in ALL_SPLITS if rows[split]},
             features=features,
             content=content,
             context=[plan.name for plan in context],
             lineage=self.base.lineage() if self.base else [],
             base=self.base.reference(self.staged.out) if self.base else None,
-            has_timestamp=events.timestamps is not None,
-            is_grouped=options.order == "grouped",
+            has_timestamp=layout.has_timestamp,
+            is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(),
             source={
                 **_describe_options(options),
@@ -304,7 +304,7 @@ class _Preparation:
         if not rows:
             return None
         self.progress.phase(f"write {REPLAY}", rows, "row")
-        schema = self._schema(manifest.has_timestamp)
+        schema = self._layout(manifest.has_timestamp).schema()
         return Split(files=write_relation(self.staged, REPLAY, schema, draw.relation(), rows, self.progress))
 
     def _read_events(self) -> EventTable:
@@ -450,12 +450,15 @@ class _Preparation:
         values, features = vocabularies.build_features()
         return {**entities, **values}, features
 
-    def _place_groups(self) -> None:
-        """Create the table ``places`` of each query entity with events: number, row, and place in the grouped order."""
-        self.connection.execute(
-            "CREATE TABLE places AS SELECT number, row, "
-            f"row_number() OVER (ORDER BY {shuffled(self.options.seed, 'row')}) AS place "
-            "FROM vocabulary_query WHERE number IS NOT NULL"
+    def _layout(self, has_timestamp: bool) -> SplitLayout:
+        options = self.options
+        return SplitLayout(
+            options.query.name,
+            options.item.name,
+            has_timestamp=has_timestamp,
+            context=[plan.name for plan in options.context_plans()],
+            is_grouped=options.order == "grouped",
+            seed=options.seed,
         )
 
     def _measure_co_occurrence(self) -> CoOccurrence | None:
@@ -465,7 +468,7 @@ class _Preparation:
         self.progress.phase("co-occurrence", None, "row")
         return measure_co_occurrence(self.connection)
 
-    def _keep_split(self, split: str, rows: int, events: EventTable) -> Split:
+    def _keep_split(self, split: str, rows: int, layout: SplitLayout) -> Split:
         """Write a split, unless that was kept."""
         journal, folder, step = self.staged.journal, self.staged.folder, f"write {split}"
         if (state := journal.state(step)) is not None:
@@ -473,40 +476,21 @@ class _Preparation:
             with suppress(InputError):
                 if [file_entry(folder, file.path) for file in kept.files] == kept.files:
                     return kept
-        written = self._write_split(split, rows, events)
+        written = self._write_split(split, rows, layout)
         local = [] if folder.path is None else [folder.path / file.path for file in written.files]
         journal.save(step, written.model_dump(mode="json"), files=local)
         return written
 
-    def _schema(self, has_timestamp: bool) -> pa.Schema:
-        """Return the columns of splits."""
-        options = self.options
-        fields = [(options.query.name, pa.int64()), (options.item.name, pa.int64()), (WEIGHT, pa.float32())]
-        if has_timestamp:
-            fields.append((TIMESTAMP, pa.int64()))
-        fields += [(plan.name, pa.int64()) for plan in options.context_plans()]
-        return pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
-
-    def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
-        options = self.options
+    def _write_split(self, split: str, rows: int, layout: SplitLayout) -> Split:
         context, joins = context_columns_sql(self.options.context_plans())
-        timestamp = ", timestamp" if events.timestamps is not None else ""
-        group = "q.place, " if options.order == "grouped" else ""
+        timestamp = ", timestamp" if layout.has_timestamp else ""
         source = "train_interactions" if split == "train" else "interactions"
-        ordered = self.connection.sql(
-            f"SELECT q.row AS {identifier(options.query.name)}, i.row AS {identifier(options.item.name)}, "
-            f"e.weight{timestamp}{context} FROM {source} e "
-            "JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY {group}{shuffled(options.seed, 'e.seq')}"
+        joined = (
+            f"{source} e JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)}"
         )
-        self.progress.phase(f"write {split}", rows, "row")
-        schema = self._schema(events.timestamps is not None)
-        written = Split(files=write_relation(self.staged, split, schema, ordered, rows, self.progress))
-        if written.rows != rows:
-            raise CrossfadeError(
-                f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
-            )
-        return written
+        columns = f"q.row AS query, i.row AS item, e.weight{timestamp}{context}"
+        return layout.write(self.connection, self.staged, split, columns, joined, rows, self.progress)
 
 
 def _describe_stats(stats: ReadStats, faults: Faults) -> Facts:

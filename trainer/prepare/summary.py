@@ -55,6 +55,7 @@ _DROPPED = {
     "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
     "dropped_pending": ("interaction", "of ids with too few so far"),
     "dropped_rare": ("interaction", "of rare ids"),
+    "dropped_expired": ("interaction", "of base datasets with ids that were forgotten or have expired"),
 }
 """What was left out, by fact: the noun that is counted, and the reason."""
 
@@ -255,6 +256,8 @@ def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
 
 def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
+    if facts.get("compacted_from"):
+        lines.append(f"compacted: {_count(facts, 'datasets', 'dataset')}, the newest of them {facts['compacted_from']}")
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
         delimiters = facts.get("delimiters")

@@ -68,6 +68,7 @@ def vocabulary_schema(
     has_vacant_rows: bool = False,
     has_warm: bool = False,
     has_last_seen: bool = False,
+    has_former_count: bool = False,
 ) -> pa.Schema:
     """Return the schema of a vocabulary file; the ID is nullable if rows are vacant."""
     fields = [
@@ -75,6 +76,8 @@ def vocabulary_schema(
         pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=has_vacant_rows),
         pa.field("count", pa.int64(), nullable=False),
     ]
+    if has_former_count:
+        fields.append(pa.field("former_count", pa.int64(), nullable=False))
     if has_warm:
         fields.append(pa.field("warm", pa.bool_(), nullable=False))
     if has_last_seen:
