@@ -437,13 +437,20 @@ def test_context_that_the_newest_dataset_lacks_is_an_error(copied: Path) -> None
 
 def test_context_value_that_was_forgotten_in_the_newest_dataset_only_is_none(tmp_path: Path) -> None:
     base = None
-    for day, customers in enumerate((["a", "b"], ["a", "b"])):
-        raw = write_parquet(tmp_path / f"{day}.parquet", customer=customers, item=[1, 1], device=["tv", "car"])
+    for day, customers in enumerate((["a", "b", "c"], ["a", "b"])):
+        columns = {
+            "customer": customers,
+            "item": [1] * len(customers),
+            "device": ["tv", "car", "car"][: len(customers)],
+        }
+        raw = write_parquet(tmp_path / f"{day}.parquet", **columns)
         prepare_files(tmp_path / f"day{day}", raw, base=base, context="device=device", hold_out_valid="none")
         base = str(tmp_path / f"day{day}")
     forget_dataset(Folder(tmp_path / "day1"), pa.array(["b"]), "customer", NullReporter())
     compact(CompactOptions.of(data=tmp_path / "day1", out=tmp_path / "new"))
     assert [row["id"] for row in vocabulary(tmp_path / "new", "device")].count(None) == 1
+    devices = {(customer, device < 0) for customer, _, _, device in interactions(tmp_path / "new", "train")}
+    assert devices == {("a", False), ("c", True)}
     assert "no problem" in succeeded(crossfade_here("validate", tmp_path / "new")).stdout
 
 

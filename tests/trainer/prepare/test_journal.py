@@ -18,7 +18,7 @@ from small_disk import MountError, fill, mounted_disk
 from waiting import wait_until
 
 from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.trainer.prepare import id_encoder, pipeline
+from crossfade.trainer.prepare import id_encoder, pipeline, split_files
 from crossfade.trainer.prepare.journal import Journal, open_journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -234,7 +234,7 @@ def test_lack_of_memory_keeps(example: Example, tmp_path: Path, monkeypatch: pyt
         raise duckdb.OutOfMemoryException("failed to allocate data")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_relation", fail)
+        patch.setattr(split_files, "write_relation", fail)
         with pytest.raises(CrossfadeError, match="needs more memory"):
             prepare(given)
     assert (tmp_path / ".out.prepare/journal").exists()
