@@ -299,11 +299,22 @@ def _share(value: object) -> object:
     return share
 
 
+def _port_or_none(value: Any) -> Any:
+    """Return ``value`` of a port, None for the text none."""
+    if value in (None, "none"):
+        return None
+    if not str(value).isdecimal() or int(value) > 65535:
+        raise ValueError("expected a port or none")
+    return int(value)
+
+
 Integer = Annotated[int, BeforeValidator(_integer)]
 """An integer, also written 1_000_000 or 1e6; not a truth value, and not a fraction."""
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 """A finite number; not a truth value."""
 Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(_integer)]
 """A number of a port; 0: a free one."""
+PortOrNone = Annotated[Port | None, BeforeValidator(_port_or_none)]
+"""A number of a port, or the text none."""
 Share = Annotated[float, BeforeValidator(_share)]
 """A fraction, or a percentage as text: 0.1, or 10%."""

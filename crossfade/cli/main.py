@@ -71,6 +71,8 @@ COMMANDS: dict[str, str | None] = {
     "tag": "predict labels of items, such as genres",
     "sequence": "print a smooth path from one item to another",
     "serve": "serve recommendations over HTTP",
+    "refresh": "keep a model fresh from event files that arrive",
+    "rollback": "publish an earlier version of a service again",
     "demo": "try everything on a sample",
     "submit": "run a job on AWS",
     "agent": "run roles of a job that another host coordinates",

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BeforeValidator
+from typing import Literal
 
 from crossfade.base.logs import LogOptions
-from crossfade.base.options import Number, Port, option
-
-
-def _port_or_none(value: Any) -> Any:
-    """Return ``value`` of a port, None for the text none."""
-    if value in (None, "none"):
-        return None
-    if not str(value).isdecimal() or int(value) > 65535:
-        raise ValueError("expected a port or none")
-    return int(value)
-
+from crossfade.base.options import Number, PortOrNone, option
 
 _job = partial(option, group="job")
 _host = partial(option, group="host")
@@ -39,7 +27,7 @@ class AgentOptions(LogOptions):
         "announce this numeric address of the host to the others (default: the one that routes to HOST)",
         value="A",
     )
-    metrics_port: Annotated[Port | None, BeforeValidator(_port_or_none)] = _host(
+    metrics_port: PortOrNone = _host(
         0,
         "serve the agent's /metrics and /healthz on this port; 0 (default): a free one; none: do not serve",
         value="N",

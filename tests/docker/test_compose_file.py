@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from crossfade.deploy.capacity.plan import role_hosts
+from crossfade.deploy.refresh.options import RefreshOptions
+from crossfade.deploy.refresh.service_file import load_service
 from crossfade.trainer.config.loading import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,14 +104,36 @@ def test_third_party_images_are_pinned_and_services_get_only_required_secrets(co
         mounts[name] = {volume.split("-secrets:")[0] for volume in service.get("volumes", ()) if "-secrets:" in volume}
     in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job")}
     others = {"secrets": {"job", "view", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}, "prometheus": set()}
-    assert mounts == {**in_job, **others, "dashboard": {"view"}, "serve": {"view"}}
-    for name in ("dashboard", "serve"):
+    assert mounts == {**in_job, **others, "dashboard": {"view"}, "serve": {"view"}, "refresh": {"view"}}
+    viewers = {"dashboard", "serve", "refresh"}
+    for name in viewers:
+        assert compose_file["services"][name]["environment"]["AWS_SHARED_CREDENTIALS_FILE"] == "/secrets/view/aws"
+    for name in viewers - {"refresh"}:
         service = compose_file["services"][name]
-        assert service["environment"]["AWS_SHARED_CREDENTIALS_FILE"] == "/secrets/view/aws"
         token = f"CROSSFADE_{name.upper()}_TOKEN"
         assert service["environment"][token] == f"${{{token}:-}}"
         assert "runs:/runs:ro" in service["volumes"]
         assert not any(volume.startswith("cache:") for volume in service["volumes"])
+
+
+def test_refresh_starts_if_it_is_named_with_a_valid_file_and_where_prometheus_looks(
+    compose_file: dict[str, Any],
+) -> None:
+    service = compose_file["services"]["refresh"]
+    assert {name for name, each in compose_file["services"].items() if "profiles" in each} == {"refresh"}
+    _, path, *words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in command_of(compose_file, "refresh")]
+    flags = {word.partition("=")[0].strip("-").replace("-", "_"): word.partition("=")[2] for word in words}
+    options = RefreshOptions.of(service=path, **flags)
+    assert (options.every, options.metrics_host) == (600, "0.0.0.0")
+    config = load_service(ROOT / path.removeprefix("/"))
+    assert [Path(events).parent for events in config.events] == [Path("/events")]
+    assert {"./jobs:/jobs:ro", "${CROSSFADE_EVENTS:-./events}:/events:ro", "runs:/runs"} < set(service["volumes"])
+    # Where 'serve' finds its versions: below the folder of runs.
+    assert Path(service["working_dir"]) / config.path == Path("/runs/services") / config.name
+    prometheus = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    [scraped] = [each for each in prometheus["scrape_configs"] if each["job_name"] == "crossfade-refresh"]
+    [found] = scraped["dns_sd_configs"]
+    assert (found["names"], found["port"], scraped["honor_labels"]) == (["refresh"], options.metrics_port, True)
 
 
 def test_base_image_of_the_dockerfile_is_pinned() -> None:

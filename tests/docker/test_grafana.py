@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from grafana_foundation_sdk.models import units
 from metric_groups import TABLES, make_job
 from paced_training import metrics_address, paced
 from prometheus_server import Prometheus, running_prometheus
+from recorded_service import write_versions
 from running_command import succeeded
 from scraping import promtool
 from waiting import wait_until
 
+from crossfade.deploy.refresh.metrics import RefreshMetrics
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.http import MetricsEndpoint, serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
@@ -34,6 +37,8 @@ SCRAPE_SECONDS = 1
 DIVERGED, VANISHED = "diverged", "vanished"
 """Runs of simulated processes: one with the alerts and GPU metrics that a healthy run without GPU lacks, and one that
 vanishes before its end."""
+FRESH = "fresh"
+"""A service with recorded versions."""
 ONLY_IN_DIVERGED_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
 NEVER_IN_A_HEALTHY_RUN = {"Restarts"}
 NOT_SHOWN = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
@@ -41,6 +46,8 @@ NOT_SHOWN = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_
 
 def run_of(query: Query) -> str:
     """Return the run that ``query`` is sent for."""
+    if "crossfade_refresh_" in query.expression:
+        return FRESH
     return DIVERGED if (query.dashboard, query.title) in ONLY_IN_DIVERGED_RUN or query.title == "Alerts" else "planted"
 
 
@@ -226,6 +233,16 @@ def simulated_process(run: str) -> ProcessMetrics:
     return metrics
 
 
+def refreshing_process(folder: Path) -> ProcessMetrics:
+    """Return metrics of a process that refreshes a service, of which two versions are recorded."""
+    service = write_versions(folder, {}, {})
+    service.waiting()
+    metrics = ProcessMetrics(FRESH, "refresh")
+    metrics.register("refresh", RefreshMetrics(service))
+    metrics.set_identity()
+    return metrics
+
+
 class Scraped:
     """A Prometheus, and the queries that it has returned no data for."""
 
@@ -252,12 +269,14 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 20})
     with ExitStack() as stack:
         diverged_endpoint = stack.enter_context(serve_metrics(simulated_process(DIVERGED), 0, None, "127.0.0.1"))
+        fresh_endpoint = stack.enter_context(serve_metrics(refreshing_process(folder), 0, None, "127.0.0.1"))
         temporary = ExitStack()
         vanished_endpoint = stack.enter_context(temporary).enter_context(
             serve_metrics(simulated_process(VANISHED), 0, None, "127.0.0.1")
         )
         training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
-        config = config_of_test(metrics_address(training), **{DIVERGED: diverged_endpoint, VANISHED: vanished_endpoint})
+        endpoints = {DIVERGED: diverged_endpoint, VANISHED: vanished_endpoint, FRESH: fresh_endpoint}
+        config = config_of_test(metrics_address(training), **endpoints)
         answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)
         training.wait_for("checkpoint_saved")
         training.wait_for("epoch")
@@ -280,7 +299,7 @@ def test_run_variable_lists_runs_and_annotation_queries_are_valid(scraped: Scrap
         label = re.fullmatch(r"label_values\((\w+), (\w+)\)", run["query"]["query"])
         assert label is not None
         label_values = scraped.prometheus.ask(f"label/{label[2]}/values", **{"match[]": label[1]})
-        assert sorted(label_values) == sorted([DIVERGED, VANISHED, "planted"])
+        assert sorted(label_values) == sorted([DIVERGED, FRESH, VANISHED, "planted"])
     for query in annotations():
         query.ask(scraped.prometheus, run["allValue"], time.time() - 60, time.time(), SCRAPE_SECONDS)
 

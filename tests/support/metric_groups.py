@@ -45,6 +45,12 @@ JOB = {
     *("crossfade_role_slowdown_ratio", "crossfade_host_excluded"),
 }
 HOST = {"crossfade_running_roles"}
+REFRESH = {
+    *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures", "crossfade_refresh_waiting_files"),
+    *("crossfade_refresh_last_success_timestamp_seconds", "crossfade_refresh_versions_total"),
+    *("crossfade_refresh_version", "crossfade_refresh_newest_event_timestamp_seconds", "crossfade_refresh_last_result"),
+    *("crossfade_refresh_metric_before", "crossfade_refresh_metric_after", "crossfade_refresh_last_version_seconds"),
+}
 GROUPS = {
     "process": PROCESS,
     "training": TRAINING,
@@ -54,6 +60,7 @@ GROUPS = {
     "server": SERVER,
     "job": JOB,
     "host": HOST,
+    "refresh": REFRESH,
 }
 TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
 

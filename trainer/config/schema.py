@@ -250,6 +250,11 @@ class EvaluateConfig(Section):
         description="the same for test at the end of a run, and for every split in 'crossfade evaluate'; auto: ten "
         "times as many as auto is during training, and no fewer than max_queries",
     )
+    at_start: bool = Field(
+        False,
+        description="evaluate valid before the first step as well: how well the model that a warm start continues "
+        "ranks what is new; the report has it as valid_at_start",
+    )
 
     def excluded_from(self, split: SplitName) -> list[SplitName]:
         """Return the splits whose items a query's ranking on ``split`` leaves out."""

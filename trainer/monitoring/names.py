@@ -18,7 +18,7 @@ from typing import Literal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 PREFIX = "crossfade"
-ROLES = ("in-process", "coordinator", "agent", "scheduler", "server", "worker")
+ROLES = ("in-process", "coordinator", "agent", "scheduler", "server", "worker", "refresh")
 """The values of the label ``role``."""
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -87,6 +87,7 @@ GROUPS = {
     "server": "server",
     "job": "coordinator",
     "host": "coordinator, agent",
+    "refresh": "refresh",
 }
 """The processes that expose the metrics of a group."""
 
@@ -233,5 +234,59 @@ HOST_EXCLUDED = _metric(
     unit="1",
 )
 RUNNING_ROLES = _metric("host", "running_roles", "Roles that run on this agent's host.")
+
+REFRESH_ATTEMPTS = _metric(
+    "refresh", "refresh_attempts_total", "Attempts to refresh the model by result: succeeded or failed.", "result"
+)
+REFRESH_FAILURES = _metric("refresh", "refresh_consecutive_failures", "Attempts that failed since one succeeded.")
+REFRESH_LAST_SUCCESS = _metric(
+    "refresh",
+    "refresh_last_success_timestamp_seconds",
+    "Unix time when the last attempt that succeeded ended, also if there was nothing new.",
+)
+REFRESH_WAITING = _metric(
+    "refresh",
+    "refresh_waiting_files",
+    "Event files whose events are not in the version that is served, as counted by the last attempt.",
+    unit="files",
+)
+REFRESH_VERSIONS = _metric(
+    "refresh",
+    "refresh_versions_total",
+    "Versions by result: published, also if withdrawn since, or rejected.",
+    "result",
+)
+REFRESH_VERSION = _metric(
+    "refresh", "refresh_version", "Number of the version that is served; absent before the first.", unit="versions"
+)
+REFRESH_NEWEST_EVENT = _metric(
+    "refresh",
+    "refresh_newest_event_timestamp_seconds",
+    "Time of the newest event in the version that is served; absent unless timestamps are in seconds.",
+)
+REFRESH_LAST_RESULT = _metric(
+    "refresh",
+    "refresh_last_result",
+    "1 for the result of the last version, published, rejected or withdrawn; 0 for the others.",
+    "result",
+    unit="1",
+)
+REFRESH_BEFORE = _metric(
+    "refresh",
+    "refresh_metric_before",
+    "Metric of the model that the last version continued, on held-out new events, before it trained on new events.",
+    "metric",
+    unit="1",
+)
+REFRESH_AFTER = _metric(
+    "refresh",
+    "refresh_metric_after",
+    "The same of the last version, after it trained on new events.",
+    "metric",
+    unit="1",
+)
+REFRESH_SECONDS = _metric(
+    "refresh", "refresh_last_version_seconds", "Seconds that the last version took by stage: prepare or train.", "stage"
+)
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS

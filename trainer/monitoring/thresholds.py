@@ -27,3 +27,9 @@ LOCAL_PHASES = ("data", "sample", "gradients")
 """The phases of a step in which a worker does not wait for servers or other workers."""
 ROLE_ALERT_STATES = ("running", "backing_off", "waiting")
 """The states of a job in which a missing role is an alert."""
+REFRESH_FAILING_SECONDS = 1800.0
+"""Time for which attempts of ``crossfade refresh`` may fail while none succeeds."""
+STALE_EVENTS_SECONDS = 36 * 3600.0
+"""Maximum age of the newest event in the served version of a service."""
+MIN_REFRESH_METRIC_RATIO = 0.8
+"""Minimum ratio of the metric of the served model on new events to its average of the last days."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -115,20 +116,32 @@ class StandardInput:
 Source = RawFile | RemoteFile | StandardInput
 
 
+class NoMatchError(InputError):
+    """A glob matches no file."""
+
+
 def find_files(
-    option: str, patterns: Sequence[str | Path], file_format: Format | None, entity: str = ""
+    option: str,
+    patterns: Sequence[str | Path],
+    file_format: Format | None,
+    entity: str = "",
+    *,
+    may_be_none: bool = False,
 ) -> list[Source]:
     """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs) match, in order.
 
     The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option`` and, if it
-    has files of several ones, the ``entity``.
+    has files of several ones, the ``entity``. With ``may_be_none``, a glob may match nothing.
 
     Raises:
         InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
     """
     where = f"{entity} " if entity else ""
-    named = [(option_named(option, f"{where}{pattern}"), str(pattern)) for pattern in patterns]
-    return [file for option, pattern in named for file in _find(option, pattern, file_format)]
+    found: list[Source] = []
+    for pattern in patterns:
+        with suppress(NoMatchError) if may_be_none else nullcontext():
+            found += _find(option_named(option, f"{where}{pattern}"), str(pattern), file_format)
+    return found
 
 
 def infer_format(path: str) -> Format:
@@ -180,7 +193,7 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     # Path.glob rejects absolute patterns.
     found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
     if not found:
-        raise InputError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
+        raise NoMatchError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
     return found
 
 
@@ -200,7 +213,7 @@ def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, FoundFil
             raise InputError(f"{option}: no such object; check the key")
         found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
-        raise InputError(f"{option}: matches no object; check the pattern")
+        raise NoMatchError(f"{option}: matches no object; check the pattern")
     return [(bucket, match, listed) for match, listed in found]
 
 

@@ -38,6 +38,7 @@ from crossfade.trainer.embeddings.checkpoint_source import (
     locate_checkpoint,
     open_dataset_of,
 )
+from crossfade.trainer.embeddings.current_run import current_run
 from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
@@ -276,12 +277,13 @@ class OpenModel(Generic[Made]):
         self._resources.close()
 
     def _open(self) -> TrainedModel:
-        folder = Folder(self._source.source)
         with translate_storage_errors(self._source.source, unreachable=InputError):
+            location = current_run(self._source.source)
+            folder = Folder(location)
             if self._newest is None and not self._from_checkpoint and _has_embeddings(folder):
                 model = _open_embeddings(folder, self._change)
             else:
-                self._newest = self._newest or NewestCheckpoint(locate_checkpoint(self._source.source), self._log)
+                self._newest = self._newest or NewestCheckpoint(locate_checkpoint(location), self._log)
                 model = None
         if model is None:
             assert self._newest is not None
@@ -320,10 +322,11 @@ def source_fingerprint(location: str) -> str:
         CheckpointError: no checkpoint is complete, or storage does not answer.
         InputError: there is no model.
     """
-    folder = Folder(location)
     with translate_storage_errors(location):
+        location = current_run(location)
+        folder = Folder(location)
         if _has_embeddings(folder):
-            return EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()
+            return f"{folder.uri} {EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()}"
         with closing(NewestCheckpoint(locate_checkpoint(location), lambda _: None).open()) as checkpoint:
             return checkpoint.uri
 

@@ -86,6 +86,9 @@ class TrainLoop:
         It is finished after its epochs or steps, or when the valid split has shown no gain beyond its standard error
         for ``train.patience`` evaluations.
         """
+        if self.job.evaluate.at_start and state.step == 0:
+            evaluation = self._evaluated(state)
+            state.at_start = evaluation and evaluation.metrics
         timers = BatchTimers()
         source = self.batches.remaining(state, self.total_steps, timers)
         with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
@@ -155,10 +158,13 @@ class TrainLoop:
         if state.epoch_step == self.batches.steps_per_epoch:
             state.epoch, state.epoch_step = state.epoch + 1, 0
 
-    def _evaluate(self, state: TrainState) -> EvalMetrics | None:
+    def _evaluated(self, state: TrainState) -> Evaluation | None:
         self.hooks.on_event(PhaseEvent(name="evaluate", epoch=state.epochs, step=state.step))
         with state.timed("evaluate"):
-            evaluation = self.embeddings.evaluate()
+            return self.embeddings.evaluate()
+
+    def _evaluate(self, state: TrainState) -> EvalMetrics | None:
+        evaluation = self._evaluated(state)
         if evaluation is None:
             return None
         if state.record_evaluation(evaluation, self.job.evaluate.best_metric):

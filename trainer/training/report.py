@@ -61,6 +61,7 @@ def make_report(
         "name": job.name,
         "task": job.evaluate.task,
         "metrics": dict(metrics),
+        "valid_at_start": state.at_start,
         "best_epoch": state.best_epoch,
         "stopped_early": state.stopped_early,
         "advice": _advice(job, state),

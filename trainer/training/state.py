@@ -48,6 +48,7 @@ class TrainState:
         examples: examples of this worker in this epoch.
         examples_total: examples of all workers so far.
         loss_sum: sum of this worker's losses in this epoch.
+        at_start: metrics before the first step, if they were asked for.
         best: metrics of the best evaluation, after epoch ``best_epoch``.
         evals_since_best: evaluations since the last gain beyond its standard error.
         gained_from: sums of the metric by group of queries (``paired_gain.py``) in the evaluation with that gain.
@@ -66,6 +67,7 @@ class TrainState:
     examples: int = 0
     examples_total: int = 0
     loss_sum: float = 0.0
+    at_start: EvalMetrics | None = None
     best: EvalMetrics | None = None
     best_epoch: int | None = None
     evals_since_best: int = 0

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
 LABELS = {
     *("version", "python", "split", "metric", "phase", "table", "result", "array", "state", "process", "reason"),
-    *("host", "address"),
+    *("host", "address", "stage"),
 }
 UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
 

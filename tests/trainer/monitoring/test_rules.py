@@ -24,7 +24,7 @@ def test_documented_prometheus_configuration_is_valid(tmp_path: Path) -> None:
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
-    assert "19 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+    assert "23 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
 def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
@@ -56,6 +56,9 @@ def test_limits_in_the_rules_equal_the_thresholds() -> None:
         "CrossfadeSlowRole": rf"slowdown_ratio > {thresholds.MAX_ROLE_SLOWDOWN:g}\s",
         "CrossfadeMemoryNearLimit": rf"memory_limit_bytes < {thresholds.MIN_FREE_MEMORY_RATIO:g}\s",
         "CrossfadeGpuMemoryNearLimit": rf"gpu_memory_limit_bytes > {thresholds.MAX_GPU_MEMORY_RATIO:g}\s",
+        "CrossfadeRefreshFailing": rf"for: {thresholds.REFRESH_FAILING_SECONDS / 60:g}m\n",
+        "CrossfadeRefreshStale": rf"\[3d\]\)\) > {thresholds.STALE_EVENTS_SECONDS:g}\s",
+        "CrossfadeRefreshWorse": rf"metric_before\[7d\]\)\) < {thresholds.MIN_REFRESH_METRIC_RATIO:g}\s",
         "CrossfadeRoleDown": rf'job_state{{state=~"{"|".join(thresholds.ROLE_ALERT_STATES)}"}}',
     }
     alerts = {block.split("\n", 1)[0]: block for block in rules.split("- alert: ")[1:]}

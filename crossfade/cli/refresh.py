@@ -1,0 +1,194 @@
+"""``crossfade refresh``: keep a model fresh from event files that arrive, once or until it is stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, NoReturn
+
+from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named
+from crossfade.base.formatting import decimals, duration, local_time
+from crossfade.base.io.disk_errors import describe_disk_error
+from crossfade.base.options import option
+from crossfade.base.signals import stopper
+from crossfade.base.text import counted
+from crossfade.cli.command import as_command
+from crossfade.deploy.refresh.options import RefreshOptions
+from crossfade.terminal import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from crossfade.deploy.refresh.increment import RefreshedService
+    from crossfade.deploy.refresh.versions import VersionRecord
+
+_logger = logging.getLogger(__name__)
+_EXAMPLES = (
+    ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
+    ("crossfade refresh music.yaml --every 10m", "The same every ten minutes, until a signal arrives."),
+    ("crossfade serve services/music", "Serve the published version, and each later one as soon as it is there."),
+    ("crossfade refresh music.yaml --status", "Show the versions and what waits."),
+)
+_NOTES = """\
+SERVICE is a YAML file:
+
+  name: music
+  events: [s3://music/events/*/*.parquet]
+  prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
+  job: {train: {epochs: 20}}
+  increment_job: {train: {epochs: 1}}
+  publish_if: ndcg@10 >= 0.98 * last
+
+The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),
+customers and tracks keep their rows, and the model is trained on the new events and on a random choice of earlier ones
+(replay), by job with the keys of increment_job. Before that, the model that is served is judged by a sample of the new
+events, which no version is trained on; the new version is published if it meets publish_if on the same sample.
+Otherwise its events wait for the next file, and are taken again with it.
+
+Each file is taken once, by its name. A local file that is being written should have another name until it is complete.
+A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
+are served at intervals: docs/metrics.md.
+
+Exit codes: 0 a version was published, or there was nothing new; 1 the training failed, or a version was rejected;
+2 invalid input, such as an event file with faults. Whatever fails, the last version is served.
+"""
+
+
+class RefreshCommand(RefreshOptions):
+    """The options of the command."""
+
+    json_: bool = option(False, "print versions as JSON, a line each", group="output")
+
+
+@as_command(
+    "refresh",
+    "Keep a model fresh: take new event files, train on them, judge the result, and publish it.",
+    _EXAMPLES,
+    _NOTES,
+)
+def run(options: RefreshCommand) -> int:
+    """Take what is new, once or at intervals.
+
+    Raises:
+        CrossfadeError: a step failed; the last version is served.
+    """
+    from crossfade.deploy.refresh.increment import RefreshedService
+    from crossfade.deploy.refresh.service_file import load_service
+
+    with closing(RefreshedService(load_service(options.service))) as service:
+        if options.status:
+            _print_status(service, as_json=options.json_)
+            return 0
+        if options.every is not None:
+            _refresh_at_intervals(service, options, options.every)
+        return _refresh(service, options)
+
+
+def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, seconds: float) -> NoReturn:
+    """Take what is new at intervals of ``seconds``, and serve metrics.
+
+    Raises:
+        StopSignal: a signal arrived.
+        InputError: the metrics cannot be served at their address.
+    """
+    from crossfade.deploy.cluster.process_metrics import process_metrics
+    from crossfade.deploy.refresh.metrics import RefreshMetrics
+    from crossfade.trainer.monitoring.http import serve_metrics
+
+    metrics, of_process = RefreshMetrics(service), process_metrics(service.config.name, "refresh")
+    of_process.register("refresh", metrics)
+    of_process.state = metrics.state
+    of_process.set_identity()
+    source = option_named("metrics_port")
+    with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
+        if listener.address is not None:
+            _logger.info(f"metrics: http://{listener.address}/metrics")
+        while True:
+            began = time.monotonic()
+            try:
+                with metrics.attempt():
+                    _refresh(service, options)
+            except (CrossfadeError, OSError) as error:
+                _report(service, error)
+            _wait(began + seconds)
+
+
+def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
+    from crossfade.display import progress_bars
+
+    with stopper.deferred(), progress_bars() as bars:
+        record = service.refresh(bars, lambda: stopper.number is not None, publish=options.publish)
+    if record is None:
+        stopper.check("the same command continues")
+        if options.every is None and not options.json_:
+            print_line("no new event files")
+        return 0
+    if options.json_:
+        print_line(record.model_dump_json(), flush=True)
+    else:
+        print_line(_describe(record), flush=True)
+    stopper.check()
+    return int(record.status == "rejected")
+
+
+def _wait(until: float) -> None:
+    """Wait until that time of the monotonic clock.
+
+    Raises:
+        StopSignal: a signal arrived.
+    """
+    while (left := until - time.monotonic()) > 0:
+        stopper.check()
+        time.sleep(min(left, 0.5))
+
+
+def _describe(record: VersionRecord) -> str:
+    """Describe a version that was decided on in a line."""
+    took = duration(sum(record.seconds.values()))
+    metric = f"{record.metric} {decimals(record.after)}"
+    if record.before is not None:
+        metric += f", {decimals(record.before)} before"
+    line = f"version {record.number} {record.status}: {counted(record.events, 'new event')} of "
+    return f"{line}{counted(len(record.files), 'file')}, {metric}, {took}"
+
+
+def _report(service: RefreshedService, error: CrossfadeError | OSError) -> None:
+    """Report a failed attempt of several, and what is served meanwhile."""
+    message = error.worded(as_typed) if isinstance(error, CrossfadeError) else describe_disk_error(error)
+    try:
+        current = service.versions.current
+        served = "no version is published yet" if current is None else f"version {current.number} is still served"
+    except InputError:  # a damaged record, which is the error that is reported
+        served = "the last version is still served"
+    _logger.error(f"{message}; {served}, and the next attempt follows")
+
+
+def _print_status(service: RefreshedService, *, as_json: bool) -> None:
+    versions, waiting = service.versions, service.waiting()
+    current = versions.current
+    if as_json:
+        print_json(
+            {
+                "current": None if current is None else current.number,
+                "versions": [json.loads(record.model_dump_json()) for record in versions.records],
+                "waiting": [str(file) for file in waiting],
+            }
+        )
+        return
+    rows = [["version", "decided", "status", "events", "files", "metric", "before", "after", "took"]]
+    rows += [
+        [
+            str(record.number),
+            local_time(record.decided),
+            "served" if record == current else record.status,
+            f"{record.events:,}",
+            f"{len(record.files):,}",
+            record.metric,
+            decimals(record.before),
+            decimals(record.after),
+            duration(sum(record.seconds.values())),
+        ]
+        for record in versions.records
+    ]
+    print_table(rows)
+    print_line(f"{counted(len(waiting), 'file')} of events {'waits' if len(waiting) == 1 else 'wait'}")

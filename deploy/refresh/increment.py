@@ -1,0 +1,294 @@
+"""Take new events into a service: plan, prepare, train, judge, publish, and clean up; each step resumes after a kill.
+
+    with closing(RefreshedService(load_service(path))) as service:
+        record = service.refresh(progress, stop_requested=lambda: False)      # None: there was nothing new
+
+What an increment takes is written before anything is done with it (``plan.json``), and every later step is
+deterministic or replaces its result atomically, so a service that was killed at any moment ends with the bytes of one
+that was not. A file is taken by its URI, once: into the version that is published with its events. A failed step leaves
+the plan and the version that is served.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from crossfade.base.errors import ClusterError, InputError, OptionError
+from crossfade.base.io.durable_file import create_folder, replace_file
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
+from crossfade.base.options import alternatives
+from crossfade.deploy.refresh.service_file import Guard, ServiceConfig
+from crossfade.deploy.refresh.versions import PLAN_FILE, EventFile, Plan, ServiceVersions, VersionRecord
+from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.input_files import RawFile, Source, find_files
+from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.runs.run_folder import JOB_FILE
+from crossfade.trainer.runs.shown_metrics import error_of
+
+_logger = logging.getLogger(__name__)
+StopRequested = Callable[[], bool]
+
+
+class RefreshedService:
+    """A service whose versions this process makes."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config, self.folder = config, config.path
+        self.versions = ServiceVersions(self.folder)
+        self.waiting_files: int | None = None
+        """How many files waited when that was last counted."""
+        self._metric = config.metric()
+        self._process = TrialProcess()
+
+    def close(self) -> None:
+        """End the process that trains."""
+        self._process.close()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from changing the service while the context lasts.
+
+        Raises:
+            InputError: one is changing it.
+        """
+        create_folder(self.folder)
+        with path_lock(self.folder / LOCK_NAME, str(self.folder)):
+            self.versions = ServiceVersions(self.folder)
+            self.versions.repair()
+            yield
+
+    def waiting(self) -> list[Source]:
+        """Return the event files whose events are not in the current version, the oldest name first.
+
+        Raises:
+            InputError: storage does not answer, or a file has no known format.
+        """
+        taken, found = self.versions.taken(), []
+        settled = time.time() - self.config.settle_seconds
+        for file in find_files("events", self.config.events, self.config.prepare.get("format"), may_be_none=True):
+            if (known := taken.get(_uri(file))) is None:
+                if not isinstance(file, RawFile) or file.path.stat().st_mtime <= settled:
+                    found.append(file)
+            elif known.version != _version(file):
+                _warn_of_change(known.uri)
+        self.waiting_files = len(found)
+        return found
+
+    def refresh(
+        self, progress: ProgressReporter, stop_requested: StopRequested, *, publish: bool = False
+    ) -> VersionRecord | None:
+        """Take the events that wait into a new version, and return it; None: none wait, or a stop was requested.
+
+        With ``publish``, it is published whatever its metric is.
+
+        Raises:
+            InputError: an event file or an option is invalid, or another process changes the service.
+            ClusterError: the training failed.
+            CrossfadeError: there is not enough memory or disk space.
+        """
+        with self.locked():
+            self._compact(progress)
+            plan = self._plan(again=publish)
+            if plan is None:
+                return None
+            seconds: dict[str, float] = {}
+            with _timed(seconds, "prepare"):
+                manifest = self._prepare(plan, progress)
+            with _timed(seconds, "train"):
+                report = self._train(plan, progress, stop_requested)
+            if report is None:
+                return None
+            record = self._decide(plan, manifest, report, seconds, publish=publish)
+            self.versions.write(record)
+            if record.status == "rejected":
+                self.versions.discard(record.number)
+                return record
+            (self.folder / PLAN_FILE).unlink(missing_ok=True)
+            self._compact(progress)
+            self.versions.clean(self.config.keep_versions)
+        return record
+
+    def _plan(self, *, again: bool) -> Plan | None:
+        """Return what the next version takes: as it was planned, unless its files have changed since.
+
+        Events of a version that was rejected or withdrawn are taken once more with the first file that it did not have,
+        or if they are to be published ``again``.
+        """
+        current = self.versions.current
+        base = None if current is None else current.number
+        plan = self.versions.plan()
+        is_prepared = plan is not None and (self.versions.data_path(plan.number) / FILE_NAME).exists()
+        if plan is not None and is_prepared and (plan.number, plan.base) == (self.versions.next_number, base):
+            return plan
+        files = [EventFile(uri=_uri(file), version=_version(file), bytes=file.bytes) for file in self.waiting()]
+        last = self.versions.records[-1] if self.versions.records else None
+        is_same = last is not None and last.status != "published" and set(last.files) >= set(files)
+        if not files or (is_same and not again):
+            return None
+        number = self.versions.next_number
+        found = Plan(number=number, base=base, files=files)
+        if found != plan:
+            self.versions.discard(number)
+            self.versions.write_plan(found)
+        return found
+
+    def _prepare(self, plan: Plan, progress: ProgressReporter) -> DatasetManifest:
+        """Prepare the dataset of the new events, unless that was done.
+
+        Raises:
+            InputError: a file is invalid, or was changed while it was read.
+        """
+        out, base = self.versions.data_path(plan.number), None
+        if (out / FILE_NAME).exists():
+            return read_manifest(Folder(str(out)))
+        if plan.base is not None:
+            base = str(self.versions.base_path(plan.base))
+        files = [file.uri for file in plan.files]
+        manifest = prepare(self.config.prepare_options(files, out, base), progress)
+        found = {_uri(file): _version(file) for file in find_files("events", files, self.config.prepare.get("format"))}
+        for file in plan.files:
+            if found[file.uri] != file.version:
+                shutil.rmtree(out)
+                raise InputError(
+                    f"{file.uri}: was changed while it was read; write event files under another name first, and "
+                    "rename them when they are complete"
+                )
+        return manifest
+
+    def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
+        """Train the version, or resume that, and return its report; None if a stop was requested.
+
+        Raises:
+            ClusterError: the training failed.
+        """
+        replace_file(self.folder / JOB_FILE, self.config.job_text().encode())
+        run = TrialRun(self.folder, self.versions.run_path(plan.number).name, self._process)
+        if run.is_finished:
+            return run.report()
+        data = self.versions.data_path(plan.number).absolute()
+        settings = [f"data.path={json.dumps(str(data))}", "train.save_embeddings=best"]
+        if plan.base is not None:
+            checkpoints = self.versions.run_path(plan.base).absolute() / "checkpoints"
+            settings += ["evaluate.at_start=true", f"checkpoint.warm_start_from={json.dumps(str(checkpoints))}"]
+            settings += self.config.increment_settings()
+        progress.phase("train", None, "epoch")
+        ended = 0
+
+        def watch(epochs: list[EpochRecord]) -> bool:
+            nonlocal ended
+            newest = max([ended, *(epoch["epoch"] for epoch in epochs)])
+            progress.advance(newest - ended)
+            ended = newest
+            return stop_requested()
+
+        code = run.train(settings, watch)
+        if code == 0:
+            return run.report()
+        if stop_requested():
+            return None
+        raise ClusterError(f"version {plan.number}: the training failed: {run.describe_failure()}")
+
+    def _decide(
+        self,
+        plan: Plan,
+        manifest: DatasetManifest,
+        report: dict[str, Any],
+        seconds: dict[str, float],
+        *,
+        publish: bool,
+    ) -> VersionRecord:
+        """Return the record of the version that was trained: whether it may be published, and what it took."""
+        start, valid = report["valid_at_start"] or {}, report["metrics"].get("valid", {})
+        before = start.get(self._metric) if start.get("queries") else None  # no query: 0, and not a metric
+        after = valid.get(self._metric)
+        fails = _fails(self.config.guard, before, after, valid.get(error_of(self._metric), 0.0))
+        newest = manifest.source.get("last_timestamp")
+        return VersionRecord(
+            number=plan.number,
+            status="rejected" if fails and not publish else "published",
+            base=plan.base,
+            files=plan.files,
+            events=sum(split.rows for split in manifest.splits.values()),
+            newest=newest if isinstance(newest, int) else None,
+            metric=self._metric,
+            before=before,
+            after=after,
+            decided=time.time(),
+            seconds=seconds,
+        )
+
+    def _compact(self, progress: ProgressReporter) -> None:
+        """Merge the datasets of the current version into one, if they have become many."""
+        out = self.versions.compaction(self.config.compact_after)
+        if out is not None:
+            from crossfade.trainer.prepare.compact import compact
+
+            from crossfade.trainer.prepare.options import CompactOptions
+
+            assert self.versions.current is not None
+            data = str(self.versions.data_path(self.versions.current.number))
+            resources = {name: value for name, value in self.config.prepare.items() if name in _RESOURCES}
+            compact(CompactOptions.of(data=data, out=str(out), **resources), progress)
+
+    def roll_back(self, to: int | None) -> list[int]:
+        """Publish an earlier version again, the one before the current or ``to``; return the versions withdrawn.
+
+        Raises:
+            InputError: there is no such version.
+        """
+        with self.locked():
+            earlier = [record.number for record in self.versions.published[:-1]]
+            kept = [number for number in earlier if self.versions.run_path(number).exists()]
+            if not kept:
+                raise InputError(f"{self.folder}: has no earlier version to return to")
+            if to is not None and to not in kept:
+                raise OptionError(
+                    "to", found=to, problem="is no earlier version that is kept", expected=alternatives(kept)
+                )
+            withdrawn = self.versions.withdraw(kept[-1] if to is None else to)
+            for number in withdrawn:
+                self.versions.discard(number)
+        return withdrawn
+
+
+def _fails(guard: Guard | None, before: float | None, after: float | None, error: float) -> bool:
+    """Return whether the metric of a version falls short of ``guard`` by more than its standard ``error``."""
+    if guard is None or before is None or after is None:
+        return False
+    return after + error < guard.share * before
+
+
+_RESOURCES = {"memory", "threads", "work_dir"}
+_warned: set[str] = set()
+
+
+def _warn_of_change(uri: str) -> None:
+    if uri not in _warned:
+        _warned.add(uri)
+        _logger.warning(
+            f"{uri}: has changed since its events were taken, and is not read again; give further events another name"
+        )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - begin, 3)
+
+
+def _uri(file: Source) -> str:
+    return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
+
+
+def _version(file: Source) -> str:
+    return json.dumps(file.version())

@@ -1,0 +1,197 @@
+"""The file of a service: where its events arrive, how they are prepared, what is trained, and when it is published.
+
+config = load_service(Path("music.yaml"))
+config.prepare_options(files, out, base)        # options of prepare for one increment
+config.job_text()                               # the job file of its versions
+
+name: music
+events: [s3://music/events/*/*.parquet]
+prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
+job: {train: {epochs: 20}}
+increment_job: {train: {epochs: 1}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from crossfade.base.errors import InputError, OptionError, as_typed, command
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.options import Integer
+from crossfade.base.validation import format_validation_error
+from crossfade.trainer.config.loading import make_job, parse_job_text
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import Section
+from crossfade.trainer.prepare.options import PrepareOptions
+
+_MAX_BYTES = 1 << 16
+_SET_BY_REFRESH = {"train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"}
+"""Options of prepare that a service itself decides."""
+_KEYS_OF_REFRESH = ("name", "data.path", "evaluate.at_start", "train.save_embeddings")
+"""Keys of the job that a service itself decides."""
+_CONDITION = re.compile(r"\s*([a-z_]+@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
+
+
+class Guard(NamedTuple):
+    """The condition under which a version is published: ``metric`` on valid is at least ``share`` of the last one's."""
+
+    metric: str
+    share: float
+
+    @staticmethod
+    def parse(text: str) -> Guard:
+        """Parse text such as ``ndcg@10 >= 0.98 * last``.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        found = _CONDITION.fullmatch(text)
+        if found is None:
+            raise ValueError(f"expected a condition such as 'ndcg@10 >= 0.98 * last', but found '{text:.100}'")
+        return Guard(found[1], float(found[2]))
+
+    def __str__(self) -> str:
+        """Return the condition as it is written."""
+        return f"{self.metric} >= {self.share:g} * last"
+
+
+class ServiceConfig(Section):
+    """The file of a service."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(description="name of the service")
+    folder: str | None = Field(None, description="local folder of its datasets and versions; default: services/NAME")
+    events: Annotated[list[str], Field(min_length=1)] = Field(
+        description="event files: paths, s3:// addresses, and patterns (* ? [] **); each file is taken once"
+    )
+    prepare: dict[str, Any] = Field(
+        default_factory=dict, description="options of prepare by name; base is the dataset that the first one extends"
+    )
+    job: dict[str, Any] = Field(default_factory=dict, description="keys of a job file, for every version")
+    increment_job: dict[str, Any] = Field(
+        default_factory=lambda: {"train": {"epochs": 1}},
+        description="keys that replace those of job in versions that continue an earlier one",
+    )
+    replay: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.5, description="earlier interactions to train on again, for each new one"
+    )
+    publish_if: str | None = Field(
+        "ndcg@10 >= 0.98 * last",
+        description="publish a version unless a metric on the new events that were held out is below this share of "
+        "what the model that it continues reaches on them, by more than its standard error; null: always",
+    )
+    settle_seconds: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="leave a local file for the next time if it was written less than this before"
+    )
+    keep_versions: Annotated[Integer, Field(ge=2)] = Field(3, description="published versions to keep for a rollback")
+    compact_after: Annotated[Integer, Field(ge=1)] | None = Field(
+        24, description="merge the datasets of so many increments into one; null: never"
+    )
+
+    @field_validator("publish_if")
+    @classmethod
+    def _check_condition(cls, text: str | None) -> str | None:
+        if text is not None:
+            Guard.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ServiceConfig:
+        for name in sorted(_SET_BY_REFRESH & self.prepare.keys()):
+            raise ValueError(f"prepare.{name}: a service decides it; leave it out")
+        for section in ("job", "increment_job"):
+            given = dict(flattened(getattr(self, section)))
+            for key in _KEYS_OF_REFRESH:
+                if key in given:
+                    raise ValueError(f"{section}.{key}: a service decides it; leave it out")
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The folder of the service."""
+        return Path(self.folder or f"services/{self.name}")
+
+    @property
+    def guard(self) -> Guard | None:
+        """The condition under which versions are published; None: always."""
+        return None if self.publish_if is None else Guard.parse(self.publish_if)
+
+    def metric(self) -> str:
+        """Return the metric by which versions are judged: that of the condition, or by which epochs are chosen."""
+        guard = self.guard
+        return guard.metric if guard is not None else make_job(self.job_text(), "job").evaluate.best_metric
+
+    def prepare_options(self, files: Sequence[str], out: Path, base: str | None) -> PrepareOptions:
+        """Return the options that prepare ``files`` as an increment of the dataset ``base``; None: as the first.
+
+        Raises:
+            OptionError: one is invalid.
+        """
+        given: dict[str, Any] = {**self.prepare, "train": files, "out": str(out)}
+        return PrepareOptions.of(**(given if base is None else {**given, "base": base}))
+
+    def job_text(self) -> str:
+        """Return the job file of the first version, without its dataset."""
+        return json.dumps({**self.job, "name": self.name, "data": {**self.job.get("data", {}), "path": "."}})
+
+    def increment_settings(self) -> list[str]:
+        """Return what replaces keys of the job in versions that continue an earlier one, as ``KEY=VALUE``."""
+        return [f"{key}={json.dumps(value)}" for key, value in flattened(self.increment_job)]
+
+    def check(self, source: str) -> JobConfig:
+        """Check the job, also of increments, and the options of prepare; return the job.
+
+        Raises:
+            InputError: a key or an option is invalid.
+        """
+        job = make_job(self.job_text(), f"{source}: job")
+        increment = make_job(self.job_text(), f"{source}: increment_job", self.increment_settings())
+        guard = self.guard
+        if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
+            raise InputError(
+                f"{source}: publish_if: the job does not evaluate {guard.metric}; add its cutoff to evaluate.k, now "
+                f"{increment.evaluate.k}"
+            )
+        try:
+            self.prepare_options(["events"], Path("out"), None)
+        except OptionError as error:
+            raise InputError(f"{source}: prepare: {error.worded(as_typed)}") from error
+        return job
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their keys, joined by dots."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def load_service(path: Path) -> ServiceConfig:
+    """Read and check the file of a service.
+
+    Raises:
+        InputError: it is missing, or not the file of a service; the message names the key.
+    """
+    try:
+        text = read_regular(path, _MAX_BYTES).decode()
+    except FileNotFoundError:
+        shown = command("refresh", help=True)
+        raise InputError(f"{path}: no such file; expected the YAML file of a service: {shown} has one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    values = parse_job_text(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not the file of a service: expected keys such as 'name:' and 'events:'")
+    try:
+        config = ServiceConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {format_validation_error(error, root='the file', show_input=True)}") from error
+    config.check(str(path))
+    return config

@@ -1,0 +1,219 @@
+"""The versions of a service: which events each has taken, whether it was published, and which one is served.
+
+    versions = ServiceVersions(Path("services/music"))
+    versions.current                                # the newest published version that was not withdrawn
+    versions.write(record)                          # a version that was decided on
+    versions.withdraw(after=11)                     # a rollback
+
+    FOLDER/  current.json  job.yaml  plan.json  version-000012.json  version-000012.log
+             version-000012/ (its run)  version-000012-data/  version-000012-compacted/
+
+A version is published by one atomic step, the file of its record; ``current.json``, which servers follow, is derived
+from the records, and written again if a process was killed in between. The events of versions that were rejected or
+withdrawn count as not taken.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.folder import Folder
+from crossfade.base.json_text import validate_json
+from crossfade.trainer.data.lineage import open_bases
+from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
+from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
+
+PLAN_FILE = "plan.json"
+Status = Literal["published", "rejected", "withdrawn"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventFile(_Record):
+    """A file of events: where it is, and a text that differs if it was replaced or changed."""
+
+    uri: str
+    version: str
+    bytes: int
+
+
+class Plan(_Record):
+    """What the next version takes: its number, the version that it continues, and its files."""
+
+    number: int
+    base: int | None
+    files: list[EventFile]
+
+
+class VersionRecord(_Record):
+    """A version that was decided on.
+
+    Attributes:
+        number: its number, from 1.
+        status: whether it was published, failed the guard, or was withdrawn by a rollback.
+        base: the version that it continues; None for the first.
+        files: the event files that it took.
+        events: interactions of its new events, of all splits.
+        newest: the time of its newest event, in the unit of the timestamps; None without timestamps.
+        metric: the metric by which it was judged, on the new events that were held out.
+        before: that of the version that it continues, before it was trained on them; None if there was none.
+        after: its own; None if nothing was held out.
+        decided: when it was decided on, in Unix time.
+        seconds: how long each stage took.
+    """
+
+    number: int
+    status: Status
+    base: int | None
+    files: list[EventFile]
+    events: int
+    newest: int | None
+    metric: str
+    before: float | None
+    after: float | None
+    decided: float
+    seconds: dict[str, float]
+
+
+class ServiceVersions:
+    """The versions in the folder of a service, of which one process at a time writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def records(self) -> list[VersionRecord]:
+        """All versions that were decided on, the oldest first.
+
+        Raises:
+            InputError: a record was damaged.
+        """
+        return [read_record(path) for path in self.record_paths()]
+
+    def record_paths(self) -> list[Path]:
+        """Return the files of the records, the oldest first."""
+        return sorted(self.folder.glob(f"{_name('[0-9]' * 6)}.json"))
+
+    @property
+    def published(self) -> list[VersionRecord]:
+        """The published versions that were not withdrawn, the oldest first."""
+        return [record for record in self.records if record.status == "published"]
+
+    @property
+    def current(self) -> VersionRecord | None:
+        """The version that is served; None before the first."""
+        return self.published[-1] if self.published else None
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next version, which no earlier one had."""
+        return self.records[-1].number + 1 if self.records else 1
+
+    def taken(self) -> dict[str, EventFile]:
+        """Return the files whose events are in the current version, by URI."""
+        return {file.uri: file for record in self.published for file in record.files}
+
+    def plan(self) -> Plan | None:
+        """Return what the next version takes, if that was planned."""
+        path = self.folder / PLAN_FILE
+        return validate_json(Plan, path.read_bytes()) if path.exists() else None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write what the next version takes."""
+        replace_file(self.folder / PLAN_FILE, plan.model_dump_json(indent=1).encode())
+
+    def discard(self, number: int) -> None:
+        """Delete what a version that is not published has left, but its log and its record."""
+        for path in (self.run_path(number), self.data_path(number), self._compacted_path(number)):
+            shutil.rmtree(path, ignore_errors=True)
+        plan = self.plan()
+        if plan is not None and plan.number == number:
+            (self.folder / PLAN_FILE).unlink()
+
+    def write(self, record: VersionRecord) -> None:
+        """Write the record of a version, which publishes it if that is its status."""
+        replace_file(self.folder / f"{_name(record.number)}.json", record.model_dump_json(indent=1).encode())
+        self.__dict__.pop("records", None)
+        self.repair()
+
+    def withdraw(self, after: int) -> list[int]:
+        """Withdraw the published versions after the version ``after``, the newest first; return their numbers."""
+        withdrawn = [record for record in reversed(self.published) if record.number > after]
+        for record in withdrawn:
+            self.write(record.model_copy(update={"status": "withdrawn"}))
+        return [record.number for record in withdrawn]
+
+    def repair(self) -> None:
+        """Let servers follow the current version, also if a process was killed before it wrote that."""
+        if self.current is None:
+            return
+        current = CurrentRun(version=self.current.number, run=_name(self.current.number))
+        path, data = self.folder / CURRENT_FILE, current.model_dump_json().encode()
+        if not path.exists() or path.read_bytes() != data:
+            replace_file(path, data)
+
+    def run_path(self, number: int) -> Path:
+        """Return the run folder of a version."""
+        return self.folder / _name(number)
+
+    def data_path(self, number: int) -> Path:
+        """Return the dataset of the new events of a version."""
+        return self.folder / f"{_name(number)}-data"
+
+    def base_path(self, number: int) -> Path:
+        """Return the dataset that extends it with the next events: its own, or all of its chain in one."""
+        compacted = self._compacted_path(number)
+        return compacted if (compacted / FILE_NAME).exists() else self.data_path(number)
+
+    def _compacted_path(self, number: int) -> Path:
+        return self.folder / f"{_name(number)}-compacted"
+
+    def compaction(self, after: int | None) -> Path | None:
+        """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
+        if after is None or self.current is None or (folder := self.base_path(self.current.number)) is None:
+            return None
+        bases = open_bases(Folder(str(folder)), read_manifest(Folder(str(folder))))
+        return self._compacted_path(self.current.number) if len(bases) >= after else None
+
+    def clean(self, keep: int) -> None:
+        """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to."""
+        kept = [record.number for record in self.published[-keep:]]
+        needed = {path.resolve() for number in kept for path in self._datasets(number)}
+        for path in self.folder.glob(f"{_name('[0-9]' * 6)}*"):
+            number = int(path.name.split("-")[1].partition(".")[0])
+            if not path.is_dir() or number in kept or number >= self.next_number or path.resolve() in needed:
+                continue
+            shutil.rmtree(path)
+
+    def _datasets(self, number: int) -> Iterator[Path]:
+        """Yield the datasets that a version or its successors read."""
+        for path in {self.data_path(number), self.base_path(number)}:
+            folder = Folder(str(path))
+            yield path
+            yield from (base.folder.path for base in open_bases(folder, read_manifest(folder)) if base.folder.path)
+
+
+def read_record(path: Path) -> VersionRecord:
+    """Read the record of a version.
+
+    Raises:
+        InputError: it was damaged.
+    """
+    try:
+        return validate_json(VersionRecord, path.read_bytes())
+    except (ValueError, ValidationError) as error:
+        raise InputError(f"{path}: is not the record of a version: {error}; restore it") from error
+
+
+def _name(number: int | str) -> str:
+    return f"version-{number:06}" if isinstance(number, int) else f"version-{number}"
