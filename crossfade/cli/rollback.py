@@ -31,6 +31,6 @@ def run(options: RollbackOptions) -> int:
     with closing(RefreshedService(load_service(options.service))) as service:
         withdrawn = service.roll_back(options.to)
         current = service.versions.current
-    names = ", ".join(map(str, sorted(withdrawn)))
+    names = ", ".join(map(str, sorted(withdrawn))) or "none"
     print_line(f"withdrawn: {names}; version {current.number if current else 'none'} is served")
     return 0

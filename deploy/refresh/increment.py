@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,9 @@ from crossfade.deploy.refresh.versions import PLAN_FILE, EventFile, Plan, Servic
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.compact import compact
 from crossfade.trainer.prepare.input_files import RawFile, Source, find_files
+from crossfade.trainer.prepare.options import CompactOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE
 from crossfade.trainer.runs.shown_metrics import error_of
@@ -74,7 +75,7 @@ class RefreshedService:
         """
         taken, found = self.versions.taken(), []
         settled = time.time() - self.config.settle_seconds
-        for file in find_files("events", self.config.events, self.config.prepare.get("format"), may_be_none=True):
+        for file in self._found():
             if (known := taken.get(_uri(file))) is None:
                 if not isinstance(file, RawFile) or file.path.stat().st_mtime <= settled:
                     found.append(file)
@@ -126,13 +127,10 @@ class RefreshedService:
         current = self.versions.current
         base = None if current is None else current.number
         plan = self.versions.plan()
-        is_prepared = plan is not None and (self.versions.data_path(plan.number) / FILE_NAME).exists()
-        if plan is not None and is_prepared and (plan.number, plan.base) == (self.versions.next_number, base):
+        if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
             return plan
         files = [EventFile(uri=_uri(file), version=_version(file), bytes=file.bytes) for file in self.waiting()]
-        last = self.versions.records[-1] if self.versions.records else None
-        is_same = last is not None and last.status != "published" and set(last.files) >= set(files)
-        if not files or (is_same and not again):
+        if not files or (self.versions.tried() >= set(files) and not again):
             return None
         number = self.versions.next_number
         found = Plan(number=number, base=base, files=files)
@@ -148,21 +146,24 @@ class RefreshedService:
             InputError: a file is invalid, or was changed while it was read.
         """
         out, base = self.versions.data_path(plan.number), None
-        if (out / FILE_NAME).exists():
-            return read_manifest(Folder(str(out)))
-        if plan.base is not None:
-            base = str(self.versions.base_path(plan.base))
-        files = [file.uri for file in plan.files]
-        manifest = prepare(self.config.prepare_options(files, out, base), progress)
-        found = {_uri(file): _version(file) for file in find_files("events", files, self.config.prepare.get("format"))}
-        for file in plan.files:
-            if found[file.uri] != file.version:
-                shutil.rmtree(out)
-                raise InputError(
-                    f"{file.uri}: was changed while it was read; write event files under another name first, and "
-                    "rename them when they are complete"
-                )
-        return manifest
+        if not (out / FILE_NAME).exists():
+            if plan.base is not None:
+                base = str(self.versions.base_path(plan.base))
+            prepare(self.config.prepare_options([file.uri for file in plan.files], out, base), progress)
+        if not plan.is_read:
+            found = {_uri(file): _version(file) for file in self._found()}
+            for file in plan.files:
+                if found.get(file.uri) != file.version:
+                    self.versions.discard(plan.number)
+                    raise InputError(
+                        f"{file.uri}: was changed while it was read; write event files under another name first, and "
+                        "rename them when they are complete"
+                    )
+            self.versions.write_plan(plan.model_copy(update={"is_read": True}))
+        return read_manifest(Folder(str(out)))
+
+    def _found(self) -> list[Source]:
+        return find_files("events", self.config.events, self.config.prepare.get("format"), may_be_none=True)
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.
@@ -170,16 +171,16 @@ class RefreshedService:
         Raises:
             ClusterError: the training failed.
         """
-        replace_file(self.folder / JOB_FILE, self.config.job_text().encode())
-        run = TrialRun(self.folder, self.versions.run_path(plan.number).name, self._process)
-        if run.is_finished:
-            return run.report()
+        run = TrialRun(self.folder.absolute(), self.versions.run_path(plan.number).name, self._process)
         data = self.versions.data_path(plan.number).absolute()
         settings = [f"data.path={json.dumps(str(data))}", "train.save_embeddings=best"]
         if plan.base is not None:
             checkpoints = self.versions.run_path(plan.base).absolute() / "checkpoints"
             settings += ["evaluate.at_start=true", f"checkpoint.warm_start_from={json.dumps(str(checkpoints))}"]
             settings += self.config.increment_settings()
+        self._start_over_if_changed(plan, [self.config.job_text(), *settings], run)
+        if run.is_finished:
+            return run.report()
         progress.phase("train", None, "epoch")
         ended = 0
 
@@ -196,6 +197,14 @@ class RefreshedService:
         if stop_requested():
             return None
         raise ClusterError(f"version {plan.number}: the training failed: {run.describe_failure()}")
+
+    def _start_over_if_changed(self, plan: Plan, job: list[str], run: TrialRun) -> None:
+        """Discard a training that was started with another job: the file of the service has been edited since."""
+        known = self.versions.plan()
+        if known is None or known.job != job:
+            run.discard()
+            replace_file(self.folder / JOB_FILE, self.config.job_text().encode())
+            self.versions.write_plan(plan.model_copy(update={"is_read": True, "job": job}))
 
     def _decide(
         self,
@@ -230,10 +239,6 @@ class RefreshedService:
         """Merge the datasets of the current version into one, if they have become many."""
         out = self.versions.compaction(self.config.compact_after)
         if out is not None:
-            from crossfade.trainer.prepare.compact import compact
-
-            from crossfade.trainer.prepare.options import CompactOptions
-
             assert self.versions.current is not None
             data = str(self.versions.data_path(self.versions.current.number))
             resources = {name: value for name, value in self.config.prepare.items() if name in _RESOURCES}
@@ -246,6 +251,8 @@ class RefreshedService:
             InputError: there is no such version.
         """
         with self.locked():
+            if to is not None and self.versions.current is not None and to == self.versions.current.number:
+                return []  # such as after a rollback that was killed when it was almost complete
             earlier = [record.number for record in self.versions.published[:-1]]
             kept = [number for number in earlier if self.versions.run_path(number).exists()]
             if not kept:

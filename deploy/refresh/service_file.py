@@ -8,7 +8,7 @@ name: music
 events: [s3://music/events/*/*.parquet]
 prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
 job: {train: {epochs: 20}}
-increment_job: {train: {epochs: 1}}
+increment_job: {train: {epochs: 5}}
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
-from crossfade.base.errors import InputError, OptionError, as_typed, command
+from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
@@ -33,9 +34,10 @@ from crossfade.trainer.prepare.options import PrepareOptions
 _MAX_BYTES = 1 << 16
 _SET_BY_REFRESH = {"train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"}
 """Options of prepare that a service itself decides."""
-_KEYS_OF_REFRESH = ("name", "data.path", "evaluate.at_start", "train.save_embeddings")
-"""Keys of the job that a service itself decides."""
-_CONDITION = re.compile(r"\s*([a-z_]+@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
+_KEYS_OF_REFRESH = ("name", "data.path", "checkpoint.path", "evaluate.at_start", "train.save_embeddings")
+"""Keys of the job that a service itself decides, and in versions that continue another ``checkpoint.warm_start_from``.
+"""
+_CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
 
 
 class Guard(NamedTuple):
@@ -53,7 +55,10 @@ class Guard(NamedTuple):
         """
         found = _CONDITION.fullmatch(text)
         if found is None:
-            raise ValueError(f"expected a condition such as 'ndcg@10 >= 0.98 * last', but found '{text:.100}'")
+            raise ValueError(
+                "expected recall, ndcg, map, mrr, or hit_rate in a condition such as 'ndcg@10 >= 0.98 * last', but "
+                f"found '{text:.100}'"
+            )
         return Guard(found[1], float(found[2]))
 
     def __str__(self) -> str:
@@ -74,11 +79,11 @@ class ServiceConfig(Section):
     )
     job: dict[str, Any] = Field(default_factory=dict, description="keys of a job file, for every version")
     increment_job: dict[str, Any] = Field(
-        default_factory=lambda: {"train": {"epochs": 1}},
+        default_factory=lambda: {"train": {"epochs": 5}},
         description="keys that replace those of job in versions that continue an earlier one",
     )
     replay: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.5, description="earlier interactions to train on again, for each new one"
+        2.0, description="earlier interactions to train on again, for each new one"
     )
     publish_if: str | None = Field(
         "ndcg@10 >= 0.98 * last",
@@ -100,16 +105,14 @@ class ServiceConfig(Section):
             Guard.parse(text)
         return text
 
-    @model_validator(mode="after")
-    def _check_names(self) -> ServiceConfig:
-        for name in sorted(_SET_BY_REFRESH & self.prepare.keys()):
-            raise ValueError(f"prepare.{name}: a service decides it; leave it out")
+    def _decided_keys(self) -> Iterator[str]:
+        """Yield the given keys that a service itself decides."""
+        yield from (f"prepare.{name}" for name in sorted(_SET_BY_REFRESH & self.prepare.keys()))
         for section in ("job", "increment_job"):
             given = dict(flattened(getattr(self, section)))
-            for key in _KEYS_OF_REFRESH:
-                if key in given:
-                    raise ValueError(f"{section}.{key}: a service decides it; leave it out")
-        return self
+            yield from (f"{section}.{key}" for key in _KEYS_OF_REFRESH if key in given)
+        if "checkpoint.warm_start_from" in dict(flattened(self.increment_job)):
+            yield "increment_job.checkpoint.warm_start_from"
 
     @property
     def path(self) -> Path:
@@ -133,11 +136,13 @@ class ServiceConfig(Section):
             OptionError: one is invalid.
         """
         given: dict[str, Any] = {**self.prepare, "train": files, "out": str(out)}
-        return PrepareOptions.of(**(given if base is None else {**given, "base": base}))
+        if base is not None:
+            given |= {"base": base, "replay": self.replay or None}
+        return PrepareOptions.of(**given)
 
     def job_text(self) -> str:
         """Return the job file of the first version, without its dataset."""
-        return json.dumps({**self.job, "name": self.name, "data": {**self.job.get("data", {}), "path": "."}})
+        return json.dumps(_merged(self.job, {"name": self.name, "data": {"path": "."}}))
 
     def increment_settings(self) -> list[str]:
         """Return what replaces keys of the job in versions that continue an earlier one, as ``KEY=VALUE``."""
@@ -149,8 +154,12 @@ class ServiceConfig(Section):
         Raises:
             InputError: a key or an option is invalid.
         """
+        for key in self._decided_keys():
+            raise InputError(f"{source}: {key}: a service decides it; leave it out")
         job = make_job(self.job_text(), f"{source}: job")
-        increment = make_job(self.job_text(), f"{source}: increment_job", self.increment_settings())
+        increment = make_job(
+            json.dumps(_merged(json.loads(self.job_text()), self.increment_job)), f"{source}: increment_job"
+        )
         guard = self.guard
         if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
             raise InputError(
@@ -160,7 +169,7 @@ class ServiceConfig(Section):
         try:
             self.prepare_options(["events"], Path("out"), None)
         except OptionError as error:
-            raise InputError(f"{source}: prepare: {error.worded(as_typed)}") from error
+            raise InputError(f"{source}: prepare: {error}") from error
         return job
 
 
@@ -171,6 +180,24 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings with ``changes``, which replace other values."""
+    merged = dict(values)
+    for key, value in changes.items():
+        before = merged.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _with_text_dates(value: Any) -> Any:
+    """Return ``value`` with the dates that YAML finds in it as the text they were, which is what options take."""
+    if isinstance(value, Mapping):
+        return {key: _with_text_dates(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_text_dates(each) for each in value]
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def load_service(path: Path) -> ServiceConfig:
@@ -186,7 +213,7 @@ def load_service(path: Path) -> ServiceConfig:
         raise InputError(f"{path}: no such file; expected the YAML file of a service: {shown} has one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    values = parse_job_text(text, str(path))
+    values = _with_text_dates(parse_job_text(text, str(path)))
     if not isinstance(values, dict):
         raise InputError(f"{path}: not the file of a service: expected keys such as 'name:' and 'events:'")
     try:

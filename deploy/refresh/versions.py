@@ -48,11 +48,21 @@ class EventFile(_Record):
 
 
 class Plan(_Record):
-    """What the next version takes: its number, the version that it continues, and its files."""
+    """What the next version takes.
+
+    Attributes:
+        number: its number.
+        base: the version that it continues; None for the first.
+        files: its event files.
+        is_read: whether its dataset is complete, and no file was changed while it was read.
+        job: what its training was started with; None before that.
+    """
 
     number: int
     base: int | None
     files: list[EventFile]
+    is_read: bool = False
+    job: list[str] | None = None
 
 
 class VersionRecord(_Record):
@@ -123,6 +133,10 @@ class ServiceVersions:
         """Return the files whose events are in the current version, by URI."""
         return {file.uri: file for record in self.published for file in record.files}
 
+    def tried(self) -> set[EventFile]:
+        """Return the files of all versions that were rejected or withdrawn."""
+        return {file for record in self.records if record.status != "published" for file in record.files}
+
     def plan(self) -> Plan | None:
         """Return what the next version takes, if that was planned."""
         path = self.folder / PLAN_FILE
@@ -134,11 +148,11 @@ class ServiceVersions:
 
     def discard(self, number: int) -> None:
         """Delete what a version that is not published has left, but its log and its record."""
+        plan = self.plan()
+        if plan is not None and plan.number == number:  # first, so that a half-deleted dataset is not taken for its own
+            (self.folder / PLAN_FILE).unlink()
         for path in (self.run_path(number), self.data_path(number), self._compacted_path(number)):
             shutil.rmtree(path, ignore_errors=True)
-        plan = self.plan()
-        if plan is not None and plan.number == number:
-            (self.folder / PLAN_FILE).unlink()
 
     def write(self, record: VersionRecord) -> None:
         """Write the record of a version, which publishes it if that is its status."""

@@ -119,6 +119,10 @@ def reader(tmp_path: Path) -> Path:
     subprocess.run(["sh", "-c", write_job], cwd=tmp_path, check=True)
     for seed, name in enumerate(("plays", "day2")):
         write_events(tmp_path / f"{name}.parquet", query="user_id", item="track_id", seed=seed)
+    (tmp_path / "music.yaml").write_text(
+        "name: music\nevents: [day2.parquet]\nprepare: {query: customer=user_id, item: track=track_id}\n"
+        "settle_seconds: 0\ncompact_after: null\n"
+    )
     (tmp_path / "ids.txt").write_text(f"{FIRST_ID + 1}\n")
     write_events(tmp_path / "lastfm.parquet", query="customer", item="artist", seed=2)
     prepared = ("--item", "artist", "--hold-out", "random:0.1", "--out", "data/lastfm")
@@ -140,4 +144,4 @@ def test_commands_of_the_readme_run_as_they_stand(reader: Path) -> None:
             succeeded(crossfade_here(*words, cwd=reader))
         run.append(words[0])
     assert {"prepare", "train", "similar", "status", "evaluate", "recommend", "export"} <= set(run)
-    assert (reader / "runs" / "day2" / "report.json").exists()
+    assert (reader / "services" / "music" / "version-000001" / "report.json").exists()

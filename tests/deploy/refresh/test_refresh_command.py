@@ -1,0 +1,271 @@
+"""``crossfade refresh`` and ``rollback``: each event is taken once, into versions that continue each other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_here import crossfade_here
+from error_table import documented
+from object_store import BUCKET, ObjectStore
+from refreshed_service import EVENTS, ServiceFolder, plays
+from run_results import assert_same_bits, report_of
+from running_command import records, succeeded
+from serving import running_server
+from waiting import wait_until
+
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.manifest import read_manifest
+
+pytestmark = pytest.mark.slow
+NEVER = "ndcg@10 >= 9 * last"
+
+
+def ids(service: ServiceFolder, number: int, entity: str) -> list[str]:
+    """Return the IDs of an entity in a version, in the order of rows."""
+    paths = sorted((service.run(number) / "embeddings" / entity).glob("*.parquet"))
+    found: list[str] = pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths])["id"].to_pylist()
+    return found
+
+
+def recommended(source: Path, customer: str = "c1") -> str:
+    """Return what ``crossfade recommend`` prints for a customer."""
+    return succeeded(crossfade_here("recommend", source, "--customer", customer, "--json")).stdout
+
+
+def rejected(cause: str, service: ServiceFolder, name: str, *options: object) -> str:
+    """Run a command that ends with the documented error of ``cause``; return its message."""
+    result = service.command(name, *options)
+    assert result.stdout == ""
+    return documented(cause, result.stderr.splitlines()[-1].removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_service_without_event_files_has_nothing_to_do(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path)
+    result = succeeded(service.command("refresh"))
+    assert (result.stdout, result.stderr) == ("no new event files\n", "")
+    assert service.status() == {"current": None, "versions": [], "waiting": []}
+    assert "no earlier version" in service.command("rollback").stderr
+
+
+def test_versions_continue_each_other_and_count_each_event_once(undisturbed: ServiceFolder) -> None:
+    for number in (1, 2, 3):
+        record, report = undisturbed.record(number), report_of(undisturbed.run(number))
+        assert undisturbed.files(number) == [f"day-{number:03d}.parquet"]
+        assert undisturbed.times(number) == plays(number)["at"].to_pylist()
+        assert (record["status"], record["events"], record["newest"]) == ("published", EVENTS, number * 1000 + 299)
+        assert (record["base"], record["metric"]) == (number - 1 or None, "ndcg@10")
+        assert record["after"] == report["metrics"]["valid"]["ndcg@10"] > 0
+        assert record["before"] == (report["valid_at_start"] or {}).get("ndcg@10")
+        assert (record["before"] is None) == (number == 1)
+        assert set(record["seconds"]) == {"prepare", "train"}
+    for entity in ("customer", "track"):
+        second, third = ids(undisturbed, 2, entity), ids(undisturbed, 3, entity)
+        assert second[: len(ids(undisturbed, 1, entity))] == ids(undisturbed, 1, entity)
+        assert third[: len(second)] == second
+    assert len(ids(undisturbed, 3, "customer")) > len(ids(undisturbed, 1, "customer"))
+    assert undisturbed.current() == {"version": 3, "run": "version-000003"}
+    assert undisturbed.status()["current"] == 3
+    text = succeeded(undisturbed.command("refresh", "--status")).stdout.splitlines()
+    assert [line.split()[3] for line in text[1:4]] == ["published", "published", "served"]
+    assert text[4] == "0 files of events wait"
+
+
+def test_first_version_is_trained_by_job_and_later_ones_by_increment_job(undisturbed: ServiceFolder) -> None:
+    events = [[record["event"] for record in records(undisturbed.run(number))] for number in (1, 2, 3)]
+    assert [names.count("epoch") for names in events] == [2, 1, 1]
+
+
+def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: ServiceFolder) -> None:
+    taken = service.add(3)
+    assert service.status()["waiting"] == [str(taken)]
+    line = json.loads(succeeded(service.command("refresh", "--json")).stdout)
+    assert (line["number"], line["events"]) == (3, EVENTS)
+    assert succeeded(service.command("refresh")).stderr == ""
+    service.add(3, plays(3, events=EVENTS + 1))
+    result = succeeded(service.command("refresh"))
+    assert result.stdout == "no new event files\n"
+    assert f"{taken}: has changed since its events were taken, and is not read again" in result.stderr
+    assert service.statuses() == ["published"] * 3
+
+
+def test_late_file_with_old_events_is_taken(undisturbed: ServiceFolder, tmp_path: Path) -> None:
+    service = undisturbed.copied(tmp_path)
+    late = plays(9).set_column(2, "at", pa.array(np.arange(500, 500 + EVENTS)))
+    service.add(0, late)
+    succeeded(service.command("refresh"))
+    assert service.files(4) == ["day-000.parquet"]
+    assert (service.record(4)["events"], service.record(4)["newest"]) == (EVENTS, 799)
+    assert service.times(4) == late["at"].to_pylist()
+
+
+def test_local_file_is_left_until_it_has_settled(service: ServiceFolder) -> None:
+    service.configure(settle_seconds=3600)
+    service.add(3)
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert service.status()["waiting"] == []
+
+
+def test_events_of_a_rejected_version_wait_for_the_next_file(
+    service: ServiceFolder, undisturbed: ServiceFolder
+) -> None:
+    service.configure(publish_if=NEVER)
+    service.add(3)
+    result = service.command("refresh")
+    assert (result.returncode, result.stdout.split(":")[0]) == (1, "version 3 rejected")
+    assert service.current()["version"] == 2
+    assert len(service.status()["waiting"]) == 1
+    for _ in range(2):
+        assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert sorted(path.name for path in service.path.glob("version-000003*")) == [
+        "version-000003.json",
+        "version-000003.log",
+    ]
+    service.add(4)
+    assert service.command("refresh").returncode == 1
+    assert service.files(4) == ["day-003.parquet", "day-004.parquet"]
+    (service.event_file(4)).unlink()
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    succeeded(service.command("refresh", "--publish"))
+    assert (service.files(5), service.record(5)["events"]) == (["day-003.parquet"], EVENTS)
+    assert service.statuses() == ["published", "published", "rejected", "rejected", "published"]
+    assert_same_bits(service.run(5), undisturbed.run(3))
+    assert service.current() == {"version": 5, "run": "version-000005"}
+
+
+def test_version_is_published_if_it_falls_short_by_less_than_the_standard_error(service: ServiceFolder) -> None:
+    service.configure(publish_if="recall@10 >= 0 * last")
+    service.add(3)
+    succeeded(service.command("refresh"))
+    record, valid = service.record(3), report_of(service.run(3))["metrics"]["valid"]
+    assert (record["metric"], record["after"]) == ("recall@10", valid["recall@10"])
+    missed = (record["after"] + valid["recall@10_se"]) / record["before"]
+    for share, status in ((missed - 0.001, "published"), (missed + 0.001, "rejected")):
+        succeeded(service.command("rollback"))
+        service.configure(publish_if=f"recall@10 >= {share:.6f} * last")
+        service.event_file(3).touch()
+        service.command("refresh")
+        assert service.statuses()[-1] == status
+        if status == "rejected":
+            return
+    raise AssertionError("no version was rejected")
+
+
+def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed: ServiceFolder, tmp_path: Path) -> None:
+    service = undisturbed.copied(tmp_path)
+    before = recommended(service.path)
+    assert before == recommended(service.run(3)) != recommended(service.run(2))
+    assert "expected 1 or 2" in rejected("a rollback to a version that is not kept", service, "rollback", "--to", 9)
+    result = succeeded(service.command("rollback"))
+    assert result.stdout == "withdrawn: 3; version 2 is served\n"
+    assert recommended(service.path) == recommended(service.run(2))
+    assert service.statuses() == ["published", "published", "withdrawn"]
+    assert not service.run(3).exists()
+    assert not service.data(3).exists()
+    result = succeeded(service.command("rollback", "--to", 1))
+    assert result.stdout == "withdrawn: 2; version 1 is served\n"
+    assert recommended(service.path) == recommended(service.run(1))
+    assert succeeded(service.command("rollback", "--to", 1)).stdout == "withdrawn: none; version 1 is served\n"
+    rejected("a rollback without an earlier version", service, "rollback")
+    waiting = [Path(name).name for name in service.status()["waiting"]]
+    assert waiting == ["day-002.parquet", "day-003.parquet"]
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    service.add(4)
+    succeeded(service.command("refresh"))
+    assert service.files(4) == ["day-002.parquet", "day-003.parquet", "day-004.parquet"]
+    assert service.times(4) == [at for day in (2, 3, 4) for at in plays(day)["at"].to_pylist()]
+    assert (service.record(4)["base"], service.current()["version"]) == (1, 4)
+
+
+def test_server_follows_versions_and_rollbacks(service: ServiceFolder) -> None:
+    with running_server(service.path, "--refresh", 0.1, cwd=service.folder) as server:
+
+        def wait_for_version(number: int) -> None:
+            expected = scores(json.loads(recommended(service.run(number))))
+            assert len(expected) == 10
+            wait_until(lambda: scores(server.get("recommend", id="c1")[1]) == expected, f"answers of version {number}")
+
+        wait_for_version(2)
+        service.add(3)
+        succeeded(service.command("refresh"))
+        wait_for_version(3)
+        succeeded(service.command("rollback"))
+        wait_for_version(2)
+
+
+def scores(found: object) -> list[float]:
+    """Return all scores in an answer."""
+    if isinstance(found, dict):
+        own = [float(found["score"])] if "score" in found else []
+        return own + [score for value in found.values() for score in scores(value)]
+    return [score for value in found for score in scores(value)] if isinstance(found, list) else []
+
+
+def test_file_with_faults_ends_the_attempt_and_is_taken_once_corrected(
+    service: ServiceFolder, undisturbed: ServiceFolder
+) -> None:
+    table = plays(3)
+    bad = service.add(3, table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]])))
+    result = service.command("refresh")
+    assert result.returncode == 2
+    assert str(bad) in result.stderr
+    assert service.current()["version"] == 2
+    bad.write_bytes(b"PAR1")
+    result = service.command("refresh")
+    assert (result.returncode, str(bad) in result.stderr) == (2, True)
+    bad.unlink()
+    service.add(3)
+    succeeded(service.command("refresh"))
+    assert service.record(3)["events"] == EVENTS
+    assert_same_bits(service.run(3), undisturbed.run(3))
+
+
+def test_older_versions_are_deleted_but_not_the_datasets_that_are_read(
+    undisturbed: ServiceFolder, tmp_path: Path
+) -> None:
+    service = undisturbed.copied(tmp_path, keep_versions=2)
+    service.add(4)
+    succeeded(service.command("refresh"))
+    assert sorted(path.name for path in service.path.iterdir() if path.is_dir()) == [
+        *(f"version-{number:06}-data" for number in (1, 2)),
+        *(name for number in (3, 4) for name in (f"version-{number:06}", f"version-{number:06}-data")),
+    ]
+    assert service.statuses() == ["published"] * 4
+    assert "expected 3" in service.command("rollback", "--to", 2).stderr
+    succeeded(service.command("rollback"))
+    rejected("a rollback without an earlier version", service, "rollback")
+    service.add(5)
+    succeeded(service.command("refresh"))
+    assert service.files(5) == ["day-004.parquet", "day-005.parquet"]
+    assert not service.run(4).exists()
+    assert recommended(service.path) == recommended(service.run(5))
+
+
+def test_forgotten_customer_is_unknown_to_the_next_version(service: ServiceFolder) -> None:
+    assert recommended(service.path, "c0")
+    (service.folder / "ids.txt").write_text("c0\n")
+    succeeded(crossfade_here("forget", service.data(2), "--ids", service.folder / "ids.txt"))
+    row = ids(service, 2, "customer").index("c0")
+    service.add(3)
+    succeeded(service.command("refresh"))
+    assert read_manifest(Folder(service.data(3))).entities["customer"].vacant_rows == [row]
+    assert "c0" not in ids(service, 3, "customer")
+    assert crossfade_here("recommend", service.path, "--customer", "c0").returncode == 2
+
+
+def test_events_are_taken_from_s3_once_they_are_there(tmp_path: Path, s3: ObjectStore) -> None:
+    service = ServiceFolder(tmp_path)
+    service.configure(events=[f"{s3.uri('refresh')}/*/*.parquet"])
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    for day in (1, 2):
+        source = service.add(day)
+        with s3.client().open_output_stream(f"{BUCKET}/refresh/2026/{source.name}") as out:
+            out.write(source.read_bytes())
+        waiting = service.status()["waiting"]
+        assert waiting == [f"{s3.uri('refresh')}/2026/{source.name}"]
+        succeeded(service.command("refresh"))
+        assert [file["uri"] for file in service.record(day)["files"]] == waiting
+        assert service.times(day) == plays(day)["at"].to_pylist()
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"

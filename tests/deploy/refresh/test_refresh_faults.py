@@ -1,0 +1,228 @@
+"""``crossfade refresh`` and ``rollback`` that are killed, stopped, or disturbed: nothing is lost, or counted twice."""
+
+import signal
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pytest
+from crashing_storage import Crash
+from error_table import documented
+from killed_process import holding
+from paced_training import pace
+from refreshed_service import EVENTS, ServiceFolder, crash_at, plays
+from run_results import assert_same_bits
+from running_command import records, started, succeeded
+from waiting import wait_until
+
+from crossfade.deploy.refresh import increment
+from crossfade.deploy.refresh.increment import RefreshedService
+from crossfade.deploy.refresh.service_file import load_service
+from crossfade.trainer.prepare.pipeline import prepare
+
+pytestmark = pytest.mark.slow
+STEPS = 9
+"""Steps of a refresh that change something in the folder of the service, see ``crash_at``."""
+
+
+def assert_as_undisturbed(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
+    """Assert that version 3 is the one of ``undisturbed``, and that nothing else is left."""
+    assert_same_bits(service.run(3), undisturbed.run(3))
+    assert service.times(3) == plays(3)["at"].to_pylist()
+    found, expected = service.record(3), undisturbed.record(3)
+    for name in ("number", "status", "base", "events", "newest", "before", "after"):
+        assert found[name] == expected[name]
+    assert (service.statuses(), service.files(3)) == (["published"] * 3, ["day-003.parquet"])
+    assert service.current() == {"version": 3, "run": "version-000003"}
+    assert {path.name for path in service.path.iterdir()} - {"plan.json"} == {
+        path.name for path in undisturbed.path.iterdir()
+    }
+
+
+def test_crash_at_any_step_is_continued_by_the_same_command(
+    history: ServiceFolder, undisturbed: ServiceFolder, tmp_path: Path
+) -> None:
+    for call in count(1):
+        folder = tmp_path / f"step-{call}"
+        folder.mkdir()
+        service = history.copied(folder)
+        service.add(3)
+        try:
+            with crash_at(call):
+                succeeded(service.command("refresh"))
+        except Crash:
+            succeeded(service.command("refresh"))
+            assert_as_undisturbed(service, undisturbed)
+        else:
+            break
+    assert call == STEPS + 1
+
+
+def test_servers_follow_a_version_whose_publication_was_interrupted(undisturbed: ServiceFolder, tmp_path: Path) -> None:
+    service = undisturbed.copied(tmp_path)
+    (service.path / "current.json").unlink()
+    succeeded(service.command("refresh"))
+    assert service.current() == {"version": 3, "run": "version-000003"}
+
+
+def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: ServiceFolder, tmp_path: Path) -> None:
+    for call in count(1):
+        folder = tmp_path / f"step-{call}"
+        folder.mkdir()
+        service = undisturbed.copied(folder)
+        try:
+            with crash_at(call):
+                succeeded(service.command("rollback", "--to", 1))
+        except Crash:
+            assert service.statuses()[0] == "published"
+            succeeded(service.command("rollback", "--to", 1))
+            assert service.statuses() == ["published", "withdrawn", "withdrawn"]
+            assert service.current() == {"version": 1, "run": "version-000001"}
+        else:
+            break
+    assert call == 9
+    service.add(4)
+    succeeded(service.command("refresh"))
+    assert (service.record(4)["base"], service.record(4)["events"]) == (1, 3 * EVENTS)
+    assert not list(service.path.glob("version-00000[23]-data"))
+
+
+def paced_refresh(service: ServiceFolder) -> tuple[dict[str, str], Path]:
+    """Return the environment of a refresh whose steps are slow until a file exists, and that file."""
+    release = service.folder / "release"
+    return pace(service.folder, release, step_seconds=0.5), release
+
+
+def training(service: ServiceFolder, number: int) -> Callable[[], bool]:
+    """Return whether the training of a version has taken a step."""
+    return lambda: any(record["event"] == "step" for record in records(service.run(number)))
+
+
+def test_killed_training_is_continued_and_only_one_command_runs_at_a_time(
+    service: ServiceFolder, undisturbed: ServiceFolder
+) -> None:
+    service.add(3)
+    variables, release = paced_refresh(service)
+    with started("refresh", service.file, cwd=service.folder, variables=variables) as command:
+        wait_until(training(service, 3), "a step of version 3")
+        for name in ("refresh", "rollback"):
+            busy = service.command(name)
+            error = busy.stderr.removeprefix("crossfade: error: ").rstrip()
+            assert f"process {command.process.pid} " in documented(
+                "another process changes the service", error, busy.returncode
+            )
+        assert service.status()["current"] == 2
+        command.process.send_signal(signal.SIGKILL)
+        command.process.wait()
+        release.touch()
+        result = succeeded(service.command("refresh"))
+    assert "took over the lock" in result.stderr
+    assert_as_undisturbed(service, undisturbed)
+
+
+def test_interrupted_training_starts_over_if_the_job_was_edited(service: ServiceFolder) -> None:
+    service.add(3)
+    with pytest.raises(Crash), crash_at(7):  # trained, and not decided
+        service.command("refresh")
+    assert "seed: 7" not in (service.run(3) / "job.yaml").read_text()
+    service.configure(increment_job={"train": {"epochs": 1, "seed": 7}})
+    succeeded(service.command("refresh"))
+    assert "seed: 7" in (service.run(3) / "job.yaml").read_text()
+
+
+def test_failed_training_leaves_the_version_that_is_served(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
+    service.add(3)
+    service.configure(increment_job={"model": {"dim": 9}, "train": {"epochs": 1}})
+    result = service.command("refresh")
+    documented(
+        "a training of a version that fails",
+        result.stderr.splitlines()[-1].removeprefix("crossfade: error: "),
+        result.returncode,
+    )
+    assert service.current()["version"] == 2
+    service.configure(increment_job={"train": {"epochs": 1}})
+    succeeded(service.command("refresh"))
+    assert_as_undisturbed(service, undisturbed)
+
+
+def test_file_that_is_replaced_while_it_is_read_is_read_again(
+    service: ServiceFolder, undisturbed: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = plays(3).slice(0, EVENTS // 2)
+
+    def prepare_and_replace(*arguments: object) -> object:
+        manifest = prepare(*arguments)  # type: ignore[arg-type]
+        service.add(3)
+        return manifest
+
+    service.add(3, half)
+    with monkeypatch.context() as patch:
+        patch.setattr(increment, "prepare", prepare_and_replace)
+        result = service.command("refresh")
+    error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
+    assert str(service.event_file(3)) in documented(
+        "an event file that is replaced while it is read", error, result.returncode
+    )
+    succeeded(service.command("refresh"))
+    assert_as_undisturbed(service, undisturbed)
+
+
+def test_file_that_is_replaced_before_a_crash_is_read_again(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
+    service.add(3, plays(3).slice(0, EVENTS // 2))
+    with pytest.raises(Crash), crash_at(3):  # the dataset is complete, but whether its file has changed is unknown
+        service.command("refresh")
+    service.add(3)
+    succeeded(service.command("refresh"))
+    assert_as_undisturbed(service, undisturbed)
+
+
+def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceFolder) -> None:
+    service.add(3)
+    with pytest.raises(Crash), crash_at(7):  # trained, and not decided
+        service.command("refresh")
+    succeeded(service.command("rollback"))
+    succeeded(service.command("refresh"))
+    assert (service.record(3)["base"], service.files(3)) == (1, ["day-002.parquet", "day-003.parquet"])
+    assert service.times(3) == [at for day in (2, 3) for at in plays(day)["at"].to_pylist()]
+
+
+def test_lock_is_free_after_its_process_was_killed(service: ServiceFolder) -> None:
+    with holding(RefreshedService(load_service(service.file)).locked) as pid:
+        assert f"process {pid} " in service.command("refresh").stderr
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+
+
+def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path)
+    variables, release = paced_refresh(service)
+    release.touch()
+    table = plays(2)
+    bad = table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]]))
+    with started("refresh", service.file, "--every", "0.1s", cwd=tmp_path, variables=variables) as command:
+        service.add(1)
+        wait_until((service.path / "current.json").exists, "version 1")
+        service.add(2, bad)
+        line = line_with(command.process.stderr, "and the next attempt follows")
+        assert "version 1 is still served" in line
+        release.unlink()
+        service.add(2)
+        wait_until(training(service, 2), "a step of version 2")
+        command.process.terminate()
+        result = command.finish()
+    assert result.returncode == 128 + signal.SIGTERM
+    assert "the same command continues" in result.stderr
+    assert result.stdout.startswith("version 1 published: ")
+    assert service.statuses() == ["published"]
+    succeeded(service.command("refresh"))
+    assert (service.record(2)["base"], service.times(2)) == (1, table["at"].to_pylist())
+
+
+def line_with(stream: IO[str] | None, text: str) -> str:
+    """Read lines until one has ``text``, and return it."""
+    assert stream is not None
+    for line in stream:
+        if text in line:
+            return line
+    raise AssertionError(f"no line has '{text}'")

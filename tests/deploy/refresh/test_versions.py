@@ -1,0 +1,97 @@
+"""The versions in the folder of a service: what counts as taken, what is served, and what is deleted."""
+
+from pathlib import Path
+
+import pytest
+from error_table import documented
+
+from crossfade.base.errors import InputError
+from crossfade.deploy.refresh.versions import EventFile, Plan, ServiceVersions, Status, VersionRecord
+from crossfade.trainer.embeddings.current_run import current_run
+
+
+def event_file(name: str) -> EventFile:
+    return EventFile(uri=f"/events/{name}", version="1", bytes=1)
+
+
+def record(number: int, status: Status, *names: str) -> VersionRecord:
+    return VersionRecord(
+        number=number,
+        status=status,
+        base=number - 1 or None,
+        files=[event_file(name) for name in names],
+        events=1,
+        newest=None,
+        metric="ndcg@10",
+        before=None,
+        after=0.5,
+        decided=0.0,
+        seconds={},
+    )
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> ServiceVersions:
+    """Write a published, a rejected, and two further published versions."""
+    versions = ServiceVersions(tmp_path)
+    versions.write(record(1, "published", "a"))
+    versions.write(record(2, "rejected", "b"))
+    versions.write(record(3, "published", "b", "c"))
+    versions.write(record(4, "published", "d"))
+    return versions
+
+
+def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
+    assert versions.current is not None
+    assert (versions.current.number, versions.next_number) == (4, 5)
+    assert current_run(str(versions.folder)) == str(versions.folder / "version-000004")
+    assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
+
+
+def test_empty_folder_has_no_version(tmp_path: Path) -> None:
+    versions = ServiceVersions(tmp_path)
+    versions.repair()
+    assert (versions.current, versions.next_number, versions.taken(), versions.plan()) == (None, 1, {}, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_withdrawn_versions_are_not_taken(versions: ServiceVersions) -> None:
+    assert versions.tried() == {event_file("b")}
+    assert versions.withdraw(after=1) == [4, 3]
+    reopened = ServiceVersions(versions.folder)
+    assert [each.status for each in reopened.records] == ["published", "rejected", "withdrawn", "withdrawn"]
+    assert set(reopened.taken()) == {"/events/a"}
+    assert reopened.tried() == {event_file(name) for name in "bcd"}
+    assert reopened.next_number == 5, "numbers are not used again"
+
+
+def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVersions) -> None:
+    path = versions.folder / "current.json"
+    for damage in (path.unlink, lambda: path.write_text("{}")):
+        damage()
+        versions.repair()
+        assert current_run(str(versions.folder)).endswith("version-000004")
+
+
+def test_discarded_version_leaves_its_log_and_no_plan(versions: ServiceVersions) -> None:
+    for number in (5, 6):
+        versions.write_plan(Plan(number=number, base=4, files=[event_file("e")]))
+        for path in (versions.run_path(5), versions.data_path(5)):
+            path.mkdir(exist_ok=True)
+    (versions.folder / "version-000005.log").touch()
+    versions.discard(5)
+    assert [path.name for path in versions.folder.glob("version-000005*")] == ["version-000005.log"]
+    assert versions.plan() is not None, "it is of another version"
+    versions.discard(6)
+    assert versions.plan() is None
+
+
+def test_damaged_files_are_named(versions: ServiceVersions) -> None:
+    (versions.folder / "current.json").write_text('{"version": 1, "run": "../elsewhere"}')
+    with pytest.raises(InputError) as caught:
+        current_run(str(versions.folder))
+    assert "current.json" in documented("a damaged name of the current version", str(caught.value))
+    (versions.folder / "version-000003.json").write_text("{")
+    with pytest.raises(InputError) as caught:
+        ServiceVersions(versions.folder).records  # noqa: B018 - it is read here
+    assert "version-000003.json" in documented("a damaged record of a version", str(caught.value))

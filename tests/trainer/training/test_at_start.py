@@ -1,0 +1,51 @@
+"""``evaluate.at_start``: what a warm start continues is judged before the first step."""
+
+from pathlib import Path
+
+import pytest
+from cluster_data import write_job, write_planted
+from command_here import crossfade_here
+from run_results import report_of
+from running_command import crossfade, records, succeeded
+
+pytestmark = pytest.mark.slow
+AT_START = ("--set", "evaluate.at_start=true")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train ``old``."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    write_job(workspace / "job.yaml", write_planted(workspace / "data"))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "old", cwd=workspace))
+    return workspace
+
+
+def warm(workspace: Path) -> tuple[str, ...]:
+    return (*AT_START, "--set", f"checkpoint.warm_start_from={workspace / 'old' / 'checkpoints'}")
+
+
+def test_metrics_at_start_are_those_of_the_checkpoint(workspace: Path) -> None:
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "new", *warm(workspace), cwd=workspace))
+    old, new = (report_of(workspace / run) for run in ("old", "new"))
+    last = [record for record in records(workspace / "old") if record["event"] == "epoch"][-1]["valid"]
+    assert old["valid_at_start"] is None
+    assert new["valid_at_start"] == last
+    assert new["valid_at_start"] != new["metrics"]["valid"]
+    names = [record["event"] for record in records(workspace / "new")]
+    assert names.count("epoch") == [record["event"] for record in records(workspace / "old")].count("epoch")
+
+
+def test_cold_start_is_judged_by_its_initial_vectors(workspace: Path) -> None:
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "cold", *AT_START, cwd=workspace))
+    report = report_of(workspace / "cold")
+    assert 0 <= report["valid_at_start"]["ndcg@10"] < report["metrics"]["valid"]["ndcg@10"] / 2
+    assert report["metrics"] == report_of(workspace / "old")["metrics"], "to evaluate changes no training"
+
+
+@pytest.mark.cluster
+def test_workers_judge_the_start_together(workspace: Path) -> None:
+    options = ("--run-dir", "two", "--workers", "2", *warm(workspace))
+    succeeded(crossfade("train", "job.yaml", *options, cwd=workspace))
+    one, two = (report_of(workspace / run)["valid_at_start"] for run in ("new", "two"))
+    assert two == pytest.approx(one)
