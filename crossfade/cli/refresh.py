@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named
+from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named, worded
 from crossfade.base.formatting import decimals, duration, local_time
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.options import option
@@ -41,8 +41,8 @@ SERVICE is a YAML file:
 
 The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),
 customers and tracks keep their rows, and the model is trained on the new events and on a random choice of earlier ones
-(replay), by job with the keys of increment_job. Before that, the model that is served is judged by a sample of the new
-events, which no version is trained on; the new version is published if it meets publish_if on the same sample.
+(replay), by job with the keys of increment_job. Before that, the model that it continues is judged by a sample of the
+new events, which no version is trained on; the new version is published if it meets publish_if on the same sample.
 Otherwise its events wait for the next file, and are taken again with it.
 
 Each file is taken once, by its name. A local file that is being written should have another name until it is complete.
@@ -116,8 +116,10 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
     from crossfade.display import progress_bars
 
-    with stopper.deferred(), progress_bars() as bars:
-        record = service.refresh(bars, lambda: stopper.number is not None, publish=options.publish)
+    with progress_bars() as bars:
+        record = service.refresh(
+            bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
+        )
     if record is None:
         stopper.check("the same command continues")
         if options.every is None and not options.json_:
@@ -153,7 +155,9 @@ def _describe(record: VersionRecord) -> str:
 
 
 def _report(service: RefreshedService, error: CrossfadeError | OSError) -> None:
-    """Report a failed attempt of several, and what is served meanwhile."""
+    """Report a failed attempt of several, with its details, and what is served meanwhile."""
+    for line in error.details if isinstance(error, CrossfadeError) else ():
+        _logger.warning(worded(line, as_typed))
     message = error.worded(as_typed) if isinstance(error, CrossfadeError) else describe_disk_error(error)
     try:
         current = service.versions.current

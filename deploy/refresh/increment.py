@@ -15,15 +15,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from crossfade.base.errors import ClusterError, InputError, OptionError
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed
 from crossfade.base.io.durable_file import create_folder, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.base.options import alternatives
-from crossfade.deploy.refresh.service_file import Guard, ServiceConfig
+from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
 from crossfade.deploy.refresh.versions import PLAN_FILE, EventFile, Plan, ServiceVersions, VersionRecord
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
@@ -75,21 +75,30 @@ class RefreshedService:
         """
         taken, found = self.versions.taken(), []
         settled = time.time() - self.config.settle_seconds
-        for file in self._found():
-            if (known := taken.get(_uri(file))) is None:
-                if not isinstance(file, RawFile) or file.path.stat().st_mtime <= settled:
-                    found.append(file)
-            elif known.version != _version(file):
-                _warn_of_change(known.uri)
+        for uri, file in self._found().items():
+            if uri in taken:
+                if taken[uri].state != _state(file):
+                    _warn_of_change(uri)
+            elif not isinstance(file, RawFile) or file.path.stat().st_mtime <= settled:
+                found.append(file)
         self.waiting_files = len(found)
         return found
 
     def refresh(
-        self, progress: ProgressReporter, stop_requested: StopRequested, *, publish: bool = False
+        self,
+        progress: ProgressReporter,
+        stop_requested: StopRequested,
+        *,
+        deferred: Callable[[], AbstractContextManager[object]] = nullcontext,
+        publish: bool = False,
     ) -> VersionRecord | None:
         """Take the events that wait into a new version, and return it; None: none wait, or a stop was requested.
 
-        With ``publish``, it is published whatever its metric is.
+        Args:
+            progress: receives the phases.
+            stop_requested: whether to stop the training, after a checkpoint.
+            deferred: a context for the training, in which a signal only requests a stop.
+            publish: publish the version whatever its metric is.
 
         Raises:
             InputError: an event file or an option is invalid, or another process changes the service.
@@ -97,26 +106,31 @@ class RefreshedService:
             CrossfadeError: there is not enough memory or disk space.
         """
         with self.locked():
-            self._compact(progress)
+            self.versions.clean(self.config.keep_versions)
             plan = self._plan(again=publish)
             if plan is None:
                 return None
             seconds: dict[str, float] = {}
             with _timed(seconds, "prepare"):
                 manifest = self._prepare(plan, progress)
-            with _timed(seconds, "train"):
+            with _timed(seconds, "train"), deferred():
                 report = self._train(plan, progress, stop_requested)
             if report is None:
                 return None
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
-            if record.status == "rejected":
-                self.versions.discard(record.number)
-                return record
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
+            self._tidy(progress)
+        return record
+
+    def _tidy(self, progress: ProgressReporter) -> None:
+        """Compact and clean up. A failure is logged, since the version was decided on; the next one tries again."""
+        try:
             self._compact(progress)
             self.versions.clean(self.config.keep_versions)
-        return record
+        except (CrossfadeError, OSError) as error:
+            message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
+            _logger.warning(f"{self.folder}: could not be compacted and cleaned up: {message}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.
@@ -128,8 +142,11 @@ class RefreshedService:
         base = None if current is None else current.number
         plan = self.versions.plan()
         if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
-            return plan
-        files = [EventFile(uri=_uri(file), version=_version(file), bytes=file.bytes) for file in self.waiting()]
+            states = {uri: _state(file) for uri, file in self._found().items()}
+            has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
+            if has_data and all(states.get(file.uri) == file.state for file in plan.files):
+                return plan
+        files = [EventFile(uri=_uri(file), state=_state(file), bytes=file.bytes) for file in self.waiting()]
         if not files or (self.versions.tried() >= set(files) and not again):
             return None
         number = self.versions.next_number
@@ -146,24 +163,31 @@ class RefreshedService:
             InputError: a file is invalid, or was changed while it was read.
         """
         out, base = self.versions.data_path(plan.number), None
+        if plan.is_read:
+            return read_manifest(Folder(str(out)))
+        found = self._found()
+        files = [str(found[file.uri]) for file in plan.files if file.uri in found]
+        if (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files:
+            self.versions.discard(plan.number)  # it is of an earlier plan
         if not (out / FILE_NAME).exists():
             if plan.base is not None:
                 base = str(self.versions.base_path(plan.base))
-            prepare(self.config.prepare_options([file.uri for file in plan.files], out, base), progress)
-        if not plan.is_read:
-            found = {_uri(file): _version(file) for file in self._found()}
-            for file in plan.files:
-                if found.get(file.uri) != file.version:
-                    self.versions.discard(plan.number)
-                    raise InputError(
-                        f"{file.uri}: was changed while it was read; write event files under another name first, and "
-                        "rename them when they are complete"
-                    )
-            self.versions.write_plan(plan.model_copy(update={"is_read": True}))
+            prepare(self.config.prepare_options(files, out, base), progress)
+            found = self._found()
+        for file in plan.files:
+            if file.uri not in found or _state(found[file.uri]) != file.state:
+                self.versions.discard(plan.number)
+                raise InputError(
+                    f"{file.uri}: was changed while it was read; write event files under another name first, and "
+                    "rename them when they are complete"
+                )
+        self.versions.write_plan(plan.model_copy(update={"is_read": True}))
         return read_manifest(Folder(str(out)))
 
-    def _found(self) -> list[Source]:
-        return find_files("events", self.config.events, self.config.prepare.get("format"), may_be_none=True)
+    def _found(self) -> dict[str, Source]:
+        """Return all event files by their URIs, which several patterns or links may name."""
+        options = self.config.events, self.config.prepare.get("format")
+        return {_uri(file): file for file in find_files("events", *options, may_be_none=True)}
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.
@@ -173,11 +197,10 @@ class RefreshedService:
         """
         run = TrialRun(self.folder.absolute(), self.versions.run_path(plan.number).name, self._process)
         data = self.versions.data_path(plan.number).absolute()
-        settings = [f"data.path={json.dumps(str(data))}", "train.save_embeddings=best"]
+        settings = [setting("data.path", str(data)), *self.config.first_settings()]
         if plan.base is not None:
             checkpoints = self.versions.run_path(plan.base).absolute() / "checkpoints"
-            settings += ["evaluate.at_start=true", f"checkpoint.warm_start_from={json.dumps(str(checkpoints))}"]
-            settings += self.config.increment_settings()
+            settings = [setting("data.path", str(data)), *self.config.increment_settings(str(checkpoints))]
         self._start_over_if_changed(plan, [self.config.job_text(), *settings], run)
         if run.is_finished:
             return run.report()
@@ -251,27 +274,26 @@ class RefreshedService:
             InputError: there is no such version.
         """
         with self.locked():
-            if to is not None and self.versions.current is not None and to == self.versions.current.number:
+            if to is not None and self._is_current(to):
                 return []  # such as after a rollback that was killed when it was almost complete
-            earlier = [record.number for record in self.versions.published[:-1]]
-            kept = [number for number in earlier if self.versions.run_path(number).exists()]
+            kept = [number for number in self.versions.kept(self.config.keep_versions) if not self._is_current(number)]
             if not kept:
                 raise InputError(f"{self.folder}: has no earlier version to return to")
             if to is not None and to not in kept:
                 raise OptionError(
                     "to", found=to, problem="is no earlier version that is kept", expected=alternatives(kept)
                 )
-            withdrawn = self.versions.withdraw(kept[-1] if to is None else to)
-            for number in withdrawn:
-                self.versions.discard(number)
-        return withdrawn
+            return self.versions.withdraw(kept[-1] if to is None else to)
+
+    def _is_current(self, number: int) -> bool:
+        return self.versions.current is not None and self.versions.current.number == number
 
 
 def _fails(guard: Guard | None, before: float | None, after: float | None, error: float) -> bool:
     """Return whether the metric of a version falls short of ``guard`` by more than its standard ``error``."""
-    if guard is None or before is None or after is None:
+    if guard is None or before is None:
         return False
-    return after + error < guard.share * before
+    return after is None or not after + error >= guard.share * before  # also if it is NaN
 
 
 _RESOURCES = {"memory", "threads", "work_dir"}
@@ -297,5 +319,9 @@ def _uri(file: Source) -> str:
     return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
 
 
-def _version(file: Source) -> str:
+def _state(file: Source) -> str:
+    """Return what differs if a file was replaced or changed; a copy that keeps its time does not."""
+    if isinstance(file, RawFile):
+        status = file.path.stat()
+        return json.dumps([status.st_size, status.st_mtime_ns])
     return json.dumps(file.version())

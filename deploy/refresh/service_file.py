@@ -29,14 +29,25 @@ from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job, parse_job_text
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import Section
+from crossfade.trainer.prepare.option_values import QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
 _SET_BY_REFRESH = {"train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"}
 """Options of prepare that a service itself decides."""
-_KEYS_OF_REFRESH = ("name", "data.path", "checkpoint.path", "evaluate.at_start", "train.save_embeddings")
-"""Keys of the job that a service itself decides, and in versions that continue another ``checkpoint.warm_start_from``.
-"""
+_KEYS_OF_REFRESH = (
+    "name",
+    "data.path",
+    "checkpoint.path",
+    "checkpoint.keep_latest",
+    "cluster.shared_run_dir",
+    "evaluate.at_start",
+    "metrics.port",
+    "train.save_embeddings",
+)
+"""Keys of the job that a service itself decides."""
+_KEYS_OF_INCREMENTS = ("checkpoint.warm_start_from", "train.eval_every_epochs")
+"""Keys that it also decides in versions that continue another."""
 _CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
 
 
@@ -111,8 +122,8 @@ class ServiceConfig(Section):
         for section in ("job", "increment_job"):
             given = dict(flattened(getattr(self, section)))
             yield from (f"{section}.{key}" for key in _KEYS_OF_REFRESH if key in given)
-        if "checkpoint.warm_start_from" in dict(flattened(self.increment_job)):
-            yield "increment_job.checkpoint.warm_start_from"
+        given = dict(flattened(self.increment_job))
+        yield from (f"increment_job.{key}" for key in _KEYS_OF_INCREMENTS if key in given)
 
     @property
     def path(self) -> Path:
@@ -144,9 +155,24 @@ class ServiceConfig(Section):
         """Return the job file of the first version, without its dataset."""
         return json.dumps(_merged(self.job, {"name": self.name, "data": {"path": "."}}))
 
-    def increment_settings(self) -> list[str]:
-        """Return what replaces keys of the job in versions that continue an earlier one, as ``KEY=VALUE``."""
-        return [f"{key}={json.dumps(value)}" for key, value in flattened(self.increment_job)]
+    def first_settings(self) -> list[str]:
+        """Return what replaces keys of the job in the first version, as ``KEY=VALUE``."""
+        return [setting("train.save_embeddings", "best")]
+
+    def increment_settings(self, checkpoints: str) -> list[str]:
+        """Return what replaces keys of the job in versions that continue the one with these ``checkpoints``.
+
+        Only their first and their last step are evaluated, so the embeddings that are served are those of the last
+        checkpoint, which the next version continues.
+        """
+        changed = dict(flattened(self.increment_job))
+        epochs = make_job(self._increment_text(), "increment_job").train.epochs
+        changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
+        changed |= {"checkpoint.warm_start_from": checkpoints}
+        return [*self.first_settings(), *(setting(key, changed[key]) for key in sorted(changed))]
+
+    def _increment_text(self) -> str:
+        return json.dumps(_merged(json.loads(self.job_text()), self.increment_job))
 
     def check(self, source: str) -> JobConfig:
         """Check the job, also of increments, and the options of prepare; return the job.
@@ -157,20 +183,34 @@ class ServiceConfig(Section):
         for key in self._decided_keys():
             raise InputError(f"{source}: {key}: a service decides it; leave it out")
         job = make_job(self.job_text(), f"{source}: job")
-        increment = make_job(
-            json.dumps(_merged(json.loads(self.job_text()), self.increment_job)), f"{source}: increment_job"
-        )
+        increment = make_job(self._increment_text(), f"{source}: increment_job")
+        make_job(self.job_text(), f"{source}: increment_job", self.increment_settings("checkpoints"))
         guard = self.guard
         if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
             raise InputError(
                 f"{source}: publish_if: the job does not evaluate {guard.metric}; add its cutoff to evaluate.k, now "
                 f"{increment.evaluate.k}"
             )
+        if guard is not None and self.prepare.get("hold_out_valid") == "none":
+            raise InputError(
+                f"{source}: publish_if: judges versions by events that are held out, of which prepare.hold_out_valid "
+                "leaves none; leave that out, or set publish_if to null"
+            )
+        if str(self.prepare.get("on_bad_line", "")).startswith(QUARANTINE):
+            raise InputError(
+                f"{source}: prepare.on_bad_line: each version would replace the quarantine file of the one before; "
+                "expected fail or skip"
+            )
         try:
             self.prepare_options(["events"], Path("out"), None)
         except OptionError as error:
             raise InputError(f"{source}: prepare: {error}") from error
         return job
+
+
+def setting(key: str, value: object) -> str:
+    """Return what replaces a key of a job file, as ``KEY=VALUE``."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ withdrawn count as not taken.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
@@ -30,8 +31,13 @@ from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
+from crossfade.trainer.runs.run_folder import REPORT_FILE
 
 PLAN_FILE = "plan.json"
+_FOLDER = re.compile(r"version-([0-9]{6})(-data|-compacted)?")
+"""Names of the folders of versions: of a run, or of a dataset."""
+_TRASH = ".trash-"
+"""The beginning of the names of folders that are being deleted."""
 Status = Literal["published", "rejected", "withdrawn"]
 
 
@@ -40,10 +46,10 @@ class _Record(BaseModel):
 
 
 class EventFile(_Record):
-    """A file of events: where it is, and a text that differs if it was replaced or changed."""
+    """A file of events: where it is, its state, which differs if it was replaced or changed, and its size."""
 
     uri: str
-    version: str
+    state: str
     bytes: int
 
 
@@ -73,13 +79,13 @@ class VersionRecord(_Record):
         status: whether it was published, failed the guard, or was withdrawn by a rollback.
         base: the version that it continues; None for the first.
         files: the event files that it took.
-        events: interactions of its new events, of all splits.
+        events: interactions of its new events, of all splits: less than events, where repeated ones are summed.
         newest: the time of its newest event, in the unit of the timestamps; None without timestamps.
         metric: the metric by which it was judged, on the new events that were held out.
         before: that of the version that it continues, before it was trained on them; None if there was none.
         after: its own; None if nothing was held out.
         decided: when it was decided on, in Unix time.
-        seconds: how long each stage took.
+        seconds: how long each stage took, in the last attempt if it was interrupted.
     """
 
     number: int
@@ -138,33 +144,55 @@ class ServiceVersions:
         return {file for record in self.records if record.status != "published" for file in record.files}
 
     def plan(self) -> Plan | None:
-        """Return what the next version takes, if that was planned."""
+        """Return what the next version takes, if that was planned.
+
+        Raises:
+            InputError: the plan was damaged.
+        """
         path = self.folder / PLAN_FILE
-        return validate_json(Plan, path.read_bytes()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return validate_json(Plan, path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path}: is not the plan of a version: {error}; delete it, to plan anew") from error
 
     def write_plan(self, plan: Plan) -> None:
         """Write what the next version takes."""
         replace_file(self.folder / PLAN_FILE, plan.model_dump_json(indent=1).encode())
 
     def discard(self, number: int) -> None:
-        """Delete what a version that is not published has left, but its log and its record."""
-        plan = self.plan()
-        if plan is not None and plan.number == number:  # first, so that a half-deleted dataset is not taken for its own
-            (self.folder / PLAN_FILE).unlink()
+        """Delete what a version that is not published has left, but its log and its record.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
         for path in (self.run_path(number), self.data_path(number), self._compacted_path(number)):
-            shutil.rmtree(path, ignore_errors=True)
+            self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        """Delete a folder, so that it is complete or gone if the process is killed."""
+        if path.exists():
+            trash = path.with_name(f"{_TRASH}{path.name}")
+            shutil.rmtree(trash, ignore_errors=True)
+            path.rename(trash)
+            shutil.rmtree(trash)
 
     def write(self, record: VersionRecord) -> None:
-        """Write the record of a version, which publishes it if that is its status."""
+        """Write the record of a version, which publishes it if that is its status; servers follow."""
+        self._write(record)
+        self.repair()
+
+    def _write(self, record: VersionRecord) -> None:
         replace_file(self.folder / f"{_name(record.number)}.json", record.model_dump_json(indent=1).encode())
         self.__dict__.pop("records", None)
-        self.repair()
 
     def withdraw(self, after: int) -> list[int]:
         """Withdraw the published versions after the version ``after``, the newest first; return their numbers."""
         withdrawn = [record for record in reversed(self.published) if record.number > after]
         for record in withdrawn:
-            self.write(record.model_copy(update={"status": "withdrawn"}))
+            self._write(record.model_copy(update={"status": "withdrawn"}))
+        self.repair()
         return [record.number for record in withdrawn]
 
     def repair(self) -> None:
@@ -194,20 +222,43 @@ class ServiceVersions:
 
     def compaction(self, after: int | None) -> Path | None:
         """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
-        if after is None or self.current is None or (folder := self.base_path(self.current.number)) is None:
+        if after is None or self.current is None:
             return None
-        bases = open_bases(Folder(str(folder)), read_manifest(Folder(str(folder))))
+        folder = Folder(str(self.base_path(self.current.number)))
+        bases = open_bases(folder, read_manifest(folder))
         return self._compacted_path(self.current.number) if len(bases) >= after else None
 
+    def kept(self, keep: int) -> list[int]:
+        """Return the numbers of the newest ``keep`` published versions that are complete, the oldest first."""
+        complete = [
+            record.number
+            for record in self.published
+            if (self.run_path(record.number) / REPORT_FILE).exists() and self._has_data(record.number)
+        ]
+        return complete[-keep:]
+
+    def _has_data(self, number: int) -> bool:
+        return (self.data_path(number) / FILE_NAME).exists()
+
     def clean(self, keep: int) -> None:
-        """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to."""
-        kept = [record.number for record in self.published[-keep:]]
+        """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to.
+
+        What is left of versions that were rejected, withdrawn, or half deleted is deleted too.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
+        for trash in self.folder.glob(f"{_TRASH}*"):
+            shutil.rmtree(trash)
+        kept = self.kept(keep)
         needed = {path.resolve() for number in kept for path in self._datasets(number)}
-        for path in self.folder.glob(f"{_name('[0-9]' * 6)}*"):
-            number = int(path.name.split("-")[1].partition(".")[0])
-            if not path.is_dir() or number in kept or number >= self.next_number or path.resolve() in needed:
+        for path in self.folder.iterdir():
+            found = _FOLDER.fullmatch(path.name)
+            if found is None or not path.is_dir() or path.resolve() in needed:
                 continue
-            shutil.rmtree(path)
+            number, is_data = int(found[1]), found[2] is not None
+            if number < self.next_number and (is_data or number not in kept):
+                self._delete(path)
 
     def _datasets(self, number: int) -> Iterator[Path]:
         """Yield the datasets that a version or its successors read."""

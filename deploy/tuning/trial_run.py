@@ -56,6 +56,13 @@ class TrialProcess:
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
+        try:
+            return self._await_answer(host, watch)
+        except BaseException:  # of ``watch``: the next training must not get the answer to this one
+            self.close()
+            raise
+
+    def _await_answer(self, host: subprocess.Popen[bytes], watch: Callable[[], bool]) -> int:
         is_stopping = False
         while True:
             if not is_stopping and (is_stopping := watch()):

@@ -117,7 +117,7 @@ Source = RawFile | RemoteFile | StandardInput
 
 
 class NoMatchError(InputError):
-    """A glob matches no file."""
+    """A path or a glob matches no file."""
 
 
 def find_files(
@@ -131,7 +131,7 @@ def find_files(
     """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs) match, in order.
 
     The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option`` and, if it
-    has files of several ones, the ``entity``. With ``may_be_none``, a glob may match nothing.
+    has files of several ones, the ``entity``. With ``may_be_none``, a pattern may match nothing.
 
     Raises:
         InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
@@ -189,7 +189,7 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
             f"into {command('prepare', events='-', format='csv')}"
         )
     if not glob.has_magic(pattern):
-        raise InputError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
+        raise NoMatchError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.
     found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
     if not found:
@@ -210,7 +210,7 @@ def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, FoundFil
         if not last or last in entries:
             raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
         if not glob.has_magic(key):
-            raise InputError(f"{option}: no such object; check the key")
+            raise NoMatchError(f"{option}: no such object; check the key")
         found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
         raise NoMatchError(f"{option}: matches no object; check the pattern")

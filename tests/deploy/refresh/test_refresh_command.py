@@ -162,6 +162,7 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert result.stdout == "withdrawn: 3; version 2 is served\n"
     assert recommended(service.path) == recommended(service.run(2))
     assert service.statuses() == ["published", "published", "withdrawn"]
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
     assert not service.run(3).exists()
     assert not service.data(3).exists()
     result = succeeded(service.command("rollback", "--to", 1))
@@ -177,6 +178,25 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert service.files(4) == ["day-002.parquet", "day-003.parquet", "day-004.parquet"]
     assert service.times(4) == [at for day in (2, 3, 4) for at in plays(day)["at"].to_pylist()]
     assert (service.record(4)["base"], service.current()["version"]) == (1, 4)
+
+
+def test_file_that_several_names_lead_to_is_taken_once(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path, tmp_path / "events" / "day-*", tmp_path / "later.parquet")
+    (tmp_path / "events" / "link.parquet").symlink_to(service.add(1))
+    succeeded(service.command("refresh"))
+    assert (service.files(1), service.record(1)["events"]) == (["day-001.parquet"], EVENTS)
+
+
+def test_workers_that_hold_the_tables_train_versions(tmp_path: Path) -> None:
+    job = {"model": {"dim": 8}, "train": {"epochs": 2, "batch_size": 64}, "cluster": {"workers": 2}}
+    service = ServiceFolder(tmp_path, job=job)
+    for day in (1, 2):
+        service.add(day)
+        succeeded(service.command("refresh"))
+    report = json.loads((service.run(2) / "report.json").read_text())
+    assert (report["workers"], report["store"]) == (2, "ShardedStore")
+    assert service.record(2)["before"] == report["valid_at_start"]["ndcg@10"]
+    assert service.current()["version"] == 2
 
 
 def test_server_follows_versions_and_rollbacks(service: ServiceFolder) -> None:

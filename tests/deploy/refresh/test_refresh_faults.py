@@ -82,7 +82,7 @@ def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: Servi
             assert service.current() == {"version": 1, "run": "version-000001"}
         else:
             break
-    assert call == 9
+    assert call == 4
     service.add(4)
     succeeded(service.command("refresh"))
     assert (service.record(4)["base"], service.record(4)["events"]) == (1, 3 * EVENTS)
@@ -200,12 +200,15 @@ def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None
     release.touch()
     table = plays(2)
     bad = table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]]))
+    bad = bad.set_column(1, "track", pa.array([*table["track"].to_pylist()[:-1], None]))
     with started("refresh", service.file, "--every", "0.1s", cwd=tmp_path, variables=variables) as command:
         service.add(1)
         wait_until((service.path / "current.json").exists, "version 1")
         service.add(2, bad)
-        line = line_with(command.process.stderr, "and the next attempt follows")
-        assert "version 1 is still served" in line
+        lines = lines_to(command.process.stderr, "and the next attempt follows")
+        assert "version 1 is still served" in lines[-1]
+        for column in ("user", "track"):
+            assert any(f"column '{column}'" in line and "day-002.parquet" in line for line in lines), "all faults"
         release.unlink()
         service.add(2)
         wait_until(training(service, 2), "a step of version 2")
@@ -219,10 +222,12 @@ def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None
     assert (service.record(2)["base"], service.times(2)) == (1, table["at"].to_pylist())
 
 
-def line_with(stream: IO[str] | None, text: str) -> str:
-    """Read lines until one has ``text``, and return it."""
+def lines_to(stream: IO[str] | None, text: str) -> list[str]:
+    """Return the next lines, to the first that has ``text``."""
     assert stream is not None
+    lines = []
     for line in stream:
+        lines.append(line)
         if text in line:
-            return line
+            return lines
     raise AssertionError(f"no line has '{text}'")

@@ -26,11 +26,19 @@ def written(folder: Path, **keys: Any) -> Path:
     return path
 
 
+CONTINUED = [
+    'train.save_embeddings="best"',
+    'checkpoint.warm_start_from="runs/last"',
+    "evaluate.at_start=true",
+]
+"""What a service sets itself in a version that continues the one in runs/last."""
+
+
 def test_minimal_file_has_defaults(tmp_path: Path) -> None:
     service = load_service(written(tmp_path))
     assert service.path == Path("services/music")
     assert (service.metric(), service.guard) == ("ndcg@10", Guard("ndcg@10", 0.98))
-    assert service.increment_settings() == ["train.epochs=5"]
+    assert service.increment_settings("runs/last") == [*CONTINUED, "train.epochs=5", "train.eval_every_epochs=5"]
     assert json.loads(service.job_text()) == {"name": "music", "data": {"path": "."}}
     options = service.prepare_options(["a.parquet"], tmp_path / "out", "before")
     assert (options.base, list(options.train)) == ("before", ["a.parquet"])
@@ -46,7 +54,8 @@ def test_increment_job_replaces_single_keys_of_job(tmp_path: Path) -> None:
     increment = {"train": {"epochs": 2}, "evaluate": {"k": [5, 10]}}
     service = load_service(written(tmp_path, job=job, increment_job=increment))
     assert json.loads(service.job_text())["data"] == {"partitions": 2, "path": "."}
-    assert service.increment_settings() == ["train.epochs=2", "evaluate.k=[5, 10]"]
+    settings = service.increment_settings("runs/last")
+    assert {*settings} == {*CONTINUED, "evaluate.k=[5, 10]", "train.epochs=2", "train.eval_every_epochs=2"}
 
 
 def test_dates_of_yaml_are_the_text_that_options_take(tmp_path: Path) -> None:
@@ -112,8 +121,25 @@ def test_version_fails_below_the_share_by_more_than_the_error() -> None:
     assert not _fails(guard, 0.5, 0.44, 0.02)
     assert _fails(guard, 0.5, 0.44, 0.005)
     assert not _fails(guard, None, 0.1, 0.0)
-    assert not _fails(guard, 0.5, None, 0.0)
+    assert _fails(guard, 0.5, None, 0.0)
+    assert _fails(guard, 0.5, float("nan"), 0.0)
     assert not _fails(None, 0.5, 0.0, 0.0)
+
+
+def test_what_would_fail_in_a_later_version_is_rejected_at_once(tmp_path: Path) -> None:
+    for cause, keys in (
+        ("a condition without events held out", {"prepare": {**VALID["prepare"], "hold_out_valid": "none"}}),
+        ("a quarantine file of a service", {"prepare": {**VALID["prepare"], "on_bad_line": "quarantine=bad.jsonl"}}),
+    ):
+        rejected_here(cause, "refresh", written(tmp_path, **keys))
+    with pytest.raises(InputError, match=r"increment_job: .*'spectral'"):
+        load_service(written(tmp_path, job={"model": {"init": "spectral"}}))
+    for key in ("metrics.port", "cluster.shared_run_dir", "checkpoint.keep_latest"):
+        section, _, name = key.partition(".")
+        with pytest.raises(InputError, match=rf"job\.{key}: a service decides it"):
+            load_service(written(tmp_path, job={section: {name: 1}}))
+    with pytest.raises(InputError, match=r"increment_job\.train\.eval_every_epochs: a service decides it"):
+        load_service(written(tmp_path, increment_job={"train": {"epochs": 2, "eval_every_epochs": 1}}))
 
 
 def test_page_lists_every_key_with_its_default() -> None:

@@ -6,12 +6,12 @@ import pytest
 from error_table import documented
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh.versions import EventFile, Plan, ServiceVersions, Status, VersionRecord
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, Status, VersionRecord
 from crossfade.trainer.embeddings.current_run import current_run
 
 
 def event_file(name: str) -> EventFile:
-    return EventFile(uri=f"/events/{name}", version="1", bytes=1)
+    return EventFile(uri=f"/events/{name}", state="1", bytes=1)
 
 
 def record(number: int, status: Status, *names: str) -> VersionRecord:
@@ -73,17 +73,27 @@ def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVe
         assert current_run(str(versions.folder)).endswith("version-000004")
 
 
-def test_discarded_version_leaves_its_log_and_no_plan(versions: ServiceVersions) -> None:
-    for number in (5, 6):
-        versions.write_plan(Plan(number=number, base=4, files=[event_file("e")]))
-        for path in (versions.run_path(5), versions.data_path(5)):
-            path.mkdir(exist_ok=True)
+def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:
+    for path in (versions.run_path(5), versions.data_path(5)):
+        path.mkdir()
     (versions.folder / "version-000005.log").touch()
     versions.discard(5)
-    assert [path.name for path in versions.folder.glob("version-000005*")] == ["version-000005.log"]
-    assert versions.plan() is not None, "it is of another version"
-    versions.discard(6)
-    assert versions.plan() is None
+    assert [path.name for path in versions.folder.glob("*000005*")] == ["version-000005.log"]
+
+
+def test_half_deleted_versions_are_not_kept_and_leftovers_are_cleaned_up(versions: ServiceVersions) -> None:
+    assert versions.kept(3) == []
+    for number in (1, 3, 4):
+        versions.run_path(number).mkdir()
+        versions.data_path(number).mkdir()
+        (versions.data_path(number) / "manifest.json").touch()
+    (versions.run_path(4) / "report.json").touch()
+    assert versions.kept(3) == [4], "a run without its report was being deleted"
+    (versions.folder / ".trash-version-000001").mkdir()
+    (versions.folder / "version-000001x").mkdir()
+    (versions.run_path(4) / "report.json").unlink()
+    versions.clean(2)
+    assert sorted(path.name for path in versions.folder.iterdir() if path.is_dir()) == ["version-000001x"]
 
 
 def test_damaged_files_are_named(versions: ServiceVersions) -> None:
@@ -91,6 +101,10 @@ def test_damaged_files_are_named(versions: ServiceVersions) -> None:
     with pytest.raises(InputError) as caught:
         current_run(str(versions.folder))
     assert "current.json" in documented("a damaged name of the current version", str(caught.value))
+    (versions.folder / "plan.json").write_text("[]")
+    with pytest.raises(InputError) as caught:
+        versions.plan()
+    assert "plan.json" in documented("a damaged plan of a version", str(caught.value))
     (versions.folder / "version-000003.json").write_text("{")
     with pytest.raises(InputError) as caught:
         ServiceVersions(versions.folder).records  # noqa: B018 - it is read here
