@@ -120,17 +120,19 @@ class RefreshedService:
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            self._tidy(progress)
+            with self._warning_of_failure("compacted and cleaned up"):
+                self._compact(progress)
+                self.versions.clean(self.config.keep_versions)
         return record
 
-    def _tidy(self, progress: ProgressReporter) -> None:
-        """Compact and clean up. A failure is logged, since the version was decided on; the next one tries again."""
+    @contextmanager
+    def _warning_of_failure(self, action: str) -> Iterator[None]:
+        """Log an error, where a service can go on without what failed; the next version tries it again."""
         try:
-            self._compact(progress)
-            self.versions.clean(self.config.keep_versions)
+            yield
         except (CrossfadeError, OSError) as error:
             message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
-            _logger.warning(f"{self.folder}: could not be compacted and cleaned up: {message}")
+            _logger.warning(f"{self.folder}: could not be {action}: {message}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.
@@ -171,6 +173,8 @@ class RefreshedService:
             self.versions.discard(plan.number)  # it is of an earlier plan
         if not (out / FILE_NAME).exists():
             if plan.base is not None:
+                with self._warning_of_failure("compacted"):  # if that was interrupted after the version before
+                    self._compact(progress)
                 base = str(self.versions.base_path(plan.base))
             prepare(self.config.prepare_options(files, out, base), progress)
             found = self._found()

@@ -1,10 +1,13 @@
 """A service whose datasets have become many merges them into one; versions go on as before."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from command_here import crossfade_here
+from crashing_storage import Crash
 from refreshed_service import EVENTS, ServiceFolder, plays
+from run_results import assert_same_bits
 from running_command import succeeded
 
 from crossfade.base.errors import CrossfadeError
@@ -28,7 +31,7 @@ def folders(service: ServiceFolder) -> list[str]:
 def test_compacted_service_goes_on_and_deletes_the_datasets_of_old_versions(
     undisturbed: ServiceFolder, tmp_path: Path
 ) -> None:
-    service = undisturbed.copied(tmp_path, compact_after=2, keep_versions=2)
+    service = undisturbed.copied(tmp_path, compact_after=3, keep_versions=2)
     service.add(4)
     succeeded(service.command("refresh"))
     compacted = service.path / "version-000004-compacted"
@@ -51,10 +54,10 @@ def test_compacted_service_goes_on_and_deletes_the_datasets_of_old_versions(
     assert {"version-000005", "version-000007"} <= set(folders(service))
 
 
-def test_failed_compaction_is_reported_and_tried_again_after_the_next_version(
+def test_failed_compaction_is_reported_and_tried_again_before_the_next_version(
     undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = undisturbed.copied(tmp_path, compact_after=2)
+    service = undisturbed.copied(tmp_path, compact_after=3)
     service.add(4)
     with monkeypatch.context() as patch:
         patch.setattr(increment, "compact", _fail)
@@ -63,7 +66,35 @@ def test_failed_compaction_is_reported_and_tried_again_after_the_next_version(
     assert (service.current()["version"], "version-000004-compacted" in folders(service)) == (4, False)
     service.add(5)
     succeeded(service.command("refresh"))
-    assert (bases(service.data(5))[-1], "version-000005-compacted" in folders(service)) == ("version-000004-data", True)
+    assert bases(service.data(5)) == ["version-000004-compacted"]
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_compaction_that_was_interrupted_is_done_before_the_next_version(
+    undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    real, found = increment.compact, []
+
+    def crashing(*arguments: object) -> None:
+        if is_done:
+            real(*arguments)  # type: ignore[arg-type]
+        raise Crash
+
+    for crashes in (False, True):
+        folder = tmp_path / str(crashes)
+        folder.mkdir()
+        service = undisturbed.copied(folder, compact_after=3)
+        service.add(4)
+        with monkeypatch.context() as patch, pytest.raises(Crash) if crashes else nullcontext():
+            if crashes:
+                patch.setattr(increment, "compact", crashing)
+            service.command("refresh")
+        assert service.current()["version"] == 4
+        service.add(5)
+        succeeded(service.command("refresh"))
+        found.append(service)
+    assert bases(found[1].data(5)) == ["version-000004-compacted"]
+    assert_same_bits(found[0].run(5), found[1].run(5))
 
 
 def _fail(*_: object) -> None:
