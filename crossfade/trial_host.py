@@ -3,8 +3,8 @@
     python -m crossfade.trial_host
 
 A line on stdin is a request in JSON: the arguments of ``crossfade train``, and the log that gets its output. The answer
-is its exit code, a line on stdout. The process ends when stdin does, after a training that a signal has stopped, and at
-an error of the program.
+is its exit code and its processor seconds, a line on stdout. The process ends when stdin does, after a training that a
+signal has stopped, and at an error of the program.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     code = 0
     for line in requests:
         request = json.loads(line)
+        before = sum(os.times()[:4])  # of this process, and of children that have ended
         code = _train(request["arguments"], request["log"])
-        answers.write(f"{code}\n")
+        answers.write(f"{code} {sum(os.times()[:4]) - before:.2f}\n")
         answers.flush()
         if stopper.number is not None:
             break

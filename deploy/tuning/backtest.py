@@ -5,6 +5,7 @@
         summarize(backtest.results())["model"]["ndcg@10"]
 
     FOLDER/  job.yaml  study.lock  backtest.json  window-01.json  window-01/  window-01.log ...
+             window-01-full.json  window-01-refresh.json  refresh.json  version-00/ ...      with other strategies
 
 The interactions of a dataset are ordered by time. After the first ``first`` of them, the others are cut into windows of
 as many interactions each. A window becomes a dataset of its own: its past is train, with the default valid of prepare
@@ -12,126 +13,87 @@ to choose the epoch by, and the window is test, without queries that have no pas
 last epoch is judged. IDs, counts, popularity, and baselines thus follow from the past alone. IDs are the rows of the
 dataset that is backtested; features, content, and context are kept.
 
+Other ways to have a model for a window (``strategies.py``) are judged on the same. They begin with version 0, which is
+kept; increments are trained again if their settings have changed.
+
 Windows with a result are kept when a backtest is repeated, and a training that was interrupted resumes. All
 interactions are in memory, at about 100 bytes each while a window is written.
 
-Shapes: N interactions, W windows, R rows of the query entity.
+Shapes: W windows.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import IO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.durable_file import replace_file
-from crossfade.base.io.folder import Folder
-from crossfade.deploy.tuning.options import BacktestOptions
+from crossfade.deploy.tuning.options import STRATEGIES, BacktestOptions, Strategy
+from crossfade.deploy.tuning.strategies import (
+    JudgedWindow,
+    TrainingProgress,
+    Versions,
+    WindowTraining,
+    judge_fold_in,
+    judge_refresh,
+)
 from crossfade.deploy.tuning.study_folder import BACKTEST_FILE, OTHER_FOLDER, claim_study, discard_study
-from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.tuning.trial_run import TrialProcess
+from crossfade.deploy.tuning.windows import Window, WindowSource, cut_windows, read_by_time
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, data_fingerprint
-from crossfade.trainer.data.reader import InteractionReader, Interactions, concatenate
-from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.hold_out import DEFAULT
-from crossfade.trainer.prepare.option_values import EntityColumn, FeatureFile
-from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.runs.job_inputs import load_inputs
+from crossfade.trainer.data.manifest import FILE_NAME, data_fingerprint
+from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs
 from crossfade.trainer.runs.run_folder import default_run_dir
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 
-_logger = logging.getLogger(__name__)
-
 MODEL = "model"
+SECONDS = "seconds"
+"""The name of the processor seconds among the means of a strategy."""
+_REFRESH_FILE = "refresh.json"
 
 
 @dataclass(frozen=True)
-class Window:
-    """A window: what it is cut from, and what is judged.
+class StrategyResult:
+    """The metrics of a strategy on a window, and the processor seconds of its stages."""
 
-    Attributes:
-        number: its place in time, from 1.
-        since: its first timestamp.
-        until: the first timestamp after it.
-        past: interactions before it, which are the first so many.
-        end: interactions to its end.
-        new_queries: queries of the window that have no past, and are left out.
-    """
-
-    number: int
-    since: int
-    until: int
-    past: int
-    end: int
-    new_queries: int
-
-    @property
-    def name(self) -> str:
-        """Return the name of its files."""
-        return f"window-{self.number:02}"
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class WindowResult:
-    """A window that has been judged, with the metrics of the model and of each baseline by name."""
+    """A window that has been judged, with the metrics of the model and of each baseline by name.
+
+    ``strategies`` has the strategies that are compared, the model, as full, among them.
+    """
 
     window: Window
     metrics: Mapping[str, Mapping[str, float]]
-
-
-def cut_windows(interactions: Interactions, windows: int, first: float, queries: int) -> list[Window]:
-    """Cut ``interactions``, ordered by time, of ``queries`` rows: ``windows`` of equal size after a share of ``first``.
-
-    Raises:
-        InputError: there are no interactions, or a window has no query with a past.
-    """
-    total, timestamp_N = len(interactions), interactions.timestamp_N
-    if not total:
-        raise OptionError("splits", problem="they have no interaction", fix="name others")
-    assert timestamp_N is not None
-    places_W1 = np.linspace(first * total, total, windows + 1).astype(np.int64)
-    # Interactions of one time are in one window.
-    begins_W = np.searchsorted(timestamp_N, timestamp_N[np.minimum(places_W1[:-1], total - 1)])
-    ends_W = np.append(begins_W[1:], total)
-    found = []
-    for number, (past, end) in enumerate(zip(begins_W.tolist(), ends_W.tolist(), strict=True), start=1):
-        known_R, seen_R = np.zeros(queries, np.bool_), np.zeros(queries, np.bool_)
-        positive_N = interactions.weight_N > 0
-        known_R[interactions.query_N[:past][positive_N[:past]]] = True
-        seen_R[interactions.query_N[past:end][positive_N[past:end]]] = True
-        if not (known_R & seen_R).any():
-            raise OptionError(
-                "windows",
-                found=windows,
-                problem=f"window {number} has no interaction of positive weight of a query that has an earlier one",
-                fix="cut fewer windows, or begin them later",
-            )
-        since, last = int(timestamp_N[past]), int(timestamp_N[end - 1])
-        until = int(timestamp_N[end]) if end < total else last + 1
-        found.append(Window(number, since, until, past, end, int((seen_R & ~known_R).sum())))
-    return found
+    strategies: Mapping[str, StrategyResult] = field(default_factory=dict)
 
 
 class Backtest:
     """A backtest in one folder, which no other process runs until ``close``."""
 
     def __init__(
-        self, folder: Path, job: JobConfig, windows: Sequence[Window], lock: IO[bytes], source: WindowSource
+        self,
+        folder: Path,
+        options: BacktestOptions,
+        windows: Sequence[Window],
+        lock: IO[bytes],
+        source: WindowSource,
     ) -> None:
-        self.folder, self.job, self.windows = folder, job, windows
-        self._lock, self.source = lock, source
+        self.folder, self.windows, self._lock, self.source = folder, windows, lock, source
+        self.job, self._increment_job = options.load_backtest_job(), options.load_increment_job()
+        self.strategies = [name for name in STRATEGIES if name in options.strategies]
+        self._options = options
 
     @staticmethod
     def open(options: BacktestOptions) -> Backtest:
@@ -141,9 +103,12 @@ class Backtest:
             InputError: the job or the dataset cannot be backtested, or the folder holds something else.
         """
         job = options.load_backtest_job()
+        options.load_increment_job()
         inputs = load_inputs(job)
-        _check(job, inputs.manifest, inputs.folder)
-        source = WindowSource(inputs.folder, inputs.manifest, _read_by_time(inputs.folder, inputs.manifest, options))
+        _check(job, inputs, options)
+        source = WindowSource(
+            inputs.folder, inputs.manifest, read_by_time(inputs.folder, inputs.manifest, options.splits)
+        )
         queries = inputs.manifest.entities[inputs.manifest.query].rows
         windows = cut_windows(source.interactions, options.windows, options.first, queries)
         folder = options.out or default_run_dir(job).with_name(f"{inputs.folder.name}-backtest")
@@ -159,17 +124,28 @@ class Backtest:
                 f"{option_named('overwrite')}"
             )
         replace_file(path, text.encode())
-        return Backtest(folder, job, windows, lock, source)
+        return Backtest(folder, options, windows, lock, source)
 
     @property
     def epochs(self) -> int:
         """Return the epochs of all trainings together."""
-        return len(self.windows) * self.job.train.epochs
+        return sum(self._epochs_of(window, name) for window in self.windows for name in self.strategies)
+
+    def _epochs_of(self, window: Window, strategy: Strategy) -> int:
+        if strategy == "full" or (window.number == 1 and strategy == self.strategies[1]):  # it trains version 0
+            return self.job.train.epochs
+        return self._increment_job.train.epochs if strategy == "refresh" and window.number > 1 else 0
 
     def results(self) -> list[WindowResult]:
         """Return the windows that have been judged, in order of time."""
-        paths = [(window, self._result_path(window)) for window in self.windows]
-        return [WindowResult(window, json.loads(path.read_text())) for window, path in paths if path.exists()]
+        judged = [window for window in self.windows if all(self._is_judged(window, name) for name in self.strategies)]
+        return [self._read(window) for window in judged]
+
+    def _read(self, window: Window) -> WindowResult:
+        compared = self.strategies if self._options.is_comparison else []
+        texts = {name: self._strategy_path(window, name).read_text() for name in compared}
+        found: dict[str, StrategyResult] = {name: StrategyResult(**json.loads(text)) for name, text in texts.items()}
+        return WindowResult(window, json.loads(self._result_path(window).read_text()), found)
 
     def run(
         self,
@@ -188,135 +164,101 @@ class Backtest:
             ClusterError: a training failed.
         """
         with closing(TrialProcess()) as process:
+            versions = Versions(self.folder, self.source, self.windows, self._options, process)
+            self._discard_refresh_if_changed(versions)
             for window in self.windows:
-                if stop_requested():
-                    return
-                ended = 0
-                if not self._result_path(window).exists():
-                    ended = self._judge(window, process, on_epochs, stop_requested)
-                if not self._result_path(window).exists():
-                    return
+                for name in self.strategies:
+                    if stop_requested():
+                        return
+                    progress = TrainingProgress(on_epochs, stop_requested)
+                    if not self._is_judged(window, name) and not self._judge(window, name, versions, progress):
+                        return
+                    on_epochs(max(0, self._epochs_of(window, name) - progress.ended))
                 # Also of a process that was killed just after it wrote the result.
-                self._discard(window, process)
-                on_epochs(self.job.train.epochs - ended)
+                WindowTraining(self.folder, window.name, process).discard()
                 on_window(self.results()[window.number - 1])
+            versions.discard_increments()
 
     def close(self) -> None:
         """Let other processes run the backtest."""
         self._lock.close()
 
-    def _data_path(self, window: Window) -> Path:
-        return self.folder / f"{window.name}-data"
-
     def _result_path(self, window: Window) -> Path:
         return self.folder / f"{window.name}.json"
 
-    def _judge(
-        self,
-        window: Window,
-        process: TrialProcess,
-        on_epochs: Callable[[int], None],
-        stop_requested: Callable[[], bool],
-    ) -> int:
-        """Prepare, train, and write the result, unless a stop is requested; return the epochs that have ended."""
-        data, run = self._data_path(window), TrialRun(self.folder, window.name, process)
-        if not (data / FILE_NAME).exists():
-            self.source.write(window, data)
-        ended = 0
+    def _strategy_path(self, window: Window, strategy: Strategy) -> Path:
+        return self.folder / f"{window.name}-{strategy}.json"
 
-        def watch(epochs: list[EpochRecord]) -> bool:
-            nonlocal ended
-            newest = max([ended, *(epoch["epoch"] for epoch in epochs)])  # a run that resumes repeats epochs
-            on_epochs(newest - ended)
-            ended = newest
-            return stop_requested()
+    def _is_judged(self, window: Window, strategy: Strategy) -> bool:
+        paths = [self._result_path(window)] if strategy == "full" else []
+        if self._options.is_comparison:
+            paths.append(self._strategy_path(window, strategy))
+        return all(path.exists() for path in paths)
 
-        settings = [f"data.path={json.dumps(str(data.absolute()))}", "train.save_embeddings=best"]
-        code = run.train(settings, watch)
-        if code == 0:
-            report = run.report()
-            metrics = {MODEL: report["metrics"]["test"], **report["baselines"]["metrics"].get("test", {})}
-            replace_file(self._result_path(window), json.dumps(metrics).encode())
-        elif not stop_requested():
-            raise ClusterError(f"{window.name}: the training failed: {run.describe_failure()}")
-        return ended
+    def _judge(self, window: Window, strategy: Strategy, versions: Versions, progress: TrainingProgress) -> bool:
+        """Prepare, train, and write the result, unless a stop is requested; return whether it is written."""
+        training = WindowTraining(self.folder, window.name, versions.process)
+        if strategy == "full":
+            result = self._judge_full(window, training, progress)
+        else:
+            if not (training.data / FILE_NAME).exists():
+                self.source.write(window, training.data)
+            judge = self._judge_refresh if strategy == "refresh" else self._judge_fold_in
+            result = judge(window, JudgedWindow.open(self.job, training.data, self.source), versions, progress)
+        if result is None:
+            return False
+        if self._options.is_comparison:
+            replace_file(self._strategy_path(window, strategy), json.dumps(asdict(result)).encode())
+        return True
 
-    def _discard(self, window: Window, process: TrialProcess) -> None:
-        """Delete what judging ``window`` has left, but its result and its log."""
-        data = self._data_path(window)
-        shutil.rmtree(data, ignore_errors=True)
-        for path in _raw_paths(data).values():
-            path.unlink(missing_ok=True)
-        TrialRun(self.folder, window.name, process).discard()
+    def _judge_full(
+        self, window: Window, training: WindowTraining, progress: TrainingProgress
+    ) -> StrategyResult | None:
+        if not training.run(lambda data: self.source.write(window, data), (), progress):
+            return None
+        report = training.trial.report()
+        metrics = {MODEL: report["metrics"]["test"], **report["baselines"]["metrics"].get("test", {})}
+        replace_file(self._result_path(window), json.dumps(metrics).encode())
+        return StrategyResult(metrics[MODEL], training.seconds())
 
+    def _judge_refresh(
+        self, window: Window, judged: JudgedWindow, versions: Versions, progress: TrainingProgress
+    ) -> StrategyResult | None:
+        number = window.number - 1
+        if not versions.train(number, progress):
+            return None
+        version = versions.version(number)
+        metrics = judge_refresh(version.trial.path, judged)
+        if number > 1:  # its dataset is one that later versions extend
+            versions.version(number - 1).trial.discard()
+        return StrategyResult(metrics, version.seconds())
 
-def _raw_paths(data: Path) -> dict[str, Path]:
-    """Return the files, by split, from which the dataset ``data`` of a window is prepared."""
-    return {split: data.with_name(f"{data.name}-{split}.parquet") for split in ("train", "test")}
+    def _judge_fold_in(
+        self, window: Window, judged: JudgedWindow, versions: Versions, progress: TrainingProgress
+    ) -> StrategyResult | None:
+        if not versions.train(0, progress):
+            return None
+        version = versions.version(0)
+        past = self.source.interactions.take(slice(0, window.past))
+        metrics, seconds = judge_fold_in(version.trial.path, judged, past)
+        before = version.seconds() if window.number == 1 else {}
+        return StrategyResult(metrics, {**before, "fold_in": round(seconds, 2)})
 
-
-@dataclass(frozen=True)
-class WindowSource:
-    """The dataset that is backtested, with its interactions ordered by time."""
-
-    folder: Folder
-    manifest: DatasetManifest
-    interactions: Interactions
-
-    def write(self, window: Window, out: Path) -> None:
-        """Prepare the dataset of ``window`` in ``out``."""
-        manifest, raw = self.manifest, _raw_paths(out)
-        past = self.interactions.take(slice(0, window.past))
-        future = self.interactions.take(slice(window.past, window.end))
-        known_N = np.isin(future.query_N, past.query_N[past.weight_N > 0])
-        attributes = {
-            kind: [
-                FeatureFile(entity, self._pattern(of.files), "row", {name: "value"})
-                for entity, columns in found.items()
-                for name, of in columns.items()
-            ]
-            for kind, found in (("features", manifest.features), ("content", manifest.content))
-        }
-        options = PrepareOptions.of(
-            **{split: [str(path)] for split, path in raw.items()},
-            **attributes,
-            query=EntityColumn(manifest.query),
-            item=EntityColumn(manifest.item),
-            weight=WEIGHT,
-            timestamp=TIMESTAMP,
-            context={name: name for name in manifest.context},
-            hold_out_valid=DEFAULT,
-            order="grouped" if manifest.is_grouped else "random",
-            out=str(out),
-            overwrite=True,
-        )
-        try:
-            pq.write_table(self._table(past), raw["train"])
-            pq.write_table(self._table(future.take(known_N)), raw["test"])
-            prepare(options, keep=False)
-        finally:
-            for path in raw.values():
-                path.unlink(missing_ok=True)
-
-    def _table(self, interactions: Interactions) -> pa.Table:
-        columns = {
-            self.manifest.query: interactions.query_N,
-            self.manifest.item: interactions.item_N,
-            WEIGHT: interactions.weight_N,
-            TIMESTAMP: interactions.timestamp_N,
-        }
-        if interactions.context_NK is not None:
-            for place, name in enumerate(self.manifest.context):
-                row_N = interactions.context_NK[:, place]
-                columns[name] = pa.array(row_N, mask=row_N < 0)
-        return pa.table(columns)
-
-    def _pattern(self, files: Sequence[DataFile]) -> str:
-        """Return what matches ``files``, which are in one folder."""
-        return f"{self.folder.uri}/{PurePosixPath(files[0].path).parent}/*.parquet"
+    def _discard_refresh_if_changed(self, versions: Versions) -> None:
+        """Delete the increments, and their results, that were trained with other settings."""
+        if "refresh" not in self.strategies:
+            return
+        path = self.folder / _REFRESH_FILE
+        text = json.dumps({"replay": self._options.replay, "increment": self._options.increment_settings})
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            versions.discard_increments()
+            for window in self.windows[1:]:
+                self._strategy_path(window, "refresh").unlink(missing_ok=True)
+        replace_file(path, text.encode())
 
 
-def _check(job: JobConfig, manifest: DatasetManifest, folder: Folder) -> None:
+def _check(job: JobConfig, inputs: JobInputs, options: BacktestOptions) -> None:
+    folder, manifest = inputs.folder, inputs.manifest
     if not manifest.has_timestamp:
         raise InputError(
             f"{folder.uri}: has no timestamps to cut windows by; prepare it with {option_named('timestamp')}"
@@ -327,20 +269,13 @@ def _check(job: JobConfig, manifest: DatasetManifest, folder: Folder) -> None:
         )
     if given := job.starting_points():
         raise InputError(f"{' and '.join(given)}: trainings of a backtest start from nothing else; leave it out")
-
-
-def _read_by_time(folder: Folder, manifest: DatasetManifest, options: BacktestOptions) -> Interactions:
-    """Read the interactions of the splits to cut, ordered by time, and then by their place in the files."""
-    splits = [manifest.splits[name] for name in ALL_SPLITS if name in options.splits and name in manifest.splits]
-    if not splits:
-        found = ", ".join(manifest.splits)
-        raise OptionError("splits", found=" ".join(options.splits), problem=f"{folder.uri} has only {found}")
-    with closing(InteractionReader(folder, manifest)) as reader:
-        parts = [part for split in splits for part in reader.read_all(split, manifest.context, timestamps=True)]
-    interactions = concatenate(parts)
-    if interactions.timestamp_N is None:  # there are no parts
-        return interactions
-    return interactions.take(np.argsort(interactions.timestamp_N, kind="stable"))
+    if options.is_comparison and inputs.model.history is not None and job.evaluate.by == "moment":
+        raise OptionError(
+            "strategies",
+            found=" ".join(options.strategies),
+            problem="others than full are judged by histories before the window, and evaluate.by is moment",
+            fix="set that to query",
+        )
 
 
 def summarize(results: Sequence[WindowResult]) -> dict[str, dict[str, float]]:
@@ -357,6 +292,33 @@ def summarize(results: Sequence[WindowResult]) -> dict[str, dict[str, float]]:
     of_model = [result.metrics[MODEL] for result in results]
     found[MODEL]["queries"] = sum(metrics["queries"] for metrics in of_model)
     found[MODEL]["queries_cold"] = min(metrics.get("queries_cold", 0) for metrics in of_model)
+    return found
+
+
+def compare_strategies(results: Sequence[WindowResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return of each strategy the means, with standard errors, over the windows after the first, and ratios to full.
+
+    Processor seconds are among them. The first window is where all strategies begin, with a training on its past. The
+    error of a ratio is that of paired windows, by the delta method.
+    """
+    of_windows = [
+        {
+            name: {**{key: of.metrics[key] for key in of.metrics if is_metric(key)}, SECONDS: sum(of.seconds.values())}
+            for name, of in result.strategies.items()
+        }
+        for result in results[1:]
+    ]
+    found = {}
+    for name in results[0].strategies:
+        means = dict(_means([window[name] for window in of_windows]))
+        ratios: dict[str, float] = {}
+        for key in (key for key in means if error_of(key) in means):
+            pairs_W2 = np.array([[window[each].get(key, np.nan) for each in (name, "full")] for window in of_windows])
+            if (full := float(pairs_W2[:, 1].mean())) > 0:
+                ratios[key] = means[key] / full
+                rest_W = pairs_W2[:, 0] - ratios[key] * pairs_W2[:, 1]
+                ratios[error_of(key)] = float(rest_W.std(ddof=1) / np.sqrt(len(rest_W)) / full)
+        found[name] = {"means": means, "of_full": ratios}
     return found
 
 

@@ -41,6 +41,8 @@ class TrialProcess:
         """Start nothing yet."""
         self._host: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes | None] = queue.Queue()
+        self.cpu_seconds = 0.0
+        """Processor seconds of the last training; 0 if it was killed."""
 
     def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
@@ -49,9 +51,13 @@ class TrialProcess:
         may train others, before and after; a training with servers has processes of its own anyway.
         """
         log.touch()
+        self.cpu_seconds = 0.0
         if not warm:
             self.close()
-            return self._train_alone(arguments, log, watch)
+            before = _children_cpu()
+            code = self._train_alone(arguments, log, watch)
+            self.cpu_seconds = _children_cpu() - before
+            return code
         host = self._warm_host(log)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
@@ -71,10 +77,15 @@ class TrialProcess:
                 answer = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
             except queue.Empty:
                 continue
-            code = int(answer) if answer is not None else host.wait()
+            code = self._read_answer(answer) if answer is not None else host.wait()
             if is_stopping:  # it ends after this training
                 self.close()
             return code
+
+    def _read_answer(self, answer: bytes) -> int:
+        code, seconds = answer.split()
+        self.cpu_seconds = float(seconds)
+        return int(code)
 
     def _train_alone(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool]) -> int:
         with log.open("ab") as output:
@@ -120,6 +131,12 @@ def _start(arguments: list[str], stdin: int, stdout: int | IO[bytes], stderr: IO
         # It takes no locks. Only Linux can end a child with its parent.
         preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
     )
+
+
+def _children_cpu() -> float:
+    """Return the processor seconds of child processes that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
@@ -185,6 +202,11 @@ class TrialRun:
             return load_job(self._job, settings).cluster.is_distributed
         except InputError:  # the values of a trial may exclude each other; its training reports it
             return False
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.path
 
     @property
     def is_finished(self) -> bool:

@@ -15,8 +15,9 @@ from running_command import succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.tuning.backtest import Backtest, Window, cut_windows
+from crossfade.deploy.tuning.backtest import Backtest
 from crossfade.deploy.tuning.options import BacktestOptions
+from crossfade.deploy.tuning.windows import Window, cut_windows
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.split_names import ALL_SPLITS
