@@ -1,4 +1,4 @@
-"""``crossfade forget``: delete IDs from a prepared dataset, and list where else they may remain."""
+"""``crossfade forget``: delete IDs from a prepared dataset or a service, and list where else they may remain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import ForgetOptions
 
 if TYPE_CHECKING:
+    from crossfade.deploy.refresh.forget import ServiceForgetReport
     from crossfade.trainer.prepare.forget import ForgetReport
 
 _EXAMPLES = (
@@ -22,18 +23,26 @@ _EXAMPLES = (
         "crossfade forget s3://music/plays --ids requests.parquet --column user_id --entity customer",
         "Read the IDs from a column of a Parquet, CSV or TSV file.",
     ),
+    (
+        "crossfade forget services/music --ids ids.txt",
+        "Delete them from all datasets of a service; its next version has no vector of them.",
+    ),
 )
 _NOTES = """\
 The base datasets that DATA extends ('crossfade prepare --base') are searched for the IDs, too, so name the newest
 dataset; one that cannot be reached ends the command before anything is deleted. Files are rewritten in place. Other
 rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the next run that warm-starts from an older
 checkpoint. After an interruption, the same command finishes the deletion.
+
+DATA may be the folder of a service ('crossfade refresh'): the IDs are deleted from the datasets of all its versions,
+and the next 'crossfade refresh' publishes a version without their vectors, even if no event file is new, and deletes
+all earlier versions.
 """
 
 
 @as_command(
     "forget",
-    "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
+    "Delete IDs, their names and all their interactions from a prepared dataset or a service, in place.",
     _EXAMPLES,
     _NOTES,
 )
@@ -43,13 +52,24 @@ def run(options: ForgetOptions) -> int:
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
+    from pathlib import Path
+
+    from crossfade.deploy.refresh.forget import forget_in_service
+    from crossfade.deploy.refresh.versions import is_service
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
     with progress_bars() as bars:
-        reports = forget(options, bars)
+        if is_service(options.data):
+            service = forget_in_service(Path(options.data), options, bars)
+            reports = service.datasets
+        else:
+            service, reports = None, forget(options, bars)
     for report in reports:
         print_lines(_describe(report, options.ids))
+    if service is not None:
+        print_lines(_other_copies_of_service(options.data, service))
+        return 0
     entity = reports[0].entity
     if any(report.pending or report.manifest.entities[entity].vacant_rows for report in reports):
         lines = _other_copies(reports, this_dataset_only=options.this_dataset_only)
@@ -71,6 +91,22 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
     if report.leftovers_deleted:
         lines.append("  finished an earlier 'crossfade forget' that was interrupted: deleted the files it had left")
     return lines
+
+
+def _other_copies_of_service(folder: str, report: ServiceForgetReport) -> list[str]:
+    if not report.datasets:
+        return [f"{folder}: has no version yet, only event files: delete the ids there"]
+    lines = [
+        "  event files    those that no version has taken: delete them there before; others are not read again",
+        "  copies         exports, indexes, and backups: delete them, or make them anew",
+    ]
+    if report.versions:
+        names = ", ".join(map(str, report.versions))
+        lines = [
+            f"  versions       {names}: the next 'crossfade refresh' publishes one without them, and deletes these",
+            *lines,
+        ]
+    return ["what may still hold them, and how to clear it:", *lines]
 
 
 def _other_copies(reports: list[ForgetReport], *, this_dataset_only: bool) -> list[str]:

@@ -150,8 +150,10 @@ def _describe(record: VersionRecord) -> str:
     metric = f"{record.metric} {decimals(record.after)}"
     if record.before is not None:
         metric += f", {decimals(record.before)} before"
-    line = f"version {record.number} {record.status}: {counted(record.events, 'new event')} of "
-    return f"{line}{counted(len(record.files), 'file')}, {metric}, {took}"
+    taken = f"{counted(record.events, 'new event')} of {counted(len(record.files), 'file')}"
+    if not record.files:
+        taken = "without the forgotten ids, and without new events"
+    return f"version {record.number} {record.status}: {taken}, {metric}, {took}"
 
 
 def _report(service: RefreshedService, error: CrossfadeError | OSError) -> None:
@@ -195,4 +197,6 @@ def _print_status(service: RefreshedService, *, as_json: bool) -> None:
         for record in versions.records
     ]
     print_table(rows)
+    if versions.must_forget:
+        print_line("ids were forgotten: the next call publishes a version without them, and then takes events")
     print_line(f"{counted(len(waiting), 'file')} of events {'waits' if len(waiting) == 1 else 'wait'}")

@@ -7,24 +7,39 @@ What an increment takes is written before anything is done with it (``plan.json`
 deterministic or replaces its result atomically, so a service that was killed at any moment ends with the bytes of one
 that was not. A file is taken by its URI, once: into the version that is published with its events. A failed step leaves
 the plan and the version that is served.
+
+Where IDs were forgotten since the version that is served, the next one takes no events: it continues that version on a
+copy of its dataset, from which they were deleted, for one epoch, which begins by resetting their rows. It is published
+whatever its metric is, and the versions before it, which have their vectors, are deleted.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed
-from crossfade.base.io.durable_file import create_folder, replace_file
+from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.replacing import replace_folder
+from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
-from crossfade.deploy.refresh.versions import PLAN_FILE, EventFile, Plan, ServiceVersions, VersionRecord
+from crossfade.deploy.refresh.versions import (
+    PLAN_FILE,
+    EventFile,
+    Plan,
+    ServiceVersions,
+    VersionRecord,
+    locked_versions,
+)
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -61,10 +76,7 @@ class RefreshedService:
         Raises:
             InputError: one is changing it.
         """
-        create_folder(self.folder)
-        with path_lock(self.folder / LOCK_NAME, str(self.folder)):
-            self.versions = ServiceVersions(self.folder)
-            self.versions.repair()
+        with locked_versions(self.folder) as self.versions:
             yield
 
     def waiting(self) -> list[Source]:
@@ -93,6 +105,8 @@ class RefreshedService:
         publish: bool = False,
     ) -> VersionRecord | None:
         """Take the events that wait into a new version, and return it; None: none wait, or a stop was requested.
+
+        After a deletion of IDs, a version without them, and without new events, comes first.
 
         Args:
             progress: receives the phases.
@@ -148,9 +162,11 @@ class RefreshedService:
             has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
             if has_data and all(states.get(file.uri) == file.state for file in plan.files):
                 return plan
-        files = [EventFile(uri=_uri(file), state=_state(file), bytes=file.bytes) for file in self.waiting()]
-        if not files or (self.versions.tried() >= set(files) and not again):
-            return None
+        files = []
+        if not self.versions.must_forget:
+            files = [EventFile(uri=_uri(file), state=_state(file), bytes=file.bytes) for file in self.waiting()]
+            if not files or (self.versions.tried() >= set(files) and not again):
+                return None
         number = self.versions.next_number
         found = Plan(number=number, base=base, files=files)
         if found != plan:
@@ -169,14 +185,19 @@ class RefreshedService:
             return read_manifest(Folder(str(out)))
         found = self._found()
         files = [str(found[file.uri]) for file in plan.files if file.uri in found]
-        if (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files:
+        is_of_others = (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files
+        if plan.files and is_of_others:
             self.versions.discard(plan.number)  # it is of an earlier plan
         if not (out / FILE_NAME).exists():
             if plan.base is not None:
                 with self._warning_of_failure("compacted"):  # if that was interrupted after the version before
                     self._compact(progress)
                 base = str(self.versions.base_path(plan.base))
-            prepare(self.config.prepare_options(files, out, base), progress)
+            if plan.files:
+                prepare(self.config.prepare_options(files, out, base), progress)
+            else:
+                assert plan.base is not None
+                _copy_dataset(self.versions.data_path(plan.base), out)
             found = self._found()
         for file in plan.files:
             if file.uri not in found or _state(found[file.uri]) != file.state:
@@ -205,6 +226,8 @@ class RefreshedService:
         if plan.base is not None:
             checkpoints = self.versions.run_path(plan.base).absolute() / "checkpoints"
             settings = [setting("data.path", str(data)), *self.config.increment_settings(str(checkpoints))]
+        if not plan.files:
+            settings += [setting("train.epochs", 1), setting("train.eval_every_epochs", 1)]  # it has seen these events
         self._start_over_if_changed(plan, [self.config.job_text(), *settings], run)
         if run.is_finished:
             return run.report()
@@ -250,10 +273,10 @@ class RefreshedService:
         newest = manifest.source.get("last_timestamp")
         return VersionRecord(
             number=plan.number,
-            status="rejected" if fails and not publish else "published",
+            status="rejected" if fails and plan.files and not publish else "published",
             base=plan.base,
             files=plan.files,
-            events=sum(split.rows for split in manifest.splits.values()),
+            events=sum(split.rows for split in manifest.splits.values()) if plan.files else 0,
             newest=newest if isinstance(newest, int) else None,
             metric=self._metric,
             before=before,
@@ -280,7 +303,8 @@ class RefreshedService:
         with self.locked():
             if to is not None and self._is_current(to):
                 return []  # such as after a rollback that was killed when it was almost complete
-            kept = [number for number in self.versions.kept(self.config.keep_versions) if not self._is_current(number)]
+            newest = self.versions.kept[-self.config.keep_versions :]
+            kept = [number for number in newest if not self._is_current(number)]
             if not kept:
                 raise InputError(f"{self.folder}: has no earlier version to return to")
             if to is not None and to not in kept:
@@ -298,6 +322,13 @@ def _fails(guard: Guard | None, before: float | None, after: float | None, error
     if guard is None or before is None:
         return False
     return after is None or not after + error >= guard.share * before  # also if it is NaN
+
+
+def _copy_dataset(source: Path, out: Path) -> None:
+    """Copy a dataset to a folder beside it, where what it extends is found by the same path."""
+    with staged_folder(out) as staging:
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(LOCK_NAME), dirs_exist_ok=True)
+        replace_folder(out, staging)
 
 
 _RESOURCES = {"memory", "threads", "work_dir"}

@@ -4,13 +4,17 @@
     versions.current                                # the newest published version that was not withdrawn
     versions.write(record)                          # a version that was decided on
     versions.withdraw(after=11)                     # a rollback
+    versions.mark_forgotten()                       # IDs were deleted from its datasets: its versions must go
 
-    FOLDER/  current.json  job.yaml  plan.json  version-000012.json  version-000012.log
+    FOLDER/  current.json  forgotten.json  job.yaml  plan.json  version-000012.json  version-000012.log
              version-000012/ (its run)  version-000012-data/  version-000012-compacted/
 
 A version is published by one atomic step, the file of its record; ``current.json``, which servers follow, is derived
 from the records, and written again if a process was killed in between. The events of versions that were rejected or
 withdrawn count as not taken.
+
+``forgotten.json`` is there from the moment when IDs are forgotten until the versions with their vectors are deleted,
+which is after a version without them was published.
 """
 
 from __future__ import annotations
@@ -18,22 +22,24 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.durable_file import create_folder, replace_file
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.run_folder import REPORT_FILE
 
-PLAN_FILE = "plan.json"
+PLAN_FILE, FORGOTTEN_FILE = "plan.json", "forgotten.json"
 _FOLDER = re.compile(r"version-([0-9]{6})(-data|-compacted)?")
 """Names of the folders of versions: of a run, or of a dataset."""
 _TRASH = ".trash-"
@@ -43,6 +49,9 @@ Status = Literal["published", "rejected", "withdrawn"]
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_Known = TypeVar("_Known", bound=_Record)
 
 
 class EventFile(_Record):
@@ -59,7 +68,7 @@ class Plan(_Record):
     Attributes:
         number: its number.
         base: the version that it continues; None for the first.
-        files: its event files.
+        files: its event files; none if it continues the last version only to leave out what was forgotten.
         is_read: whether its dataset is complete, and no file was changed while it was read.
         job: what its training was started with; None before that.
     """
@@ -78,7 +87,7 @@ class VersionRecord(_Record):
         number: its number, from 1.
         status: whether it was published, failed the guard, or was withdrawn by a rollback.
         base: the version that it continues; None for the first.
-        files: the event files that it took.
+        files: the event files that it took; none if it was made only to leave out what was forgotten.
         events: interactions of its new events, of all splits: less than events, where repeated ones are summed.
         newest: the time of its newest event, in the unit of the timestamps; None without timestamps.
         metric: the metric by which it was judged, on the new events that were held out.
@@ -99,6 +108,12 @@ class VersionRecord(_Record):
     after: float | None
     decided: float
     seconds: dict[str, float]
+
+
+class Forgotten(_Record):
+    """IDs were forgotten: all versions up to the version ``through`` may have vectors of them."""
+
+    through: int
 
 
 class ServiceVersions:
@@ -160,6 +175,36 @@ class ServiceVersions:
     def write_plan(self, plan: Plan) -> None:
         """Write what the next version takes."""
         replace_file(self.folder / PLAN_FILE, plan.model_dump_json(indent=1).encode())
+
+    def mark_forgotten(self) -> None:
+        """Note that all versions so far may have vectors of IDs that are being forgotten."""
+        mark = Forgotten(through=self.next_number - 1)
+        replace_file(self.folder / FORGOTTEN_FILE, mark.model_dump_json().encode())
+
+    @property
+    def forgotten_through(self) -> int:
+        """The last version that may have vectors of IDs that were forgotten; 0 if there is none.
+
+        Raises:
+            InputError: the file that notes it was damaged.
+        """
+        path = self.folder / FORGOTTEN_FILE
+        return _read(Forgotten, path, "the note of a deletion").through if path.exists() else 0
+
+    @property
+    def must_forget(self) -> bool:
+        """Whether the version that is served may have vectors of IDs that were forgotten."""
+        return self.current is not None and self.current.number <= self.forgotten_through
+
+    @property
+    def kept(self) -> list[int]:
+        """The numbers of the published versions that are complete, the oldest first."""
+        return [
+            record.number
+            for record in self.published
+            if (self.run_path(record.number) / REPORT_FILE).exists()
+            and (self.data_path(record.number) / FILE_NAME).exists()
+        ]
 
     def discard(self, number: int) -> None:
         """Delete what a version that is not published has left, but its log and its record.
@@ -228,44 +273,57 @@ class ServiceVersions:
         bases = open_bases(folder, read_manifest(folder))
         return self._compacted_path(self.current.number) if len(bases) >= after else None
 
-    def kept(self, keep: int) -> list[int]:
-        """Return the numbers of the newest ``keep`` published versions that are complete, the oldest first."""
-        complete = [
-            record.number
-            for record in self.published
-            if (self.run_path(record.number) / REPORT_FILE).exists() and self._has_data(record.number)
-        ]
-        return complete[-keep:]
-
-    def _has_data(self, number: int) -> bool:
-        return (self.data_path(number) / FILE_NAME).exists()
-
     def clean(self, keep: int) -> None:
         """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to.
 
-        What is left of versions that were rejected, withdrawn, or half deleted is deleted too.
+        What is left of versions that were rejected, withdrawn, or half deleted is deleted too. Once a version without
+        IDs that were forgotten is published, delete all versions that may have their vectors.
 
         Raises:
             OSError: something cannot be deleted.
         """
         for trash in self.folder.glob(f"{_TRASH}*"):
             shutil.rmtree(trash)
-        kept = self.kept(keep)
-        needed = {path.resolve() for number in kept for path in self._datasets(number)}
-        for path in self.folder.iterdir():
+        outdated = 0 if self.must_forget else self.forgotten_through
+        kept = [number for number in self.kept[-keep:] if number > outdated]
+        folders = (folder for number in kept for folder in self.datasets(number))
+        needed = {folder.path.resolve() for folder in folders if folder.path}
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
             found = _FOLDER.fullmatch(path.name)
             if found is None or not path.is_dir() or path.resolve() in needed:
                 continue
             number, is_data = int(found[1]), found[2] is not None
             if number < self.next_number and (is_data or number not in kept):
                 self._delete(path)
+        if outdated:
+            (self.folder / FORGOTTEN_FILE).unlink()
 
-    def _datasets(self, number: int) -> Iterator[Path]:
-        """Yield the datasets that a version or its successors read."""
-        for path in {self.data_path(number), self.base_path(number)}:
+    def datasets(self, number: int) -> Iterator[Folder]:
+        """Yield the datasets that a version or its successors read, each after those that it extends."""
+        for path in dict.fromkeys((self.data_path(number), self.base_path(number))):
             folder = Folder(str(path))
-            yield path
-            yield from (base.folder.path for base in open_bases(folder, read_manifest(folder)) if base.folder.path)
+            yield from (base.folder for base in open_bases(folder, read_manifest(folder)))
+            yield folder
+
+
+@contextmanager
+def locked_versions(folder: Path) -> Iterator[ServiceVersions]:
+    """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
+
+    Raises:
+        InputError: one is changing it.
+    """
+    create_folder(folder)
+    with path_lock(folder / LOCK_NAME, str(folder)):
+        versions = ServiceVersions(folder)
+        versions.repair()
+        yield versions
+
+
+def is_service(location: str) -> bool:
+    """Return whether the folder at ``location`` is that of a service that has begun its first version."""
+    folder = Folder(location).path
+    return folder is not None and any((folder / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
 
 
 def read_record(path: Path) -> VersionRecord:
@@ -274,10 +332,14 @@ def read_record(path: Path) -> VersionRecord:
     Raises:
         InputError: it was damaged.
     """
+    return _read(VersionRecord, path, "the record of a version")
+
+
+def _read(kind: type[_Known], path: Path, description: str) -> _Known:
     try:
-        return validate_json(VersionRecord, path.read_bytes())
+        return validate_json(kind, path.read_bytes())
     except (ValueError, ValidationError) as error:
-        raise InputError(f"{path}: is not the record of a version: {error}; restore it") from error
+        raise InputError(f"{path}: is not {description}: {error}; restore it") from error
 
 
 def _name(number: int | str) -> str:

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
+from crossfade.cli import demo_fresh
 from crossfade.cli.demo import _ARTISTS
+from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 
@@ -108,3 +111,36 @@ def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Monke
     result = crossfade_here("demo", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout.count("$ crossfade") == 1
+
+
+def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earlier_demo_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_fresh, "_SIZE", ("--queries", "100", "--items", "50", "--interactions", "5000"))
+    text = demo_fresh._SERVICE_TEXT.replace("epochs: 5", "epochs: 2").replace("epochs: 3", "epochs: 1")
+    for name, content in (
+        ("fresh.yaml", text + "publish_if: null\n"),
+        ("events/2020-01-05.parquet", "of an earlier demo"),
+        ("services/fresh/current.json", "of an earlier demo"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert main(["demo", "--fresh", "--dir", str(tmp_path)]) == 0
+    output = capfd.readouterr().out
+    assert printed_commands(output) == ["synthesize", "refresh", "refresh", "refresh", "refresh"]
+    published = re.findall(r"^version (\d) published: ([\d,]+) new events of 1 file, ndcg@10 ", output, re.MULTILINE)
+    assert [number for number, _ in published] == ["1", "2", "3"]
+    assert [re.search(rf"^{number} .* (\w+) +{count} ", output, re.MULTILINE)[1] for number, count in published] == [  # type: ignore[index]
+        "published",
+        "published",
+        "served",
+    ]
+    dates = [pq.read_table(path)["timestamp"].to_numpy() for path in sorted((tmp_path / "events").iterdir())]
+    assert [f"{len(date_N):,}" for date_N in dates] == [count for _, count in published]
+    assert sum(map(len, dates)) == 5000
+    days = [sorted(set(date_N.astype("datetime64[D]").astype(str))) for date_N in dates]
+    assert days == [["2020-01-01", "2020-01-02", "2020-01-03"], ["2020-01-04"], ["2020-01-05"]]
+    customer = pq.read_table(tmp_path / "events")["customer"][0].as_py()
+    names = succeeded(crossfade_here("recommend", "services/fresh", "--customer", customer, cwd=tmp_path)).stdout
+    assert "(genre" in names
+    assert re.search(r"rollback fresh.yaml +# return", output)

@@ -180,7 +180,8 @@ def crash_at(call: int) -> Iterator[None]:
         return step
 
     def is_of_version(path: Any) -> bool:
-        return Path(path).name.startswith("version-") and Path(path).parent.name == "music" and Path(path).exists()
+        is_version = Path(path).name.startswith(("version-", ".trash-version-"))
+        return is_version and Path(path).parent.name == "music" and Path(path).exists()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(increment, "prepare", crashing(increment.prepare))
@@ -188,5 +189,6 @@ def crash_at(call: int) -> Iterator[None]:
         for module in (increment, versions):
             patch.setattr(module, "replace_file", crashing(module.replace_file))
         patch.setattr(Path, "unlink", crashing(Path.unlink, lambda path: path.name == versions.PLAN_FILE))
+        patch.setattr(Path, "rename", crashing(Path.rename, is_of_version))
         patch.setattr(shutil, "rmtree", crashing(shutil.rmtree, is_of_version))
         yield

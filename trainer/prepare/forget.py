@@ -276,6 +276,11 @@ class PlannedDeletion:
         )
         return self
 
+    @property
+    def found(self) -> int:
+        """How many of the IDs have a row."""
+        return self._report.found
+
     def apply(self) -> ForgetReport:
         """Delete it, and return the report. Raises as ``forget`` does."""
         with explaining_failures(self.folder):

@@ -82,13 +82,13 @@ def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:
 
 
 def test_half_deleted_versions_are_not_kept_and_leftovers_are_cleaned_up(versions: ServiceVersions) -> None:
-    assert versions.kept(3) == []
+    assert versions.kept == []
     for number in (1, 3, 4):
         versions.run_path(number).mkdir()
         versions.data_path(number).mkdir()
         (versions.data_path(number) / "manifest.json").touch()
     (versions.run_path(4) / "report.json").touch()
-    assert versions.kept(3) == [4], "a run without its report was being deleted"
+    assert versions.kept == [4], "a run without its report was being deleted"
     (versions.folder / ".trash-version-000001").mkdir()
     (versions.folder / "version-000001x").mkdir()
     (versions.run_path(4) / "report.json").unlink()

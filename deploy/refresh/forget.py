@@ -1,0 +1,80 @@
+"""Delete IDs from all datasets of a service, and let its next version be one without their vectors.
+
+    report = forget_in_service(Path("services/music"), options, progress)
+
+Checkpoints and embeddings are not rewritten: ``ServiceVersions.mark_forgotten`` makes the next ``crossfade refresh``
+publish a version without the vectors, and then delete the versions that have them. A version that was interrupted is
+discarded, so its events count as not taken. The mark is written before the first dataset is changed; after a crash, the
+same command deletes the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossfade.base.errors import OptionError
+from crossfade.base.io.folder import Folder
+from crossfade.deploy.refresh.versions import ServiceVersions, locked_versions
+from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.forget import ForgetReport, plan_deletion
+from crossfade.trainer.prepare.id_list import read_ids
+from crossfade.trainer.prepare.options import ForgetOptions
+
+
+@dataclass(frozen=True)
+class ServiceForgetReport:
+    """What a deletion from a service has done.
+
+    Attributes:
+        datasets: of each dataset, the newest first; none if the service has no version yet.
+        versions: the versions that may have vectors of the IDs until the next one is published; the last is served.
+    """
+
+    datasets: list[ForgetReport]
+    versions: list[int]
+
+
+def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressReporter) -> ServiceForgetReport:
+    """Delete the IDs of ``options`` from all datasets of the service in ``folder``.
+
+    Raises:
+        InputError: another process changes the service, or a dataset cannot be read; nothing was deleted.
+        CrossfadeError: deleting failed; each dataset is complete, before or after its deletion.
+    """
+    if options.this_dataset_only:
+        raise OptionError("this_dataset_only", problem=f"{folder} is a service, not a dataset", fix="leave it out")
+    with locked_versions(folder) as versions:
+        if versions.current is None:
+            _discard_unfinished(versions)
+            return ServiceForgetReport([], [])
+        entity = options.entity or read_manifest(Folder(str(versions.data_path(versions.current.number)))).query
+        ids = read_ids(options.ids, options.column, entity)
+        _discard_unfinished(versions)
+        with ExitStack() as stack:
+            planned = [
+                stack.enter_context(plan_deletion(each, ids, entity, progress)) for each in _all_datasets(versions)
+            ]
+            if any(deletion.found for deletion in planned):
+                versions.mark_forgotten()
+            reports = [deletion.apply() for deletion in planned]
+        return ServiceForgetReport(reports[::-1], versions.kept if versions.must_forget else [])
+
+
+def _discard_unfinished(versions: ServiceVersions) -> None:
+    """Delete a version that is not decided on, and what killed processes have left."""
+    versions.discard(versions.next_number)
+    for path in versions.folder.glob(".version-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+    if versions.current is not None:
+        versions.clean(len(versions.kept))
+
+
+def _all_datasets(versions: ServiceVersions) -> list[Folder]:
+    """Return the datasets of all kept versions, each once, after those that it extends."""
+    found = (folder for number in versions.kept for folder in versions.datasets(number))
+    return list({str(each.path.resolve()) if each.path else each.uri: each for each in found}.values())

@@ -1,0 +1,205 @@
+"""``crossfade forget SERVICE``: after one further version, nothing in the folder of the service has the customer."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from command_here import crossfade_here, rejected_here
+from crashing_storage import Crash
+from refreshed_service import ServiceFolder, crash_at, plays
+from running_command import succeeded
+from serving import running_server
+from waiting import wait_until
+
+from crossfade.trainer.prepare.forget import PlannedDeletion
+
+pytestmark = pytest.mark.slow
+
+
+def forgotten(service: ServiceFolder, *ids: str) -> str:
+    """Forget IDs in the service, and return what that prints."""
+    (service.folder / "ids.txt").write_text("\n".join(ids))
+    return succeeded(crossfade_here("forget", service.path, "--ids", service.folder / "ids.txt")).stdout
+
+
+def vectors(service: ServiceFolder, customer: str) -> list[bytes]:
+    """Return the vectors that versions have of a customer, as checkpoints and embeddings store them."""
+    found = []
+    for path in service.path.glob("version-*/embeddings/customer/*.parquet"):
+        rows = pq.read_table(path).filter(pc.equal(pq.read_table(path)["id"], customer)).to_pylist()
+        found += [np.array(row["vector"], np.float32).tobytes() for row in rows]
+    return found
+
+
+def traces(service: ServiceFolder, customer: str, known: list[bytes]) -> Iterator[Path]:
+    """Yield the files in the folder of the service that have the ID of a customer, or one of its vectors."""
+    for path in sorted(path for path in service.path.rglob("*") if path.is_file()):
+        if path.suffix == ".parquet":
+            columns = [column.to_pylist() for column in pq.read_table(path).columns]
+            values = [value for column in columns for value in column]
+            lists = {np.array(value, np.float32).tobytes() for value in values if isinstance(value, list)}
+            if customer in values or lists & set(known):
+                yield path
+        else:
+            data = path.read_bytes()
+            if any(vector in data for vector in known) or re.search(rb"\b%s\b" % customer.encode(), data):
+                yield path
+
+
+def knows(service: ServiceFolder, customer: str) -> bool:
+    """Return whether the version that is served knows a customer."""
+    return crossfade_here("recommend", service.path, "--customer", customer).returncode == 0
+
+
+def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFolder) -> None:
+    known = vectors(service, "c0")
+    assert len(known) == 2
+    kinds = {path.relative_to(service.path).parts[:2] for path in traces(service, "c0", known)}
+    for number in (1, 2):
+        assert {(f"version-{number:06}", "embeddings"), (f"version-{number:06}", "checkpoints")} <= kinds
+        assert any(folder == f"version-{number:06}-data" for folder, _ in kinds)
+    with running_server(service.path, "--refresh", 0.1, cwd=service.folder) as server:
+        assert server.get("recommend", id="c0")[0] == 200
+        output = forgotten(service, "c0")
+        assert "versions       1, 2: the next 'crossfade refresh' publishes one without them" in output
+        assert not [path for path in traces(service, "c0", known) if "-data" in str(path)]
+        assert knows(service, "c0"), "until the next version"
+        assert "ids were forgotten" in service.command("refresh", "--status").stdout
+        line = succeeded(service.command("refresh")).stdout
+        assert line.startswith("version 3 published: without the forgotten ids, and without new events, ndcg@10 ")
+        assert list(traces(service, "c0", known)) == []
+        wait_until(lambda: server.get("recommend", id="c0")[0] == 404, "an unknown customer")
+        assert server.get("recommend", id="c1")[0] == 200
+    assert not knows(service, "c0")
+    assert "ids were forgotten" not in service.command("refresh", "--status").stdout
+    assert {path.name for path in service.path.iterdir() if path.is_dir()} == {
+        "version-000001-data",  # which version 3 extends
+        "version-000003",
+        "version-000003-data",
+    }
+    assert (service.record(3)["events"], service.files(3), service.record(3)["base"]) == (0, [], 2)
+    assert service.times(3) == [at for at, user in zip(*columns(2), strict=True) if user != "c0"]
+    assert "no earlier version" in service.command("rollback").stderr
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert "versions" not in forgotten(service, "c0"), "no version has it"
+    service.add(3)
+    succeeded(service.command("refresh"))
+    assert (service.record(4)["base"], service.files(4)) == (3, ["day-003.parquet"])
+    assert list(traces(service, "c0", known)) == []
+    assert knows(service, "c1")
+
+
+def columns(day: int) -> tuple[list[int], list[str]]:
+    """Return the times and customers of the plays of a day."""
+    table = plays(day)
+    return table["at"].to_pylist(), table["user"].to_pylist()
+
+
+def test_version_without_forgotten_customers_is_published_before_new_events_and_whatever_its_metric_is(
+    service: ServiceFolder,
+) -> None:
+    service.configure(publish_if="ndcg@10 >= 9 * last")
+    service.add(3)
+    forgotten(service, "c0")
+    succeeded(service.command("refresh"))
+    assert (service.statuses(), service.files(3)) == (["published"] * 3, [])
+    assert service.command("refresh").returncode == 1
+    assert (service.statuses()[3], service.files(4)) == ("rejected", ["day-003.parquet"])
+
+
+def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(service: ServiceFolder) -> None:
+    service.configure(compact_after=1)
+    service.add(3)
+    with pytest.raises(Crash), crash_at(7):  # trained, and not decided
+        service.command("refresh")
+    known = vectors(service, "c44")
+    names = {path.relative_to(service.path).parts[0] for path in traces(service, "c44", known)}
+    assert {"version-000002-data", "version-000002-compacted", "version-000003"} <= names
+    output = forgotten(service, "c44")
+    assert output.count("forgot 1 row of customer") == 2, "the compacted one, and that of day 2"
+    assert not service.run(3).exists()
+    assert not service.data(3).exists()
+    succeeded(service.command("refresh"))
+    assert list(traces(service, "c44", known)) == []
+    table = plays(3)
+    service.add(3, table.filter(pc.not_equal(table["user"], "c44")))
+    succeeded(service.command("refresh"))
+    assert list(traces(service, "c44", known)) == []
+    assert service.files(4) == ["day-003.parquet"]
+    assert (knows(service, "c1"), knows(service, "c44")) == (True, False)
+
+
+def test_crash_at_any_step_after_a_deletion_is_continued_by_the_same_command(
+    service: ServiceFolder, tmp_path: Path
+) -> None:
+    known = vectors(service, "c0")
+    forgotten(service, "c0")
+    for call in count(1):
+        (tmp_path / f"step-{call}").mkdir()
+        copy = service.copied(tmp_path / f"step-{call}")
+        try:
+            with crash_at(call):
+                succeeded(copy.command("refresh"))
+        except Crash:
+            succeeded(copy.command("refresh"))
+            assert copy.statuses() == ["published"] * 3
+            assert list(traces(copy, "c0", known)) == []
+            assert not (copy.path / "forgotten.json").exists()
+        else:
+            break
+    assert call > 9
+
+
+def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
+    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = vectors(service, "c0")
+    applied = []
+
+    def apply_once(deletion: PlannedDeletion) -> object:
+        if applied:
+            raise Crash
+        applied.append(real(deletion))
+        return applied[0]
+
+    real = PlannedDeletion.apply
+    with monkeypatch.context() as patch:
+        patch.setattr(PlannedDeletion, "apply", apply_once)
+        with pytest.raises(Crash):
+            forgotten(service, "c0")
+    assert len(applied) == 1
+    assert "versions       1, 2: " in forgotten(service, "c0")
+    succeeded(service.command("refresh"))
+    assert list(traces(service, "c0", known)) == []
+
+
+def test_unknown_customers_need_no_further_version(service: ServiceFolder) -> None:
+    assert "versions" not in forgotten(service, "nobody")
+    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+
+
+def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path)
+    service.add(1)
+    with pytest.raises(Crash), crash_at(4):  # its dataset is complete
+        service.command("refresh")
+    assert service.data(1).exists()
+    assert "has no version yet" in forgotten(service, "c0")
+    assert not service.data(1).exists()
+
+
+def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
+    (service.folder / "ids.txt").write_text("c0\n")
+    rejected_here(
+        "forget: one dataset of a service", "forget", service.path, "--ids", service.folder / "ids.txt",
+        "--this-dataset-only",
+    )  # fmt: skip
+    forgotten(service, "c0")
+    (service.path / "forgotten.json").write_text(json.dumps({"through": "all"}))
+    rejected_here("a damaged note of a deletion", "refresh", service.file)
