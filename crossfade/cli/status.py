@@ -1,4 +1,4 @@
-"""``crossfade status``: show the state of runs in the terminal."""
+"""``crossfade status``: show the state of runs and services in the terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from crossfade.deploy.dashboard.processes import ProcessRow
     from crossfade.deploy.dashboard.run_reader import Runs
     from crossfade.deploy.dashboard.run_state import LastFailure
+    from crossfade.deploy.dashboard.service_reader import ServiceSummary
     from crossfade.deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
 restarts, the cause of the last failure and what was lost, and alerts.
 
-The command reads only the run folders. It works during a run, on another host that shares the folder, and afterwards.
+Of services of 'crossfade refresh', it shows which version is served, how fresh it is, and the last versions.
+
+The command reads only these folders. It works during a run, on another host that shares the folder, and afterwards.
 """
 _EXAMPLES = (
-    ("crossfade status", "List the runs in runs/."),
+    ("crossfade status", "List the runs in runs/, and the services in services/."),
+    ("crossfade status services/music", "Show a service, and list the runs of its versions."),
     ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
     ("crossfade status runs/lastfm --json", "Print one line of JSON: a list with an object for each run."),
 )
@@ -37,10 +41,11 @@ _NOTES = """\
 """
 _BAR = 30
 _LABEL = 13
+_VERSIONS = 10
 
 
 class StatusOptions(RunsOptions):
-    """Which runs are shown, and how."""
+    """Which runs and services are shown, and how."""
 
     json_: bool = option(False, "print JSON", group="output")
     watch: Number | None = option(
@@ -74,12 +79,37 @@ def _show(runs: Runs, *, as_json: bool) -> None:
     found = latest_first(read_summaries(runs))
     if as_json:
         print(json.dumps([summary.to_json() for summary in found]))
-    elif not found:
+        return
+    now = time.time()
+    for service in runs.services():
+        print_lines(_service(service.summarize(now)))
+    if not found:
         print_line("no runs yet")
     elif len(found) == 1:
         print_lines(_screen(found[0]))
     else:
         print_lines(_table(found))
+
+
+def _service(service: ServiceSummary) -> Iterator[str]:
+    """Describe a service: what is served, how fresh that is, and its last versions, the oldest first."""
+    from crossfade.deploy.dashboard.service_reader import TEXT_COLUMNS, TITLES, version_row
+
+    yield f"{service.name}: {service.state}  ({service.path})"
+    if service.served is not None:
+        since = "" if service.since is None else f", since {text.local_time(service.since)}"
+        yield _line("served", f"version {service.served}{since}")
+    if service.newest is not None:
+        yield _line("newest event", f"{text.duration(service.age_seconds)} old, {text.local_time(service.newest)}")
+    if service.records:
+        yield ""
+        last = service.records[-_VERSIONS:]
+        rows = [[title.lower() for title in TITLES], *(version_row(service, record) for record in last)]
+        yield from align(rows, left=TEXT_COLUMNS)
+    if len(service.records) > _VERSIONS:
+        yield f"the last {_VERSIONS} of {len(service.records):,} versions"
+    yield from (f"{alert.level}: {alert.text}" for alert in service.alerts)
+    yield ""
 
 
 def _screen(run: Summary) -> Iterator[str]:

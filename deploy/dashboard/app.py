@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
@@ -17,13 +18,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from crossfade.base.validation import format_validation_error
-from crossfade.deploy.dashboard import charts, page
+from crossfade.deploy.dashboard import charts, page, service_page
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.page import AXES, GRAPHS, layout
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs
+from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
+from crossfade.deploy.refresh.versions import ServiceVersions
 
 _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' {scripts}; img-src 'self' data: blob:; "
@@ -47,6 +50,7 @@ _INDEX = """<!DOCTYPE html>
 _GRAPHS = tuple(GRAPHS)
 _STORES: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
+    **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(str | None)),
     "selected": TypeAdapter(list[str] | None),
     "axis": TypeAdapter(Axis | None),
 }
@@ -76,6 +80,7 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
     app.layout = layout(source)
     app.server.register_blueprint(explore_pages(runs, models, source))
     _select_axis(app)
+    _show_service(app, runs)
     _select_runs(app, runs)
     _show_runs(app, runs)
     _reject_malformed_requests(app)
@@ -160,7 +165,10 @@ def _select_axis(app: Dash) -> None:
 
 
 def _select_runs(app: Dash, runs: Runs) -> None:
-    """List the runs and keep the selection: at first the runs in the page's address, which then follows it."""
+    """List the runs and keep the selection: at first the runs in the page's address, which then follows it.
+
+    The address has the service that is chosen too, which ``_show_service`` has read from it before.
+    """
 
     @app.callback(
         Output("runs", "children"),
@@ -171,17 +179,21 @@ def _select_runs(app: Dash, runs: Runs) -> None:
         Output("location", "search"),
         Input("tick", "n_intervals"),
         Input("selected", "data"),
+        Input("service", "data"),
         State("location", "search"),
         State("listed", "data"),
     )
-    def select(_ticks: int | None, selected: list[str] | None, search: str, listed: str | None) -> tuple[Any, ...]:
+    def select(
+        _ticks: int | None, selected: list[str] | None, service: str | None, search: str | None, listed: str | None
+    ) -> tuple[Any, ...]:
         summaries = latest_first(read_summaries(runs))
         known = [summary.name for summary in summaries]
         requested = parse_qs((search or "?")[1:]).get("run", []) if selected is None else selected
         chosen = ([name for name in requested if name in known] or known[:1])[:MAX_RUNS]
         boxes = page.run_boxes(summaries, chosen)
         content = str(boxes)
-        address = f"?{urlencode([('run', name) for name in chosen])}" if chosen else ""
+        query = [*(("run", name) for name in chosen), *([("service", service)] if service else [])]
+        address = f"?{urlencode(query)}" if query else ""
         return (
             no_update if content == listed else boxes,
             content,
@@ -200,6 +212,89 @@ def _select_runs(app: Dash, runs: Runs) -> None:
         State("selected", "data"),
         prevent_initial_call=True,
     )
+
+
+def _show_service(app: Dash, runs: Runs) -> None:
+    """List the services and show the one that is chosen: at first by the page's address; without any, the first."""
+
+    @app.callback(
+        Output("services", "children"),
+        Output("listed-services", "data"),
+        Output("missing-service", "children"),
+        Output("service", "data"),
+        Output("service-panel", "hidden"),
+        *(Output(f"service-{part}", "children") for part in service_page.PARTS),
+        Output("graph-versions", "figure"),
+        Output("description-versions", "aria-label"),
+        Output("shown-service", "data"),
+        Input("tick", "n_intervals"),
+        Input("service", "data"),
+        State("location", "search"),
+        State("listed-services", "data"),
+        State("shown-service", "data"),
+    )
+    def show(
+        _ticks: int | None, service: str | None, search: str | None, listed: str | None, shown: str | None
+    ) -> tuple[Any, ...]:
+        now = time.time()
+        summaries = [reader.summarize(now) for reader in runs.services()]
+        known, missing = [summary.name for summary in summaries], no_update
+        requested = service
+        if requested is None:
+            requested = _service_of(search or "", known)
+            missing = service_page.missing(requested, known)
+        chosen = requested if requested in known else ""
+        boxes = service_page.boxes(summaries, chosen)
+        content = str(boxes)
+        return (
+            no_update if content == listed else boxes,
+            content,
+            missing,
+            no_update if chosen == service else chosen,
+            *_service_parts(summaries[known.index(chosen)] if chosen else None, runs, shown),
+        )
+
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("crossfade", "toggleService"),
+        Output("service", "data", allow_duplicate=True),
+        Output("missing-service", "children", allow_duplicate=True),
+        Input({"service": ALL}, "n_clicks"),
+        State("service", "data"),
+        prevent_initial_call=True,
+    )
+
+
+def _service_of(search: str, known: Sequence[str]) -> str:
+    """Return the service that an address asks for, which may not exist; the first if it asks for nothing."""
+    query = parse_qs(search[1:])
+    return query.get("service", ["" if "run" in query or not known else known[0]])[0]
+
+
+def _service_parts(service: ServiceSummary | None, runs: Runs, shown: str | None) -> list[Any]:
+    """Return whether to hide the panel, its parts, and a text by which the next call leaves out what has not changed.
+
+    ``shown`` is that text of the parts that are shown. What is built again loses the keyboard's focus, and so does all
+    that is in a component of which a property is set, also to the value that it has.
+    """
+    if service is None:
+        hide = no_update if shown == "" else True
+        return [hide, *[no_update] * (len(service_page.PARTS) + 2), ""]
+    names = {run.path: run.name for run in runs.readers()}
+    versions = ServiceVersions(Path(service.path))
+    kept = {each.number: names.get(versions.run_path(each.number)) for each in service.records}
+    figure = charts.versions(service)
+    parts = [
+        service_page.head(service),
+        service_page.alerts(service),
+        service_page.tiles(service),
+        service_page.versions(service, {number: name for number, name in kept.items() if name is not None}),
+        figure,
+        service_page.describe_chart(service, figure),
+    ]
+    marks = [f"{zlib.crc32(repr((service.name, part)).encode())}" for part in parts]
+    before = dict(enumerate((shown or "").split()))
+    changed = [no_update if before.get(place) == marks[place] else part for place, part in enumerate(parts)]
+    return [no_update if shown else False, *changed, " ".join(marks)]
 
 
 def _show_runs(app: Dash, runs: Runs) -> None:

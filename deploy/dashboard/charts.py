@@ -20,6 +20,7 @@ from crossfade.base import formatting
 from crossfade.base.arrays import FloatArray
 from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
+from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import Summary
 from crossfade.trainer.training.phases import PHASES
 
@@ -38,6 +39,8 @@ _MIN_LABELED_SHARE = 0.095
 """A bar's part below this share of the bar has no room for its label."""
 _MAX_NAME = 24
 """Characters of a run's name in a graph; longer ones are shortened."""
+_MAX_TICKS = 12
+"""Of the numbers of versions."""
 _LINE_BREAK, _MAX_LINE = "<br>", 40
 """Between the lines of the text in an empty graph, and their characters: as many as a phone has room for."""
 _TRAFFIC_ROWS = (
@@ -180,6 +183,38 @@ def updates(shown: Sequence[RunView]) -> Figure:
 
     reason = "A rate needs two reports of a process that holds tables, seconds apart."
     return _by_process(shown, rates, reason, suffix="", holders=True)
+
+
+def versions(service: ServiceSummary) -> Figure:
+    """Draw the metric of each version of a service before and after its training, and mark those that were rejected."""
+    metric = service.last.metric if service.last is not None else ""
+    records = [record for record in service.records if record.metric == metric][-_MAX_POINTS:]
+    traces = []
+    for name, color in (("before", COLORS[1]), ("after", COLORS[0])):
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"{name} training",
+                "x": [record.number for record in records],
+                "y": [getattr(record, name) for record in records],
+                "line": {"color": color, "width": 2.0},
+                "marker": {"size": 6},
+                "connectgaps": True,
+                "hovertemplate": "%{y:.4~g}",
+            }
+        )
+    if rejected := [record for record in records if record.status == "rejected"]:
+        marker = {"symbol": "x", "size": 11, "color": COLORS[4]}
+        place = {"x": [record.number for record in rejected], "y": [record.after for record in rejected]}
+        traces.append({"type": "scatter", "mode": "markers", "name": "rejected", "marker": marker, **place})
+        traces[-1]["hovertemplate"] = "%{y:.4~g}"
+    first, last = (records[0].number, records[-1].number) if records else (0, 0)
+    numbers = {"dtick": max(1, -(-(last - first) // _MAX_TICKS)), "range": [first - 0.5, last + 0.5], "tickformat": "d"}
+    title = f"version, by {_plain(metric)}"
+    return _figure(
+        traces, "No version has been evaluated: no event was held out.", x_title=title, legend=True, x=numbers
+    )
 
 
 def _by_process(

@@ -1,4 +1,4 @@
-"""Options of ``crossfade dashboard``, and the folders of the runs that it and ``crossfade status`` show."""
+"""Options of ``crossfade dashboard``, and the folders of runs and services that it and ``crossfade status`` show."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from crossfade.trainer.runs.options import history_option
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.run_reader import Runs
 
+RUNS, SERVICES = Path("runs"), Path("services")
+"""Where 'crossfade train' and 'crossfade refresh' write by default."""
 DEFAULT_PORT = 8050
 TOKEN_VARIABLE = "CROSSFADE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -22,14 +24,15 @@ class RunsOptions(Options):
 
     runs: tuple[Path, ...] = option(
         (),
-        "show this run folder, or the run folders in this folder, at most two levels deep (default: runs)",
+        "show this folder of a run or a service, or all in this folder, at most two levels deep "
+        "(default: runs, and services)",
         group="runs",
         value="RUN",
         positional=True,
     )
 
     def open_runs(self) -> Runs:
-        """Open the runs, by default the runs in the folder ``runs``.
+        """Open the runs, by default the runs in the folder ``runs`` and the services in the folder ``services``.
 
         Raises:
             InputError: a path is not a folder.
@@ -37,7 +40,9 @@ class RunsOptions(Options):
         from crossfade.deploy.dashboard.run_reader import Runs
         from crossfade.trainer.runs.run_folder import similar_run
 
-        paths = self.runs or (Path("runs"),)
+        if not self.runs and SERVICES.is_dir():
+            return Runs((RUNS,), SERVICES)
+        paths = self.runs or (RUNS,)
         for path in paths:
             if not path.is_dir():
                 expected = "expected a folder that 'crossfade train' wrote, or one that holds such"
@@ -47,6 +52,12 @@ class RunsOptions(Options):
                 name_one = "" if near or self.runs else ": name one"
                 raise InputError(f"{path}: is not there{near or f'; {expected}'}{name_one}")
         return Runs(paths)
+
+    def source(self) -> str:
+        """Name the folders that are shown."""
+        if self.runs:
+            return ", ".join(map(str, self.runs))
+        return f"{RUNS}, {SERVICES}" if SERVICES.is_dir() else str(RUNS)
 
 
 class DashboardOptions(AccessOptions, RunsOptions):

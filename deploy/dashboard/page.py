@@ -11,7 +11,10 @@ from dash import dcc, html
 
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
+from crossfade.deploy.dashboard import service_page
+from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
+from crossfade.deploy.dashboard.page_elements import Component, alert_list, aria, badge, graph_card, table, tile
 from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
@@ -31,14 +34,7 @@ AXES: tuple[Axis, ...] = ("step", "time")
 REFRESH_SECONDS = 2.0
 EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
-Component = Any
-"""A Dash component, or anything else that Dash can place in the page."""
 _MAX_EVENTS = 50
-
-
-def aria(**values: str | int) -> dict[str, Any]:
-    """Return the attributes ``aria-NAME``."""
-    return {f"aria-{name}": value for name, value in values.items()}
 
 
 def layout(source: str) -> Component:
@@ -51,6 +47,9 @@ def layout(source: str) -> Component:
             dcc.Store(id="selected"),
             dcc.Store(id="listed"),
             dcc.Store(id="axis", data=AXES[0]),
+            dcc.Store(id="service"),
+            dcc.Store(id="listed-services"),
+            dcc.Store(id="shown-service"),
             html.A("Skip to the run", href="#run", className="skip"),
             html.Header(
                 [
@@ -73,13 +72,14 @@ def layout(source: str) -> Component:
 def _picker() -> Component:
     return html.Nav(
         [
+            service_page.picker(),
             html.H2("Runs"),
             html.P(f"Select up to {MAX_RUNS} runs to compare.", className="hint", id="runs-hint"),
             html.Div(id="runs", className="runs", role="group", **aria(label="Runs to show")),
             html.P("No runs yet. New runs appear here.", id="no-runs", hidden=True),
         ],
         className="picker",
-        **aria(label="Runs"),
+        **aria(label="Runs and services"),
     )
 
 
@@ -105,7 +105,9 @@ def _content() -> Component:
     ]
     return html.Main(
         [
-            html.P(id="missing-runs", role="status"),
+            html.P(id="missing-service", className="missing", role="status"),
+            html.P(id="missing-runs", className="missing", role="status"),
+            service_page.panel(),
             html.Div(id="head"),
             html.Div(id="alerts"),
             html.Div(id="tiles"),
@@ -117,25 +119,7 @@ def _content() -> Component:
 
 
 def _graphs(names: Sequence[str]) -> Component:
-    return html.Div([_graph(name) for name in names], className=f"graphs of-{len(names)}")
-
-
-def _graph(name: str) -> Component:
-    title, caption = GRAPHS[name]
-    graph = dcc.Graph(
-        id=f"graph-{name}",
-        figure={"data": [], "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}},
-        config={"displayModeBar": False, "responsive": True, "doubleClick": False, "scrollZoom": False},
-        className="graph",
-        style={"height": "250px"},
-    )
-    return html.Figure(
-        [
-            html.Figcaption([html.H3(title), html.P(caption, className="hint")]),
-            html.Div(graph, id=f"description-{name}", role="img", **aria(label=title)),
-        ],
-        className="card",
-    )
+    return html.Div([graph_card(name, *GRAPHS[name]) for name in names], className=f"graphs of-{len(names)}")
 
 
 def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Component]:
@@ -152,7 +136,7 @@ def _run_box(summary: Summary, *, ticked: bool) -> Component:
         best = f"{summary.best_metric} {decimals(summary.best_value)}"
     return html.Button(
         [
-            html.Span([html.Span(summary.name, className="name"), _badge(summary.state)], className="line"),
+            html.Span([html.Span(summary.name, className="name"), badge(summary.state)], className="line"),
             html.Span(f"{share(summary.progress)} · {best}", className="hint"),
         ],
         id={"run": summary.name},
@@ -160,11 +144,6 @@ def _run_box(summary: Summary, *, ticked: bool) -> Component:
         role="checkbox",
         **aria(checked="true" if ticked else "false"),
     )
-
-
-def _badge(state: str) -> Component:
-    words = state.replace("_", " ")
-    return html.Span(words, className=f"badge {words.replace(' ', '-')}")
 
 
 def head(shown: Sequence[RunView]) -> Component:
@@ -183,7 +162,7 @@ def _head(each: RunView) -> Component:
         end = f"; stopped early: no gain in {run.best_metric} beyond its standard error"
     return html.Div(
         [
-            html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
+            html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, badge(run.state)]),
             html.P(f"{phase}{generation}{run.position}, {elapsed}{left}{end}"),
             html.P(f"run {run.run_id or 'without ID'}, started {local_time(run.started)}", className="hint"),
             html.Div(
@@ -208,18 +187,11 @@ def missing_runs(requested: Sequence[str], known: Sequence[str]) -> Component:
 
 def alerts(shown: Sequence[RunView]) -> Component:
     """Build the list of alerts; None if there are none."""
-    found = [(each.summary.name, alert) for each in shown for alert in each.summary.alerts]
-    if not found:
-        return None
     several = len(shown) > 1
-    items = [
-        html.Li(
-            [html.Strong(alert.level), html.Span(f"{run}: {alert.text}" if several else alert.text)],
-            className=f"alert {alert.level}",
-        )
-        for run, alert in found
-    ]
-    return html.Ul(items, className="alerts", **aria(label="Alerts"))
+    found = [(each.summary.name, alert) for each in shown for alert in each.summary.alerts]
+    return alert_list(
+        "Alerts", [Alert(alert.level, f"{run}: {alert.text}") if several else alert for run, alert in found]
+    )
 
 
 def tiles(shown: Sequence[RunView]) -> Component:
@@ -227,14 +199,10 @@ def tiles(shown: Sequence[RunView]) -> Component:
     if not shown:
         return None
     if len(shown) == 1:
-        return html.Dl([_tile(*tile) for tile in _key_figures(shown[0].summary)], className="tiles")
+        return html.Dl([tile(*figure) for figure in _key_figures(shown[0].summary)], className="tiles")
     titles = [title for title, _, _ in _key_figures(shown[0].summary)]
     rows = [[each.summary.name, *(value for _, value, _ in _key_figures(each.summary))] for each in shown]
     return table("Comparison of runs", ["Run", *titles], rows, stacked=True)
-
-
-def _tile(title: str, value: str, note: str) -> Component:
-    return html.Div([html.Dt(title), html.Dd([html.Span(value, className="value"), html.Span(note, className="hint")])])
 
 
 def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
@@ -257,38 +225,6 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
-def table(
-    caption: str,
-    titles: Sequence[str],
-    rows: Sequence[Sequence[Component]],
-    *,
-    text_columns: int = 1,
-    stacked: bool = False,
-) -> Component:
-    """Build a table that scrolls sideways, also by keyboard; its first ``text_columns`` columns hold words.
-
-    On a phone, the cells of each row of a ``stacked`` table stand below each other.
-    """
-    data_titles: list[dict[str, Any]] = [{"data-title": title} for title in titles]
-    kinds = ["words" if index < text_columns else "number" for index in range(len(titles))]
-    head_row = html.Tr([html.Th(title, scope="col", className=kind) for title, kind in zip(titles, kinds, strict=True)])
-    body = [
-        html.Tr(
-            [
-                html.Th(cell, scope="row", className="words")
-                if index == 0
-                else html.Td(cell, className=kinds[index], **data_titles[index])
-                for index, cell in enumerate(row)
-            ]
-        )
-        for row in rows
-    ]
-    content = html.Table([html.Caption(caption), html.Thead(head_row), html.Tbody(body)])
-    return html.Div(
-        content, className="scroll stacked" if stacked else "scroll", tabIndex=0, role="region", **aria(label=caption)
-    )
-
-
 def processes(shown: Sequence[RunView]) -> Component:
     """Build the table of processes of each run."""
     titles = [column.title for column in COLUMNS]
@@ -297,7 +233,7 @@ def processes(shown: Sequence[RunView]) -> Component:
             f"Processes of {each.summary.name}",
             titles,
             [
-                [_badge(row.state) if column.title == STATE_TITLE else column.text(row) for column in COLUMNS]
+                [badge(row.state) if column.title == STATE_TITLE else column.text(row) for column in COLUMNS]
                 for row in each.summary.processes
             ],
             text_columns=TEXT_COLUMNS,
@@ -342,7 +278,7 @@ def _events(each: RunView) -> Component:
         return html.P(f"{name}: none yet.", className="hint")
     latest = sorted(found, key=lambda event: -(event[0] or 0.0))
     rows = [
-        (local_time(at), _badge(kind), f"{step:,}" if isinstance(step, int) else "", details)
+        (local_time(at), badge(kind), f"{step:,}" if isinstance(step, int) else "", details)
         for at, kind, step, details in latest[:_MAX_EVENTS]
     ]
     limit = f" (last {_MAX_EVENTS} of {len(latest):,})" if len(latest) > _MAX_EVENTS else ""

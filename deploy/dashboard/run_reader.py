@@ -1,4 +1,4 @@
-"""Find run folders, and read each repeatedly, while it grows or after: its files, and what is wrong with them.
+"""Find folders of runs and services, and read each run repeatedly, while it grows or after, and what is wrong with it.
 
 for run in Runs([Path("runs")]).readers():
     with run.lock:
@@ -23,6 +23,7 @@ from crossfade.base.io.regular_files import open_regular, read_regular
 from crossfade.base.text import counted
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
+from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.run_folder import (
@@ -312,40 +313,67 @@ class RunReader:
 
 
 class Runs:
-    """The runs in some folders. Thread-safe."""
+    """The runs and the services in some folders. Thread-safe."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Look in ``paths``, each the folder of a run or one that holds such folders."""
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], beside: Path | None = None) -> None:
+        """Look in ``paths``, each the folder of a run or one that holds such folders, and in the folder ``beside``.
+
+        The names of runs in ``beside`` begin with its own, so that the others do not depend on whether it is there.
+        """
+        self._paths, self._beside = paths, beside
         self._readers: dict[Path, RunReader] = {}
+        self._services: dict[Path, ServiceReader] = {}
         self._lock = threading.Lock()
         self._scanned_at = float("-inf")
 
     def readers(self) -> list[RunReader]:
         """Return a reader for each run, sorted by name. A run keeps its reader as long as it exists."""
         with self._lock:
-            if time.monotonic() - self._scanned_at >= SCAN_SECONDS:
-                found = dict(self._find())
-                self._readers = {path: self._readers.get(path) or RunReader(path, name) for path, name in found.items()}
-                self._scanned_at = time.monotonic()
+            self._scan()
             return sorted(self._readers.values(), key=lambda reader: reader.name)
 
-    def _find(self) -> Iterator[tuple[Path, str]]:
-        for path in self._paths:
+    def services(self) -> list[ServiceReader]:
+        """Return a reader for each service, sorted by name. A service keeps its reader as long as it exists."""
+        with self._lock:
+            self._scan()
+            return sorted(self._services.values(), key=lambda reader: reader.name)
+
+    def _scan(self) -> None:
+        if time.monotonic() - self._scanned_at < SCAN_SECONDS:
+            return
+        runs, services = {}, {}
+        for path, name in self._find():
             if is_run(path):
-                yield path, path.absolute().name if len(self._paths) == 1 else str(path)
+                runs[path] = self._readers.get(path) or RunReader(path, name)
             else:
-                prefix = "" if len(self._paths) == 1 else f"{path}/"
-                yield from ((found, f"{prefix}{found.relative_to(path)}") for found in _runs_in(path, _MAX_DEPTH))
+                services[path] = self._services.get(path) or ServiceReader(path, name)
+        self._readers, self._services, self._scanned_at = runs, services, time.monotonic()
+
+    def _find(self) -> Iterator[tuple[Path, str]]:
+        """Yield the folders of runs and services, each with its name."""
+        for path in self._paths:
+            single = len(self._paths) == 1
+            own, prefix = (path.absolute().name, "") if single else (str(path), f"{path}/")
+            for found in _found_at(path, _MAX_DEPTH):
+                yield found, own if found == path else f"{prefix}{found.relative_to(path)}"
+        if self._beside is not None:
+            for found in _found_at(self._beside, _MAX_DEPTH):
+                yield found, str(found) if is_run(found) else str(found.relative_to(self._beside))
 
 
-def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+def _found_at(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield ``folder`` if it is of a run or a service, and such folders in it; a run has none."""
+    if is_run(folder):
+        yield folder
+        return
+    has_versions = is_service(folder)
+    if has_versions:
+        yield folder
+    if not depth and not has_versions:
+        return
     try:
         folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
         return
     for path in folders:
-        if is_run(path):
-            yield path
-        elif depth > 1:
-            yield from _runs_in(path, depth - 1)
+        yield from _found_at(path, max(0, depth - 1))

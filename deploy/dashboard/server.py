@@ -49,7 +49,7 @@ def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> Non
         bound_socket(options.host, options.port) as listener,
         closing(ExploredModels(history_from_this_dataset_only=options.history_from_this_dataset_only)) as models,
     ):
-        app = make_app(runs, models, ", ".join(map(str, options.runs)) or "runs")
+        app = make_app(runs, models, options.source())
         asgi = restricted(app.server, access, content_policy(app))
         server = Server(Config(asgi, timeout_graceful_shutdown=_DRAIN_SECONDS, **UVICORN_OPTIONS))
         listener.listen(UVICORN_OPTIONS["backlog"])

@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from crossfade.base.formatting import duration, lost, size
 from crossfade.deploy.cluster.role_events import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
+from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.processes import ProcessRow, process_rows
 from crossfade.deploy.dashboard.run_reader import ReportFile, RunReader, Runs
 from crossfade.deploy.dashboard.run_state import ENDED, LastFailure, find_failure, find_state
@@ -32,19 +33,10 @@ from crossfade.trainer.monitoring.thresholds import (
 )
 from crossfade.trainer.runs.events import BackoffEvent, CheckpointFailed, CheckpointSaved, RestartEvent
 
-Level = Literal["critical", "warning", "info"]
 DEFAULT_METRIC = "ndcg@10"
 _TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
 _MIN_SKEW_SECONDS = 60.0
 """Local work of the slowest worker below which skew is not judged."""
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One alert."""
-
-    level: Level
-    text: str
 
 
 @dataclass

@@ -17,15 +17,13 @@ from contextlib import contextmanager, suppress
 
 from prometheus_client.core import Metric as Family
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.refresh.increment import RefreshedService
-from crossfade.deploy.refresh.versions import ServiceVersions, Status, VersionRecord, read_record
-from crossfade.trainer.data.time_values import exceed_seconds_range
+from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
+from crossfade.deploy.refresh.versions import Status, VersionRecord
 from crossfade.trainer.monitoring import names
 
 _RESULTS: tuple[Status, ...] = ("published", "rejected", "withdrawn")
-_TICK_NANOSECONDS = 2_000_000_000
-"""Two changes of a folder within this time may leave it with the same time."""
 
 
 class RefreshMetrics:
@@ -33,7 +31,7 @@ class RefreshMetrics:
 
     def __init__(self, service: RefreshedService) -> None:
         """Read the state from ``service`` and its folder."""
-        self._service, self._records = service, _Records(service.versions)
+        self._service, self._records = service, RecordReader(service.versions)
         self._attempts = {"succeeded": 0, "failed": 0}
         self._consecutive_failures = 0
         self._succeeded_at = 0.0
@@ -68,7 +66,7 @@ class RefreshMetrics:
 
     def collect(self) -> Iterator[Family]:
         """Yield the current values."""
-        records = self._records.read()
+        records = self._records.read()  # without damaged ones, which the next attempt reports
         decided = max((record.decided for record in records), default=0.0)
         yield names.REFRESH_ATTEMPTS.family(*(((result,), count) for result, count in self._attempts.items()))
         yield names.REFRESH_FAILURES.single(self._consecutive_failures)
@@ -82,9 +80,8 @@ class RefreshMetrics:
 
 def _of_served(published: list[VersionRecord]) -> Iterator[Family]:
     """Yield the metrics of the version that is served, the last of ``published``."""
-    newest = max((record.newest for record in published if record.newest is not None), default=None)
     yield names.REFRESH_VERSION.single(published[-1].number if published else None)
-    yield names.REFRESH_NEWEST_EVENT.single(None if newest is None or exceed_seconds_range(newest) else newest)
+    yield names.REFRESH_NEWEST_EVENT.single(newest_event(published))
 
 
 def _of_last(last: VersionRecord | None) -> Iterator[Family]:
@@ -95,32 +92,3 @@ def _of_last(last: VersionRecord | None) -> Iterator[Family]:
     for metric, value in ((names.REFRESH_BEFORE, last.before), (names.REFRESH_AFTER, last.after)):
         yield metric.family(*([] if value is None else [((last.metric,), value)]))
     yield names.REFRESH_SECONDS.family(*(((stage,), seconds) for stage, seconds in last.seconds.items()))
-
-
-class _Records:
-    """The records of the versions of a service, without their files; those that have not changed are kept."""
-
-    def __init__(self, versions: ServiceVersions) -> None:
-        self._versions = versions
-        self._known: dict[tuple[str, int, int], VersionRecord] = {}
-        self._listed = 0
-
-    def read(self) -> list[VersionRecord]:
-        """Return all records, the oldest first, but damaged ones, which the next attempt reports."""
-        try:
-            changed = self._versions.folder.stat().st_mtime_ns
-        except OSError:
-            return []
-        if changed != self._listed:  # a record is written by a rename, which changes the time of the folder
-            self._known = self._list()  # as a whole: scrapes may overlap
-            self._listed = changed if time.time_ns() - changed > _TICK_NANOSECONDS else 0
-        return list(self._known.values())
-
-    def _list(self) -> dict[tuple[str, int, int], VersionRecord]:
-        found: dict[tuple[str, int, int], VersionRecord] = {}
-        for path in self._versions.record_paths():
-            with suppress(InputError, OSError):
-                status = path.stat()
-                key = (path.name, status.st_ino, status.st_mtime_ns)
-                found[key] = self._known.get(key) or read_record(path).model_copy(update={"files": []})
-        return found

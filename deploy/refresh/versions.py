@@ -25,19 +25,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, replace_file
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
+from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.run_folder import REPORT_FILE
+
+if TYPE_CHECKING:
+    from crossfade.trainer.data.lineage import EarlierDataset
 
 PLAN_FILE, FORGOTTEN_FILE = "plan.json", "forgotten.json"
 _FOLDER = re.compile(r"version-([0-9]{6})(-data|-compacted)?")
@@ -101,13 +105,13 @@ class VersionRecord(_Record):
     status: Status
     base: int | None
     files: list[EventFile]
-    events: int
+    events: Whole
     newest: int | None
     metric: str
     before: float | None
     after: float | None
-    decided: float
-    seconds: dict[str, float]
+    decided: UnixTime
+    seconds: dict[str, Seconds]
 
 
 class Forgotten(_Record):
@@ -269,9 +273,8 @@ class ServiceVersions:
         """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
         if after is None or self.current is None:
             return None
-        folder = Folder(str(self.base_path(self.current.number)))
-        bases = open_bases(folder, read_manifest(folder))
-        return self._compacted_path(self.current.number) if len(bases) >= after else None
+        folder = self.base_path(self.current.number)
+        return self._compacted_path(self.current.number) if len(_bases(folder)) >= after else None
 
     def clean(self, keep: int) -> None:
         """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to.
@@ -301,9 +304,16 @@ class ServiceVersions:
     def datasets(self, number: int) -> Iterator[Folder]:
         """Yield the datasets that a version or its successors read, each after those that it extends."""
         for path in dict.fromkeys((self.data_path(number), self.base_path(number))):
-            folder = Folder(str(path))
-            yield from (base.folder for base in open_bases(folder, read_manifest(folder)))
-            yield folder
+            yield from (base.folder for base in _bases(path))
+            yield Folder(str(path))
+
+
+def _bases(path: Path) -> list[EarlierDataset]:
+    """Open the base datasets of a dataset."""
+    from crossfade.trainer.data.lineage import open_bases  # loads Arrow, which readers of records do not need
+
+    folder = Folder(str(path))
+    return open_bases(folder, read_manifest(folder))
 
 
 @contextmanager
@@ -332,12 +342,15 @@ def read_record(path: Path) -> VersionRecord:
     Raises:
         InputError: it was damaged.
     """
-    return _read(VersionRecord, path, "the record of a version")
+    record = _read(VersionRecord, path, description := "the record of a version")
+    if path.name != f"{_name(record.number)}.json":
+        raise InputError(f"{path}: is not {description}: its number is {record.number}; restore it")
+    return record
 
 
 def _read(kind: type[_Known], path: Path, description: str) -> _Known:
     try:
-        return validate_json(kind, path.read_bytes())
+        return validate_json(kind, read_regular(path))
     except (ValueError, ValidationError) as error:
         raise InputError(f"{path}: is not {description}: {error}; restore it") from error
 

@@ -1,13 +1,35 @@
-// Toggles a run in the selection when its box is clicked, and removes the notice about runs that do not exist.
-window.dash_clientside = Object.assign({}, window.dash_clientside, {
-  crossfade: {
-    toggle(_clicks, selected) {
-      const clicked = window.dash_clientside.callback_context.triggered.find((each) => each.value);
-      // Dash also calls this for boxes that have only just been created.
-      if (!clicked) return [window.dash_clientside.no_update, window.dash_clientside.no_update];
-      const { run } = JSON.parse(clicked.prop_id.slice(0, clicked.prop_id.lastIndexOf(".")));
-      const others = (selected || []).filter((each) => each !== run);
-      return [others.length < (selected || []).length ? others : [...others, run], null];
+// Toggles a run or a service when its box is clicked, removes the notice about those that do not exist, and keeps the
+// keyboard's focus on a box: Dash builds a list again when it changes.
+(() => {
+  /* Return the name in the ID of the box that was clicked. Dash also asks for boxes that have only just been created. */
+  function clickedName(kind) {
+    const clicked = window.dash_clientside.callback_context.triggered.find((each) => each.value);
+    return clicked && JSON.parse(clicked.prop_id.slice(0, clicked.prop_id.lastIndexOf(".")))[kind];
+  }
+
+  const unchanged = () => Array(2).fill(window.dash_clientside.no_update);
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    crossfade: {
+      toggle(_clicks, selected) {
+        const run = clickedName("run");
+        if (run === undefined) return unchanged();
+        const others = (selected || []).filter((each) => each !== run);
+        return [others.length < (selected || []).length ? others : [...others, run], null];
+      },
+      toggleService(_clicks, chosen) {
+        const service = clickedName("service");
+        if (service === undefined) return unchanged();
+        return [service === chosen ? "" : service, null];
+      },
     },
-  },
-});
+  });
+
+  let focused = "";
+  const remember = (event) => { focused = event.target.closest("[role=checkbox]")?.id || ""; };
+  document.addEventListener("focusin", remember);
+  document.addEventListener("pointerdown", remember);
+  new MutationObserver(() => {
+    if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
+  }).observe(document.body, { childList: true, subtree: true });
+})();

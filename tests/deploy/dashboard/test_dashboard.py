@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,13 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from paced_training import metrics_address, paced
 from playwright.sync_api import Browser, expect
+from recorded_service import make_record
 from restarted_run import ShownRun
 from run_folders import add, epoch, load, sample, state, step, totals, training_from, write_run
 from running_command import RunningCommand, started, succeeded
 from scraping import ask
+
+from crossfade.deploy.refresh.versions import ServiceVersions
 
 GRAPHS = ("loss", "eval_metric", "throughput", "phases", "traffic", "memory", "updates")
 SECONDS = 120_000
@@ -89,6 +93,17 @@ def wait_for_graph(visit: Visit, graph: str, condition: str) -> None:
         f"id => {{const t = document.querySelector(`#graph-${{id}} .js-plotly-plot`)?.data ?? []; return {condition}}}"
     )
     visit.page.wait_for_function(script, arg=graph, timeout=SECONDS)
+
+
+def serious_violations(visit: Visit, part: str | None = None) -> str:
+    """Return the serious violations of rules of accessibility, on the page or in a part of it, as JSON."""
+    violations = Axe().run(visit.page, context=part).response["violations"]
+    serious = [
+        (rule["id"], [node["html"] for node in rule["nodes"]])
+        for rule in violations
+        if rule["impact"] in {"serious", "critical"}
+    ]
+    return json.dumps(serious, indent=1)
 
 
 # ---- real runs
@@ -285,13 +300,7 @@ def test_page_is_accessible_and_fits_the_window(
         for graph in GRAPHS:
             wait_for_graph(visit, graph, "t.length > 0")
         page.get_by_text("job.yaml of one").click()
-        violations = Axe().run(page).response["violations"]
-        serious = [
-            (rule["id"], [node["html"] for node in rule["nodes"]])
-            for rule in violations
-            if rule["impact"] in {"serious", "critical"}
-        ]
-        assert not serious, json.dumps(serious, indent=1)
+        assert serious_violations(visit) == "[]"
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
@@ -365,6 +374,65 @@ def test_page_shows_new_growing_and_renamed_runs(browser: Browser, tmp_path: Pat
         expect(visit.page.locator("#head")).to_contain_text("step 41 of 90")
         folder.rename(tmp_path / "runs" / "renamed")
         expect(visit.page.locator("#head h1")).to_contain_text("renamed")
+
+
+# ---- services
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a run, a service whose last version was rejected, and one whose newest event is old, with a long name."""
+    folder, now = tmp_path_factory.mktemp("services"), int(time.time())
+    write_plays(folder / "runs" / "one", quality=0.31, rate=0.1)
+    for name, newest, status in (("music", now - 60, "rejected"), (f"old-{'music-' * 12}", 1_700_000_000, "published")):
+        path = folder / "services" / name
+        path.mkdir(parents=True)
+        for number in (1, 2, 3):
+            values = {"newest": newest, "status": status if number == 3 else "published", "decided": now - 90.0}
+            ServiceVersions(path).write(make_record(number, **values))
+        write_plays(path / "version-000002", quality=0.35, rate=0.1)
+    with served(cwd=folder) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_service_is_shown_and_its_versions_open_as_runs(browser: Browser, services: str) -> None:
+    with opened(browser, services) as visit:
+        page = visit.page
+        panel = page.locator("#service-panel")
+        expect(panel.locator("h1")).to_have_text("musicrejected")
+        expect(panel.locator("#service-alerts li")).to_contain_text("version 3 was rejected")
+        expect(panel.locator("#service-versions tbody tr")).to_have_count(3)
+        wait_for_graph(visit, "versions", "t.length === 3 && t[2].name === 'rejected' && t[2].x[0] === 3")
+        drawn_width = "document.querySelector('#graph-versions .main-svg').getBoundingClientRect().width"
+        page.wait_for_function(f"() => {drawn_width} > 0.9 * document.querySelector('#graph-versions').clientWidth")
+        panel.get_by_role("link", name="version 2: show its run").click()
+        expect(page.locator("#head h1")).to_have_text("services/music/version-000002done")
+        expect(panel.locator("h1")).to_contain_text("music")
+        page.locator("#services").get_by_role("checkbox", name="old-music").focus()
+        page.keyboard.press("Space")
+        expect(panel.locator("#service-alerts li")).to_contain_text("the newest event in the served version is")
+        page.wait_for_url("**&service=old-*")
+        page.keyboard.press("Space")
+        expect(panel).to_be_hidden()
+        page.wait_for_url("**/?run=services%2Fmusic%2Fversion-000002")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "dark"), (PHONE, "light")])
+def test_service_is_accessible_and_fits_the_window(
+    browser: Browser, services: str, size: dict[str, int], scheme: str
+) -> None:
+    name = f"old-{'music-' * 12}"
+    with visiting(browser, f"{services}?service={name}", size=size, color_scheme=scheme) as visit:
+        wait_for_graph(visit, "versions", "t.length > 0")
+        expect(visit.page.locator("#service-versions tbody tr")).to_have_count(3)
+        assert serious_violations(visit, "#service-panel") == "[]"
+        assert visit.page.evaluate(CUT_OFF) == []
+        assert visit.errors == []
+
+
+# ---- access
 
 
 @pytest.mark.slow

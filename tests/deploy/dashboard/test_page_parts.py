@@ -156,14 +156,18 @@ def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     request = {
         "output": f"..{'...'.join(f'{part}.{what}' for part, what in outputs)}..",
         "outputs": [{"id": part, "property": what} for part, what in outputs],
-        "inputs": [{"id": "tick", "property": "n_intervals"}, {"id": "selected", "property": "data"}],
+        "inputs": [
+            {"id": "tick", "property": "n_intervals"},
+            {"id": "selected", "property": "data"},
+            {"id": "service", "property": "data", "value": "music"},
+        ],
         "changedPropIds": [],
         "state": [{"id": part, "property": what, "value": value} for part, what, value in states],
     }
     response = client.post("/_dash-update-component", json=request)
     assert response.status_code == 200
     assert response.json["response"]["selected"]["data"] == ["plays"]
-    assert response.json["response"]["location"]["search"] == "?run=plays"
+    assert response.json["response"]["location"]["search"] == "?run=plays&service=music"
     missing = f"There is no run '{tmp_path}/secret', '../secret'. The list of runs has all there are."
     assert response.json["response"]["missing-runs"]["children"] == missing
 

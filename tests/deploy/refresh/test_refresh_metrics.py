@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from crossfade.base.errors import InputError
 from crossfade.base.signals import StopSignal
-from crossfade.deploy.refresh import metrics
+from crossfade.deploy.refresh import record_reader
 from crossfade.deploy.refresh.increment import RefreshedService
 from crossfade.deploy.refresh.metrics import RefreshMetrics
 from crossfade.deploy.refresh.options import RefreshOptions
@@ -85,8 +85,8 @@ def test_changes_by_other_processes_show_and_only_they_are_read(
         read.append(path.name)
         return original(path)
 
-    original = metrics.read_record
-    monkeypatch.setattr(metrics, "read_record", counted)
+    original = record_reader.read_record
+    monkeypatch.setattr(record_reader, "read_record", counted)
     collector = RefreshMetrics(service)
     text_of(collector)
     text_of(collector)

@@ -1,0 +1,171 @@
+"""Read a service of 'crossfade refresh' repeatedly, and summarize it in figures and alerts.
+
+    for service in Runs([Path("services")]).services():
+        summary = service.summarize(time.time())
+        print(summary.name, summary.served, summary.newest, summary.alerts)
+
+Only the records of versions and ``current.json`` are read. Alerts have the limits of ``docker/prometheus/rules.yml``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossfade.base.formatting import decimals, duration, local_time
+from crossfade.base.io.regular_files import read_regular
+from crossfade.base.json_text import validate_json
+from crossfade.deploy.dashboard.alert import Alert
+from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
+from crossfade.deploy.refresh.versions import ServiceVersions, VersionRecord
+from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
+from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
+
+REFRESH_SECONDS = 0.5
+"""Several viewers of a service cause one read in this time."""
+
+
+def is_service(folder: Path) -> bool:
+    """Return whether ``folder`` has versions of a service."""
+    return (folder / CURRENT_FILE).is_file() or bool(ServiceVersions(folder).record_paths())
+
+
+@dataclass(frozen=True)
+class ServiceSummary:
+    """One service. Times are Unix times in seconds; figures that are unknown are None."""
+
+    name: str
+    path: str
+    records: list[VersionRecord]
+    """All versions that were decided on, the oldest first, without their files."""
+    file_counts: dict[int, int]
+    """How many event files each version took, by its number."""
+    served: int | None
+    """The version that servers follow."""
+    since: float | None
+    """When it was published, or published again by a rollback."""
+    newest: int | None
+    """The time of the newest event in what is served; None also if timestamps are not in seconds."""
+    age_seconds: float | None
+    """The age of that event."""
+    alerts: list[Alert]
+
+    @property
+    def last(self) -> VersionRecord | None:
+        """The version that was decided on last."""
+        return self.records[-1] if self.records else None
+
+    @property
+    def served_record(self) -> VersionRecord | None:
+        """The record of the version that is served, if it can be read."""
+        return next((record for record in self.records if record.number == self.served), None)
+
+    @property
+    def state(self) -> str:
+        """What deserves attention first, in a word or two."""
+        if self.last is not None and self.last.status == "rejected":
+            return "rejected"
+        if self.served is None:
+            return "no version"
+        if self.age_seconds is None:
+            return "served"
+        return "stale" if self.age_seconds > STALE_EVENTS_SECONDS else "fresh"
+
+    def status(self, record: VersionRecord) -> str:
+        """Return ``served`` for the version that is served, and the status of any other."""
+        return "served" if record.number == self.served else record.status
+
+
+class ServiceReader:
+    """A service in a folder, whose files may be damaged. Thread-safe."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Read the folder ``path``; ``name`` is the service's name among those that are shown."""
+        self.path, self.name = path, name
+        self._reader = RecordReader(ServiceVersions(path))
+        self._lock = threading.Lock()
+        self._records: list[VersionRecord] = []
+        self._current: tuple[int, float] | None = None
+        self._problem: str | None = None
+        self._refreshed_at = float("-inf")
+
+    def summarize(self, now: float) -> ServiceSummary:
+        """Read what is new, and summarize the service at the Unix time ``now``."""
+        with self._lock:
+            if time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
+                self._refreshed_at = time.monotonic()
+                self._records, self._current = self._reader.read(), self._read_current()
+            served, since = self._served()
+            newest = newest_event(self._records)
+            newest = None if newest is None or newest < 0 else newest
+            age = None if newest is None else max(0.0, now - newest)
+            problems = [*([self._problem] if self._problem else []), *self._reader.problems]
+            return ServiceSummary(
+                name=self.name,
+                path=str(self.path),
+                records=self._records,
+                file_counts=self._reader.file_counts,
+                served=served,
+                since=since,
+                newest=newest,
+                age_seconds=age,
+                alerts=list(_alerts(self._records[-1:], served, age, problems)),
+            )
+
+    def _read_current(self) -> tuple[int, float] | None:
+        """Return the version that servers follow, and when the file that names it was written."""
+        self._problem, path = None, self.path / CURRENT_FILE
+        try:
+            return validate_json(CurrentRun, read_regular(path)).version, path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            self._problem = f"{CURRENT_FILE} cannot be read: {reason}"
+        return None
+
+    def _served(self) -> tuple[int | None, float | None]:
+        """Return the version that is served, and since when: without ``current.json``, the last that was published."""
+        published = [record.number for record in self._records if record.status == "published"]
+        if not self._current and not published:
+            return None, None
+        served = self._current[0] if self._current else published[-1]
+        if self._current and any(
+            record.number > served and record.status == "withdrawn" for record in self._records
+        ):  # by a rollback
+            return served, self._current[1]
+        return served, next((record.decided for record in self._records if record.number == served), None)
+
+
+TITLES = ("Version", "Decided", "Status", "Metric", "Events", "Files", "Before", "After", "Took")
+TEXT_COLUMNS = 4
+"""The first columns hold words and are aligned to the left; the others hold numbers."""
+
+
+def version_row(service: ServiceSummary, record: VersionRecord) -> list[str]:
+    """Return the cells of a version, in the order of ``TITLES``."""
+    return [
+        str(record.number),
+        local_time(record.decided),
+        service.status(record),
+        record.metric,
+        f"{record.events:,}",
+        f"{service.file_counts.get(record.number, 0):,}",
+        decimals(record.before),
+        decimals(record.after),
+        duration(sum(record.seconds.values())),
+    ]
+
+
+def _alerts(last: list[VersionRecord], served: int | None, age: float | None, problems: list[str]) -> Iterator[Alert]:
+    instead = "no version is served" if served is None else f"version {served} is still served"
+    for record in last:
+        if record.status == "rejected":
+            fell = f"{record.metric} {decimals(record.after)} after training, {decimals(record.before)} before"
+            yield Alert("warning", f"version {record.number} was rejected: {fell}; {instead}")
+    if age is not None and age > STALE_EVENTS_SECONDS:
+        yield Alert("warning", f"the newest event in the served version is {duration(age)} old")
+    yield from (Alert("warning", problem) for problem in problems)

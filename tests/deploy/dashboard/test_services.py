@@ -1,0 +1,266 @@
+"""Services on the page and in 'crossfade status', from recorded versions and without a browser."""
+
+import json
+import os
+import random
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_here import crossfade_here
+from flask.testing import FlaskClient
+from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
+from recorded_service import make_record
+from run_folders import state, write_run
+
+from crossfade.cli.status import _service
+from crossfade.deploy.dashboard import charts, run_reader, service_page, service_reader
+from crossfade.deploy.dashboard.app import _service_of, make_app
+from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.run_reader import Runs
+from crossfade.deploy.dashboard.service_reader import ServiceReader, ServiceSummary
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
+from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
+
+NEWEST = 1_790_000_000
+CASES, FIRST = fuzz_range(100)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_reader, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(service_reader, "REFRESH_SECONDS", 0.0)
+
+
+def write_music(folder: Path, *records: dict[str, Any]) -> Path:
+    """Write a service with ``records``, the versions from 1, and the runs of those that are published."""
+    folder.mkdir(parents=True)
+    for number, values in enumerate(records, 1):
+        record = make_record(number, **values)
+        ServiceVersions(folder).write(record)
+        if record.status == "published":
+            write_run(folder / f"version-{number:06}", state=state("done", at=number))
+    return folder
+
+
+def look(folder: Path, *, age: float = 60.0) -> ServiceSummary:
+    """Summarize a service ``age`` seconds after the event at ``NEWEST``."""
+    return ServiceReader(folder, folder.name).summarize(NEWEST + age)
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """Write a service of which the version 2 was rejected and version 3 is served."""
+    files = [EventFile(uri="/events/day-002.parquet", version="1", bytes=1)]
+    rejected = {"status": "rejected", "newest": NEWEST + 50, "after": 0.125, "files": files}
+    return write_music(tmp_path / "services" / "music", {"newest": NEWEST - 99}, rejected, {"newest": NEWEST})
+
+
+def test_services_and_the_runs_of_their_versions_are_found(music: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = music.parents[1]
+    (music / "version-000003-data").mkdir()
+    write_run(root / "runs" / "plays", state=state("done", at=1))
+    versions = [f"version-{number:06}" for number in (1, 3)]
+    for paths, name, runs in (
+        ([music], "music", versions),
+        ([music.parent], "music", [f"music/{each}" for each in versions]),
+        ([root], "services/music", ["runs/plays", *(f"services/music/{each}" for each in versions)]),
+    ):
+        found = Runs(paths)
+        assert [service.name for service in found.services()] == [name]
+        assert [run.name for run in found.readers()] == runs
+    monkeypatch.chdir(root)
+    found = Runs([Path("runs")], Path("services"))
+    assert [service.name for service in found.services()] == ["music"]
+    assert [run.name for run in found.readers()] == ["plays", *(f"services/music/{each}" for each in versions)]
+    first = found.services()[0]
+    write_music(root / "services" / "books", {})
+    assert [service.name for service in found.services()] == ["books", "music"]
+    assert found.services()[1] is first
+
+
+def test_summary_has_what_is_served_since_when_and_how_fresh_it_is(music: Path) -> None:
+    found = look(music)
+    assert (found.state, found.served, found.newest, found.age_seconds) == ("fresh", 3, NEWEST, 60.0)
+    assert found.since == make_record(3).decided
+    assert (found.alerts, [found.status(record) for record in found.records]) == (
+        [],
+        ["published", "rejected", "served"],
+    )
+
+
+def test_rollback_is_served_since_it_was_made(music: Path) -> None:
+    ServiceVersions(music).withdraw(after=1)
+    os.utime(music / "current.json", (NEWEST, NEWEST + 7))
+    found = look(music)
+    assert (found.served, found.since, found.newest) == (1, NEWEST + 7, NEWEST - 99)
+    assert [found.status(record) for record in found.records] == ["served", "rejected", "withdrawn"]
+
+
+def test_rejected_version_and_old_events_are_alerts(music: Path) -> None:
+    assert look(music, age=STALE_EVENTS_SECONDS).alerts == []
+    stale = look(music, age=STALE_EVENTS_SECONDS + 1)
+    assert stale.state == "stale"
+    assert [alert.text for alert in stale.alerts] == ["the newest event in the served version is 1 d 12 h old"]
+    ServiceVersions(music).write(make_record(4, status="rejected", before=0.25, after=0.125))
+    [alert] = look(music).alerts
+    text = "version 4 was rejected: ndcg@10 0.1250 after training, 0.2500 before; version 3 is still served"
+    assert (alert.level, alert.text) == ("warning", text)
+    assert look(music).state == "rejected"
+
+
+@pytest.mark.parametrize("newest", [None, -1, NEWEST * 1000])
+def test_times_that_are_no_seconds_are_no_age(tmp_path: Path, newest: int | None) -> None:
+    found = look(write_music(tmp_path / "music", {"newest": newest}), age=10**9)
+    assert (found.newest, found.age_seconds, found.alerts, found.state) == (None, None, [], "served")
+
+
+def client_of(folder: Path) -> FlaskClient:
+    with closing(ExploredModels()) as models:
+        server = make_app(Runs([folder]), models, "services").server
+    server.testing = True
+    return server.test_client()
+
+
+def shown_parts(client: FlaskClient, service: str | None = None, **states: Any) -> dict[str, Any]:
+    """Return the properties that the page gets when ``service`` is chosen, without those that do not change."""
+    [callback] = [
+        each for each in client.get("/_dash-dependencies").get_json() if "graph-versions.figure" in each["output"]
+    ]
+    names = callback["output"].strip(".").split("...")
+    values = {"service": service, **states}
+    request = {
+        "output": callback["output"],
+        "outputs": [dict(zip(("id", "property"), name.rsplit(".", 1), strict=True)) for name in names],
+        "inputs": [{**part, "value": values.get(part["id"])} for part in callback["inputs"]],
+        "state": [{**part, "value": values.get(part["id"])} for part in callback["state"]],
+        "changedPropIds": [],
+    }
+    response = client.post("/_dash-update-component", json=request)
+    assert response.status_code == 200
+    parts = response.get_json()["response"]
+    return {f"{name}.{key}": value for name, found in parts.items() for key, value in found.items()}
+
+
+def test_damaged_files_are_alerts_and_what_can_be_read_is_shown(music: Path) -> None:
+    (music / "version-000001.json").write_text('{"number": 1')
+    os.mkfifo(music / "version-000004.json")
+    copied = json.loads((music / "version-000003.json").read_text())
+    (music / "version-000005.json").write_text(json.dumps(copied))
+    (music / "version-000006.json").write_text(json.dumps({**copied, "number": 6, "decided": 1e300}))
+    (music / "version-000007.json").mkdir()
+    (music / "current.json").write_text("[]")
+    found = look(music)
+    assert (found.served, [record.number for record in found.records]) == (3, [2, 3])
+    problems = " ".join(alert.text for alert in found.alerts)
+    for name in ("current.json", *(f"version-00000{number}.json" for number in (1, 4, 5, 6, 7))):
+        assert name in problems
+    parts = shown_parts(client_of(music.parent))
+    assert "version-000007.json" in json.dumps(parts["service-alerts.children"])
+    # A record that is restored in place, which does not change the folder's time, is read.
+    reader = ServiceReader(music, "music")
+    reader.summarize(NEWEST)
+    os.utime(music, (NEWEST, NEWEST))
+    reader.summarize(NEWEST)
+    (music / "version-000001.json").write_text(make_record(1).model_dump_json())
+    assert reader.summarize(NEWEST).records[0].number == 1
+
+
+@pytest.mark.slow
+def test_corrupt_records_are_shown_or_named(music: Path) -> None:
+    contents = {path: path.read_bytes() for path in (music / "version-000003.json", music / "current.json")}
+
+    def show() -> None:
+        found = look(music)
+        text = [
+            *map(str, _service(found)),
+            json.dumps(charts.versions(found)),
+            str(service_page.boxes([found], "music")),
+        ]
+        text += [str(getattr(service_page, part)(found)) for part in ("head", "alerts", "tiles")]
+        text += [str(service_page.versions(found, {})), service_page.describe_chart(found, charts.versions(found))]
+        assert "version-000003.json" in str(found.alerts) or found.records[-1].number == 3
+
+    def records(draw: random.Random) -> str | None:
+        path = draw.choice(sorted(contents))
+        try:
+            path.write_bytes(corrupt_json(draw, contents[path]))
+            return judge(music, show, ())
+        finally:
+            path.write_bytes(contents[path])
+
+    fuzz(CASES, FIRST, records)
+
+
+def _rows(region: Any) -> list[list[Any]]:
+    _, _, body = region.children.children
+    return [[getattr(cell.children, "children", cell.children) for cell in row.children] for row in body.children]
+
+
+def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
+    found = look(music)
+    region = service_page.versions(found, {3: "music/version-000003"})
+    rows = _rows(region)
+    assert [row[0] for row in rows] == ["3", "2", "1"]
+    assert rows[1][2:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42 s"]
+    link = region.children.children[2].children[0].children[0].children
+    assert link.href == "?run=music%2Fversion-000003&service=music"
+    many = [make_record(number) for number in range(1, 61)]
+    long = ServiceSummary("music", "music", many, {}, 60, None, None, None, [])
+    assert [row[0] for row in _rows(service_page.versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
+
+
+def test_chart_has_the_metric_before_and_after_and_marks_rejected_versions(music: Path) -> None:
+    ServiceVersions(music).write(make_record(4, before=None))
+    figure = charts.versions(look(music))
+    before, after, rejected = figure["data"]
+    assert (before["x"], before["y"]) == ([1, 2, 3, 4], [pytest.approx(value) for value in (0.21, 0.22, 0.23)] + [None])
+    assert after["y"] == pytest.approx([0.26, 0.125, 0.28, 0.29])
+    assert (rejected["x"], rejected["y"]) == ([2], [0.125])
+    description = service_page.describe_chart(look(music), figure)
+    assert description.endswith("Version 4: ndcg@10 – before and 0.2900 after training; rejected: 2")  # noqa: RUF001
+    # Values of another metric cannot be compared with them.
+    ServiceVersions(music).write(make_record(5, metric="recall@20"))
+    assert [trace["x"] for trace in charts.versions(look(music))["data"]] == [[5], [5]]
+
+
+def test_service_is_chosen_by_the_address_or_is_the_first_if_it_names_nothing(music: Path) -> None:
+    assert [_service_of(search, ["a", "b"]) for search in ("", "?service=b", "?run=x", "?service=c")] == [
+        "a",
+        "b",
+        "",
+        "c",
+    ]
+    client = client_of(music.parent)
+    first = shown_parts(client)
+    assert (first["service.data"], first["service-panel.hidden"]) == ("music", False)
+    marks = first["shown-service.data"]
+    again = shown_parts(client, "music", **{"listed-services": first["listed-services.data"], "shown-service": marks})
+    assert {
+        "graph-versions.figure",
+        "service-versions.children",
+        "services.children",
+        "service-panel.hidden",
+    }.isdisjoint(again)
+    assert shown_parts(client, "", **{"shown-service": marks})["service-panel.hidden"] is True
+    other = shown_parts(client, location="?service=misuc")
+    assert other["missing-service.children"] == "There is no service 'misuc'. The list of services has all there are."
+    assert (other["service.data"], other["service-panel.hidden"]) == ("", True)
+
+
+@pytest.mark.slow
+def test_status_has_the_service_and_its_runs(music: Path) -> None:
+    ServiceVersions(music).write(make_record(4, newest=int(time.time()) - 60))
+    result = crossfade_here("status", music, cwd=music.parent)
+    assert result.returncode == 0
+    head, served, newest, _, titles, *lines = result.stdout.splitlines()
+    assert head == f"music: fresh  ({music})"
+    assert served.startswith("served       version 4, since 20")
+    assert newest.startswith("newest event 1 min")
+    assert titles.split() == ["version", "decided", "status", "metric", "events", "files", "before", "after", "took"]
+    assert lines[1].split()[3:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42", "s"]
+    assert any(line.startswith("version-000003 ") for line in lines)
+    # Without folders named, what is in services/ is shown beside the runs, which need not be there.
+    assert "music: fresh  (services/music)" in crossfade_here("status", cwd=music.parents[1]).stdout
