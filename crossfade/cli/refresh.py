@@ -36,7 +36,7 @@ SERVICE is a YAML file:
   events: [s3://music/events/*/*.parquet]
   prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
   job: {train: {epochs: 20}}
-  increment_job: {train: {epochs: 5}}
+  increment_job: {train: {epochs: 2}}
   publish_if: ndcg@10 >= 0.98 * last
 
 The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),

@@ -8,7 +8,7 @@ name: music
 events: [s3://music/events/*/*.parquet]
 prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
 job: {train: {epochs: 20}}
-increment_job: {train: {epochs: 5}}
+increment_job: {train: {epochs: 2}}
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ class ServiceConfig(Section):
     )
     job: dict[str, Any] = Field(default_factory=dict, description="keys of a job file, for every version")
     increment_job: dict[str, Any] = Field(
-        default_factory=lambda: {"train": {"epochs": 5}},
+        default_factory=lambda: {"train": {"epochs": 2}},
         description="keys that replace those of job in versions that continue an earlier one",
     )
     replay: Annotated[float, Field(ge=0, le=10)] = Field(
-        2.0, description="earlier interactions to train on again, for each new one"
+        4.0, description="earlier interactions to train on again, for each new one"
     )
     publish_if: str | None = Field(
         "ndcg@10 >= 0.98 * last",

@@ -64,7 +64,7 @@ _backtest, _refresh = partial(option, group="backtest"), partial(option, group="
 
 Strategy = Literal["full", "refresh", "fold-in"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-_INCREMENT = ("train.epochs=5",)
+_INCREMENT = ("train.epochs=2",)
 """What a service changes in versions that continue another, by default (``crossfade refresh``)."""
 _DECIDED_KEYS = ("data.path", "train.save_embeddings", "checkpoint.warm_start_from", "checkpoint.path")
 
@@ -99,11 +99,11 @@ class BacktestOptions(OptionalJob):
         min_length=1,
     )
     replay: Number = _refresh(
-        2.0, "refresh: train on N earlier interactions again, for each new one (default: 2)", value="N", ge=0, le=10
+        4.0, "refresh: train on N earlier interactions again, for each new one (default: 4)", value="N", ge=0, le=10
     )
     increment_set: tuple[str, ...] = _refresh(
         (),
-        "refresh: override a key of the job where a training is continued (default: train.epochs=5); repeatable",
+        "refresh: override a key of the job where a training is continued (default: train.epochs=2); repeatable",
         value="KEY=VALUE",
         repeat=True,
     )

@@ -53,7 +53,7 @@ def look(folder: Path, *, age: float = 60.0) -> ServiceSummary:
 @pytest.fixture
 def music(tmp_path: Path) -> Path:
     """Write a service of which the version 2 was rejected and version 3 is served."""
-    files = [EventFile(uri="/events/day-002.parquet", version="1", bytes=1)]
+    files = [EventFile(uri="/events/day-002.parquet", state="1", bytes=1)]
     rejected = {"status": "rejected", "newest": NEWEST + 50, "after": 0.125, "files": files}
     return write_music(tmp_path / "services" / "music", {"newest": NEWEST - 99}, rejected, {"newest": NEWEST})
 
