@@ -28,9 +28,9 @@ Last.fm HetRec 2011 has 1,892 listeners and 17,632 artists; data/lastfm_genres.c
 listeners gave it. If it can be neither found nor downloaded, synthetic listening takes its place, in data/synthetic and
 runs/synthetic; its artists are called 'artist 3 (jazz)' and so on.
 
-The service is fresh.yaml, which is written if there is none. Its events are synthetic: those of the first three days
-arrive in one file in events, and those of two further days in one each; 'crossfade refresh' makes a version of each.
-The raw events are kept in data/fresh-events; earlier content of services/fresh is deleted.
+With --fresh, all is in the folder demo-fresh. The service is fresh.yaml, which is written if there is none. Its events
+are synthetic: three days arrive in one file in events, and two further days in one each; 'crossfade refresh' makes a
+version of each. The raw events are kept in data/fresh-events; earlier content of services/fresh is deleted.
 """
 _REAL, _SYNTHETIC = "lastfm", "synthetic"
 _GENRES = f"data/{_REAL}_genres.csv"
@@ -74,6 +74,7 @@ def run(options: DemoOptions) -> int:
 
     folder = options.dir
     if options.fresh:
+        folder = folder / "demo-fresh"
         folder.mkdir(parents=True, exist_ok=True)
         return play_days(folder, partial(_call, folder))
     name, existing, raw = _choose_sample(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crossfade.base.errors import OptionError, command
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_lines
@@ -59,6 +60,14 @@ def run(options: ForgetOptions) -> int:
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
+    parent = options.data.rstrip("/").rpartition("/")[0] or "."
+    if is_service(parent) and "://" not in parent:
+        raise OptionError(
+            "data",
+            found=options.data,
+            problem="is a dataset of a service, whose versions have vectors of its ids",
+            fix=f"delete them from all of it: {command('forget', parent, ids=options.ids)}",
+        )
     with progress_bars() as bars:
         if is_service(options.data):
             service = forget_in_service(Path(options.data), options, bars)
@@ -97,8 +106,9 @@ def _other_copies_of_service(folder: str, report: ServiceForgetReport) -> list[s
     if not report.datasets:
         return [f"{folder}: has no version yet, only event files: delete the ids there"]
     lines = [
-        "  event files    those that no version has taken: delete them there before; others are not read again",
+        "  event files    delete them there before: those that no version has taken, and those of withdrawn versions",
         "  copies         exports, indexes, and backups: delete them, or make them anew",
+        "  processes      servers and dashboards keep a copy of an earlier version: restart them",
     ]
     if report.versions:
         names = ", ".join(map(str, report.versions))

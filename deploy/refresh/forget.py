@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossfade.base.errors import OptionError
+from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh.versions import ServiceVersions, locked_versions
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.forget import ForgetReport, plan_deletion
+from crossfade.trainer.prepare.forget import ForgetReport, PlannedDeletion, plan_deletion
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import ForgetOptions
 
@@ -30,7 +30,7 @@ class ServiceForgetReport:
     """What a deletion from a service has done.
 
     Attributes:
-        datasets: of each dataset, the newest first; none if the service has no version yet.
+        datasets: the reports of the datasets, the newest first; none if the service has no version yet.
         versions: the versions that may have vectors of the IDs until the next one is published; the last is served.
     """
 
@@ -58,10 +58,32 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
             planned = [
                 stack.enter_context(plan_deletion(each, ids, entity, progress)) for each in _all_datasets(versions)
             ]
-            if any(deletion.found for deletion in planned):
-                versions.mark_forgotten()
+            _check_rest(versions, planned)
+            is_marked = versions.forgotten is not None or any(deletion.found for deletion in planned)
+            if is_marked:
+                versions.mark_forgotten(complete=False)
             reports = [deletion.apply() for deletion in planned]
+            if is_marked:
+                versions.mark_forgotten(complete=True)
         return ServiceForgetReport(reports[::-1], versions.kept if versions.must_forget else [])
+
+
+def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> None:
+    """Check that the version that is served keeps events to train on: the next version continues on its dataset.
+
+    Raises:
+        InputError: it has events of these IDs only.
+    """
+    assert versions.current is not None
+    data = versions.data_path(versions.current.number).resolve()
+    for deletion in planned:
+        is_served = deletion.folder.path is not None and deletion.folder.path.resolve() == data
+        if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.dropped["train"]:
+            raise InputError(
+                f"{versions.folder}: version {versions.current.number} took events of these IDs only, so the next one "
+                f"could not be trained without them; let it take further events ({command('refresh')}), or return to "
+                f"the version before ({command('rollback')}), and forget them then"
+            )
 
 
 def _discard_unfinished(versions: ServiceVersions) -> None:

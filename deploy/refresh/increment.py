@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed, command
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -120,7 +121,9 @@ class RefreshedService:
             CrossfadeError: there is not enough memory or disk space.
         """
         with self.locked():
-            self.versions.clean(self.config.keep_versions)
+            self._check_deletion()
+            with self._warning_of_failure("cleaned up"):
+                self.versions.clean(self.config.keep_versions)
             plan = self._plan(again=publish)
             if plan is None:
                 return None
@@ -138,6 +141,16 @@ class RefreshedService:
                 self._compact(progress)
                 self.versions.clean(self.config.keep_versions)
         return record
+
+    def _check_deletion(self) -> None:
+        """Check that no deletion of IDs was interrupted, whose IDs would be in the next version.
+
+        Raises:
+            InputError: one was.
+        """
+        if self.versions.forgotten is not None and not self.versions.forgotten.complete:
+            again = command("forget", str(self.folder), ids="FILE")
+            raise InputError(f"{self.folder}: a deletion of IDs was interrupted: run {again} again")
 
     @contextmanager
     def _warning_of_failure(self, action: str) -> Iterator[None]:
@@ -189,7 +202,7 @@ class RefreshedService:
         if plan.files and is_of_others:
             self.versions.discard(plan.number)  # it is of an earlier plan
         if not (out / FILE_NAME).exists():
-            if plan.base is not None:
+            if plan.base is not None and plan.files:
                 with self._warning_of_failure("compacted"):  # if that was interrupted after the version before
                     self._compact(progress)
                 base = str(self.versions.base_path(plan.base))
@@ -279,7 +292,7 @@ class RefreshedService:
             events=sum(split.rows for split in manifest.splits.values()) if plan.files else 0,
             newest=newest if isinstance(newest, int) else None,
             metric=self._metric,
-            before=before,
+            before=before if plan.files else None,
             after=after,
             decided=time.time(),
             seconds=seconds,
@@ -301,6 +314,11 @@ class RefreshedService:
             InputError: there is no such version.
         """
         with self.locked():
+            if self.versions.forgotten is not None:
+                raise InputError(
+                    f"{self.folder}: earlier versions may have vectors of IDs that were forgotten; run "
+                    f"{command('refresh')} first, which publishes a version without them"
+                )
             if to is not None and self._is_current(to):
                 return []  # such as after a rollback that was killed when it was almost complete
             newest = self.versions.kept[-self.config.keep_versions :]
@@ -327,7 +345,9 @@ def _fails(guard: Guard | None, before: float | None, after: float | None, error
 def _copy_dataset(source: Path, out: Path) -> None:
     """Copy a dataset to a folder beside it, where what it extends is found by the same path."""
     with staged_folder(out) as staging:
-        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(LOCK_NAME), dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(LOCK_NAME)
+        # Files of datasets are replaced, never changed.
+        shutil.copytree(source, staging, ignore=ignored, copy_function=os.link, dirs_exist_ok=True)
         replace_folder(out, staging)
 
 

@@ -115,9 +115,13 @@ class VersionRecord(_Record):
 
 
 class Forgotten(_Record):
-    """IDs were forgotten: all versions up to the version ``through`` may have vectors of them."""
+    """IDs are forgotten: all versions up to the version ``through`` may have vectors of them.
+
+    ``complete`` is whether they were deleted from all datasets.
+    """
 
     through: int
+    complete: bool
 
 
 class ServiceVersions:
@@ -180,9 +184,9 @@ class ServiceVersions:
         """Write what the next version takes."""
         replace_file(self.folder / PLAN_FILE, plan.model_dump_json(indent=1).encode())
 
-    def mark_forgotten(self) -> None:
-        """Note that all versions so far may have vectors of IDs that are being forgotten."""
-        mark = Forgotten(through=self.next_number - 1)
+    def mark_forgotten(self, *, complete: bool) -> None:
+        """Note that all versions so far may have vectors of IDs, and whether these were deleted from all datasets."""
+        mark = Forgotten(through=self.next_number - 1, complete=complete)
         replace_file(self.folder / FORGOTTEN_FILE, mark.model_dump_json().encode())
 
     @property
@@ -192,8 +196,17 @@ class ServiceVersions:
         Raises:
             InputError: the file that notes it was damaged.
         """
+        return 0 if self.forgotten is None else self.forgotten.through
+
+    @property
+    def forgotten(self) -> Forgotten | None:
+        """The note of a deletion that versions may not have followed yet.
+
+        Raises:
+            InputError: it was damaged.
+        """
         path = self.folder / FORGOTTEN_FILE
-        return _read(Forgotten, path, "the note of a deletion").through if path.exists() else 0
+        return _read(Forgotten, path, "the note of a deletion") if path.exists() else None
 
     @property
     def must_forget(self) -> bool:
@@ -288,7 +301,8 @@ class ServiceVersions:
         for trash in self.folder.glob(f"{_TRASH}*"):
             shutil.rmtree(trash)
         outdated = 0 if self.must_forget else self.forgotten_through
-        kept = [number for number in self.kept[-keep:] if number > outdated]
+        current = [] if self.current is None else [self.current.number]
+        kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         folders = (folder for number in kept for folder in self.datasets(number))
         needed = {folder.path.resolve() for folder in folders if folder.path}
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
@@ -299,6 +313,9 @@ class ServiceVersions:
             if number < self.next_number and (is_data or number not in kept):
                 self._delete(path)
         if outdated:
+            for log in self.folder.glob(f"{_name('[0-9]' * 6)}.log"):  # their last line has the ID of a customer
+                if log.name <= f"{_name(outdated)}.log":
+                    log.unlink()
             (self.folder / FORGOTTEN_FILE).unlink()
 
     def datasets(self, number: int) -> Iterator[Folder]:

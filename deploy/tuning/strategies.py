@@ -99,6 +99,7 @@ class WindowTraining:
 
     def discard(self) -> None:
         """Delete all but the log."""
+        (self.data / FILE_NAME).unlink(missing_ok=True)  # first, so that the rest is not taken for a dataset
         shutil.rmtree(self.data, ignore_errors=True)
         for path in (*raw_paths(self.data).values(), self._seconds_path):
             path.unlink(missing_ok=True)
@@ -142,10 +143,16 @@ class Versions:
         if not self.train(number - 1, TrainingProgress(lambda _: None, progress.stop_requested)):
             return False
         window, replay = self._windows[number - 1], self._options.replay
+        # As in a service, whose increments serve their last epoch.
+        epochs = self._options.load_increment_job().train.epochs
         checkpoints = json.dumps(str((before.trial.path / "checkpoints").absolute()))
         return training.run(
             lambda data: self._source.write_increment(window, data, before.data, replay),
-            [*self._options.increment_settings, f"checkpoint.warm_start_from={checkpoints}"],
+            [
+                *self._options.increment_settings,
+                f"train.eval_every_epochs={epochs}",
+                f"checkpoint.warm_start_from={checkpoints}",
+            ],
             progress,
         )
 

@@ -118,13 +118,14 @@ def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earli
 ) -> None:
     monkeypatch.setattr(demo_fresh, "_SIZE", ("--queries", "100", "--items", "50", "--interactions", "5000"))
     text = demo_fresh._SERVICE_TEXT.replace("epochs: 5", "epochs: 2").replace("epochs: 3", "epochs: 1")
+    folder = tmp_path / "demo-fresh"
     for name, content in (
         ("fresh.yaml", text + "publish_if: null\n"),
         ("events/2020-01-05.parquet", "of an earlier demo"),
         ("services/fresh/current.json", "of an earlier demo"),
     ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
     assert main(["demo", "--fresh", "--dir", str(tmp_path)]) == 0
     output = capfd.readouterr().out
     assert printed_commands(output) == ["synthesize", "refresh", "refresh", "refresh", "refresh"]
@@ -135,12 +136,12 @@ def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earli
         "published",
         "served",
     ]
-    dates = [pq.read_table(path)["timestamp"].to_numpy() for path in sorted((tmp_path / "events").iterdir())]
+    dates = [pq.read_table(path)["timestamp"].to_numpy() for path in sorted((folder / "events").iterdir())]
     assert [f"{len(date_N):,}" for date_N in dates] == [count for _, count in published]
     assert sum(map(len, dates)) == 5000
     days = [sorted(set(date_N.astype("datetime64[D]").astype(str))) for date_N in dates]
     assert days == [["2020-01-01", "2020-01-02", "2020-01-03"], ["2020-01-04"], ["2020-01-05"]]
-    customer = pq.read_table(tmp_path / "events")["customer"][0].as_py()
-    names = succeeded(crossfade_here("recommend", "services/fresh", "--customer", customer, cwd=tmp_path)).stdout
+    customer = pq.read_table(folder / "events")["customer"][0].as_py()
+    names = succeeded(crossfade_here("recommend", "services/fresh", "--customer", customer, cwd=folder)).stdout
     assert "(genre" in names
     assert re.search(r"rollback fresh.yaml +# return", output)

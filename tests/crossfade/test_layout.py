@@ -33,7 +33,6 @@ SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/sagemaker_entry.py": "the entry of a process",
     "deploy/doctor/examine.py": "what a command does, below the faces",
-    "deploy/refresh/forget.py": "what a command does, below the faces",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "deploy/schedulers/scheduler_files.py": "what a command does, below the faces",
     "trainer/data/feature_kernels.py": "loads numba",

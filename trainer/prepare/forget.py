@@ -281,6 +281,11 @@ class PlannedDeletion:
         """How many of the IDs have a row."""
         return self._report.found
 
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How many interactions of each split are of the IDs."""
+        return self._report.interactions
+
     def apply(self) -> ForgetReport:
         """Delete it, and return the report. Raises as ``forget`` does."""
         with explaining_failures(self.folder):

@@ -16,9 +16,6 @@ from running_command import records, succeeded
 from serving import running_server
 from waiting import wait_until
 
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import read_manifest
-
 pytestmark = pytest.mark.slow
 NEVER = "ndcg@10 >= 9 * last"
 
@@ -261,18 +258,6 @@ def test_older_versions_are_deleted_but_not_the_datasets_that_are_read(
     assert service.files(5) == ["day-004.parquet", "day-005.parquet"]
     assert not service.run(4).exists()
     assert recommended(service.path) == recommended(service.run(5))
-
-
-def test_forgotten_customer_is_unknown_to_the_next_version(service: ServiceFolder) -> None:
-    assert recommended(service.path, "c0")
-    (service.folder / "ids.txt").write_text("c0\n")
-    succeeded(crossfade_here("forget", service.data(2), "--ids", service.folder / "ids.txt"))
-    row = ids(service, 2, "customer").index("c0")
-    service.add(3)
-    succeeded(service.command("refresh"))
-    assert read_manifest(Folder(service.data(3))).entities["customer"].vacant_rows == [row]
-    assert "c0" not in ids(service, 3, "customer")
-    assert crossfade_here("recommend", service.path, "--customer", "c0").returncode == 2
 
 
 def test_events_are_taken_from_s3_once_they_are_there(tmp_path: Path, s3: ObjectStore) -> None:

@@ -7,12 +7,13 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here, rejected_here
 from crashing_storage import Crash
-from refreshed_service import ServiceFolder, crash_at, plays
+from refreshed_service import EVENTS, ServiceFolder, crash_at, plays
 from running_command import succeeded
 from serving import running_server
 from waiting import wait_until
@@ -87,7 +88,7 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
     assert service.times(3) == [at for at, user in zip(*columns(2), strict=True) if user != "c0"]
     assert "no earlier version" in service.command("rollback").stderr
     assert succeeded(service.command("refresh")).stdout == "no new event files\n"
-    assert "versions" not in forgotten(service, "c0"), "no version has it"
+    assert "\n  versions " not in forgotten(service, "c0"), "no version has it"
     service.add(3)
     succeeded(service.command("refresh"))
     assert (service.record(4)["base"], service.files(4)) == (3, ["day-003.parquet"])
@@ -174,13 +175,29 @@ def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
         with pytest.raises(Crash):
             forgotten(service, "c0")
     assert len(applied) == 1
+    rejected_here("a deletion from a service that was interrupted", "refresh", service.file)
     assert "versions       1, 2: " in forgotten(service, "c0")
     succeeded(service.command("refresh"))
     assert list(traces(service, "c0", known)) == []
 
 
+def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
+    service.add(3, plays(3).set_column(0, "user", pa.array(["c9"] * EVENTS)))
+    succeeded(service.command("refresh"))
+    known = vectors(service, "c9")
+    (service.folder / "ids.txt").write_text("c9\n")
+    cause = "a deletion of all events of a version"
+    rejected_here(cause, "forget", service.path, "--ids", service.folder / "ids.txt")
+    assert knows(service, "c9"), "nothing was deleted"
+    service.add(4)
+    succeeded(service.command("refresh"))
+    assert "version-000003-data: forgot 1 row" in forgotten(service, "c9")
+    succeeded(service.command("refresh"))
+    assert list(traces(service, "c9", known)) == []
+
+
 def test_unknown_customers_need_no_further_version(service: ServiceFolder) -> None:
-    assert "versions" not in forgotten(service, "nobody")
+    assert "\n  versions " not in forgotten(service, "nobody")
     assert succeeded(service.command("refresh")).stdout == "no new event files\n"
 
 
@@ -200,6 +217,10 @@ def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
         "forget: one dataset of a service", "forget", service.path, "--ids", service.folder / "ids.txt",
         "--this-dataset-only",
     )  # fmt: skip
+    rejected_here(
+        "a deletion from a dataset of a service", "forget", service.data(2), "--ids", service.folder / "ids.txt"
+    )
     forgotten(service, "c0")
+    rejected_here("a rollback while ids are forgotten", "rollback", service.file)
     (service.path / "forgotten.json").write_text(json.dumps({"through": "all"}))
     rejected_here("a damaged note of a deletion", "refresh", service.file)

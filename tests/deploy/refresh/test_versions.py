@@ -81,7 +81,9 @@ def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:
     assert [path.name for path in versions.folder.glob("*000005*")] == ["version-000005.log"]
 
 
-def test_half_deleted_versions_are_not_kept_and_leftovers_are_cleaned_up(versions: ServiceVersions) -> None:
+def test_half_deleted_versions_are_not_kept_and_nothing_is_deleted_while_the_served_one_is_unreadable(
+    versions: ServiceVersions,
+) -> None:
     assert versions.kept == []
     for number in (1, 3, 4):
         versions.run_path(number).mkdir()
@@ -90,10 +92,10 @@ def test_half_deleted_versions_are_not_kept_and_leftovers_are_cleaned_up(version
     (versions.run_path(4) / "report.json").touch()
     assert versions.kept == [4], "a run without its report was being deleted"
     (versions.folder / ".trash-version-000001").mkdir()
-    (versions.folder / "version-000001x").mkdir()
-    (versions.run_path(4) / "report.json").unlink()
-    versions.clean(2)
-    assert sorted(path.name for path in versions.folder.iterdir() if path.is_dir()) == ["version-000001x"]
+    with pytest.raises(InputError, match="version-000004-data"):
+        versions.clean(2)
+    assert versions.run_path(1).exists(), "what is served cannot be read, so nothing may be deleted"
+    assert not (versions.folder / ".trash-version-000001").exists()
 
 
 def test_damaged_files_are_named(versions: ServiceVersions) -> None:
