@@ -32,13 +32,22 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def process() -> Iterator[TrialProcess]:
+    _others[:] = _hosts()
     with closing(TrialProcess()) as process:
         yield process
     assert hosts() == []
 
 
+_others: list[psutil.Process] = []
+"""Processes that tests of other folders keep for their trainings."""
+
+
 def hosts() -> list[psutil.Process]:
     """Return the processes that wait for trainings, or train."""
+    return [host for host in _hosts() if host not in _others]
+
+
+def _hosts() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "crossfade.trial_host" in child.cmdline()]
 
 

@@ -25,8 +25,13 @@ def documented_jobs() -> list[tuple[str, str]]:
     jobs = [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "jobs").glob("*.yaml"))]
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         blocks = _YAML_BLOCK.findall(page.read_text(encoding="utf-8"))
-        jobs += [(page.name, block) for block in blocks if {"name", "data"} <= set(yaml.safe_load(block))]
+        jobs += [(page.name, block) for block in blocks if is_job(yaml.safe_load(block))]
     return jobs
+
+
+def is_job(found: object) -> bool:
+    """Return whether a YAML document has the keys that every job has: others are services, rules, or manifests."""
+    return isinstance(found, dict) and {"name", "data"} <= set(found)
 
 
 def job(**sections: Any) -> dict[str, Any]:
